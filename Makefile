@@ -1,0 +1,72 @@
+# What a person types here. Paths are relative to this folder, which may have spaces in its name.
+#   make demo     set up, run the whole workflow on embedded data, print the report's path
+#   make test     set up, check and test everything          make lint    only the checks of the sources
+#   make setup    only the set-up: .venv/bin/snakemake       make watch   follow a sweep [CONFIG=file] [SWEEP=name]
+#   make lock     lock the requirements again [UPGRADE=1]    make clean   remove what the set-up and the tests made
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: setup demo test lint lock watch clean env-test
+# The controller's environment must not see another one that happens to be active.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+PYTHON ?= python3
+ENVS := workflow/envs
+UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
+DEV := resources/env-test/venv/bin
+SOURCES := workflow/scripts tests
+SNAKEFILES := Snakefile workflow/rules
+
+setup: .venv/.complete
+
+# The stamp comes last: an interrupted set-up starts again from nothing.
+.venv/.complete: $(ENVS)/controller.txt
+	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
+	  || { echo 'Error: $(PYTHON) does not run. Name a Python 3.11 or newer: make setup PYTHON=python3.12' >&2; exit 1; }; \
+	case $$version in 3.1[1-9]|3.[2-9]?) ;; *) \
+	  echo "Error: $(PYTHON) is Python $$version. Name a Python 3.11 or newer: make setup PYTHON=python3.12" >&2; exit 1;; esac; \
+	echo "Setting up .venv with Python $$version (110 MB to download) …"; \
+	rm -rf .venv; \
+	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	"$(PYTHON)" -m venv .venv > "$$log" 2>&1 \
+	  || { echo "Error: $(PYTHON) cannot make a virtualenv. On Debian and Ubuntu install python$$version-venv, or name another PYTHON." >&2; exit 1; }; \
+	{ .venv/bin/python -m pip install --disable-pip-version-check --no-deps "$$(grep '^uv==' $<)" && \
+	  .venv/bin/uv pip install --python .venv/bin/python --requirements $<; } > "$$log" 2>&1 \
+	  || { echo "Error: the set-up could not install its packages; with the network at hand run it again." \
+	            "$$(grep -iE '^ *(error|cause): ' "$$log" | tr -s '\n ' ' ')" >&2; exit 1; }; \
+	touch $@
+
+demo: setup
+	@.venv/bin/snakemake --cores all --configfile config/demo.yaml
+	@echo "Report: $$PWD/results/demo/demo/report.html"
+
+# The tests' environment is built by the workflow's own rule script, which so tests itself; it is fast where nothing has changed.
+env-test: setup
+	@.venv/bin/python workflow/scripts/build_env.py \
+	  --python .venv/bin/python \
+	  --requirements $(ENVS)/dev.in \
+	  --output-dir resources/env-test \
+	  --log logs/env-test.log
+
+lint: env-test
+	$(DEV)/ruff format --check $(SOURCES)
+	$(DEV)/ruff check $(SOURCES)
+	$(DEV)/snakefmt --check $(SNAKEFILES)
+	$(DEV)/mypy
+
+# The results' line comes last, after the coverage.
+test: lint
+	$(DEV)/python -m coverage erase
+	$(DEV)/python -m pytest --cov --cov-report=term
+
+lock: setup
+	@for name in controller node dev; do \
+	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $(ENVS)/$$name.in --output-file $(ENVS)/$$name.txt; \
+	done
+
+watch: setup
+	@.venv/bin/python workflow/scripts/watch.py $(if $(CONFIG),--configfile "$(CONFIG)") $(if $(SWEEP),--sweep "$(SWEEP)")
+
+# Never state/ or results/: they cannot be made again for nothing.
+clean:
+	rm -rf .venv resources/env resources/env-test .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

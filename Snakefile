@@ -1,0 +1,27 @@
+# Hyper-parameter sweeps with Ray Tune: data → environment → sweep → confirmation → report.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# A --configfile takes the place of config/config.yaml; Snakemake would merge the two, and run the sweeps of both.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/env.smk"
+include: "workflow/rules/sweep.smk"
+include: "workflow/rules/report.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+# Everything: the report of each sweep, and all it is made from.
+rule all:
+    default_target: True
+    input:
+        expand(RESULTS / "{sweep}" / "report.html", sweep=SWEEPS),

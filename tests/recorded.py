@@ -1,0 +1,248 @@
+"""Made-up sweeps for the tests of what reads a record: written through `record.Record`, so in the format that the driver writes."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from raysweep import record
+from raysweep.files import write_yaml
+from raysweep.record import Record, Sweep
+from raysweep.space import configuration, flattened, parse_space
+
+START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+LENET_SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8, 16]}}
+
+
+def header(**changes: Any) -> dict[str, Any]:
+    """What a session says of its sweep."""
+    return {
+        "name": "lenet",
+        "identity": "3f" * 32,
+        "metric": "accuracy",
+        "mode": "max",
+        "max_epochs": 1,
+        "num_trials": 20,
+        "seed": 0,
+        "search_space": LENET_SPACE,
+        "search_algorithm": {"name": "random"},
+        "scheduler": {"name": "none"},
+        "dataset": "cifar10",
+        "model": "raysweep.models.lenet:LeNet",
+        "optimizer": "sgd",
+        "loss": "cross_entropy",
+        "trial_resources": {"cpu": 1, "gpu": 0},
+        "version": "0.1.0",
+    } | changes
+
+
+def made_up_value(config: dict[str, Any], progress: float, noise: float) -> float:
+    """An accuracy that is best for a learning rate near 0.003, grows with `progress` in (0, 1] and suffers from the other numbers."""
+    flat = flattened(config)
+    lr = flat.get("lr", 3e-3)
+    others = sum(math.tanh(v) for k, v in flat.items() if k != "lr" and isinstance(v, int | float)) / 20
+    return 0.1 + 0.5 * math.exp(-(math.log10(lr / 3e-3) ** 2)) * progress**0.4 - 0.02 * others + noise
+
+
+def write_record(
+    path: Path,
+    *,
+    failed: dict[int, str] | None = None,
+    constant: float | None = None,
+    interruptions: int = 0,
+    running: int = 0,
+    outcome: str | None = "complete",
+    nodes: tuple[str, ...] = ("node-1",),
+    slots: int = 2,
+    repeats: int = 1,
+    pid: int = 1,
+    host: str = "login-1",
+    **changes: Any,
+) -> Sweep:
+    """Write the record of a made-up sweep to `path`.
+
+    failed: error of trial i · constant: every trial reports this value · interruptions: how often the driver was killed on the way, an hour
+    before it went on · running: the last so many trials are not finished (`outcome` None then means that the driver still runs) · slots:
+    trials at a time on each node · changes: of the header.
+    """
+    sweep = header(**changes)
+    failed = failed or {}
+    space = parse_space(sweep["search_space"])
+    metric, epochs, count = sweep["metric"], sweep["max_epochs"], sweep["num_trials"]
+    generator = np.random.default_rng(sweep["seed"])
+    free = [(0.0, i % len(nodes), i) for i in range(slots * len(nodes))]
+    events: list[tuple[float, int, str, dict[str, Any]]] = []
+    for number in range(count):
+        index, repeat = divmod(number, repeats)
+        trial, config = f"{number:05d}", configuration(space, sweep["seed"], index)
+        begun, node, slot = heapq.heappop(free)
+        per_epoch = float(generator.uniform(8, 20))
+        clock = begun + 0.2
+        events.append(
+            (begun, len(events), "trial", {"trial": trial, "index": index, "repeat": repeat, "seed": 1000 + number, "config": config})
+        )
+        events.append((clock, len(events), "start", {"trial": trial, "node": nodes[node], "from_epoch": 0}))
+        unfinished = number >= count - running
+        good = made_up_value(config, 1, 0.0) > 0.4
+        stopped = sweep["scheduler"]["name"] != "none" and not good
+        last = max(1, epochs // 4) if stopped else max(1, epochs // 2) if unfinished else epochs
+        for epoch in range(1, (0 if number in failed else last) + 1):
+            clock += per_epoch
+            value = made_up_value(config, epoch / epochs, float(generator.normal(0, 0.01)))
+            value = constant if constant is not None else value if sweep["mode"] == "max" else 1 - value
+            events.append(
+                (
+                    clock,
+                    len(events),
+                    "result",
+                    {
+                        "trial": trial,
+                        "epoch": epoch,
+                        "metrics": {metric: round(value, 4)},
+                        "time_s": round(epoch * per_epoch, 3),
+                        "node": nodes[node],
+                    },
+                )
+            )
+        if number in failed:
+            clock += per_epoch / 3
+        if not unfinished:
+            status = "ERROR" if number in failed else "STOPPED" if last < epochs else "TERMINATED"
+            events.append((clock, len(events), "finish", {"trial": trial, "status": status, "error": failed.get(number)}))
+        heapq.heappush(free, (clock, node, slot))
+    events.sort(key=lambda e: e[:2])
+    cuts = {len(events) * (i + 1) // (interruptions + 1) for i in range(interruptions)}
+    clock = START
+    session = {
+        "sweep": sweep,
+        "host": host,
+        "pid": pid,
+        "nodes": [{"name": n, "cpus": slots, "gpus": 0} for n in nodes],
+    }
+    with (
+        patch.object(record, "now", lambda: clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
+        Record(path) as file,
+    ):
+        file.write("session", **session)
+        pause = timedelta(0)
+        for position, (at, _, kind, values) in enumerate(events):
+            if position in cuts:
+                pause += timedelta(hours=1)
+                clock = START + timedelta(seconds=at) + pause
+                broken = [t for t in file.sweep.trials.values() if t.status == "RUNNING"]
+                file.write("session", **session)
+                for trial in broken:
+                    file.write("start", trial=trial.trial_id, node=nodes[0], from_epoch=trial.epochs)
+            clock = START + timedelta(seconds=at) + pause
+            file.write(kind, **values)
+        if outcome is not None:
+            clock += timedelta(seconds=1)
+            file.write("session_end", outcome=outcome)
+        return file.sweep
+
+
+def write_outputs(
+    folder: Path,
+    sweep: Sweep,
+    *,
+    seeds: int = 3,
+    spread: float = 0.01,
+    on: str = "test",
+    synthetic: bool = False,
+    seed_errors: dict[int, str] | None = None,
+) -> dict[str, Any]:
+    """Write what the report reads beside the record below `folder`; the keys are the arguments of `report.read_inputs`."""
+    about = sweep.header
+    best = sweep.best_trial(about["metric"], about["mode"])
+    assert best is not None
+    trial, result = best
+    value = result.metrics[about["metric"]]
+    results_dir = folder / "results" / about["name"]
+    errors = [t for t in sweep.trials.values() if t.status == "ERROR"]
+    write_yaml(
+        results_dir / "best.yaml",
+        {
+            "sweep": about["name"],
+            "trial_id": trial.trial_id,
+            "config": trial.config,
+            "metric": {"name": about["metric"], "mode": about["mode"], "value": value},
+            "epochs": result.epoch,
+            "num_trials": len(sweep.trials),
+            "num_errors": len(errors),
+            "provenance": {
+                "workflow_version": "0.1.0",
+                "identity": about["identity"],
+                "environment_sha256": "e5" * 32,
+                "data_sha256": "da" * 32,
+            },
+        },
+    )
+    outcomes: list[dict[str, Any]] = []
+    for number in range(seeds):
+        error = (seed_errors or {}).get(number)
+        offset = spread * (number - (seeds - 1) / 2)
+        outcomes.append({"seed": 2000 + number, "value": None if error else round(value - 0.012 + offset, 4), "error": error})
+    values = [o["value"] for o in outcomes if o["value"] is not None]
+    write_yaml(
+        results_dir / "confirmed.yaml",
+        {
+            "sweep": about["name"],
+            "metric": {"name": about["metric"], "mode": about["mode"]},
+            "config": trial.config,
+            "epochs": result.epoch,
+            "on": on,
+            "note": None if on == "test" else "repeated on validation, not a test result",
+            "seeds": outcomes,
+            "n": len(values),
+            "mean": fmean(values) if values else None,
+            "standard_deviation": stdev(values) if len(values) > 1 else None,
+            "published_model": {about["metric"]: round(value - 0.01, 4)} if on == "test" else None,
+        },
+    )
+    write_yaml(results_dir / "config.yaml", {"sweeps": {about["name"]: {"search_space": about["search_space"], "metric": about["metric"]}}})
+    data_manifest = None
+    if about["dataset"] is not None:
+        data_manifest = folder / "resources" / "data" / about["dataset"] / "manifest.yaml"
+        write_yaml(
+            data_manifest,
+            {
+                "name": about["dataset"],
+                "source": "synthetic" if synthetic else "download",
+                "synthetic": synthetic,
+                "description": "generated images in ten classes" if synthetic else "CIFAR-10, the published archive",
+                "checksum": "upstream",
+                "classes": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+                "image_shape": [3, 32, 32],
+                "splits": {"train": 45000, "validation": 5000, "test": 10000},
+                "validation_fraction": 0.1,
+                "seed": 0,
+                "data_sha256": "da" * 32,
+            },
+        )
+    env_manifest = folder / "resources" / "env" / "0123abcd" / "env.yaml"
+    write_yaml(
+        env_manifest,
+        {
+            "key": "0123abcd",
+            "python": str(env_manifest.parent / "venv" / "bin" / "python"),
+            "python_version": "3.11.7",
+            "torch_backend": "cpu",
+            "wheels": "download",
+            "packages": {"numpy": "2.4.6", "ray": "2.60.0", "safetensors": "0.6.2", "torch": "2.13.0"},
+            "environment_sha256": "e5" * 32,
+        },
+    )
+    return {
+        "sweep_name": about["name"],
+        "path_to_best": results_dir / "best.yaml",
+        "path_to_confirmed": results_dir / "confirmed.yaml",
+        "path_to_config": results_dir / "config.yaml",
+        "path_to_data_manifest": data_manifest,
+        "path_to_env_manifest": env_manifest,
+    }

@@ -1,0 +1,70 @@
+"""The locks: usable on every platform that the workflow names, and free of anything that ties them to one place."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import uv
+
+ENVS = Path(__file__).parents[1] / "workflow" / "envs"
+LOCKS = ("controller", "node", "dev")
+PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
+
+
+def pins(name: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for line in (ENVS / f"{name}.txt").read_text().splitlines():
+        package, version = re.fullmatch(r"([a-z0-9-]+)==([^\s;]+)(?: ; .+)?", line).groups()  # type: ignore[union-attr]
+        found.setdefault(package, set()).add(version)
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_holds_names_versions_and_markers_only(name: str) -> None:
+    # `pins` matches whole lines, so that an index address, a path, a hash or an option fails here
+    found = pins(name)
+    assert len(found) > 40
+    assert not [version for versions in found.values() for version in versions if "+" in version], (
+        "a local version exists on one index only"
+    )
+
+
+def test_holds_every_requirement() -> None:
+    for name in LOCKS:
+        asked = re.findall(r"^([a-z][a-z0-9-]*)", (ENVS / f"{name}.in").read_text(), re.MULTILINE)
+        assert set(asked) <= set(pins(name)), name
+
+
+def test_tests_run_on_the_versions_that_users_have() -> None:
+    dev, node = pins("dev"), pins("node")
+    for package in ("ray", "torch", "torchvision", "numpy", "optuna"):
+        assert dev[package] == node[package], package
+
+
+def test_holds_back_what_has_to_be_held_back() -> None:
+    for bound in re.findall(r"^([a-z-]+)<([\d.]+)", (ENVS / "held.txt").read_text(), re.MULTILINE):
+        package, limit = bound
+        for version in pins("node")[package]:
+            assert tuple(map(int, version.split("."))) < tuple(map(int, limit.split("."))), f"{package} {version}"
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", LOCKS)
+def test_has_a_wheel_of_everything(name: str, platform: str, tmp_path: Path) -> None:
+    """Resolves the lock for a platform from wheels alone, without installing: a package with no wheel for it fails."""
+    argv = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-deps", "--python-version", "3.11", "--python-platform", platform]
+    argv += ["--only-binary", ":all:", "--no-binary", "connection-pool"]  # Snakemake needs that one, which is pure Python without a wheel
+    run = subprocess.run(
+        [*argv, str(ENVS / f"{name}.txt"), "--output-file", str(tmp_path / "out.txt")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # torch's wheels ask for it
+        check=False,
+    )
+    if "error sending request" in run.stderr:
+        pytest.skip("no network: the package index is out of reach")
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,68 @@
+# in:  the config
+# out: the validated config, and the names that the other rules use
+import sys
+from pathlib import Path
+
+# Snakemake itself holds the name `workflow`, so the package is imported from its folder.
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+from raysweep.config import env_arguments, validated
+from raysweep.environment import env_key
+from raysweep.errors import ConfigError
+from raysweep.files import write_yaml
+from raysweep.sources import local_sources, target_of
+
+ROOT = Path.cwd()
+
+try:
+    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT)
+except ConfigError as error:
+    sys.exit(f"Error: {error}")
+
+SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+RESULTS = Path(config["results_dir"])
+STATE = Path(config["state_dir"])
+DATA = Path(config["resources_dir"]) / "data"
+ENV = Path(config["resources_dir"]) / "env" / env_key(**env_arguments(config, ROOT))
+LOGS = Path("logs")
+SWEEPS = config["sweeps"]
+
+
+wildcard_constraints:
+    sweep="|".join(map(re.escape, SWEEPS)),
+    dataset="|".join(map(re.escape, config["datasets"])) or "(?!)",
+
+
+def config_of(sweep):
+    """The merged config as far as it concerns one sweep."""
+    dataset = SWEEPS[sweep]["dataset"]
+    return {
+        **config,
+        "datasets": {name: values for name, values in config["datasets"].items() if name == dataset},
+        "sweeps": {sweep: SWEEPS[sweep]},
+    }
+
+
+def config_file(sweep):
+    """Where the stages of a sweep read its config. A path, so that only what a rule names as `trigger` makes it run again."""
+    return STATE / ".config" / f"{sweep}.yaml"
+
+
+# Written when jobs are about to start, so not in a dry run.
+onstart:
+    for sweep in SWEEPS:
+        write_yaml(config_file(sweep), config_of(sweep))
+
+
+def sources_of(sweep):
+    """The files that define what a sweep trains."""
+    paths = local_sources(target_of(SWEEPS[sweep], ROOT))
+    return [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+
+
+def staged(sweep, *splits):
+    """The staged files of a sweep's data set: the manifest, and the arrays of the splits that a rule may open."""
+    dataset = SWEEPS[sweep]["dataset"]
+    if dataset is None:
+        return []
+    arrays = [DATA / dataset / split / f"{kind}.npy" for split in splits for kind in ("images", "labels")]
+    return [DATA / dataset / "manifest.yaml", *arrays]

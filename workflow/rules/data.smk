@@ -1,0 +1,29 @@
+# in:  nothing, or the archive or folder that the config names
+# out: resources/data/<dataset>/: uint8 arrays that trials memory-map, and a manifest
+
+
+# Staged here, where the network is, once for all trials.
+rule stage_data:
+    output:
+        manifest=DATA / "{dataset}" / "manifest.yaml",
+        arrays=expand(DATA / "{{dataset}}" / "{split}" / "{kind}.npy", split=["train", "validation", "test"], kind=["images", "labels"]),
+    params:
+        source=lambda w: config["datasets"][w.dataset]["source"],
+        checksum=lambda w: config["datasets"][w.dataset]["checksum"],
+        validation_fraction=lambda w: config["datasets"][w.dataset]["validation_fraction"],
+        seed=lambda w: config["datasets"][w.dataset]["seed"],
+        downloads_dir=Path(config["resources_dir"]) / "downloads",
+        output_dir=subpath(output.manifest, parent=True),
+    log:
+        LOGS / "stage_data" / "{dataset}.log",
+    localrule: True
+    shell:
+        "{sys.executable:q} {SCRIPTS:q}/stage_data.py"
+        " --name {wildcards.dataset:q}"
+        " --source {params.source:q}"
+        " --checksum {params.checksum:q}"
+        " --validation-fraction {params.validation_fraction:q}"
+        " --seed {params.seed:q}"
+        " --downloads-dir {params.downloads_dir:q}"
+        " --output-dir {params.output_dir:q}"
+        " --log {log:q}"

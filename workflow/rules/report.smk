@@ -1,0 +1,32 @@
+# in:  the outputs of a sweep and its record
+# out: results/<sweep>/report.html, a page that needs no network
+
+
+# The page that says which configuration is best, and why one may believe it.
+rule report:
+    input:
+        trials=rules.run_sweep.output.trials,
+        best=rules.run_sweep.output.best,
+        config=rules.run_sweep.output.config,
+        confirmed=rules.confirm.output[0],
+        data=lambda w: staged(w.sweep),
+        env=ENV / "env.yaml",
+    output:
+        report(RESULTS / "{sweep}" / "report.html", category="{sweep}", caption="../report/report.rst"),
+    params:
+        record=lambda w: STATE / w.sweep / "record.jsonl",
+        data_manifest=lambda w, input: ["--data-manifest", input.data[0]] if input.data else [],
+    log:
+        LOGS / "report" / "{sweep}.log",
+    localrule: True
+    shell:
+        "{sys.executable:q} {SCRIPTS:q}/report.py"
+        " --sweep {wildcards.sweep:q}"
+        " --record {params.record:q}"
+        " --best {input.best:q}"
+        " --confirmed {input.confirmed:q}"
+        " --config {input.config:q}"
+        " {params.data_manifest:q}"
+        " --env-manifest {input.env:q}"
+        " --output {output:q}"
+        " --log {log:q}"

@@ -1,0 +1,65 @@
+# in:  the staged data, the node environment, and the files that define what is trained
+# out: results/<sweep>/: trials.csv, best.yaml, model/ and config.yaml; then confirmed.yaml
+# What a sweep needs to go on after an interruption lies in state/<sweep>/, never in an output: Snakemake deletes the outputs of a failed job.
+
+# A change of these runs a sweep again: it then goes on from its record, or starts anew where its identity has changed.
+TRIGGERS = ("dataset", "model", "trainable", "loss", "optimizer", "search_space", "search_algorithm", "num_samples")
+TRIGGERS += ("metric", "mode", "max_epochs", "scheduler", "seed", "time_budget", "keep_checkpoints")
+
+
+# The sweep: one allocation, one Ray cluster, as many trials as the config says.
+rule run_sweep:
+    input:
+        data=lambda w: staged(w.sweep, "train", "validation"),
+        env=ENV / "env.yaml",
+        sources=lambda w: sources_of(w.sweep),
+    output:
+        trials=report(RESULTS / "{sweep}" / "trials.csv", category="{sweep}", caption="../report/trials.rst"),
+        best=report(RESULTS / "{sweep}" / "best.yaml", category="{sweep}", caption="../report/best.rst"),
+        model=directory(RESULTS / "{sweep}" / "model"),
+        config=RESULTS / "{sweep}" / "config.yaml",
+    params:
+        trigger=lambda w: {key: SWEEPS[w.sweep].get(key) for key in TRIGGERS},
+        config=lambda w: config_file(w.sweep),
+        env_dir=ENV,
+    log:
+        LOGS / "run_sweep" / "{sweep}.log",
+    threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
+    resources:
+        mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
+        runtime=lambda w: SWEEPS[w.sweep]["allocation"]["runtime"],
+    shell:
+        "{sys.executable:q} {SCRIPTS:q}/run_sweep.py"
+        " --sweep {wildcards.sweep:q}"
+        " --config {params.config:q}"
+        " --env-dir {params.env_dir:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
+# The best configuration, trained anew with seeds that no trial used: the only rule that opens the test set.
+rule confirm:
+    input:
+        data=lambda w: staged(w.sweep, "train", "validation", "test"),
+        env=ENV / "env.yaml",
+        best=rules.run_sweep.output.best,
+        model=rules.run_sweep.output.model,
+    output:
+        report(RESULTS / "{sweep}" / "confirmed.yaml", category="{sweep}", caption="../report/confirmed.rst"),
+    params:
+        seeds=lambda w: SWEEPS[w.sweep]["confirm"]["seeds"],
+        config=lambda w: config_file(w.sweep),
+        env_dir=ENV,
+    log:
+        LOGS / "confirm" / "{sweep}.log",
+    threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
+    resources:
+        mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
+        runtime=lambda w: SWEEPS[w.sweep]["confirm"]["runtime"],
+    shell:
+        "{sys.executable:q} {SCRIPTS:q}/confirm.py"
+        " --sweep {wildcards.sweep:q}"
+        " --config {params.config:q}"
+        " --env-dir {params.env_dir:q}"
+        " --threads {threads}"
+        " --log {log:q}"

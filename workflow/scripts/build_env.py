@@ -1,0 +1,29 @@
+"""Build the environment that trials run in, and describe it in OUTPUT_DIR/env.yaml. Runs in the controller's environment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raysweep.environment import Recipe, build_environment
+from raysweep.errors import run_entry_point, set_up_logging
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", default="python3", help="interpreter to build on, looked up after the modules are loaded")
+    parser.add_argument("--requirements", type=Path, required=True, help="what is needed, with its lock beside it (node.in, node.txt)")
+    parser.add_argument("--wheels", default="download", help="download | site | none | a folder of wheels")
+    parser.add_argument("--torch-backend", default="auto", help="auto | cpu | cu130 … | pypi")
+    parser.add_argument("--modules", nargs="*", default=[], help="modules of the site to load first")
+    parser.add_argument("--check-import", nargs="*", default=[], help="path/to/file.py:name or package.module:name that must be importable")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--log", type=Path, help="file for the details")
+    arguments = parser.parse_args()
+    set_up_logging(arguments.log)
+    recipe = Recipe(arguments.python, tuple(arguments.modules), arguments.requirements, arguments.wheels, arguments.torch_backend)
+    build_environment(recipe, arguments.check_import, arguments.output_dir)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,27 @@
+"""Entry point of the driver, started by the agent in the node environment."""
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+
+from raysweep.driver import drive
+from raysweep.errors import run_entry_point, set_up_logging
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", type=Path, required=True, help="JSON file that says what to run")
+    parser.add_argument("--terminal-fd", type=int, required=True, help="file descriptor for what the user should see")
+    parser.add_argument("--log", type=Path, required=True)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    handler = logging.getLogger("raysweep").handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
+    drive(json.loads(args.job.read_text()))
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,374 @@
+"""The config: validated once, when the workflow loads, with every default filled in. A mistake is one line."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from .environment import env_key
+from .errors import ConfigError
+from .sources import find_target
+from .space import Choice, Distribution, Normal, Numeric, num_combinations, parse_space
+
+PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
+MODEL_METRICS = ("accuracy", "loss", "train_loss")
+_SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+KeyPath = tuple[str | int, ...]
+
+
+def load_schema() -> dict[str, Any]:
+    with PATH_TO_SCHEMA.open(encoding="utf-8") as stream:
+        return yaml.safe_load(stream)
+
+
+def seconds(time: float | str | None) -> float | None:
+    """A time of the config in seconds: a number is minutes, as Snakemake takes `runtime`; text has units, such as 90s or 1d12h."""
+    if time is None:
+        return None
+    if isinstance(time, str):
+        return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", time))
+    return time * 60
+
+
+def validated(config: dict[str, Any], paths: list[Path], root: Path) -> dict[str, Any]:
+    """The config with defaults filled in and numbers read as numbers.
+
+    `paths` are the files it came from, the later the stronger; file names in it are relative to `root`. Raises ConfigError: one line with
+    file, key, value and what is allowed.
+    """
+    return _Check(config, paths, root).validated()
+
+
+def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """What `env_key` takes, from a validated config."""
+    env = config["env"]
+    return {
+        "python": env["python"],
+        "modules": env["modules"],
+        "requirements": root / env["requirements"],
+        "wheels": env["wheels"],
+        "torch_backend": env["torch_backend"],
+    }
+
+
+def num_trials(sweep: dict[str, Any]) -> int:
+    """How many trials a sweep of a validated config has."""
+    return sweep["num_samples"] * num_combinations(parse_space(sweep["search_space"]))
+
+
+def with_numbers(value: Any) -> Any:
+    """A copy in which text such as `1e-4`, a number by any other reading than YAML 1.1's, is a number."""
+    if isinstance(value, dict):
+        return {k: with_numbers(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_numbers(v) for v in value]
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        return float(value)
+    return copy.deepcopy(value)
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """What a schema allows, in words."""
+    if "allowed" in schema:
+        return schema["allowed"]
+    if "enum" in schema:
+        return "one of " + ", ".join(str(v) for v in schema["enum"])
+    types = schema.get("type", [])
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "boolean": "true or false",
+        "object": "a map",
+        "array": "a list",
+        "null": "null",
+    }
+    text = " or ".join(words[t] for t in ([types] if isinstance(types, str) else types))
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = " and ".join(f"{word} {schema[key]}" for key, word in bounds.items() if key in schema)
+    return (
+        f"{text}, {limits}" if limits else text + (" that is not empty" if schema.get("minLength") or schema.get("minProperties") else "")
+    )
+
+
+def _resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        return root["$defs"][schema["$ref"].removeprefix("#/$defs/")] | {k: v for k, v in schema.items() if k != "$ref"}
+    return schema
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path) or "the config"
+
+
+def _contains(value: Any, path: KeyPath) -> bool:
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one map, where YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(
+                    f"{node.start_mark.name}: {key}: stands twice in one map (line {node.start_mark.line + 1} and after), and the second would"
+                    " silently replace the first. Allowed: each name once, so that no two sweeps write to one folder"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_repeated_keys(paths: list[Path]) -> None:
+    for path in paths:
+        with path.open(encoding="utf-8") as stream:
+            yaml.load(stream, _StrictLoader)
+
+
+def _nearest(key: str, known: dict[str, Any]) -> str:
+    """Which key may have been meant, and which there are."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"{hint}Allowed: {', '.join(known) or 'no option'}"
+
+
+def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
+    """A copy of `value` with the schema's defaults where keys are missing, in the order of the schema."""
+    if not isinstance(value, dict) or "additionalProperties" not in schema:
+        return value
+    known = schema.get("properties", {})
+    if isinstance(schema["additionalProperties"], dict):
+        return {key: _with_defaults(inner, schema["additionalProperties"]) for key, inner in value.items()}
+    filled = {}
+    for key, below in known.items():
+        if key in value or "default" in below:
+            filled[key] = _with_defaults(value.get(key, copy.deepcopy(below.get("default"))), below)
+    return filled
+
+
+class _Check:
+    """One pass over a config, from the outside in; the first mistake ends it."""
+
+    def __init__(self, config: dict[str, Any], paths: list[Path], root: Path) -> None:
+        self.config = with_numbers(config)
+        self.paths = paths
+        self.root = root
+        self.schema = load_schema()
+
+    def validated(self) -> dict[str, Any]:
+        _refuse_repeated_keys(self.paths)
+        sweeps = self.config.get("sweeps")
+        for sweep in sweeps.values() if isinstance(sweeps, dict) else ():
+            for key in ("search_algorithm", "scheduler"):
+                if isinstance(sweep, dict) and isinstance(sweep.get(key), str):
+                    sweep[key] = {"name": sweep[key]}  # the short form
+        self.against_schema(self.config, self.schema, ())
+        self.config = _with_defaults(self.config, self.schema)
+        self.folders()
+        try:
+            env_key(**env_arguments(self.config, self.root))
+        except ConfigError as error:
+            raise self.refuse(("env", "requirements"), str(error)) from None
+        for name, sweep in self.config["sweeps"].items():
+            self.sweep(("sweeps", name), sweep)
+        return self.config
+
+    def refuse(self, path: KeyPath, message: str) -> ConfigError:
+        return ConfigError(f"{self.file_of(path)}: {_dotted(path)}: {message}")
+
+    def file_of(self, path: KeyPath) -> str:
+        """The last file that sets the key; --config where it is set but in no file; for a missing key the file that sets what is around it."""
+        contents = [(file, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in reversed(self.paths)]
+        for length in range(len(path), -1, -1):
+            for file, content in contents:
+                if _contains(content, path[:length]):
+                    return str(file)
+            if _contains(self.config, path[:length]):
+                return "--config"
+        return "--config"
+
+    def against_schema(self, value: Any, schema: dict[str, Any], path: KeyPath) -> None:
+        """Refuse the first thing in `value` that its schema does not allow, outermost first."""
+        schema = _resolved(schema, self.schema)
+        if isinstance(value, dict) and "additionalProperties" in schema:
+            for key in value:
+                self.key(key, schema, path)
+        own = {
+            k: v
+            for k, v in schema.items()
+            if k not in ("properties", "additionalProperties", "propertyNames", "items", "required", "$defs")
+        }
+        if not jsonschema.Draft202012Validator(own).is_valid(value):
+            raise self.refuse(path, f"{value!r} is not allowed: {allowed(schema)}")
+        for key in schema.get("required", ()):
+            if key not in value:
+                raise self.refuse((*path, key), f"missing. Allowed: {allowed(_resolved(schema['properties'][key], self.schema))}")
+        if "not_yet" in schema and value not in schema["not_yet"]:
+            so_far = "null" if schema["not_yet"][0] is None else str(schema["not_yet"][0]).lower()
+            raise self.refuse(path, f"{value!r} is not supported yet. Allowed so far: {so_far}, which is the default")
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                below = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+                if isinstance(below, dict):
+                    self.against_schema(inner, below, (*path, key))
+        if isinstance(value, list) and "items" in schema:
+            for number, inner in enumerate(value):
+                self.against_schema(inner, schema["items"], (*path, number))
+
+    def key(self, key: Any, schema: dict[str, Any], path: KeyPath) -> None:
+        if key in schema.get("properties", {}):
+            return
+        if schema["additionalProperties"] is False:
+            raise self.refuse((*path, key), f"unknown key. {_nearest(str(key), schema['properties'])}")
+        names = _resolved(schema["propertyNames"], self.schema)
+        if not isinstance(key, str) or not re.search(names["pattern"], key):
+            raise self.refuse((*path, key), f"the name {key!r} is not allowed: {names['allowed']}")
+
+    def folders(self) -> None:
+        """Results, state and resources must not lie in each other: Snakemake deletes the outputs of a failed job."""
+        folders = {key: (self.root / self.config[key]).resolve() for key in ("results_dir", "state_dir", "resources_dir")}
+        for key, folder in folders.items():
+            for other, its_folder in folders.items():
+                if key != other and folder.is_relative_to(its_folder):
+                    raise self.refuse(
+                        (key,),
+                        f"{self.config[key]!r} is not allowed: it lies in {other} ({self.config[other]}). Allowed: three folders, none in another",
+                    )
+        seen: dict[str, str] = {}
+        for name in self.config["sweeps"]:
+            if (other := seen.setdefault(name.casefold(), name)) != name:
+                raise self.refuse(
+                    ("sweeps", name),
+                    f"the name {name!r} is not allowed: where capitals do not count it would write to the folder of {other!r}",
+                )
+
+    def sweep(self, path: KeyPath, sweep: dict[str, Any]) -> None:
+        """Check what no schema can say of a sweep, and fill in what depends on other keys."""
+        if ("model" in sweep) == ("trainable" in sweep):
+            raise self.refuse(path, "needs either model or trainable, and not both")
+        kind = "model" if "model" in sweep else "trainable"
+        try:
+            find_target(sweep[kind], self.root)
+        except ConfigError as error:
+            raise self.refuse((*path, kind), str(error)) from None
+        datasets = self.config["datasets"]
+        if sweep["dataset"] is not None and sweep["dataset"] not in datasets:
+            raise self.refuse(
+                (*path, "dataset"),
+                f"{sweep['dataset']!r} is not allowed: {'one of ' + ', '.join(datasets) if datasets else 'there are no datasets'}",
+            )
+        for key in ("search_algorithm", "scheduler"):
+            sweep[key] = self.options((*path, key), sweep[key])
+        try:
+            space = parse_space(sweep["search_space"], _dotted((*path, "search_space")))
+        except ConfigError as error:
+            raise ConfigError(f"{self.file_of((*path, 'search_space'))}: {error}") from None
+        self.fits_algorithm(path, space, sweep["search_algorithm"]["name"])
+        if kind == "model":
+            self.model(path, sweep, space)
+        else:
+            for key in ("loss", "optimizer"):
+                if key in sweep:
+                    raise self.refuse((*path, key), f"{sweep[key]!r} is not allowed beside trainable: it belongs to model")
+        if (grace := sweep["scheduler"].get("grace_period", 1)) > sweep["max_epochs"]:
+            raise self.refuse((*path, "scheduler", "grace_period"), f"{grace} is not allowed: at most max_epochs, {sweep['max_epochs']}")
+        self.resources(path, sweep)
+
+    def options(self, path: KeyPath, given: dict[str, Any]) -> dict[str, Any]:
+        """A search algorithm or scheduler with the defaults of its options."""
+        known = self.schema["$defs"][path[-1]]
+        if "name" not in given:
+            raise self.refuse((*path, "name"), f"missing. Allowed: one of {', '.join(known)}")
+        name = given["name"]
+        if name == "pbt":
+            raise self.refuse((*path, "name"), f"'pbt' is not supported yet. Allowed so far: one of {', '.join(known)}")
+        if name not in known:
+            raise self.refuse((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}")
+        schema: dict[str, Any] = {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"name": {"type": "string"}, **known[name]},
+        }
+        for key in given:
+            if key not in schema["properties"]:
+                raise self.refuse((*path, key), f"unknown option of {name}. {_nearest(key, known[name])}")
+        self.against_schema(given, schema, path)
+        return _with_defaults(given, schema)
+
+    def fits_algorithm(self, path: KeyPath, space: dict[str, Any], algorithm: str) -> None:
+        for key, distribution in space.items():
+            if not isinstance(distribution, Distribution):
+                continue
+            is_grid = isinstance(distribution, Choice) and distribution.name == "grid"
+            here = (*path, "search_space", *key.split("/"))
+            if algorithm == "grid" and not is_grid:
+                raise self.refuse(
+                    here, f"{distribution.name} is not allowed with search_algorithm grid: grid, a nested space or a constant"
+                )
+            if algorithm == "optuna" and is_grid:
+                raise self.refuse(here, "grid is not allowed with search_algorithm optuna: choice, or search_algorithm random or grid")
+
+    def model(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
+        sweep.setdefault("loss", "cross_entropy")
+        sweep.setdefault("optimizer", "sgd")
+        if sweep["dataset"] is None:
+            raise self.refuse((*path, "dataset"), "missing: a model is trained on a data set, so name one of datasets")
+        if sweep["metric"] not in MODEL_METRICS:
+            raise self.refuse((*path, "metric"), f"{sweep['metric']!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}")
+        for key in ("lr", "batch_size"):
+            if key not in space:
+                raise self.refuse(
+                    (*path, "search_space", key), "missing: the training of a model needs it, as a distribution or a constant"
+                )
+        foreign = {"nesterov", "momentum"} if sweep["optimizer"] != "sgd" else {"betas"}
+        for key in foreign & space.keys():
+            raise self.refuse((*path, "search_space", key), f"is not allowed with optimizer {sweep['optimizer']}: it has no such setting")
+        for key, allowed_text, is_allowed in (
+            ("lr", "numbers above 0", lambda v: _is_number(v) and v > 0),
+            ("batch_size", "whole numbers of at least 1", lambda v: _is_number(v) and float(v).is_integer() and v >= 1),
+        ):
+            for value in _extremes(space[key]):
+                if not is_allowed(value):
+                    raise self.refuse((*path, "search_space", key), f"{value!r} is not allowed: {allowed_text}")
+
+    def resources(self, path: KeyPath, sweep: dict[str, Any]) -> None:
+        trial, allocation = sweep["trial_resources"], sweep["allocation"]
+        if isinstance(trial["gpu"], str):
+            message = (
+                "'auto' is not supported yet. Allowed so far: a number"
+                if trial["gpu"] == "auto"
+                else f"{trial['gpu']!r} is not allowed: a number of at least 0"
+            )
+            raise self.refuse((*path, "trial_resources", "gpu"), message)
+        for key, whole in (("cpu", "cpus_per_node"), ("gpu", "gpus_per_node")):
+            if trial[key] > allocation[whole]:
+                raise self.refuse(
+                    (*path, "trial_resources", key),
+                    f"{trial[key]} is not allowed: a trial runs on one node, so at most allocation.{whole}, {allocation[whole]}",
+                )
+        if trial["gpu"] > 1 and not float(trial["gpu"]).is_integer():
+            raise self.refuse((*path, "trial_resources", "gpu"), f"{trial['gpu']} is not allowed: a part of one GPU, or whole GPUs")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _extremes(value: Any) -> list[Any]:
+    """Values between which (or among which) all values of a distribution or constant lie."""
+    if isinstance(value, Numeric | Normal):
+        return [value.quantile(0), value.quantile(1)]
+    return list(value.values) if isinstance(value, Choice) else [value]

@@ -1,0 +1,167 @@
+"""The driver: runs what is left of a sweep (or of a confirmation) with Tune on a Ray cluster that is up, and writes its record.
+
+It gets a job, a map that the launcher wrote as JSON:
+
+    purpose      "search" or "confirm"
+    name, sweep  the sweep's name and its section of the validated config
+    header       what the record's session says of the sweep (identity, versions, …)
+    root         folder in which Snakemake was started
+    record       path of the record; checkpoints and Tune's scratch lie beside it
+    data_dir     folder of the staged data, or null
+    model_dir    folder of the published model (confirm)
+    max_epochs   longest training, in epochs
+    total        number of trials
+    tasks        (confirm) for each trial its id, seed, task ("search", "confirm", "evaluate") and config
+    nodes        [{name, cpus, gpus}] of the allocation
+    address      of Ray's GCS
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import RaysweepError, WorldError, describe_os_error
+from .progress import ProgressLine
+from .record import Record
+from .space import parse_space
+
+logger = logging.getLogger("raysweep")
+
+# Read by Tune where it is imported or used; set here and not by the user, since the record depends on them.
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three log files a trial that nobody reads: the record has it all
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report without the metric fails its trial, not the sweep
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # snapshots of Tune's own state, which is scratch
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def capacity(nodes: list[dict[str, Any]], trial_cpus: float, trial_gpus: float) -> int:
+    """How many trials the nodes can hold at a time."""
+
+    def fits(whole: float, part: float) -> float:
+        return math.floor(whole / part + 1e-9) if part else math.inf
+
+    # A GPU is shared by parts that do not cross its edge: of two GPUs, parts of 0.4 make four, not five.
+    per_gpu = fits(1, trial_gpus) if 0 < trial_gpus < 1 else None
+    return int(sum(min(fits(n["cpus"], trial_cpus), n["gpus"] * per_gpu if per_gpu else fits(n["gpus"], trial_gpus)) for n in nodes))
+
+
+def drive(job: dict[str, Any]) -> None:
+    """Run the job to its end. Raises RaysweepError when it cannot be finished; the record then holds all that was."""
+    os.environ.update(TUNE_ENVIRONMENT)
+    import ray
+
+    ray.init(address=job["address"], log_to_driver=True, logging_level=logging.WARNING)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) != len(job["nodes"]):
+        raise WorldError(f"{len(alive)} of {len(job['nodes'])} nodes have joined the Ray cluster: see the log")
+    try:
+        run_tune(job)
+    finally:
+        ray.shutdown()
+
+
+def run_tune(job: dict[str, Any]) -> None:
+    """Hand what is left to `Tuner.fit()`."""
+    from ray import tune
+
+    from . import trial
+    from .bookkeeping import Bookkeeper, EndOfTrial
+    from .samplers import ListSampler, make_sampler
+    from .schedulers import Shielded, make_scheduler, replay
+    from .search import RecordedSearch
+
+    sweep, searching = job["sweep"], job["purpose"] == "search"
+    resources = job["trial_resources"]
+    state_dir = Path(job["record"]).parent
+    with Record(Path(job["record"])) as record:
+        for recorded in record.sweep.trials.values():
+            recorded.checkpoints = {e: path for e, path in recorded.checkpoints.items() if (state_dir / path).is_dir()}
+        record.write("session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"])
+        scratch = Path(tempfile.mkdtemp(prefix="tune-", dir=state_dir))
+        sampler = (
+            make_sampler(sweep, parse_space(sweep["search_space"]), record.sweep)
+            if searching
+            else ListSampler([t["config"] for t in job["tasks"]])
+        )
+        progress = ProgressLine(
+            job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
+        )
+        bookkeeper = Bookkeeper(
+            record,
+            sampler,
+            metric=sweep["metric"],
+            mode=sweep["mode"],
+            max_epochs=job["max_epochs"],
+            keep_checkpoints=sweep["keep_checkpoints"],
+            storage_dir=scratch,
+            node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
+            progress=progress,
+        )
+        scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})
+        scheduler.set_search_properties(sweep["metric"], sweep["mode"])
+        replay(scheduler, record.sweep, sweep["metric"])
+        most = capacity(job["nodes"], resources["cpu"], resources["gpu"])
+        budget_s = job["time_budget_s"]
+        search = RecordedSearch(
+            record,
+            sampler,
+            total=job["total"],
+            seed=sweep["seed"],
+            max_concurrent=min(most, sweep["max_concurrent"] or most),
+            may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
+            tasks=None if searching else job["tasks"],
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources["cpu"], "GPU": resources["gpu"]}),
+            tune_config=tune.TuneConfig(
+                search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons), reuse_actors="model" in sweep
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(scratch),
+                stop=EndOfTrial(bookkeeper),
+                callbacks=[bookkeeper],
+                failure_config=tune.FailureConfig(max_failures=sweep["max_failures"]),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        if bookkeeper.fault is not None:
+            if isinstance(bookkeeper.fault, OSError):
+                raise WorldError(describe_os_error(bookkeeper.fault))
+            raise bookkeeper.fault
+        logger.debug("%s", progress.text(record.sweep, progress.started))
+        finished = sum(t.finished for t in record.sweep.trials.values())
+        over_budget = budget_s is not None and record.sweep.used_s >= budget_s
+        complete = finished >= job["total"] or over_budget
+        if complete:
+            remove_scratch(record, state_dir)
+        record.write("session_end", outcome="complete" if complete else "incomplete")
+    if not complete:
+        raise RaysweepError(f"incomplete, resumable: {finished} of {job['total']} trials done. Run the same command again")
+
+
+def remove_scratch(record: Record, state_dir: Path) -> None:
+    """Move the checkpoints that are kept to a folder of their own, and delete Tune's."""
+    for trial in record.sweep.trials.values():
+        for epoch, path in list(trial.checkpoints.items()):
+            if not path.startswith("tune-"):
+                continue
+            kept = f"checkpoints/{trial.trial_id}-epoch{epoch}"
+            (state_dir / "checkpoints").mkdir(exist_ok=True)
+            shutil.rmtree(state_dir / kept, ignore_errors=True)
+            os.replace(state_dir / path, state_dir / kept)
+            record.write("checkpoint", trial=trial.trial_id, epoch=epoch, path=kept)
+    for scratch in state_dir.glob("tune-*"):
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,571 @@
+"""The environment that trials run in: built with uv from a list of requirements and its lock, checked, and described in a file beside it.
+
+    resources/env/<key>/env.yaml        what was built; exists only when all of it works
+    resources/env/<key>/venv/           the virtualenv, unless `wheels: none`
+
+The virtualenv is made aside, under a name of its own for each builder, and renamed when it is whole (uv's relocatable virtualenvs may be
+renamed). So builders need no lock, which file systems of clusters do not all keep: two of them at most do the same work twice, and what
+a kill leaves behind is never taken for an environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from .errors import ConfigError, RaysweepError, WorldError
+from .files import read_yaml, write_yaml
+from .sources import SCRIPTS_DIR, find_target, local_sources, sources_sha256
+
+logger = logging.getLogger(__name__)
+
+MINIMUM_PYTHON = (3, 11)
+RECORD = "raysweep.yaml"  # in a virtualenv that is whole: what it is
+
+# What an environment with torch takes on the disk, in GB: measured with torch 2.13 and Ray 2.60, and rounded up.
+CPU_BUILD_GB = 1.7
+CUDA_BUILD_GB = 5.2
+WITHOUT_TORCH_GB = 0.3
+PYPI_BUILD = "PyPI's build: 2.5 GB to download, 5 GB on disk" if sys.platform == "linux" else "PyPI's build"
+
+# `module` is a shell function that only login shells define, hence `bash -l`. The words arrive as arguments: there is nothing to quote.
+_LOAD_AND_EXEC = 'n=$1; shift; module load "${@:1:n}" && shift "$n" && exec "$@"'
+
+_DESCRIBE_PYTHON = "import json, platform, sys; print(json.dumps({'python': sys.executable, 'version': platform.python_version()}))"
+_LIST_PACKAGES = "import json; from importlib.metadata import distributions as d; print(json.dumps([[x.name, x.version] for x in d()]))"
+_IMPORT_ALL = """
+import importlib, os, sys, traceback
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    print(f"raysweep imports {name}", flush=True)
+    try:
+        if ":" in name:
+            from raysweep.sources import find_target, load_target
+            load_target(find_target(name, Path.cwd()))
+        else:
+            importlib.import_module(name)
+    except BaseException as error:
+        traceback.print_exc()
+        print("raysweep failed", " ".join(traceback.format_exception_only(error)[-1].split()), flush=True)
+        sys.stderr.flush()
+        os._exit(1)
+"""
+
+
+def process_environment() -> dict[str, str]:
+    """The environment variables for processes of a trial's environment: the user's, without what would lead them into the controller's.
+
+    Without PYTHONDONTWRITEBYTECODE as well: it would make every worker compile torch and Ray again.
+    """
+    inherited = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__", "UV_TORCH_BACKEND")
+    return {name: value for name, value in os.environ.items() if name not in inherited}
+
+
+def with_modules(modules: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The command that runs `argv` after loading the site's `modules`, in that order."""
+    return ["bash", "-lc", _LOAD_AND_EXEC, "bash", str(len(modules)), *modules, *argv] if modules else list(argv)
+
+
+def lock_of(requirements: Path) -> Path:
+    """The lock that lies beside a requirements file: node.in → node.txt."""
+    return requirements.with_suffix(".txt")
+
+
+def env_key(python: str, modules: Sequence[str], requirements: Path, wheels: str, torch_backend: str) -> str:
+    """The name of an environment's folder: 12 hexadecimal digits over what the config says of it and its requirements and lock hold.
+
+    The same on every machine: no process is asked, so that login and compute nodes agree. Raises ConfigError for a missing file.
+    """
+    digest = hashlib.sha256(json.dumps([python, list(modules), wheels, torch_backend]).encode())
+    for path in (*_requirements_files(requirements), lock_of(requirements)):
+        if not path.is_file():
+            what, remedy = ("lock of env.requirements", f"make it with `uv pip compile --universal {requirements} -o {path}`")
+            if path.suffix == ".in":
+                what, remedy = ("requirements file (env.requirements)", "name one that exists; its lock lies beside it, as .txt")
+            raise ConfigError(f"{path} is missing, the {what}: {remedy}")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment that is ready, as its env.yaml describes it."""
+
+    key: str
+    python: Path  # absolute
+    python_version: str  # as in 3.11.7
+    torch_backend: str | None  # cpu | cu130 … | pypi; None without torch
+    wheels: str
+    modules: tuple[str, ...]
+    packages: dict[str, str]  # all that is installed: normalised name → version
+    environment_sha256: str  # over X.Y of Python, the backend and the packages: what a result can depend on
+
+    @classmethod
+    def load(cls, env_dir: Path) -> Environment:
+        """The environment in `env_dir`. Raises RaysweepError where none was finished."""
+        path = env_dir / "env.yaml"
+        if not path.is_file():
+            raise RaysweepError(f"{path} is missing: the environment was not built. Run the rule build_env first.")
+        return cls._from(read_yaml(path), env_dir)
+
+    @classmethod
+    def _from(cls, record: dict[str, Any], env_dir: Path) -> Environment:
+        names = cls.__dataclass_fields__
+        record = {name: value for name, value in record.items() if name in names} | {"modules": tuple(record["modules"])}
+        # The virtualenv may be moved along with the project, so where it lies is not taken from the record.
+        python = Path(record["python"]) if record["wheels"] == "none" else env_dir.absolute() / "venv" / "bin" / "python"
+        return cls(**(record | {"python": python}))
+
+    def record(self) -> dict[str, Any]:
+        """What env.yaml says of it."""
+        return asdict(self) | {"python": str(self.python), "modules": list(self.modules)}
+
+    @property
+    def bin_dir(self) -> Path:
+        """The folder of the environment's programs."""
+        return self.python.parent
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """The command that runs `python *argv` in this environment. Run it with `process_environment()`."""
+        return with_modules(self.modules, [str(self.python), *argv])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the config asks for, section `env`."""
+
+    python: str
+    modules: tuple[str, ...]
+    requirements: Path
+    wheels: str
+    torch_backend: str
+
+    @property
+    def key(self) -> str:
+        return env_key(self.python, self.modules, self.requirements, self.wheels, self.torch_backend)
+
+
+def build_environment(recipe: Recipe, check_imports: Sequence[str], output_dir: Path) -> Environment:
+    """Make sure that the environment in `output_dir` is there, whole and importable; does nothing where it is.
+
+    `check_imports` are targets, `path/to/file.py:name` or `package.module:name`, that have to be importable in it.
+    Raises RaysweepError, with one line, for all that can be wrong with the config or the world.
+    """
+    key = recipe.key
+    if recipe.wheels != "download" and recipe.torch_backend != "auto":
+        raise ConfigError(
+            f"env.torch_backend: {recipe.torch_backend!r} is not allowed with wheels: {recipe.wheels}, where the wheels decide. "
+            "Leave it at auto, or set wheels: download"
+        )
+    checked = {text: sources_sha256(local_sources(find_target(text, Path.cwd()))) for text in check_imports}
+    base = _find_python(recipe)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path_to_record = output_dir / "env.yaml"
+    before = read_yaml(path_to_record) if path_to_record.is_file() else {}
+
+    environment: Environment | None
+    if recipe.wheels == "none":
+        environment = _described(recipe, key, Path(base.path), base)
+        _require(environment.packages, recipe)
+        if not _is_described(environment, before):
+            _check_imports(
+                environment, _libraries(recipe.requirements), "mend it, or let the workflow make an environment (wheels: download)"
+            )
+    else:
+        environment = _finished(output_dir, recipe, key, base)
+        if environment is None:
+            path_to_record.unlink(missing_ok=True)
+            environment = _build_venv(output_dir, recipe, key, base)
+    if not _is_described(environment, before):
+        before = {}
+
+    known = before.get("checked", {})
+    new = [text for text, sha256 in checked.items() if known.get(text) != sha256]
+    _check_imports(environment, new, f"mend the file, or add what it needs to {recipe.requirements} and lock that again")
+    record = environment.record() | {"checked": known | checked}
+    if record != before:
+        write_yaml(path_to_record, record)
+    logger.debug("environment %s: Python %s, torch: %s", key, environment.python_version, environment.torch_backend)
+    return environment
+
+
+def _is_described(environment: Environment, record: dict[str, Any]) -> bool:
+    return {name: value for name, value in record.items() if name != "checked"} == environment.record()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the virtualenv
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that was found by running it."""
+
+    path: str  # absolute
+    version: str
+
+
+def _build_venv(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> Environment:
+    """Build the virtualenv aside, check it, and put it at its place."""
+    started = time.monotonic()
+    _remove_left_behind(env_dir)
+    with _aside(env_dir) as aside:
+        # The path, not `python3`: that name may mean another interpreter before the modules are loaded.
+        _must(_uv("venv", "--quiet", "--relocatable", "--no-project", "--python", base.path, str(aside)), "The virtualenv cannot be made")
+        python = aside / "bin" / "python"
+        if recipe.wheels == "download":
+            _install_by_download(python, env_dir, recipe)
+        elif recipe.wheels == "site":
+            _install_from_site(python, env_dir, recipe, base)
+        else:
+            _install_from_folder(python, env_dir, recipe)
+        built = _described(recipe, key, python, base)
+        _check_imports(
+            built,
+            _libraries(recipe.requirements),
+            "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend",
+        )
+        write_yaml(aside / RECORD, built.record())  # moves with the virtualenv, so that no record ever describes another one
+        while (environment := _finished(env_dir, recipe, key, base)) is None:
+            try:
+                aside.rename(env_dir / "venv")
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                with suppress(FileNotFoundError):  # another builder has taken the outdated one away
+                    shutil.rmtree((env_dir / "venv").rename(aside.with_name(f"{aside.name}.old")))
+    logger.info("Environment: Python %s, %d packages, built in %.0f s", base.version, len(built.packages), time.monotonic() - started)
+    return environment
+
+
+@contextmanager
+def _aside(env_dir: Path) -> Iterator[Path]:
+    """A place beside the virtualenv that is this process's own, and is empty again afterwards."""
+    aside = env_dir / f"venv.{socket.gethostname()}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _finished(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> Environment | None:
+    """The whole virtualenv of an environment, or None where there is none, or where it is not what would be built now."""
+    path = env_dir / "venv" / RECORD
+    if not path.is_file():
+        return None
+    environment = Environment._from(read_yaml(path), env_dir)
+    if environment.key != key or environment.python_version != base.version:
+        return None
+    if recipe.torch_backend == "auto" and environment.torch_backend == "cpu" and recipe.wheels == "download" and _has_gpu():
+        return None
+    try:
+        here = _run(environment.command(["-c", _DESCRIBE_PYTHON]))
+    except OSError:  # the Python under it was removed
+        return None
+    return environment if here.returncode == 0 and _last_json(here.stdout)["version"] == base.version else None
+
+
+def _remove_left_behind(output_dir: Path) -> None:
+    """Remove what builders left that were killed: those of this machine that are gone, and any that is older than a day."""
+    for path in output_dir.glob("venv.*.*"):
+        host, _, pid = path.name.removesuffix(".old").removeprefix("venv.").rpartition(".")
+        dead = time.time() - path.stat().st_mtime > 86_400
+        if host == socket.gethostname() and pid.isdecimal():
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                dead = True
+            except PermissionError:
+                pass  # alive, and somebody else's
+        if dead:
+            logger.debug("removing %s, which a killed builder left", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- where packages come from
+
+
+def _install_by_download(python: Path, env_dir: Path, recipe: Recipe) -> None:
+    """Install the requirements in the versions of the lock.
+
+    The lock only constrains: torch's CPU build does not depend on the CUDA packages that the lock has for PyPI's build.
+    """
+    arguments = ["--python", str(python), "--requirements", str(recipe.requirements), "--constraints", str(lock_of(recipe.requirements))]
+    failure = "The environment cannot be resolved"
+    size_gb = WITHOUT_TORCH_GB
+    if "torch" in _libraries(recipe.requirements):
+        # ASSUME what PyPI has of torch: for macOS the CPU build, for Linux a CUDA build, which runs without a GPU as well
+        backend = "pypi" if sys.platform == "darwin" else recipe.torch_backend
+        if backend == "auto":
+            backend = "auto" if _has_gpu() else "cpu"
+            # A dry run resolves, which takes the index. One short try, since it may well be out of reach.
+            probe = _uv("install", "--dry-run", "--torch-backend", backend, *arguments, UV_HTTP_RETRIES="1", UV_HTTP_CONNECT_TIMEOUT="5")
+            if probe.returncode != 0:
+                logger.debug("torch's own index fails: %s", _reason(probe.stderr))
+                logger.info("torch's own index is out of reach, hence %s", PYPI_BUILD)
+                backend = "pypi"
+        if backend != "pypi":
+            arguments += ["--torch-backend", backend]
+            failure = f"env.torch_backend: {backend!r} cannot be had; use auto, which falls back on PyPI's build, or pypi. uv says"
+        size_gb = CPU_BUILD_GB if backend == "cpu" or sys.platform == "darwin" else CUDA_BUILD_GB
+    plan = _must(_uv("install", "--dry-run", *arguments), failure)
+    to_download = re.search(r"^Would download (\d+) package", plan.stderr, re.MULTILINE)
+    _check_space(env_dir, size_gb, cached=to_download is None)
+    if to_download:
+        logger.info("Downloading %s packages to uv's cache (it needs up to %.1f GB)", to_download[1], size_gb)
+    _must(_uv("install", *arguments), "The environment cannot be installed")
+
+
+def _install_from_folder(python: Path, env_dir: Path, recipe: Recipe) -> None:
+    """Install from a folder of wheels, in the versions of the lock, without network."""
+    folder = Path(recipe.wheels)
+    if not folder.is_dir():
+        raise ConfigError(f"env.wheels: {recipe.wheels!r} is not allowed: download, site, none, or a folder of wheels that exists")
+    arguments = ["--python", str(python), "--offline", "--no-index", "--find-links", str(folder.absolute())]
+    arguments += ["--requirements", str(recipe.requirements), "--constraints", str(lock_of(recipe.requirements))]
+    failure = f"env.wheels: the folder {folder} lacks what {recipe.requirements} and its lock ask for; put the wheel there. uv says"
+    plan = _must(_uv("install", "--dry-run", *arguments), failure)
+    chosen = {(canonicalize_name(name), version) for name, version in re.findall(r"^ \+ (\S+?)==(\S+)", plan.stderr, re.MULTILINE)}
+    wheels = [path for path in folder.glob("*.whl") if (canonicalize_name(path.name.split("-")[0]), path.name.split("-")[1]) in chosen]
+    _check_space(env_dir, _unpacked_gb(wheels), cached=False)
+    _must(_uv("install", *arguments), failure)
+
+
+def _install_from_site(python: Path, env_dir: Path, recipe: Recipe, base: Interpreter) -> None:
+    """Install what the site's pip chooses from the site's wheelhouse for the names and minimum versions of the requirements.
+
+    pip alone reads the site's configuration, so it resolves, and sees what the modules bring; uv then installs exactly those files.
+    """
+    report, listed = (python.parent.parent / name for name in ("pip-report.json", "site-wheels.txt"))
+    argv = [base.path, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "--dry-run", "--quiet", "--no-index"]
+    resolved = _run(with_modules(recipe.modules, [*argv, "--report", str(report), "--requirement", str(recipe.requirements)]))
+    logger.debug("pip says: %s", resolved.stderr)
+    if resolved.returncode != 0:
+        if "no such option" in resolved.stderr or "No module named pip" in resolved.stderr:
+            raise ConfigError(f"env.wheels: site needs pip 22.3 or newer for {base.path}: load a newer Python module, or set env.python")
+        reason = next(iter(re.findall(r"^ERROR: (.*?)\.?$", resolved.stderr, re.MULTILINE)[-1:]), _last_line(resolved.stderr))
+        raise ConfigError(
+            f"env.wheels: the site's wheelhouse lacks what {recipe.requirements} asks for: {reason}. "
+            "Load the modules that bring it (env.modules), ask for less, or use wheels: download where the network is"
+        )
+    chosen = [
+        (item["metadata"]["name"], item["download_info"]["url"]) for item in json.loads(report.read_text(encoding="utf-8"))["install"]
+    ]
+    if not chosen:  # the modules bring everything
+        return
+    _check_space(
+        env_dir, _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:")), cached=False
+    )
+    listed.write_text("".join(f"{name} @ {url}\n" for name, url in chosen), encoding="utf-8")
+    _must(
+        _uv("install", "--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)),
+        "The site's wheels do not install",
+    )
+
+
+def _has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that works."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        logger.warning("nvidia-smi does not answer: taking this machine for one without a GPU")
+        return False
+    return listed.returncode == 0 and "GPU " in listed.stdout
+
+
+def _unpacked_gb(wheels: Iterable[Path]) -> float:
+    return sum(member.file_size for path in wheels for member in zipfile.ZipFile(path).infolist()) / 1e9
+
+
+def _check_space(env_dir: Path, needed_gb: float, *, cached: bool) -> None:
+    """Raise WorldError where the file systems of uv's cache and of the environment cannot hold it. They share the files if they are one."""
+    cache = Path(_must(_uv("cache", "dir"), "uv does not work").stdout.strip())
+    while not cache.exists():
+        cache = cache.parent
+    places = [] if cached else [(cache, "uv's cache, which UV_CACHE_DIR moves")]
+    if cache.stat().st_dev != env_dir.stat().st_dev:
+        places.append((env_dir, "the environment, which resources_dir in the config moves"))
+    for path, purpose in places:
+        free_gb = shutil.disk_usage(path).free / 1e9
+        if free_gb < needed_gb:
+            raise WorldError(f"Not enough disk space at {path} for {purpose}: {free_gb:.1f} GB are free, {needed_gb:.1f} GB are needed.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is in it
+
+
+def _find_python(recipe: Recipe) -> Interpreter:
+    """What `env.python` means once the modules are loaded."""
+    try:
+        found = _run(with_modules(recipe.modules, [recipe.python, "-c", _DESCRIBE_PYTHON]))
+    except OSError as error:
+        raise ConfigError(f"env.python: {recipe.python!r} cannot be run ({error.strerror}): name a Python {_minimum()} or newer") from None
+    if found.returncode != 0:
+        key, value = ("env.modules", list(recipe.modules)) if recipe.modules else ("env.python", recipe.python)
+        raise ConfigError(f"{key}: {value!r} does not lead to a Python that runs: {_last_line(found.stderr)}")
+    described = _last_json(found.stdout)
+    if tuple(map(int, described["version"].split(".")[:2])) < MINIMUM_PYTHON:
+        raise ConfigError(f"env.python: {recipe.python!r} is Python {described['version']}: name a Python {_minimum()} or newer")
+    return Interpreter(described["python"], described["version"])
+
+
+def _minimum() -> str:
+    return ".".join(map(str, MINIMUM_PYTHON))
+
+
+def _installed(command: list[str]) -> dict[str, str]:
+    """All distributions that an interpreter sees, those of loaded modules too."""
+    listed = _run([*command, "-c", _LIST_PACKAGES])
+    if listed.returncode != 0:
+        raise RaysweepError(f"{command[-1]} does not run: {_last_line(listed.stderr)}")
+    packages: dict[str, str] = {}
+    for name, version in _last_json(listed.stdout):
+        if name:  # a broken installation leaves nameless ones
+            packages.setdefault(canonicalize_name(name), version)  # the first on sys.path is the one that is imported
+    return dict(sorted(packages.items()))
+
+
+def _described(recipe: Recipe, key: str, python: Path, base: Interpreter) -> Environment:
+    """What an interpreter's environment holds."""
+    packages = _installed(with_modules(recipe.modules, [str(python)]))
+    backend = (packages["torch"].partition("+")[2] or "pypi") if "torch" in packages else None
+    python_xy = ".".join(base.version.split(".")[:2])
+    sha256 = hashlib.sha256(json.dumps([python_xy, backend, packages], sort_keys=True).encode()).hexdigest()
+    return Environment(key, python.absolute(), base.version, backend, recipe.wheels, recipe.modules, packages, sha256)
+
+
+def _requirements_files(path: Path) -> list[Path]:
+    """A requirements file and those that it includes."""
+    found = [path]
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if match := re.match(r"\s*(?:-r|--requirement)[ =]\s*(\S+)", line):
+                found += _requirements_files(path.parent / match[1])
+    return found
+
+
+def _requirements(path: Path) -> list[Requirement]:
+    """The requirements of a file and those that it includes, as far as their markers hold here."""
+    found = []
+    for file in _requirements_files(path):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            text = re.sub(r"(^|\s)#.*", "", line).strip()
+            if not text or text.startswith("-"):
+                continue
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement as error:
+                raise ConfigError(f"{file}: {text!r} is not a requirement: {error}") from None
+            if requirement.marker is None or requirement.marker.evaluate():
+                found.append(requirement)
+    return found
+
+
+def _libraries(path: Path) -> list[str]:
+    """The modules to import for a check: those whose wheels can be installed and yet not work."""
+    names = {str(canonicalize_name(r.name)): r.extras for r in _requirements(path)}
+    return [name for name in ("torch", "torchvision", "ray") if name in names] + ["ray.tune"] * ("tune" in names.get("ray", set()))
+
+
+def _require(packages: dict[str, str], recipe: Recipe) -> None:
+    """Raise ConfigError where an environment that is taken as it is lacks a requirement."""
+    lacking = [
+        f"{r} (it has {packages[name]})" if name in packages else str(r)
+        for r in _requirements(recipe.requirements)
+        if (name := canonicalize_name(r.name)) not in packages or not r.specifier.contains(packages[name], prereleases=True)
+    ]
+    if lacking:
+        raise ConfigError(
+            f"env.wheels: none takes the environment of {recipe.python!r} as it is, and that lacks {', '.join(lacking)} "
+            f"of {recipe.requirements}. Install them there, or let the workflow make an environment (wheels: download)"
+        )
+
+
+def _check_imports(environment: Environment, names: Sequence[str], next_step: str) -> None:
+    """Import modules and targets in the environment. Raises RaysweepError with the first that fails, and why."""
+    if not names:
+        return
+    logger.debug("importing %s", ", ".join(names))
+    run = _run(environment.command(["-c", _IMPORT_ALL, str(SCRIPTS_DIR), *names]))
+    logger.debug("the imports said: %s %s", run.stdout.strip(), run.stderr.strip())
+    if run.returncode == 0:
+        return
+    lines = run.stdout.splitlines()
+    name = next((line.removeprefix("raysweep imports ") for line in reversed(lines) if line.startswith("raysweep imports ")), "Python")
+    died = f"killed by signal {-run.returncode}" if run.returncode < 0 else f"exit code {run.returncode}, {_last_line(run.stderr)}"
+    reason = next((line.removeprefix("raysweep failed ") for line in lines if line.startswith("raysweep failed ")), died)
+    raise RaysweepError(f"{name} cannot be imported in the environment of the trials: {reason.rstrip('.')}. Next: {next_step}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- processes
+
+
+def _uv(command: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run uv, or `uv pip` for `install`: the uv of the controller's environment, with the user's own settings (UV_*, proxies)."""
+    import uv  # only the controller's environment has it
+
+    words = ["pip", "install"] if command == "install" else [command]
+    argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *words, *arguments]
+    logger.debug("uv %s", " ".join(argv[1:]))
+    run = _run(argv, UV_PYTHON_DOWNLOADS="never", **variables)  # a Python that is not there is an error: uv would download one
+    logger.debug("%s", (run.stderr or run.stdout).strip())
+    return run
+
+
+def _must(run: subprocess.CompletedProcess[str], failure: str) -> subprocess.CompletedProcess[str]:
+    """Raise a one-line error for a call of uv that failed: of the network, the disk, or with `failure` and uv's reason."""
+    if run.returncode == 0:
+        return run
+    reason = _reason(run.stderr)
+    if "No space left on device" in run.stderr or "quota exceeded" in run.stderr.lower():
+        raise WorldError(f"The disk is full: {reason}. Free some space (`uv cache prune` helps), then run the same command again.")
+    network = re.search(r"error sending request|Failed to (fetch|download)|operation timed out|error decoding response body", run.stderr)
+    if network and "env.torch_backend" not in failure:
+        raise WorldError(
+            f"A download failed: {reason}. Run it again where the network is. UV_DEFAULT_INDEX names a mirror; uv reads no pip configuration."
+        )
+    raise (WorldError if network else ConfigError)(f"{failure}: {reason}")
+
+
+def _reason(stderr: str) -> str:
+    """uv's error with its causes, in one line."""
+    lines = [line.strip() for line in stderr.splitlines()]
+    parts = [line.split(": ", 1)[1] for line in lines if line.startswith(("error: ", "cause: "))]
+    return ": ".join(parts).rstrip(".") or _last_line(stderr)
+
+
+def _run(argv: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, errors="replace", env=process_environment() | variables, check=False)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def _last_json(text: str) -> Any:
+    """The JSON on the last line: a login shell may print a greeting before it."""
+    return json.loads(_last_line(text))

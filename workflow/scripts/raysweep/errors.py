@@ -1,0 +1,67 @@
+"""How this package fails: one line for a mistake or a fault of the world, a traceback only for our own bugs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+logger = logging.getLogger("raysweep")
+
+
+class RaysweepError(Exception):
+    """Something the user can mend. Its text is one line that names the thing, the bad value, what is allowed and the next step."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class ConfigError(RaysweepError):
+    """A mistake in the config: the text names file, key, value and what is allowed."""
+
+
+class WorldError(RaysweepError):
+    """A fault of the world (disk, network, node, walltime): nothing is lost, and the next run goes on."""
+
+
+def set_up_logging(path_to_log: Path | None, verbose: bool = False) -> None:
+    """Send what this package says to the terminal (plain text on stderr), and all of it, with the time, to the log of the rule."""
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(terminal)
+    if path_to_log is not None:
+        path_to_log.parent.mkdir(parents=True, exist_ok=True)
+        log = logging.FileHandler(path_to_log, encoding="utf-8")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(log)
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for a fault of the file system, with the next step where we know it."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"No space left on the device{where}. Nothing that was finished is lost: free some space, then run the same command again."
+    return f"{error.strerror or error}{where}"
+
+
+def run_entry_point(main: Callable[[], None]) -> None:
+    """Run the `main` of a script: one line and exit code 1 for a RaysweepError or a fault of the system, 130 for Ctrl-C."""
+    try:
+        main()
+    except RaysweepError as error:
+        logger.error("Error: %s", error)
+        sys.exit(1)
+    except OSError as error:
+        logger.error("Error: %s", describe_os_error(error))
+        logger.debug("from here:", exc_info=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        logger.error("Interrupted.")
+        sys.exit(130)

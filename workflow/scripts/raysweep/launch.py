@@ -1,0 +1,229 @@
+"""The stages `run_sweep` and `confirm`: what is left to do is worked out from the record, done by the agents, and rendered."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from . import __version__, agent
+from .allocation import Allocation, trial_resources
+from .config import num_trials, seconds
+from .environment import Environment
+from .errors import RaysweepError, set_up_logging
+from .files import read_yaml, sha256_of_file, write_yaml
+from .outputs import write_confirmed, write_outputs
+from .record import Sweep, read_sweep
+from .seeds import confirm_seeds
+from .sources import defined_names_of, local_sources, sources_sha256, target_of
+
+logger = logging.getLogger("raysweep")
+RECORD = "record.jsonl"
+
+
+class Stage:
+    """A sweep of a validated config, in its folders. `config` holds the one sweep `name`; relative paths start at `root`."""
+
+    def __init__(self, config: dict[str, Any], name: str, root: Path, env_dir: Path, path_to_log: Path) -> None:
+        self.config, self.name, self.root, self.path_to_log = config, name, root, path_to_log
+        self.sweep = config["sweeps"][name]
+        self.results_dir = root / config["results_dir"] / name
+        self.state_dir = root / config["state_dir"] / name
+        self.data_dir = root / config["resources_dir"] / "data" / self.sweep["dataset"] if self.sweep["dataset"] else None
+        self.environment = Environment.load(env_dir)
+        self.target = target_of(self.sweep, root)
+        self.data_sha256 = read_yaml(self.data_dir / "manifest.yaml")["data_sha256"] if self.data_dir else None
+
+    def identity(self) -> str:
+        """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
+
+        `docs/` says which keys these are, and why.
+        """
+        lock = (self.root / self.config["env"]["requirements"]).with_suffix(".txt")
+        parts = {
+            key: self.sweep.get(key)
+            for key in ("model", "trainable", "loss", "optimizer", "metric", "mode", "seed", "max_epochs", "scheduler")
+        }
+        parts |= {"sources": sources_sha256(local_sources(self.target)), "data": self.data_sha256, "lock": sha256_of_file(lock)}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def provenance(self, identity: str) -> dict[str, Any]:
+        return {
+            "workflow_version": __version__,
+            "identity": identity,
+            "environment_sha256": self.environment.environment_sha256,
+            "data_sha256": self.data_sha256,
+        }
+
+    def header(self, identity: str, total: int, max_epochs: int) -> dict[str, Any]:
+        """What the record's session says of the sweep, for the report and `make watch`."""
+        keys = (
+            "metric",
+            "mode",
+            "seed",
+            "search_space",
+            "search_algorithm",
+            "scheduler",
+            "dataset",
+            "model",
+            "trainable",
+            "optimizer",
+            "loss",
+        )
+        return {
+            "name": self.name,
+            "identity": identity,
+            "num_trials": total,
+            "max_epochs": max_epochs,
+            **{key: self.sweep.get(key) for key in keys},
+            "trial_resources": self.sweep["trial_resources"],
+            "version": __version__,
+        }
+
+    def job(
+        self, purpose: str, record: Path, header: dict[str, Any], tasks: list[dict[str, Any]] | None, allocation: Allocation
+    ) -> dict[str, Any]:
+        """What the driver is told; see driver.py."""
+        return {
+            "purpose": purpose,
+            "name": self.name,
+            "sweep": self.sweep,
+            "header": header,
+            "root": str(self.root),
+            "record": str(record),
+            "data_dir": str(self.data_dir) if self.data_dir else None,
+            "model_dir": str(self.results_dir / "model"),
+            "max_epochs": header["max_epochs"],
+            "total": header["num_trials"],
+            "tasks": tasks,
+            "time_budget_s": seconds(self.sweep["time_budget"]) if purpose == "search" else None,
+            "trial_resources": trial_resources(self.sweep, allocation),
+        }
+
+    def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
+        if code := agent.run(allocation, self.environment, job, self.path_to_log):
+            # The driver has said why, in a line of its own, unless something killed it.
+            raise RaysweepError(
+                f"{self.name}: the driver was killed (signal {-code}): see {self.path_to_log}. Run the same command again to go on"
+                if code < 0
+                else f"{self.name} is not complete. What was finished is kept in {self.state_dir}"
+            )
+
+
+def stage_from_command_line(description: str | None) -> tuple[Stage, int]:
+    """The stage that an entry point was called for, and the CPUs that Snakemake grants it."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--sweep", required=True, help="name of the sweep")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with the validated config of this sweep")
+    parser.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
+    parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake grants")
+    parser.add_argument("--log", type=Path, required=True)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    return Stage(read_yaml(args.config), args.sweep, Path.cwd(), args.env_dir, args.log), args.threads
+
+
+def set_aside(state_dir: Path, identity: str) -> Path:
+    """Rename the state of a sweep, by the identity it has; nothing is deleted."""
+    number = 1
+    while (target := state_dir.with_name(f"{state_dir.name}.before-{identity[:8]}{f'-{number}' if number > 1 else ''}")).exists():
+        number += 1
+    state_dir.rename(target)
+    return target
+
+
+def is_complete(recorded: Sweep, total: int, time_budget_s: float | None) -> bool:
+    """Whether nothing is left to run."""
+    finished = sum(trial.finished for trial in recorded.trials.values())
+    if recorded.trials and time_budget_s is not None and recorded.used_s >= time_budget_s:
+        return finished == len(recorded.trials)
+    return finished >= total and finished == len(recorded.trials)
+
+
+def run_sweep(stage: Stage, threads: int) -> None:
+    """Bring a sweep to its end, and write its outputs from the record. Raises RaysweepError when it is not complete, or when all trials failed."""
+    identity = stage.identity()
+    path_to_record = stage.state_dir / RECORD
+    recorded = read_sweep(path_to_record)
+    if recorded.sessions and (recorded.header["identity"] != identity or not stage.sweep["resume"]):
+        aside = set_aside(stage.state_dir, recorded.header["identity"])
+        why = "what its trials depend on has changed" if stage.sweep["resume"] else "resume is false"
+        logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, why, aside)
+        recorded = Sweep()
+    total = num_trials(stage.sweep)
+    if len(recorded.trials) > total:
+        logger.info(
+            "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
+        )
+    if not is_complete(recorded, total, seconds(stage.sweep["time_budget"])):
+        done = sum(trial.finished for trial in recorded.trials.values())
+        logger.info("%s: %d trials%s.", stage.name, total, f", {done} of them done before" if done else "")
+        allocation = Allocation.local(stage.sweep["allocation"], threads)
+        job = stage.job(
+            "search", path_to_record, stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"]), None, allocation
+        )
+        stage.run_agents(job, allocation)
+        recorded = read_sweep(path_to_record)
+    write_outputs(
+        stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep["metric"], stage.sweep["mode"], stage.provenance(identity)
+    )
+    write_yaml(stage.results_dir / "config.yaml", stage.config)
+    best = read_yaml(stage.results_dir / "best.yaml")
+    logger.info(
+        "%s: best %s %.4g, trial %s: %s",
+        stage.name,
+        best["metric"]["name"],
+        best["metric"]["value"],
+        best["trial_id"],
+        json.dumps(best["config"]),
+    )
+
+
+def run_confirm(stage: Stage, threads: int) -> None:
+    """Train the best configuration anew with seeds that no trial used, on all training data, and look at the test set: here and nowhere else."""
+    best = read_yaml(stage.results_dir / "best.yaml")
+    recorded = read_sweep(stage.state_dir / RECORD)
+    sweep = stage.sweep
+    has_confirm = "trainable" in sweep and "confirm" in defined_names_of(stage.target.path)
+    on = "test" if "model" in sweep or has_confirm else "validation"
+    note = (
+        "trained on all training data, evaluated on the test set"
+        if on == "test"
+        else "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"
+    )
+    seeds = confirm_seeds(sweep["seed"], sweep["confirm"]["seeds"], {trial.seed for trial in recorded.trials.values()})
+    tasks = [
+        {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": best["config"]}
+        for n, seed in enumerate(seeds, start=1)
+    ]
+    if "model" in sweep:
+        tasks.append({"trial": "published", "seed": seeds[0], "task": "evaluate", "config": best["config"]})
+    # The name holds all that the result depends on, so that a confirmation of another winner never mixes with this one.
+    identity = hashlib.sha256(
+        json.dumps([best["provenance"]["identity"], best["epochs"], best["trial_id"], tasks], sort_keys=True).encode()
+    ).hexdigest()
+    path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
+    confirmed = read_sweep(path_to_record)
+    if not is_complete(confirmed, len(tasks), None):
+        logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, len(seeds), best["epochs"])
+        allocation = Allocation.local(sweep["allocation"], threads)
+        job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation)
+        stage.run_agents(job, allocation)
+        confirmed = read_sweep(path_to_record)
+    write_confirmed(
+        stage.results_dir / "confirmed.yaml",
+        confirmed,
+        stage.name,
+        sweep["metric"],
+        sweep["mode"],
+        best["config"],
+        best["epochs"],
+        on,
+        note,
+    )
+    result = read_yaml(stage.results_dir / "confirmed.yaml")
+    spread = f" ± {result['standard_deviation']:.2g}" if result["standard_deviation"] is not None else ""
+    logger.info("%s: %s on %s %.4g%s (n = %d).", stage.name, sweep["metric"], on, result["mean"], spread, result["n"])

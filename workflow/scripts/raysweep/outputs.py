@@ -1,0 +1,109 @@
+"""The outputs of a sweep, rendered from its record: `trials.csv`, `best.yaml`, `model/`, `confirmed.yaml`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+from .errors import RaysweepError
+from .files import replace_directory, write_yaml, written_aside
+from .record import Mode, Sweep, Trial
+from .space import flattened
+
+NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"
+
+
+def write_trials(path: Path, sweep: Sweep, metric: str, mode: Mode) -> None:
+    """A row a trial, in the order of their ids. A value that is a list or a map stands in its column as JSON."""
+    trials = sorted(sweep.trials.values(), key=lambda trial: trial.trial_id)
+    keys = list(dict.fromkeys(key for trial in trials for key in flattened(trial.config)))
+    with written_aside(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        config_columns = [f"config/{key}" for key in keys]
+        last_columns = ["epoch_of_metric", "epochs", "time_s", "node", "started", "ended", "error"]
+        writer.writerow(["trial_id", "status", *config_columns, "seed", "repeat", metric, *last_columns])
+        for trial in trials:
+            config = flattened(trial.config)
+            best = trial.best(metric, mode)
+            value = [best.metrics[metric], best.epoch] if best else ["", ""]
+            cells = [_cell(config.get(key)) for key in keys]
+            last = [trial.epochs, trial.time_s, trial.node, trial.started, trial.ended, trial.error]
+            writer.writerow([trial.trial_id, trial.status, *cells, trial.seed, trial.repeat, *value, *last])
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict | bool) else value
+
+
+def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[str, Any]) -> None:
+    """Write `trials.csv`, `model/` and `best.yaml`. Raises RaysweepError when no trial succeeded."""
+    write_trials(results_dir / "trials.csv", sweep, metric, mode)
+    found = sweep.best_trial(metric, mode)
+    if found is None:
+        reasons = [trial.error for trial in sweep.trials.values() if trial.error]
+        common = statistics.mode(reasons) if reasons else "none was run"
+        raise RaysweepError(
+            f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. Mend it and run again (a changed model or trainable"
+            " starts anew), or set resume: false to try the same again"
+        )
+    trial, result = found
+    checkpoint_epoch = write_model(results_dir / "model", state_dir, trial, result.epoch)
+    write_yaml(
+        results_dir / "best.yaml",
+        {
+            "sweep": name,
+            "trial_id": trial.trial_id,
+            "config": trial.config,
+            "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
+            "epochs": result.epoch,
+            "model_epoch": checkpoint_epoch,
+            "num_trials": len(sweep.trials),
+            "num_errors": sum(t.status == "ERROR" for t in sweep.trials.values()),
+            "provenance": provenance,
+        },
+    )
+
+
+def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> int | None:
+    """Publish the checkpoint of the best epoch, or, when the trainable made none then, its latest; returns its epoch."""
+    there = {e: state_dir / path for e, path in trial.checkpoints.items() if (state_dir / path).is_dir()}
+    if not there:
+        shutil.rmtree(model_dir, ignore_errors=True)
+        with written_aside(model_dir / "README.txt") as stream:
+            stream.write(NO_CHECKPOINT)
+        return None
+    chosen = epoch if epoch in there else max(there)
+    replace_directory(there[chosen], model_dir)
+    return chosen
+
+
+def write_confirmed(
+    path: Path, sweep: Sweep, name: str, metric: str, mode: Mode, config: dict[str, Any], epochs: int, on: str, note: str
+) -> None:
+    """Write what training anew with other seeds gave: each seed's value, mean, sample standard deviation, n; and the published model's own."""
+    runs = [trial for trial in sweep.trials.values() if trial.trial_id != "published"]
+    values = {trial.trial_id: trial.results[-1].metrics.get(metric) for trial in runs if trial.results and trial.status != "ERROR"}
+    usable = [value for value in values.values() if value is not None]
+    if not usable:
+        raise RaysweepError(f"{name}: none of the {len(runs)} confirmations succeeded: {runs[0].error}")
+    published = sweep.trials.get("published")
+    write_yaml(
+        path,
+        {
+            "sweep": name,
+            "metric": {"name": metric, "mode": mode},
+            "config": config,
+            "epochs": epochs,
+            "on": on,
+            "note": note,
+            "seeds": [{"seed": trial.seed, "value": values.get(trial.trial_id), "error": trial.error} for trial in runs],
+            "n": len(usable),
+            "mean": statistics.fmean(usable),
+            "standard_deviation": statistics.stdev(usable) if len(usable) > 1 else None,
+            "published_model": published.results[-1].metrics if published and published.results else None,
+        },
+    )

@@ -1,0 +1,231 @@
+"""The record of a sweep: an append-only file of events that alone decides what is finished.
+
+One JSON object a line, whose last key is a CRC-32 of the text before it, so that the file stays readable with `jq`:
+
+    {"event": "result", "trial": "00003", "epoch": 1, "metrics": {"accuracy": 0.41}, "time_s": 12.3, "node": "n1", "at": "…", "crc": "8a1b2c3d"}
+
+Only the driver writes it. A line that was torn by a kill or a power loss is the last one; it is cut off on opening. A bad line before
+the last one means that somebody changed the file, and is refused: no finished trial is ever dropped silently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import RaysweepError
+
+# Events after which the file is on the disk, not only in the system's memory: losing them would lose or repeat a trial.
+DURABLE = frozenset({"session", "trial", "start", "checkpoint", "finish", "session_end"})
+
+Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
+Mode = Literal["max", "min"]
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def encode(event: dict[str, Any]) -> str:
+    body = json.dumps(event, ensure_ascii=False, allow_nan=True)[:-1]
+    return f'{body}, "crc": "{zlib.crc32(body.encode()):08x}"}}\n'
+
+
+def decode(line: str) -> dict[str, Any] | None:
+    """The event on a line, or None where the line is torn or altered."""
+    body, separator, tail = line.rpartition(', "crc": "')
+    if not separator or tail != f'{zlib.crc32(body.encode()):08x}"}}\n':
+        return None
+    event = json.loads(line)
+    del event["crc"]
+    return event
+
+
+@dataclass
+class Result:
+    """What a trial reported at the end of one epoch."""
+
+    epoch: int
+    metrics: dict[str, float]
+    time_s: float  # training time of the trial up to this report, over all its attempts
+    at: str
+
+
+@dataclass
+class Trial:
+    """One trial as the record knows it."""
+
+    trial_id: str
+    index: int  # number of the configuration
+    repeat: int
+    seed: int
+    config: dict[str, Any]
+    status: Status = "PENDING"
+    results: list[Result] = field(default_factory=list)
+    checkpoints: dict[int, str] = field(default_factory=dict)  # epoch → path, relative to the state folder
+    attempts: list[dict[str, Any]] = field(default_factory=list)  # {node, at, from_epoch}
+    ended: str | None = None
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("TERMINATED", "STOPPED", "ERROR")
+
+    @property
+    def started(self) -> str | None:
+        return self.attempts[0]["at"] if self.attempts else None
+
+    @property
+    def node(self) -> str | None:
+        return self.attempts[-1]["node"] if self.attempts else None
+
+    @property
+    def epochs(self) -> int:
+        return self.results[-1].epoch if self.results else 0
+
+    @property
+    def time_s(self) -> float:
+        return self.results[-1].time_s if self.results else 0.0
+
+    def best(self, metric: str, mode: Mode) -> Result | None:
+        """The report with the best value of `metric`; of equal ones the earliest."""
+        finite = [r for r in self.results if math.isfinite(r.metrics.get(metric, math.nan))]
+        if not finite:
+            return None
+        sign = 1 if mode == "max" else -1
+        return max(finite, key=lambda r: (sign * r.metrics[metric], -r.epoch))
+
+
+@dataclass
+class Sweep:
+    """A sweep as folded from its record."""
+
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # one per run of the driver, with "ended" and "outcome" once it ended
+    trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the latest session said of the sweep: name, identity, metric, mode, num_trials, search_space, max_epochs, …"""
+        return self.sessions[-1]["sweep"] if self.sessions else {}
+
+    def best_trial(self, metric: str, mode: Mode) -> tuple[Trial, Result] | None:
+        """The best value that a trial without error reported; of equal ones the lowest trial_id."""
+        sign = 1 if mode == "max" else -1
+        found = [(trial, result) for trial in self.trials.values() if trial.status != "ERROR" and (result := trial.best(metric, mode))]
+        return min(found, key=lambda pair: (-sign * pair[1].metrics[metric], pair[0].trial_id), default=None)
+
+    @property
+    def used_s(self) -> float:
+        """Time used in seconds: of each session from its start to the last that was heard of it. Time between sessions does not count."""
+        times = ((datetime.fromisoformat(s["at"]), datetime.fromisoformat(s["last_at"])) for s in self.sessions)
+        return sum((last - first).total_seconds() for first, last in times)
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Fold one event in."""
+        kind = event["event"]
+        if kind == "session":
+            self.sessions.append({k: v for k, v in event.items() if k != "event"} | {"last_at": event["at"]})
+            for trial in self.trials.values():  # what ran when the last session broke off has to run again
+                if trial.status == "RUNNING":
+                    trial.status = "PENDING"
+            return
+        self.sessions[-1]["last_at"] = event["at"]
+        if kind == "session_end":
+            self.sessions[-1] |= {"ended": event["at"], "outcome": event["outcome"]}
+            return
+        if kind == "trial":
+            self.trials[event["trial"]] = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"])
+            return
+        trial = self.trials[event["trial"]]
+        if kind == "start":
+            trial.status = "RUNNING"
+            trial.attempts.append({"node": event["node"], "at": event["at"], "from_epoch": event["from_epoch"]})
+            # A new attempt repeats the epochs after its checkpoint: what the broken attempt said of them no longer counts.
+            trial.results = [r for r in trial.results if r.epoch <= event["from_epoch"]]
+            trial.checkpoints = {e: path for e, path in trial.checkpoints.items() if e <= event["from_epoch"]}
+        elif kind == "result":
+            trial.results.append(Result(event["epoch"], event["metrics"], event["time_s"], event["at"]))
+            trial.attempts[-1]["node"] = event["node"]
+        elif kind == "checkpoint":
+            trial.checkpoints[event["epoch"]] = event["path"]
+        elif kind == "finish":
+            trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
+        else:
+            raise RaysweepError(f"the record holds an event {kind!r} that this version does not know: use the version that wrote it")
+
+
+def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield each event with the offset behind its line, in bytes; a torn last line is left out.
+
+    Raises RaysweepError for a bad line before the last one.
+    """
+    if not path.exists():
+        return
+    offset = 0
+    bad: int | None = None
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if bad is not None:
+                raise RaysweepError(
+                    f"{path}: line {bad} was altered (its checksum does not fit). Restore the file from a backup, or move it away to start the sweep anew."
+                )
+            offset += len(line)
+            event = decode(line.decode("utf-8", errors="replace"))
+            if event is None:
+                bad = number
+            else:
+                yield event, offset
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep that the record at `path` tells of; an empty one where there is none. Changes nothing, so it may run beside the driver."""
+    sweep = Sweep()
+    for event, _ in read_events(path):
+        sweep.apply(event)
+    return sweep
+
+
+class Record:
+    """The driver's handle on the record: opening folds and repairs it, `write` appends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.sweep = Sweep()
+        end = 0
+        for event, offset in read_events(path):
+            self.sweep.apply(event)
+            end = offset
+        self._file = path.open("ab")
+        self._file.truncate(end)  # cuts off a torn last line
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append an event, and fold it into `sweep`. Raises OSError when the disk is full."""
+        entry = {"event": event, **values, "at": now()}
+        self._file.write(encode(entry).encode())
+        self._file.flush()
+        if event in DURABLE:
+            os.fsync(self._file.fileno())
+        # Through JSON, so that the sweep is the same whether it was written just now or read again later.
+        self.sweep.apply(json.loads(json.dumps(entry)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles whatever it is given into snapshots that nobody reads: of the record they hold only where it is."""
+        return {"path": self.path}
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

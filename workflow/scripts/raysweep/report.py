@@ -1,0 +1,291 @@
+"""The report of a sweep: one HTML page that opens from a file, needs no network, and says what the result is and why one may believe it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import keyword
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import report_charts
+from .errors import logger
+from .files import written_aside
+from .progress import duration
+from .record import Trial
+from .report_inputs import Inputs, is_number
+from .report_notes import failures, notes, number, plural, tied
+from .sources import find_target
+from .space import flattened
+
+TEMPLATES_DIR = Path(__file__).parent / "templates"
+TRAINING_KEYS = ("lr", "momentum", "weight_decay", "batch_size")  # go to the training; all others to the model's constructor
+MAIN_PACKAGES = ("torch", "ray", "numpy", "optuna", "safetensors")
+MAX_TRIALS_NAMED = 12  # of one cause of failure
+
+
+# --- how to use the result ----------------------------------------------------------------------------------------------------------
+
+
+def snippet(inputs: Inputs, root: Path) -> str:
+    """A program that loads the best model and classifies a few images; run in `root`, the folder that the workflow runs in."""
+    if inputs.about.get("model"):
+        return _model_snippet(inputs, root)
+    return "\n".join(
+        [
+            "from pathlib import Path",
+            "",
+            f"config = {_literal(inputs.winner.config)}",
+            f"checkpoint = Path({_quoted(_relative(inputs.model_dir, root))})  # what the trainable saved after epoch {inputs.best['epochs']}",
+            "",
+            "print(config)",
+            'print(*sorted(checkpoint.rglob("*")), sep="\\n")',
+        ]
+    )
+
+
+def _model_snippet(inputs: Inputs, root: Path) -> str:
+    target = find_target(inputs.about["model"], root)
+    arguments = {k: v for k, v in inputs.winner.config.items() if k not in TRAINING_KEYS}
+    import_root = _relative(target.import_root, root)
+    lines = ["import sys", "", "import numpy as np", "import torch", "from safetensors.torch import load_model", ""]
+    lines.append(f"sys.path.insert(0, {_quoted(import_root)})  # where the model's source lies")
+    module = target.module or target.path.stem
+    if all(part.isidentifier() and not keyword.iskeyword(part) for part in module.split(".")):
+        lines.append(f"from {module} import {target.name}")
+    else:  # a file such as my-model.py
+        lines += ["import importlib", "", f"{target.name} = importlib.import_module({module!r}).{target.name}"]
+    if all(k.isidentifier() and not keyword.iskeyword(k) for k in arguments):
+        call = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+    else:
+        call = f"**{arguments!r}"
+    lines += [
+        "",
+        f"model = {target.name}({call})",
+        f"load_model(model, {_quoted(_relative(inputs.model_dir, root) + '/model.safetensors')})",
+        "model.eval()",
+    ]
+    if inputs.data is not None and inputs.data_dir is not None:
+        channels_and_size = tuple(inputs.data["image_shape"])
+        images = f"{_relative(inputs.data_dir, root)}/validation/images.npy"
+        lines += [
+            "",
+            f"classes = {_quoted(inputs.data['classes'])}",
+            f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {", ".join(map(str, channels_and_size))})',
+            "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
+            "with torch.no_grad():",
+            "    for label in model(inputs).argmax(dim=1):",
+            "        print(classes[label])",
+        ]
+    return "\n".join(lines)
+
+
+def _quoted(value: str | list[str]) -> str:
+    """Text, or a list of texts, as Python with double quotes: what JSON writes of them is Python too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _literal(value: Any) -> str:
+    """`value` as Python, broken into lines where it is long."""
+    text = repr(value)
+    if len(text) <= 100 or not isinstance(value, dict | list):
+        return text
+    items = [f"{k!r}: {v!r}" for k, v in value.items()] if isinstance(value, dict) else [repr(v) for v in value]
+    opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
+    if isinstance(value, dict):
+        return "\n".join([opening, *(f"    {item}," for item in items), closing])
+    half = (len(items) + 1) // 2
+    return "\n".join([opening, f"    {', '.join(items[:half])},", f"    {', '.join(items[half:])},", closing])
+
+
+def _relative(path: Path, root: Path) -> str:
+    """`path` as seen from `root`, or in full where it lies outside."""
+    text = os.path.relpath(os.path.abspath(path), root)  # noqa: PTH100: resolve() would follow links
+    return os.path.abspath(path) if text.startswith("..") else Path(text).as_posix()
+
+
+# --- what the page shows ------------------------------------------------------------------------------------------------------------
+
+
+def when(at: str | None) -> str:
+    """An ISO 8601 time in UTC as the page shows it."""
+    return "" if at is None else datetime.fromisoformat(at).strftime("%-d %b %Y, %H:%M:%S UTC")
+
+
+def _table(inputs: Inputs) -> dict[str, Any]:
+    """The table of all trials, best first, failed ones last: its columns (title, whether numbers, whether right-aligned) and rows."""
+    columns = [("trial", False), ("status", False), (inputs.metric, True), ("epoch of it", True), ("epochs", True)]
+    columns += [(key.name, all(is_number(v) for v in key.values)) for key in inputs.keys]
+    columns += [("time (s)", True), ("node", False), ("started", False), ("seed", True)] + [("error", False)]
+    order = {t.trial_id: i for i, (t, _) in enumerate(inputs.ranked)}
+    rows = [_row(inputs, t) for t in sorted(inputs.trials, key=lambda t: (order.get(t.trial_id, len(order)), t.trial_id))]
+    return {"columns": [{"title": title, "number": numeric} for title, numeric in columns], "rows": rows}
+
+
+def _row(inputs: Inputs, trial: Trial) -> dict[str, Any]:
+    result = trial.best(inputs.metric, inputs.mode)
+    config = flattened(trial.config)
+    cells: list[Any] = [
+        trial.trial_id,
+        trial.status,
+        result and _cell(result.metrics[inputs.metric]),
+        result and result.epoch,
+        trial.epochs,
+    ]
+    cells += [_cell(config.get(key.name)) for key in inputs.keys]
+    cells += [f"{trial.time_s:.1f}", trial.node, trial.started and trial.started[:19] + "Z", trial.seed] + [trial.error]
+    return {"cells": ["" if c is None else c for c in cells], "status": trial.status, "winner": trial is inputs.winner}
+
+
+def _cell(value: Any) -> str:
+    """A value in a table: numbers so that JavaScript reads them again."""
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else report_charts.text_of(value)
+
+
+def _facts(inputs: Inputs) -> list[tuple[str, str]]:
+    """The line of figures below the headline."""
+    about, trials = inputs.about, inputs.trials
+    counts = {s: sum(t.status == s for t in trials) for s in ("TERMINATED", "STOPPED", "ERROR")}
+    ended = ", ".join(f"{n:,} {text}" for n, text in zip(counts.values(), ("finished", "stopped early", "failed"), strict=True) if n)
+    nodes = list(dict.fromkeys(a.node for a in inputs.attempts))
+    hardware = inputs.sweep.sessions[-1]["nodes"]
+    cpus, gpus = sum(n["cpus"] for n in hardware), sum(n["gpus"] for n in hardware)
+    return [
+        ("Trials", f"{len(trials):,} ({ended})"),
+        ("Epochs", f"up to {about['max_epochs']:,} per trial"),
+        ("Search", f"{about['search_algorithm']['name']}, scheduler {about['scheduler']['name']}"),
+        ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
+        ("Ran on", f"{plural(len(nodes), 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
+    ]
+
+
+def _charts(inputs: Inputs) -> dict[str, Any]:
+    """The figures by their place on the page, and what each leaves out."""
+    keys = [key for key in inputs.keys if key.varies]
+    result: dict[str, Any] = {"specs": {}, "left_out": {}, "hyperparameters": []}
+    specs = result["specs"]
+    for i, key in enumerate(keys):
+        specs[f"key{i}"] = report_charts.hyperparameter(inputs, keys, i)
+        result["hyperparameters"].append({"id": f"key{i}", "name": key.name})
+    if keys:
+        specs["parallel"] = report_charts.parallel_coordinates(inputs, keys)
+        result["num_axes"] = len(keys) + 1
+    if curves := report_charts.learning_curves(inputs, keys):
+        specs["curves"], result["left_out"]["curves"] = curves
+    specs["best_so_far"] = report_charts.best_so_far(inputs, keys)
+    specs["timeline"], result["left_out"]["timeline"] = report_charts.timeline(inputs)
+    specs["confirmation"] = report_charts.confirmation(inputs)
+    result["data"] = report_charts.shared_data(inputs, keys)
+    return result
+
+
+def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
+    """Where the result came from: (what, text)."""
+    about, best, env = inputs.about, inputs.best["provenance"], inputs.env
+    found = [("Sweep", f"{inputs.name}, identity {about['identity']}"), ("Workflow", f"version {best['workflow_version']}")]
+    if about.get("model"):
+        found.append(("Model", f"{about['model']}, trained with {about['optimizer']} on {about['loss']}"))
+    else:
+        found.append(("Trainable", about["trainable"]))
+    if inputs.data is not None:
+        data = inputs.data
+        found += [
+            ("Data", f"{data['name']}: {data['description']}; source {data['source']}, checksum {data['checksum']}"),
+            ("Data, SHA-256", data["data_sha256"]),
+            (
+                "Split",
+                f"{data['validation_fraction']:g} of the training set for validation, drawn with seed {data['seed']}, the same share of each class",
+            ),
+        ]
+    packages = env["packages"]
+    main = ", ".join(f"{name} {packages[name]}" for name in MAIN_PACKAGES if name in packages)
+    found += [
+        ("Environment", f"Python {env['python_version']}, {main}; torch backend {env['torch_backend']}, wheels: {env['wheels']}"),
+        ("Environment, SHA-256", env["environment_sha256"]),
+    ]
+    return found
+
+
+def _sessions(inputs: Inputs) -> Iterator[dict[str, str]]:
+    for session, (start, end) in zip(inputs.sweep.sessions, inputs.clock.sessions, strict=True):
+        nodes = ", ".join(f"{n['name']} ({plural(n['cpus'], 'CPU')}, {plural(n['gpus'], 'GPU')})" for n in session["nodes"])
+        yield {
+            "start": when(start),
+            "end": when(end),
+            "outcome": session.get("outcome") or "cut off",
+            "host": session["host"],
+            "nodes": nodes,
+        }
+
+
+def _sha256_source(text: str) -> str:
+    """A script as a Content-Security-Policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json_in_html(value: Any) -> Markup:
+    """JSON that stands in a <script> element and cannot end it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(
+        text.replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
+
+
+def render(inputs: Inputs, root: Path) -> str:
+    """The page. `root` is the folder that the workflow runs in; paths on the page start there."""
+    # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
+    bundle, code = vl_convert.javascript_bundle(), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
+    charts = _charts(inputs)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "plural": plural, "when": when, "value": report_charts.text_of}
+    python = inputs.env.get("python")
+    return environment.get_template("report.html").render(
+        inputs=inputs,
+        about=inputs.about,
+        best=inputs.best,
+        confirmed=inputs.confirmed,
+        config=flattened(inputs.winner.config),
+        notes=notes(inputs),
+        num_tied=len(tied(inputs)),
+        facts=_facts(inputs),
+        table=_table(inputs),
+        charts=charts,
+        chart_json=_json_in_html({"specs": charts["specs"], "data": charts["data"]}),
+        failures=failures(inputs.trials),
+        max_trials_named=MAX_TRIALS_NAMED,
+        snippet=snippet(inputs, root),
+        tier_names=report_charts.TIERS,
+        states=[(colour, s.lower()) for s, colour in report_charts.STATUS_COLOURS.items() if any(a.state == s for a in inputs.attempts)],
+        python=None if python is None else _relative(Path(python), root),
+        provenance=_provenance(inputs),
+        sessions=list(_sessions(inputs)),
+        unfinished=inputs.unfinished(),
+        made_with=f"Vega-Lite, bundled by vl-convert {importlib.metadata.version('vl-convert-python')}",
+        css=Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8")),
+        bundle=Markup(bundle),
+        code=Markup(code),
+        script_sources=f"{_sha256_source(bundle)} {_sha256_source(code)}",
+    )
+
+
+def write_report(inputs: Inputs, path_to_output: Path, root: Path) -> None:
+    """Write the page, whole or not at all."""
+    page = render(inputs, root)
+    with written_aside(path_to_output) as stream:
+        stream.write(page)
+    logger.info("Report: %s (%.1f MB)", path_to_output, len(page.encode()) / 1e6)

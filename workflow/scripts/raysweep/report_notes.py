@@ -1,0 +1,264 @@
+"""What helps to judge a sweep's result: ties, the winner's luck, the edges of the search space, what was seeded, what went wrong."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .record import Trial
+from .report_inputs import Inputs, Key, is_number
+from .space import Choice, Numeric, flattened
+
+EDGE_FRACTION = 0.05  # of a range, at each end
+FEW_STEPS = 20  # an integer range with fewer values has no outer 5 %: there its ends are judged as those of a list
+
+
+@dataclass(frozen=True)
+class Note:
+    """One finding: `good` speaks for the result, `warn` against taking it at face value, `info` is what one should know."""
+
+    kind: Literal["good", "info", "warn"]
+    title: str
+    text: str
+
+
+@dataclass
+class Failure:
+    """A cause of failed trials."""
+
+    cause: str  # in the words of the first trial that it ended
+    trials: list[Trial] = field(default_factory=list)
+
+
+def number(value: float) -> str:
+    """A number as the report shows it: four significant digits, whole numbers in full."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def failures(trials: list[Trial]) -> list[Failure]:
+    """The failed trials by cause, the most frequent first; texts that differ only in numbers are one cause."""
+    found: dict[str, Failure] = {}
+    for trial in trials:
+        if trial.status == "ERROR":
+            cause = trial.error or "no reason recorded"
+            found.setdefault(re.sub(r"0x[0-9a-f]+|\d+", "#", cause), Failure(cause)).trials.append(trial)
+    return sorted(found.values(), key=lambda f: -len(f.trials))
+
+
+def notes(inputs: Inputs) -> list[Note]:
+    """Everything that helps to judge the result, the most important first."""
+    found = [
+        _tie(inputs),
+        _optimism(inputs),
+        _confirmation(inputs),
+        *_edges(inputs),
+        _splits(inputs),
+        *_errors(inputs),
+        *_course(inputs),
+        _seeded(inputs),
+    ]
+    return [note for note in found if note is not None]
+
+
+def tied(inputs: Inputs) -> list[tuple[Trial, float]]:
+    """The other trials whose validation value lies within one confirmation standard deviation of the winner's, best first."""
+    deviation, winning = inputs.confirmed["standard_deviation"], inputs.best["metric"]["value"]
+    if deviation is None:
+        return []
+    slack = 1e-12 * max(1.0, abs(winning))  # 0.47 - 0.46 is a little more than 0.01
+    return [(trial, value) for trial, value in inputs.ranked if trial is not inputs.winner and abs(value - winning) <= deviation + slack]
+
+
+def _tie(inputs: Inputs) -> Note | None:
+    deviation, others = inputs.confirmed["standard_deviation"], len(inputs.ranked) - 1
+    if others < 1:
+        return Note("warn", "Nothing to compare with", "Only one trial has a result, so nothing was selected.")
+    if deviation is None:
+        return Note(
+            "warn",
+            "How much luck is in the ranking is not known",
+            "The winner was confirmed with fewer than two seeds, so there is no standard deviation to hold the differences between trials against. "
+            "Set confirm.seeds to 3 or more.",
+        )
+    seeds = f"one standard deviation of the confirmation ({number(deviation)}, from {plural(inputs.confirmed['n'], 'seed')})"
+    near = tied(inputs)
+    if not near:
+        return Note(
+            "good", "The winner stands alone", f"None of the other {plural(others, 'trial')} lies within {seeds} of it on validation."
+        )
+    named = ", ".join(f"{trial.trial_id} ({number(value)})" for trial, value in near[:5]) + (" and others" if len(near) > 5 else "")
+    return Note(
+        "warn",
+        "It is a tie" if len(near) == 1 else f"It is a tie among {len(near) + 1:,}",
+        f"{len(near):,} of the other {plural(others, 'trial')} {'lies' if len(near) == 1 else 'lie'} within {seeds} of the winner on validation: {named}. "
+        "Chance decides their order as much as merit does; take the one that is cheapest or simplest.",
+    )
+
+
+def _optimism(inputs: Inputs) -> Note | None:
+    tries, best, mean = len(inputs.ranked), inputs.best["metric"]["value"], inputs.confirmed["mean"]
+    if tries < 2:
+        return None
+    where = "on the test set" if inputs.confirmed["on"] == "test" else "with new seeds, on validation again"
+    difference = f"{number(abs(best - mean))} {'below' if mean < best else 'above'} it" if mean != best else "equal to it"
+    return Note(
+        "info",
+        f"The winner’s validation {inputs.metric} is optimistic",
+        f"{number(best)} is the {'highest' if inputs.mode == 'max' else 'lowest'} of {tries:,} validation figures. Choosing the best also chooses the "
+        f"luckiest, the more so the more trials there are. The confirmed mean {where}, {number(mean)}, is {difference}: quote that one.",
+    )
+
+
+def _confirmation(inputs: Inputs) -> Note | None:
+    if inputs.confirmed["on"] != "test":
+        return Note(
+            "warn",
+            "There is no test result",
+            f"The confirmation was {inputs.confirmed['note'] or 'repeated on validation, not a test result'}. A function `confirm` beside the trainable gives one.",
+        )
+    return None
+
+
+def position_in_range(distribution: Numeric, value: float) -> float:
+    """Where `value` lies between the bounds: 0 at the lower, 1 at the upper one, on the distribution's own scale."""
+    # The upper bound of integers is excluded.
+    low, high = distribution.low, distribution.high - 1 if distribution.integer else distribution.high
+    if low == high:
+        return 0.5
+    if distribution.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _steps(distribution: Numeric) -> float:
+    """How many different values a distribution has."""
+    width = distribution.high - distribution.low
+    return width if distribution.integer else width / distribution.step + 1 if distribution.step else math.inf
+
+
+def _edges(inputs: Inputs) -> Iterator[Note]:
+    config = flattened(inputs.winner.config)
+    for key in inputs.keys:
+        if key.name in config and is_number(config[key.name]) and (note := _edge(key, config[key.name])):
+            yield note
+
+
+def _edge(key: Key, value: float) -> Note | None:
+    distribution = key.distribution
+    if isinstance(distribution, Numeric) and distribution.log and value <= 0:  # drawn before the range became what it is
+        return None
+    if isinstance(distribution, Numeric) and _steps(distribution) >= FEW_STEPS:
+        position = position_in_range(distribution, value)
+        if EDGE_FRACTION < position < 1 - EDGE_FRACTION:
+            return None
+        upper = position > 0.5
+        scale = ", on the log scale it is searched on" if distribution.log else ""
+        return Note(
+            "warn",
+            f"{key.name} lies at the edge of its range",
+            f"The best value, {number(value)}, is in the {'upper' if upper else 'lower'} 5 % of {number(distribution.low)} to {number(distribution.high)}{scale}. "
+            f"The optimum may lie {'above' if upper else 'below'}: widen it and run again; finished trials are kept.",
+        )
+    if isinstance(distribution, Numeric):
+        values = [distribution.low, distribution.high - 1 if distribution.integer else distribution.high]
+        enough = _steps(distribution) >= 3
+    elif isinstance(distribution, Choice) and all(is_number(v) for v in distribution.values):
+        values = sorted(distribution.values)
+        enough = len(set(values)) >= 3  # of two values, one of them always lies at an end
+    else:
+        return None
+    if not enough or value not in (values[0], values[-1]):
+        return None
+    largest = value == values[-1]
+    end, beyond = ("largest", "larger") if largest else ("smallest", "smaller")
+    return Note(
+        "info",
+        f"{key.name} is the {end} on offer",
+        f"The best value, {number(value)}, is the {end} of its list; a {beyond} one may do better still.",
+    )
+
+
+def _splits(inputs: Inputs) -> Note | None:
+    data = inputs.data
+    if data is None:
+        return Note(
+            "info",
+            "The trainable brings its own data",
+            "How it splits them, and what its validation figure is measured on, is for it to say.",
+        )
+    sizes = data["splits"]
+    text = (
+        f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples; {plural(sizes['test'], 'test example')} "
+        f"{'were kept for the confirmation, and nothing else reads them' if inputs.confirmed['on'] == 'test' else 'were not used'}."
+    )
+    value = inputs.best["metric"]["value"]
+    if inputs.metric == "accuracy" and 0 < value < 1 and sizes["validation"]:
+        error = math.sqrt(value * (1 - value) / sizes["validation"])
+        text += f" With that many examples alone, an accuracy of {number(value)} has a standard error of {error:.2g}."
+    return Note("info", "Split sizes", text)
+
+
+def _errors(inputs: Inputs) -> Iterator[Note]:
+    failed = sum(t.status == "ERROR" for t in inputs.trials)
+    if failed:
+        yield Note(
+            "warn",
+            f"{plural(failed, 'trial')} failed",
+            f"{failed:,} of {plural(len(inputs.trials), 'trial')} ended with an error and cannot win. If they share a region of the search space, the ranking "
+            "says nothing about it. The causes stand under Failures.",
+        )
+    if missing := inputs.unfinished():
+        yield Note(
+            "warn",
+            "The sweep is not finished",
+            f"{missing:,} of {max(inputs.about['num_trials'], len(inputs.trials)):,} planned trials have no final result yet. Running Snakemake again goes on from the record.",
+        )
+
+
+def _course(inputs: Inputs) -> Iterator[Note]:
+    stopped = sum(t.status == "STOPPED" for t in inputs.trials)
+    if stopped:
+        yield Note(
+            "info",
+            f"{plural(stopped, 'trial')} stopped early",
+            f"The scheduler ({inputs.about['scheduler']['name']}) ended {stopped:,} of {plural(len(inputs.trials), 'trial')} before {plural(inputs.about['max_epochs'], 'epoch')}. "
+            "One that learns slowly and would have won in the end is lost this way.",
+        )
+    if len(inputs.sweep.sessions) > 1:
+        again = sum(len({inputs.clock.session_of(a["at"]) for a in t.attempts}) > 1 for t in inputs.trials)
+        broken = sum("outcome" not in s for s in inputs.sweep.sessions)
+        text = f"The sweep ran in {len(inputs.sweep.sessions)} sessions"
+        text += f", {broken} of which {'was' if broken == 1 else 'were'} cut off." if broken else "."
+        text += (
+            f" {plural(again, 'trial')} started again, from the last checkpoint where there was one."
+            if again
+            else " No trial had to start again."
+        )
+        yield Note("info", "Interruptions", text)
+
+
+def _seeded(inputs: Inputs) -> Note:
+    about = inputs.about
+    split = f" the validation split (seed {inputs.data['seed']})," if inputs.data is not None else ""
+    searcher = about["search_algorithm"]["name"]
+    text = f"From seed {about['seed']}: the configurations,{split} each trial’s own seed"
+    if about.get("model"):
+        text += ", with it a model’s first weights, and the order of the training data, which is the same for all trials."
+    else:
+        text += ", which the trainable gets as RAYSWEEP_SEED; whether it uses it is for it to say."
+    if searcher not in ("random", "grid"):
+        text += f" What {searcher} proposes depends also on which trials had ended by then."
+    if about["scheduler"]["name"] != "none":
+        text += " When a trial is stopped depends on which others had got that far, so it may differ in another run."
+    if any(node["gpus"] for session in inputs.sweep.sessions for node in session["nodes"]):
+        text += " On GPUs sums are not always added in the same order, so that values may differ in the last digits."
+    return Note("info", "What was seeded", text)

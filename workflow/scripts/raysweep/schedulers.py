@@ -1,0 +1,93 @@
+"""Tune's schedulers, by the names of the config, shielded from results that they cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
+
+from .record import Sweep
+
+
+def make_scheduler(sweep: dict[str, Any]) -> TrialScheduler:
+    """The scheduler of a sweep of a validated config. The metric and mode are set by Tune."""
+    options = dict(sweep["scheduler"])
+    name = options.pop("name")
+    if name == "asha":
+        return ASHAScheduler(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
+    if name == "hyperband":
+        return HyperBandScheduler(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
+    if name == "median":
+        return MedianStoppingRule(time_attr="training_iteration", **options)
+    return FIFOScheduler()
+
+
+class _Recorded:
+    """Stands for a trial of an earlier run where results are replayed: rung schedulers look at nothing but its id."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
+    """Tell ASHA or the median rule what is recorded, in the order in which it was reported, so that their rungs are as they were.
+
+    Neither touches Tune's controller here. HyperBand would, and starts its bracket anew.
+    """
+    if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
+        return
+    stubs = {trial_id: _Recorded(trial_id) for trial_id in recorded.trials}
+    for stub in stubs.values():
+        scheduler.on_trial_add(None, stub)
+    reports = [(result.at, trial, result) for trial in recorded.trials.values() for result in trial.results if metric in result.metrics]
+    for _, trial, result in sorted(reports, key=lambda report: report[0]):
+        told = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
+        scheduler.on_trial_result(None, stubs[trial.trial_id], told)
+    for trial in recorded.trials.values():
+        if trial.finished and trial.results and metric in (last := trial.results[-1]).metrics:
+            scheduler.on_trial_complete(None, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
+
+
+class Shielded(TrialScheduler):
+    """Passes everything to another scheduler, but the end of a trial whose results lack a usable metric: that is an error."""
+
+    def __init__(self, inner: TrialScheduler, unusable: Container[str]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.unusable = unusable
+
+    @property
+    def metric(self) -> str | None:
+        return self.inner.metric
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        return False
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return self.inner.set_search_properties(metric, mode, **spec)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.inner.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if trial.trial_id in self.unusable:
+            self.inner.on_trial_error(tune_controller, trial)
+        else:
+            self.inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        return self.inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return self.inner.debug_string()

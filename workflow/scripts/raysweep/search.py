@@ -1,0 +1,112 @@
+"""The search algorithm that Tune is given: it hands out the trials that the record says are unfinished or still to come.
+
+Tune takes it through `TuneConfig(search_alg=…)`. It makes `Trial` objects under our own ids with Tune's internal
+`_create_trial_from_spec`, and lets one go on from its checkpoint with `_restore_checkpoint_result`: with Tune's own restore a sweep
+cannot be given more trials, and a damaged experiment state silently runs one trial with an empty configuration. Both names are private:
+Ray is pinned, and tests/test_search.py fails when they change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
+from ray.tune.search.search_algorithm import SearchAlgorithm
+
+from .record import Record, Trial
+from .samplers import Sampler
+from .seeds import trial_seed
+from .trial import OWN
+
+ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING)
+
+
+def trial_id_of(index: int) -> str:
+    """The id of the trial of configuration `index`; ids sort as their numbers do."""
+    return f"{index:05d}"
+
+
+class RecordedSearch(SearchAlgorithm):
+    """Hands out trials, first those the record began and did not finish, then new ones, until there are `total`."""
+
+    def __init__(
+        self,
+        record: Record,
+        sampler: Sampler,
+        *,
+        total: int,
+        seed: int,
+        max_concurrent: int,
+        may_start: Callable[[], bool],
+        tasks: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.record, self.sampler = record, sampler
+        self.total, self.seed, self.max_concurrent = total, seed, max_concurrent
+        self.may_start = may_start
+        self.tasks = tasks  # of a confirmation: {trial, seed, task}, one for each configuration of its sampler
+        self.unfinished = [trial for trial in record.sweep.trials.values() if not trial.finished]
+        self.handed_out: list[TuneTrial] = []
+        self.spec: dict[str, Any] = {}
+
+    @property
+    def total_samples(self) -> int:
+        return self.total
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Take over Tune's description of the experiment; it has exactly one."""
+        (experiment,) = experiments if isinstance(experiments, list) else [experiments]
+        self.spec = experiment.spec
+
+    def next_trial(self) -> TuneTrial | None:
+        """The next trial, or None: at capacity (Tune asks again), or when there is none left (then `is_finished`)."""
+        self.handed_out = [t for t in self.handed_out if not t.is_finished()]
+        if sum(t.status in ALIVE for t in self.handed_out) >= self.max_concurrent:
+            return None
+        if not self.may_start() or not (self.unfinished or len(self.record.sweep.trials) < self.total):
+            self.set_finished()
+            return None
+        trial = self.unfinished.pop(0) if self.unfinished else self._new()
+        tune_trial = self._tune_trial(trial)
+        self.handed_out.append(tune_trial)
+        return tune_trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The record has it already: see bookkeeping.py, which tells the sampler when a trial is finished."""
+
+    def _new(self) -> Trial:
+        index = len(self.record.sweep.trials)
+        config = self.sampler.propose(index)
+        own: dict[str, Any] = self.tasks[index] if self.tasks else {"trial": trial_id_of(index), "seed": trial_seed(self.seed, index, 0)}
+        self.record.write("trial", trial=own["trial"], index=index, repeat=0, seed=own["seed"], config=config)
+        return self.record.sweep.trials[own["trial"]]
+
+    def _tune_trial(self, trial: Trial) -> TuneTrial:
+        task = self.tasks[trial.index]["task"] if self.tasks else "search"
+        spec = {**self.spec, "config": {**trial.config, OWN: {"seed": trial.seed, "task": task}}, "trial_dirname_creator": _dirname}
+        tune_trial = _create_trial_from_spec(
+            spec, _make_parser(), trial_id=trial.trial_id, evaluated_params={}, experiment_tag=trial.trial_id
+        )
+        epoch = self.latest_checkpoint(trial)
+        if epoch:
+            result = next(r for r in trial.results if r.epoch == epoch)
+            tune_trial._restore_checkpoint_result = _TrainingResult(
+                checkpoint=Checkpoint.from_directory(self.record.path.parent / trial.checkpoints[epoch]),
+                metrics={"training_iteration": epoch, "time_total_s": result.time_s, **result.metrics},
+            )
+        return tune_trial
+
+    def latest_checkpoint(self, trial: Trial) -> int:
+        """The last epoch of which the trial has both a result and a checkpoint that is still there; 0 without any."""
+        reported = {result.epoch for result in trial.results}
+        return max(
+            (e for e, path in trial.checkpoints.items() if e in reported and Path(self.record.path.parent, path).is_dir()), default=0
+        )
+
+
+def _dirname(trial: TuneTrial) -> str:
+    return trial.trial_id

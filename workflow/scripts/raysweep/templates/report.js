@@ -1,0 +1,78 @@
+"use strict";
+
+// Figures: one copy of the data, in columns, becomes the named data sets that all specifications refer to.
+const page = JSON.parse(document.getElementById("figures").textContent);
+const rowsOf = (columns) => {
+  const names = Object.keys(columns);
+  return columns[names[0]].map((_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
+};
+const datasets = Object.fromEntries(Object.entries(page.data).map(([name, columns]) => [name, rowsOf(columns)]));
+const font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif";
+const config = {
+  background: null,
+  font,
+  view: { stroke: null },
+  axis: {
+    labelColor: "var(--muted)", titleColor: "var(--ink)", gridColor: "var(--line)", domainColor: "var(--axis)", tickColor: "var(--axis)",
+    labelFontSize: 11.5, titleFontSize: 12.5, titleFontWeight: 600, titlePadding: 8, labelPadding: 4,
+  },
+  axisX: { grid: false },
+  legend: { disable: true }, // the page has its own, which fold on a narrow screen
+};
+const used = (spec) => {
+  const text = JSON.stringify(spec);
+  return Object.fromEntries(Object.entries(datasets).filter(([name]) => text.includes(`"name":"${name}"`)));
+};
+const drawn = Object.entries(page.specs).map(([id, spec]) => {
+  const place = document.getElementById(`chart-${id}`);
+  const whole = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", autosize: { type: "fit-x", contains: "padding" }, datasets: used(spec), ...spec };
+  // `ast`: expressions are interpreted, so that the page needs no permission to turn text into code.
+  return vegaEmbed(place, whole, { ast: true, actions: false, renderer: "svg", config, tooltip: { theme: "custom" } }).catch((error) => {
+    place.textContent = `This figure could not be drawn: ${error.message}`;
+    place.classList.add("failed");
+    throw error;
+  });
+});
+Promise.allSettled(drawn).then(() => {
+  document.documentElement.dataset.figures = "drawn";
+});
+
+// The table: a click on a title sorts by it, a second one the other way round; empty cells stay last.
+const body = document.querySelector("#trials tbody");
+const titles = [...document.querySelectorAll("#trials thead th")];
+titles.forEach((title, column) => {
+  title.querySelector("button").addEventListener("click", () => {
+    const ascending = title.getAttribute("aria-sort") !== "ascending";
+    const isNumber = title.classList.contains("number");
+    const compare = (a, b) => (isNumber ? Number(a) - Number(b) : a.localeCompare(b, undefined, { numeric: true }));
+    const rows = [...body.rows].map((row) => [row.cells[column].textContent.trim(), row]);
+    rows.sort(([a], [b]) => (a === "" || b === "" ? (a === "") - (b === "") : ascending ? compare(a, b) : compare(b, a)));
+    titles.forEach((other) => other.setAttribute("aria-sort", "none"));
+    title.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    body.append(...rows.map(([, row]) => row));
+  });
+});
+const filter = document.getElementById("filter");
+filter.addEventListener("input", () => {
+  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let shown = 0;
+  for (const row of body.rows) {
+    const text = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word));
+    shown += !row.hidden;
+  }
+  document.getElementById("shown").textContent = `${shown.toLocaleString("en")} of ${body.rows.length.toLocaleString("en")} shown`;
+});
+
+for (const button of document.querySelectorAll(".copy")) {
+  const code = button.parentElement.querySelector("code");
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(code); // ready for Ctrl-C where the browser refuses the clipboard
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Press Ctrl-C";
+    }
+  });
+}

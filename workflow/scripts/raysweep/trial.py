@@ -1,0 +1,109 @@
+"""What a trial runs, in a worker process of Ray: the training of a `model`, or the user's own Tune function."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from .data import load_split
+from .sources import load_target, target_of
+
+# The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
+OWN = "_raysweep"
+
+
+def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
+    """The function that Tune runs for every trial, whatever the sweep trains. `job` is described in driver.py."""
+    config = dict(config)
+    own = config.pop(OWN)
+    # The folder in which the user started Snakemake, so that the relative paths of his function mean what he means.
+    os.chdir(job["root"])
+    os.environ["RAYSWEEP_SEED"] = str(own["seed"])
+    os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job["max_epochs"])
+    if job["data_dir"]:
+        os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
+    target, module = load_target(target_of(job["sweep"], Path(job["root"])))
+    if own["task"] == "confirm" and "trainable" in job["sweep"]:
+        return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
+    if "trainable" in job["sweep"]:
+        return target(config)
+    return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
+
+
+def _checked(metrics: Any) -> dict[str, Any]:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"confirm() must return a map of test metrics but returned {metrics!r}")
+    return metrics
+
+
+@functools.cache
+def _arrays(data_dir: str, split: str, device: Any) -> tuple[Any, Any]:
+    """Images and labels of a split as tensors: memory-mapped on a CPU, copied once per process to a GPU."""
+    import torch
+
+    images, labels = load_split(Path(data_dir), split)
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> Any:
+    import torch
+
+    from .training import Trainer
+
+    # Several processes with torch's default number of threads each stall one another.
+    torch.set_num_threads(max(1, int(job["sweep"]["trial_resources"]["cpu"])))
+    return Trainer(
+        model_class,
+        config,
+        loss=job["sweep"]["loss"],
+        optimizer=job["sweep"]["optimizer"],
+        seed=seed,
+        order_seed=job["sweep"]["seed"],
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
+def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> None:
+    """Train on the training part, report on the validation part after each epoch, and checkpoint."""
+    trainer = _trainer(model_class, config, seed, job)
+    train, validation = (_arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
+    epoch = 0
+    if checkpoint := tune.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            epoch = trainer.load(Path(folder))
+    while epoch < job["max_epochs"]:
+        epoch += 1
+        train_loss = trainer.train_epoch(*train, epoch)
+        metrics = {**trainer.evaluate(*validation), "train_loss": train_loss}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.save(Path(folder), epoch)
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
+    """Train on all training data, validation part included, for as many epochs as the best trial had; evaluate on the test set, once."""
+    import torch
+
+    trainer = _trainer(model_class, config, seed, job)
+    parts = [_arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    train_loss = 0.0
+    for epoch in range(1, job["max_epochs"] + 1):
+        train_loss = trainer.train_epoch(images, labels, epoch)
+    return {**trainer.evaluate(*_arrays(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
+
+
+def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
+    """The test metrics of the model that the sweep published."""
+    from safetensors.torch import load_model
+
+    from .training import MODEL_FILE
+
+    trainer = _trainer(model_class, config, seed, job)
+    load_model(trainer.model, str(Path(job["model_dir"]) / MODEL_FILE), device=str(trainer.device))
+    return trainer.evaluate(*_arrays(job["data_dir"], "test", trainer.device))

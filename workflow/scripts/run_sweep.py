@@ -1,0 +1,12 @@
+"""Entry point of the rule run_sweep."""
+
+from raysweep.errors import run_entry_point
+from raysweep.launch import run_sweep, stage_from_command_line
+
+
+def main() -> None:
+    run_sweep(*stage_from_command_line(__doc__))
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
