@@ -36,8 +36,9 @@ setup: .venv/.complete
 	            "$$(grep -iE '^ *(error|cause): ' "$$log" | tr -s '\n ' ' ')" >&2; exit 1; }; \
 	touch $@
 
+# With .venv first on PATH, so that `python3` in the config is the Python of the set-up.
 demo: setup
-	@.venv/bin/snakemake --cores all --configfile config/demo.yaml
+	@PATH="$$PWD/.venv/bin:$$PATH" snakemake --cores all --configfile config/demo.yaml
 	@echo "Report: $$PWD/results/demo/demo/report.html"
 
 # The tests' environment is built by the workflow's own rule script, which so tests itself; it is fast where nothing has changed.
@@ -61,7 +62,7 @@ test: lint
 
 lock: setup
 	@for name in controller node dev; do \
-	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $(ENVS)/$$name.in --output-file $(ENVS)/$$name.txt; \
+	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $(ENVS)/$$name.in --output-file $(ENVS)/$$name.txt || exit 1; \
 	done
 
 watch: setup

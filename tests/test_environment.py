@@ -194,7 +194,7 @@ def test_a_second_run_does_nothing(recipe: Recipe, tmp_path: Path) -> None:
 def test_env_yaml_that_snakemake_deleted_is_written_again(recipe: Recipe) -> None:
     first, inode = build(recipe), Path("env/venv").stat().st_ino
     Path("env/env.yaml").unlink()
-    with pytest.raises(RaysweepError, match="was not built. Run the rule build_env"):
+    with pytest.raises(RaysweepError, match=r"was not built\. Run the rule build_env"):
         Environment.load(Path("env"))
     assert build(recipe) == first
     assert Path("env/venv").stat().st_ino == inode
@@ -380,7 +380,8 @@ def test_goes_on_when_the_network_is_back(recipe: Recipe, monkeypatch: pytest.Mo
         build(recipe)
 
 
-def test_a_package_that_the_index_does_not_have(recipe: Recipe, index: str) -> None:
+@pytest.mark.usefixtures("index")
+def test_a_package_that_the_index_does_not_have(recipe: Recipe) -> None:
     Path("node.in").write_text("plum>=3\n")
     Path("node.txt").write_text("plum==3.1\n")
     with pytest.raises(ConfigError, match=r"The environment cannot be resolved: .*plum"):
@@ -433,20 +434,25 @@ def test_a_cpu_build_gives_way_when_a_gpu_appears(recipe: Recipe, tmp_path: Path
     assert build(asked).torch_backend == "pypi"
 
 
-def test_too_little_space_is_found_before_the_download(recipe: Recipe, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "WITHOUT_TORCH_GB", 1e9)
-    recipe = replace(recipe, wheels="download")
+@pytest.mark.usefixtures("index")
+def test_too_little_space_is_found_before_the_download(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CPU_BUILD_GB", "CUDA_BUILD_GB"):
+        monkeypatch.setattr(environment, name, 1e9)
+    recipe = with_torch(recipe)
     with pytest.raises(WorldError, match=r"^Not enough disk space at .*uv's cache.*1000000000\.0 GB are needed"):
         build(recipe)
-    assert not list((tmp_path / "uv cache").rglob("apple.py"))
+    assert not list((tmp_path / "uv cache").rglob("torch.py"))
 
 
-def test_what_is_cached_needs_no_space(recipe: Recipe, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(recipe, wheels="download")
-    build(recipe)
+@pytest.mark.usefixtures("index")
+def test_what_is_cached_needs_no_space(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = with_torch(recipe, backend="pypi")
+    build(asked)
     shutil.rmtree("env")
-    monkeypatch.setattr(environment, "WITHOUT_TORCH_GB", 1e9)
-    build(recipe)
+    for name in ("CPU_BUILD_GB", "CUDA_BUILD_GB"):
+        monkeypatch.setattr(environment, name, 1e9)
+    Path("node.in").write_text("torch\napple\n")  # which is small, and not cached
+    assert "apple" in build(asked).packages
 
 
 # ------------------------------------------------------------------------------------------------------------ the site's wheels

@@ -1,4 +1,4 @@
-"""Tiny wheels, an index that serves them, and a scene in which the workflow's environments are built from them."""
+"""Tiny wheels, and a package index on loopback that serves them."""
 
 from __future__ import annotations
 
@@ -50,13 +50,16 @@ def serve_index(folder: Path) -> Iterator[str]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/simple"

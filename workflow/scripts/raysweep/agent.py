@@ -35,6 +35,8 @@ HEAD_DEADLINE_S = 120
 GRACE_S = 10  # between SIGTERM and SIGKILL
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
 LONGEST_TEMP_DIR = 43
+# Ray turns 127.0.0.1 into an address that the network can reach; the other loopback addresses, which Linux has, it takes as they are.
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 OBJECT_STORE_SHARE = 0.1
 LEAST_OBJECT_STORE_MB = 100
 
@@ -152,7 +154,7 @@ def head_command(environment: Environment, node: Node, temp_dir: Path) -> list[s
     return environment.command(
         [
             *("-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            "--node-ip-address=127.0.0.1",
+            f"--node-ip-address={LOOPBACK}",
             "--port=0",
             "--min-worker-port=0",
             "--max-worker-port=0",

@@ -52,8 +52,13 @@ def cause_of(error_text: str) -> str:
         return f"its process died: {detail[1].split('. ')[0]}"
     if "actor died" in text or "ActorDied" in text or "actor is dead" in text:
         return "its process died"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it died without a word"
+    # What stands below the last indented line of the traceback is the exception; its text may have several lines.
+    words: list[str] = []
+    for line in reversed(text.splitlines()):
+        if line.startswith((" ", "\t")):
+            break
+        words.insert(0, line.strip())
+    return " ".join(" ".join(words).split())[:300] or "it died without a word"
 
 
 class Bookkeeper(Callback):
@@ -82,6 +87,7 @@ class Bookkeeper(Callback):
         self.fault: BaseException | None = None
         self.reasons: dict[str, str] = {}  # trial_id → why its report cannot be used
         self.ended: set[str] = set()  # trials whose function returned
+        self.running: dict[str, TuneTrial] = {}
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Do it, unless something failed before; keep the first fault."""
@@ -95,6 +101,9 @@ class Bookkeeper(Callback):
         return self.record.sweep.trials[trial.trial_id]
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
+        for trial in [t for t in self.running.values() if t.status == TuneTrial.PAUSED]:
+            del self.running[trial.trial_id]
+            self.guarded(lambda trial_id=trial.trial_id: self.record.write("pause", trial=trial_id))
         self.progress.show(self.record.sweep)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
@@ -102,6 +111,7 @@ class Bookkeeper(Callback):
             restored = trial.latest_checkpoint_result
             epoch = restored.metrics["training_iteration"] if restored else 0
             self.record.write("start", trial=trial.trial_id, node=self.node, from_epoch=epoch)
+            self.running[trial.trial_id] = trial
 
         self.guarded(write)
 
@@ -140,6 +150,7 @@ class Bookkeeper(Callback):
         self.guarded(lambda: self.finish(self.state_of(trial), "ERROR", cause_of(text)))
 
     def finish(self, state: Trial, status: str, reason: str | None) -> None:
+        self.running.pop(state.trial_id, None)
         self.record.write("finish", trial=state.trial_id, status=status, error=reason)
         self.sampler.tell(state)
         if reason:

@@ -285,6 +285,13 @@ class _Check:
                     raise self.refuse((*path, key), f"{sweep[key]!r} is not allowed beside trainable: it belongs to model")
         if (grace := sweep["scheduler"].get("grace_period", 1)) > sweep["max_epochs"]:
             raise self.refuse((*path, "scheduler", "grace_period"), f"{grace} is not allowed: at most max_epochs, {sweep['max_epochs']}")
+        if sweep["scheduler"]["name"] == "hyperband":
+            if sweep["search_algorithm"]["name"] == "optuna":
+                message = "'optuna' is not allowed with scheduler hyperband, which takes all configurations before there is a result to learn from"
+                raise self.refuse((*path, "search_algorithm"), f"{message}: random or grid, or scheduler asha")
+            if sweep["max_concurrent"] is not None:
+                message = f"{sweep['max_concurrent']} is not allowed with scheduler hyperband, which fills whole brackets"
+                raise self.refuse((*path, "max_concurrent"), f"{message}: leave it out, or take scheduler asha")
         self.resources(path, sweep)
 
     def options(self, path: KeyPath, given: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def drive(job: dict[str, Any]) -> None:
     os.environ.update(TUNE_ENVIRONMENT)
     import ray
 
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses the log files that are turned off
     ray.init(address=job["address"], log_to_driver=True, logging_level=logging.WARNING)
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) != len(job["nodes"]):
@@ -103,7 +104,7 @@ def run_tune(job: dict[str, Any]) -> None:
             metric=sweep["metric"],
             mode=sweep["mode"],
             max_epochs=job["max_epochs"],
-            keep_checkpoints=sweep["keep_checkpoints"],
+            keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
             storage_dir=scratch,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
             progress=progress,
@@ -113,12 +114,15 @@ def run_tune(job: dict[str, Any]) -> None:
         replay(scheduler, record.sweep, sweep["metric"])
         most = capacity(job["nodes"], resources["cpu"], resources["gpu"])
         budget_s = job["time_budget_s"]
+        fills_brackets = searching and sweep["scheduler"]["name"] == "hyperband"
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"] if fills_brackets else 1)
         search = RecordedSearch(
             record,
             sampler,
             total=job["total"],
             seed=sweep["seed"],
-            max_concurrent=min(most, sweep["max_concurrent"] or most),
+            # HyperBand fills a bracket before it compares, so it is handed all trials; Tune starts as many as the nodes hold.
+            max_concurrent=math.inf if fills_brackets else min(most, sweep["max_concurrent"] or most),
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
             tasks=None if searching else job["tasks"],
         )

@@ -196,6 +196,7 @@ def build_environment(recipe: Recipe, check_imports: Sequence[str], output_dir: 
         environment = _finished(output_dir, recipe, key, base)
         if environment is None:
             path_to_record.unlink(missing_ok=True)
+            before = {}
             environment = _build_venv(output_dir, recipe, key, base)
     if not _is_described(environment, before):
         before = {}
@@ -329,11 +330,13 @@ def _install_by_download(python: Path, env_dir: Path, recipe: Recipe) -> None:
             arguments += ["--torch-backend", backend]
             failure = f"env.torch_backend: {backend!r} cannot be had; use auto, which falls back on PyPI's build, or pypi. uv says"
         size_gb = CPU_BUILD_GB if backend == "cpu" or sys.platform == "darwin" else CUDA_BUILD_GB
-    plan = _must(_uv("install", "--dry-run", *arguments), failure)
-    to_download = re.search(r"^Would download (\d+) package", plan.stderr, re.MULTILINE)
-    _check_space(env_dir, size_gb, cached=to_download is None)
-    if to_download:
-        logger.info("Downloading %s packages to uv's cache (it needs up to %.1f GB)", to_download[1], size_gb)
+    plan = _must(_uv("install", "--dry-run", "--verbose", *arguments), failure)
+    uncached = re.findall(r"uncached distribution: (\S+?)==", plan.stderr)
+    # Whatever is not torch or its CUDA packages is small.
+    to_cache_gb = size_gb if re.search(r"torch|nvidia|cuda|triton", " ".join(uncached)) else WITHOUT_TORCH_GB if uncached else 0.0
+    _check_space(env_dir, size_gb, to_cache_gb)
+    if uncached:
+        logger.info("Packages to download to uv's cache: %d (up to %.1f GB on disk)", len(uncached), to_cache_gb)
     _must(_uv("install", *arguments), "The environment cannot be installed")
 
 
@@ -348,7 +351,8 @@ def _install_from_folder(python: Path, env_dir: Path, recipe: Recipe) -> None:
     plan = _must(_uv("install", "--dry-run", *arguments), failure)
     chosen = {(canonicalize_name(name), version) for name, version in re.findall(r"^ \+ (\S+?)==(\S+)", plan.stderr, re.MULTILINE)}
     wheels = [path for path in folder.glob("*.whl") if (canonicalize_name(path.name.split("-")[0]), path.name.split("-")[1]) in chosen]
-    _check_space(env_dir, _unpacked_gb(wheels), cached=False)
+    size_gb = _unpacked_gb(wheels)
+    _check_space(env_dir, size_gb, size_gb)
     _must(_uv("install", *arguments), failure)
 
 
@@ -374,9 +378,8 @@ def _install_from_site(python: Path, env_dir: Path, recipe: Recipe, base: Interp
     ]
     if not chosen:  # the modules bring everything
         return
-    _check_space(
-        env_dir, _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:")), cached=False
-    )
+    size_gb = _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:"))
+    _check_space(env_dir, size_gb, size_gb)
     listed.write_text("".join(f"{name} @ {url}\n" for name, url in chosen), encoding="utf-8")
     _must(
         _uv("install", "--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)),
@@ -400,18 +403,18 @@ def _unpacked_gb(wheels: Iterable[Path]) -> float:
     return sum(member.file_size for path in wheels for member in zipfile.ZipFile(path).infolist()) / 1e9
 
 
-def _check_space(env_dir: Path, needed_gb: float, *, cached: bool) -> None:
+def _check_space(env_dir: Path, needed_gb: float, to_cache_gb: float) -> None:
     """Raise WorldError where the file systems of uv's cache and of the environment cannot hold it. They share the files if they are one."""
     cache = Path(_must(_uv("cache", "dir"), "uv does not work").stdout.strip())
     while not cache.exists():
         cache = cache.parent
-    places = [] if cached else [(cache, "uv's cache, which UV_CACHE_DIR moves")]
+    places = [(cache, to_cache_gb, "uv's cache, which UV_CACHE_DIR moves")]
     if cache.stat().st_dev != env_dir.stat().st_dev:
-        places.append((env_dir, "the environment, which resources_dir in the config moves"))
-    for path, purpose in places:
+        places.append((env_dir, needed_gb, "the environment, which resources_dir in the config moves"))
+    for path, size_gb, purpose in places:
         free_gb = shutil.disk_usage(path).free / 1e9
-        if free_gb < needed_gb:
-            raise WorldError(f"Not enough disk space at {path} for {purpose}: {free_gb:.1f} GB are free, {needed_gb:.1f} GB are needed.")
+        if free_gb < size_gb:
+            raise WorldError(f"Not enough disk space at {path} for {purpose}: {free_gb:.1f} GB are free, {size_gb:.1f} GB are needed.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is in it
@@ -531,7 +534,7 @@ def _uv(command: str, *arguments: str, **variables: str) -> subprocess.Completed
     argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *words, *arguments]
     logger.debug("uv %s", " ".join(argv[1:]))
     run = _run(argv, UV_PYTHON_DOWNLOADS="never", **variables)  # a Python that is not there is an error: uv would download one
-    logger.debug("%s", (run.stderr or run.stdout).strip())
+    logger.debug("%s", "\n".join(line for line in (run.stderr or run.stdout).splitlines() if not line.startswith(("DEBUG ", "TRACE "))))
     return run
 
 

@@ -78,11 +78,12 @@ def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> i
         return None
     chosen = epoch if epoch in there else max(there)
     replace_directory(there[chosen], model_dir)
+    (model_dir / "training_state.pt").unlink(missing_ok=True)  # of the workflow's own training: for going on, not for using the model
     return chosen
 
 
 def write_confirmed(
-    path: Path, sweep: Sweep, name: str, metric: str, mode: Mode, config: dict[str, Any], epochs: int, on: str, note: str
+    path: Path, sweep: Sweep, name: str, metric: str, mode: Mode, config: dict[str, Any], epochs: int, evaluated_on: str, note: str
 ) -> None:
     """Write what training anew with other seeds gave: each seed's value, mean, sample standard deviation, n; and the published model's own."""
     runs = [trial for trial in sweep.trials.values() if trial.trial_id != "published"]
@@ -98,7 +99,7 @@ def write_confirmed(
             "metric": {"name": metric, "mode": mode},
             "config": config,
             "epochs": epochs,
-            "on": on,
+            "evaluated_on": evaluated_on,
             "note": note,
             "seeds": [{"seed": trial.seed, "value": values.get(trial.trial_id), "error": trial.error} for trial in runs],
             "n": len(usable),

@@ -154,6 +154,8 @@ class Sweep:
         elif kind == "result":
             trial.results.append(Result(event["epoch"], event["metrics"], event["time_s"], event["at"]))
             trial.attempts[-1]["node"] = event["node"]
+        elif kind == "pause":  # by a scheduler that waits for other trials
+            trial.status = "PENDING"
         elif kind == "checkpoint":
             trial.checkpoints[event["epoch"]] = event["path"]
         elif kind == "finish":

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import vl_convert
@@ -44,7 +45,7 @@ def snippet(inputs: Inputs, root: Path) -> str:
         [
             "from pathlib import Path",
             "",
-            f"config = {_literal(inputs.winner.config)}",
+            f"config = {pformat(inputs.winner.config, sort_dicts=False, width=100)}",
             f"checkpoint = Path({_quoted(_relative(inputs.model_dir, root))})  # what the trainable saved after epoch {inputs.best['epochs']}",
             "",
             "print(config)",
@@ -94,22 +95,9 @@ def _quoted(value: str | list[str]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _literal(value: Any) -> str:
-    """`value` as Python, broken into lines where it is long."""
-    text = repr(value)
-    if len(text) <= 100 or not isinstance(value, dict | list):
-        return text
-    items = [f"{k!r}: {v!r}" for k, v in value.items()] if isinstance(value, dict) else [repr(v) for v in value]
-    opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
-    if isinstance(value, dict):
-        return "\n".join([opening, *(f"    {item}," for item in items), closing])
-    half = (len(items) + 1) // 2
-    return "\n".join([opening, f"    {', '.join(items[:half])},", f"    {', '.join(items[half:])},", closing])
-
-
 def _relative(path: Path, root: Path) -> str:
     """`path` as seen from `root`, or in full where it lies outside."""
-    text = os.path.relpath(os.path.abspath(path), root)  # noqa: PTH100: resolve() would follow links
+    text = os.path.relpath(os.path.abspath(path), root)  # noqa: PTH100 -- resolve() would follow links
     return os.path.abspath(path) if text.startswith("..") else Path(text).as_posix()
 
 
@@ -151,10 +139,15 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else report_charts.text_of(value)
 
 
+def _counts(inputs: Inputs) -> dict[str, int]:
+    """How many trials ended in which way."""
+    return {status: sum(t.status == status for t in inputs.trials) for status in ("TERMINATED", "STOPPED", "ERROR")}
+
+
 def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     """The line of figures below the headline."""
     about, trials = inputs.about, inputs.trials
-    counts = {s: sum(t.status == s for t in trials) for s in ("TERMINATED", "STOPPED", "ERROR")}
+    counts = _counts(inputs)
     ended = ", ".join(f"{n:,} {text}" for n, text in zip(counts.values(), ("finished", "stopped early", "failed"), strict=True) if n)
     nodes = list(dict.fromkeys(a.node for a in inputs.attempts))
     hardware = inputs.sweep.sessions[-1]["nodes"]
@@ -247,7 +240,7 @@ def _json_in_html(value: Any) -> Markup:
 def render(inputs: Inputs, root: Path) -> str:
     """The page. `root` is the folder that the workflow runs in; paths on the page start there."""
     # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
-    bundle, code = vl_convert.javascript_bundle(), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
+    bundle, code = vl_convert.javascript_bundle(None), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
     charts = _charts(inputs)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -269,6 +262,7 @@ def render(inputs: Inputs, root: Path) -> str:
         failures=failures(inputs.trials),
         max_trials_named=MAX_TRIALS_NAMED,
         snippet=snippet(inputs, root),
+        counts=_counts(inputs),
         tier_names=report_charts.TIERS,
         states=[(colour, s.lower()) for s, colour in report_charts.STATUS_COLOURS.items() if any(a.state == s for a in inputs.attempts)],
         python=None if python is None else _relative(Path(python), root),

@@ -400,7 +400,7 @@ def _curves(inputs: Inputs) -> tuple[dict[str, list[Any]], str]:
     if any(len(t.results) > MAX_POINTS for t in chosen):
         said.append(f"Of each curve at most {MAX_POINTS} epochs are drawn.")
     for trial in reversed(chosen):
-        points = [(r.epoch, v) for r in trial.results if is_number(v := r.metrics.get(inputs.metric))]
+        points = [(r.epoch, r.metrics[inputs.metric]) for r in trial.results if is_number(r.metrics.get(inputs.metric))]
         for epoch, value in _thinned(points, trial, inputs):
             columns["trial"].append(trial.trial_id)
             columns["epoch"].append(epoch)

@@ -1,4 +1,4 @@
-"""What the report is made from: a sweep's record and the files beside it, read once and brought into the shape that text, table and figures share."""
+"""What the report is made from: a sweep's record and the files beside it, in the shape that text, table and figures share."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def read_inputs(
             raise RaysweepError(f"{path}: it belongs to the sweep {name!r}, not to {sweep_name!r}. Give the files of one sweep.")
     if inputs.best["trial_id"] not in inputs.sweep.trials:
         raise RaysweepError(
-            f"{path_to_best}: trial {inputs.best['trial_id']} is not in the record {path_to_record}. Write the outputs anew from the record: "
-            "run Snakemake with -R run_sweep."
+            f"{path_to_best}: trial {inputs.best['trial_id']} is not in the record {path_to_record}. "
+            "Write the outputs anew from the record: run Snakemake with -R run_sweep."
         )
     return inputs

@@ -86,8 +86,8 @@ def _tie(inputs: Inputs) -> Note | None:
         return Note(
             "warn",
             "How much luck is in the ranking is not known",
-            "The winner was confirmed with fewer than two seeds, so there is no standard deviation to hold the differences between trials against. "
-            "Set confirm.seeds to 3 or more.",
+            "The winner was confirmed with fewer than two seeds, so there is no standard deviation to hold the differences between trials "
+            "against. Set confirm.seeds to 3 or more.",
         )
     seeds = f"one standard deviation of the confirmation ({number(deviation)}, from {plural(inputs.confirmed['n'], 'seed')})"
     near = tied(inputs)
@@ -99,8 +99,8 @@ def _tie(inputs: Inputs) -> Note | None:
     return Note(
         "warn",
         "It is a tie" if len(near) == 1 else f"It is a tie among {len(near) + 1:,}",
-        f"{len(near):,} of the other {plural(others, 'trial')} {'lies' if len(near) == 1 else 'lie'} within {seeds} of the winner on validation: {named}. "
-        "Chance decides their order as much as merit does; take the one that is cheapest or simplest.",
+        f"{len(near):,} of the other {plural(others, 'trial')} {'lies' if len(near) == 1 else 'lie'} within {seeds} of the winner on "
+        f"validation: {named}. Chance decides their order as much as merit does; take the one that is cheapest or simplest.",
     )
 
 
@@ -123,7 +123,8 @@ def _confirmation(inputs: Inputs) -> Note | None:
         return Note(
             "warn",
             "There is no test result",
-            f"The confirmation was {inputs.confirmed['note'] or 'repeated on validation, not a test result'}. A function `confirm` beside the trainable gives one.",
+            f"The confirmation was {inputs.confirmed['note'] or 'repeated on validation, not a test result'}. "
+            "A function `confirm` beside the trainable gives one.",
         )
     return None
 
@@ -165,8 +166,8 @@ def _edge(key: Key, value: float) -> Note | None:
         return Note(
             "warn",
             f"{key.name} lies at the edge of its range",
-            f"The best value, {number(value)}, is in the {'upper' if upper else 'lower'} 5 % of {number(distribution.low)} to {number(distribution.high)}{scale}. "
-            f"The optimum may lie {'above' if upper else 'below'}: widen it and run again; finished trials are kept.",
+            f"The best value, {number(value)}, is in the {'upper' if upper else 'lower'} 5 % of "
+            f"{number(distribution.low)} to {number(distribution.high)}{scale}. The optimum may lie {'above' if upper else 'below'}: widen it and run again; finished trials are kept.",
         )
     if isinstance(distribution, Numeric):
         values = [distribution.low, distribution.high - 1 if distribution.integer else distribution.high]
@@ -220,7 +221,8 @@ def _errors(inputs: Inputs) -> Iterator[Note]:
         yield Note(
             "warn",
             "The sweep is not finished",
-            f"{missing:,} of {max(inputs.about['num_trials'], len(inputs.trials)):,} planned trials have no final result yet. Running Snakemake again goes on from the record.",
+            f"{missing:,} of {max(inputs.about['num_trials'], len(inputs.trials)):,} planned trials have no final result yet. "
+            "Running Snakemake again goes on from the record.",
         )
 
 
@@ -230,8 +232,8 @@ def _course(inputs: Inputs) -> Iterator[Note]:
         yield Note(
             "info",
             f"{plural(stopped, 'trial')} stopped early",
-            f"The scheduler ({inputs.about['scheduler']['name']}) ended {stopped:,} of {plural(len(inputs.trials), 'trial')} before {plural(inputs.about['max_epochs'], 'epoch')}. "
-            "One that learns slowly and would have won in the end is lost this way.",
+            f"The scheduler ({inputs.about['scheduler']['name']}) ended {stopped:,} of {plural(len(inputs.trials), 'trial')} before "
+            f"{plural(inputs.about['max_epochs'], 'epoch')}. One that learns slowly and would have won in the end is lost this way.",
         )
     if len(inputs.sweep.sessions) > 1:
         again = sum(len({inputs.clock.session_of(a["at"]) for a in t.attempts}) > 1 for t in inputs.trials)

@@ -23,7 +23,7 @@ from .samplers import Sampler
 from .seeds import trial_seed
 from .trial import OWN
 
-ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING)
+ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING, TuneTrial.PAUSED)
 
 
 def trial_id_of(index: int) -> str:
@@ -41,7 +41,7 @@ class RecordedSearch(SearchAlgorithm):
         *,
         total: int,
         seed: int,
-        max_concurrent: int,
+        max_concurrent: float,
         may_start: Callable[[], bool],
         tasks: list[dict[str, Any]] | None = None,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ OWN = "_raysweep"
 
 def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
     """The function that Tune runs for every trial, whatever the sweep trains. `job` is described in driver.py."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line for each checkpoint
     config = dict(config)
     own = config.pop(OWN)
     # The folder in which the user started Snakemake, so that the relative paths of his function mean what he means.

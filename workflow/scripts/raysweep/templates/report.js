@@ -25,9 +25,9 @@ const used = (spec) => {
 };
 const drawn = Object.entries(page.specs).map(([id, spec]) => {
   const place = document.getElementById(`chart-${id}`);
-  const whole = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", autosize: { type: "fit-x", contains: "padding" }, datasets: used(spec), ...spec };
+  const whole = { autosize: { type: "fit-x", contains: "padding" }, datasets: used(spec), ...spec };
   // `ast`: expressions are interpreted, so that the page needs no permission to turn text into code.
-  return vegaEmbed(place, whole, { ast: true, actions: false, renderer: "svg", config, tooltip: { theme: "custom" } }).catch((error) => {
+  return vegaEmbed(place, whole, { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config, logLevel: vega.Error, tooltip: { theme: "custom" } }).catch((error) => {
     place.textContent = `This figure could not be drawn: ${error.message}`;
     place.classList.add("failed");
     throw error;
