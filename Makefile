@@ -38,7 +38,7 @@ setup: .venv/.complete
 
 # With .venv first on PATH, so that `python3` in the config is the Python of the set-up.
 demo: setup
-	@PATH="$$PWD/.venv/bin:$$PATH" snakemake --cores all --configfile config/demo.yaml
+	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/snakemake --cores all --configfile config/demo.yaml
 	@echo "Report: $$PWD/results/demo/demo/report.html"
 
 # The tests' environment is built by the workflow's own rule script, which so tests itself; it is fast where nothing has changed.

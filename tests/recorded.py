@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+
 from raysweep import record
 from raysweep.files import write_yaml
 from raysweep.record import Record, Sweep
@@ -50,6 +51,39 @@ def made_up_value(config: dict[str, Any], progress: float, noise: float) -> floa
     return 0.1 + 0.5 * math.exp(-(math.log10(lr / 3e-3) ** 2)) * progress**0.4 - 0.02 * others + noise
 
 
+def events_of(
+    sweep: dict[str, Any], nodes: tuple[str, ...], slots: int, running: int, failed: dict[int, str], constant: float | None
+) -> list[tuple[float, str, dict[str, Any]]]:
+    """What happens in a made-up sweep: (seconds since its start, event, its values), in order. Arguments as in `write_record`."""
+    space = parse_space(sweep["search_space"])
+    metric, epochs, count = sweep["metric"], sweep["max_epochs"], sweep["num_trials"]
+    generator = np.random.default_rng(sweep["seed"])
+    free = [(0.0, i) for i in range(slots * len(nodes))]
+    events: list[tuple[float, str, dict[str, Any]]] = []
+    for index in range(count):
+        trial, config = f"{index:05d}", configuration(space, sweep["seed"], index)
+        at, slot = heapq.heappop(free)
+        node, epoch_s = nodes[slot % len(nodes)], float(generator.uniform(8, 20))
+        events.append((at, "trial", {"trial": trial, "index": index, "repeat": 0, "seed": 1000 + index, "config": config}))
+        at += 0.2
+        events.append((at, "start", {"trial": trial, "node": node, "from_epoch": 0}))
+        stopped = sweep["scheduler"]["name"] != "none" and made_up_value(config, 1, 0.0) < 0.4
+        unfinished = index >= count - running
+        last = 0 if index in failed else max(1, epochs // 4) if stopped else max(1, epochs // 2) if unfinished else epochs
+        for epoch in range(1, last + 1):
+            at += epoch_s
+            value = made_up_value(config, epoch / epochs, float(generator.normal(0, 0.01)))
+            value = constant if constant is not None else value if sweep["mode"] == "max" else 1 - value
+            result = {"metrics": {metric: round(value, 4)}, "time_s": round(epoch * epoch_s, 3), "node": node}
+            events.append((at, "result", {"trial": trial, "epoch": epoch, **result}))
+        if not unfinished:
+            at += epoch_s / 3 if index in failed else 0
+            status = "ERROR" if index in failed else "STOPPED" if last < epochs else "TERMINATED"
+            events.append((at, "finish", {"trial": trial, "status": status, "error": failed.get(index)}))
+        heapq.heappush(free, (at, slot))
+    return sorted(events, key=lambda event: event[0])
+
+
 def write_record(
     path: Path,
     *,
@@ -60,7 +94,6 @@ def write_record(
     outcome: str | None = "complete",
     nodes: tuple[str, ...] = ("node-1",),
     slots: int = 2,
-    repeats: int = 1,
     pid: int = 1,
     host: str = "login-1",
     **changes: Any,
@@ -72,66 +105,16 @@ def write_record(
     trials at a time on each node · changes: of the header.
     """
     sweep = header(**changes)
-    failed = failed or {}
-    space = parse_space(sweep["search_space"])
-    metric, epochs, count = sweep["metric"], sweep["max_epochs"], sweep["num_trials"]
-    generator = np.random.default_rng(sweep["seed"])
-    free = [(0.0, i % len(nodes), i) for i in range(slots * len(nodes))]
-    events: list[tuple[float, int, str, dict[str, Any]]] = []
-    for number in range(count):
-        index, repeat = divmod(number, repeats)
-        trial, config = f"{number:05d}", configuration(space, sweep["seed"], index)
-        begun, node, slot = heapq.heappop(free)
-        per_epoch = float(generator.uniform(8, 20))
-        clock = begun + 0.2
-        events.append(
-            (begun, len(events), "trial", {"trial": trial, "index": index, "repeat": repeat, "seed": 1000 + number, "config": config})
-        )
-        events.append((clock, len(events), "start", {"trial": trial, "node": nodes[node], "from_epoch": 0}))
-        unfinished = number >= count - running
-        good = made_up_value(config, 1, 0.0) > 0.4
-        stopped = sweep["scheduler"]["name"] != "none" and not good
-        last = max(1, epochs // 4) if stopped else max(1, epochs // 2) if unfinished else epochs
-        for epoch in range(1, (0 if number in failed else last) + 1):
-            clock += per_epoch
-            value = made_up_value(config, epoch / epochs, float(generator.normal(0, 0.01)))
-            value = constant if constant is not None else value if sweep["mode"] == "max" else 1 - value
-            events.append(
-                (
-                    clock,
-                    len(events),
-                    "result",
-                    {
-                        "trial": trial,
-                        "epoch": epoch,
-                        "metrics": {metric: round(value, 4)},
-                        "time_s": round(epoch * per_epoch, 3),
-                        "node": nodes[node],
-                    },
-                )
-            )
-        if number in failed:
-            clock += per_epoch / 3
-        if not unfinished:
-            status = "ERROR" if number in failed else "STOPPED" if last < epochs else "TERMINATED"
-            events.append((clock, len(events), "finish", {"trial": trial, "status": status, "error": failed.get(number)}))
-        heapq.heappush(free, (clock, node, slot))
-    events.sort(key=lambda e: e[:2])
+    events = events_of(sweep, nodes, slots, running, failed or {}, constant)
     cuts = {len(events) * (i + 1) // (interruptions + 1) for i in range(interruptions)}
-    clock = START
-    session = {
-        "sweep": sweep,
-        "host": host,
-        "pid": pid,
-        "nodes": [{"name": n, "cpus": slots, "gpus": 0} for n in nodes],
-    }
+    session = {"sweep": sweep, "host": host, "pid": pid, "nodes": [{"name": n, "cpus": slots, "gpus": 0} for n in nodes]}
+    clock, pause = START, timedelta(0)
     with (
         patch.object(record, "now", lambda: clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
         Record(path) as file,
     ):
         file.write("session", **session)
-        pause = timedelta(0)
-        for position, (at, _, kind, values) in enumerate(events):
+        for position, (at, kind, values) in enumerate(events):
             if position in cuts:
                 pause += timedelta(hours=1)
                 clock = START + timedelta(seconds=at) + pause
@@ -173,6 +156,7 @@ def write_outputs(
             "config": trial.config,
             "metric": {"name": about["metric"], "mode": about["mode"], "value": value},
             "epochs": result.epoch,
+            "model_epoch": result.epoch,
             "num_trials": len(sweep.trials),
             "num_errors": len(errors),
             "provenance": {
@@ -196,8 +180,10 @@ def write_outputs(
             "metric": {"name": about["metric"], "mode": about["mode"]},
             "config": trial.config,
             "epochs": result.epoch,
-            "on": on,
-            "note": None if on == "test" else "repeated on validation, not a test result",
+            "evaluated_on": on,
+            "note": "trained on all training data, evaluated on the test set"
+            if on == "test"
+            else "repeated on validation, not a test result",
             "seeds": outcomes,
             "n": len(values),
             "mean": fmean(values) if values else None,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from wheels import make_wheel
 
 SCRIPT = Path(__file__).parents[1] / "workflow" / "scripts" / "build_env.py"

@@ -9,9 +9,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import cifar_layout
 import numpy as np
 import pytest
+
+import cifar_layout
 from raysweep import cifar10
 from raysweep.errors import WorldError
 

@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import cifar_layout
 import numpy as np
 import pytest
+
+import cifar_layout
 from raysweep import cifar10, data, synthetic
 from raysweep.errors import ConfigError, WorldError
 from raysweep.files import sha256_of_file

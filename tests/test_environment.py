@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from raysweep import environment
 from raysweep.environment import Environment, Recipe, build_environment, env_key, lock_of, process_environment, with_modules
 from raysweep.errors import ConfigError, RaysweepError, WorldError
@@ -283,6 +284,13 @@ def test_module_that_does_not_exist(recipe: Recipe, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ imports
 
 
+def test_an_outdated_virtualenv_gives_way_to_the_new_one(recipe: Recipe) -> None:
+    build(recipe)
+    Path("node.txt").write_text("apple==1.2\npear==2.0\n")
+    subprocess.run(build(recipe).command(["-c", "import pear"]), check=True)
+    assert leftovers() == []
+
+
 def test_library_that_installs_but_does_not_import(recipe: Recipe) -> None:
     make_wheel(Path("some wheels"), "torch", "2.0", code="raise OSError('libcudart.so.13: cannot open\\nshared object file')")
     Path("node.in").write_text("torch\n")
@@ -432,6 +440,16 @@ def test_a_cpu_build_gives_way_when_a_gpu_appears(recipe: Recipe, tmp_path: Path
     shutil.rmtree(tmp_path / "uv cache")
     fake(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'")
     assert build(asked).torch_backend == "pypi"
+
+
+@pytest.mark.usefixtures("index")
+def test_a_cpu_build_is_kept_where_a_gpu_can_have_no_other(recipe: Recipe, tmp_path: Path) -> None:
+    make_wheel(Path("some wheels"), "torch", "2.0+cpu")
+    fake(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'")
+    assert build(with_torch(recipe)).torch_backend == "cpu"
+    inode = Path("env/venv").stat().st_ino
+    build(with_torch(recipe))
+    assert Path("env/venv").stat().st_ino == inode
 
 
 @pytest.mark.usefixtures("index")

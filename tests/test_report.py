@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from raysweep.errors import RaysweepError
 from raysweep.files import read_yaml, write_yaml
 from raysweep.record import Record, read_sweep
@@ -47,7 +48,9 @@ def with_values(folder: Path, values: list[float], mode: str = "max", deviation:
     """A sweep of one epoch whose trials reported `values`, confirmed with that standard deviation."""
     path = folder / "state" / "lenet" / "record.jsonl"
     with Record(path) as record:
-        record.write("session", sweep=header(mode=mode, num_trials=len(values)), host="login-1", pid=1, nodes=[{"name": "n", "cpus": 1, "gpus": 0}])
+        record.write(
+            "session", sweep=header(mode=mode, num_trials=len(values)), host="login-1", pid=1, nodes=[{"name": "n", "cpus": 1, "gpus": 0}]
+        )
         for i, value in enumerate(values):
             trial = f"{i:05d}"
             record.write("trial", trial=trial, index=i, repeat=0, seed=i, config={"lr": 0.003 + i / 1e4, "batch_size": 8})
@@ -273,7 +276,9 @@ def test_keys_nested_constant_and_gone_from_the_space(tmp_path: Path) -> None:
     assert Key("x", None, (3, "b", 1)).categories == [3, "b", 1]
 
 
-@pytest.mark.parametrize(("value", "text"), [(3, "3"), (3.0, "3"), (0.00314159, "0.003142"), (1e-07, "1e-07"), (12345678, "12345678"), (0.5, "0.5")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (3.0, "3"), (0.00314159, "0.003142"), (1e-07, "1e-07"), (12345678, "12345678"), (0.5, "0.5")]
+)
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
 
@@ -331,7 +336,7 @@ def test_the_page_of_a_thousand_trials_is_below_three_megabytes(tmp_path: Path) 
     [
         ({"num_trials": 1}, {}),
         ({"constant": 0.5}, {"spread": 0.0}),
-        ({"num_trials": 5, "failed": {i: "boom" for i in range(4)}}, {}),
+        ({"num_trials": 5, "failed": dict.fromkeys(range(4), "boom")}, {}),
         ({"mode": "min", "metric": "loss", "max_epochs": 3}, {}),
         ({"search_space": {"act": {"choice": ["relu", "tanh", None, True]}}}, {}),
         ({"search_space": {"momentum": 0.9}}, {}),
@@ -365,7 +370,7 @@ def test_files_of_another_sweep_are_refused(tmp_path: Path) -> None:
         read_inputs(path, **(outputs | {"sweep_name": "resnet"}))
     best = read_yaml(outputs["path_to_best"])
     write_yaml(outputs["path_to_best"], best | {"trial_id": "99999"})
-    with pytest.raises(RaysweepError, match="trial 99999 is not in the record .* -R run_sweep"):
+    with pytest.raises(RaysweepError, match=r"trial 99999 is not in the record .* -R run_sweep"):
         read_inputs(path, **outputs)
 
 
@@ -414,9 +419,18 @@ def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
     source.parent.mkdir()
     source.write_text(NET)
     (source.parent / "helper_of_net.py").write_text("scale = 2\n")
-    space = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": 4, "weight_decay": 0, "width": {"randint": [4, 9]}, "act": "ta'nh", "block": {"depth": 2}}
+    space = {
+        "lr": {"loguniform": [1e-4, 1e-1]},
+        "batch_size": 4,
+        "weight_decay": 0,
+        "width": {"randint": [4, 9]},
+        "act": "ta'nh",
+        "block": {"depth": 2},
+    }
     inputs = made(tmp_path, model=f"{file}:Net", search_space=space)
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, inputs.winner.config["width"]), torch.nn.Linear(inputs.winner.config["width"], 10))
+    layers = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3072, inputs.winner.config["width"]), torch.nn.Linear(inputs.winner.config["width"], 10)
+    )
     inputs.model_dir.mkdir(parents=True)
     safetensors.save_file({f"layers.{k}": v for k, v in layers.state_dict().items()}, inputs.model_dir / "model.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
@@ -447,3 +461,10 @@ def test_the_snippet_for_a_trainable_names_the_checkpoint_and_runs(tmp_path: Pat
     done = subprocess.run([sys.executable, "-c", snippet(inputs, tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1:] == ["results/lenet/model/weights.pt"]
     assert done.stdout.splitlines()[0] == str(inputs.winner.config)
+
+
+def test_a_trainable_without_checkpoints_is_said_to_leave_no_model(tmp_path: Path) -> None:
+    inputs = made(tmp_path, {"on": "validation"}, dataset=None, model=None, optimizer=None, loss=None, trainable="train.py:train")
+    assert "checkpoint after epoch 1" in render(inputs, tmp_path)
+    inputs.best["model_epoch"] = None
+    assert "saved no checkpoint" in render(inputs, tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from raysweep.report import write_report
 from raysweep.report_inputs import Inputs, read_inputs
 from recorded import write_outputs, write_record
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --force-prefers-reduced-motion --window-size=1400,1000"
 )
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
 HOSTILE = '</script><img src="http://127.0.0.1:9/x.png" onerror="window.broken = 1"><b>x</b>'
@@ -48,7 +50,7 @@ def opened(browser: Any, folder: Path, outputs: dict[str, Any] | None = None, *,
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
     browser.get_log("performance")
     browser.get((folder / "report.html").as_uri())
-    WebDriverWait(browser, 60).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
     return inputs
 
 
@@ -59,7 +61,8 @@ def complaints(browser: Any) -> list[str]:
 
 def column(browser: Any, number: int) -> list[str]:
     return browser.execute_script(
-        "return [...document.querySelectorAll('#trials tbody tr')].filter(r => !r.hidden).map(r => r.cells[arguments[0]].textContent)", number
+        "return [...document.querySelectorAll('#trials tbody tr')].filter(r => !r.hidden).map(r => r.cells[arguments[0]].textContent)",
+        number,
     )
 
 
@@ -96,7 +99,9 @@ RICH: dict[str, Any] = {
         ({"search_space": {}}, {}),
     ],
 )
-def test_every_figure_is_drawn_without_a_word_from_the_browser(browser: Any, tmp_path: Path, sweep: dict[str, Any], outputs: dict[str, Any]) -> None:
+def test_every_figure_is_drawn_without_a_word_from_the_browser(
+    browser: Any, tmp_path: Path, sweep: dict[str, Any], outputs: dict[str, Any]
+) -> None:
     opened(browser, tmp_path, outputs, **sweep)
     figures = browser.find_elements(By.CSS_SELECTOR, ".chart")
     assert len(figures) >= 3
@@ -142,8 +147,14 @@ def test_the_page_asks_the_network_for_nothing(browser: Any, tmp_path: Path) -> 
         "const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i);"
     )
     assert browser.execute_script("return window.injected") is None
-    WebDriverWait(browser, 10).until(lambda b: len(said.append(complaints(b)) or sum(said, [])) >= 2) if (said := []) is not None else None
-    assert all("Content Security Policy" in message for message in sum(said, []))
+    said: list[str] = []
+
+    def both_refused(browser: Any) -> bool:
+        said.extend(complaints(browser))
+        return len(said) >= 2
+
+    WebDriverWait(browser, 10).until(both_refused)
+    assert all("Content Security Policy" in message for message in said)
 
 
 def test_a_click_sorts_the_table_and_a_second_one_turns_it_round(browser: Any, tmp_path: Path) -> None:
@@ -187,7 +198,8 @@ def test_the_filter_keeps_rows_that_hold_all_words(browser: Any, tmp_path: Path)
 @pytest.mark.parametrize("width", [380, 1280])
 def test_the_page_is_never_wider_than_the_window(browser: Any, tmp_path: Path, width: int) -> None:
     opened(browser, tmp_path, width=width, **RICH)
-    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    assert browser.execute_script("return innerWidth") == width
+    assert browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     figure = browser.find_element(By.CSS_SELECTOR, "#chart-best_so_far svg")
     assert figure.size["width"] <= width
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False})
@@ -202,7 +214,9 @@ def test_figures_follow_the_colour_scheme_without_being_drawn_again(browser: Any
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
         seen.append((browser.execute_script(colour), browser.execute_script("return getComputedStyle(document.body).backgroundColor")))
     # On paper it is the light one, whatever the screen shows.
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
     printed = browser.execute_script(colour)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert seen[0][0] == printed == "rgb(0, 114, 178)"

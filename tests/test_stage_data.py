@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cifar_layout
 import pytest
+
+import cifar_layout
 from raysweep import data
 
 SCRIPT = Path(__file__).parents[1] / "workflow/scripts/stage_data.py"

@@ -3,9 +3,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import cifar_layout
 import numpy as np
 import pytest
+
+import cifar_layout
 from raysweep import synthetic
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -18,6 +18,8 @@ try:
 except ConfigError as error:
     sys.exit(f"Error: {error}")
 
+# Given to rules as paths: of these, unlike text, no change makes a job run again, so the project may be moved.
+PYTHON = Path(sys.executable)
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 RESULTS = Path(config["results_dir"])
 STATE = Path(config["state_dir"])

@@ -7,18 +7,20 @@ rule stage_data:
     output:
         manifest=DATA / "{dataset}" / "manifest.yaml",
         arrays=expand(DATA / "{{dataset}}" / "{split}" / "{kind}.npy", split=["train", "validation", "test"], kind=["images", "labels"]),
+    log:
+        LOGS / "stage_data" / "{dataset}.log",
+    localrule: True
     params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "stage_data.py",
         source=lambda w: config["datasets"][w.dataset]["source"],
         checksum=lambda w: config["datasets"][w.dataset]["checksum"],
         validation_fraction=lambda w: config["datasets"][w.dataset]["validation_fraction"],
         seed=lambda w: config["datasets"][w.dataset]["seed"],
         downloads_dir=Path(config["resources_dir"]) / "downloads",
         output_dir=subpath(output.manifest, parent=True),
-    log:
-        LOGS / "stage_data" / "{dataset}.log",
-    localrule: True
     shell:
-        "{sys.executable:q} {SCRIPTS:q}/stage_data.py"
+        "{params.interpreter:q} {params.script:q}"
         " --name {wildcards.dataset:q}"
         " --source {params.source:q}"
         " --checksum {params.checksum:q}"

@@ -10,18 +10,20 @@ rule build_env:
         sources=sorted({path for sweep in SWEEPS for path in sources_of(sweep)}),
     output:
         ENV / "env.yaml",
+    log:
+        LOGS / "build_env.log",
+    localrule: True
     params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "build_env.py",
         python=config["env"]["python"],
         modules=config["env"]["modules"],
         wheels=config["env"]["wheels"],
         torch_backend=config["env"]["torch_backend"],
         targets=sorted({sweep.get("model") or sweep["trainable"] for sweep in SWEEPS.values()}),
         output_dir=subpath(output[0], parent=True),
-    log:
-        LOGS / "build_env.log",
-    localrule: True
     shell:
-        "{sys.executable:q} {SCRIPTS:q}/build_env.py"
+        "{params.interpreter:q} {params.script:q}"
         " --python {params.python:q}"
         " --requirements {input.requirements:q}"
         " --wheels {params.wheels:q}"

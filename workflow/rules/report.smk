@@ -13,14 +13,16 @@ rule report:
         env=ENV / "env.yaml",
     output:
         report(RESULTS / "{sweep}" / "report.html", category="{sweep}", caption="../report/report.rst"),
-    params:
-        record=lambda w: STATE / w.sweep / "record.jsonl",
-        data_manifest=lambda w, input: ["--data-manifest", input.data[0]] if input.data else [],
     log:
         LOGS / "report" / "{sweep}.log",
     localrule: True
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "report.py",
+        record=lambda w: STATE / w.sweep / "record.jsonl",
+        data_manifest=lambda w, input: ["--data-manifest", input.data[0]] if input.data else [],
     shell:
-        "{sys.executable:q} {SCRIPTS:q}/report.py"
+        "{params.interpreter:q} {params.script:q}"
         " --sweep {wildcards.sweep:q}"
         " --record {params.record:q}"
         " --best {input.best:q}"

@@ -16,20 +16,27 @@ rule run_sweep:
     output:
         trials=report(RESULTS / "{sweep}" / "trials.csv", category="{sweep}", caption="../report/trials.rst"),
         best=report(RESULTS / "{sweep}" / "best.yaml", category="{sweep}", caption="../report/best.rst"),
-        model=directory(RESULTS / "{sweep}" / "model"),
+        model=report(
+            directory(RESULTS / "{sweep}" / "model"),
+            patterns=["{name}.safetensors"],
+            category="{sweep}",
+            caption="../report/model.rst",
+        ),
         config=RESULTS / "{sweep}" / "config.yaml",
-    params:
-        trigger=lambda w: {key: SWEEPS[w.sweep].get(key) for key in TRIGGERS},
-        config=lambda w: config_file(w.sweep),
-        env_dir=ENV,
     log:
         LOGS / "run_sweep" / "{sweep}.log",
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
     resources:
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: SWEEPS[w.sweep]["allocation"]["runtime"],
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "run_sweep.py",
+        trigger=lambda w: {key: SWEEPS[w.sweep].get(key) for key in TRIGGERS},
+        config=lambda w: config_file(w.sweep),
+        env_dir=ENV,
     shell:
-        "{sys.executable:q} {SCRIPTS:q}/run_sweep.py"
+        "{params.interpreter:q} {params.script:q}"
         " --sweep {wildcards.sweep:q}"
         " --config {params.config:q}"
         " --env-dir {params.env_dir:q}"
@@ -43,21 +50,24 @@ rule confirm:
         data=lambda w: staged(w.sweep, "train", "validation", "test"),
         env=ENV / "env.yaml",
         best=rules.run_sweep.output.best,
-        model=rules.run_sweep.output.model,
+        # Its time says nothing: the sweep writes it anew whenever it runs, and best.yaml changes when the model does.
+        model=ancient(rules.run_sweep.output.model),
     output:
         report(RESULTS / "{sweep}" / "confirmed.yaml", category="{sweep}", caption="../report/confirmed.rst"),
-    params:
-        seeds=lambda w: SWEEPS[w.sweep]["confirm"]["seeds"],
-        config=lambda w: config_file(w.sweep),
-        env_dir=ENV,
     log:
         LOGS / "confirm" / "{sweep}.log",
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
     resources:
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: SWEEPS[w.sweep]["confirm"]["runtime"],
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "confirm.py",
+        seeds=lambda w: SWEEPS[w.sweep]["confirm"]["seeds"],
+        config=lambda w: config_file(w.sweep),
+        env_dir=ENV,
     shell:
-        "{sys.executable:q} {SCRIPTS:q}/confirm.py"
+        "{params.interpreter:q} {params.script:q}"
         " --sweep {wildcards.sweep:q}"
         " --config {params.config:q}"
         " --env-dir {params.env_dir:q}"

@@ -24,14 +24,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from .allocation import Allocation, Node
-from .environment import Environment
+from .environment import Environment, process_environment
 from .errors import RaysweepError, WorldError
 from .sources import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")
 
 HEAD_DEADLINE_S = 120
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
 GRACE_S = 10  # between SIGTERM and SIGKILL
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
 LONGEST_TEMP_DIR = 43
@@ -56,20 +59,26 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _die_with_parent() -> None:
-    """Runs in the child, before exec: on Linux the kernel ends it when its agent is killed."""
+def _prctl(option: int, value: int) -> None:
+    """Ask Linux for something about this process; elsewhere nothing is asked."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def _die_with_parent() -> None:
+    """Runs in the child, before exec: the kernel is to end it when its agent is killed."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Children:
     """Processes that this agent started, each in a session of its own, so that a Ctrl-C in the terminal reaches the agent alone."""
 
     def __init__(self) -> None:
-        self.running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.running: list[subprocess.Popen[bytes]] = []
+        # Ray's processes start others that outlive them for a moment: those come to this process, which then ends them.
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
-    def start(self, name: str, argv: list[str], env: dict[str, str], log: Path, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    def start(self, argv: list[str], env: dict[str, str], log: Path, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         with log.open("ab") as stream:
             process = subprocess.Popen(
                 argv,
@@ -81,24 +90,24 @@ class Children:
                 pass_fds=pass_fds,
                 preexec_fn=_die_with_parent,
             )
-        self.running.append((name, process))
+        self.running.append(process)
         return process
 
     def end(self) -> None:
-        """End them, the last started first: SIGTERM to each group, SIGKILL to what is left of it after a while."""
-        for _, process in reversed(self.running):
-            if process.poll() is None:
-                _signal_group(process, signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE_S)
-            _signal_group(process, signal.SIGKILL)  # what outlived its leader, too
-            process.wait()
+        """End them, the last started first, with SIGTERM, and after a while with SIGKILL; then whatever they started."""
+        for process in reversed(self.running):
+            process.terminate()
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self.running.clear()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        while descendants := psutil.Process().children(recursive=True):
+            for descendant in descendants:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    descendant.kill()
+            psutil.wait_procs(descendants, timeout=GRACE_S)
 
 
 @contextlib.contextmanager
@@ -194,7 +203,7 @@ def run(allocation: Allocation, environment: Environment, job: dict[str, Any], p
         temp_dir = folder / "ray"
         try:
             began = time.monotonic()
-            head = children.start("head", head_command(environment, node, temp_dir), env, folder / "head.log")
+            head = children.start(head_command(environment, node, temp_dir), env, folder / "head.log")
             address_file = temp_dir / "ray_current_cluster"
             address = wait_for(
                 lambda: address_file.exists() and address_file.read_text().strip(), head, "Ray's head", folder / "head.log", HEAD_DEADLINE_S
@@ -207,7 +216,7 @@ def run(allocation: Allocation, environment: Environment, job: dict[str, Any], p
                 argv = environment.command(
                     [str(SCRIPTS_DIR / "drive.py"), "--job", str(path_to_job), "--terminal-fd", str(terminal), "--log", str(path_to_log)]
                 )
-                driver = children.start("driver", argv, env, path_to_log, pass_fds=(terminal,))
+                driver = children.start(argv, env, path_to_log, pass_fds=(terminal,))
             finally:
                 os.close(terminal)
             while True:

@@ -77,13 +77,12 @@ class Bookkeeper(Callback):
         mode: Mode,
         max_epochs: int,
         keep_checkpoints: int,
-        storage_dir: Path,
         node: str | None,
         progress: ProgressLine,
     ) -> None:
         self.record, self.sampler, self.progress = record, sampler, progress
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
-        self.keep_checkpoints, self.storage_dir, self.node = keep_checkpoints, storage_dir, node
+        self.keep_checkpoints, self.node = keep_checkpoints, node
         self.fault: BaseException | None = None
         self.reasons: dict[str, str] = {}  # trial_id → why its report cannot be used
         self.ended: set[str] = set()  # trials whose function returned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,17 @@ def _dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path) or "the config"
 
 
-def _contains(value: Any, path: KeyPath) -> bool:
+_MISSING = object()
+
+
+def _at(value: Any, path: KeyPath) -> Any:
+    """What lies at `path` in a config, or _MISSING."""
     for part in path:
         try:
             value = value[part]
         except (KeyError, IndexError, TypeError):
-            return False
-    return True
+            return _MISSING
+    return value
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -147,6 +152,8 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
 
 def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
     """A copy of `value` with the schema's defaults where keys are missing, in the order of the schema."""
+    if isinstance(value, float) and "integer" in schema.get("type", ()):
+        return int(value)  # JSON Schema takes 20.0 and 1e2 for whole numbers
     if not isinstance(value, dict) or "additionalProperties" not in schema:
         return value
     known = schema.get("properties", {})
@@ -163,6 +170,7 @@ class _Check:
     """One pass over a config, from the outside in; the first mistake ends it."""
 
     def __init__(self, config: dict[str, Any], paths: list[Path], root: Path) -> None:
+        self.given = config
         self.config = with_numbers(config)
         self.paths = paths
         self.root = root
@@ -190,14 +198,17 @@ class _Check:
         return ConfigError(f"{self.file_of(path)}: {_dotted(path)}: {message}")
 
     def file_of(self, path: KeyPath) -> str:
-        """The last file that sets the key; --config where it is set but in no file; for a missing key the file that sets what is around it."""
+        """The last file that sets the key to what it is, else --config; for a missing key the same of what is around it."""
         contents = [(file, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in reversed(self.paths)]
         for length in range(len(path), -1, -1):
+            value = _at(self.given, path[:length])
+            if value is _MISSING:
+                continue
             for file, content in contents:
-                if _contains(content, path[:length]):
-                    return str(file)
-            if _contains(self.config, path[:length]):
-                return "--config"
+                its_value = _at(content, path[:length])
+                if repr(its_value) == repr(value) or (isinstance(value, dict) and isinstance(its_value, dict)):  # maps may be merged from several files
+                    return str(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
+            return "--config"
         return "--config"
 
     def against_schema(self, value: Any, schema: dict[str, Any], path: KeyPath) -> None:
@@ -211,7 +222,8 @@ class _Check:
             for k, v in schema.items()
             if k not in ("properties", "additionalProperties", "propertyNames", "items", "required", "$defs")
         }
-        if not jsonschema.Draft202012Validator(own).is_valid(value):
+        is_finite = not isinstance(value, float) or math.isfinite(value)  # no bound of a schema refuses NaN
+        if not is_finite or not jsonschema.Draft202012Validator(own).is_valid(value):
             raise self.refuse(path, f"{value!r} is not allowed: {allowed(schema)}")
         for key in schema.get("required", ()):
             if key not in value:
@@ -234,7 +246,7 @@ class _Check:
         if schema["additionalProperties"] is False:
             raise self.refuse((*path, key), f"unknown key. {_nearest(str(key), schema['properties'])}")
         names = _resolved(schema["propertyNames"], self.schema)
-        if not isinstance(key, str) or not re.search(names["pattern"], key):
+        if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
             raise self.refuse((*path, key), f"the name {key!r} is not allowed: {names['allowed']}")
 
     def folders(self) -> None:
@@ -302,7 +314,7 @@ class _Check:
         name = given["name"]
         if name == "pbt":
             raise self.refuse((*path, "name"), f"'pbt' is not supported yet. Allowed so far: one of {', '.join(known)}")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise self.refuse((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}")
         schema: dict[str, Any] = {
             "type": "object",
@@ -311,7 +323,7 @@ class _Check:
         }
         for key in given:
             if key not in schema["properties"]:
-                raise self.refuse((*path, key), f"unknown option of {name}. {_nearest(key, known[name])}")
+                raise self.refuse((*path, key), f"unknown option of {name}. {_nearest(str(key), known[name])}")
         self.against_schema(given, schema, path)
         return _with_defaults(given, schema)
 

@@ -105,7 +105,6 @@ def run_tune(job: dict[str, Any]) -> None:
             mode=sweep["mode"],
             max_epochs=job["max_epochs"],
             keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
-            storage_dir=scratch,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
             progress=progress,
         )

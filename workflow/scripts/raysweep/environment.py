@@ -246,17 +246,26 @@ def _build_venv(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> E
             _libraries(recipe.requirements),
             "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend",
         )
-        write_yaml(aside / RECORD, built.record())  # moves with the virtualenv, so that no record ever describes another one
-        while (environment := _finished(env_dir, recipe, key, base)) is None:
-            try:
-                aside.rename(env_dir / "venv")
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                with suppress(FileNotFoundError):  # another builder has taken the outdated one away
-                    shutil.rmtree((env_dir / "venv").rename(aside.with_name(f"{aside.name}.old")))
+        # Moves with the virtualenv, so that no record ever describes another one.
+        write_yaml(aside / RECORD, built.record() | {"built_for_gpu": _has_gpu()})
+        environment = _published(aside, built, env_dir, recipe, base)
     logger.info("Environment: Python %s, %d packages, built in %.0f s", base.version, len(built.packages), time.monotonic() - started)
     return environment
+
+
+def _published(aside: Path, built: Environment, env_dir: Path, recipe: Recipe, base: Interpreter) -> Environment:
+    """Rename a virtualenv to its place, unless another builder has put an equal one there; the environment that is there then."""
+    while (other := _finished(env_dir, recipe, built.key, base)) is None:
+        try:
+            aside.rename(env_dir / "venv")
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with suppress(FileNotFoundError):  # another builder has taken the outdated one away
+                shutil.rmtree((env_dir / "venv").rename(aside.with_name(f"{aside.name}.old")))
+        else:
+            return Environment._from(built.record(), env_dir)
+    return other
 
 
 @contextmanager
@@ -275,11 +284,16 @@ def _finished(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> Env
     path = env_dir / "venv" / RECORD
     if not path.is_file():
         return None
-    environment = Environment._from(read_yaml(path), env_dir)
+    record = read_yaml(path)
+    environment = Environment._from(record, env_dir)
     if environment.key != key or environment.python_version != base.version:
         return None
-    if recipe.torch_backend == "auto" and environment.torch_backend == "cpu" and recipe.wheels == "download" and _has_gpu():
-        return None
+    if (
+        (recipe.wheels, recipe.torch_backend, environment.torch_backend) == ("download", "auto", "cpu")
+        and not record["built_for_gpu"]
+        and _has_gpu()
+    ):
+        return None  # the CPU build was taken for want of a GPU
     try:
         here = _run(environment.command(["-c", _DESCRIBE_PYTHON]))
     except OSError:  # the Python under it was removed

@@ -41,8 +41,8 @@ def encode(event: dict[str, Any]) -> str:
 
 def decode(line: str) -> dict[str, Any] | None:
     """The event on a line, or None where the line is torn or altered."""
-    body, separator, tail = line.rpartition(', "crc": "')
-    if not separator or tail != f'{zlib.crc32(body.encode()):08x}"}}\n':
+    body, _, tail = line.rpartition(', "crc": "')
+    if not body or tail != f'{zlib.crc32(body.encode()):08x}"}}\n':
         return None
     event = json.loads(line)
     del event["crc"]

@@ -46,7 +46,7 @@ def snippet(inputs: Inputs, root: Path) -> str:
             "from pathlib import Path",
             "",
             f"config = {pformat(inputs.winner.config, sort_dicts=False, width=100)}",
-            f"checkpoint = Path({_quoted(_relative(inputs.model_dir, root))})  # what the trainable saved after epoch {inputs.best['epochs']}",
+            f"checkpoint = Path({_quoted(_relative(inputs.model_dir, root))})",
             "",
             "print(config)",
             'print(*sorted(checkpoint.rglob("*")), sep="\\n")',
@@ -80,7 +80,7 @@ def _model_snippet(inputs: Inputs, root: Path) -> str:
         images = f"{_relative(inputs.data_dir, root)}/validation/images.npy"
         lines += [
             "",
-            f"classes = {_quoted(inputs.data['classes'])}",
+            f"classes = {pformat(inputs.data['classes'], width=100, compact=True)}",
             f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {", ".join(map(str, channels_and_size))})',
             "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
             "with torch.no_grad():",
@@ -90,14 +90,14 @@ def _model_snippet(inputs: Inputs, root: Path) -> str:
     return "\n".join(lines)
 
 
-def _quoted(value: str | list[str]) -> str:
-    """Text, or a list of texts, as Python with double quotes: what JSON writes of them is Python too."""
+def _quoted(value: str) -> str:
+    """Text as Python with double quotes: what JSON writes of it is Python too."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _relative(path: Path, root: Path) -> str:
     """`path` as seen from `root`, or in full where it lies outside."""
-    text = os.path.relpath(os.path.abspath(path), root)  # noqa: PTH100 -- resolve() would follow links
+    text = os.path.relpath(os.path.abspath(path), root)  # resolve() would follow links
     return os.path.abspath(path) if text.startswith("..") else Path(text).as_posix()
 
 
@@ -110,10 +110,10 @@ def when(at: str | None) -> str:
 
 
 def _table(inputs: Inputs) -> dict[str, Any]:
-    """The table of all trials, best first, failed ones last: its columns (title, whether numbers, whether right-aligned) and rows."""
+    """The table of all trials, best first, failed ones last: its columns, of numbers or of words, and its rows."""
     columns = [("trial", False), ("status", False), (inputs.metric, True), ("epoch of it", True), ("epochs", True)]
     columns += [(key.name, all(is_number(v) for v in key.values)) for key in inputs.keys]
-    columns += [("time (s)", True), ("node", False), ("started", False), ("seed", True)] + [("error", False)]
+    columns += [("time (s)", True), ("node", False), ("started", False), ("seed", True), ("error", False)]
     order = {t.trial_id: i for i, (t, _) in enumerate(inputs.ranked)}
     rows = [_row(inputs, t) for t in sorted(inputs.trials, key=lambda t: (order.get(t.trial_id, len(order)), t.trial_id))]
     return {"columns": [{"title": title, "number": numeric} for title, numeric in columns], "rows": rows}
@@ -130,7 +130,7 @@ def _row(inputs: Inputs, trial: Trial) -> dict[str, Any]:
         trial.epochs,
     ]
     cells += [_cell(config.get(key.name)) for key in inputs.keys]
-    cells += [f"{trial.time_s:.1f}", trial.node, trial.started and trial.started[:19] + "Z", trial.seed] + [trial.error]
+    cells += [f"{trial.time_s:.1f}", trial.node, trial.started and trial.started[:19] + "Z", trial.seed, trial.error]
     return {"cells": ["" if c is None else c for c in cells], "status": trial.status, "winner": trial is inputs.winner}
 
 
@@ -192,7 +192,7 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
     if inputs.data is not None:
         data = inputs.data
         found += [
-            ("Data", f"{data['name']}: {data['description']}; source {data['source']}, checksum {data['checksum']}"),
+            ("Data", f"{data['name']}: {data['description'].rstrip('.')}; source {data['source']}, checksum {data['checksum'] or 'none'}"),
             ("Data, SHA-256", data["data_sha256"]),
             (
                 "Split",
@@ -240,7 +240,7 @@ def _json_in_html(value: Any) -> Markup:
 def render(inputs: Inputs, root: Path) -> str:
     """The page. `root` is the folder that the workflow runs in; paths on the page start there."""
     # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
-    bundle, code = vl_convert.javascript_bundle(None), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
+    bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
     charts = _charts(inputs)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -104,15 +104,11 @@ def metric_scale(inputs: Inputs) -> Spec:
 def _span(key: Key) -> tuple[float, float]:
     """The ends of a numeric key's axis: the bounds of its range, moved outwards by values that lie beyond them."""
     d = key.distribution
-    ends = (
-        [d.low, d.high - d.integer]
-        if isinstance(d, Numeric)
-        else [d.mean - 2 * d.standard_deviation, d.mean + 2 * d.standard_deviation]
-        if isinstance(d, Normal)
-        else []
-    )
-    if key.log:
-        ends = [v for v in ends if v > 0]
+    ends: list[float] = []
+    if isinstance(d, Numeric):
+        ends = [d.low, d.high - d.integer]
+    elif isinstance(d, Normal):
+        ends = [d.mean - 2 * d.standard_deviation, d.mean + 2 * d.standard_deviation]
     return min([*ends, *key.values]), max([*ends, *key.values])
 
 
@@ -148,7 +144,7 @@ def _x_of(i: int, key: Key) -> Spec:
         "field": f"config{i}",
         "type": "quantitative",
         "title": key.name,
-        "scale": {"domain": [low, high], "nice": False, "zero": False},
+        "scale": {"domain": [low, high], "nice": False},
     }
     if key.log:
         encoding["scale"]["type"] = "log"
@@ -176,7 +172,7 @@ def _tooltip(inputs: Inputs, keys: list[Key]) -> list[Spec]:
     return shown
 
 
-def _chart(description: str, height: int | Spec, layers: list[Spec], **rest: Any) -> Spec:
+def _chart(description: str, height: int, layers: list[Spec], **rest: Any) -> Spec:
     return {"description": description, "width": "container", "height": height, "layer": layers} | rest
 
 
@@ -511,7 +507,8 @@ def timeline(inputs: Inputs) -> tuple[Spec, str]:
             }
         )
     said = f"The first {MAX_BARS:,} of {len(attempts):,} runs are drawn." if len(attempts) > MAX_BARS else ""
-    height = {"step": max(6, min(22, 480 // (max(lanes, default=0) + 1)))}
+    rows = max(lanes, default=0) + 1
+    height = rows * max(6, min(22, 480 // rows))
     return _chart("Timeline: when each trial ran, and on which node", height, layers, data={"name": "bars"}), said
 
 
@@ -545,30 +542,15 @@ def _bars(attempts: list[Attempt], unit_s: float) -> dict[str, list[Any]]:
 def confirmation(inputs: Inputs) -> Spec:
     """Every seed's value, their mean with one standard deviation, and beside them what else is known of the winner."""
     confirmed = inputs.confirmed
-    where = confirmed["on"]
-    seeds = [s["value"] for s in confirmed["seeds"] if s["value"] is not None]
-    rows = [f"{where}, each seed"]
-    values: list[Spec] = [
-        {"row": rows[0], "value": v, "what": f"seed {s['seed']}"} for s, v in ((s, s["value"]) for s in confirmed["seeds"]) if v is not None
-    ]
-    layers: list[Spec] = []
-    if len(seeds) > 1:
-        rows.append(f"{where}, mean ± SD")
-        mean, deviation = confirmed["mean"], confirmed["standard_deviation"]
-        values.append({"row": rows[-1], "value": mean, "what": "mean", "low": mean - deviation, "high": mean + deviation})
-    rows.append("validation, winner")
-    values.append({"row": rows[-1], "value": inputs.best["metric"]["value"], "what": "validation figure of the winning trial"})
+    where, mean, deviation = confirmed["evaluated_on"], confirmed["mean"], confirmed["standard_deviation"]
     published = (confirmed["published_model"] or {}).get(inputs.metric)
+    points = [(f"{where}, each seed", "var(--blue)", s["value"], f"seed {s['seed']}") for s in confirmed["seeds"] if s["value"] is not None]
+    if deviation is not None:
+        points.append((f"{where}, mean ± SD", "var(--blue)", mean, "mean of the seeds"))
+    points.append(("validation, winner", "var(--winner)", inputs.best["metric"]["value"], "validation figure of the winning trial"))
     if published is not None:
-        rows.append("test, published model")
-        values.append({"row": rows[-1], "value": published, "what": "the published model on the test set"})
-    y = {
-        "field": "row",
-        "type": "nominal",
-        "sort": rows,
-        "title": None,
-        "axis": {"labelLimit": 160, "ticks": False, "domain": False, "grid": True},
-    }
+        points.append(("test, published model", "var(--green)", published, "the published model on the test set"))
+    colours = {row: colour for row, colour, _, _ in points}
     x = {
         "field": "value",
         "type": "quantitative",
@@ -576,28 +558,20 @@ def confirmation(inputs: Inputs) -> Spec:
         "scale": {"zero": False, "nice": True, "padding": 14},
         "axis": {"tickCount": 5},
     }
-    colours = {
-        rows[0]: "var(--blue)",
-        f"{where}, mean ± SD": "var(--blue)",
-        "validation, winner": "var(--winner)",
-        "test, published model": "var(--green)",
+    y = {
+        "field": "row",
+        "type": "nominal",
+        "sort": list(colours),
+        "title": None,
+        "axis": {"labelLimit": 160, "ticks": False, "domain": False, "grid": True},
     }
-    layers += [
-        {
-            "transform": [{"filter": "isValid(datum.low)"}],
-            "mark": {"type": "rule", "strokeWidth": 3, "color": "var(--blue)"},
-            "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y},
-        },
+    layers: list[Spec] = [
         {
             "mark": {"type": "point", "filled": True, "size": 90, "opacity": 0.9},
             "encoding": {
                 "x": x,
                 "y": y,
-                "color": {
-                    "field": "row",
-                    "type": "nominal",
-                    "scale": {"domain": rows, "range": [colours[r] for r in rows]},
-                },
+                "color": {"field": "row", "type": "nominal", "scale": {"domain": list(colours), "range": list(colours.values())}},
                 "tooltip": [
                     {"field": "what", "title": "of"},
                     {"field": "value", "type": "quantitative", "title": inputs.metric, "format": ".4~g"},
@@ -605,4 +579,14 @@ def confirmation(inputs: Inputs) -> Spec:
             },
         },
     ]
-    return _chart(f"Confirmation: {inputs.metric} of the best configuration", {"step": 34}, layers, data={"values": values})
+    if deviation is not None:
+        spread = {"row": f"{where}, mean ± SD", "value": mean - deviation, "high": mean + deviation}
+        layers.append(
+            {
+                "data": {"values": [spread]},
+                "mark": {"type": "rule", "strokeWidth": 3, "color": "var(--blue)"},
+                "encoding": {"x": x, "x2": {"field": "high"}, "y": y},
+            }
+        )
+    values = [{"row": row, "value": value, "what": what} for row, _, value, what in points]
+    return _chart(f"Confirmation: {inputs.metric} of the best configuration", 34 * len(colours), layers, data={"values": values})

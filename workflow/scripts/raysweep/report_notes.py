@@ -89,7 +89,7 @@ def _tie(inputs: Inputs) -> Note | None:
             "The winner was confirmed with fewer than two seeds, so there is no standard deviation to hold the differences between trials "
             "against. Set confirm.seeds to 3 or more.",
         )
-    seeds = f"one standard deviation of the confirmation ({number(deviation)}, from {plural(inputs.confirmed['n'], 'seed')})"
+    seeds = f"one standard deviation of the confirmation ({deviation:.2g}, from {plural(inputs.confirmed['n'], 'seed')})"
     near = tied(inputs)
     if not near:
         return Note(
@@ -108,7 +108,7 @@ def _optimism(inputs: Inputs) -> Note | None:
     tries, best, mean = len(inputs.ranked), inputs.best["metric"]["value"], inputs.confirmed["mean"]
     if tries < 2:
         return None
-    where = "on the test set" if inputs.confirmed["on"] == "test" else "with new seeds, on validation again"
+    where = "on the test set" if inputs.confirmed["evaluated_on"] == "test" else "with new seeds, on validation again"
     difference = f"{number(abs(best - mean))} {'below' if mean < best else 'above'} it" if mean != best else "equal to it"
     return Note(
         "info",
@@ -119,12 +119,11 @@ def _optimism(inputs: Inputs) -> Note | None:
 
 
 def _confirmation(inputs: Inputs) -> Note | None:
-    if inputs.confirmed["on"] != "test":
+    if inputs.confirmed["evaluated_on"] != "test":
         return Note(
             "warn",
             "There is no test result",
-            f"The confirmation was {inputs.confirmed['note'] or 'repeated on validation, not a test result'}. "
-            "A function `confirm` beside the trainable gives one.",
+            f"The confirmation was {inputs.confirmed['note']}. A function `confirm` beside the trainable gives one.",
         )
     return None
 
@@ -167,7 +166,8 @@ def _edge(key: Key, value: float) -> Note | None:
             "warn",
             f"{key.name} lies at the edge of its range",
             f"The best value, {number(value)}, is in the {'upper' if upper else 'lower'} 5 % of "
-            f"{number(distribution.low)} to {number(distribution.high)}{scale}. The optimum may lie {'above' if upper else 'below'}: widen it and run again; finished trials are kept.",
+            f"{number(distribution.low)} to {number(distribution.high)}{scale}. The optimum may lie "
+            f"{'above' if upper else 'below'}: widen it and run again; finished trials are kept.",
         )
     if isinstance(distribution, Numeric):
         values = [distribution.low, distribution.high - 1 if distribution.integer else distribution.high]
@@ -199,12 +199,12 @@ def _splits(inputs: Inputs) -> Note | None:
     sizes = data["splits"]
     text = (
         f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples; {plural(sizes['test'], 'test example')} "
-        f"{'were kept for the confirmation, and nothing else reads them' if inputs.confirmed['on'] == 'test' else 'were not used'}."
+        f"{'were kept for the confirmation, and nothing else reads them' if inputs.confirmed['evaluated_on'] == 'test' else 'were not used'}."
     )
     value = inputs.best["metric"]["value"]
     if inputs.metric == "accuracy" and 0 < value < 1 and sizes["validation"]:
         error = math.sqrt(value * (1 - value) / sizes["validation"])
-        text += f" With that many examples alone, an accuracy of {number(value)} has a standard error of {error:.2g}."
+        text += f" From {sizes['validation']:,} examples an accuracy of {number(value)} has a standard error of {error:.2g}."
     return Note("info", "Split sizes", text)
 
 

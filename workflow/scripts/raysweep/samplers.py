@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .record import Mode, Sweep, Trial
 from .seeds import sampler_seed
-from .space import Choice, Distribution, Normal, configuration, fill, flattened, quantized
+from .space import Choice, Distribution, Normal, configuration, fill, quantized, value_at
 
 
 class Sampler(Protocol):
@@ -70,10 +70,10 @@ class OptunaSampler:
         if trial.index in self.asked:
             self.study.tell(self.asked.pop(trial.index), value, state=state)
             return
-        flat = flattened(trial.config)
-        if not all(key in flat and self._contains(self.space[key], flat[key]) for key in self.distributions):
+        values = {key: value_at(trial.config, key) for key in self.distributions}
+        if not all(self._contains(self.space[key], value) for key, value in values.items()):
             return  # from an earlier, different search space: Optuna could not place it
-        parameters = {key: self._parameter(self.space[key], flat[key]) for key in self.distributions}
+        parameters = {key: self._parameter(self.space[key], value) for key, value in values.items()}
         self.study.add_trial(self.optuna.trial.create_trial(state=state, value=value, params=parameters, distributions=self.distributions))
 
     def _distribution(self, d: Distribution) -> Any:
@@ -104,7 +104,7 @@ class OptunaSampler:
         if isinstance(d, Choice):
             return value in d.values
         if isinstance(d, Normal):
-            return 1e-6 <= d.cumulative(value) <= 1 - 1e-6
+            return isinstance(value, int | float) and 1e-6 <= d.cumulative(value) <= 1 - 1e-6
         return isinstance(value, int | float) and d.low <= value <= (d.high - 1 if d.integer else d.high)
 
 

@@ -30,23 +30,31 @@ class _Recorded:
         self.trial_id = trial_id
 
 
+class _NobodyElse:
+    """Stands for Tune's controller, of which the median rule asks whether others wait: in a replay nobody does."""
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+
 def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
     """Tell ASHA or the median rule what is recorded, in the order in which it was reported, so that their rungs are as they were.
 
-    Neither touches Tune's controller here. HyperBand would, and starts its bracket anew.
+    HyperBand would start and stop trials as it is told; it begins its bracket anew.
     """
     if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
         return
     stubs = {trial_id: _Recorded(trial_id) for trial_id in recorded.trials}
+    nobody_else = _NobodyElse()
     for stub in stubs.values():
-        scheduler.on_trial_add(None, stub)
+        scheduler.on_trial_add(nobody_else, stub)
     reports = [(result.at, trial, result) for trial in recorded.trials.values() for result in trial.results if metric in result.metrics]
     for _, trial, result in sorted(reports, key=lambda report: report[0]):
         told = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
-        scheduler.on_trial_result(None, stubs[trial.trial_id], told)
+        scheduler.on_trial_result(nobody_else, stubs[trial.trial_id], told)
     for trial in recorded.trials.values():
         if trial.finished and trial.results and metric in (last := trial.results[-1]).metrics:
-            scheduler.on_trial_complete(None, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
+            scheduler.on_trial_complete(nobody_else, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
 
 
 class Shielded(TrialScheduler):

@@ -61,7 +61,7 @@ def find_target(text: str, root: Path) -> Target:
             raise ConfigError(f"{text!r} is not allowed: there is no module {location} in this folder or in workflow/scripts")
         target = Target(found.resolve(), name, location)
     names = set(defined_names(_parsed(target.path, text).body))
-    if name not in names:
+    if name not in names and "*" not in names:  # `from module import *` may define anything; build_env imports it
         public = ", ".join(sorted(n for n in names if not n.startswith("_"))) or "nothing"
         raise ConfigError(f"{text!r} is not allowed: {target.path.name} does not define {name} (it defines {public})")
     return target
@@ -94,7 +94,7 @@ def defined_names(body: list[ast.stmt]) -> Iterator[str]:
                 yield alias.asname or alias.name.split(".")[0]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             for part in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                yield from (n.id for n in ast.walk(part) if isinstance(n, ast.Name))
+                yield from (n.id for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
         elif isinstance(node, ast.If | ast.Try | ast.With):
             for block in ("body", "orelse", "finalbody"):
                 yield from defined_names(getattr(node, block, []))

@@ -175,6 +175,14 @@ def flattened(config: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def value_at(config: dict[str, Any], key: str) -> Any:
+    """What a nested configuration holds for a key of the flat space; None where it has no such key."""
+    value: Any = config
+    for name in key.split(SEPARATOR):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
     """The nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space."""
     return nested({key: draw(key, d) if isinstance(d, Distribution) else d for key, d in space.items()})

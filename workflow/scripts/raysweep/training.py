@@ -46,8 +46,7 @@ class Trainer:
         settings = {k: v for k, v in config.items() if k in TRAINING_KEYS - {"batch_size"}}
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
-        # One kernel for all parameters: at batch size 2 the optimiser's own overhead is a third of a step.
-        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), fused=True, **settings)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), **settings)
         self.batch_size = int(config["batch_size"])
         self.loss = getattr(F, loss)
         self.order_seed = order_seed

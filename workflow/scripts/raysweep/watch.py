@@ -53,8 +53,15 @@ def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path 
 
 
 def find_record(state_dir: Path, names: list[str]) -> Path | None:
-    """The most recently written record below `state_dir`, of one of the sweeps `names`, if any are given."""
-    found = [path for path in state_dir.rglob("record.jsonl") if not names or path.parent.name in names]
+    """The most recently written record below `state_dir`, of one of the sweeps `names`, if any are given.
+
+    A record within the folder of another one is of that sweep's confirmation and left out.
+    """
+    found = [
+        path
+        for path in state_dir.rglob("record.jsonl")
+        if (not names or path.parent.name in names) and not path.parent.parent.joinpath(path.name).exists()
+    ]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -216,7 +223,9 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
     path = find_record(state_dir, names)
     what = f"{' or '.join(names)} below {state_dir}" if names else f"any sweep below {state_dir}"
     if path is None and not live_view:
-        raise RaysweepError(f"There is no record of {what} yet. It is written as soon as run_sweep starts; --state-dir names another folder.")
+        raise RaysweepError(
+            f"There is no record of {what} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
+        )
     if not live_view:
         assert path is not None
         console.print(view(read_sweep(path), console.width, None))

@@ -1,0 +1,133 @@
+"""Run the stages of the workflow for real, in a project folder of a test."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysweep.config import validated
+from raysweep.record import Sweep, read_sweep
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = REPOSITORY / "workflow" / "scripts"
+# The environment that runs the tests has torch and Ray: sweeps use it as it is.
+ENV = {"python": sys.executable, "wheels": "none", "requirements": str(REPOSITORY / "workflow" / "envs" / "node.in")}
+
+
+class Project:
+    """A folder in which a user has his files and starts the workflow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def configure(self, name: str = "c.yaml", **config: Any) -> None:
+        self.write(name, yaml.safe_dump({"env": ENV, **config}, sort_keys=False))
+
+    def snakemake(self, *arguments: str, configfile: str = "c.yaml", cores: int = 2) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", str(cores), *arguments]
+        return subprocess.run(
+            [*argv, "--configfile", configfile],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=user_environment(),
+            timeout=300,
+        )
+
+    def stage_command(self, stage: str, sweep: str) -> list[str]:
+        """How the rule `stage` calls its script."""
+        config = validated(yaml.safe_load((self.folder / "c.yaml").read_text()), [self.folder / "c.yaml"], self.folder)
+        config_file = self.folder / f"{sweep}.config.yaml"
+        config_file.write_text(yaml.safe_dump(config | {"sweeps": {sweep: config["sweeps"][sweep]}}, sort_keys=False))
+        argv = [sys.executable, str(SCRIPTS / f"{stage}.py"), "--sweep", sweep, "--config", str(config_file)]
+        return [*argv, "--env-dir", str(self.folder / "env"), "--threads", "2", "--log", str(self.folder / "logs" / f"{stage}-{sweep}.log")]
+
+    def build_env(self) -> None:
+        """Describe the tests' own environment in `env/env.yaml`, once."""
+        if not (self.folder / "env" / "env.yaml").exists():
+            argv = [
+                sys.executable,
+                str(SCRIPTS / "build_env.py"),
+                "--python",
+                sys.executable,
+                "--wheels",
+                "none",
+                "--torch-backend",
+                "auto",
+            ]
+            argv += [
+                "--requirements",
+                ENV["requirements"],
+                "--output-dir",
+                str(self.folder / "env"),
+                "--log",
+                str(self.folder / "build_env.log"),
+            ]
+            subprocess.run(argv, cwd=self.folder, check=True, capture_output=True, env=user_environment())
+
+    def run(self, stage: str, sweep: str) -> subprocess.CompletedProcess[str]:
+        """Run a stage as its rule does."""
+        self.build_env()
+        return subprocess.run(
+            self.stage_command(stage, sweep),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=user_environment(),
+            timeout=300,
+        )
+
+    def start(self, stage: str, sweep: str) -> subprocess.Popen[str]:
+        """Start a stage as a terminal would: as the leader of a process group of its own."""
+        self.build_env()
+        return subprocess.Popen(
+            self.stage_command(stage, sweep),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=user_environment(),
+            start_new_session=True,
+        )
+
+    def record(self, sweep: str) -> Sweep:
+        return read_sweep(self.folder / "state" / sweep / "record.jsonl")
+
+    def trials(self, sweep: str) -> list[dict[str, str]]:
+        with (self.folder / "results" / sweep / "trials.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def result(self, sweep: str, name: str) -> Any:
+        return yaml.safe_load((self.folder / "results" / sweep / name).read_text())
+
+
+def user_environment() -> dict[str, str]:
+    """The environment of a user: without the paths of the tests."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
+def ours(folder: Path) -> list[str]:
+    """Command lines of living processes that belong to a run in `folder`: its drivers and whatever has its record or private folder open."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                where = str((process / "cwd").resolve())
+            except OSError:
+                continue  # it ended, or is another user's
+            if int(process.name) != os.getpid() and (str(folder) in line or where.startswith(str(folder))):
+                found.append(line)
+    return found
