@@ -15,7 +15,7 @@ import yaml
 CHECKOUT = Path(__file__).parents[1]
 # Snakemake's imports take longer than a dry run, so a server that has done them forks a process for each call.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["snakemake.cli", "jsonschema", "numpy"])
+_processes.set_forkserver_preload(["pytest", "snakemake.cli", "snakemake.report.html_reporter", "snakemake.storage", "jsonschema", "numpy"])
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Project:
         out, err = self.root.with_name("stdout"), self.root.with_name("stderr")
         process = _processes.Process(target=_snakemake, args=(self.root, arguments, out, err))
         process.start()
-        process.join(timeout=60)
-        assert process.exitcode is not None, "snakemake did not end within 60 s"
+        process.join(timeout=120)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"snakemake {' '.join(arguments)} did not end within 120 s")
         return Finished(process.exitcode, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
 
 

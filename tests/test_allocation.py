@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from raysweep.allocation import Allocation, Node, available_mem_mb, trial_resources, usable_cpus, usable_gpus
 from raysweep.errors import RaysweepError
 
@@ -14,7 +16,7 @@ WANTED = {"cpus_per_node": 10, "gpus_per_node": 1, "mem_mb_per_node": 500}
 
 
 def node(**changes: Any) -> Allocation:
-    return Allocation((Node(**({"name": "n1", "cpus": 4, "gpus": 0, "mem_mb": 1000} | changes)),))
+    return Allocation((dataclasses.replace(Node("n1", cpus=4, gpus=0, mem_mb=1000), **changes),))
 
 
 def sweep(cpu: float, gpu: float) -> dict[str, Any]:
@@ -48,9 +50,7 @@ def test_a_driver_that_does_not_run_has_none(nvidia_smi: Path) -> None:
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,3", 2), (" 1 , 2 ", 2), ("MIG-1,MIG-2", 2), ("0,", 1)])
-def test_what_cuda_may_see_counts_before_what_there_is(
-    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int
-) -> None:
+def test_what_cuda_may_see_counts_before_what_there_is(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert usable_gpus() == count
 

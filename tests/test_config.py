@@ -263,6 +263,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(scheduler={"name": "none", "brackets": 1}), "scheduler.brackets: unknown option of none. Allowed: no option"),
     (config(scheduler={"name": "asha", "reduction_factor": 1}), "scheduler.reduction_factor: 1 is not allowed: a number, above 1"),
     (config(scheduler={"name": "asha", "grace_period": 2}), "scheduler.grace_period: 2 is not allowed: at most max_epochs, 1"),
+    (
+        config(scheduler="hyperband", search_algorithm="optuna"),
+        "search_algorithm: 'optuna' is not allowed with scheduler hyperband, which takes all configurations before",
+    ),
+    (config(scheduler="hyperband", max_concurrent=2), "max_concurrent: 2 is not allowed with scheduler hyperband, which fills whole"),
     (config(search_algorithm="bayes"), "search_algorithm.name: 'bayes' is not allowed: one of random, grid, optuna"),
     (config(search_algorithm="grid"), "search_space.lr: loguniform is not allowed with search_algorithm grid: grid, a nested space"),
     (

@@ -1,4 +1,4 @@
-"""What Snakemake would run: on a clean checkout, after a change, for several sweeps. Nothing is trained here: outputs are stand-ins that `--touch` declares made."""
+"""What Snakemake would run: on a clean checkout, after a change, for several sweeps. Outputs are stand-ins that `--touch` declares made."""
 
 from __future__ import annotations
 

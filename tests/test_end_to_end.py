@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,8 @@ def test_the_test_set_is_opened_by_confirm_and_by_nothing_else(project: Project,
 def test_the_rules_declare_who_opens_the_test_set(project: Project) -> None:
     run = project.snakemake("--dry-run", "--forceall")
     said = run.stdout + run.stderr
-    blocks = {block.split(":")[0].split()[-1]: block for block in said.split("\n[") if "input:" in block}
-    opens = {rule for rule, block in blocks.items() if "generated/test" in next(line for line in block.splitlines() if "input:" in line)}
+    inputs = re.findall(r"rule (\w+):\n    input: (.*)", said)
+    opens = {rule for rule, files in inputs if "generated/test" in files}
     assert opens == {"confirm"}
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from raysweep import errors
 from raysweep.errors import ConfigError, RaysweepError, WorldError, describe_os_error, logger, run_entry_point, set_up_logging
 

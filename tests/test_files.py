@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from raysweep.files import read_yaml, replace_directory, sha256_of_file, write_yaml, written_aside
 
 

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import pytest
+
 from raysweep.progress import ProgressLine, duration
 from raysweep.record import Sweep
 

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from raysweep.errors import RaysweepError
 from raysweep.record import Record, Result, Sweep, Trial, decode, encode, now, read_events, read_sweep
 
@@ -71,7 +73,9 @@ def test_the_format_is_what_it_was() -> None:
     assert decode(line) == {"event": "start", "trial": "00003"}
 
 
-@pytest.mark.parametrize("line", ["", "\n", "{}\n", "\0" * 100, '{"event": "x"}\n', '{"event": "x", "crc": "00000000"}\n', ', "crc": "00000000"}\n'])
+@pytest.mark.parametrize(
+    "line", ["", "\n", "{}\n", "\0" * 100, '{"event": "x"}\n', '{"event": "x", "crc": "00000000"}\n', ', "crc": "00000000"}\n']
+)
 def test_lines_that_are_none(line: str) -> None:
     assert decode(line) is None
 
@@ -280,13 +284,26 @@ def test_a_trial_that_has_not_begun() -> None:
     )
 
 
-def test_a_full_disk_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    """/dev/full takes every open and refuses every write."""
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
-    record = Record.__new__(Record)
-    record.sweep = Sweep()
-    record._file = open("/dev/full", "ab")
-    with pytest.raises(OSError, match="No space left on device"):
-        record.write("session", sweep={})
-    assert record.sweep == Sweep(), "what is not on the disk did not happen"
+def test_a_line_that_does_not_fit_on_the_disk_raises_and_costs_nothing_that_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    record = Record(path)
+    record.write("session", sweep={})
+    record.write("trial", **TRIAL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            record.write("start", **START)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert record.sweep.trials["00000"].status == "PENDING", "what is not on the disk did not happen"
+    assert read_sweep(path).trials["00000"].status == "PENDING"
+    with Record(path) as again:
+        again.write("start", **START)
+    assert read_sweep(path).trials["00000"].status == "RUNNING"
+
+
+def test_a_trial_that_waits_for_others_is_to_be_run_again() -> None:
+    sweep = sweep_of(("trial", TRIAL), ("start", START), ("result", result(1, 0.5)), ("pause", {"trial": "00000"}))
+    assert sweep.trials["00000"].status == "PENDING"
+    assert sweep.trials["00000"].epochs == 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from raysweep.seeds import confirm_seeds, epoch_order, sampler_seed, trial_seed
 
 numbers = st.integers(0, 10**9)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from raysweep.config import PATH_TO_SCHEMA, allowed, load_schema
 from raysweep.errors import RaysweepError, logger, run_entry_point, set_up_logging
 from raysweep.files import written_aside

@@ -200,15 +200,13 @@ class _Check:
     def file_of(self, path: KeyPath) -> str:
         """The last file that sets the key to what it is, else --config; for a missing key the same of what is around it."""
         contents = [(file, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in reversed(self.paths)]
-        for length in range(len(path), -1, -1):
-            value = _at(self.given, path[:length])
-            if value is _MISSING:
-                continue
-            for file, content in contents:
-                its_value = _at(content, path[:length])
-                if repr(its_value) == repr(value) or (isinstance(value, dict) and isinstance(its_value, dict)):  # maps may be merged from several files
-                    return str(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
-            return "--config"
+        nearest = next(path[:n] for n in range(len(path), -1, -1) if _at(self.given, path[:n]) is not _MISSING)
+        value = _at(self.given, nearest)
+        for file, content in contents:
+            its_value = _at(content, nearest)
+            # Maps may be merged from several files; NaN is equal to itself as text only.
+            if repr(its_value) == repr(value) or (isinstance(value, dict) and isinstance(its_value, dict)):
+                return str(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
         return "--config"
 
     def against_schema(self, value: Any, schema: dict[str, Any], path: KeyPath) -> None:

@@ -40,7 +40,7 @@ class Stage:
     def identity(self) -> str:
         """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
 
-        `docs/` says which keys these are, and why.
+        docs/how-it-works.md says which keys these are, and why.
         """
         lock = (self.root / self.config["env"]["requirements"]).with_suffix(".txt")
         parts = {

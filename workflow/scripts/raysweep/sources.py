@@ -111,8 +111,14 @@ def local_sources(target: Target) -> list[Path]:
     """
     root = target.import_root
     package_dir, models_dir = SCRIPTS_DIR / "raysweep", SCRIPTS_DIR / "raysweep" / "models"
+
+    def files_of(module: str) -> list[Path]:
+        """The files that an import of the module runs: that of `a.b.c` runs a/__init__.py and a/b/__init__.py too."""
+        parts = module.split(".")
+        return [path for n in range(1, len(parts) + 1) if (path := _module_file(".".join(parts[:n]), root))]
+
     found: set[Path] = set()
-    waiting = [target.path]
+    waiting = [target.path, *(files_of(target.module) if target.module else ())]
     while waiting:
         path = waiting.pop()
         if path in found or (path.is_relative_to(package_dir) and not path.is_relative_to(models_dir)):
@@ -128,9 +134,7 @@ def local_sources(target: Target) -> list[Path]:
                 stem = ".".join(part for part in (base, node.module or "") if part)
                 modules = [stem, *(f"{stem}.{alias.name}" if stem else alias.name for alias in node.names)]
             for module in filter(None, modules):
-                # `import a.b.c` runs a/__init__.py and a/b/__init__.py too
-                parts = module.split(".")
-                waiting += [p for n in range(1, len(parts) + 1) if (p := _module_file(".".join(parts[:n]), root))]
+                waiting += files_of(module)
     return sorted(found)
 
 
