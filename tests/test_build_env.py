@@ -66,7 +66,7 @@ def content() -> list[str]:
 
 
 def test_says_one_line_and_logs_the_details() -> None:
-    done = run("--log", "logs/env.log", "--modules", "--check-import")
+    done = run("--log", "logs/env.log", "--modules")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -81,7 +81,6 @@ def test_says_one_line_and_logs_the_details() -> None:
         (["--wheels", "/no/such/folder"], "Error: env.wheels: '/no/such/folder' is not allowed: download, site, none, or a folder"),
         (["--python", "python9"], "Error: env.python: 'python9' cannot be run"),
         (["--torch-backend", "cpu"], "Error: env.torch_backend: 'cpu' is not allowed with wheels: wheels"),
-        (["--check-import", "mine.py:train"], "Error: 'mine.py:train' is not allowed: there is no file mine.py"),
     ],
 )
 def test_a_mistake_is_one_line(options: list[str], said: str) -> None:

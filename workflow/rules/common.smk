@@ -1,5 +1,6 @@
 # in:  the config
 # out: the validated config, and the names that the other rules use
+import re
 import sys
 from pathlib import Path
 

@@ -1,17 +1,16 @@
 # in:  the requirements of the nodes with their lock, and the files that sweeps train
-# out: resources/env/<key>/: the environment that trials run in, and what is in it
+# out: resources/env/<key>/: the environment that trials run in, what is in it, and the sweeps for which it is ready
 
 
-# Built here; it also imports what the sweeps train, so that a mistake shows before a job waits in a queue.
-rule build_env:
+# The environment itself, which all sweeps share.
+rule install_env:
     input:
         requirements=config["env"]["requirements"],
         lock=Path(config["env"]["requirements"]).with_suffix(".txt"),
-        sources=sorted({path for sweep in SWEEPS for path in sources_of(sweep)}),
     output:
         ENV / "env.yaml",
     log:
-        LOGS / "build_env.log",
+        LOGS / "install_env.log",
     localrule: True
     params:
         interpreter=PYTHON,
@@ -20,7 +19,6 @@ rule build_env:
         modules=config["env"]["modules"],
         wheels=config["env"]["wheels"],
         torch_backend=config["env"]["torch_backend"],
-        targets=sorted({sweep.get("model") or sweep["trainable"] for sweep in SWEEPS.values()}),
         output_dir=subpath(output[0], parent=True),
     shell:
         "{params.interpreter:q} {params.script:q}"
@@ -29,6 +27,31 @@ rule build_env:
         " --wheels {params.wheels:q}"
         " --torch-backend {params.torch_backend:q}"
         " --modules {params.modules:q}"
-        " --check-import {params.targets:q}"
         " --output-dir {params.output_dir:q}"
+        " --log {log:q}"
+
+
+# The environment, ready for a sweep: what the sweep trains can be imported. A rule of its own, since in Snakemake all that follows a job
+# runs again with it, and a change of one sweep's file is to leave the others alone.
+rule build_env:
+    input:
+        env=rules.install_env.output[0],
+        sources=lambda w: sources_of(w.sweep),
+    output:
+        ENV / "ready" / "{sweep}",
+    log:
+        LOGS / "build_env" / "{sweep}.log",
+    localrule: True
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "check_import.py",
+        target=lambda w: SWEEPS[w.sweep].get("model") or SWEEPS[w.sweep]["trainable"],
+        env_dir=subpath(input.env, parent=True),
+        requirements=Path(config["env"]["requirements"]),
+    shell:
+        "{params.interpreter:q} {params.script:q}"
+        " --target {params.target:q}"
+        " --env-dir {params.env_dir:q}"
+        " --requirements {params.requirements:q}"
+        " --output {output:q}"
         " --log {log:q}"

@@ -12,6 +12,7 @@ rule run_sweep:
     input:
         data=lambda w: staged(w.sweep, "train", "validation"),
         env=ENV / "env.yaml",
+        ready=rules.build_env.output[0],
         sources=lambda w: sources_of(w.sweep),
     output:
         trials=report(RESULTS / "{sweep}" / "trials.csv", category="{sweep}", caption="../report/trials.rst"),

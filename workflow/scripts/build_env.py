@@ -16,13 +16,12 @@ def main() -> None:
     parser.add_argument("--wheels", default="download", help="download | site | none | a folder of wheels")
     parser.add_argument("--torch-backend", default="auto", help="auto | cpu | cu130 … | pypi")
     parser.add_argument("--modules", nargs="*", default=[], help="modules of the site to load first")
-    parser.add_argument("--check-import", nargs="*", default=[], help="path/to/file.py:name or package.module:name that must be importable")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--log", type=Path, help="file for the details")
     arguments = parser.parse_args()
     set_up_logging(arguments.log)
     recipe = Recipe(arguments.python, tuple(arguments.modules), arguments.requirements, arguments.wheels, arguments.torch_backend)
-    build_environment(recipe, arguments.check_import, arguments.output_dir)
+    build_environment(recipe, arguments.output_dir)
 
 
 if __name__ == "__main__":

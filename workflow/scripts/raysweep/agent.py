@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from .allocation import Allocation, Node
-from .environment import Environment, process_environment
+from .environment import Environment
 from .errors import RaysweepError, WorldError
 from .sources import SCRIPTS_DIR
 

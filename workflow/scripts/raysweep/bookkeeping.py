@@ -8,6 +8,7 @@ import numbers
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ class Bookkeeper(Callback):
         return self.record.sweep.trials[trial.trial_id]
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
-        for trial in [t for t in self.running.values() if t.status == TuneTrial.PAUSED]:
-            del self.running[trial.trial_id]
-            self.guarded(lambda trial_id=trial.trial_id: self.record.write("pause", trial=trial_id))
+        paused = [trial_id for trial_id, trial in self.running.items() if trial.status == TuneTrial.PAUSED]
+        for trial_id in paused:
+            del self.running[trial_id]
+            self.guarded(partial(self.record.write, "pause", trial=trial_id))
         self.progress.show(self.record.sweep)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:

@@ -35,7 +35,7 @@ from packaging.utils import canonicalize_name
 
 from .errors import ConfigError, RaysweepError, WorldError
 from .files import read_yaml, write_yaml
-from .sources import SCRIPTS_DIR, find_target, local_sources, sources_sha256
+from .sources import SCRIPTS_DIR, find_target
 
 logger = logging.getLogger(__name__)
 
@@ -166,10 +166,9 @@ class Recipe:
         return env_key(self.python, self.modules, self.requirements, self.wheels, self.torch_backend)
 
 
-def build_environment(recipe: Recipe, check_imports: Sequence[str], output_dir: Path) -> Environment:
+def build_environment(recipe: Recipe, output_dir: Path) -> Environment:
     """Make sure that the environment in `output_dir` is there, whole and importable; does nothing where it is.
 
-    `check_imports` are targets, `path/to/file.py:name` or `package.module:name`, that have to be importable in it.
     Raises RaysweepError, with one line, for all that can be wrong with the config or the world.
     """
     key = recipe.key
@@ -178,7 +177,6 @@ def build_environment(recipe: Recipe, check_imports: Sequence[str], output_dir: 
             f"env.torch_backend: {recipe.torch_backend!r} is not allowed with wheels: {recipe.wheels}, where the wheels decide. "
             "Leave it at auto, or set wheels: download"
         )
-    checked = {text: sources_sha256(local_sources(find_target(text, Path.cwd()))) for text in check_imports}
     base = _find_python(recipe)
     output_dir.mkdir(parents=True, exist_ok=True)
     path_to_record = output_dir / "env.yaml"
@@ -188,7 +186,7 @@ def build_environment(recipe: Recipe, check_imports: Sequence[str], output_dir: 
     if recipe.wheels == "none":
         environment = _described(recipe, key, Path(base.path), base)
         _require(environment.packages, recipe)
-        if not _is_described(environment, before):
+        if environment.record() != before:
             _check_imports(
                 environment, _libraries(recipe.requirements), "mend it, or let the workflow make an environment (wheels: download)"
             )
@@ -198,21 +196,19 @@ def build_environment(recipe: Recipe, check_imports: Sequence[str], output_dir: 
             path_to_record.unlink(missing_ok=True)
             before = {}
             environment = _build_venv(output_dir, recipe, key, base)
-    if not _is_described(environment, before):
-        before = {}
-
-    known = before.get("checked", {})
-    new = [text for text, sha256 in checked.items() if known.get(text) != sha256]
-    _check_imports(environment, new, f"mend the file, or add what it needs to {recipe.requirements} and lock that again")
-    record = environment.record() | {"checked": known | checked}
-    if record != before:
-        write_yaml(path_to_record, record)
+    if environment.record() != before:
+        write_yaml(path_to_record, environment.record())
     logger.debug("environment %s: Python %s, torch: %s", key, environment.python_version, environment.torch_backend)
     return environment
 
 
-def _is_described(environment: Environment, record: dict[str, Any]) -> bool:
-    return {name: value for name, value in record.items() if name != "checked"} == environment.record()
+def check_import(env_dir: Path, target: str, requirements: Path) -> None:
+    """Import what a sweep trains, `path/to/file.py:name` or `package.module:name`, in the environment of its trials.
+
+    Raises RaysweepError, with one line, if that fails.
+    """
+    find_target(target, Path.cwd())
+    _check_imports(Environment.load(env_dir), [target], f"mend the file, or add what it needs to {requirements} and lock that again")
 
 
 # ---------------------------------------------------------------------------------------------------------------- the virtualenv
