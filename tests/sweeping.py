@@ -31,7 +31,10 @@ class Project:
         (self.folder / name).write_text(text, encoding="utf-8")
 
     def configure(self, name: str = "c.yaml", **config: Any) -> None:
-        self.write(name, yaml.safe_dump({"env": ENV, **config}, sort_keys=False))
+        self.write(name, yaml.safe_dump({"env": ENV} | config, sort_keys=False))
+
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "c.yaml").read_text())
 
     def snakemake(self, *arguments: str, configfile: str = "c.yaml", cores: int = 2) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", str(cores), *arguments]
@@ -47,7 +50,7 @@ class Project:
 
     def stage_command(self, stage: str, sweep: str) -> list[str]:
         """How the rule `stage` calls its script."""
-        config = validated(yaml.safe_load((self.folder / "c.yaml").read_text()), [self.folder / "c.yaml"], self.folder)
+        config = validated(self.config(), [self.folder / "c.yaml"], self.folder)
         config_file = self.folder / f"{sweep}.config.yaml"
         config_file.write_text(yaml.safe_dump(config | {"sweeps": {sweep: config["sweeps"][sweep]}}, sort_keys=False))
         argv = [sys.executable, str(SCRIPTS / f"{stage}.py"), "--sweep", sweep, "--config", str(config_file)]
@@ -60,7 +63,7 @@ class Project:
                 sys.executable,
                 str(SCRIPTS / "build_env.py"),
                 "--python",
-                sys.executable,
+                self.config()["env"]["python"],
                 "--wheels",
                 "none",
                 "--torch-backend",

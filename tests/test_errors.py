@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import errno
-import logging
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raysweep import errors
-from raysweep.errors import ConfigError, RaysweepError, WorldError, describe_os_error, logger, run_entry_point, set_up_logging
+from raysweep.errors import BUG, ConfigError, RaysweepError, WorldError, describe_os_error, logger, run_entry_point, set_up_logging
 
 SCRIPTS = Path(errors.__file__).parents[1]
 
@@ -68,9 +68,10 @@ def test_what_the_user_sees(tmp_path: Path, statement: str, returncode: int, las
 
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
     done = run(tmp_path, "1 / 0")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
+    assert done.returncode == BUG
+    assert "this is a bug of the workflow" in done.stderr
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert "ZeroDivisionError" in (tmp_path / "logs/rule.log").read_text()
 
 
 def test_the_place_of_a_fault_of_the_system_stands_in_the_log(tmp_path: Path) -> None:
@@ -86,11 +87,13 @@ def test_logging_that_is_set_up_again_says_everything_once(tmp_path: Path, capsy
     assert (tmp_path / "x.log").read_text().count("once") == 1
 
 
-def test_a_verbose_terminal_shows_details(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging(None, verbose=True)
+def test_the_users_lines_may_go_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = io.StringIO()
+    set_up_logging(None, terminal)
+    logger.info("for the user")
     logger.debug("details")
-    assert capsys.readouterr().err == "details\n"
-    assert logger.level == logging.DEBUG
+    assert terminal.getvalue() == "for the user\n"
+    assert capsys.readouterr().err == ""
 
 
 def test_an_exit_of_the_scripts_own_passes() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -16,10 +15,7 @@ def main() -> None:
     parser.add_argument("--terminal-fd", type=int, required=True, help="file descriptor for what the user should see")
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
-    set_up_logging(args.log)
-    handler = logging.getLogger("raysweep").handlers[0]
-    assert isinstance(handler, logging.StreamHandler)
-    handler.setStream(os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
+    set_up_logging(args.log, os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
     drive(json.loads(args.job.read_text()))
 
 

@@ -47,8 +47,8 @@ LEAST_OBJECT_STORE_MB = 100
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder that only this user can enter, on a local disk, with a path that is short enough for Ray; removed at the end."""
-    for base in (os.environ.get("SLURM_TMPDIR"), tempfile.gettempdir(), "/tmp"):
-        if base and len(os.fsencode(base)) + len("/rs-XXXXXXXX/ray") <= LONGEST_TEMP_DIR and Path(base).is_dir():
+    for base in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(base)) + len("/rs-XXXXXXXX/ray") <= LONGEST_TEMP_DIR and Path(base).is_dir():
             break
     else:
         raise WorldError(f"no folder for temporary files with a path of at most {LONGEST_TEMP_DIR - 16} bytes: set TMPDIR to one")

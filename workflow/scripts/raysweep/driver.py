@@ -21,8 +21,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,8 @@ def drive(job: dict[str, Any]) -> None:
     import ray
 
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses the log files that are turned off
-    ray.init(address=job["address"], log_to_driver=True, logging_level=logging.WARNING)
+    # Ray puts the path of Python into a shell line as it is: with a space in it no worker would ever start.
+    ray.init(address=job["address"], runtime_env={"py_executable": shlex.quote(sys.executable)}, logging_level=logging.WARNING)
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) != len(job["nodes"]):
         raise WorldError(f"{len(alive)} of {len(job['nodes'])} nodes have joined the Ray cluster: see the log")

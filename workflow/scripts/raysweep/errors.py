@@ -7,8 +7,11 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 logger = logging.getLogger("raysweep")
+
+BUG = 70
 
 
 class RaysweepError(Exception):
@@ -26,16 +29,16 @@ class WorldError(RaysweepError):
     """A fault of the world (disk, network, node, walltime): nothing is lost, and the next run goes on."""
 
 
-def set_up_logging(path_to_log: Path | None, verbose: bool = False) -> None:
-    """Send what this package says to the terminal (plain text on stderr), and all of it, with the time, to the log of the rule."""
+def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None) -> None:
+    """Send what this package says to the user (plain text, to stderr unless told otherwise), and all of it, with the time, to the log of the rule."""
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(terminal)
+    plain = logging.StreamHandler(terminal)
+    plain.setLevel(logging.INFO)
+    plain.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(plain)
     if path_to_log is not None:
         path_to_log.parent.mkdir(parents=True, exist_ok=True)
         log = logging.FileHandler(path_to_log, encoding="utf-8")
@@ -52,7 +55,10 @@ def describe_os_error(error: OSError) -> str:
 
 
 def run_entry_point(main: Callable[[], None]) -> None:
-    """Run the `main` of a script: one line and exit code 1 for a RaysweepError or a fault of the system, 130 for Ctrl-C."""
+    """Run the `main` of a script, and say how it failed before it exits.
+
+    One line and exit code 1 for a RaysweepError or a fault of the system, 130 for Ctrl-C, a traceback and 70 (`EX_SOFTWARE`) for a bug.
+    """
     try:
         main()
     except RaysweepError as error:
@@ -65,3 +71,6 @@ def run_entry_point(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         logger.error("Interrupted.")
         sys.exit(130)
+    except Exception:
+        logger.critical("Error: this is a bug of the workflow, not of yours; please report it with these lines:", exc_info=True)
+        sys.exit(BUG)

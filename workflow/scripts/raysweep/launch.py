@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,13 @@ class Stage:
         }
 
     def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
-        if code := agent.run(allocation, self.environment, job, self.path_to_log):
-            # The driver has said why, in a line of its own, unless something killed it.
+        code = agent.run(allocation, self.environment, job, self.path_to_log)
+        if code < 0:
             raise RaysweepError(
                 f"{self.name}: the driver was killed (signal {-code}): see {self.path_to_log}. Run the same command again to go on"
-                if code < 0
-                else f"{self.name} is not complete. What was finished is kept in {self.state_dir}"
             )
+        if code:
+            sys.exit(code)  # the driver has said why
 
 
 def stage_from_command_line(description: str | None) -> tuple[Stage, int]:

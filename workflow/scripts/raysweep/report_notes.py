@@ -110,11 +110,12 @@ def _optimism(inputs: Inputs) -> Note | None:
         return None
     where = "on the test set" if inputs.confirmed["evaluated_on"] == "test" else "with new seeds, on validation again"
     difference = f"{number(abs(best - mean))} {'below' if mean < best else 'above'} it" if mean != best else "equal to it"
+    more = " (trained on the validation part as well)" if mean != best and inputs.confirmed["evaluated_on"] == "test" else ""
     return Note(
         "info",
         f"The winner’s validation {inputs.metric} is optimistic",
         f"{number(best)} is the {'highest' if inputs.mode == 'max' else 'lowest'} of {tries:,} validation figures. Choosing the best also chooses the "
-        f"luckiest, the more so the more trials there are. The confirmed mean {where}, {number(mean)}, is {difference}: quote that one.",
+        f"luckiest, the more so the more trials there are. The confirmed mean {where}, {number(mean)}, is {difference}{more}: quote that one.",
     )
 
 
