@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 # The environment that runs the tests has torch and Ray: sweeps use it as it is.
 ENV = {"python": sys.executable, "wheels": "none", "requirements": str(REPOSITORY / "workflow" / "envs" / "node.in")}
+DESCRIBED: dict[str, str] = {}  # Python → env.yaml
 
 
 class Project:
@@ -57,27 +58,22 @@ class Project:
         return [*argv, "--env-dir", str(self.folder / "env"), "--threads", "2", "--log", str(self.folder / "logs" / f"{stage}-{sweep}.log")]
 
     def build_env(self) -> None:
-        """Describe the tests' own environment in `env/env.yaml`, once."""
-        if not (self.folder / "env" / "env.yaml").exists():
-            argv = [
-                sys.executable,
-                str(SCRIPTS / "build_env.py"),
-                "--python",
-                self.config()["env"]["python"],
-                "--wheels",
-                "none",
-                "--torch-backend",
-                "auto",
-            ]
+        """Have `env/env.yaml` describe the environment that runs the tests. Made once for each Python: it imports torch and Ray."""
+        python = self.config()["env"]["python"]
+        if python not in DESCRIBED:
+            argv = [sys.executable, str(SCRIPTS / "build_env.py"), "--python", python, "--wheels", "none"]
             argv += [
                 "--requirements",
                 ENV["requirements"],
                 "--output-dir",
-                str(self.folder / "env"),
+                str(self.folder / "described"),
                 "--log",
-                str(self.folder / "build_env.log"),
+                str(self.folder / "env.log"),
             ]
             subprocess.run(argv, cwd=self.folder, check=True, capture_output=True, env=user_environment())
+            DESCRIBED[python] = (self.folder / "described" / "env.yaml").read_text()
+        (self.folder / "env").mkdir(exist_ok=True)
+        (self.folder / "env" / "env.yaml").write_text(DESCRIBED[python])
 
     def run(self, stage: str, sweep: str) -> subprocess.CompletedProcess[str]:
         """Run a stage as its rule does."""
