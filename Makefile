@@ -19,7 +19,10 @@ SNAKEFILES := Snakefile workflow/rules
 
 setup: .venv/.complete
 
-# The stamp comes last: an interrupted set-up starts again from nothing.
+# The stamp comes last: an interrupted set-up starts again from nothing. It names the folder, since a virtualenv does not survive a move.
+ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.complete
+endif
 .venv/.complete: $(ENVS)/controller.txt
 	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
 	  || { echo 'Error: $(PYTHON) does not run. Name a Python 3.11 or newer: make setup PYTHON=python3.12' >&2; exit 1; }; \
@@ -34,7 +37,7 @@ setup: .venv/.complete
 	  .venv/bin/uv pip install --python .venv/bin/python --requirements $<; } > "$$log" 2>&1 \
 	  || { echo "Error: the set-up could not install its packages; with the network at hand run it again." \
 	            "$$(grep -iE '^ *(error|cause): ' "$$log" | tr -s '\n ' ' ')" >&2; exit 1; }; \
-	touch $@
+	pwd -P > $@
 
 # With .venv first on PATH, so that `python3` in the config is the Python of the set-up.
 demo: setup
@@ -55,10 +58,9 @@ lint: env-test
 	$(DEV)/snakefmt --check $(SNAKEFILES)
 	$(DEV)/mypy
 
-# The results' line comes last, after the coverage.
+# Two modules at a time. The results' line comes last, after the coverage.
 test: lint
-	$(DEV)/python -m coverage erase
-	$(DEV)/python -m pytest --cov --cov-report=term
+	$(DEV)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 lock: setup
 	@for name in controller node dev; do \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -31,6 +32,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"search_space": {"lr": 0.1, "batch_size": {"choice": []}}},
         f"{HERE}.search_space.batch_size.choice: [] is not allowed: choice takes a list of at least one value",
     ),
+    "a date": (
+        {"search_space": {"lr": 0.1, "batch_size": 4, "start": datetime.date(2024, 1, 31)}},
+        f"{HERE}.search_space.start: datetime.date(2024, 1, 31) is not allowed: a distribution, a nested space or a constant: text (a date stands in"
+        " quotes), numbers, true, false, null",
+    ),
+    "batch sizes with a fraction": (
+        {"search_space": {"lr": 0.1, "batch_size": {"uniform": [2, 16]}}},
+        f"{HERE}.search_space.batch_size: uniform is not allowed here: whole numbers of at least 1, from randint, lograndint, choice, grid, or"
+        " quniform or qloguniform with a whole step",
+    ),
+    "no time": (
+        {"time_budget": "0s"},
+        f"{HERE}.time_budget: '0s' is not allowed: minutes above 0, a time such as 90s, 3h or 1d12h, or null",
+    ),
+    "the most loss": ({"metric": "loss"}, f"{HERE}.mode: 'max' is not allowed with metric loss, of which less is better: write mode: min"),
     "a model file that does not exist": (
         {"model": "nets/small.py:Net"},
         f"{HERE}.model: 'nets/small.py:Net' is not allowed: there is no file nets/small.py (paths are relative to the folder where Snakemake runs)",
@@ -46,7 +62,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown mode": ({"mode": "maximum"}, f"{HERE}.mode: 'maximum' is not allowed: one of max, min"),
     "an unknown scheduler option": (
         {"scheduler": {"name": "asha", "grace_periods": 2}},
-        f"{HERE}.scheduler.grace_periods: unknown option of asha. Did you mean grace_period? Allowed: grace_period, reduction_factor, brackets",
+        f"{HERE}.scheduler.grace_periods: unknown option of asha. Did you mean grace_period? Allowed: grace_period, reduction_factor",
     ),
     "an unknown scheduler": (
         {"scheduler": "ahsa"},
@@ -85,6 +101,16 @@ def test_a_mistake_in_a_sweep(checkout: Project, changes: dict[str, Any], messag
     config["sweeps"]["lenet"] = {key: value for key, value in sweep.items() if value is not None}
     checkout.write_config(config)
     assert refusal(checkout) == message
+
+
+def test_a_syntax_error_in_a_file_that_the_trainable_imports(checkout: Project) -> None:
+    checkout.write("train.py", "from helper import f\ndef train(config): pass\n")
+    checkout.write("helper.py", "def f(:\n")
+    checkout.write_config({"sweeps": {"own": {"trainable": "train.py:train", "search_space": {"x": 1}, "metric": "m"}}})
+    assert refusal(checkout) == (
+        f"config/config.yaml: sweeps.own.trainable: 'train.py:train' is not allowed: {checkout.root}/helper.py is not Python that can be read:"
+        " invalid syntax (line 1)"
+    )
 
 
 ALLOWED_NAME = "a name of letters, digits, and . _ - that starts with a letter or digit and holds no '..'"

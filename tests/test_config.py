@@ -99,7 +99,7 @@ def test_the_given_config_is_left_as_it_was(root: Path) -> None:
 
 def test_the_short_form_of_a_scheduler_gets_its_options(root: Path) -> None:
     whole = check(root, config(scheduler="asha", search_algorithm="optuna", max_epochs=4))["sweeps"]["s"]
-    assert whole["scheduler"] == {"name": "asha", "grace_period": 1, "reduction_factor": 4, "brackets": 1}
+    assert whole["scheduler"] == {"name": "asha", "grace_period": 1, "reduction_factor": 4}
     assert whole["search_algorithm"] == {"name": "optuna", "n_startup_trials": 10, "multivariate": True}
 
 
@@ -146,12 +146,56 @@ def test_times(time: float | str | None, expected: float | None) -> None:
     assert seconds(time) == expected
 
 
-@pytest.mark.parametrize("time", [0, -1, "3", "3 hours", "h", "", "1h30", "1h\n2", True, [1], float("nan"), float("inf"), None])
+@pytest.mark.parametrize(
+    "time", [0, -1, "3", "3 hours", "h", "", "1h30", "1h\n2", True, [1], float("nan"), float("inf"), None, "0s", "0.0h 0m"]
+)
 def test_what_is_no_time(root: Path, time: Any) -> None:
     given = config()
     given["sweeps"]["s"]["allocation"] = {"runtime": time}
     assert refusal(root, given).endswith(
         f"sweeps.s.allocation.runtime: {time!r} is not allowed: minutes above 0, or a time such as 90s, 3h or 1d12h"
+    )
+
+
+@pytest.mark.parametrize("key", ["time_budget", "trial_timeout"])
+@pytest.mark.parametrize("time", [0, "0s", "0d0h", "0e0"])
+def test_no_time_is_no_limit(root: Path, key: str, time: Any) -> None:
+    read = 0.0 if time == "0e0" else time
+    assert f"sweeps.s.{key}: {read!r} is not allowed: minutes above 0, a time such as" in refusal(root, config(**{key: time}))
+
+
+@pytest.mark.parametrize("time", ["0h1s", "0.05s", "10s", " 1d 0h"])
+def test_zeros_in_a_time_above_zero(root: Path, time: str) -> None:
+    assert check(root, config(time_budget=time))["sweeps"]["s"]["time_budget"] == time
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        {"randint": [1, 9]},
+        {"lograndint": [1, 9]},
+        {"quniform": [1, 9, 2]},
+        {"qloguniform": [1, 9, 1]},
+        {"choice": [4, 8.0]},
+        {"grid": [4]},
+        16,
+    ],
+)
+def test_batch_sizes_that_are_whole(root: Path, distribution: Any) -> None:
+    assert num_trials(check(root, config(search_space={"lr": 1, "batch_size": distribution}))["sweeps"]["s"]) == 1
+
+
+def test_less_loss_is_better(root: Path) -> None:
+    for metric in ("loss", "train_loss"):
+        assert check(root, config(metric=metric, mode="min"))["sweeps"]["s"]["mode"] == "min"
+    assert check(root, own(metric="loss"))["sweeps"]["s"]["mode"] == "max", "what a trainable calls loss is its own affair"
+
+
+def test_a_file_that_the_target_imports_is_no_python(root: Path) -> None:
+    (root / "train.py").write_text("import helper\ndef train(config): ...\n")
+    (root / "helper.py").write_text("x = 1\ndef f(:\n")
+    assert refusal(root, own()) == (
+        f"config.yaml: sweeps.s.trainable: 'train.py:train' is not allowed: {root}/helper.py is not Python that can be read: invalid syntax (line 2)"
     )
 
 
@@ -253,6 +297,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(dataset=None), "dataset: missing: a model is trained on a data set, so name one of datasets"),
     (config(dataset="mnist"), "dataset: 'mnist' is not allowed: one of synthetic"),
     ({"sweeps": {"s": sweep()}}, "dataset: 'synthetic' is not allowed: there are no datasets"),
+    (config(metric="loss"), "mode: 'max' is not allowed with metric loss, of which less is better: write mode: min"),
+    (config(metric="train_loss", mode="max"), "mode: 'max' is not allowed with metric train_loss, of which less is better"),
     (config(metric="f1"), "metric: 'f1' is not allowed with model: one of accuracy, loss, train_loss"),
     (config(scheduler=None) | {"x": 1}, "x: unknown key. Allowed: results_dir, "),
     (config(scheduler=5), "scheduler: 5 is not allowed: a name, or {name: …, options}"),
@@ -260,7 +306,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(scheduler={"name": ["asha"]}), "scheduler.name: ['asha'] is not allowed: one of none, asha, hyperband, median"),
     (config(scheduler="pbt"), "scheduler.name: 'pbt' is not supported yet. Allowed so far: one of none, asha, hyperband, median"),
     (config(scheduler={"name": "asha", 3: 1}), "scheduler.3: unknown option of asha. Allowed: grace_period, "),
-    (config(scheduler={"name": "none", "brackets": 1}), "scheduler.brackets: unknown option of none. Allowed: no option"),
+    (config(scheduler={"name": "none", "grace_period": 1}), "scheduler.grace_period: unknown option of none. Allowed: no option"),
+    (
+        config(scheduler={"name": "asha", "brackets": 1}),
+        "scheduler.brackets: unknown option of asha. Allowed: grace_period, reduction_factor",
+    ),
     (config(scheduler={"name": "asha", "reduction_factor": 1}), "scheduler.reduction_factor: 1 is not allowed: a number, above 1"),
     (config(scheduler={"name": "asha", "grace_period": 2}), "scheduler.grace_period: 2 is not allowed: at most max_epochs, 1"),
     (
@@ -280,7 +330,18 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(search_space={"lr": 0, "batch_size": 1}), "search_space.lr: 0 is not allowed: numbers above 0"),
     (config(search_space={"lr": {"uniform": [0, 1]}, "batch_size": 1}), "search_space.lr: 0.0 is not allowed: numbers above 0"),
     (config(search_space={"lr": {"choice": [0.1, "x"]}, "batch_size": 1}), "search_space.lr: 'x' is not allowed: numbers above 0"),
-    (config(search_space={"lr": 1, "batch_size": {"uniform": [1, 4.5]}}), "batch_size: 4.5 is not allowed: whole numbers of at least 1"),
+    (
+        config(search_space={"lr": 1, "batch_size": {"uniform": [2, 16]}}),
+        "batch_size: uniform is not allowed here: whole numbers of at least 1",
+    ),
+    (config(search_space={"lr": 1, "batch_size": {"loguniform": [2, 16]}}), "batch_size: loguniform is not allowed here: whole numbers"),
+    (config(search_space={"lr": 1, "batch_size": {"quniform": [2, 16, 0.5]}}), "batch_size: quniform is not allowed here: whole numbers"),
+    (
+        config(search_space={"lr": 1, "batch_size": {"normal": [100, 1]}}),
+        "batch_size: normal is not allowed here: whole numbers of at least 1",
+    ),
+    (config(search_space={"lr": 1, "batch_size": {"quniform": [0, 16, 2]}}), "batch_size: 0.0 is not allowed: whole numbers of at least 1"),
+    (config(search_space={"lr": 1, "batch_size": {"choice": [2.5]}}), "batch_size: 2.5 is not allowed: whole numbers of at least 1"),
     (config(search_space={"lr": 1, "batch_size": {"choice": [0, 2]}}), "batch_size: 0 is not allowed: whole numbers of at least 1"),
     (config(search_space={"lr": 1, "batch_size": True}), "batch_size: True is not allowed: whole numbers of at least 1"),
     (

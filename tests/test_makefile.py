@@ -42,17 +42,29 @@ def fake_python(clone: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def test_sets_up_and_then_does_nothing(clone: Path) -> None:
+def installed(run: subprocess.CompletedProcess[str]) -> None:
+    """Skip where a set-up had no network; otherwise it must have worked."""
+    if "error sending request" in run.stderr or "No matching distribution" in run.stderr:
+        pytest.skip("no network: the package index is out of reach")
+    assert run.returncode == 0, run.stderr
+    assert "Setting up .venv" in run.stdout
+
+
+def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) -> None:
     (clone / ".venv" / "bin").mkdir(parents=True)  # as an interrupted set-up leaves it
     (clone / ".venv" / "bin" / "python").touch()
-    first = make(clone, "setup")
-    if "error sending request" in first.stderr or "No matching distribution" in first.stderr:
-        pytest.skip("no network: the package index is out of reach")
-    assert first.returncode == 0, first.stderr
+    installed(make(clone, "setup"))
     asked = subprocess.run([clone / ".venv" / "bin" / "snakemake", "--version"], capture_output=True, text=True, check=True)
     assert asked.stdout.startswith("9.")
     again = make(clone, "setup")
     assert (again.returncode, again.stdout) == (0, "make: Nothing to be done for 'setup'.\n")
+    # A virtualenv's programs begin with the path of its Python: after a move they do not start.
+    clone = clone.rename(clone.with_name("it's, moved (here)"))
+    snakemake = [clone / ".venv" / "bin" / "snakemake", "--version"]
+    assert subprocess.run(snakemake, capture_output=True, check=False).returncode != 0
+    installed(make(clone, "setup"))
+    assert subprocess.run(snakemake, capture_output=True, text=True, check=True).stdout.startswith("9.")
+    assert make(clone, "setup").stdout == again.stdout
     (clone / ".venv" / ".complete").unlink()
     assert "Setting up .venv" in make(clone, "--dry-run", "setup").stdout
 
@@ -102,6 +114,6 @@ def test_clean_leaves_results_and_records(clone: Path) -> None:
 
 def test_watch_passes_on_what_it_is_given(clone: Path) -> None:
     (clone / ".venv").mkdir()
-    (clone / ".venv" / ".complete").touch()
+    (clone / ".venv" / ".complete").write_text(f"{clone}\n")
     said = make(clone, "--dry-run", "watch", "CONFIG=my config.yaml", "SWEEP=demo").stdout
     assert said.strip() == '.venv/bin/python workflow/scripts/watch.py --configfile "my config.yaml" --sweep "demo"'

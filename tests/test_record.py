@@ -145,7 +145,7 @@ def test_a_record_that_was_cut_anywhere_loses_its_last_event_at_most(whole: byte
         assert [event["event"] for event, _ in read_events(path)] == [*(event["event"] for event in events[:kept] if event), "session"]
 
 
-@pytest.mark.parametrize("tail", [b"\0" * 512, b'{"event": "res', b"\xff\xfe", b"x\n"])
+@pytest.mark.parametrize("tail", [b"\0" * 512, b'{"event": "res', b"\xff\xfe"])
 def test_what_a_power_loss_may_leave_at_the_end_is_cut_off(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "r.jsonl"
     events = write(path)
@@ -154,6 +154,14 @@ def test_what_a_power_loss_may_leave_at_the_end_is_cut_off(tmp_path: Path, tail:
     assert [event for event, _ in read_events(path)] == events
     Record(path).close()
     assert path.read_bytes() == whole
+
+
+def test_a_whole_last_line_that_was_altered_is_refused_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path)
+    path.write_bytes(path.read_bytes() + b"x\n")
+    with pytest.raises(RaysweepError, match="was altered"):
+        Record(path)
 
 
 @given(st.data())

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 import subprocess
 import sys
@@ -117,11 +118,11 @@ def test_many_ties_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
 def test_the_confirmed_mean_is_held_against_the_best_validation_figure(tmp_path: Path) -> None:
     inputs = with_values(tmp_path, [0.47, 0.3])
     inputs.confirmed["mean"] = 0.45
-    assert "0.45, is 0.02 below it: quote that one" in note(inputs, "The winner’s validation").text
+    assert "0.45, is 0.02 below it (trained on the validation part as well): quote that one" in note(inputs, "The winner’s validation").text
     inputs.confirmed["mean"] = 0.48
     assert "0.48, is 0.01 above it" in note(inputs, "The winner’s validation").text
     inputs.confirmed["mean"] = 0.47
-    assert "0.47, is equal to it" in note(inputs, "The winner’s validation").text
+    assert "0.47, is equal to it: quote" in note(inputs, "The winner’s validation").text
 
 
 # --- edges of the search space ----------------------------------------------------------------------------------------------------
@@ -398,9 +399,9 @@ import torch
 from helper_of_net import scale
 
 class Net(torch.nn.Module):
-    def __init__(self, width, act="relu", block=None):
+    def __init__(self, width, act="relu", block=None, limit=0):
         super().__init__()
-        assert act == "ta'nh" and block == {"depth": 2}, (act, block)
+        assert act == "ta'nh" and block == {"depth": 2, "low": -float("inf")} and limit == float("inf"), (act, block, limit)
         self.width = width
         self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, width), torch.nn.Linear(width, 10))
 
@@ -423,9 +424,13 @@ def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
         "lr": {"loguniform": [1e-4, 1e-1]},
         "batch_size": 4,
         "weight_decay": 0,
+        "momentum": 0.9,
+        "nesterov": True,
+        "betas": {"choice": [[0.9, 0.999]]},  # not with sgd, but the snippet knows no optimizer
         "width": {"randint": [4, 9]},
         "act": "ta'nh",
-        "block": {"depth": 2},
+        "limit": math.inf,
+        "block": {"depth": 2, "low": -math.inf},
     }
     inputs = made(tmp_path, model=f"{file}:Net", search_space=space)
     layers = torch.nn.Sequential(
@@ -461,6 +466,16 @@ def test_the_snippet_for_a_trainable_names_the_checkpoint_and_runs(tmp_path: Pat
     done = subprocess.run([sys.executable, "-c", snippet(inputs, tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1:] == ["results/lenet/model/weights.pt"]
     assert done.stdout.splitlines()[0] == str(inputs.winner.config)
+
+
+def test_numbers_without_a_literal_stand_in_the_snippet_as_python(tmp_path: Path) -> None:
+    trainable = {"dataset": None, "model": None, "optimizer": None, "loss": None, "trainable": "train.py:train"}
+    space = {"a": math.inf, "b": {"c": -math.inf}, "d": {"choice": [[1, math.nan]]}, "e": "inf"}
+    inputs = made(tmp_path, {"on": "validation"}, search_space=space, **trainable)
+    known: dict[str, Any] = {}
+    exec(snippet(inputs, tmp_path), known)
+    assert repr(known["config"]) == repr({"a": math.inf, "b": {"c": -math.inf}, "d": [1, math.nan], "e": "inf"})
+    assert f">{html.escape('from pathlib')}" in render(inputs, tmp_path)
 
 
 def test_a_trainable_without_checkpoints_is_said_to_leave_no_model(tmp_path: Path) -> None:

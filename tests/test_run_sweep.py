@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,8 +55,19 @@ def told(config):
         print(os.environ["RAYSWEEP_SEED"], os.environ["RAYSWEEP_MAX_EPOCHS"], os.environ.get("RAYSWEEP_DATA_DIR"), sorted(config), file=stream)
     tune.report({"score": 1})
 
+def heavy(config):
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "weights"), "wb") as stream:
+            stream.write(bytes(900_000))
+        tune.report({"score": config["x"]}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+def nested(config):
+    tune.report({"val": {"score": config["x"]}})
+
 def failing(config):
-    raise RuntimeError("out of ideas")
+    if not os.path.exists("ideas"):
+        raise RuntimeError("out of ideas")
+    tune.report({"score": 1})
 '''
 CONFIRMABLE = """
 from ray import tune
@@ -124,7 +136,33 @@ def test_a_sweep_whose_trials_all_failed_fails_and_says_why(project: Project) ->
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith("Error: s: all 2 trials failed, 2 of them so: RuntimeError: out of ideas. ")
     assert not (project.folder / "results/s/best.yaml").exists()
-    assert [row["status"] for row in project.trials("s")] == ["ERROR", "ERROR"]
+    reasons = (project.folder / "state/s/trials.csv").read_text()  # where Snakemake does not delete it
+    assert reasons.count("RuntimeError: out of ideas") == 2
+    project.write("ideas", "")
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0
+    assert "s starts anew, since all its trials failed" in run.stderr
+    assert [row["status"] for row in project.trials("s")] == ["TERMINATED", "TERMINATED"]
+
+
+def test_a_nested_metric_is_named_with_a_slash(project: Project) -> None:
+    project.configure(sweeps={"s": sweep_of("nested", metric="val/score", num_samples=2)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert all(row["val/score"] == row["config/x"] for row in project.trials("s"))
+
+
+def test_a_confirmation_that_failed_is_tried_again(project: Project) -> None:
+    project.write("own.py", CONFIRMABLE.replace('    return {"score"', '    open("needed").close()\n    return {"score"'))
+    sweep = sweep_of("train", trainable="own.py:train", search_space={"x": 1}, max_epochs=3, max_failures=0, confirm={"seeds": 2})
+    project.configure(sweeps={"s": sweep})
+    assert project.run("run_sweep", "s").returncode == 0
+    run = project.run("confirm", "s")
+    assert run.returncode == 1
+    assert "none of the 2 confirmations succeeded: FileNotFoundError" in run.stderr.splitlines()[-1]
+    project.write("needed", "")
+    assert project.run("confirm", "s").returncode == 0
+    assert project.result("s", "confirmed.yaml")["n"] == 2
 
 
 def test_the_environment_may_lie_in_a_folder_with_spaces(project: Project) -> None:
@@ -218,9 +256,12 @@ def _is_driver(process: Path, folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_process_and_goes_on(project: Project, number: signal.Signals) -> None:
+def test_an_interrupted_run_leaves_no_process_and_goes_on(
+    project: Project, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.configure(sweeps={"s": sweep_of("climb", max_epochs=3, num_samples=2, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.5})})
-    before = set(Path("/tmp").glob("rs-*"))
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(folder))
     process = project.start("run_sweep", "s")
     record = project.folder / "state/s/record.jsonl"
     wait_until(lambda: record.exists() and '"result"' in record.read_text(), "a result")
@@ -229,7 +270,8 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on(project: Project, numb
     assert process.returncode == 130
     assert output.splitlines()[-1] == "Interrupted."
     assert ours(project.folder) == []
-    assert set(Path("/tmp").glob("rs-*")) <= before  # the private folder, with the token in it, is gone
+    folder.rmdir()  # the private folder, with the token in it, is gone
+    monkeypatch.delenv("TMPDIR")
     assert project.run("run_sweep", "s").returncode == 0
     assert [row["status"] for row in project.trials("s")] == ["TERMINATED", "TERMINATED"]
 
@@ -319,6 +361,22 @@ def test_a_time_budget_starts_no_new_trial_when_it_is_used_up(project: Project) 
     assert "Ray is up" not in again.stderr
 
 
+def test_when_the_time_is_used_up_what_was_begun_is_still_brought_to_its_end(project: Project) -> None:
+    space = {"x": {"uniform": [0, 1]}, "pause_s": 0.7}
+    project.configure(sweeps={"s": sweep_of("climb", num_samples=50, max_epochs=6, time_budget="1s", search_space=space)})
+    process = project.start("run_sweep", "s")
+    wait_until(lambda: '"epoch": 2' in _text(project.folder / "state/s/record.jsonl"), "a second epoch")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {(row["status"], row["epochs"]) for row in project.trials("s")} == {("TERMINATED", "6")}
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def test_max_concurrent_is_a_limit(project: Project) -> None:
     project.configure(
         sweeps={"s": sweep_of("climb", num_samples=3, max_concurrent=1, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.2})}
@@ -394,16 +452,21 @@ def test_confirm_calls_the_users_own_with_the_epochs_of_the_best_value(project: 
     assert (confirmed["evaluated_on"], confirmed["mean"], confirmed["standard_deviation"], confirmed["n"]) == ("test", 12, None, 1)
 
 
-def test_a_full_disk_is_one_line_and_the_sweep_goes_on_once_there_is_space(project: Project) -> None:
+@pytest.mark.parametrize(("function", "num_samples", "free_kb"), [("climb", 4, 28), ("heavy", 4, 1024)])
+def test_a_full_disk_is_one_line_and_the_sweep_goes_on_once_there_is_space(
+    project: Project, function: str, num_samples: int, free_kb: int
+) -> None:
+    """The record, or Tune's own files, or a trial's checkpoint meets the end of the disk first."""
     state = project.folder / "state"
     state.mkdir()
     mounted = (
-        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(state)], check=False).returncode == 0
+        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)], check=False).returncode == 0
     )
     if not mounted:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        project.configure(sweeps={"s": sweep_of("climb", num_samples=40, max_epochs=4, max_failures=0)})
+        (state / "filler").write_bytes(bytes((2048 - free_kb) * 1024))
+        project.configure(sweeps={"s": sweep_of(function, num_samples=num_samples, max_epochs=4, max_failures=0)})
         run = project.run("run_sweep", "s")
         assert run.returncode == 1, run.stdout + run.stderr
         (line,) = [line for line in run.stderr.splitlines() if line.startswith("Error")]
@@ -413,7 +476,7 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on_once_there_is_space(proje
         run = project.run("run_sweep", "s")
         assert run.returncode == 0, run.stdout + run.stderr
         rows = project.trials("s")
-        assert [row["status"] for row in rows] == ["TERMINATED"] * 40
+        assert [row["status"] for row in rows] == ["TERMINATED"] * num_samples
         assert done <= {row["trial_id"] for row in rows}
     finally:
         subprocess.run(["umount", str(state)], check=True)

@@ -96,6 +96,17 @@ def test_optuna_asks_something_new_when_it_goes_on() -> None:
     assert second.propose(3) not in configs
 
 
+def test_optuna_asks_something_new_when_nothing_had_finished() -> None:
+    first = optuna(Sweep())
+    configs = [first.propose(i) for i in range(2)]
+    begun = [finished(i, c, None, "PENDING") for i, c in enumerate(configs)]
+    second = optuna(recorded(*begun))
+    assert [t.state.name for t in second.study.trials] == ["RUNNING", "RUNNING"]
+    assert second.propose(2) not in configs
+    second.tell(finished(0, configs[0], 0.7))
+    assert second.study.best_value == 0.7
+
+
 def test_optuna_learns() -> None:
     space = parse_space({"x": {"uniform": [0, 1]}})
     sampler = optuna(Sweep(), space=space)

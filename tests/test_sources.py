@@ -90,6 +90,24 @@ def test_a_file_that_is_no_python(tmp_path: Path, content: str) -> None:
         find_target("train.py:train", tmp_path)
 
 
+def test_an_imported_file_that_is_no_python_is_named_once_with_the_line(tmp_path: Path) -> None:
+    write(tmp_path, {"lib/net.py": "from .parts import x\nclass Net: ...\n", "lib/parts.py": "x = 1\nx = = 2\n"})
+    for text, wanted in (("lib.net:Net", "lib.net:Net"), ("lib/net.py:Net", "net.py:Net")):
+        if text.startswith("lib/"):
+            write(tmp_path, {"lib/net.py": "import parts\nclass Net: ...\n"})
+        with pytest.raises(ConfigError) as caught:
+            local_sources(find_target(text, tmp_path))
+        reason = f"{tmp_path}/lib/parts.py is not Python that can be read: invalid syntax (line 2)"
+        assert str(caught.value) == f"{wanted!r} is not allowed: {reason}"
+
+
+def test_a_file_without_a_target_is_named_once(tmp_path: Path) -> None:
+    write(tmp_path, {"train.py": "def train(:\n"})
+    with pytest.raises(ConfigError) as caught:
+        defined_names_of(tmp_path / "train.py")
+    assert str(caught.value) == f"{tmp_path}/train.py is not Python that can be read: invalid syntax (line 1)"
+
+
 def test_names_bound_at_the_top_level_and_nowhere_else(tmp_path: Path) -> None:
     write(
         tmp_path,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import datetime
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from raysweep.errors import ConfigError
 from raysweep.space import (
     DISTRIBUTIONS,
     Normal,
+    Numeric,
     configuration,
     fill,
     flattened,
@@ -101,6 +104,24 @@ def test_quantized(value: float, expected: float) -> None:
     assert quantized(value, 0.1, 0.7, 0.1) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "whole"),
+    [
+        ("uniform", [1, 3], False),
+        ("randint", [1, 3], True),
+        ("lograndint", [1, 3], True),
+        ("quniform", [1, 3, 1], True),
+        ("quniform", [1, 3, 0.5], False),
+        ("quniform", [0.5, 3.5, 2], True),
+        ("qloguniform", [1, 64, 1.5], False),
+    ],
+)
+def test_distributions_over_whole_numbers(name: str, arguments: list[float], whole: bool) -> None:
+    distribution = parse_distribution(name, arguments)
+    assert isinstance(distribution, Numeric)
+    assert distribution.whole == whole == all(float(distribution.quantile(u)).is_integer() for u in np.linspace(0, 1, 50))
+
+
 def test_every_value_of_a_list_is_drawn_alike() -> None:
     drawn = [parse_distribution("choice", EXAMPLES["choice"]).quantile(u) for u in np.linspace(0, 1, 300, endpoint=False)]
     assert [drawn.count(value) for value in "abc"] == [100, 100, 100]
@@ -155,6 +176,7 @@ def test_a_distribution_means_what_it_means_in_ray_tune(name: str) -> None:
         ("choice", [], "choice takes a list of at least one value"),
         ("choice", "abc", "choice takes a list of at least one value"),
         ("grid", {}, "grid takes a list of at least one value"),
+        ("uniform", [datetime.date(2024, 1, 1), 2], "uniform takes [lower, upper], all of them numbers"),
     ],
 )
 def test_arguments_that_are_refused(name: str, arguments: Any, reason: str) -> None:
@@ -183,6 +205,32 @@ def test_spaces_that_are_refused(space: dict[str, Any], begin: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_space(space)
     assert str(caught.value).startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2024-01-31", "datetime.date(2024, 1, 31)"),
+        ("2024-01-31T10:00:00", "datetime.datetime(2024, 1, 31, 10, 0)"),
+        ("!!binary aGk=", "b'hi'"),
+    ],
+)
+def test_values_that_json_does_not_hold(text: str, shown: str) -> None:
+    value = yaml.safe_load(text)
+    allowed = "text (a date stands in quotes), numbers, true, false, null"
+    with pytest.raises(ConfigError) as caught:
+        parse_space({"outer": {"x": value}})
+    assert str(caught.value) == f"search_space.outer.x: {shown} is not allowed: a distribution, a nested space or a constant: {allowed}"
+    for name in ("choice", "grid"):
+        for inside, said in ((value, shown), ([1, value], f"[1, {shown}]"), ({"a": [value]}, f"{{'a': [{shown}]}}")):
+            with pytest.raises(ConfigError) as caught:
+                parse_space({"x": {name: ["first", inside]}})
+            assert str(caught.value) == f"search_space.x.{name}: {said} is not allowed: {name} takes {allowed}, and lists and maps of those"
+
+
+def test_a_map_among_the_choices_has_text_for_keys() -> None:
+    with pytest.raises(ConfigError, match=r"x\.choice: \{1: 2\} is not allowed: choice takes text"):
+        parse_space({"x": {"choice": [{1: 2}]}})
 
 
 def test_constants_of_any_type_stay_what_they_are() -> None:

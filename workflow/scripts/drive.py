@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-from raysweep.driver import drive
 from raysweep.errors import run_entry_point, set_up_logging
 
 
@@ -16,6 +15,8 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log, os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
+    from raysweep.driver import drive  # here, so that a failing import is told like any other failure
+
     drive(json.loads(args.job.read_text()))
 
 

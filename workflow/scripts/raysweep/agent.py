@@ -103,11 +103,14 @@ class Children:
                 process.kill()
                 process.wait()
         self.running.clear()
-        while descendants := psutil.Process().children(recursive=True):
+        end = time.monotonic() + GRACE_S
+        while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() < end:
             for descendant in descendants:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     descendant.kill()
-            psutil.wait_procs(descendants, timeout=GRACE_S)
+            psutil.wait_procs(descendants, timeout=1)
+        if descendants:  # stuck in the kernel, on a dead file system for example
+            logger.warning("Processes that cannot be ended: %s.", ", ".join(str(process.pid) for process in descendants))
 
 
 @contextlib.contextmanager
@@ -154,7 +157,8 @@ def object_store_mb(node: Node) -> int:
     """The size of Ray's object store: sweeps pass little through it, and it must fit into /dev/shm."""
     wanted = max(LEAST_OBJECT_STORE_MB, int(node.mem_mb * OBJECT_STORE_SHARE))
     shm = Path("/dev/shm")
-    return min(wanted, shutil.disk_usage(shm).free // 2**20 // 2) if shm.is_dir() else wanted
+    # Where /dev/shm cannot even hold the least, Ray puts the object store into a file.
+    return min(wanted, max(LEAST_OBJECT_STORE_MB, shutil.disk_usage(shm).free // 2**20 // 2)) if shm.is_dir() else wanted
 
 
 def head_command(environment: Environment, node: Node, temp_dir: Path) -> list[str]:

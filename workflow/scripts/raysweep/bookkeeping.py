@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import numbers
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from typing import Any
 from ray.tune import Callback, Checkpoint, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
+from ray.tune.utils import flatten_dict
 
+from .errors import is_full_disk
 from .progress import ProgressLine
 from .record import Mode, Record, Trial
 from .samplers import Sampler
@@ -29,14 +33,20 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
     return {
         key: value if isinstance(value, int) else float(value)
         for key, value in result.items()
-        if key not in NOT_METRICS and isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        if key not in NOT_METRICS
+        and not key.startswith("config/")
+        and isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
     }
 
 
 def unusable(result: dict[str, Any], metric: str) -> str | None:
     """Why the metric of a report cannot be compared, or None."""
     if metric not in result:
-        reported = ", ".join(sorted(str(key) for key in result if key not in NOT_METRICS)) or "nothing"
+        reported = (
+            ", ".join(sorted(str(key) for key in result if key not in NOT_METRICS and not str(key).startswith("config/"))) or "nothing"
+        )
         return f"reported no {metric} (it reported {reported})"
     value = result[metric]
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -117,6 +127,7 @@ class Bookkeeper(Callback):
         self.guarded(write)
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any) -> None:
+        result = flatten_dict(result)  # as schedulers see it: a nested metric is `outer/inner`
         self.guarded(
             lambda: self.record.write(
                 "result",
@@ -145,10 +156,20 @@ class Bookkeeper(Callback):
         whole = trial.trial_id in self.ended or state.epochs >= self.max_epochs
         self.guarded(lambda: self.finish(state, "ERROR" if reason else "TERMINATED" if whole else "STOPPED", reason))
 
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        self.read_error(trial)
+
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        text = self.read_error(trial)
+        self.guarded(lambda: self.finish(self.state_of(trial), "ERROR", cause_of(text)))
+
+    def read_error(self, trial: TuneTrial) -> str:
+        """What Ray says of a trial that died. A full disk is not the trial's fault: it ends the sweep, and the trial runs again."""
         text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
         logger.debug("trial %s failed:\n%s", trial.trial_id, text)
-        self.guarded(lambda: self.finish(self.state_of(trial), "ERROR", cause_of(text)))
+        if self.fault is None and is_full_disk(text):
+            self.fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return text
 
     def finish(self, state: Trial, status: str, reason: str | None) -> None:
         self.running.pop(state.trial_id, None)
@@ -185,6 +206,7 @@ class EndOfTrial(Stopper):
         self.bookkeeper = bookkeeper
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        result = flatten_dict(result)
         if result.get(DONE):
             self.bookkeeper.ended.add(trial_id)
         if "training_iteration" not in result:  # the function returned without a report

@@ -14,7 +14,7 @@ import yaml
 
 from .environment import env_key
 from .errors import ConfigError
-from .sources import find_target
+from .sources import find_target, local_sources
 from .space import Choice, Distribution, Normal, Numeric, num_combinations, parse_space
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
@@ -271,7 +271,7 @@ class _Check:
             raise self.refuse(path, "needs either model or trainable, and not both")
         kind = "model" if "model" in sweep else "trainable"
         try:
-            find_target(sweep[kind], self.root)
+            local_sources(find_target(sweep[kind], self.root))
         except ConfigError as error:
             raise self.refuse((*path, kind), str(error)) from None
         datasets = self.config["datasets"]
@@ -345,6 +345,10 @@ class _Check:
             raise self.refuse((*path, "dataset"), "missing: a model is trained on a data set, so name one of datasets")
         if sweep["metric"] not in MODEL_METRICS:
             raise self.refuse((*path, "metric"), f"{sweep['metric']!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}")
+        if sweep["metric"] != "accuracy" and sweep["mode"] == "max":
+            raise self.refuse(
+                (*path, "mode"), f"'max' is not allowed with metric {sweep['metric']}, of which less is better: write mode: min"
+            )
         for key in ("lr", "batch_size"):
             if key not in space:
                 raise self.refuse(
@@ -353,6 +357,10 @@ class _Check:
         foreign = {"nesterov", "momentum"} if sweep["optimizer"] != "sgd" else {"betas"}
         for key in foreign & space.keys():
             raise self.refuse((*path, "search_space", key), f"is not allowed with optimizer {sweep['optimizer']}: it has no such setting")
+        batch_size = space["batch_size"]
+        if isinstance(batch_size, Normal) or (isinstance(batch_size, Numeric) and not batch_size.whole):
+            message = "whole numbers of at least 1, from randint, lograndint, choice, grid, or quniform or qloguniform with a whole step"
+            raise self.refuse((*path, "search_space", "batch_size"), f"{batch_size.name} is not allowed here: {message}")
         for key, allowed_text, is_allowed in (
             ("lr", "numbers above 0", lambda v: _is_number(v) and v > 0),
             ("batch_size", "whole numbers of at least 1", lambda v: _is_number(v) and float(v).is_integer() and v >= 1),

@@ -12,12 +12,15 @@ It gets a job, a map that the launcher wrote as JSON:
     max_epochs   longest training, in epochs
     total        number of trials
     tasks        (confirm) for each trial its id, seed, task ("search", "confirm", "evaluate") and config
+    trial_resources  {cpu, gpu} of a trial, as this allocation can give it
+    time_budget_s  time after which no new trial starts, in seconds, or null
     nodes        [{name, cpus, gpus}] of the allocation
     address      of Ray's GCS
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -29,12 +32,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .errors import RaysweepError, WorldError, describe_os_error
+from .errors import RaysweepError, WorldError, describe_os_error, is_full_disk
 from .progress import ProgressLine
 from .record import Record
 from .space import parse_space
 
 logger = logging.getLogger("raysweep")
+
+LEAST_FREE_BYTES = 2**20
+SCRATCH = "tune-"  # begins the name of the folder of a session's checkpoints, beside the record
 
 # Read by Tune where it is imported or used; set here and not by the user, since the record depends on them.
 TUNE_ENVIRONMENT = {
@@ -43,7 +49,6 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # snapshots of Tune's own state, which is scratch
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
@@ -92,7 +97,7 @@ def run_tune(job: dict[str, Any]) -> None:
         for recorded in record.sweep.trials.values():
             recorded.checkpoints = {e: path for e, path in recorded.checkpoints.items() if (state_dir / path).is_dir()}
         record.write("session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"])
-        scratch = Path(tempfile.mkdtemp(prefix="tune-", dir=state_dir))
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         sampler = (
             make_sampler(sweep, parse_space(sweep["search_space"]), record.sweep)
             if searching
@@ -128,29 +133,35 @@ def run_tune(job: dict[str, Any]) -> None:
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
             tasks=None if searching else job["tasks"],
         )
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources["cpu"], "GPU": resources["gpu"]}),
-            tune_config=tune.TuneConfig(
-                search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons), reuse_actors="model" in sweep
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(scratch),
-                stop=EndOfTrial(bookkeeper),
-                callbacks=[bookkeeper],
-                failure_config=tune.FailureConfig(max_failures=sweep["max_failures"]),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources["cpu"], "GPU": resources["gpu"]}),
+                tune_config=tune.TuneConfig(
+                    search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons), reuse_actors="model" in sweep
+                ),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=str(scratch),
+                    stop=EndOfTrial(bookkeeper),
+                    callbacks=[bookkeeper],
+                    failure_config=tune.FailureConfig(max_failures=sweep["max_failures"]),
+                    verbose=0,
+                ),
+            )
+            tuner.fit()
+        except Exception as error:
+            # On a full disk Tune fails in ways of its own, since it cannot write down what failed.
+            if bookkeeper.fault is None and (is_full_disk(str(error)) or shutil.disk_usage(state_dir).free < LEAST_FREE_BYTES):
+                bookkeeper.fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(state_dir))
+            if bookkeeper.fault is None:
+                raise
+            logger.debug("Tune ended with", exc_info=True)
+        if isinstance(bookkeeper.fault, OSError):
+            raise WorldError(describe_os_error(bookkeeper.fault))
         if bookkeeper.fault is not None:
-            if isinstance(bookkeeper.fault, OSError):
-                raise WorldError(describe_os_error(bookkeeper.fault))
             raise bookkeeper.fault
-        logger.debug("%s", progress.text(record.sweep, progress.started))
         finished = sum(t.finished for t in record.sweep.trials.values())
-        over_budget = budget_s is not None and record.sweep.used_s >= budget_s
-        complete = finished >= job["total"] or over_budget
+        complete = record.sweep.is_complete(job["total"], budget_s)
         if complete:
             remove_scratch(record, state_dir)
         record.write("session_end", outcome="complete" if complete else "incomplete")
@@ -162,12 +173,12 @@ def remove_scratch(record: Record, state_dir: Path) -> None:
     """Move the checkpoints that are kept to a folder of their own, and delete Tune's."""
     for trial in record.sweep.trials.values():
         for epoch, path in list(trial.checkpoints.items()):
-            if not path.startswith("tune-"):
+            if not path.startswith(SCRATCH):
                 continue
             kept = f"checkpoints/{trial.trial_id}-epoch{epoch}"
             (state_dir / "checkpoints").mkdir(exist_ok=True)
             shutil.rmtree(state_dir / kept, ignore_errors=True)
             os.replace(state_dir / path, state_dir / kept)
             record.write("checkpoint", trial=trial.trial_id, epoch=epoch, path=kept)
-    for scratch in state_dir.glob("tune-*"):
+    for scratch in state_dir.glob(f"{SCRATCH}*"):
         shutil.rmtree(scratch, ignore_errors=True)

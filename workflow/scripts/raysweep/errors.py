@@ -46,10 +46,15 @@ def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None) -> 
         logger.addHandler(log)
 
 
+def is_full_disk(text: str) -> bool:
+    """Whether an error's text speaks of a full disk or quota, whoever wrote it."""
+    return any(sign in text for sign in ("[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded"))
+
+
 def describe_os_error(error: OSError) -> str:
     """One line for a fault of the file system, with the next step where we know it."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(error)):  # shutil.Error has no errno of its own
         return f"No space left on the device{where}. Nothing that was finished is lost: free some space, then run the same command again."
     return f"{error.strerror or error}{where}"
 

@@ -52,7 +52,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Copy the folder `source` to `target` so that `target` is either the old folder or the whole new one."""
+    """Copy the folder `source` to `target`, so that `target` is never half of it or a mixture of old and new."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

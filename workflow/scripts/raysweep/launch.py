@@ -13,8 +13,9 @@ from typing import Any
 from . import __version__, agent
 from .allocation import Allocation, trial_resources
 from .config import num_trials, seconds
-from .environment import Environment
-from .errors import RaysweepError, set_up_logging
+from .data import read_manifest
+from .environment import Environment, lock_of
+from .errors import BUG, RaysweepError, set_up_logging
 from .files import read_yaml, sha256_of_file, write_yaml
 from .outputs import write_confirmed, write_outputs
 from .record import Sweep, read_sweep
@@ -36,22 +37,26 @@ class Stage:
         self.data_dir = root / config["resources_dir"] / "data" / self.sweep["dataset"] if self.sweep["dataset"] else None
         self.environment = Environment.load(env_dir)
         self.target = target_of(self.sweep, root)
-        self.data_sha256 = read_yaml(self.data_dir / "manifest.yaml")["data_sha256"] if self.data_dir else None
+        self.data_sha256 = read_manifest(self.data_dir)["data_sha256"] if self.data_dir else None
 
     def identity(self) -> str:
         """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
 
         docs/how-it-works.md says which keys these are, and why.
         """
-        lock = (self.root / self.config["env"]["requirements"]).with_suffix(".txt")
+        env = self.config["env"]
+        # The lock says what is installed, but for wheels that the site or the user chose.
+        locked = env["wheels"] not in ("site", "none")
+        lock = sha256_of_file(lock_of(self.root / env["requirements"])) if locked else self.environment.environment_sha256
         parts = {
             key: self.sweep.get(key)
             for key in ("model", "trainable", "loss", "optimizer", "metric", "mode", "seed", "max_epochs", "scheduler")
         }
-        parts |= {"sources": sources_sha256(local_sources(self.target)), "data": self.data_sha256, "lock": sha256_of_file(lock)}
+        parts |= {"sources": sources_sha256(local_sources(self.target)), "data": self.data_sha256, "lock": lock}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def provenance(self, identity: str) -> dict[str, Any]:
+        """Where the trials of a session come from."""
         return {
             "workflow_version": __version__,
             "identity": identity,
@@ -82,6 +87,7 @@ class Stage:
             **{key: self.sweep.get(key) for key in keys},
             "trial_resources": self.sweep["trial_resources"],
             "version": __version__,
+            "provenance": self.provenance(identity),
         }
 
     def job(
@@ -110,8 +116,10 @@ class Stage:
             raise RaysweepError(
                 f"{self.name}: the driver was killed (signal {-code}): see {self.path_to_log}. Run the same command again to go on"
             )
+        if code in (1, BUG, 130):
+            sys.exit(code)  # the driver has said why, see run_entry_point
         if code:
-            sys.exit(code)  # the driver has said why
+            raise RaysweepError(f"{self.name}: the driver ended with exit code {code}: see {self.path_to_log}")
 
 
 def stage_from_command_line(description: str | None) -> tuple[Stage, int]:
@@ -136,12 +144,24 @@ def set_aside(state_dir: Path, identity: str) -> Path:
     return target
 
 
-def is_complete(recorded: Sweep, total: int, time_budget_s: float | None) -> bool:
-    """Whether nothing is left to run."""
-    finished = sum(trial.finished for trial in recorded.trials.values())
-    if recorded.trials and time_budget_s is not None and recorded.used_s >= time_budget_s:
-        return finished == len(recorded.trials)
-    return finished >= total and finished == len(recorded.trials)
+def reason_to_start_anew(recorded: Sweep, identity: str, resume: bool) -> str | None:
+    """Why what is recorded does not count any more, or None."""
+    if not recorded.sessions:
+        return None
+    if recorded.header["identity"] != identity:
+        return "what its trials depend on has changed"
+    if recorded.trials and all(trial.status == "ERROR" for trial in recorded.trials.values()):
+        return "all its trials failed"
+    return None if resume else "resume is false"
+
+
+def provenance_of(recorded: Sweep) -> dict[str, Any]:
+    """Where the trials come from, by the sessions that ran them; not by what is installed while the outputs are written."""
+    provenance = dict(recorded.header["provenance"])
+    environments = [session["sweep"]["provenance"]["environment_sha256"] for session in recorded.sessions]
+    if earlier := [one for one in dict.fromkeys(environments) if one != environments[-1]]:
+        provenance["earlier_environments"] = earlier
+    return provenance
 
 
 def run_sweep(stage: Stage, threads: int) -> None:
@@ -149,9 +169,8 @@ def run_sweep(stage: Stage, threads: int) -> None:
     identity = stage.identity()
     path_to_record = stage.state_dir / RECORD
     recorded = read_sweep(path_to_record)
-    if recorded.sessions and (recorded.header["identity"] != identity or not stage.sweep["resume"]):
+    if why := reason_to_start_anew(recorded, identity, stage.sweep["resume"]):
         aside = set_aside(stage.state_dir, recorded.header["identity"])
-        why = "what its trials depend on has changed" if stage.sweep["resume"] else "resume is false"
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, why, aside)
         recorded = Sweep()
     total = num_trials(stage.sweep)
@@ -159,7 +178,7 @@ def run_sweep(stage: Stage, threads: int) -> None:
         logger.info(
             "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
         )
-    if not is_complete(recorded, total, seconds(stage.sweep["time_budget"])):
+    if not recorded.is_complete(total, seconds(stage.sweep["time_budget"])):
         done = sum(trial.finished for trial in recorded.trials.values())
         logger.info("%s: %d trials%s.", stage.name, total, f", {done} of them done before" if done else "")
         allocation = Allocation.local(stage.sweep["allocation"], threads)
@@ -169,7 +188,7 @@ def run_sweep(stage: Stage, threads: int) -> None:
         stage.run_agents(job, allocation)
         recorded = read_sweep(path_to_record)
     write_outputs(
-        stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep["metric"], stage.sweep["mode"], stage.provenance(identity)
+        stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep["metric"], stage.sweep["mode"], provenance_of(recorded)
     )
     write_yaml(stage.results_dir / "config.yaml", stage.config)
     best = read_yaml(stage.results_dir / "best.yaml")
@@ -208,7 +227,7 @@ def run_confirm(stage: Stage, threads: int) -> None:
     ).hexdigest()
     path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
     confirmed = read_sweep(path_to_record)
-    if not is_complete(confirmed, len(tasks), None):
+    if not confirmed.is_complete(len(tasks), None) or any(trial.status == "ERROR" for trial in confirmed.trials.values()):
         logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, len(seeds), best["epochs"])
         allocation = Allocation.local(sweep["allocation"], threads)
         job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation)

@@ -46,9 +46,11 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, m
     if found is None:
         reasons = [trial.error for trial in sweep.trials.values() if trial.error]
         common = statistics.mode(reasons) if reasons else "none was run"
+        # Snakemake deletes the outputs of a rule that failed, so the reasons are kept elsewhere too.
+        write_trials(state_dir / "trials.csv", sweep, metric, mode)
         raise RaysweepError(
-            f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. Mend it and run again (a changed model or trainable"
-            " starts anew), or set resume: false to try the same again"
+            f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. All reasons are in"
+            f" {state_dir / 'trials.csv'}. Mend it and run again: the sweep then starts anew"
         )
     trial, result = found
     checkpoint_epoch = write_model(results_dir / "model", state_dir, trial, result.epoch)
@@ -90,7 +92,7 @@ def write_confirmed(
     values = {trial.trial_id: trial.results[-1].metrics.get(metric) for trial in runs if trial.results and trial.status != "ERROR"}
     usable = [value for value in values.values() if value is not None]
     if not usable:
-        raise RaysweepError(f"{name}: none of the {len(runs)} confirmations succeeded: {runs[0].error}")
+        raise RaysweepError(f"{name}: none of the {len(runs)} confirmations succeeded: {runs[0].error}. Mend it and run again")
     published = sweep.trials.get("published")
     write_yaml(
         path,
@@ -106,5 +108,6 @@ def write_confirmed(
             "mean": statistics.fmean(usable),
             "standard_deviation": statistics.stdev(usable) if len(usable) > 1 else None,
             "published_model": published.results[-1].metrics if published and published.results else None,
+            **({"published_model_error": published.error} if published and published.error else {}),
         },
     )

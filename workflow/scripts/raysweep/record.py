@@ -128,6 +128,11 @@ class Sweep:
         times = ((datetime.fromisoformat(s["at"]), datetime.fromisoformat(s["last_at"])) for s in self.sessions)
         return sum((last - first).total_seconds() for first, last in times)
 
+    def is_complete(self, total: int, time_budget_s: float | None) -> bool:
+        """Whether nothing is left to run: no trial is unfinished, and there are `total`, or the time is used up."""
+        enough = len(self.trials) >= total or (time_budget_s is not None and self.used_s >= time_budget_s)
+        return bool(self.trials) and enough and all(trial.finished for trial in self.trials.values())
+
     def apply(self, event: dict[str, Any]) -> None:
         """Fold one event in."""
         kind = event["event"]
@@ -146,7 +151,7 @@ class Sweep:
             return
         trial = self.trials[event["trial"]]
         if kind == "start":
-            trial.status = "RUNNING"
+            trial.status, trial.ended, trial.error = "RUNNING", None, None
             trial.attempts.append({"node": event["node"], "at": event["at"], "from_epoch": event["from_epoch"]})
             # A new attempt repeats the epochs after its checkpoint: what the broken attempt said of them no longer counts.
             trial.results = [r for r in trial.results if r.epoch <= event["from_epoch"]]
@@ -165,26 +170,25 @@ class Sweep:
 
 
 def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield each event with the offset behind its line, in bytes; a torn last line is left out.
+    """Yield each event with the offset behind its line, in bytes; a last line without its end is left out: it was torn, or is being written.
 
-    Raises RaysweepError for a bad line before the last one.
+    Raises RaysweepError for a whole line that was altered.
     """
     if not path.exists():
         return
     offset = 0
-    bad: int | None = None
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if bad is not None:
-                raise RaysweepError(
-                    f"{path}: line {bad} was altered (its checksum does not fit). Restore the file from a backup, or move it away to start the sweep anew."
-                )
-            offset += len(line)
+            if not line.endswith(b"\n"):
+                return
             event = decode(line.decode("utf-8", errors="replace"))
             if event is None:
-                bad = number
-            else:
-                yield event, offset
+                raise RaysweepError(
+                    f"{path}: line {number} was altered (its checksum does not fit). "
+                    "Restore the file from a backup, or move it away to start the sweep anew."
+                )
+            offset += len(line)
+            yield event, offset
 
 
 def read_sweep(path: Path) -> Sweep:

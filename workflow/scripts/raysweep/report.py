@@ -7,11 +7,13 @@ import hashlib
 import importlib.metadata
 import json
 import keyword
+import math
 import os
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from pprint import pformat
+from pprint import PrettyPrinter
 from typing import Any
 
 import vl_convert
@@ -26,10 +28,9 @@ from .record import Trial
 from .report_inputs import Inputs, is_number
 from .report_notes import failures, notes, number, plural, tied
 from .sources import find_target
-from .space import flattened
+from .space import TRAINING_KEYS, flattened
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
-TRAINING_KEYS = ("lr", "momentum", "weight_decay", "batch_size")  # go to the training; all others to the model's constructor
 MAIN_PACKAGES = ("torch", "ray", "numpy", "optuna", "safetensors")
 MAX_TRIALS_NAMED = 12  # of one cause of failure
 
@@ -45,7 +46,7 @@ def snippet(inputs: Inputs, root: Path) -> str:
         [
             "from pathlib import Path",
             "",
-            f"config = {pformat(inputs.winner.config, sort_dicts=False, width=100)}",
+            f"config = {_source(inputs.winner.config)}",
             f"checkpoint = Path({_quoted(_relative(inputs.model_dir, root))})",
             "",
             "print(config)",
@@ -66,9 +67,9 @@ def _model_snippet(inputs: Inputs, root: Path) -> str:
     else:  # a file such as my-model.py
         lines += ["import importlib", "", f"{target.name} = importlib.import_module({module!r}).{target.name}"]
     if all(k.isidentifier() and not keyword.iskeyword(k) for k in arguments):
-        call = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        call = ", ".join(f"{k}={_source(v, width=sys.maxsize)}" for k, v in arguments.items())
     else:
-        call = f"**{arguments!r}"
+        call = f"**{_source(arguments, width=sys.maxsize)}"
     lines += [
         "",
         f"model = {target.name}({call})",
@@ -80,7 +81,7 @@ def _model_snippet(inputs: Inputs, root: Path) -> str:
         images = f"{_relative(inputs.data_dir, root)}/validation/images.npy"
         lines += [
             "",
-            f"classes = {pformat(inputs.data['classes'], width=100, compact=True)}",
+            f"classes = {_source(inputs.data['classes'])}",
             f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {", ".join(map(str, channels_and_size))})',
             "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
             "with torch.no_grad():",
@@ -88,6 +89,20 @@ def _model_snippet(inputs: Inputs, root: Path) -> str:
             "        print(classes[label])",
         ]
     return "\n".join(lines)
+
+
+class _SourcePrinter(PrettyPrinter):
+    """Writes infinity and NaN, for which Python has no literal, so that Python reads them again."""
+
+    def format(self, object: Any, context: dict[int, int], maxlevels: int, level: int) -> tuple[str, bool, bool]:
+        if isinstance(object, float) and not math.isfinite(object):
+            return f'float("{object}")', True, False
+        return super().format(object, context, maxlevels, level)
+
+
+def _source(value: Any, width: int = 100) -> str:
+    """A value of the config as Python."""
+    return _SourcePrinter(width=width, compact=True, sort_dicts=False).pformat(value)
 
 
 def _quoted(value: str) -> str:

@@ -34,8 +34,8 @@ class IndependentSampler:
 class OptunaSampler:
     """Optuna's tree-structured Parzen estimator, asked and told directly (Optuna's ask-and-tell interface).
 
-    All that is recorded is told at the start, and the sampler is seeded with the number of results it was told, so that a sweep that
-    goes on does not ask for what it has asked before.
+    All that is recorded is told at the start, unfinished trials as running ones, and the sampler is seeded with the number of recorded
+    trials, so that a sweep that goes on does not ask for what it has asked before.
     """
 
     def __init__(
@@ -48,33 +48,47 @@ class OptunaSampler:
         self.optuna = optuna
         self.space, self.metric, self.mode = space, metric, mode
         self.distributions = {key: self._distribution(d) for key, d in space.items() if isinstance(d, Distribution)}
-        finished = [trial for trial in recorded.trials.values() if trial.finished]
         self.study = optuna.create_study(
             direction="maximize" if mode == "max" else "minimize",
             sampler=optuna.samplers.TPESampler(
-                seed=sampler_seed(seed, len(finished)), n_startup_trials=n_startup_trials, multivariate=multivariate, constant_liar=True
+                seed=sampler_seed(seed, len(recorded.trials)),
+                n_startup_trials=n_startup_trials,
+                multivariate=multivariate,
+                constant_liar=True,
             ),
         )
-        self.asked: dict[int, Any] = {}
-        for trial in finished:
-            self.tell(trial)
+        self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until it is told
+        for trial in recorded.trials.values():
+            self._add(trial)
 
     def propose(self, index: int) -> dict[str, Any]:
-        asked = self.asked[index] = self.study.ask(self.distributions)
+        asked = self.study.ask(self.distributions)
+        self.asked[index] = asked.number
         return fill(self.space, lambda key, d: self._value(d, asked.params[key]))
 
     def tell(self, trial: Trial) -> None:
-        best = None if trial.status == "ERROR" else trial.best(self.metric, self.mode)
-        state = self.optuna.trial.TrialState.FAIL if best is None else self.optuna.trial.TrialState.COMPLETE
-        value = None if best is None else best.metrics[self.metric]
         if trial.index in self.asked:
+            value = self._value_of(trial)
+            state = self.optuna.trial.TrialState.FAIL if value is None else self.optuna.trial.TrialState.COMPLETE
             self.study.tell(self.asked.pop(trial.index), value, state=state)
-            return
+
+    def _value_of(self, trial: Trial) -> float | None:
+        best = None if trial.status == "ERROR" else trial.best(self.metric, self.mode)
+        return None if best is None else best.metrics[self.metric]
+
+    def _add(self, trial: Trial) -> None:
+        """Add a recorded trial as a running one, and tell how it did if it has finished."""
         values = {key: value_at(trial.config, key) for key in self.distributions}
         if not all(self._contains(self.space[key], value) for key, value in values.items()):
             return  # from an earlier, different search space: Optuna could not place it
         parameters = {key: self._parameter(self.space[key], value) for key, value in values.items()}
-        self.study.add_trial(self.optuna.trial.create_trial(state=state, value=value, params=parameters, distributions=self.distributions))
+        running = self.optuna.trial.create_trial(
+            state=self.optuna.trial.TrialState.RUNNING, params=parameters, distributions=self.distributions
+        )
+        self.asked[trial.index] = len(self.study.trials)
+        self.study.add_trial(running)
+        if trial.finished:
+            self.tell(trial)
 
     def _distribution(self, d: Distribution) -> Any:
         distributions = self.optuna.distributions

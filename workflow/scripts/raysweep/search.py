@@ -49,7 +49,9 @@ class RecordedSearch(SearchAlgorithm):
         self.total, self.seed, self.max_concurrent = total, seed, max_concurrent
         self.may_start = may_start
         self.tasks = tasks  # of a confirmation: {trial, seed, task}, one for each configuration of its sampler
-        self.unfinished = [trial for trial in record.sweep.trials.values() if not trial.finished]
+        # A confirmation that failed is tried again: what it lacked may have been mended.
+        again = ("ERROR",) if tasks else ()
+        self.unfinished = [trial for trial in record.sweep.trials.values() if not trial.finished or trial.status in again]
         self.handed_out: list[TuneTrial] = []
         self.spec: dict[str, Any] = {}
 
@@ -67,10 +69,13 @@ class RecordedSearch(SearchAlgorithm):
         self.handed_out = [t for t in self.handed_out if not t.is_finished()]
         if sum(t.status in ALIVE for t in self.handed_out) >= self.max_concurrent:
             return None
-        if not self.may_start() or not (self.unfinished or len(self.record.sweep.trials) < self.total):
+        if self.unfinished:
+            trial = self.unfinished.pop(0)
+        elif len(self.record.sweep.trials) < self.total and self.may_start():
+            trial = self._new()
+        else:
             self.set_finished()
             return None
-        trial = self.unfinished.pop(0) if self.unfinished else self._new()
         tune_trial = self._tune_trial(trial)
         self.handed_out.append(tune_trial)
         return tune_trial

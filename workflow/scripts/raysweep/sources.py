@@ -72,16 +72,19 @@ def target_of(sweep: dict[str, Any], root: Path) -> Target:
     return find_target(sweep.get("model") or sweep["trainable"], root)
 
 
-def _parsed(path: Path, text: str) -> ast.Module:
+def _parsed(path: Path, wanted: str | None = None) -> ast.Module:
+    """The syntax tree of a file. Raises ConfigError, with a text that begins with what it is `wanted` for, if it has none."""
     try:
-        return ast.parse(path.read_bytes(), filename=str(path))
+        return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{text!r} is not allowed: {path} is not Python that can be read: {error}") from None
+        reason = f"{error.msg} (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else str(error)
+        prefix = "" if wanted is None else f"{wanted!r} is not allowed: "
+        raise ConfigError(f"{prefix}{path} is not Python that can be read: {reason}") from None
 
 
 def defined_names_of(path: Path) -> set[str]:
     """The names that a Python file defines at its top level."""
-    return set(defined_names(_parsed(path, str(path)).body))
+    return set(defined_names(_parsed(path).body))
 
 
 def defined_names(body: list[ast.stmt]) -> Iterator[str]:
@@ -105,12 +108,14 @@ def defined_names(body: list[ast.stmt]) -> Iterator[str]:
 def local_sources(target: Target) -> list[Path]:
     """The target's file and, through its imports, every file below its import root that it needs; sorted, without duplicates.
 
-    Of this package only `raysweep.models` counts: the rest drives trials and is not what they compute.
+    Of this package only `raysweep.models` counts: the rest drives trials and is not what they compute. Raises ConfigError if one of the files
+    is not Python that can be read.
 
     ASSUME imports are plain statements; a module imported by a computed name is not seen, and its change does not start a new sweep.
     """
     root = target.import_root
     package_dir, models_dir = SCRIPTS_DIR / "raysweep", SCRIPTS_DIR / "raysweep" / "models"
+    wanted = f"{target.module or target.path.name}:{target.name}"
 
     def files_of(module: str) -> list[Path]:
         """The files that an import of the module runs: that of `a.b.c` runs a/__init__.py and a/b/__init__.py too."""
@@ -125,7 +130,7 @@ def local_sources(target: Target) -> list[Path]:
             continue
         found.add(path)
         package = path.parent.relative_to(root).parts
-        for node in ast.walk(_parsed(path, str(path))):
+        for node in ast.walk(_parsed(path, wanted)):
             modules: list[str] = []
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]

@@ -20,6 +20,7 @@ from .errors import ConfigError
 
 # Keys of a search space that set the training of a `model`; all others go to the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
+PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # what JSON holds, and so the record
 SEPARATOR = "/"  # of the keys of a nested space, as in `config/optimizer/lr`
 
 
@@ -33,6 +34,11 @@ class Numeric:
     log: bool = False
     integer: bool = False
     step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its values are whole numbers."""
+        return self.integer or (self.step is not None and self.step.is_integer())
 
     def quantile(self, u: float) -> float | int:
         """The value below which a fraction `u` in [0, 1) of the distribution lies."""
@@ -83,11 +89,21 @@ def quantized(value: float, low: float, high: float, step: float) -> float:
     return float(f"{steps * step:.12g}")
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds a value of YAML and gives it back as it was; dates, sets and bytes are none."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)
+
+
 def parse_distribution(name: str, arguments: Any) -> Distribution:
     """The distribution `name` with the arguments of the config. Raises ConfigError, with a text that begins with the value."""
     if name in ("choice", "grid"):
         if not isinstance(arguments, list) or not arguments:
             raise ConfigError(f"{arguments!r} is not allowed: {name} takes a list of at least one value")
+        for value in arguments:
+            if not _is_plain(value):
+                raise ConfigError(f"{value!r} is not allowed: {name} takes {PLAIN}, and lists and maps of those")
         return Choice(name, tuple(arguments))
     expected = {"normal": "[mean, standard deviation]", "quniform": "[lower, upper, step]", "qloguniform": "[lower, upper, step]"}.get(
         name, "[lower, upper]"
@@ -137,6 +153,8 @@ def parse_space(space: dict[str, Any], where: str = "search_space") -> dict[str,
                 raise ConfigError(
                     f"{here}: {value!r} is not allowed: a distribution, a nested space or a constant. To draw from a list write {{choice: […]}}"
                 )
+            if not _is_plain(value):
+                raise ConfigError(f"{here}: {value!r} is not allowed: a distribution, a nested space or a constant: {PLAIN}")
             flat[key] = value
         elif len(value) == 1 and next(iter(value)) in DISTRIBUTIONS:
             name, arguments = next(iter(value.items()))

@@ -57,6 +57,8 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: dict[str,
 
     from .training import Trainer
 
+    if job["trial_resources"]["gpu"] and not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} cannot use the GPU that the trial was given: see env.torch_backend")
     # Several processes with torch's default number of threads each stall one another.
     torch.set_num_threads(max(1, int(job["sweep"]["trial_resources"]["cpu"])))
     return Trainer(
