@@ -52,11 +52,12 @@ env-test: setup
 	  --output-dir resources/env-test \
 	  --log logs/env-test.log
 
+# `python -m`: where the folder was moved, the programs that begin with the path of their Python do not start.
 lint: env-test
 	$(DEV)/ruff format --check $(SOURCES)
 	$(DEV)/ruff check $(SOURCES)
-	$(DEV)/snakefmt --check $(SNAKEFILES)
-	$(DEV)/mypy
+	$(DEV)/python -m snakefmt --check $(SNAKEFILES)
+	$(DEV)/python -m mypy
 
 # Two modules at a time. The results' line comes last, after the coverage.
 test: lint

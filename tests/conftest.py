@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import project
+import project as checkouts
+import sweeping
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> project.Project:
+def checkout(tmp_path: Path) -> checkouts.Project:
     """A clean checkout, in a folder whose name holds spaces."""
-    return project.copy_to(tmp_path / "a clean checkout")
+    return checkouts.copy_to(tmp_path / "a clean checkout")
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +26,12 @@ def _own_logger() -> Iterator[None]:
         if handler not in before[2]:
             handler.close()
     logger.level, logger.propagate, logger.handlers = before
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[sweeping.Project]:
+    """A folder of a user with his trainables; at the end of the test no process of his may be left."""
+    project = sweeping.Project(tmp_path / "a project")  # paths with spaces are part of every test
+    project.write("user.py", sweeping.TRAINABLES)
+    yield project
+    assert sweeping.ours(project.folder) == [], "processes were left behind"

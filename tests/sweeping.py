@@ -6,6 +6,8 @@ import csv
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,56 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 # The environment that runs the tests has torch and Ray: sweeps use it as it is.
 ENV = {"python": sys.executable, "wheels": "none", "requirements": str(REPOSITORY / "workflow" / "envs" / "node.in")}
+TRAINABLES = '''
+import os, tempfile, time
+from ray import tune
+
+def faulty(config):
+    kind = config["kind"]
+    if kind == "raises":
+        raise ValueError("no such thing\\nas this")
+    if kind == "exits":
+        os._exit(3)
+    if kind == "silent":
+        return None
+    if kind == "returns":
+        return {"score": 0.9}
+    values = {"nan": {"score": float("nan")}, "infinite": {"score": float("inf")}, "text": {"score": "good"}, "other": {"loss": 1.0}}
+    tune.report(values.get(kind, {"score": 0.5}))
+
+def climb(config):
+    """Reports x·epoch, checkpoints, and goes on from a checkpoint."""
+    epoch = 0
+    if checkpoint := tune.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            epoch = int(open(os.path.join(folder, "epoch")).read())
+    while True:
+        epoch += 1
+        time.sleep(config.get("pause_s", 0))
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "epoch"), "w") as stream:
+                stream.write(str(epoch))
+            tune.report({"score": config["x"] * epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+def told(config):
+    with open("told.txt", "a") as stream:  # relative: the folder in which the user started
+        print(os.environ["RAYSWEEP_SEED"], os.environ["RAYSWEEP_MAX_EPOCHS"], os.environ.get("RAYSWEEP_DATA_DIR"), sorted(config), file=stream)
+    tune.report({"score": 1})
+
+def heavy(config):
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "weights"), "wb") as stream:
+            stream.write(bytes(900_000))
+        tune.report({"score": config["x"]}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+def nested(config):
+    tune.report({"val": {"score": config["x"]}})
+
+def failing(config):
+    if not os.path.exists("ideas"):
+        raise RuntimeError("out of ideas")
+    tune.report({"score": 1})
+'''
 DESCRIBED: dict[str, str] = {}  # Python → env.yaml
 
 
@@ -130,3 +182,20 @@ def ours(folder: Path) -> list[str]:
             if int(process.name) != os.getpid() and (str(folder) in line or where.startswith(str(folder))):
                 found.append(line)
     return found
+
+
+def sweep_of(function: str, **values: object) -> dict[str, object]:
+    return {
+        "trainable": f"user.py:{function}",
+        "metric": "score",
+        "search_space": {"x": {"uniform": [0, 1]}},
+        "allocation": {"cpus_per_node": 2},
+        **values,
+    }
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
+        time.sleep(0.05)

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ def test_the_same_config_gives_the_same_trials_on_another_day(project: Project, 
     assert rows(other.folder / "results/two/trials.csv") == rows(project.folder / "results/two/trials.csv")
 
 
+def test_two_sweeps_ran_side_by_side(project: Project) -> None:
+    one, two = (project.record(name).sessions[-1] for name in ("one", "two"))
+    assert max(one["at"], two["at"]) < min(one["ended"], two["ended"])
+
+
+def test_snakemakes_own_report_has_the_results_with_their_captions(project: Project) -> None:
+    run = project.snakemake("--report", "report.zip")
+    assert run.returncode == 0, run.stdout + run.stderr
+    with zipfile.ZipFile(project.folder / "report.zip") as archive:
+        page = next(archive.read(name).decode() for name in archive.namelist() if name.endswith("report.html") and name.count("/") <= 1)
+        names = {Path(name).name for name in archive.namelist()}
+    assert {"trials.csv", "best.yaml", "confirmed.yaml", "report.html", "model.safetensors"} <= names
+    assert "new seeds" in page
+
+
 def test_a_second_run_does_nothing(project: Project) -> None:
     run = project.snakemake()
     assert run.returncode == 0
@@ -203,6 +219,10 @@ def test_the_rules_declare_who_opens_the_test_set(project: Project) -> None:
 def test_a_models_own_file_is_trained_and_its_change_starts_anew(tmp_path: Path) -> None:
     project = Project(tmp_path / "own model")
     source = (REPOSITORY / "workflow/scripts/raysweep/models/lenet.py").read_text()
+    # It also says how many threads it trains with: one for each CPU of its trial.
+    source = source.replace(
+        "        super().__init__()", "        super().__init__()\n        print(torch.get_num_threads(), file=open('threads.txt', 'a'))"
+    )
     project.write("net.py", source)
     sweep = {
         **SWEEP,
@@ -214,6 +234,7 @@ def test_a_models_own_file_is_trained_and_its_change_starts_anew(tmp_path: Path)
     project.configure(datasets=CONFIG["datasets"], sweeps={"own": sweep})
     run = project.snakemake("results/own/best.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
+    assert (project.folder / "threads.txt").read_text().splitlines()[-1] == "1"
     first = project.record("own").header["identity"]
     project.write("net.py", source.replace("120", "60"))
     run = project.snakemake("results/own/best.yaml")

@@ -35,7 +35,7 @@ def recorded(values: dict[str, list[float]], finished: bool = True) -> Sweep:
     ("options", "kind"),
     [
         ({"name": "none"}, FIFOScheduler),
-        ({"name": "asha", "grace_period": 2, "reduction_factor": 3, "brackets": 1}, ASHAScheduler),
+        ({"name": "asha", "grace_period": 2, "reduction_factor": 3}, ASHAScheduler),
         ({"name": "hyperband", "reduction_factor": 3}, HyperBandScheduler),
         ({"name": "median", "grace_period": 2, "min_samples_required": 4}, MedianStoppingRule),
     ],
@@ -46,7 +46,7 @@ def test_each_name_gives_tunes_own_scheduler(options: dict[str, Any], kind: type
 
 def test_asha_decides_after_a_replay_as_if_it_had_seen_the_reports() -> None:
     values = {"a": [0.5, 0.6], "b": [0.4], "c": [0.9, 0.95], "d": [0.1]}
-    told, replayed = (scheduler(name="asha", grace_period=1, reduction_factor=2, brackets=1) for _ in range(2))
+    told, replayed = (scheduler(name="asha", grace_period=1, reduction_factor=2) for _ in range(2))
     stubs = {trial_id: Stub(trial_id) for trial_id in values}
     for stub in stubs.values():
         told.on_trial_add(None, stub)
@@ -77,7 +77,7 @@ def test_the_median_rule_is_rebuilt_too() -> None:
 
 def test_a_replay_leaves_hyperband_and_trials_without_the_metric_alone() -> None:
     replay(scheduler(name="hyperband", reduction_factor=3), recorded({"a": [0.5]}), "score")  # would need Tune's controller
-    asha = scheduler(name="asha", grace_period=1, reduction_factor=2, brackets=1)
+    asha = scheduler(name="asha", grace_period=1, reduction_factor=2)
     sweep = recorded({"a": [0.5]})
     sweep.trials["a"].results[0].metrics.clear()
     replay(asha, sweep, "score")
