@@ -111,6 +111,7 @@ class Stage:
         }
 
     def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
+        """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""
         code = agent.run(allocation, self.environment, job, self.path_to_log)
         if code < 0:
             raise RaysweepError(

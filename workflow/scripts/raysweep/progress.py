@@ -42,7 +42,7 @@ class ProgressLine:
 
     def text(self, sweep: Sweep, now: float) -> str:
         statuses = [trial.status for trial in sweep.trials.values()]
-        done = sum(status in ("TERMINATED", "STOPPED", "ERROR") for status in statuses)
+        done = sum(trial.finished for trial in sweep.trials.values())
         parts = [f"{done}/{self.total} trials done, {statuses.count('RUNNING')} running, {statuses.count('ERROR')} failed"]
         if best := sweep.best_trial(self.metric, self.mode):
             parts.append(f"best {self.metric} {best[1].metrics[self.metric]:.4g} (trial {best[0].trial_id})")
