@@ -19,7 +19,8 @@ SNAKEFILES := Snakefile workflow/rules
 
 setup: .venv/.complete
 
-# The stamp comes last: an interrupted set-up starts again from nothing. It names the folder, since a virtualenv does not survive a move.
+# Compiled, since a first dry run would else spend two seconds on that. The stamp comes last: an interrupted set-up starts again from nothing.
+# It names the folder, since a virtualenv does not survive a move.
 ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
 .PHONY: .venv/.complete
 endif
@@ -34,7 +35,7 @@ endif
 	"$(PYTHON)" -m venv .venv > "$$log" 2>&1 \
 	  || { echo "Error: $(PYTHON) cannot make a virtualenv. On Debian and Ubuntu install python$$version-venv, or name another PYTHON." >&2; exit 1; }; \
 	{ .venv/bin/python -m pip install --disable-pip-version-check --no-deps "$$(grep '^uv==' $<)" && \
-	  .venv/bin/uv pip install --python .venv/bin/python --requirements $<; } > "$$log" 2>&1 \
+	  .venv/bin/uv pip install --compile-bytecode --python .venv/bin/python --requirements $<; } > "$$log" 2>&1 \
 	  || { echo "Error: the set-up could not install its packages; with the network at hand run it again." \
 	            "$$(grep -iE '^ *(error|cause): ' "$$log" | tr -s '\n ' ' ')" >&2; exit 1; }; \
 	pwd -P > $@

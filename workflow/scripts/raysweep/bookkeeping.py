@@ -179,19 +179,15 @@ class Bookkeeper(Callback):
             logger.debug("trial %s: %s", state.trial_id, reason)
         self.prune(state)
         # Another trial's best may just have been surpassed.
-        ranked = sorted((t for t in self.record.sweep.trials.values() if t.finished and t.checkpoints), key=self.rank)
+        ranked = sorted(
+            (t for t in self.record.sweep.trials.values() if t.finished and t.checkpoints), key=lambda t: t.rank(self.metric, self.mode)
+        )
         for surpassed in ranked[self.keep_checkpoints :]:
             self.prune(surpassed, keep_best=False)
 
-    def rank(self, state: Trial) -> tuple[float, str]:
-        """Sorts the best trial first, those without a value last."""
-        best = state.best(self.metric, self.mode) if state.status != "ERROR" else None
-        value = math.inf if best is None else best.metrics[self.metric] * (-1 if self.mode == "max" else 1)
-        return value, state.trial_id
-
     def prune(self, state: Trial, keep_best: bool = True) -> None:
         """Delete a trial's checkpoints but the one of its best epoch and, until it is finished, the latest, from which it would go on."""
-        best = state.best(self.metric, self.mode) if keep_best and state.status != "ERROR" else None
+        best = state.counted(self.metric, self.mode) if keep_best else None
         kept = {best.epoch} if best else set()
         if state.checkpoints and (not state.finished or (best and best.epoch not in state.checkpoints)):
             kept.add(max(state.checkpoints))

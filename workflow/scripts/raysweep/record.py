@@ -103,6 +103,15 @@ class Trial:
         sign = 1 if mode == "max" else -1
         return max(finite, key=lambda r: (sign * r.metrics[metric], -r.epoch))
 
+    def counted(self, metric: str, mode: Mode) -> Result | None:
+        """The best report, if the trial may win: one that ended in an error may not."""
+        return None if self.status == "ERROR" else self.best(metric, mode)
+
+    def rank(self, metric: str, mode: Mode) -> tuple[float, str]:
+        """A key that sorts the best trial first, of equal ones the lowest trial_id, and those that cannot win last."""
+        result = self.counted(metric, mode)
+        return math.inf if result is None else result.metrics[metric] * (-1 if mode == "max" else 1), self.trial_id
+
 
 @dataclass
 class Sweep:
@@ -118,9 +127,9 @@ class Sweep:
 
     def best_trial(self, metric: str, mode: Mode) -> tuple[Trial, Result] | None:
         """The best value that a trial without error reported; of equal ones the lowest trial_id."""
-        sign = 1 if mode == "max" else -1
-        found = [(trial, result) for trial in self.trials.values() if trial.status != "ERROR" and (result := trial.best(metric, mode))]
-        return min(found, key=lambda pair: (-sign * pair[1].metrics[metric], pair[0].trial_id), default=None)
+        trial = min(self.trials.values(), key=lambda trial: trial.rank(metric, mode), default=None)
+        result = trial.counted(metric, mode) if trial else None
+        return (trial, result) if trial and result else None
 
     @property
     def used_s(self) -> float:

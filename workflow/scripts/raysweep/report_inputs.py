@@ -109,8 +109,8 @@ class Inputs:
     @cached_property
     def ranked(self) -> list[tuple[Trial, float]]:
         """Trials without error that reported a value, best first; of equal ones the lowest id first."""
-        found = [(t, v) for t in self.trials if t.status != "ERROR" and (v := self.value(t)) is not None]
-        return sorted(found, key=lambda pair: (-self.sign * pair[1], pair[0].trial_id))
+        ordered = sorted(self.trials, key=lambda trial: trial.rank(self.metric, self.mode))
+        return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
 
     @cached_property
     def keys(self) -> list[Key]:

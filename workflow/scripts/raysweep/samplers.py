@@ -73,7 +73,7 @@ class OptunaSampler:
             self.study.tell(self.asked.pop(trial.index), value, state=state)
 
     def _value_of(self, trial: Trial) -> float | None:
-        best = None if trial.status == "ERROR" else trial.best(self.metric, self.mode)
+        best = trial.counted(self.metric, self.mode)
         return None if best is None else best.metrics[self.metric]
 
     def _add(self, trial: Trial) -> None:

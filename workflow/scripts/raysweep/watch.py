@@ -100,16 +100,9 @@ def progress_values(sweep: Sweep) -> list[float]:
 
 
 def in_order(sweep: Sweep) -> list[Trial]:
-    """The trials as the table shows them: running ones, then the best first, then those without a value."""
+    """The trials as the table shows them: running ones, then the best first, then those that cannot win."""
     metric, mode = sweep.header["metric"], sweep.header["mode"]
-    sign = 1 if mode == "max" else -1
-
-    def key(trial: Trial) -> tuple[int, float, str]:
-        result = trial.best(metric, mode)
-        group = 0 if trial.status == "RUNNING" else 1 if result and trial.status != "ERROR" else 2
-        return group, -sign * result.metrics[metric] if result else 0.0, trial.trial_id
-
-    return sorted(sweep.trials.values(), key=key)
+    return sorted(sweep.trials.values(), key=lambda trial: (trial.status != "RUNNING", *trial.rank(metric, mode)))
 
 
 # --- how it looks -----------------------------------------------------------------------------------------------------------------
