@@ -316,7 +316,7 @@ def test_target_that_does_not_import(recipe: Recipe, code: str, reason: str) -> 
     Path("mine.py").write_text(f"def train(config): ...\n{code}\n")
     build(recipe)
     with pytest.raises(RaysweepError) as caught:
-        check_import(Path("env"), "mine.py:train", recipe.requirements)
+        check_import(Path("env"), ["mine.py:train"], recipe.requirements)
     assert str(caught.value).startswith("mine.py:train cannot be imported in the environment of the trials: ")
     assert reason in str(caught.value)
     assert "add what it needs to node.in" in str(caught.value)
@@ -327,12 +327,18 @@ def test_target_that_imports(recipe: Recipe, target: str) -> None:
     Path("helper.py").write_text("import apple\n")
     Path("mine.py").write_text("import helper\ndef train(config): ...\n")
     build(recipe)
-    check_import(Path("env"), target, recipe.requirements)
+    check_import(Path("env"), ["json", target], recipe.requirements)
+
+
+def test_library_that_is_missing(recipe: Recipe) -> None:
+    build(recipe)
+    with pytest.raises(RaysweepError, match=r"^optuna cannot be imported in the environment of the trials: ModuleNotFoundError"):
+        check_import(Path("env"), ["apple", "optuna"], recipe.requirements)
 
 
 def test_target_that_is_not_there(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"there is no file mine\.py"):
-        check_import(Path("env"), "mine.py:train", recipe.requirements)
+        check_import(Path("env"), ["mine.py:train"], recipe.requirements)
 
 
 # ------------------------------------------------------------------------------------------------------------ download

@@ -62,6 +62,14 @@ def sources_of(sweep):
     return [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
 
 
+def imports_of(sweep):
+    """What the driver and the trials of a sweep import: parts of this workflow, with the libraries behind them, and what the sweep trains."""
+    section = SWEEPS[sweep]
+    names = ["raysweep.bookkeeping", "raysweep.search", "raysweep.schedulers"]
+    names += ["optuna"] if section["search_algorithm"]["name"] == "optuna" else []
+    return [*names, "raysweep.training", section["model"]] if "model" in section else [*names, section["trainable"]]
+
+
 def staged(sweep, *splits):
     """The staged files of a sweep's data set: the manifest, and the arrays of the splits that a rule may open."""
     dataset = SWEEPS[sweep]["dataset"]

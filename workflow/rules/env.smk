@@ -31,7 +31,7 @@ rule install_env:
         " --log {log:q}"
 
 
-# The environment, ready for a sweep: what the sweep trains can be imported. A rule of its own, since in Snakemake all that follows a job
+# The environment, ready for a sweep: what its driver and its trials need can be imported. A rule of its own, since in Snakemake all that follows a job
 # runs again with it, and a change of one sweep's file is to leave the others alone.
 rule build_env:
     input:
@@ -45,12 +45,12 @@ rule build_env:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "check_import.py",
-        target=lambda w: SWEEPS[w.sweep].get("model") or SWEEPS[w.sweep]["trainable"],
+        names=lambda w: imports_of(w.sweep),
         env_dir=subpath(input.env, parent=True),
         requirements=Path(config["env"]["requirements"]),
     shell:
         "{params.interpreter:q} {params.script:q}"
-        " --target {params.target:q}"
+        " --names {params.names:q}"
         " --env-dir {params.env_dir:q}"
         " --requirements {params.requirements:q}"
         " --output {output:q}"

@@ -1,4 +1,4 @@
-"""Import what a sweep trains in the environment of its trials, so that a mistake in it shows before a job waits in a queue."""
+"""Import what a sweep needs in the environment of its trials, so that a mistake shows before a job waits in a queue."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from raysweep.files import written_aside
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", required=True, help="path/to/file.py:name or package.module:name")
+    parser.add_argument("--names", nargs="+", required=True, help="modules, and path/to/file.py:name or package.module:name")
     parser.add_argument("--env-dir", type=Path, required=True, help="folder of the environment")
     parser.add_argument("--requirements", type=Path, required=True, help="what the environment was made from")
     parser.add_argument("--output", type=Path, required=True, help="file that says that it can be imported")
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log)
-    check_import(args.env_dir, args.target, args.requirements)
+    check_import(args.env_dir, args.names, args.requirements)
     with written_aside(args.output) as stream:
-        stream.write(f"{args.target}\n")
+        stream.writelines(f"{name}\n" for name in args.names)
 
 
 if __name__ == "__main__":

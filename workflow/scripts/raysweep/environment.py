@@ -202,13 +202,15 @@ def build_environment(recipe: Recipe, output_dir: Path) -> Environment:
     return environment
 
 
-def check_import(env_dir: Path, target: str, requirements: Path) -> None:
-    """Import what a sweep trains, `path/to/file.py:name` or `package.module:name`, in the environment of its trials.
+def check_import(env_dir: Path, names: Sequence[str], requirements: Path) -> None:
+    """Import modules and targets (`path/to/file.py:name` or `package.module:name`) in the environment of the trials.
 
-    Raises RaysweepError, with one line, if that fails.
+    Raises RaysweepError, with one line, for the first that fails.
     """
-    find_target(target, Path.cwd())
-    _check_imports(Environment.load(env_dir), [target], f"mend the file, or add what it needs to {requirements} and lock that again")
+    for name in names:
+        if ":" in name:
+            find_target(name, Path.cwd())
+    _check_imports(Environment.load(env_dir), names, f"mend the file, or add what it needs to {requirements} and lock that again")
 
 
 # ---------------------------------------------------------------------------------------------------------------- the virtualenv
