@@ -62,7 +62,7 @@ lint: env-test
 
 # Two modules at a time. The results' line comes last, after the coverage.
 test: lint
-	$(DEV)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
+	$(DEV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lock: setup
 	@for name in controller node dev; do \
