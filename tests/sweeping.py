@@ -91,15 +91,11 @@ class Project:
 
     def snakemake(self, *arguments: str, configfile: str = "c.yaml", cores: int = 2) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", str(cores), *arguments]
-        return subprocess.run(
-            [*argv, "--configfile", configfile],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=user_environment(),
-            timeout=300,
-        )
+        return self.finished([*argv, "--configfile", configfile])
+
+    def finished(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command of the user's in his folder, to its end."""
+        return subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, check=False, env=user_environment(), timeout=300)
 
     def stage_command(self, stage: str, sweep: str) -> list[str]:
         """How the rule `stage` calls its script."""
@@ -130,15 +126,7 @@ class Project:
     def run(self, stage: str, sweep: str) -> subprocess.CompletedProcess[str]:
         """Run a stage as its rule does."""
         self.build_env()
-        return subprocess.run(
-            self.stage_command(stage, sweep),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=user_environment(),
-            timeout=300,
-        )
+        return self.finished(self.stage_command(stage, sweep))
 
     def start(self, stage: str, sweep: str) -> subprocess.Popen[str]:
         """Start a stage as a terminal would: as the leader of a process group of its own."""

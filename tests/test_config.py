@@ -304,7 +304,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(scheduler=5), "scheduler: 5 is not allowed: a name, or {name: …, options}"),
     (config(scheduler={"grace_period": 1}), "scheduler.name: missing. Allowed: one of none, asha, hyperband, median"),
     (config(scheduler={"name": ["asha"]}), "scheduler.name: ['asha'] is not allowed: one of none, asha, hyperband, median"),
-    (config(scheduler="pbt"), "scheduler.name: 'pbt' is not supported yet. Allowed so far: one of none, asha, hyperband, median"),
+    (config(scheduler="pbt"), "scheduler.name: 'pbt' is not yet supported. Allowed so far: one of none, asha, hyperband, median"),
     (config(scheduler={"name": "asha", 3: 1}), "scheduler.3: unknown option of asha. Allowed: grace_period, "),
     (config(scheduler={"name": "none", "grace_period": 1}), "scheduler.grace_period: unknown option of none. Allowed: no option"),
     (
@@ -354,17 +354,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(trial_resources={"cpu": float("nan")}), "trial_resources.cpu: nan is not allowed: a number, above 0"),
     (config(trial_resources={"gpu": -1}), "trial_resources.gpu: -1 is not allowed: a number of at least 0"),
     (config(trial_resources={"gpu": "half"}), "trial_resources.gpu: 'half' is not allowed: a number of at least 0"),
-    (config(trial_resources={"gpu": "auto"}), "trial_resources.gpu: 'auto' is not supported yet. Allowed so far: a number"),
+    (config(trial_resources={"gpu": "auto"}), "trial_resources.gpu: 'auto' is not yet supported. Allowed so far: a number"),
     (config(trial_resources={"gpu": 1}), "trial_resources.gpu: 1 is not allowed: a trial runs on one node, so at most allocation.gpus_per"),
     (
         config(trial_resources={"gpu": 1.5}, allocation={"gpus_per_node": 2}),
         "trial_resources.gpu: 1.5 is not allowed: a part of one GPU, or whole GPUs",
     ),
-    (config(allocation={"nodes": 2}), "allocation.nodes: 2 is not supported yet. Allowed so far: 1, which is the default"),
-    (config(fuse="on"), "fuse: 'on' is not supported yet. Allowed so far: off, which is the default"),
+    (config(allocation={"nodes": 2}), "allocation.nodes: 2 is not yet supported. Allowed so far: 1, which is the default"),
+    (config(fuse="on"), "fuse: 'on' is not yet supported. Allowed so far: off, which is the default"),
     (config(fuse="maybe"), "fuse: 'maybe' is not allowed: auto, on or off"),
-    (config(trial_timeout=5), "trial_timeout: 5 is not supported yet. Allowed so far: null, which is the default"),
-    (config() | {"ray": {"dashboard": True}}, "ray.dashboard: True is not supported yet. Allowed so far: false"),
+    (config(trial_timeout=5), "trial_timeout: 5 is not yet supported. Allowed so far: null, which is the default"),
+    (config() | {"ray": {"dashboard": True}}, "ray.dashboard: True is not yet supported. Allowed so far: false"),
     (config() | {"env": None}, "env: None is not allowed: a map"),
     (config() | {"env": {"modules": "gcc"}}, "env.modules: 'gcc' is not allowed: a list"),
     (config() | {"env": {"modules": ["gcc", "; rm"]}}, "env.modules.1: '; rm' is not allowed: a module's name, such as python/3.11"),
@@ -390,7 +390,7 @@ def test_mistakes(root: Path, given: dict[str, Any], expected: str) -> None:
 
 def test_yaml_reads_off_and_on_as_booleans(root: Path) -> None:
     assert check(root, config(fuse=False))["sweeps"]["s"]["fuse"] is False
-    assert "fuse: True is not supported yet" in refusal(root, config(fuse=True))
+    assert "fuse: True is not yet supported" in refusal(root, config(fuse=True))
 
 
 def test_the_table_of_the_readme_fits_the_schema() -> None:

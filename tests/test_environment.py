@@ -126,7 +126,7 @@ def test_key_names_a_file_that_is_missing(recipe: Recipe, missing: str) -> None:
 def test_command_without_modules_is_the_interpreter(recipe: Recipe) -> None:
     built = build(recipe)
     assert built.command(["a.py", "--x", "1"]) == [str(built.python), "a.py", "--x", "1"]
-    assert built.bin_dir == Path("env/venv/bin").absolute()
+    assert built.python.parent == Path("env/venv/bin").absolute()
 
 
 HOSTILE = ["a b", "$HOME", "'", '"', "`id`", "x;y", "*", "", "ü"]

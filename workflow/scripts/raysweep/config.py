@@ -228,7 +228,7 @@ class _Check:
                 raise self.refuse((*path, key), f"missing. Allowed: {allowed(_resolved(schema['properties'][key], self.schema))}")
         if "not_yet" in schema and value not in schema["not_yet"]:
             so_far = "null" if schema["not_yet"][0] is None else str(schema["not_yet"][0]).lower()
-            raise self.refuse(path, f"{value!r} is not supported yet. Allowed so far: {so_far}, which is the default")
+            raise self.refuse(path, f"{value!r} is not yet supported. Allowed so far: {so_far}, which is the default")
         if isinstance(value, dict):
             for key, inner in value.items():
                 below = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
@@ -311,7 +311,7 @@ class _Check:
             raise self.refuse((*path, "name"), f"missing. Allowed: one of {', '.join(known)}")
         name = given["name"]
         if name == "pbt":
-            raise self.refuse((*path, "name"), f"'pbt' is not supported yet. Allowed so far: one of {', '.join(known)}")
+            raise self.refuse((*path, "name"), f"'pbt' is not yet supported. Allowed so far: one of {', '.join(known)}")
         if not isinstance(name, str) or name not in known:
             raise self.refuse((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}")
         schema: dict[str, Any] = {
@@ -373,7 +373,7 @@ class _Check:
         trial, allocation = sweep["trial_resources"], sweep["allocation"]
         if isinstance(trial["gpu"], str):
             message = (
-                "'auto' is not supported yet. Allowed so far: a number"
+                "'auto' is not yet supported. Allowed so far: a number"
                 if trial["gpu"] == "auto"
                 else f"{trial['gpu']!r} is not allowed: a number of at least 0"
             )

@@ -141,11 +141,6 @@ class Environment:
         """What env.yaml says of it."""
         return asdict(self) | {"python": str(self.python), "modules": list(self.modules)}
 
-    @property
-    def bin_dir(self) -> Path:
-        """The folder of the environment's programs."""
-        return self.python.parent
-
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command that runs `python *argv` in this environment. Run it with `process_environment()`."""
         return with_modules(self.modules, [str(self.python), *argv])
