@@ -65,7 +65,7 @@ test: lint
 	$(DEV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lock: setup
-	@for name in controller node dev; do \
+	@for name in controller node dashboard dev; do \
 	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $(ENVS)/$$name.in --output-file $(ENVS)/$$name.txt || exit 1; \
 	done
 

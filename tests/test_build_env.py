@@ -49,8 +49,8 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*options), capture_output=True, text=True, check=False)
 
 
-def start(processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    processes.append(subprocess.Popen(command(), stderr=subprocess.PIPE, text=True, start_new_session=True))
+def start(processes: list[subprocess.Popen[str]], *options: str) -> subprocess.Popen[str]:
+    processes.append(subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True, start_new_session=True))
     return processes[-1]
 
 
@@ -106,9 +106,9 @@ def test_builds_anew_after_it_was_ended_in_the_middle(how: signal.Signals, start
     assert content() == ["env.yaml", "venv"]
 
 
-def test_two_that_build_at_once_both_end_well(started: list[subprocess.Popen[str]]) -> None:
+def test_two_that_build_and_pack_at_once_both_end_well(started: list[subprocess.Popen[str]]) -> None:
     Path("slow").touch()
-    builders = [start(started) for _ in range(2)]
+    builders = [start(started, "--pack", "yes") for _ in range(2)]
     deadline = time.monotonic() + 30
     while len(list(Path("env dir").glob("venv.*/bin/python"))) < 2:
         assert time.monotonic() < deadline, "they do not build at the same time"
@@ -116,6 +116,16 @@ def test_two_that_build_at_once_both_end_well(started: list[subprocess.Popen[str
     Path("slow").unlink()
     for builder in builders:
         assert builder.wait(60) == 0
-    assert content() == ["env.yaml", "venv"]
+    assert content() == ["env.tar", "env.yaml", "venv"]
     python = yaml.safe_load(Path("env dir/env.yaml").read_text())["python"]
     subprocess.run([python, "-c", "import torch"], check=True)
+
+
+def test_packs_what_was_built_before() -> None:
+    assert run().returncode == 0
+    assert content() == ["env.yaml", "venv"]
+    packed, again = run("--pack", "yes"), run("--pack", "yes")
+    assert (packed.returncode, again.returncode) == (0, 0)
+    assert packed.stderr.startswith("Environment packed for the nodes: ")
+    assert again.stderr == ""
+    assert content() == ["env.tar", "env.yaml", "venv"]

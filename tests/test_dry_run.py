@@ -107,7 +107,7 @@ def test_a_dry_run_needs_none_of_torch_ray_and_matplotlib(checkout: Project) -> 
 
 
 def test_single_stages_and_targets(checkout: Project) -> None:
-    assert rules(checkout, "--until", "build_env") == {"install_env", "build_env"}
+    assert rules(checkout, "--until", "build_env") == {"stage_data", "install_env", "build_env"}, "all that takes a network"
     assert rules(checkout, "results/lenet/best.yaml") == {"stage_data", "install_env", "build_env", "run_sweep"}
     assert rules(checkout, "results/lenet/confirmed.yaml") == ALL_RULES - {"report"}
     assert rules(checkout, "resources/data/cifar10/manifest.yaml") == {"stage_data"}

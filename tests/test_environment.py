@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,17 @@ import pytest
 import yaml
 
 from raysweep import environment
-from raysweep.environment import Environment, Recipe, build_environment, check_import, env_key, lock_of, process_environment, with_modules
+from raysweep.environment import (
+    Environment,
+    Recipe,
+    build_environment,
+    check_import,
+    env_key,
+    extras_of,
+    lock_of,
+    process_environment,
+    with_modules,
+)
 from raysweep.errors import ConfigError, RaysweepError, WorldError
 from wheels import make_wheel, serve_index
 
@@ -57,7 +68,7 @@ def recipe(tmp_path: Path) -> Recipe:
     make_wheel(folder, "pear", "2.0")
     (tmp_path / "node.in").write_text("apple>=1   # with a reason\n")
     (tmp_path / "node.txt").write_text("apple==1.2\npear==1.0\nnvidia-thing==9.9\n")
-    return Recipe(sys.executable, (), Path("node.in"), "some wheels", "auto")
+    return Recipe(sys.executable, (), Path("node.in"), "some wheels", "auto", gpu=False)
 
 
 def build(recipe: Recipe) -> Environment:
@@ -75,7 +86,7 @@ def leftovers() -> list[str]:
 
 
 def key_of(recipe: Recipe) -> str:
-    return env_key(recipe.python, recipe.modules, recipe.requirements, recipe.wheels, recipe.torch_backend)
+    return env_key(recipe.python, recipe.modules, recipe.requirements, recipe.wheels, recipe.torch_backend, recipe.gpu)
 
 
 def test_key_depends_on_contents_and_not_on_places(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +107,7 @@ def test_key_depends_on_contents_and_not_on_places(recipe: Recipe, tmp_path: Pat
         lambda r: replace(r, modules=("gcc",)),
         lambda r: replace(r, wheels="site"),
         lambda r: replace(r, torch_backend="cpu"),
+        lambda r: replace(r, gpu=True),
         lambda r: Path("node.in").write_text("apple>=1.1\n") and r,
         lambda r: Path("node.txt").write_text("apple==1.1\n") and r,
     ],
@@ -143,6 +155,11 @@ def test_modules_are_loaded_first_and_words_arrive_whole(tmp_path: Path) -> None
     argv = with_modules(["python/3.11", "odd name"], [sys.executable, "-c", program, *HOSTILE])
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
     assert json.loads(said[-1]) == ["load python/3.11 odd name", HOSTILE]
+
+
+def test_uv_runs_after_the_modules(tmp_path: Path) -> None:
+    define_module(tmp_path, "export UV_CACHE_DIR=/from/a/module")
+    assert environment._uv(["cache", "dir"], ("python/3",)).stdout.splitlines()[-1] == "/from/a/module"
 
 
 def test_nothing_runs_after_a_module_that_does_not_load(tmp_path: Path) -> None:
@@ -281,7 +298,56 @@ def test_module_that_does_not_exist(recipe: Recipe, tmp_path: Path) -> None:
         build(replace(recipe, modules=("gc",)))
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("echo 'no such module: gc' >&2; return 1", "does not run: no such module: gc. Next: env.python and env.modules have to lead to"),
+        ("export PATH=$PATH", None),
+    ],
+)
+def test_checks_its_python_after_the_modules(recipe: Recipe, tmp_path: Path, body: str, said: str | None) -> None:
+    define_module(tmp_path, "export PATH=$PATH")
+    built = build(replace(recipe, modules=("gc",)))
+    define_module(tmp_path, body)
+    if said is None:
+        built.check_python()
+    else:
+        with pytest.raises(WorldError, match=re.escape(f"{socket.gethostname()}: the environment's Python {said}")):
+            built.check_python()
+
+
+def test_a_node_that_lacks_the_python_under_it(recipe: Recipe) -> None:
+    built = build(recipe)
+    built.python.unlink()
+    built.python.symlink_to("/opt/python/bin/python3.11")
+    with pytest.raises(WorldError, match=rf"^{socket.gethostname()} has no /opt/python/bin/python3\.11, the Python under the environment"):
+        built.check_python()
+
+
+def test_a_node_whose_python_does_not_run(recipe: Recipe) -> None:
+    built = build(recipe)
+    built.python.unlink()
+    built.python.write_bytes(b"a program of another machine")
+    built.python.chmod(0o755)
+    with pytest.raises(WorldError, match=r"the environment's Python does not run \(Exec format error\)"):
+        built.check_python()
+
+
+def test_a_node_on_which_python_is_another_one(recipe: Recipe) -> None:
+    built = replace(build(recipe), python_version="3.99.1")
+    with pytest.raises(WorldError, match=r"the environment is for Python 3\.99\.1, and its Python here is 3\."):
+        built.check_python()
+    replace(built, python_version=sys.version.split()[0] + "rc1").check_python()  # what packages are compiled for is the same
+
+
 # ------------------------------------------------------------------------------------------------------------ imports
+
+
+def test_extras_that_files_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "all.in").write_text("-r some.in\nRay[default]>=2\napple\nray[x] ; sys_platform == 'win32'\n")
+    (tmp_path / "some.in").write_text("ray[tune]\n")
+    assert extras_of(tmp_path / "all.in", "ray") == {"default", "tune"}
+    assert environment._libraries(tmp_path / "all.in") == ["ray", "ray.tune", "ray.dashboard.optional_deps"]
 
 
 def test_an_outdated_virtualenv_gives_way_to_the_new_one(recipe: Recipe) -> None:
@@ -365,7 +431,7 @@ def test_downloads_what_the_lock_says(recipe: Recipe) -> None:
 
 
 def test_without_network_says_so_in_one_line(recipe: Recipe) -> None:
-    with pytest.raises(WorldError, match=r"^A download failed: .*Run it again where the network is") as caught:
+    with pytest.raises(WorldError, match=r"^A download failed: .*run `--until build_env` on a login node first\.") as caught:
         build(replace(recipe, wheels="download"))
     assert "\n" not in str(caught.value)
     assert not Path("env/env.yaml").exists()
@@ -390,21 +456,31 @@ def test_a_package_that_the_index_does_not_have(recipe: Recipe) -> None:
         build(replace(recipe, wheels="download"))
 
 
+GPU = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'"
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="PyPI's build of torch is the CPU build on macOS")
 @pytest.mark.usefixtures("index")
-@pytest.mark.parametrize("gpu", [False, True])
-def test_auto_falls_back_on_pypis_build(recipe: Recipe, tmp_path: Path, gpu: bool, caplog: pytest.LogCaptureFixture) -> None:
-    if gpu:
-        fake(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'")
-    caplog.set_level("INFO", "raysweep")
-    assert build(with_torch(recipe)).torch_backend == "pypi"
+@pytest.mark.parametrize(
+    ("asked", "nvidia_smi", "tried"),
+    [(False, "exit 9", ["cpu"]), (False, GPU, ["cpu"]), (True, GPU, ["auto"]), (True, "exit 9", [])],
+    ids=["no GPU", "a GPU here that no sweep asks for", "a GPU here", "GPUs on the nodes alone"],
+)
+def test_auto_with_a_fake_nvidia_smi(
+    recipe: Recipe, tmp_path: Path, asked: bool, nvidia_smi: str, tried: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What torch's own index is asked for, which is out of reach here, so that PyPI's build it is at last."""
+    fake(tmp_path, "nvidia-smi", nvidia_smi)
+    caplog.set_level("DEBUG", "raysweep")
+    assert build(replace(with_torch(recipe), gpu=asked)).torch_backend == "pypi"
+    assert re.findall(r"--torch-backend (\w+)", caplog.text) == tried
     assert "PyPI's build: 2.5 GB to download, 5 GB on disk" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="PyPI's build of torch is the CPU build on macOS")
 @pytest.mark.usefixtures("index")
 def test_cpu_build_that_cannot_be_had_is_an_error(recipe: Recipe) -> None:
-    with pytest.raises(WorldError, match=r"^env\.torch_backend: 'cpu' cannot be had; use auto, which falls back on PyPI's build, or pypi"):
+    with pytest.raises(WorldError, match=r"^env\.torch_backend: 'cpu' cannot be had; use auto, .*login node first\.$"):
         build(with_torch(recipe, backend="cpu"))
 
 
@@ -419,31 +495,6 @@ def test_pypi_asks_for_no_other_index(recipe: Recipe, caplog: pytest.LogCaptureF
     caplog.set_level("DEBUG", "raysweep")
     assert build(with_torch(recipe, backend="pypi")).torch_backend == "pypi"
     assert "--torch-backend" not in caplog.text
-
-
-@pytest.mark.usefixtures("index")
-def test_a_cpu_build_gives_way_when_a_gpu_appears(recipe: Recipe, tmp_path: Path) -> None:
-    make_wheel(Path("some wheels"), "torch", "2.0+cpu")  # the lock's torch==2.0 admits it
-    asked = with_torch(recipe)
-    assert build(asked).torch_backend == "cpu"
-    inode = Path("env/venv").stat().st_ino
-    build(asked)
-    assert Path("env/venv").stat().st_ino == inode
-    for wheel in Path("some wheels").glob("torch-*cpu*"):
-        wheel.unlink()
-    shutil.rmtree(tmp_path / "uv cache")
-    fake(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'")
-    assert build(asked).torch_backend == "pypi"
-
-
-@pytest.mark.usefixtures("index")
-def test_a_cpu_build_is_kept_where_a_gpu_can_have_no_other(recipe: Recipe, tmp_path: Path) -> None:
-    make_wheel(Path("some wheels"), "torch", "2.0+cpu")
-    fake(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'")
-    assert build(with_torch(recipe)).torch_backend == "cpu"
-    inode = Path("env/venv").stat().st_ino
-    build(with_torch(recipe))
-    assert Path("env/venv").stat().st_ino == inode
 
 
 @pytest.mark.usefixtures("index")

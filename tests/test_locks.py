@@ -11,7 +11,7 @@ import pytest
 import uv
 
 ENVS = Path(__file__).parents[1] / "workflow" / "envs"
-LOCKS = ("controller", "node", "dev")
+LOCKS = ("controller", "node", "dashboard", "dev")
 PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
 
 
@@ -43,6 +43,10 @@ def test_tests_run_on_the_versions_that_users_have() -> None:
     dev, node = pins("dev"), pins("node")
     for package in ("ray", "torch", "torchvision", "numpy", "optuna"):
         assert dev[package] == node[package], package
+
+
+def test_the_dashboard_changes_nothing_else() -> None:
+    assert pins("node").items() <= pins("dashboard").items()
 
 
 def test_holds_back_what_has_to_be_held_back() -> None:

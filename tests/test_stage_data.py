@@ -76,6 +76,7 @@ def test_a_missing_network_is_one_line(tmp_path: Path) -> None:
     assert announcement.startswith("downloading https://")
     assert error.startswith("Error: https://")
     assert "cannot be downloaded" in error
+    assert "run `--until build_env` on a login node first" in error
     assert list((tmp_path / "downloads").iterdir()) == []
 
 

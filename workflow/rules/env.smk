@@ -19,6 +19,9 @@ rule install_env:
         modules=config["env"]["modules"],
         wheels=config["env"]["wheels"],
         torch_backend=config["env"]["torch_backend"],
+        gpu=["--gpu"] if env_arguments(config, ROOT)["gpu"] else [],
+        # A path, so that no change of the executor makes it, and all that follows, run again: a job packs what it finds unpacked.
+        pack=lambda w: Path("yes" if workflow.non_local_exec else "no"),
         output_dir=subpath(output[0], parent=True),
     shell:
         "{params.interpreter:q} {params.script:q}"
@@ -26,17 +29,21 @@ rule install_env:
         " --requirements {input.requirements:q}"
         " --wheels {params.wheels:q}"
         " --torch-backend {params.torch_backend:q}"
+        " {params.gpu:q}"
+        " --pack {params.pack:q}"
         " --modules {params.modules:q}"
         " --output-dir {params.output_dir:q}"
         " --log {log:q}"
 
 
 # The environment, ready for a sweep: what its driver and its trials need can be imported. A rule of its own, since in Snakemake all that follows a job
-# runs again with it, and a change of one sweep's file is to leave the others alone.
+# runs again with it, and a change of one sweep's file is to leave the others alone. It waits for the data, so that `--until build_env` brings all
+# that takes a network.
 rule build_env:
     input:
         env=rules.install_env.output[0],
         sources=lambda w: sources_of(w.sweep),
+        data=lambda w: list(map(ancient, staged(w.sweep))),
     output:
         ENV / "ready" / "{sweep}",
     log:

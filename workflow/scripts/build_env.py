@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raysweep.environment import Recipe, build_environment
 from raysweep.errors import run_entry_point, set_up_logging
+from raysweep.packing import pack
 
 
 def main() -> None:
@@ -15,13 +16,26 @@ def main() -> None:
     parser.add_argument("--requirements", type=Path, required=True, help="what is needed, with its lock beside it (node.in, node.txt)")
     parser.add_argument("--wheels", default="download", help="download | site | none | a folder of wheels")
     parser.add_argument("--torch-backend", default="auto", help="auto | cpu | cu130 … | pypi")
+    parser.add_argument("--gpu", action="store_true", help="with `auto`: for nodes with GPUs, whether or not this machine has one")
     parser.add_argument("--modules", nargs="*", default=[], help="modules of the site to load first")
+    parser.add_argument("--pack", choices=("yes", "no"), default="no", help="whether nodes get it as one file, OUTPUT_DIR/env.tar")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--log", type=Path, help="file for the details")
     arguments = parser.parse_args()
     set_up_logging(arguments.log)
-    recipe = Recipe(arguments.python, tuple(arguments.modules), arguments.requirements, arguments.wheels, arguments.torch_backend)
-    build_environment(recipe, arguments.output_dir)
+    build_environment(
+        Recipe(
+            python=arguments.python,
+            modules=tuple(arguments.modules),
+            requirements=arguments.requirements,
+            wheels=arguments.wheels,
+            torch_backend=arguments.torch_backend,
+            gpu=arguments.gpu,
+        ),
+        arguments.output_dir,
+    )
+    if arguments.pack == "yes":
+        pack(arguments.output_dir)
 
 
 if __name__ == "__main__":

@@ -225,8 +225,8 @@ def _chunks(address: str, timeout_s: float) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if type(error) is urllib.error.URLError else error
         raise WorldError(
-            f"{address}: cannot be downloaded ({cause}). Run it again where there is a network; or fetch the file elsewhere, copy it here and give "
-            "its path as `source:`."
+            f"{address}: cannot be downloaded ({cause}). Run it again where the network is: on a cluster run `--until build_env` on a login node first; "
+            "or fetch the file elsewhere, copy it here and give its path as `source:`."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
     resources/env/<key>/env.yaml        what was built; exists only when all of it works
     resources/env/<key>/venv/           the virtualenv, unless `wheels: none`
+    resources/env/<key>/env.tar         the same for the nodes of a cluster, see packing.py
 
 The virtualenv is made aside, under a name of its own for each builder, and renamed when it is whole (uv's relocatable virtualenvs may be
 renamed). So builders need no lock, which file systems of clusters do not all keep: two of them at most do the same work twice, and what
@@ -92,12 +93,12 @@ def lock_of(requirements: Path) -> Path:
     return requirements.with_suffix(".txt")
 
 
-def env_key(python: str, modules: Sequence[str], requirements: Path, wheels: str, torch_backend: str) -> str:
+def env_key(python: str, modules: Sequence[str], requirements: Path, wheels: str, torch_backend: str, gpu: bool) -> str:
     """The name of an environment's folder: 12 hexadecimal digits over what the config says of it and its requirements and lock hold.
 
     The same on every machine: no process is asked, so that login and compute nodes agree. Raises ConfigError for a missing file.
     """
-    digest = hashlib.sha256(json.dumps([python, list(modules), wheels, torch_backend]).encode())
+    digest = hashlib.sha256(json.dumps([python, list(modules), wheels, torch_backend, gpu]).encode())
     for path in (*_requirements_files(requirements), lock_of(requirements)):
         if not path.is_file():
             what, remedy = ("lock of env.requirements", f"make it with `uv pip compile --universal {requirements} -o {path}`")
@@ -145,6 +146,21 @@ class Environment:
         """The command that runs `python *argv` in this environment. Run it with `process_environment()`."""
         return with_modules(self.modules, [str(self.python), *argv])
 
+    def check_python(self) -> None:
+        """Raise WorldError, with one line, where its Python does not run on this machine as it did where the environment was built."""
+        node, remedy = socket.gethostname(), "env.python and env.modules have to lead to the same Python on all nodes"
+        if not os.path.exists(self.python):  # a virtualenv's is a link
+            raise WorldError(f"{node} has no {os.path.realpath(self.python)}, the Python under the environment: {remedy}.")
+        try:
+            found = _run(self.command(["-c", _DESCRIBE_PYTHON]))
+        except OSError as error:
+            raise WorldError(f"{node}: the environment's Python does not run ({error.strerror}): {remedy}.") from None
+        if found.returncode != 0:
+            raise WorldError(f"{node}: the environment's Python does not run: {_last_line(found.stderr)}. Next: {remedy}.")
+        version = _last_json(found.stdout)["version"]
+        if _xy(version) != _xy(self.python_version):
+            raise WorldError(f"{node}: the environment is for Python {self.python_version}, and its Python here is {version}: {remedy}.")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -155,10 +171,11 @@ class Recipe:
     requirements: Path
     wheels: str
     torch_backend: str
+    gpu: bool  # whether torch_backend: auto has to serve GPUs, of this machine or of others
 
     @property
     def key(self) -> str:
-        return env_key(self.python, self.modules, self.requirements, self.wheels, self.torch_backend)
+        return env_key(self.python, self.modules, self.requirements, self.wheels, self.torch_backend, self.gpu)
 
 
 def build_environment(recipe: Recipe, output_dir: Path) -> Environment:
@@ -222,10 +239,9 @@ class Interpreter:
 def _build_venv(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> Environment:
     """Build the virtualenv aside, check it, and put it at its place."""
     started = time.monotonic()
-    _remove_left_behind(env_dir)
-    with _aside(env_dir) as aside:
-        # The path, not `python3`: that name may mean another interpreter before the modules are loaded.
-        _must(_uv("venv", "--quiet", "--relocatable", "--no-project", "--python", base.path, str(aside)), "The virtualenv cannot be made")
+    with made_aside(env_dir / "venv") as aside:
+        arguments = ["--quiet", "--relocatable", "--no-project", "--python", base.path, str(aside)]
+        _must(_uv(["venv", *arguments], recipe.modules), "The virtualenv cannot be made")
         python = aside / "bin" / "python"
         if recipe.wheels == "download":
             _install_by_download(python, env_dir, recipe)
@@ -239,8 +255,8 @@ def _build_venv(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> E
             _libraries(recipe.requirements),
             "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend",
         )
-        # Moves with the virtualenv, so that no record ever describes another one.
-        write_yaml(aside / RECORD, built.record() | {"built_for_gpu": _has_gpu()})
+        # Moves with the virtualenv, so that no record ever describes another one; and is no other's, by the place aside and the time.
+        write_yaml(aside / RECORD, built.record() | {"built_ns": time.time_ns()})
         environment = _published(aside, built, env_dir, recipe, base)
     logger.info("Environment: Python %s, %d packages, built in %.0f s", base.version, len(built.packages), time.monotonic() - started)
     return environment
@@ -262,14 +278,15 @@ def _published(aside: Path, built: Environment, env_dir: Path, recipe: Recipe, b
 
 
 @contextmanager
-def _aside(env_dir: Path) -> Iterator[Path]:
-    """A place beside the virtualenv that is this process's own, and is empty again afterwards."""
-    aside = env_dir / f"venv.{socket.gethostname()}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+def made_aside(path: Path) -> Iterator[Path]:
+    """A place beside `path` that is this process's own, and is empty again afterwards. What killed ones left there is removed first."""
+    _remove_left_behind(path)
+    aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    _remove(aside)
     try:
         yield aside
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 
 def _finished(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> Environment | None:
@@ -281,24 +298,21 @@ def _finished(env_dir: Path, recipe: Recipe, key: str, base: Interpreter) -> Env
     environment = Environment._from(record, env_dir)
     if environment.key != key or environment.python_version != base.version:
         return None
-    if (
-        (recipe.wheels, recipe.torch_backend, environment.torch_backend) == ("download", "auto", "cpu")
-        and not record["built_for_gpu"]
-        and _has_gpu()
-    ):
-        return None  # the CPU build was taken for want of a GPU
     try:
-        here = _run(environment.command(["-c", _DESCRIBE_PYTHON]))
-    except OSError:  # the Python under it was removed
+        environment.check_python()
+    except WorldError:  # the Python under it was removed, or is another one now
         return None
-    return environment if here.returncode == 0 and _last_json(here.stdout)["version"] == base.version else None
+    return environment
 
 
-def _remove_left_behind(output_dir: Path) -> None:
-    """Remove what builders left that were killed: those of this machine that are gone, and any that is older than a day."""
-    for path in output_dir.glob("venv.*.*"):
-        host, _, pid = path.name.removesuffix(".old").removeprefix("venv.").rpartition(".")
-        dead = time.time() - path.stat().st_mtime > 86_400
+def _remove_left_behind(made: Path) -> None:
+    """Remove what those left who made `made` and were killed: those of this machine that are gone, and any that is older than a day."""
+    for path in made.parent.glob(f"{made.name}.*.*"):
+        host, _, pid = path.name.removesuffix(".old").removeprefix(f"{made.name}.").rpartition(".")
+        try:
+            dead = time.time() - path.stat().st_mtime > 86_400
+        except FileNotFoundError:  # its owner has just removed it
+            continue
         if host == socket.gethostname() and pid.isdecimal():
             try:
                 os.kill(int(pid), 0)
@@ -307,8 +321,16 @@ def _remove_left_behind(output_dir: Path) -> None:
             except PermissionError:
                 pass  # alive, and somebody else's
         if dead:
-            logger.debug("removing %s, which a killed builder left", path)
-            shutil.rmtree(path, ignore_errors=True)
+            logger.debug("removing %s, which a killed process left", path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- where packages come from
@@ -325,10 +347,13 @@ def _install_by_download(python: Path, env_dir: Path, recipe: Recipe) -> None:
     if "torch" in _libraries(recipe.requirements):
         # ASSUME what PyPI has of torch: for macOS the CPU build, for Linux a CUDA build, which runs without a GPU as well
         backend = "pypi" if sys.platform == "darwin" else recipe.torch_backend
-        if backend == "auto":
-            backend = "auto" if _has_gpu() else "cpu"
+        if backend == "auto" and recipe.gpu and not _has_gpu():
+            logger.info("A sweep asks for GPUs and this machine has none to go by, hence %s", PYPI_BUILD)
+            backend = "pypi"
+        elif backend == "auto":
+            backend = "auto" if recipe.gpu else "cpu"
             # A dry run resolves, which takes the index. One short try, since it may well be out of reach.
-            probe = _uv("install", "--dry-run", "--torch-backend", backend, *arguments, UV_HTTP_RETRIES="1", UV_HTTP_CONNECT_TIMEOUT="5")
+            probe = _install(recipe, "--dry-run", "--torch-backend", backend, *arguments, UV_HTTP_RETRIES="1", UV_HTTP_CONNECT_TIMEOUT="5")
             if probe.returncode != 0:
                 logger.debug("torch's own index fails: %s", _reason(probe.stderr))
                 logger.info("torch's own index is out of reach, hence %s", PYPI_BUILD)
@@ -337,14 +362,14 @@ def _install_by_download(python: Path, env_dir: Path, recipe: Recipe) -> None:
             arguments += ["--torch-backend", backend]
             failure = f"env.torch_backend: {backend!r} cannot be had; use auto, which falls back on PyPI's build, or pypi. uv says"
         size_gb = CPU_BUILD_GB if backend == "cpu" or sys.platform == "darwin" else CUDA_BUILD_GB
-    plan = _must(_uv("install", "--dry-run", "--verbose", *arguments), failure)
+    plan = _must(_install(recipe, "--dry-run", "--verbose", *arguments), failure)
     uncached = re.findall(r"uncached distribution: (\S+?)==", plan.stderr)
     # Whatever is not torch or its CUDA packages is small.
     to_cache_gb = size_gb if re.search(r"torch|nvidia|cuda|triton", " ".join(uncached)) else WITHOUT_TORCH_GB if uncached else 0.0
     _check_space(env_dir, size_gb, to_cache_gb)
     if uncached:
         logger.info("Packages to download to uv's cache: %d (up to %.1f GB on disk)", len(uncached), to_cache_gb)
-    _must(_uv("install", *arguments), "The environment cannot be installed")
+    _must(_install(recipe, *arguments), "The environment cannot be installed")
 
 
 def _install_from_folder(python: Path, env_dir: Path, recipe: Recipe) -> None:
@@ -355,12 +380,12 @@ def _install_from_folder(python: Path, env_dir: Path, recipe: Recipe) -> None:
     arguments = ["--python", str(python), "--offline", "--no-index", "--find-links", str(folder.absolute())]
     arguments += ["--requirements", str(recipe.requirements), "--constraints", str(lock_of(recipe.requirements))]
     failure = f"env.wheels: the folder {folder} lacks what {recipe.requirements} and its lock ask for; put the wheel there. uv says"
-    plan = _must(_uv("install", "--dry-run", *arguments), failure)
+    plan = _must(_install(recipe, "--dry-run", *arguments), failure)
     chosen = {(canonicalize_name(name), version) for name, version in re.findall(r"^ \+ (\S+?)==(\S+)", plan.stderr, re.MULTILINE)}
     wheels = [path for path in folder.glob("*.whl") if (canonicalize_name(path.name.split("-")[0]), path.name.split("-")[1]) in chosen]
     size_gb = _unpacked_gb(wheels)
     _check_space(env_dir, size_gb, size_gb)
-    _must(_uv("install", *arguments), failure)
+    _must(_install(recipe, *arguments), failure)
 
 
 def _install_from_site(python: Path, env_dir: Path, recipe: Recipe, base: Interpreter) -> None:
@@ -389,7 +414,7 @@ def _install_from_site(python: Path, env_dir: Path, recipe: Recipe, base: Interp
     _check_space(env_dir, size_gb, size_gb)
     listed.write_text("".join(f"{name} @ {url}\n" for name, url in chosen), encoding="utf-8")
     _must(
-        _uv("install", "--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)),
+        _install(recipe, "--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)),
         "The site's wheels do not install",
     )
 
@@ -412,7 +437,7 @@ def _unpacked_gb(wheels: Iterable[Path]) -> float:
 
 def _check_space(env_dir: Path, needed_gb: float, to_cache_gb: float) -> None:
     """Raise WorldError where the file systems of uv's cache and of the environment cannot hold it. They share the files if they are one."""
-    cache = Path(_must(_uv("cache", "dir"), "uv does not work").stdout.strip())
+    cache = Path(_must(_uv(["cache", "dir"]), "uv does not work").stdout.strip())
     while not cache.exists():
         cache = cache.parent
     places = [(cache, to_cache_gb, "uv's cache, which UV_CACHE_DIR moves")]
@@ -446,6 +471,11 @@ def _minimum() -> str:
     return ".".join(map(str, MINIMUM_PYTHON))
 
 
+def _xy(version: str) -> str:
+    """3.11.7 → 3.11: what compiled packages are made for."""
+    return ".".join(version.split(".")[:2])
+
+
 def _installed(command: list[str]) -> dict[str, str]:
     """All distributions that an interpreter sees, those of loaded modules too."""
     listed = _run([*command, "-c", _LIST_PACKAGES])
@@ -462,8 +492,7 @@ def _described(recipe: Recipe, key: str, python: Path, base: Interpreter) -> Env
     """What an interpreter's environment holds."""
     packages = _installed(with_modules(recipe.modules, [str(python)]))
     backend = (packages["torch"].partition("+")[2] or "pypi") if "torch" in packages else None
-    python_xy = ".".join(base.version.split(".")[:2])
-    sha256 = hashlib.sha256(json.dumps([python_xy, backend, packages], sort_keys=True).encode()).hexdigest()
+    sha256 = hashlib.sha256(json.dumps([_xy(base.version), backend, packages], sort_keys=True).encode()).hexdigest()
     return Environment(key, python.absolute(), base.version, backend, recipe.wheels, recipe.modules, packages, sha256)
 
 
@@ -494,10 +523,17 @@ def _requirements(path: Path) -> list[Requirement]:
     return found
 
 
+def extras_of(requirements: Path, name: str) -> set[str]:
+    """The extras that a requirements file asks for with a package: ray[default,tune] → default, tune."""
+    return {extra for r in _requirements(requirements) if canonicalize_name(r.name) == name for extra in r.extras}
+
+
 def _libraries(path: Path) -> list[str]:
-    """The modules to import for a check: those whose wheels can be installed and yet not work."""
-    names = {str(canonicalize_name(r.name)): r.extras for r in _requirements(path)}
-    return [name for name in ("torch", "torchvision", "ray") if name in names] + ["ray.tune"] * ("tune" in names.get("ray", set()))
+    """The modules to import for a check: those whose wheels can be installed and yet not work, and those by which Ray knows its extras."""
+    names = {str(canonicalize_name(r.name)) for r in _requirements(path)}
+    of_extras = {"tune": "ray.tune", "default": "ray.dashboard.optional_deps"}
+    found = [name for name in ("torch", "torchvision", "ray") if name in names]
+    return found + [module for extra, module in of_extras.items() if extra in extras_of(path, "ray")]
 
 
 def _require(packages: dict[str, str], recipe: Recipe) -> None:
@@ -533,14 +569,21 @@ def _check_imports(environment: Environment, names: Sequence[str], next_step: st
 # ---------------------------------------------------------------------------------------------------------------- processes
 
 
-def _uv(command: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run uv, or `uv pip` for `install`: the uv of the controller's environment, with the user's own settings (UV_*, proxies)."""
+def _install(recipe: Recipe, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `uv pip install`."""
+    return _uv(["pip", "install", *arguments], recipe.modules, **variables)
+
+
+def _uv(arguments: Sequence[str], modules: Sequence[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run uv: that of the controller's environment, with the user's own settings (UV_*, proxies).
+
+    After the modules, where it asks a Python what it is: that may need libraries that they bring.
+    """
     import uv  # only the controller's environment has it
 
-    words = ["pip", "install"] if command == "install" else [command]
-    argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *words, *arguments]
+    argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *arguments]
     logger.debug("uv %s", " ".join(argv[1:]))
-    run = _run(argv, UV_PYTHON_DOWNLOADS="never", **variables)  # a Python that is not there is an error: uv would download one
+    run = _run(with_modules(modules, argv), UV_PYTHON_DOWNLOADS="never", **variables)  # no Python is an error: uv would download one
     logger.debug("%s", "\n".join(line for line in (run.stderr or run.stdout).splitlines() if not line.startswith(("DEBUG ", "TRACE "))))
     return run
 
@@ -553,11 +596,12 @@ def _must(run: subprocess.CompletedProcess[str], failure: str) -> subprocess.Com
     if "No space left on device" in run.stderr or "quota exceeded" in run.stderr.lower():
         raise WorldError(f"The disk is full: {reason}. Free some space (`uv cache prune` helps), then run the same command again.")
     network = re.search(r"error sending request|Failed to (fetch|download)|operation timed out|error decoding response body", run.stderr)
-    if network and "env.torch_backend" not in failure:
-        raise WorldError(
-            f"A download failed: {reason}. Run it again where the network is. UV_DEFAULT_INDEX names a mirror; uv reads no pip configuration."
-        )
-    raise (WorldError if network else ConfigError)(f"{failure}: {reason}")
+    if not network:
+        raise ConfigError(f"{failure}: {reason}")
+    remedy = "Run it again where the network is: on a cluster run `--until build_env` on a login node first"
+    if "env.torch_backend" in failure:
+        raise WorldError(f"{failure}: {reason}. {remedy}.")
+    raise WorldError(f"A download failed: {reason}. {remedy}. UV_DEFAULT_INDEX names a mirror; uv reads no pip configuration.")
 
 
 def _reason(stderr: str) -> str:
