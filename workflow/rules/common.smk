@@ -6,7 +6,9 @@ from pathlib import Path
 
 # Snakemake itself holds the name `workflow`, so the package is imported from its folder.
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
-from raysweep.config import env_arguments, validated
+from raysweep.allocation import slurm_extra
+from raysweep.config import env_arguments, minutes, validated
+from raysweep.controller import Run
 from raysweep.environment import env_key
 from raysweep.errors import ConfigError
 from raysweep.files import write_yaml
@@ -22,12 +24,18 @@ except ConfigError as error:
 # Given to rules as paths: of these, unlike text, no change makes a job run again, so the project may be moved.
 PYTHON = Path(sys.executable)
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+# What trials may use: in a job what Slurm gave to it, else this machine.
+ALLOCATION = Path("slurm" if workflow.remote_exec else "local")
 RESULTS = Path(config["results_dir"])
 STATE = Path(config["state_dir"])
 DATA = Path(config["resources_dir"]) / "data"
 ENV = Path(config["resources_dir"]) / "env" / env_key(**env_arguments(config, ROOT))
 LOGS = Path("logs")
 SWEEPS = config["sweeps"]
+
+RUN = Run(ROOT, LOGS)
+if workflow.is_main_process:
+    RUN.clear_up()
 
 
 wildcard_constraints:
@@ -54,6 +62,16 @@ def config_file(sweep):
 onstart:
     for sweep in SWEEPS:
         write_yaml(config_file(sweep), config_of(sweep))
+    RUN.begin()
+    if workflow.non_local_exec:
+        RUN.use_slurm(Path(workflow.basedir) / "cluster" / "bin", STATE)
+
+
+onerror:
+    RUN.explain(
+        [(job.rule.name, "_".join(job.wildcards), job.log, job.resources) for job in workflow.scheduler.failed if not job.is_local],
+        log,
+    )
 
 
 def sources_of(sweep):

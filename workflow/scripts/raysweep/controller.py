@@ -1,0 +1,237 @@
+"""The Snakemake that a user starts: what it leaves behind when it is killed, how it comes to submit to Slurm, and what it says last when jobs failed."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import slurm_client
+from .files import written_aside
+
+PROFILE = "cluster/config.yaml"
+WHO = "controller.json"
+
+# What of the config or the profile Slurm means, by what it says: sbatch's refusals (slurm_errno.c), and reasons of jobs that wait (slurm.h).
+MEANT = (
+    (r"Unable to contact|connect failure|timed out|squeue does not answer", "slurm"),
+    (r"No such file or directory: '(sinfo|sbatch|scontrol)'", "machine"),
+    (r"violates accounting|AccountingPolicy|^(Assoc|QOS)(Max|Min)", "limits"),
+    (r"(?i)\baccount\b|InvalidAccount|AccountNotAllowed", "account"),
+    (r"(?i)\bqos\b|InvalidQOS|QOSNotAllowed", "qos"),
+    (r"(?i)time limit|TimeLimit|--time", "runtime"),
+    (r"(?i)node count|PartitionNodeLimit|more (processors|nodes)", "nodes"),
+    (r"(?i)invalid partition|partition name|permitted to use this partition", "partition"),
+    (r"(?i)gres|generic resource|TRES", "gpus"),
+    (r"(?i)memory", "memory"),
+)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that failed, as Snakemake knows it: its rule, its sweep ("" where it has none), its log, its resources."""
+
+    rule: str
+    sweep: str
+    log: Path
+    resources: dict[str, Any]
+
+    @property
+    def what(self) -> str:
+        """What the Slurm plugin calls it."""
+        return f"rule_{self.rule}" + (f"_wildcards_{self.sweep}" if self.sweep else "")
+
+    def to_change(self, said: str) -> str:
+        """What to do about something that Slurm said."""
+        allocation = f"sweeps.{self.sweep or '<name>'}.allocation"
+        runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule == "confirm" else f"{allocation}.runtime"
+        now = {key: "empty" if value == "" else value for key, value in self.resources.items()}
+        now = dict.fromkeys(("slurm_account", "slurm_partition", "qos", "runtime", "nodes", "mem_mb", "_cores"), "not set") | now
+        size = f"{allocation} (nodes, cpus_per_node, gpus_per_node, gpu_type, mem_mb_per_node)"
+        advice = {
+            "slurm": "Run the same command again when Slurm answers",
+            "machine": "Run it where Slurm's commands are, on a login node",
+            "limits": f"Ask for less in {size} or {runtime}, or name another account or partition in {PROFILE}",
+            "account": f"Change slurm_account (now {now['slurm_account']}) or slurm_partition (now {now['slurm_partition']}) in {PROFILE}",
+            "qos": f"Change qos (now {now['qos']}) in {PROFILE}",
+            "runtime": f"Change {runtime} (now {now['runtime']} minutes), or slurm_partition (now {now['slurm_partition']}) in {PROFILE}",
+            "nodes": f"Change {allocation}.nodes (now {now['nodes']}) or cpus_per_node (now {now['_cores']}), or slurm_partition (now {now['slurm_partition']}) in {PROFILE}",
+            "partition": f"Change slurm_partition (now {now['slurm_partition']}) in {PROFILE}; `sinfo --summarize` lists what there is",
+            "gpus": f"Change {allocation}.gpus_per_node or gpu_type; `sinfo -o '%P %G'` lists what there is",
+            "memory": f"Change {allocation}.mem_mb_per_node (now {now['mem_mb']})",
+        }
+        meant = next((meant for pattern, meant in MEANT if re.search(pattern, said)), None)
+        return advice[meant] if meant else f"Change {size}, or slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
+
+
+class Run:
+    """One run of Snakemake in the folder `root`. What it needs for itself lies in a folder below .snakemake, which goes when it ends."""
+
+    def __init__(self, root: Path, logs_dir: Path) -> None:
+        self.runs_dir, self.locks_dir, self.logs_dir = root / ".snakemake" / "raysweep", root / ".snakemake" / "locks", logs_dir
+
+    def clear_up(self) -> None:
+        """Remove the locks of a Snakemake that was killed on this machine; name one that may be at work, which Snakemake's own words on locks do not."""
+        began = min((path.stat().st_mtime for path in self.locks_dir.glob("*.lock")), default=math.inf)
+        found = [Other.read(path) for path in sorted(self.runs_dir.glob(f"*/{WHO}"))]
+        others = [other for other in found if other is not None]
+        # A run takes its locks first: those that are younger than what it says of itself are not its own.
+        holders = [other for other in others if other.since >= began]
+        for other in holders:
+            if not other.is_dead():
+                print(
+                    f"A Snakemake is at work in this folder: process {other.pid} on {other.host}. If it is not there any more:"
+                    " `snakemake --unlock`, then the same command again.",
+                    file=sys.stderr,
+                )
+        if holders and all(other.is_dead() for other in holders) and holders[0].take_away():
+            shutil.rmtree(self.locks_dir)
+        for other in others:
+            if other.is_dead():
+                other.take_away()
+
+    def begin(self) -> None:
+        """Say who holds the locks from now on. What logs hold is of earlier runs."""
+        self.runs_dir.mkdir(parents=True, exist_ok=True)
+        self.dir = Path(tempfile.mkdtemp(dir=self.runs_dir))
+        atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
+        with written_aside(self.dir / WHO) as stream:
+            json.dump(this_process(), stream)
+        self.log_sizes = {path: path.stat().st_size for path in self.logs_dir.rglob("*.log")}
+
+    def use_slurm(self, bin_dir: Path, state_dir: Path) -> None:
+        """Put our `squeue`, `sacct` and `sbatch` between the Slurm plugin and Slurm, see slurm_client.py."""
+        os.environ |= {
+            slurm_client.RUN_DIR: str(self.dir),
+            slurm_client.STATE_DIR: str(state_dir.resolve()),
+            slurm_client.PYTHON: sys.executable,
+            "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def explain(self, failed: Iterable[tuple[str, str, Iterable[str], dict[str, Any]]], snakemake_logs: Iterable[str]) -> None:
+        """Have Snakemake's very last words be a line for each of the jobs that failed elsewhere: (rule, sweep, logs, resources).
+
+        Those that ran here have said it on the terminal themselves.
+        """
+        jobs, refused = slurm_client.read_notes(self.dir)
+        last = refused | {note["what"]: note for note in jobs.values() if "what" in note}
+        said = "".join(Path(path).read_text(errors="replace") for path in snakemake_logs)
+        lines = []
+        for rule, sweep, logs, resources in failed:
+            job = Failed(rule, sweep, Path(next(iter(logs), os.devnull)), dict(resources))
+            why = self.why(job, last.get(job.what), said)
+            lines.append(f"Error: {why}.\n")
+        atexit.register(sys.stderr.write, "".join(dict.fromkeys(sorted(lines))))
+
+    def why(self, failed: Failed, note: dict[str, Any] | None, said: str) -> str:
+        """Why a job failed, and what to do, by the last that is known of it."""
+        name = slurm_client.name_of(failed.what)
+        if note is None:  # it was not even submitted: the plugin has something against it
+            found = re.findall(rf"Exception in run_job for rule {failed.rule}: (.*?)(?:\nTraceback|\n\[|\Z)", said, re.DOTALL)
+            text = " ".join(found[-1].split()).rstrip(".") if found else "Snakemake says why above"
+            return f"{name}: the job was not submitted: {text}. {failed.to_change(text)}"
+        if "refused" in note:
+            text = "; ".join(
+                re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", line) for line in note["refused"].splitlines()
+            )
+            return text if note.get("by_us") else f"{name}: Slurm refused the job: {text}. {failed.to_change(text)}"
+        job, state = f"job {note['job']}", note.get("state", "PENDING")
+        again = "Run the same command again to go on"
+        if state == "CANCELLED" and "hopeless" in note:
+            return f"{name}: {job} could never start ({note['hopeless']}), so it was cancelled. {failed.to_change(note['hopeless'])}"
+        words = {
+            "CANCELLED": f"{job} was cancelled. {again}",
+            "PREEMPTED": f"Slurm took the nodes of {job} for another, of higher priority. {again}",
+            "NODE_FAIL": f"{job} lost its node. {again}",
+            "BOOT_FAIL": f"a node for {job} did not boot. {again}",
+            "TIMEOUT": f"{job} reached its time limit. {again}. {failed.to_change('TimeLimit')}, to need fewer jobs",
+            "OUT_OF_MEMORY": f"{job} needed more memory than it was given. {failed.to_change('memory')}",
+            "DEADLINE": f"no nodes were free for {job} within allocation.max_wait. {failed.to_change('')}, or wait longer",
+            "COMPLETED": f"{job} ended well, but what it wrote is not seen here. {again}, or raise latency-wait in {PROFILE}",
+        }
+        if state in words:
+            return f"{name}: {words[state]}"
+        error = self.last_error(failed.log)
+        if error is None:
+            return f"{name}: {job} failed: see {failed.log} and {note['log']}"
+        return f"{name}: {error.removeprefix(f'{failed.sweep}: ').rstrip('.')}"
+
+    def last_error(self, log: Path) -> str | None:
+        """The last error in the log of a rule, if it is of this run."""
+        if not log.is_file():
+            return None
+        with log.open("rb") as stream:
+            before = self.log_sizes.get(log, 0)
+            stream.seek(before if before <= log.stat().st_size else 0)
+            text = stream.read().decode(errors="replace")
+        found = re.findall(r"^\S+ \S+ (?:ERROR|CRITICAL) Error: (.*)$", text, re.MULTILINE)
+        return found[-1] if found else None
+
+
+@dataclass(frozen=True)
+class Other:
+    """A Snakemake in this folder, by what it wrote of itself into its own one."""
+
+    folder: Path
+    since: float
+    uid: int
+    host: str
+    pids: str
+    pid: int
+    started: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> Other | None:
+        """None where it has just ended."""
+        try:
+            status = path.stat()
+            return cls(path.parent, status.st_mtime, status.st_uid, **json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+
+    def is_dead(self) -> bool:
+        """Whether it has provably ended: it was here, under this user, and is gone. Nothing is known of other machines."""
+        here = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
+        return here and started(self.pid) != self.started
+
+    def take_away(self) -> bool:
+        """Remove its folder. Of several Snakemakes that start now, only one succeeds."""
+        aside = self.folder.with_name(f"{self.folder.name}.over")
+        try:
+            self.folder.rename(aside)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(aside)
+        return True
+
+
+def this_process() -> dict[str, Any]:
+    """What another one is to know."""
+    return {"host": socket.gethostname(), "pids": pid_namespace(), "pid": os.getpid(), "started": started(os.getpid())}
+
+
+def pid_namespace() -> str:
+    """Within what process ids mean something: containers may share a machine's name."""
+    return os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
+
+
+def started(pid: int) -> str | None:
+    """When a process of this user began, in ticks since the boot, which tells it from a later one of the same id; None when it is gone."""
+    try:
+        os.kill(pid, 0)
+        if not os.path.exists("/proc/self/stat"):
+            return ""
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (ProcessLookupError, FileNotFoundError, PermissionError):  # the last: the id is another user's now
+        return None
+    return None if state == "Z" else rest[18]
