@@ -103,7 +103,17 @@ class Project:
         config_file = self.folder / f"{sweep}.config.yaml"
         config_file.write_text(yaml.safe_dump(config | {"sweeps": {sweep: config["sweeps"][sweep]}}, sort_keys=False))
         argv = [sys.executable, str(SCRIPTS / f"{stage}.py"), "--sweep", sweep, "--config", str(config_file)]
-        return [*argv, "--env-dir", str(self.folder / "env"), "--threads", "2", "--log", str(self.folder / "logs" / f"{stage}-{sweep}.log")]
+        return [
+            *argv,
+            "--env-dir",
+            str(self.folder / "env"),
+            "--allocation",
+            "local",
+            "--threads",
+            "2",
+            "--log",
+            str(self.folder / "logs" / f"{stage}-{sweep}.log"),
+        ]
 
     def build_env(self) -> None:
         """Have `env/env.yaml` describe the environment that runs the tests. Made once for each Python: it imports torch and Ray."""

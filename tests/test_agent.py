@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import dataclasses
+import json
 import stat
 import subprocess
 import sys
@@ -18,27 +18,38 @@ from raysweep.allocation import Node
 from raysweep.errors import WorldError
 
 
-def test_the_private_folder_is_private_short_and_gone_at_the_end() -> None:
-    with agent.private_folder() as folder:
+def test_the_private_folder_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
+    with agent.private_folder(tmp_path) as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert len(os.fsencode(folder / "ray")) <= agent.LONGEST_TEMP_DIR
     assert not folder.exists()
 
 
-def test_a_long_tmpdir_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_agent_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, sys; sys.path.insert(0, {str(agent.SCRIPTS_DIR)!r})
+from raysweep import agent
+with agent.private_folder(pathlib.Path({str(tmp_path)!r})) as folder:
+    print(folder, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    left = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip())
+    assert left.is_dir()
+    (tmp_path / "rs-of-no-agent").mkdir()
+    with agent.private_folder(tmp_path) as mine, agent.private_folder(tmp_path) as other:
+        assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name, "rs-of-no-agent"}
+
+
+def test_ray_keeps_its_sockets_in_tmp_where_the_nodes_disk_has_a_long_path(tmp_path: Path) -> None:
     long = tmp_path / ("long" * 12)
     long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    with agent.private_folder() as folder:
-        assert folder.parent == Path("/tmp")
+    assert agent.short_base(long) == Path("/tmp")
+    assert agent.short_base(Path("/tmp")) == Path("/tmp")
 
 
-def test_the_token_is_fresh_and_for_this_user_alone(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        agent.write_token(tmp_path / name)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
-    assert len((tmp_path / "a").read_text()) == 64
-    assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
+def test_the_token_is_for_this_user_alone(tmp_path: Path) -> None:
+    agent.write_token(tmp_path / "token", "secret")
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    assert (tmp_path / "token").read_text() == "secret"
 
 
 def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,18 +64,35 @@ def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Pat
     assert env["MY_SETTING"] == "kept"
 
 
-def test_the_head_gets_what_was_given_and_its_ports_from_the_kernel(tmp_path: Path) -> None:
-    class Plain:
-        def command(self, argv: list[str]) -> list[str]:
-            return ["python", *argv]
+class Plain:
+    def command(self, argv: list[str]) -> list[str]:
+        return ["python", *argv]
 
-    argv = agent.head_command(Plain(), Node("n", cpus=3, gpus=2, mem_mb=4000), tmp_path)  # type: ignore[arg-type]
-    assert {"--num-cpus=3", "--num-gpus=2", "--port=0", "--min-worker-port=0", "--max-worker-port=0", "--include-dashboard=false"} <= set(
-        argv
+
+def started(head: str | None = None, dashboard_port: int | None = None) -> set[str]:
+    node = Node("n", cpus=3, gpus=2, mem_mb=4000)
+    return set(agent.start_command(Plain(), node, Path("/tmp/x"), "10.0.0.2", head, dashboard_port))  # type: ignore[arg-type]
+
+
+def test_ray_gets_what_was_given_and_its_ports_from_the_kernel() -> None:
+    from_kernel = {"--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"}
+    assert {"--head", "--port=0", "--include-dashboard=false", "--num-cpus=3", "--num-gpus=2", "--node-name=n"} | from_kernel <= started()
+    assert {"--address=10.0.0.1:5", "--num-cpus=3", "--node-ip-address=10.0.0.2"} | from_kernel <= started(head="10.0.0.1:5")
+    assert not any(word.startswith(("--head", "--port", "--include-dashboard")) for word in started(head="10.0.0.1:5"))
+    assert {"--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8000"} <= started(dashboard_port=8000)
+    store, memory = (
+        int(next(a for a in started() if a.startswith(f"--{name}=")).split("=")[1]) for name in ("object-store-memory", "memory")
     )
-    store, memory = (int(next(a for a in argv if a.startswith(f"--{name}=")).split("=")[1]) for name in ("object-store-memory", "memory"))
     assert store + memory == 4000 * 2**20
-    assert not any("token" in a for a in argv)
+    assert not any("token" in word for word in started())
+
+
+def test_the_only_node_keeps_to_the_loopback_and_others_to_the_way_between_them() -> None:
+    one, other = Node("a", 1, 0, 1, "127.0.0.1"), Node("b", 1, 0, 1, "127.0.0.1")
+    assert agent.own_address([one], 0) == agent.LOOPBACK
+    assert agent.own_address([one, other], 1) == "127.0.0.1"
+    with pytest.raises(WorldError, match=r"a finds no way to b \(no such host\.invalid\)"):
+        agent.own_address([one, dataclasses.replace(other, address="no such host.invalid")], 0)
 
 
 def test_all_that_a_child_started_ends_with_it(tmp_path: Path) -> None:
@@ -132,5 +160,33 @@ def test_what_does_not_come_up_is_one_line_with_the_tail_of_its_log(tmp_path: Pa
 
 def test_no_folder_with_a_short_path_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "LONGEST_TEMP_DIR", 5)
-    with pytest.raises(WorldError, match="set TMPDIR to one"), agent.private_folder():
-        logging.error("not reached")
+    with pytest.raises(WorldError, match="set TMPDIR to one"):
+        agent.short_base(Path("/tmp"))
+
+
+def test_a_node_without_the_gpus_that_slurm_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node("n", cpus=1, gpus=2, mem_mb=1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but CUDA_VISIBLE_DEVICES names 1"):
+        agent.check_gpus(node)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but there is no nvidia-smi"):
+        agent.check_gpus(node)
+
+
+def test_an_agent_says_why_its_node_does_not_come_and_ends_with_its_input(tmp_path: Path) -> None:
+    node = {"name": "n", "cpus": 1, "gpus": 0, "mem_mb": 1}
+    start = {"in_slurm": False, "nodes": [node], "env_dir": str(tmp_path), "token": "t", "dashboard": False}
+    argv = [sys.executable, str(agent.SCRIPTS_DIR / "agent.py")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps({"start": start}) + "\n")
+        process.stdin.flush()
+        said = json.loads(process.stdout.readline())
+        assert (said["node"], said["event"]) == ("n", "failed")
+        assert "env.yaml is missing" in said["why"]
+        assert process.poll() is None, "it waits for the word to go"
+        process.stdin.close()
+        assert process.wait(20) == 0

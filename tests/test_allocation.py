@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from raysweep.allocation import Allocation, Node, available_mem_mb, trial_resources, usable_cpus, usable_gpus
-from raysweep.errors import RaysweepError
+from raysweep.allocation import (
+    Allocation,
+    Node,
+    Task,
+    available_mem_mb,
+    slurm_extra,
+    trial_resources,
+    usable_cpus,
+    usable_gpus,
+    without_slurm,
+)
+from raysweep.errors import RaysweepError, WorldError
 
 WANTED = {"cpus_per_node": 10, "gpus_per_node": 1, "mem_mb_per_node": 500}
 
@@ -106,4 +116,105 @@ def test_the_largest_node_decides() -> None:
 
 
 def test_what_a_record_says_of_a_node() -> None:
-    assert Node("a", 2, 1, 1000).as_dict() == {"name": "a", "cpus": 2, "gpus": 1}
+    assert Node("a", 2, 1, 1000, "10.0.0.1").as_dict() == {"name": "a", "cpus": 2, "gpus": 1}
+
+
+def test_a_job_of_slurm_without_enough_is_told_where_to_ask_for_more() -> None:
+    job = dataclasses.replace(node(), job_id="7")
+    with pytest.raises(RaysweepError, match=r"Slurm gave job 7 no GPU\. Ask for one \(allocation\.gpus_per_node\)"):
+        trial_resources(sweep(1, 1), job)
+    with pytest.raises(RaysweepError, match=r"Slurm gave job 7 4 CPUs a node\. .*allocation\.cpus_per_node"):
+        trial_resources(sweep(5, 0), job)
+
+
+# Uneven, with typed and split GPUs, as 22.05 prints it.
+JOB = """JobId=7 JobName=x
+   StartTime=2026-11-25T04:16:56 EndTime=Unknown Deadline=N/A
+   ReqNodeList=(null) ExcNodeList=(null)
+   NodeList=n[1-3]
+   NumNodes=3 NumCPUs=15 NumTasks=3 CPUs/Task=5 ReqB:S:C:T=0:0:*:*
+   JOB_GRES=gpu:a100:2,gpu:a100_3g.20gb:1
+     Nodes=n3 CPU_IDs=0-4 Mem=0 GRES=
+     Nodes=n[1-2] CPU_IDs=0-4 Mem=500 GRES=gpu:a100-sxm4:2(IDX:0-1),gpu:a100_3g.20gb:1(IDX:2),shard:4(IDX:0)
+"""
+SCONTROL = """#!/bin/sh
+case "$*" in
+    "show job -d 7") cat "${0%/*}/job";;
+    "show hostnames n[1-3]") printf "n1\\nn2\\nn3\\n";;
+    "show hostnames n[1-2]") printf "n1\\nn2\\n";;
+    "show hostnames n3") echo n3;;
+    "show node n[1-2]") printf "NodeName=n1 Arch=x\\n   NodeAddr=10.0.0.1 NodeHostName=n1\\n\\nNodeName=n2\\n   NodeAddr=n2.local\\n";;
+    "show node n3") printf "NodeName=n3\\n   NodeAddr=n3\\n";;
+    *) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1;;
+esac
+"""
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "job").write_text(JOB)
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    return tmp_path
+
+
+def test_a_job_has_what_a_made_up_scontrol_says_in_the_order_of_sruns_tasks(scontrol: Path) -> None:
+    job = Allocation.of_slurm()
+    assert [(n.name, n.cpus, n.gpus, n.address) for n in job.nodes] == [
+        ("n1", 5, 3, "10.0.0.1"),
+        ("n2", 5, 3, "n2.local"),
+        ("n3", 5, 0, "n3"),
+    ]
+    assert [n.mem_mb for n in job.nodes[:2]] == [500, 500]
+    assert job.nodes[2].mem_mb > 0, "where Slurm does not hand out memory, what is free"
+    assert (job.job_id, job.ends) == ("7", None)
+    assert job.started is not None
+    command = job.command(["python", "agent.py"])
+    assert command[0] == "srun"
+    assert {"--nodes=3", "--ntasks=3", "--cpus-per-task=5", "--no-kill", "--overlap"} <= set(command)
+    assert command[-2:] == ["python", "agent.py"]
+
+
+def test_outside_of_a_job_there_is_nothing_that_slurm_gave(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(RaysweepError, match="SLURM_JOB_ID is not set"):
+        Allocation.of_slurm()
+
+
+def test_a_made_up_scontrol_that_refuses_is_one_line(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(WorldError, match=r"`scontrol show job -d 8` fails on .*: slurm_load_jobs error: Invalid job id specified"):
+        Allocation.of_slurm()
+    (scontrol / "job").write_text("JobId=7\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(WorldError, match="Slurm does not say which nodes job 7 has: JobId=7"):
+        Allocation.of_slurm()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "--ntasks-per-node=1 --no-kill"),
+        ({"gpus_per_node": 2}, "--ntasks-per-node=1 --no-kill --gpus-per-node=2"),
+        ({"gpus_per_node": 1, "gpu_type": "a100_3g.20gb"}, "--ntasks-per-node=1 --no-kill --gpus-per-node=a100_3g.20gb:1"),
+        ({"max_wait": "2h"}, "--ntasks-per-node=1 --no-kill --deadline=now+122minutes"),
+    ],
+)
+def test_what_sbatch_is_told_beside_the_rules_resources(changes: dict[str, Any], words: str) -> None:
+    assert slurm_extra({"gpus_per_node": 0, "gpu_type": None, "max_wait": None} | changes, "90s") == words
+
+
+def test_programs_of_the_users_do_not_take_themselves_for_one_task_of_many() -> None:
+    env = {"SLURM_NTASKS": "3", "SLURMD_NODENAME": "n1", "PMIX_RANK": "0", "SRUN_DEBUG": "3", "SLURM_JOB_ID": "7", "HOME": "/h"}
+    assert without_slurm(env) == {"SLURM_JOB_ID": "7", "HOME": "/h"}
+
+
+def test_a_tasks_folder_is_slurms_if_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    assert Task.current(in_slurm=True) == Task(2, tmp_path)
+    assert Task.current(in_slurm=False).rank == 0, "a run on this machine, perhaps from inside a job, is not that job's"
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "gone"))
+    assert Task.current(in_slurm=True).local_dir.is_dir()

@@ -74,6 +74,7 @@ class Kept:
             max_epochs=max_epochs,
             keep_checkpoints=keep_checkpoints,
             node="n1",
+            name_of_node={"10.0.0.1": "n1"}.__getitem__,
             progress=ProgressLine("s", total=9, metric="score", mode="max"),
         )
         self.stop = EndOfTrial(self.bookkeeper)
@@ -86,7 +87,7 @@ class Kept:
         return trial
 
     def report(self, trial: SimpleNamespace, epoch: int, score: float, checkpoint: bool = True) -> bool:
-        result = {"score": score, "training_iteration": epoch, "time_total_s": float(epoch), "hostname": "n1"}
+        result = {"score": score, "training_iteration": epoch, "time_total_s": float(epoch), "node_ip": "10.0.0.1"}
         stopped = self.stop(trial.trial_id, result)
         self.bookkeeper.on_trial_result(0, [], trial, result)
         trial.last_result = result

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.config import PATH_TO_SCHEMA, num_trials, seconds, validated, with_numbers
+from raysweep.config import PATH_TO_SCHEMA, env_arguments, num_trials, seconds, validated, with_numbers
 from raysweep.errors import ConfigError
 
 ROOT = PATH_TO_SCHEMA.parents[1]
@@ -38,7 +38,7 @@ def own(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for path in ("workflow/envs/node.in", "workflow/envs/node.txt"):
+    for path in (f"workflow/envs/{name}{kind}" for name in ("node", "dashboard") for kind in (".in", ".txt")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     (tmp_path / "train.py").write_text("def train(config): ...\n")
@@ -197,6 +197,23 @@ def test_a_file_that_the_target_imports_is_no_python(root: Path) -> None:
     assert refusal(root, own()) == (
         f"config.yaml: sweeps.s.trainable: 'train.py:train' is not allowed: {root}/helper.py is not Python that can be read: invalid syntax (line 2)"
     )
+
+
+def test_the_dashboard_with_what_it_needs(root: Path) -> None:
+    given = config() | {"ray": {"dashboard": True}, "env": {"requirements": "workflow/envs/dashboard.in"}}
+    assert check(root, given)["ray"]["dashboard"]
+
+
+def test_a_gpu_that_any_sweep_asks_for_changes_the_environment_only_where_it_decides_the_build(root: Path) -> None:
+    def serves_gpus(gpus: int, **env: str) -> bool:
+        given = config() | {"env": env}
+        given["sweeps"]["other"] = sweep(allocation={"gpus_per_node": gpus})
+        return env_arguments(check(root, given), root)["gpu"]
+
+    assert serves_gpus(1)
+    assert not serves_gpus(0)
+    assert not serves_gpus(1, wheels="site")
+    assert not serves_gpus(1, torch_backend="cpu")
 
 
 def test_num_trials_counts_the_grid_once_for_each_sample(root: Path) -> None:
@@ -360,11 +377,23 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(trial_resources={"gpu": 1.5}, allocation={"gpus_per_node": 2}),
         "trial_resources.gpu: 1.5 is not allowed: a part of one GPU, or whole GPUs",
     ),
-    (config(allocation={"nodes": 2}), "allocation.nodes: 2 is not yet supported. Allowed so far: 1, which is the default"),
+    (config(allocation={"nodes": 2, "min_nodes": 3}), "allocation.min_nodes: 3 is not allowed: at most allocation.nodes, 2"),
+    *[
+        (
+            config(allocation={"gpus_per_node": 1, "gpu_type": gpu_type}),
+            f"allocation.gpu_type: {gpu_type!r} is not allowed: a name as `sinfo -o %G`",
+        )
+        for gpu_type in ("a100:2", "a100 --wrap=x", "a100;id", "$(id)", "a,b", "--exclusive", "", "a100\n", "a'b", 7)
+    ],
     (config(fuse="on"), "fuse: 'on' is not yet supported. Allowed so far: off, which is the default"),
     (config(fuse="maybe"), "fuse: 'maybe' is not allowed: auto, on or off"),
     (config(trial_timeout=5), "trial_timeout: 5 is not yet supported. Allowed so far: null, which is the default"),
-    (config() | {"ray": {"dashboard": True}}, "ray.dashboard: True is not yet supported. Allowed so far: false"),
+    (
+        config() | {"ray": {"dashboard": True}},
+        "ray.dashboard: True is not allowed: env.requirements, workflow/envs/node.in, does not list ray[default]. Name workflow/envs/dashboard.in",
+    ),
+    (config() | {"env": {"cache_dir": "cache"}}, "env.cache_dir: 'cache' is not allowed: an absolute path, or null"),
+    (config() | {"env": {"cache_dir": "/tmp", "wheels": "none"}}, "env.cache_dir: '/tmp' is not allowed with wheels: none"),
     (config() | {"env": None}, "env: None is not allowed: a map"),
     (config() | {"env": {"modules": "gcc"}}, "env.modules: 'gcc' is not allowed: a list"),
     (config() | {"env": {"modules": ["gcc", "; rm"]}}, "env.modules.1: '; rm' is not allowed: a module's name, such as python/3.11"),

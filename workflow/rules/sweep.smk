@@ -27,20 +27,27 @@ rule run_sweep:
     log:
         LOGS / "run_sweep" / "{sweep}.log",
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
+    # One task a node, for the agents. `mpi` keeps the plugin from wrapping the rule in an `srun` of its own, in which no other works.
     resources:
+        mpi="",
+        nodes=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
+        tasks=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
-        runtime=lambda w: SWEEPS[w.sweep]["allocation"]["runtime"],
+        runtime=lambda w: minutes(SWEEPS[w.sweep]["allocation"]["runtime"]),
+        slurm_extra=lambda w: slurm_extra(SWEEPS[w.sweep]["allocation"], SWEEPS[w.sweep]["allocation"]["runtime"]),
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "run_sweep.py",
         trigger=lambda w: {key: SWEEPS[w.sweep].get(key) for key in TRIGGERS},
         config=lambda w: config_file(w.sweep),
         env_dir=ENV,
+        allocation=ALLOCATION,
     shell:
         "{params.interpreter:q} {params.script:q}"
         " --sweep {wildcards.sweep:q}"
         " --config {params.config:q}"
         " --env-dir {params.env_dir:q}"
+        " --allocation {params.allocation:q}"
         " --threads {threads}"
         " --log {log:q}"
 
@@ -59,18 +66,24 @@ rule confirm:
         LOGS / "confirm" / "{sweep}.log",
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
     resources:
+        mpi="",
+        nodes=1,
+        tasks=1,
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
-        runtime=lambda w: SWEEPS[w.sweep]["confirm"]["runtime"],
+        runtime=lambda w: minutes(SWEEPS[w.sweep]["confirm"]["runtime"]),
+        slurm_extra=lambda w: slurm_extra(SWEEPS[w.sweep]["allocation"], SWEEPS[w.sweep]["confirm"]["runtime"]),
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "confirm.py",
         seeds=lambda w: SWEEPS[w.sweep]["confirm"]["seeds"],
         config=lambda w: config_file(w.sweep),
         env_dir=ENV,
+        allocation=ALLOCATION,
     shell:
         "{params.interpreter:q} {params.script:q}"
         " --sweep {wildcards.sweep:q}"
         " --config {params.config:q}"
         " --env-dir {params.env_dir:q}"
+        " --allocation {params.allocation:q}"
         " --threads {threads}"
         " --log {log:q}"

@@ -5,7 +5,7 @@ from raysweep.launch import run_confirm, stage_from_command_line
 
 
 def main() -> None:
-    run_confirm(*stage_from_command_line(__doc__))
+    run_confirm(stage_from_command_line(__doc__))
 
 
 if __name__ == "__main__":

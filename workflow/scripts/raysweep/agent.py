@@ -1,41 +1,58 @@
-"""The agent: starts Ray on its node, keeps what it started, and ends that and nothing else.
+"""The agent: one on each node. It starts Ray there, keeps what it started, and ends that and nothing else.
 
 Ray's own ways out harm others: `ray stop` kills every Ray process of the machine by name, and a default cluster listens on fixed ports and
 runs code for anyone who can reach them. So each Ray process here is a child of the agent in a session of its own, gets its ports from the
 kernel, asks for a token that only this job knows, and keeps its files in a private folder that is gone at the end.
+
+The agents and the launcher (launcher.py) talk through standard input and output, which `srun` carries between the nodes: no port, and no
+file on a shared file system that one node sees later than another. The token goes the same way. Each message is a line of JSON:
+
+    to the agents    {"start": {…}}          what to do; see launcher.py
+                     {"address": "ip:port"}  Ray's head is up
+                     {}                      the launcher lives: sent every few seconds
+                     (end of file)           end all and go
+    to the launcher  {"node": name, "event": "environment" | "head" | "worker"}   a stage is done; "head" brings the address
+                     {"node": name, "event": "driver", "code": …}                 the driver has ended
+                     {"node": name, "event": "failed", "why": …}                  this node will not come, or is lost
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
-import secrets
+import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
-from .allocation import Allocation, Node
+from .allocation import Node, Task, submit_host, usable_gpus, visible_gpus, without_slurm
 from .environment import Environment
 from .errors import RaysweepError, WorldError
+from .packing import unpack
 from .sources import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")
 
-HEAD_DEADLINE_S = 120
+RAY_DEADLINE_S = 120
+TICK_S = 5  # how often the launcher says that it lives …
+SILENT_TICKS = 5  # … and how often it may fail to
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
-GRACE_S = 10  # between SIGTERM and SIGKILL
+GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after it has asked (KillWait)
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
 LONGEST_TEMP_DIR = 43
 # Ray turns 127.0.0.1 into an address that the network can reach; the other loopback addresses, which Linux has, it takes as they are.
@@ -45,18 +62,41 @@ LEAST_OBJECT_STORE_MB = 100
 
 
 @contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """A folder that only this user can enter, on a local disk, with a path that is short enough for Ray; removed at the end."""
-    for base in (tempfile.gettempdir(), "/tmp"):
-        if len(os.fsencode(base)) + len("/rs-XXXXXXXX/ray") <= LONGEST_TEMP_DIR and Path(base).is_dir():
-            break
-    else:
-        raise WorldError(f"no folder for temporary files with a path of at most {LONGEST_TEMP_DIR - 16} bytes: set TMPDIR to one")
+def private_folder(base: Path) -> Iterator[Path]:
+    """A folder in `base` that only this user can enter; removed at the end, or, after a SIGKILL, by the next agent that passes by."""
+    remove_left_behind(base)
     folder = Path(tempfile.mkdtemp(prefix="rs-", dir=base))
     try:
-        yield folder
+        # The lock tells a folder in use from one left behind. `base` is a disk of this node, where locks can be relied on.
+        with (folder / "lock.new").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "lock.new").rename(folder / "lock")
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_behind(base: Path) -> None:
+    """Remove the private folders of this user's agents that were killed."""
+    for lock_path in base.glob("rs-*/lock"):
+        with contextlib.suppress(OSError):  # in use, gone, or somebody else's
+            if lock_path.parent.stat().st_uid == os.getuid():
+                with lock_path.open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock_path.parent, ignore_errors=True)
+
+
+def is_short(base: Path) -> bool:
+    """Whether Ray can keep its sockets in a private folder in `base`."""
+    return len(os.fsencode(base)) + len("/rs-XXXXXXXX/ray") <= LONGEST_TEMP_DIR
+
+
+def short_base(local_dir: Path) -> Path:
+    """Where Ray's own folder may lie: on the node's disk, or where the path of that is too long, in /tmp."""
+    for base in (local_dir, Path("/tmp")):
+        if is_short(base) and os.access(base, os.W_OK):
+            return base
+    raise WorldError(f"no folder for temporary files with a path of at most {LONGEST_TEMP_DIR - 16} bytes: set TMPDIR to one")
 
 
 def _prctl(option: int, value: int) -> None:
@@ -94,11 +134,12 @@ class Children:
         return process
 
     def end(self) -> None:
-        """End them, the last started first, with SIGTERM, and after a while with SIGKILL; then whatever they started."""
-        for process in reversed(self.running):
+        """End them with SIGTERM, and after a while with SIGKILL; then whatever they started."""
+        end = time.monotonic() + GRACE_S
+        for process in reversed(self.running):  # the driver before its Ray
             process.terminate()
             try:
-                process.wait(GRACE_S)
+                process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -115,12 +156,15 @@ class Children:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does: through the `finally` blocks."""
+    """SIGINT, SIGTERM and SIGHUP end this process through the `finally` blocks; the first one does, so that no other ends those."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -129,10 +173,9 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def ray_environment(folder: Path) -> dict[str, str]:
-    """The environment of every Ray process: the user's, without his own settings of Ray, and with ours."""
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"))
-    }
+    """The environment of every Ray process: the user's, without his own settings of Ray and without Slurm's of the step, and with ours."""
+    foreign = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(foreign)}
     return kept | {
         "PYTHONPATH": str(SCRIPTS_DIR),
         "PYTHONUNBUFFERED": "1",
@@ -142,15 +185,18 @@ def ray_environment(folder: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else ending takes 30 s, and Slurm kills after 30
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # else the other nodes notice the loss of the head after 60 s
+        "RAY_prestart_worker_first_driver": "0",  # else a process for each CPU is started that no trial uses
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TMPDIR": str(folder / "tmp"),  # what trials leave there goes with the folder
     }
 
 
-def write_token(path: Path) -> None:
-    """A fresh token, for this user's eyes."""
+def write_token(path: Path, token: str) -> None:
+    """The job's token, for this user's eyes."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(secrets.token_hex(32))
+        stream.write(token)
 
 
 def object_store_mb(node: Node) -> int:
@@ -161,18 +207,41 @@ def object_store_mb(node: Node) -> int:
     return min(wanted, max(LEAST_OBJECT_STORE_MB, shutil.disk_usage(shm).free // 2**20 // 2)) if shm.is_dir() else wanted
 
 
-def head_command(environment: Environment, node: Node, temp_dir: Path) -> list[str]:
-    """How to start Ray's head on this node for this machine alone."""
+def own_address(nodes: list[Node], rank: int) -> str:
+    """The address under which the other nodes reach this one: that of the interface from which this one would reach them.
+
+    A node's own name is no help, since many sites map it to the loopback. Nothing is sent: connecting a UDP socket only asks the routes.
+    """
+    if len(nodes) == 1:
+        return LOOPBACK
+    peer = nodes[1 if rank == 0 else 0]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(peer.address), 9))
+        except OSError as error:
+            raise WorldError(f"{nodes[rank].name} finds no way to {peer.name} ({peer.address}): {error}") from None
+        return str(probe.getsockname()[0])
+
+
+def start_command(
+    environment: Environment, node: Node, temp_dir: Path, own: str, head: str | None, dashboard_port: int | None
+) -> list[str]:
+    """How to start Ray on this node: its head, or what joins the head at `head`."""
     store_mb = object_store_mb(node)
+    if head is not None:
+        role = [f"--address={head}"]
+    elif dashboard_port is None:
+        role = ["--head", "--port=0", "--include-dashboard=false"]
+    else:
+        role = ["--head", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     return environment.command(
         [
-            *("-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            f"--node-ip-address={LOOPBACK}",
-            "--port=0",
+            *("-m", "ray.scripts.scripts", "start", "--block", *role),
+            f"--node-ip-address={own}",
+            f"--node-name={node.name}",
             "--min-worker-port=0",
             "--max-worker-port=0",
             "--dashboard-agent-listen-port=0",
-            "--include-dashboard=false",
             "--disable-usage-stats",
             f"--num-cpus={node.cpus}",
             f"--num-gpus={node.gpus}",
@@ -183,6 +252,12 @@ def head_command(environment: Environment, node: Node, temp_dir: Path) -> list[s
     )
 
 
+def tail_of(log: Path) -> str:
+    """The last words of a program's log."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    return " | ".join(lines[-3:]) or "it wrote nothing"
+
+
 def wait_for(ready: Callable[[], Any], process: subprocess.Popen[bytes], what: str, log: Path, deadline_s: float) -> Any:
     """What `ready` returns once it returns something. Raises WorldError with the tail of the log when the process dies or time is up."""
     end = time.monotonic() + deadline_s
@@ -191,45 +266,141 @@ def wait_for(ready: Callable[[], Any], process: subprocess.Popen[bytes], what: s
             return found
         if process.poll() is not None or time.monotonic() > end:
             why = f"is not up after {deadline_s:.0f} s" if process.poll() is None else f"ended with exit code {process.returncode}"
-            tail = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-3:]
-            raise WorldError(f"{what} {why}: {' | '.join(tail) or 'it wrote nothing'}")
+            raise WorldError(f"{what} {why}: {tail_of(log)}")
         time.sleep(0.05)  # Ray offers a file, and no event, that says it is up
 
 
-def run(allocation: Allocation, environment: Environment, job: dict[str, Any], path_to_log: Path) -> int:
-    """Bring Ray up, run the driver on it, take all down again; returns the driver's exit code."""
-    (node,) = allocation.nodes
-    path_to_log.parent.mkdir(parents=True, exist_ok=True)
-    children = Children()
-    with ended_by_signals(), private_folder() as folder:
-        env = ray_environment(folder)
-        write_token(folder / "token")
-        temp_dir = folder / "ray"
-        try:
-            began = time.monotonic()
-            head = children.start(head_command(environment, node, temp_dir), env, folder / "head.log")
-            address_file = temp_dir / "ray_current_cluster"
-            address = wait_for(
-                lambda: address_file.exists() and address_file.read_text().strip(), head, "Ray's head", folder / "head.log", HEAD_DEADLINE_S
-            )
-            logger.info("Ray is up after %.1f s: %d CPUs, %d GPUs.", time.monotonic() - began, node.cpus, node.gpus)
-            path_to_job = folder / "job.json"
-            path_to_job.write_text(json.dumps({**job, "address": address, "nodes": [node.as_dict()]}))
-            terminal = os.dup(sys.stderr.fileno())  # for what the user should see; Ray's and the trials' own output goes to the log
+def check_gpus(node: Node) -> None:
+    """Raise WorldError when this node has not the GPUs that Slurm counted for us."""
+    named = usable_gpus()
+    if named < node.gpus:
+        raise WorldError(f"Slurm gave {node.gpus} GPUs, but CUDA_VISIBLE_DEVICES names {named}: tell the site, or ask for another gpu_type")
+    seen, why = visible_gpus()
+    if seen < node.gpus:
+        raise WorldError(
+            f"Slurm gave {node.gpus} GPUs, but {why}: the node is broken, or it has no NVIDIA GPUs. Tell the site, or ask for another gpu_type"
+        )
+
+
+class Agent:
+    """What one agent does, from the launcher's first message to its last."""
+
+    def __init__(self, told: IO[str], tell: IO[str]) -> None:
+        self.told, self.tell = told, tell
+        self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.children = Children()
+
+    def run(self) -> None:
+        """Returns when the launcher, or a signal, says that it is over. What goes wrong here is told to the launcher."""
+        with ended_by_signals(), contextlib.suppress(KeyboardInterrupt):
+            start = json.loads(self.told.readline() or "{}").get("start")
+            if start is None:
+                return
+            self.start = start
+            self.nodes = [Node(**node) for node in start["nodes"]]
+            task = Task.current(start["in_slurm"])
+            self.rank, self.node = task.rank, self.nodes[task.rank]
+            threading.Thread(target=self.listen, daemon=True).start()
             try:
-                argv = environment.command(
-                    [str(SCRIPTS_DIR / "drive.py"), "--job", str(path_to_job), "--terminal-fd", str(terminal), "--log", str(path_to_log)]
-                )
-                driver = children.start(argv, env, path_to_log, pass_fds=(terminal,))
-            finally:
-                os.close(terminal)
-            while True:
+                self.work(task.local_dir)
+            except (RaysweepError, OSError) as error:
+                self.say("failed", why=str(error))
+                self.wait()
+
+    def listen(self) -> None:
+        """Runs in a thread: what the launcher says. When it says no more, its job is over, one way or another."""
+        for line in self.told:
+            self.messages.put(json.loads(line))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def watch(self, process: subprocess.Popen[bytes], name: str) -> None:
+        """Have a thread say when a child ends."""
+        threading.Thread(target=lambda: self.messages.put({"ended": name, "code": process.wait()}), daemon=True).start()
+
+    def say(self, event: str, **facts: Any) -> None:
+        print(json.dumps({"node": self.node.name, "event": event, **facts}), file=self.tell, flush=True)
+
+    def wait(self, key: str | None = None) -> dict[str, Any]:
+        """The next message that has `key`; without one, wait for the end. A launcher that is silent for long is taken for lost."""
+        silent = 0
+        while True:
+            try:
+                message = self.messages.get(timeout=TICK_S)
+            except queue.Empty:
+                silent += 1  # counted, not timed: a job that Slurm suspends goes on where it was
+                if silent > SILENT_TICKS:
+                    raise KeyboardInterrupt from None
+                continue
+            silent = 0
+            if key is not None and key in message:
+                return message
+
+    def work(self, local_dir: Path) -> None:
+        try:
+            with private_folder(local_dir) as folder, private_folder(short_base(local_dir)) as ray_folder:
                 try:
-                    return driver.wait(timeout=1)
-                except subprocess.TimeoutExpired:
-                    if head.poll() is not None:
-                        raise RaysweepError(
-                            f"Ray's head ended with exit code {head.returncode} in the middle: run the same command again to go on"
-                        ) from None
+                    self.bring_up(folder, ray_folder / "ray")
+                finally:
+                    self.children.end()
+        except OSError as error:
+            raise WorldError(f"{local_dir}: {error.strerror or error}") from None
+
+    def bring_up(self, folder: Path, temp_dir: Path) -> None:
+        start, node = self.start, self.node
+        if start["in_slurm"] and node.gpus:
+            check_gpus(node)
+        env_dir = Path(start["env_dir"])
+        environment = (
+            unpack(env_dir, folder, start["cache_dir"] and Path(start["cache_dir"])) if start["in_slurm"] else Environment.load(env_dir)
+        )
+        (folder / "tmp").mkdir()
+        write_token(folder / "token", start["token"])
+        env = ray_environment(folder)
+        self.say("environment")
+        own = own_address(self.nodes, self.rank)
+        head = None if self.rank == 0 else self.wait("address")["address"]
+        port = free_port() if start["dashboard"] else None
+        log = folder / "ray.log"
+        ray = self.children.start(start_command(environment, node, temp_dir, own, head, port), env, log)
+        # Ray writes this file on each node, last of all.
+        address_file = temp_dir / "ray_current_cluster"
+        what = "Ray's head" if head is None else "Ray"
+        address = wait_for(lambda: address_file.exists() and address_file.read_text().strip(), ray, what, log, RAY_DEADLINE_S)
+        self.watch(ray, what)
+        if head is None:
+            self.say("head", address=address, dashboard=self.how_to_see_it(port, folder) if port else None)
+            self.watch(self.start_driver(environment, env, folder, address, own), "driver")
+        else:
+            self.say("worker")
+        ended = self.wait("ended")
+        if ended["ended"] == "driver":
+            self.say("driver", code=ended["code"])
+        else:
+            self.say("failed", why=f"{what} ended with exit code {ended['code']} in the middle: {tail_of(log)}")
+        self.wait()
+
+    def start_driver(self, environment: Environment, env: dict[str, str], folder: Path, address: str, own: str) -> subprocess.Popen[bytes]:
+        path_to_job = folder / "job.json"
+        path_to_job.write_text(json.dumps({**self.start["job"], "address": address, "node_ip": own}))
+        terminal = os.dup(sys.stderr.fileno())  # for what the user should see; Ray's and the trials' own output goes to the log
+        path_to_log = Path(self.start["log"])
+        try:
+            argv = [str(SCRIPTS_DIR / "drive.py"), "--job", str(path_to_job), "--terminal-fd", str(terminal), "--log", str(path_to_log)]
+            return self.children.start(environment.command(argv), env, path_to_log, pass_fds=(terminal,))
         finally:
-            children.end()
+            os.close(terminal)
+
+    def how_to_see_it(self, port: int, folder: Path) -> str:
+        """The commands that bring Ray's dashboard, which only this node can reach, to the user's own machine."""
+        if not self.start["in_slurm"]:
+            return f"http://127.0.0.1:{port} (it asks for the token in {folder / 'token'})"
+        via = f"-J {submit_host()} " if submit_host() else ""
+        name = self.node.name
+        return f"ssh {via}-L {port}:127.0.0.1:{port} {name}, then http://127.0.0.1:{port} (it asks for the token: ssh {via}{name} cat {folder / 'token'})"
+
+
+def free_port() -> int:
+    """A port of the loopback that is free now; Ray takes another where it is not free any more."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,19 +1,30 @@
-"""What a sweep may use: the nodes, and what it may take of each. Here it is this machine."""
+"""What a sweep may use: the nodes, and what it may take of each. Here that is this machine; in a job of Slurm, what Slurm gave.
+
+The only module that reads SLURM_* and asks Slurm about the job. Snakemake's jobstep plugin deletes most of those variables before the
+rule runs, so what they would have said (nodes, CPUs, GPUs, memory, end) is asked of `scontrol`.
+"""
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
+import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import RaysweepError
+from .config import minutes
+from .errors import RaysweepError, WorldError
 
 logger = logging.getLogger("raysweep")
+SLURM_DEADLINE_S = 120  # slurmctld may be restarted, or have much to do
+NVIDIA_SMI_DEADLINE_S = 60
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,11 @@ class Node:
     cpus: int
     gpus: int
     mem_mb: int
+    address: str | None = None  # by which the other nodes reach it; None where there are no others
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "mem_mb"}
+        """What the record says of it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("mem_mb", "address")}
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,9 @@ class Allocation:
     """The nodes that Ray may use. Ray sees whole machines, so it is told these numbers."""
 
     nodes: tuple[Node, ...]
+    job_id: str | None = None  # of Slurm; None on this machine
+    started: float | None = None  # when the job began, in seconds since the epoch
+    ends: float | None = None  # when Slurm will end it
 
     @classmethod
     def local(cls, wanted: dict[str, Any], threads: int) -> Allocation:
@@ -49,6 +65,129 @@ class Allocation:
             )
         )
 
+    @classmethod
+    def of_slurm(cls) -> Allocation:
+        """What Slurm gave to the job that this process runs in, whatever the config asked for. Raises RaysweepError outside of a job."""
+        job_id = os.environ.get("SLURM_JOB_ID")
+        if job_id is None:
+            raise RaysweepError(
+                "this rule runs as a job, but not one of Slurm: SLURM_JOB_ID is not set. Use --executor slurm, or no executor"
+            )
+        job = scontrol("show", "job", "-d", job_id)
+        cpus = int(_first(r"CPUs/Task=(\d+)", job) or 1)
+        nodes = []
+        for names, mem_mb, gres in re.findall(r"^\s+Nodes=(\S+) CPU_IDs=\S* Mem=(\d+) GRES=(\S*)", job, re.MULTILINE):
+            gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:(,]+)?:(\d+)", gres))
+            addresses = dict(re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", scontrol("show", "node", names), re.DOTALL))
+            # Where Slurm does not hand out memory it says 0.
+            nodes += [
+                Node(name, cpus, gpus, int(mem_mb) or available_mem_mb(), addresses[name])
+                for name in scontrol("show", "hostnames", names).split()
+            ]
+        if not nodes:
+            raise WorldError(f"Slurm does not say which nodes job {job_id} has: {' '.join(job.split())[:300]}")
+        order = scontrol("show", "hostnames", _first(r"^\s+NodeList=(\S+)", job)).split()
+        nodes.sort(key=lambda node: order.index(node.name))  # as srun numbers its tasks
+        return cls(tuple(nodes), job_id, _seconds_since_epoch(job, "StartTime"), _seconds_since_epoch(job, "EndTime"))
+
+    def command(self, argv: list[str]) -> list[str]:
+        """How to run `argv` once on each node. Locally: just so."""
+        if self.job_id is None:
+            return argv
+        number = len(self.nodes)
+        return [
+            "srun",
+            "--overlap",  # the batch step holds the CPUs
+            f"--nodes={number}",
+            f"--ntasks={number}",
+            "--ntasks-per-node=1",
+            f"--cpus-per-task={self.nodes[0].cpus}",  # srun does not take it from the job
+            "--mem=0",  # all that the job has; and all its GPUs, since nothing is said of them
+            "--mpi=none",
+            "--no-kill",  # a lost node ends its own part only
+            "--kill-on-bad-exit=0",
+            "--unbuffered",
+            *argv,
+        ]
+
+    def why_interrupted(self) -> str:
+        """What may have ended this process from outside."""
+        if self.job_id is None:
+            return "Interrupted."
+        if self.ends is not None and time.time() > self.ends - 60:
+            return (
+                f"Slurm ended job {self.job_id} at its time limit. What is finished is in the record: run the same command again to go on,"
+                " with a longer runtime (allocation.runtime, confirm.runtime) if you like"
+            )
+        return f"Slurm job {self.job_id} was cancelled or preempted. What is finished is in the record: run the same command again to go on"
+
+
+@dataclass(frozen=True)
+class Task:
+    """This process's part of the allocation, as `srun` tells it."""
+
+    rank: int
+    local_dir: Path  # a folder on a disk of this node
+
+    @classmethod
+    def current(cls, in_slurm: bool) -> Task:
+        local_dir = os.environ.get("SLURM_TMPDIR", "") if in_slurm else ""
+        return cls(
+            rank=int(os.environ["SLURM_PROCID"]) if in_slurm else 0,
+            local_dir=Path(local_dir) if os.path.isdir(local_dir) else Path(tempfile.gettempdir()),
+        )
+
+
+def without_slurm(env: dict[str, str]) -> dict[str, str]:
+    """An environment for programs of the user's: libraries that see a job step's variables take themselves for one task of many."""
+    kept = ("SLURM_JOB_ID", "SLURM_TMPDIR", "SLURM_CONF")
+    return {k: v for k, v in env.items() if k in kept or not k.startswith(("SLURM", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "PMI2_"))}
+
+
+def submit_host() -> str | None:
+    """The machine from which the job was submitted."""
+    return os.environ.get("SLURM_SUBMIT_HOST")
+
+
+def slurm_extra(allocation: dict[str, Any], runtime: float | str) -> str:
+    """What only the plugin's `slurm_extra` can tell `sbatch`. It is pasted into a shell line, so nothing but checked words and numbers gets here."""
+    words = ["--ntasks-per-node=1", "--no-kill"]
+    if allocation["gpus_per_node"]:
+        gpu_type = f"{allocation['gpu_type']}:" if allocation["gpu_type"] else ""
+        words.append(f"--gpus-per-node={gpu_type}{allocation['gpus_per_node']}")
+    if allocation["max_wait"] is not None:
+        # Slurm removes a job that can no longer end before its deadline, hence the time it may take as well.
+        words.append(f"--deadline=now+{minutes(allocation['max_wait']) + minutes(runtime)}minutes")
+    return " ".join(words)
+
+
+def scontrol(*arguments: str) -> str:
+    """What `scontrol` prints. Asks again while slurmctld is away; raises WorldError when it stays so."""
+    end = time.monotonic() + SLURM_DEADLINE_S
+    while True:
+        try:
+            run = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=SLURM_DEADLINE_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WorldError(f"`scontrol {' '.join(arguments)}` does not work on {socket.gethostname()}: {error}") from None
+        if run.returncode == 0:
+            return run.stdout
+        if "Unable to contact" not in run.stderr or time.monotonic() > end:
+            raise WorldError(f"`scontrol {' '.join(arguments)}` fails on {socket.gethostname()}: {' '.join(run.stderr.split())}")
+        time.sleep(2)  # Slurm offers no event for its controller's return
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _seconds_since_epoch(job: str, key: str) -> float | None:
+    text = _first(rf"\b{key}=(\S+)", job)
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:  # Unknown, N/A
+        return None
+
 
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
@@ -60,10 +199,22 @@ def usable_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return visible_gpus()[0]
+
+
+def visible_gpus() -> tuple[int, str]:
+    """How many GPUs, or slices of GPUs, NVIDIA's driver shows here, and the same in words."""
     if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+        return 0, "there is no nvidia-smi"
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        return 0, f"nvidia-smi does not answer within {NVIDIA_SMI_DEADLINE_S} s"
+    if listed.returncode != 0:
+        return 0, f"nvidia-smi says {' '.join((listed.stdout + listed.stderr).split())[:200]}"
+    lines = [line.strip() for line in listed.stdout.splitlines()]
+    number = max(sum(line.startswith(kind) for line in lines) for kind in ("GPU ", "MIG "))
+    return number, f"nvidia-smi lists {number}"
 
 
 def available_mem_mb() -> int:
@@ -87,13 +238,22 @@ def trial_resources(sweep: dict[str, Any], allocation: Allocation) -> dict[str, 
     """
     wanted = dict(sweep["trial_resources"])
     if wanted["gpu"] and not any(node.gpus for node in allocation.nodes):
+        if allocation.job_id is not None:
+            raise RaysweepError(
+                f"trial_resources.gpu is {wanted['gpu']}, but Slurm gave job {allocation.job_id} no GPU. Ask for one (allocation.gpus_per_node), or for none"
+            )
         logger.info("There is no GPU here: the trials run on the CPU.")
         wanted["gpu"] = 0
     most_cpus, most_gpus = (max(getattr(node, key) for node in allocation.nodes) for key in ("cpus", "gpus"))
     if wanted["cpu"] > most_cpus:
         raise RaysweepError(
-            f"trial_resources.cpu is {wanted['cpu']}, but this run has {most_cpus} CPUs (the least of allocation.cpus_per_node, --cores and the machine)."
-            " Ask for less, or run with more --cores"
+            f"trial_resources.cpu is {wanted['cpu']}, but "
+            + (
+                f"Slurm gave job {allocation.job_id} {most_cpus} CPUs a node. Ask for less, or for more (allocation.cpus_per_node)"
+                if allocation.job_id is not None
+                else f"this run has {most_cpus} CPUs (the least of allocation.cpus_per_node, --cores and the machine)."
+                " Ask for less, or run with more --cores"
+            )
         )
     if wanted["gpu"] > most_gpus:
         raise RaysweepError(f"trial_resources.gpu is {wanted['gpu']}, but this run has {most_gpus} GPUs. Ask for less")

@@ -89,11 +89,13 @@ class Bookkeeper(Callback):
         max_epochs: int,
         keep_checkpoints: int,
         node: str | None,
+        name_of_node: Callable[[str], str],
         progress: ProgressLine,
     ) -> None:
         self.record, self.sampler, self.progress = record, sampler, progress
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
-        self.keep_checkpoints, self.node = keep_checkpoints, node
+        self.keep_checkpoints, self.name_of_node = keep_checkpoints, name_of_node
+        self.node = node  # the only one; None where Tune chooses among several
         self.fault: BaseException | None = None
         self.reasons: dict[str, str] = {}  # trial_id → why its report cannot be used
         self.ended: set[str] = set()  # trials whose function returned
@@ -135,7 +137,7 @@ class Bookkeeper(Callback):
                 epoch=result["training_iteration"],
                 metrics=numbers_of(result),
                 time_s=round(result["time_total_s"], 3),
-                node=self.node or result["hostname"],
+                node=self.node or self.name_of_node(result["node_ip"]),
             )
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from .environment import env_key
+from .environment import env_key, extras_of
 from .errors import ConfigError
 from .sources import find_target, local_sources
 from .space import Choice, Distribution, Normal, Numeric, num_combinations, parse_space
@@ -39,6 +39,11 @@ def seconds(time: float | str | None) -> float | None:
     return time * 60
 
 
+def minutes(time: float | str) -> int:
+    """A time of the config in whole minutes, rounded up, as `sbatch` takes it."""
+    return math.ceil((seconds(time) or 0) / 60)
+
+
 def validated(config: dict[str, Any], paths: list[Path], root: Path) -> dict[str, Any]:
     """The config with defaults filled in and numbers read as numbers.
 
@@ -51,12 +56,15 @@ def validated(config: dict[str, Any], paths: list[Path], root: Path) -> dict[str
 def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
     """What `env_key` takes, from a validated config."""
     env = config["env"]
+    asks_for_gpus = any(sweep["allocation"]["gpus_per_node"] for sweep in config["sweeps"].values())
     return {
         "python": env["python"],
         "modules": env["modules"],
         "requirements": root / env["requirements"],
         "wheels": env["wheels"],
         "torch_backend": env["torch_backend"],
+        # Only where it decides what is built: a sweep that asks for a GPU is not to bring another environment to all others in vain.
+        "gpu": asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
     }
 
 
@@ -186,10 +194,7 @@ class _Check:
         self.against_schema(self.config, self.schema, ())
         self.config = _with_defaults(self.config, self.schema)
         self.folders()
-        try:
-            env_key(**env_arguments(self.config, self.root))
-        except ConfigError as error:
-            raise self.refuse(("env", "requirements"), str(error)) from None
+        self.environment()
         for name, sweep in self.config["sweeps"].items():
             self.sweep(("sweeps", name), sweep)
         return self.config
@@ -221,7 +226,9 @@ class _Check:
             if k not in ("properties", "additionalProperties", "propertyNames", "items", "required", "$defs")
         }
         is_finite = not isinstance(value, float) or math.isfinite(value)  # no bound of a schema refuses NaN
-        if not is_finite or not jsonschema.Draft202012Validator(own).is_valid(value):
+        # In a pattern `$` would let a line's end pass.
+        has_end = isinstance(value, str) and "pattern" in own and value.endswith("\n")
+        if not is_finite or has_end or not jsonschema.Draft202012Validator(own).is_valid(value):
             raise self.refuse(path, f"{value!r} is not allowed: {allowed(schema)}")
         for key in schema.get("required", ()):
             if key not in value:
@@ -264,6 +271,21 @@ class _Check:
                     ("sweeps", name),
                     f"the name {name!r} is not allowed: where capitals do not count it would write to the folder of {other!r}",
                 )
+
+    def environment(self) -> None:
+        """Check what no schema can say of the environment."""
+        env = self.config["env"]
+        try:
+            env_key(**env_arguments(self.config, self.root))
+            has_dashboard = not self.config["ray"]["dashboard"] or "default" in extras_of(self.root / env["requirements"], "ray")
+        except ConfigError as error:
+            raise self.refuse(("env", "requirements"), str(error)) from None
+        if not has_dashboard:
+            message = f"True is not allowed: env.requirements, {env['requirements']}, does not list ray[default]"
+            raise self.refuse(("ray", "dashboard"), f"{message}. Name workflow/envs/dashboard.in there, or add it and lock again")
+        if env["cache_dir"] is not None and env["wheels"] == "none":
+            message = "is not allowed with wheels: none, where there is nothing to keep: leave it out"
+            raise self.refuse(("env", "cache_dir"), f"{env['cache_dir']!r} {message}")
 
     def sweep(self, path: KeyPath, sweep: dict[str, Any]) -> None:
         """Check what no schema can say of a sweep, and fill in what depends on other keys."""
@@ -371,6 +393,11 @@ class _Check:
 
     def resources(self, path: KeyPath, sweep: dict[str, Any]) -> None:
         trial, allocation = sweep["trial_resources"], sweep["allocation"]
+        if (allocation["min_nodes"] or 1) > allocation["nodes"]:
+            raise self.refuse(
+                (*path, "allocation", "min_nodes"),
+                f"{allocation['min_nodes']} is not allowed: at most allocation.nodes, {allocation['nodes']}",
+            )
         if isinstance(trial["gpu"], str):
             message = (
                 "'auto' is not yet supported. Allowed so far: a number"

@@ -15,12 +15,15 @@ It gets a job, a map that the launcher wrote as JSON:
     trial_resources  {cpu, gpu} of a trial, as this allocation can give it
     time_budget_s  time after which no new trial starts, in seconds, or null
     nodes        [{name, cpus, gpus}] of the allocation
+    min_nodes    with how many of them the trials start
     address      of Ray's GCS
+    node_ip      address of this node
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import math
 import os
@@ -29,6 +32,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +67,34 @@ def capacity(nodes: list[dict[str, Any]], trial_cpus: float, trial_gpus: float) 
     return int(sum(min(fits(n["cpus"], trial_cpus), n["gpus"] * per_gpu if per_gpu else fits(n["gpus"], trial_gpus)) for n in nodes))
 
 
+def names_of_nodes() -> dict[str, str]:
+    """The nodes that are part of the Ray cluster now: address → name."""
+    import ray
+
+    return {node["NodeManagerAddress"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
+
+
+@functools.cache
+def name_of_node(address: str) -> str:
+    """The name of a node that has joined; it keeps its address."""
+    return names_of_nodes().get(address, address)
+
+
 def drive(job: dict[str, Any]) -> None:
     """Run the job to its end. Raises RaysweepError when it cannot be finished; the record then holds all that was."""
     os.environ.update(TUNE_ENVIRONMENT)
     import ray
 
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses the log files that are turned off
-    # Ray puts the path of Python into a shell line as it is: with a space in it no worker would ever start.
-    ray.init(address=job["address"], runtime_env={"py_executable": shlex.quote(sys.executable)}, logging_level=logging.WARNING)
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) != len(job["nodes"]):
-        raise WorldError(f"{len(alive)} of {len(job['nodes'])} nodes have joined the Ray cluster: see the log")
+    ray.init(
+        address=job["address"],
+        _node_ip_address=job["node_ip"],
+        # Ray puts the path of Python into a shell line as it is: with a space in it no worker would ever start.
+        runtime_env={"py_executable": shlex.quote(sys.executable)},
+        logging_level=logging.WARNING,
+    )
+    while len(names_of_nodes()) < job["min_nodes"]:
+        time.sleep(0.1)  # the launcher ends this process when they do not come
     try:
         run_tune(job)
     finally:
@@ -114,6 +135,7 @@ def run_tune(job: dict[str, Any]) -> None:
             max_epochs=job["max_epochs"],
             keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
+            name_of_node=name_of_node,
             progress=progress,
         )
         scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__, agent
+from . import __version__, launcher
 from .allocation import Allocation, trial_resources
 from .config import num_trials, seconds
 from .data import read_manifest
@@ -18,6 +18,7 @@ from .environment import Environment, lock_of
 from .errors import BUG, RaysweepError, set_up_logging
 from .files import read_yaml, sha256_of_file, write_yaml
 from .outputs import write_confirmed, write_outputs
+from .packing import pack
 from .record import Sweep, read_sweep
 from .seeds import confirm_seeds
 from .sources import defined_names_of, local_sources, sources_sha256, target_of
@@ -29,8 +30,11 @@ RECORD = "record.jsonl"
 class Stage:
     """A sweep of a validated config, in its folders. `config` holds the one sweep `name`; relative paths start at `root`."""
 
-    def __init__(self, config: dict[str, Any], name: str, root: Path, env_dir: Path, path_to_log: Path) -> None:
-        self.config, self.name, self.root, self.path_to_log = config, name, root, path_to_log
+    def __init__(
+        self, config: dict[str, Any], name: str, root: Path, env_dir: Path, path_to_log: Path, *, in_slurm: bool = False, threads: int = 1
+    ) -> None:
+        self.config, self.name, self.root, self.env_dir, self.path_to_log = config, name, root, env_dir, path_to_log
+        self.in_slurm, self.threads = in_slurm, threads
         self.sweep = config["sweeps"][name]
         self.results_dir = root / config["results_dir"] / name
         self.state_dir = root / config["state_dir"] / name
@@ -110,9 +114,23 @@ class Stage:
             "trial_resources": trial_resources(self.sweep, allocation),
         }
 
+    def allocation(self) -> Allocation:
+        """What this run may use: what Slurm gave to its job, or what there is of this machine."""
+        return Allocation.of_slurm() if self.in_slurm else Allocation.local(self.sweep["allocation"], self.threads)
+
     def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
         """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""
-        code = agent.run(allocation, self.environment, job, self.path_to_log)
+        if self.in_slurm:
+            pack(self.env_dir)  # done before, but where the environment was built for a run on that machine alone
+        code = launcher.run(
+            allocation,
+            self.env_dir,
+            job,
+            self.path_to_log,
+            min_nodes=self.sweep["allocation"]["min_nodes"],
+            dashboard=self.config["ray"]["dashboard"],
+            cache_dir=self.config["env"]["cache_dir"],
+        )
         if code < 0:
             raise RaysweepError(
                 f"{self.name}: the driver was killed (signal {-code}): see {self.path_to_log}. Run the same command again to go on"
@@ -123,17 +141,21 @@ class Stage:
             raise RaysweepError(f"{self.name}: the driver ended with exit code {code}: see {self.path_to_log}")
 
 
-def stage_from_command_line(description: str | None) -> tuple[Stage, int]:
-    """The stage that an entry point was called for, and the CPUs that Snakemake grants it."""
+def stage_from_command_line(description: str | None) -> Stage:
+    """The stage that an entry point was called for."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sweep", required=True, help="name of the sweep")
     parser.add_argument("--config", type=Path, required=True, help="YAML file with the validated config of this sweep")
     parser.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
-    parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake grants")
+    parser.add_argument(
+        "--allocation", choices=["local", "slurm"], required=True, help="this machine, or the job of Slurm that this runs in"
+    )
+    parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake grants on this machine")
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log)
-    return Stage(read_yaml(args.config), args.sweep, Path.cwd(), args.env_dir, args.log), args.threads
+    in_slurm = args.allocation == "slurm"
+    return Stage(read_yaml(args.config), args.sweep, Path.cwd(), args.env_dir, args.log, in_slurm=in_slurm, threads=args.threads)
 
 
 def set_aside(state_dir: Path, identity: str) -> Path:
@@ -165,7 +187,7 @@ def provenance_of(recorded: Sweep) -> dict[str, Any]:
     return provenance
 
 
-def run_sweep(stage: Stage, threads: int) -> None:
+def run_sweep(stage: Stage) -> None:
     """Bring a sweep to its end, and write its outputs from the record. Raises RaysweepError when it is not complete, or when all trials failed."""
     identity = stage.identity()
     path_to_record = stage.state_dir / RECORD
@@ -182,7 +204,7 @@ def run_sweep(stage: Stage, threads: int) -> None:
     if not recorded.is_complete(total, seconds(stage.sweep["time_budget"])):
         done = sum(trial.finished for trial in recorded.trials.values())
         logger.info("%s: %d trials%s.", stage.name, total, f", {done} of them done before" if done else "")
-        allocation = Allocation.local(stage.sweep["allocation"], threads)
+        allocation = stage.allocation()
         job = stage.job(
             "search", path_to_record, stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"]), None, allocation
         )
@@ -203,7 +225,7 @@ def run_sweep(stage: Stage, threads: int) -> None:
     )
 
 
-def run_confirm(stage: Stage, threads: int) -> None:
+def run_confirm(stage: Stage) -> None:
     """Train the best configuration anew with seeds that no trial used, on all training data, and look at the test set: here and nowhere else."""
     best = read_yaml(stage.results_dir / "best.yaml")
     recorded = read_sweep(stage.state_dir / RECORD)
@@ -230,7 +252,7 @@ def run_confirm(stage: Stage, threads: int) -> None:
     confirmed = read_sweep(path_to_record)
     if not confirmed.is_complete(len(tasks), None) or any(trial.status == "ERROR" for trial in confirmed.trials.values()):
         logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, len(seeds), best["epochs"])
-        allocation = Allocation.local(sweep["allocation"], threads)
+        allocation = stage.allocation()
         job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation)
         stage.run_agents(job, allocation)
         confirmed = read_sweep(path_to_record)

@@ -1,0 +1,109 @@
+"""A user's project on the cluster: his config, his trainables, and Snakemake called as the README says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
+from sweeping import Project, sweep_of
+
+# As the README has it, but for the pace of the polls.
+COMMAND = [
+    sys.executable,
+    "-m",
+    "snakemake",
+    "--snakefile",
+    REPOSITORY / "Snakefile",
+    "--executor",
+    "slurm",
+    "--profile",
+    REPOSITORY / "cluster",
+]
+PACE = ["--slurm-init-seconds-before-status-checks", "1"]
+TRAINABLES = """
+import json, os, time
+from ray import tune
+
+def seen(config):
+    "Leaves what this trial sees: its node, GPUs, folder for temporary files, and the cluster's resources."
+    import ray, socket, tempfile
+    facts = {
+        "host": socket.gethostname(),
+        "cuda": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "nodes": sum(node["Alive"] for node in ray.nodes()),
+        "total": {key: ray.cluster_resources().get(key, 0) for key in ("CPU", "GPU", "memory", "object_store_memory")},
+        "slurm": sorted(key for key in os.environ if key.startswith("SLURM")),
+        "tmp": tempfile.gettempdir(),
+        "python": __import__("sys").executable,
+        "module": os.environ.get("MODULE_LOADED"),
+    }
+    time.sleep(config.get("pause_s", 0))
+    with open(f"seen-{config['x']:.6f}.json", "w") as stream:
+        json.dump(facts, stream)
+    tune.report({"score": config["x"]})
+
+def crowds(config):
+    "Ends when ten trials run at a time."
+    with open("crowd", "a") as stream:
+        print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=stream)
+    while len(open("crowd").readlines()) < 10:
+        time.sleep(0.1)
+    seen(config)
+
+def waits(config):
+    "Runs until the file `go` is there."
+    with open("begun", "a") as stream:
+        print(os.getpid(), file=stream)
+    while not os.path.exists("go"):
+        time.sleep(0.1)
+    tune.report({"score": config["x"]})
+"""
+
+
+class SlurmProject(Project):
+    """A project in a folder that all nodes share, with spaces in its name."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, user: str | None = None) -> None:
+        super().__init__(folder)
+        self.cluster, self.user = cluster, user
+        self.write("user.py", TRAINABLES)
+
+    def sweep(self, function: str = "seen", *, nodes: int = 1, cpus: int = 6, gpus: int = 0, runtime: object = 10, **values: Any) -> None:
+        """One sweep, `s`, with a trainable of this module."""
+        allocation = {"nodes": nodes, "cpus_per_node": cpus, "gpus_per_node": gpus, "mem_mb_per_node": 4000, "runtime": runtime}
+        own = values.pop("allocation", {})
+        self.configure(sweeps={"s": sweep_of(function, allocation=allocation | own, confirm={"seeds": 1, "runtime": 5}, **values)})
+
+    def command(self, *arguments: object) -> list[object]:
+        return [*COMMAND, *arguments, *PACE, "--configfile", "c.yaml"]
+
+    def best(self, *arguments: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the sweep to its best.yaml."""
+        return self.cluster.run(self.command("results/s/best.yaml", *arguments), user=self.user, cwd=self.folder, check=check, **options)
+
+    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:  # type: ignore[override]
+        return self.cluster.popen(self.command("results/s/best.yaml", *arguments), user=self.user, cwd=self.folder, **options)
+
+    def log(self) -> str:
+        path = self.folder / "logs" / "run_sweep" / "s.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def job(self) -> str:
+        """The job of the sweep, once its trials have begun."""
+        wait_until(lambda: (self.folder / "begun").exists(), f"a trial has begun:\n{self.log()}")
+        user = self.cluster.run(["squeue", "--noheader", "--format=%i %Z"]).stdout
+        [job] = [line.split()[0] for line in user.splitlines() if line.endswith(str(self.folder))]
+        return job
+
+
+def left_on(cluster: SlurmCluster, uid: int | None = None) -> list[str]:
+    """What of ours is left on the nodes: processes and node-local files."""
+    found = []
+    for node in cluster.nodes:
+        found += [f"{node}: {line}" for line in cluster.node_processes(node, uid).values()]
+        for pattern in ("tmp/rs-*", "tmp/ray*", "dev/shm/*", "mnt/*/*"):
+            found += [f"{node}: {path}" for path in cluster.node_path(node, "/").glob(pattern)]
+    return found

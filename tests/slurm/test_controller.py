@@ -1,0 +1,95 @@
+"""What a user sees when Slurm refuses a job, and when his Snakemake dies. On a real Slurm, with a small workflow that submits as the project does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import ACCOUNT, SlurmCluster, wait_until
+from slurm.tiny import Workflow, ended
+
+Factory = Callable[..., SlurmCluster]
+WAIT = 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--default-resources", "slurm_partition=nosuch"],
+            "Error: sweep a: Slurm refused the job: invalid partition specified: nosuch; Invalid partition name specified. Change slurm_partition"
+            " (now nosuch) in cluster/config.yaml; `sinfo --summarize` lists what there is.",
+        ),
+        (
+            ["--config", "nodes=9"],
+            "Error: sweep a: Slurm refused the job: More processors requested than permitted. Change sweeps.a.allocation.nodes (now 9) or"
+            " cpus_per_node (now 10), or slurm_partition (now empty) in cluster/config.yaml.",
+        ),
+        (
+            ["--config", "runtime=30", "--default-resources", "slurm_partition=short"],
+            "Error: sweep a: Slurm refused the job: Requested time limit is invalid (missing or exceeds some limit). Change"
+            " sweeps.a.allocation.runtime (now 30 minutes), or slurm_partition (now short) in cluster/config.yaml.",
+        ),
+    ],
+)
+def test_what_slurm_refuses_is_the_last_line(slurm: SlurmCluster, tmp_path: Path, arguments: list[str], line: str) -> None:
+    workflow = Workflow(slurm, tmp_path / "a project", "true")
+    before = workflow.jobs()
+    code, lines = workflow.run(*arguments)
+    assert code == 1
+    assert lines[-1] == line
+    assert [said for said in lines if said.startswith("Error: ")] == [line]
+    assert workflow.jobs() == before
+
+
+def test_an_account_that_does_not_exist_is_the_last_line(start_slurm: Factory) -> None:
+    cluster = start_slurm(nodes=1, accounting=True)
+    workflow = Workflow(cluster, cluster.shared / "a project", 'hostname > "$2"')
+    code, lines = workflow.run("--default-resources", "slurm_account=nosuch")
+    assert code == 1
+    assert lines[-1].startswith(
+        "Error: sweep a: the job was not submitted: The given account nosuch appears to be invalid. Available accounts: "
+    )
+    assert lines[-1].endswith("Change slurm_account (now nosuch) or slurm_partition (now not set) in cluster/config.yaml.")
+    code, lines = workflow.run("--default-resources", f"slurm_account={ACCOUNT}")
+    assert code == 0
+
+
+def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: SlurmCluster, tmp_path: Path) -> None:
+    workflow = Workflow(slurm, tmp_path / "a project", WAIT)
+    before = workflow.jobs()
+    process = workflow.start()
+    job = workflow.running_job()
+    os.kill(process.pid, signal.SIGKILL)
+    ended(process)
+
+    code, lines = workflow.run()
+    assert code == 1
+    assert lines[-1] == (
+        f"Error: sweep a: its job {job} of an earlier run is still there (RUNNING), so no second one is started. Wait for its end"
+        f" (`make watch` follows it) and run the same command again, or end it with `scancel {job}`."
+    )
+    assert workflow.jobs() == [*before, job]
+
+    (workflow.folder / "go").touch()
+    wait_until(lambda: slurm.job_state(job) == "COMPLETED", "the first job ends")
+    code, lines = workflow.run()
+    assert code == 0, "\n".join(lines)
+    assert (workflow.folder / "results/a").read_text().startswith("node")
+    assert (workflow.folder / "reported_on").read_text() == "login\n"
+
+
+def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, tmp_path: Path) -> None:
+    workflow = Workflow(slurm, tmp_path / "a project", WAIT)
+    process = workflow.start()
+    job = workflow.running_job()
+    os.killpg(process.pid, signal.SIGINT)
+    code, lines = ended(process)
+    assert code == 1
+    assert not [line for line in lines if line.startswith("Error: ") or "Traceback" in line]
+    wait_until(lambda: slurm.job_state(job) == "CANCELLED", "the job is cancelled")
+    assert not (workflow.folder / "results/a").exists()

@@ -1,0 +1,138 @@
+"""Sweeps on a real Slurm: one job becomes one Ray cluster that has what Slurm gave, on one node and on several."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import SlurmCluster, wait_until
+from slurm.sweeps import SlurmProject, left_on
+
+# The GPUs of the test cluster are symbolic links to /dev/null, which Slurm counts and hands out. The driver's program has to agree.
+NVIDIA_SMI = """#!/bin/sh
+while [ -e "$HOLD/$(hostname)" ]; do sleep 0.1; done
+[ -e "$BROKEN/$(hostname)" ] && echo "No devices were found" && exit 6
+echo "GPU 0: made up (UUID: GPU-0)"
+echo "GPU 1: made up (UUID: GPU-1)"
+"""
+
+
+@pytest.fixture
+def project(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmProject]:
+    yield SlurmProject(slurm, tmp_path / "a project")
+    wait_until(lambda: left_on(slurm) == [], f"nothing is left: {left_on(slurm)}")
+
+
+@pytest.fixture
+def gpus(project: SlurmProject, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder; its hold/<node> makes that node wait, its broken/<node> breaks that node's GPUs."""
+    folder = project.folder.parent
+    for name in ("bin", "hold", "broken"):
+        (folder / name).mkdir()
+    (folder / "bin" / "nvidia-smi").write_text(NVIDIA_SMI)
+    (folder / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"), prepend=":")
+    monkeypatch.setenv("HOLD", str(folder / "hold"))
+    monkeypatch.setenv("BROKEN", str(folder / "broken"))
+    return folder
+
+
+def seen(project: SlurmProject) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in project.folder.glob("seen-*.json")]
+
+
+def test_twenty_trials_ten_at_a_time_share_the_one_gpu_of_six_cpus_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
+    project.sweep("crowds", gpus=1, num_samples=20, trial_resources={"cpu": 0.5, "gpu": 0.1})
+    run = project.best()
+    facts = seen(project)
+    assert len(facts) == 20
+    [total] = {json.dumps(fact["total"]) for fact in facts}
+    given = json.loads(total)
+    assert (given["CPU"], given["GPU"]) == (6, 1)
+    assert given["memory"] + given["object_store_memory"] == 4000 * 2**20
+    assert {fact["cuda"] for fact in facts} == {"0"}
+    assert {fact["nodes"] for fact in facts} == {1}
+    assert {trial["status"] for trial in project.trials("s")} == {"TERMINATED"}
+    # The best configuration is printed, by the job.
+    best = project.result("s", "best.yaml")
+    assert f"best score {best['metric']['value']:.4g}, trial {best['trial_id']}" in project.log()
+    assert run.returncode == 0
+
+
+def test_two_nodes_are_one_cluster_and_the_job_says_how_it_came_up_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
+    project.sweep(
+        nodes=2, gpus=1, num_samples=6, trial_resources={"cpu": 6, "gpu": 1}, search_space={"x": {"uniform": [0, 1]}, "pause_s": 3}
+    )
+    project.best()
+    facts = seen(project)
+    assert {fact["host"] for fact in facts} == {"node1", "node2"}
+    assert {fact["nodes"] for fact in facts} == {2}
+    assert {(fact["total"]["CPU"], fact["total"]["GPU"]) for fact in facts} == {(12, 2)}  # type: ignore[index]
+    assert {trial["node"] for trial in project.trials("s")} == {"node1", "node2"}
+    assert re.search(
+        r"Ray is up on 2 of 2 nodes after [\d.]+ s: 12 CPUs, 2 GPUs \(start of the job \d+ s, environment [\d.]+ s, head [\d.]+ s, workers [\d.]+ s\)",
+        project.log(),
+    )
+
+
+def test_three_nodes_without_gpus_and_what_set_resources_gives_counts(project: SlurmProject) -> None:
+    project.sweep(nodes=3, num_samples=6, trial_resources={"cpu": 3}, search_space={"x": {"uniform": [0, 1]}, "pause_s": 3})
+    project.best("--set-threads", "run_sweep=4", "--set-resources", "run_sweep:mem_mb=3000")
+    facts = seen(project)
+    assert {fact["nodes"] for fact in facts} == {3}
+    assert {fact["total"]["CPU"] for fact in facts} == {12}  # type: ignore[index]
+    assert {fact["total"]["GPU"] for fact in facts} == {0}  # type: ignore[index]
+    assert {fact["total"]["memory"] + fact["total"]["object_store_memory"] for fact in facts} == {3 * 3000 * 2**20}  # type: ignore[index]
+    # Trials without a GPU see none, and nothing that would make a library take itself for one task of many.
+    assert {fact["cuda"] for fact in facts} == {""}
+    assert {tuple(fact["slurm"]) for fact in facts} <= {("SLURM_CONF", "SLURM_JOB_ID", "SLURM_TMPDIR"), ("SLURM_JOB_ID", "SLURM_TMPDIR")}  # type: ignore[arg-type]
+    # What trials write for the moment lies on the node's own disk, and goes with the job.
+    assert all(str(fact["tmp"]).startswith("/mnt/") for fact in facts)
+
+
+def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
+    (gpus / "hold" / "node3").touch()
+    space = {"x": {"uniform": [0, 1]}, "pause_s": 2}
+    project.sweep(nodes=3, gpus=1, allocation={"min_nodes": 2}, num_samples=15, trial_resources={"cpu": 1, "gpu": 1}, search_space=space)
+    run = project.start()
+    wait_until(lambda: "Ray is up on 2 of 3 nodes" in project.log() and seen(project) != [], f"two nodes begin: {project.log()}")
+    (gpus / "hold" / "node3").unlink()
+    assert run.wait(200) == 0
+    assert re.search(r"node3 has joined after [\d.]+ s: 3 of 3 nodes", project.log())
+    assert {trial["node"] for trial in project.trials("s")} == {"node1", "node2", "node3"}
+
+
+def test_a_node_whose_gpu_is_not_there_is_named_in_snakemakes_own_output_with_a_made_up_nvidia_smi(
+    project: SlurmProject, gpus: Path
+) -> None:
+    (gpus / "broken" / "node2").touch()
+    project.sweep(nodes=2, gpus=1, trial_resources={"cpu": 1, "gpu": 1})
+    run = project.best(check=False)
+    assert run.returncode == 1
+    [line] = [line for line in (run.stdout + run.stderr).splitlines() if line.startswith("Error") and "node2" in line]
+    assert "Slurm gave 1 GPUs, but nvidia-smi says No devices were found" in line
+    assert "Traceback" not in project.log()
+
+
+@pytest.mark.parametrize("around", [["salloc", "--ntasks=1"], ["srun", "--ntasks=1"]])
+def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProject, around: list[str]) -> None:
+    project.sweep()
+    done = project.cluster.run([*around, *project.command("results/s/best.yaml")], cwd=project.folder)
+    assert "has been submitted with SLURM jobid" in done.stdout + done.stderr
+    [fact] = seen(project)
+    assert fact["total"]["CPU"] == 6  # type: ignore[index]
+
+
+def test_confirm_and_report_follow_on_one_node(project: SlurmProject) -> None:
+    project.sweep(nodes=2, cpus=2)
+    project.cluster.run(project.command(), cwd=project.folder)
+    assert project.result("s", "confirmed.yaml")["n"] == 1
+    assert (project.folder / "results" / "s" / "report.html").stat().st_size > 10_000
+    confirm = (project.folder / "logs" / "confirm" / "s.log").read_text()
+    assert re.search(r"Ray is up after [\d.]+ s: 2 CPUs, 0 GPUs", confirm)
+    again = project.cluster.run(project.command(), cwd=project.folder)
+    assert "Nothing to be done" in again.stdout + again.stderr

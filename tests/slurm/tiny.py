@@ -1,0 +1,101 @@
+"""A small workflow that submits to Slurm as the project does: its profile, its programs in cluster/bin, its last words. What the job does is a test's own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
+
+SNAKEFILE = f"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
+from raysweep.controller import Run
+
+RUN = Run(Path.cwd(), Path("logs"))
+if workflow.is_main_process:
+    RUN.clear_up()
+
+
+onstart:
+    RUN.begin()
+    if workflow.non_local_exec:
+        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"))
+
+
+onerror:
+    RUN.explain(
+        [(job.rule.name, "_".join(job.wildcards), job.log, job.resources) for job in workflow.scheduler.failed if not job.is_local],
+        log,
+    )
+
+
+rule report:
+    localrule: True
+    input:
+        expand("results/{{sweep}}", sweep=config.get("sweeps", "a").split(",")),
+    shell:
+        "hostname > reported_on"
+
+
+rule run_sweep:
+    output:
+        "results/{{sweep}}",
+    log:
+        "logs/run_sweep/{{sweep}}.log",
+    threads: 10
+    resources:
+        mpi="",
+        nodes=config.get("nodes", 1),
+        tasks=config.get("nodes", 1),
+        mem_mb=100,
+        runtime=config.get("runtime", 2),
+        slurm_extra="--ntasks-per-node=1 --no-kill",
+    shell:
+        "sh job.sh {{wildcards.sweep}} {{output:q}} {{log:q}}"
+"""
+
+
+class Workflow:
+    """A folder with the workflow, and its runs on a cluster. `job` is a shell script: $1 is the sweep, $2 the output, $3 the log."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, job: str) -> None:
+        self.cluster, self.folder = cluster, folder
+        folder.mkdir(parents=True)
+        shutil.copytree(REPOSITORY / "cluster", folder / "cluster")
+        (folder / "Snakefile").write_text(SNAKEFILE)
+        self.job(job)
+
+    def job(self, script: str) -> None:
+        (self.folder / "job.sh").write_text(f"set -eu\n{script}\n")
+
+    def argv(self, *arguments: str) -> list[str]:
+        """The command of the README, in a hurry."""
+        hurry = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
+        return [sys.executable, "-m", "snakemake", "--executor", "slurm", "--profile", "cluster", *hurry, *arguments]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.cluster.popen(self.argv(*arguments), cwd=self.folder)
+
+    def run(self, *arguments: str) -> tuple[int, list[str]]:
+        """Run it to its end: exit code, and all lines that it wrote."""
+        return ended(self.start(*arguments))
+
+    def jobs(self) -> list[str]:
+        """Ids of the jobs that slurmctld knows, oldest first."""
+        return sorted(self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i"]).stdout.split(), key=int)
+
+    def running_job(self) -> str:
+        """The id of the one job that runs, when it does."""
+        squeue = ["squeue", "--noheader", "--states=running", "--format=%i"]
+        wait_until(lambda: self.cluster.run(squeue).stdout.strip(), "the job runs")
+        return self.cluster.run(squeue).stdout.strip()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    output, _ = process.communicate(timeout=200)
+    return process.returncode, output.splitlines()
