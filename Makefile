@@ -74,4 +74,4 @@ watch: setup
 
 # Never state/ or results/: they cannot be made again for nothing.
 clean:
-	rm -rf .venv resources/env resources/env-test .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf .venv resources/env resources/env-test resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

@@ -12,7 +12,16 @@ import sweeping
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long modules first, so that no worker is left with one of them at the end (with --dist loadfile --no-loadscope-reorder)."""
-    long = ("test_going_on", "test_end_to_end", "test_run_sweep", "test_report_page")
+    long = (
+        "test_clean_end",
+        "test_neighbours",
+        "test_sweep",
+        "test_environment_on_slurm",
+        "test_going_on",
+        "test_end_to_end",
+        "test_run_sweep",
+        "test_report_page",
+    )
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-from slurm.packages import UNSHARE, daemon_environment, libraries, unpacked
+from slurm.conf import SUBNET, Options, address, write_conf
+from slurm.packages import IS_ROOT, UNSHARE, daemon_environment, libraries, unpacked
 from sweeping import REPOSITORY, wait_until
 
 CLIENTS = ("sacct", "sacctmgr", "salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sshare")
-IS_ROOT = os.getuid() == 0
 WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--ambient-caps=-all"]  # no more than the user has himself
 GUEST, GUEST_UID = "guest", 60001  # a second user, known on the cluster alone
 ACCOUNT = "def-tests"  # of both users, on a cluster with accounting
-SUBNET = "10.77.0"
 
 # $1: the cluster's folder, then folders that only root may enter and that Python lies in: on the cluster they stand open, or its second user
 # could run nothing. Ethernet addresses are fixed, so that a node that was off is found again.
@@ -52,7 +52,8 @@ for folder; do
     umount --lazy /mnt
 done
 """
-# A node's first process. $1: its folder, $2: its name, $3: its number, $4: MB of /dev/shm, $5: folders that all nodes share. The shell reaps orphans.
+# A node's first process. $1: its folder, $2: its name, $3: its number, $4: MB of /dev/shm, $5: folders that all nodes share.
+# It reaps orphans, and ends with slurmd.
 NODE_SCRIPT = f"""
 hostname "$2"
 on_login() {{ nsenter --net=/proc/self/fd/3 "$@"; }}
@@ -70,14 +71,7 @@ printf %s "$5" | while read -r folder; do
 done
 mount --rbind "$1/tmp" /tmp
 {" ".join(WITHOUT_RIGHTS)} slurmd -D -N "$2" -f "$SLURM_CONF" -d "$SLURMSTEPD" &
-sleep infinity &
 wait
-"""
-# A task's folder on the node's own disk. Nothing removes it: the tests look for what is left.
-TASK_PROLOG = """#!/bin/sh
-scratch=/mnt/$SLURM_JOB_USER.$SLURM_JOB_ID.0
-mkdir -p -m 700 "$scratch"
-echo "export SLURM_TMPDIR=$scratch"
 """
 
 
@@ -85,35 +79,20 @@ class SlurmCluster:
     """A cluster in the new folder `base`, whose path is short, since sockets lie below it. A context manager; the folder goes with it.
 
     Nodes are node1, node2, …; partitions `main` (the default) and `short` (one node, two minutes). `shared` are folders below /tmp that nodes
-    see too; all else of /tmp is each node's own. Without `scratch` there is no $SLURM_TMPDIR. GPUs are counted and handed out, no more.
+    see too; all else of /tmp is each node's own. `options` are those of conf.Options.
     """
 
-    def __init__(
-        self,
-        base: Path,
-        nodes: int = 3,
-        cpus: int = 12,
-        gpus: int = 2,
-        mem_mb: int = 16_000,
-        shm_mb: int = 2000,
-        accounting: bool = False,
-        scratch: bool = True,
-        shared: Sequence[Path] = (),
-        kill_wait_s: int = 30,
-        min_job_age_s: int = 300,
-        slurmd_timeout_s: int = 10,
-        slurm_conf_extra: str = "",
-    ) -> None:
-        self.base, self.accounting, self.shm_mb = base, accounting, shm_mb
-        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
+    def __init__(self, base: Path, shared: Sequence[Path] = (), **options: Any) -> None:
+        self.base, self.options = base, Options(**options)
+        self.nodes = self.options.names
         self.shared = base / "shared"  # a folder that everyone sees and may write to
         self.shared_folders = [base, REPOSITORY, *shared]
         self.packages = unpacked()
         self.daemon_env = daemon_environment(self.packages) | {"SLURM_CONF": f"{base}/etc/slurm.conf"}
-        self._first_pids: dict[str, int] = {}  # node → its first process
+        self._pids: dict[str, int] = {}  # of slurmctld and of each node's first process
         self._write_folders()
         self._write_clients()
-        self._write_conf(cpus, gpus, mem_mb, scratch, kill_wait_s, min_job_age_s, slurmd_timeout_s, slurm_conf_extra)
+        write_conf(base, self.options, self.packages)
 
     def _write_folders(self) -> None:
         for folder in ("bin", "dev", "etc", "home", "log", "run", "shared", "spool/slurmctld", "db"):
@@ -130,8 +109,8 @@ class SlurmCluster:
         if IS_ROOT:
             os.chown(home, GUEST_UID, GUEST_UID)
         etc = self.base / "etc"
-        hosts = {"localhost": "127.0.0.1", "login": f"{SUBNET}.1"} | {node: self.address(node) for node in self.nodes}
-        (etc / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
+        hosts = {"localhost": "127.0.0.1", "login": f"{SUBNET}.1"} | {node: address(node) for node in self.nodes}
+        (etc / "hosts").write_text("".join(f"{ip} {name}\n" for name, ip in hosts.items()))
         (etc / "resolv.conf").touch()  # unknown names fail at once
         (etc / "passwd").write_text(Path("/etc/passwd").read_text() + f"{GUEST}:x:{GUEST_UID}:{GUEST_UID}::{home}:/bin/sh\n")
         (etc / "group").write_text(Path("/etc/group").read_text() + f"{GUEST}:x:{GUEST_UID}:\n")
@@ -150,91 +129,9 @@ class SlurmCluster:
             client.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.base}/etc/slurm.conf\nexec {command} "$@"\n')
             client.chmod(0o755)
 
-    def _write_conf(
-        self, cpus: int, gpus: int, mem_mb: int, scratch: bool, kill_wait_s: int, min_job_age_s: int, slurmd_timeout_s: int, extra: str
-    ) -> None:
-        base, etc = self.base, self.base / "etc"
-        user = psutil.Process().username()
-        (plugins,) = self.packages.glob("usr/lib/*/slurm-wlm")
-        settings = {
-            "ClusterName": "tests",
-            "SlurmctldHost": f"login({SUBNET}.1)",
-            "SlurmUser": user,
-            "SlurmdUser": user,
-            # A requeued job waits for as long as its old credential lives: two minutes, if nothing is said.
-            "AuthInfo": f"socket={base}/run/munge,cred_expire=10",
-            "PluginDir": plugins,
-            "StateSaveLocation": base / "spool/slurmctld",
-            "SlurmdSpoolDir": base / "spool/%n",
-            "SlurmctldPidFile": base / "run/slurmctld.pid",
-            "SlurmdPidFile": base / "run/%n.pid",
-            "SlurmctldLogFile": base / "log/slurmctld.log",
-            "SlurmdLogFile": base / "log/%n.log",
-            "MailProg": "/bin/true",
-            # No control groups, and nodes that claim more CPUs than there are. This proctrack loses processes whose parents have ended: what a
-            # job leaves behind stays, and the tests see it.
-            "ProctrackType": "proctrack/linuxproc",
-            "TaskPlugin": "task/none",
-            "SlurmdParameters": "config_overrides",
-            "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core_Memory",
-            "DefMemPerCPU": 100,  # else a job that names no memory takes all of a node's
-            "SchedulerParameters": "batch_sched_delay=0,bf_interval=1,sched_interval=1",
-            "EnforcePartLimits": "ALL",  # what can never run is refused
-            "ReturnToService": 2,
-            "SlurmdTimeout": slurmd_timeout_s,
-            "MessageTimeout": 5,
-            "TCPTimeout": 2,
-            "BatchStartTimeout": 10,
-            "KillWait": kill_wait_s,
-            "MinJobAge": min_job_age_s,
-        }
-        if scratch:
-            (etc / "task_prolog").write_text(TASK_PROLOG)
-            (etc / "task_prolog").chmod(0o755)
-            settings["TaskProlog"] = etc / "task_prolog"
-        if gpus:
-            settings["GresTypes"] = "gpu"
-            for number in range(gpus):
-                (base / "dev" / f"nvidia{number}").symlink_to("/dev/null")  # Slurm insists on a character device
-            (etc / "gres.conf").write_text(f"NodeName=node[1-{len(self.nodes)}] Name=gpu File={base}/dev/nvidia[0-{gpus - 1}]\n")
-        if self.accounting:
-            settings |= {
-                "JobAcctGatherType": "jobacct_gather/linux",
-                "AccountingStorageType": "accounting_storage/slurmdbd",
-                "AccountingStorageHost": f"{SUBNET}.1",
-                "AccountingStoragePass": base / "run/munge",
-                "AccountingStorageTRES": "gres/gpu",
-                "AccountingStorageEnforce": "associations",
-            }
-            database = {
-                "AuthType": "auth/munge",
-                "AuthInfo": f"socket={base}/run/munge",
-                "DbdHost": "login",
-                "DbdAddr": f"{SUBNET}.1",
-                "SlurmUser": user,
-                "PluginDir": plugins,
-                "LogFile": base / "log/slurmdbd.log",
-                "PidFile": base / "run/slurmdbd.pid",
-                "StorageType": "accounting_storage/mysql",
-                "StorageHost": "127.0.0.1",
-                "StoragePort": 3306,
-                "StorageUser": "slurm",
-                "StoragePass": "none",
-            }
-            (etc / "slurmdbd.conf").touch(mode=0o600)
-            (etc / "slurmdbd.conf").write_text(_lines(database))
-        of_all = f"CPUs={cpus} RealMemory={mem_mb}" + (f" Gres=gpu:{gpus}" if gpus else "")
-        lines = [f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} {of_all}" for node in self.nodes]
-        lines += ["PartitionName=main Nodes=ALL Default=YES", "PartitionName=short Nodes=ALL MaxTime=2 MaxNodes=1", extra]
-        (etc / "slurm.conf").write_text(_lines(settings) + "\n".join(lines) + "\n")
-
-    def address(self, node: str) -> str:
-        return f"{SUBNET}.{10 + self.nodes.index(node) + 1}"
-
     def __enter__(self) -> SlurmCluster:
         argv = [*UNSHARE, sys.executable, str(Path(__file__).with_name("supervisor.py")), str(self.base)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._supervisor = subprocess.Popen(argv, env=self.daemon_env, start_new_session=True, **pipes)
         try:
             self._bring_up()
@@ -267,12 +164,12 @@ class SlurmCluster:
         on_the_way = [folder for path in (REPOSITORY, Path(sys.executable).resolve()) for folder in reversed(path.parents)]
         closed = [folder for folder in dict.fromkeys(on_the_way) if IS_ROOT and not folder.stat().st_mode & stat.S_IXOTH]
         self._ask("run", "sh", "-euc", LOGIN_SCRIPT, "login", self.base, *closed)
-        run, etc, log = self.base / "run", self.base / "etc", self.base / "log"
+        run, etc = self.base / "run", self.base / "etc"
         munged = ["munged", "--foreground", "--force", f"--socket={run}/munge", f"--key-file={etc}/munge.key"]
-        munged += [f"--pid-file={run}/munged.pid", f"--log-file={log}/munged.log", f"--seed-file={run}/munged.seed"]
+        munged += [f"--pid-file={run}/munged.pid", f"--seed-file={run}/munged.seed"]
         self._ask("start", "munged", *WITHOUT_RIGHTS, *munged)
         wait_until((run / "munge").exists, "munged is up")
-        if self.accounting:
+        if self.options.accounting:
             self._start_accounting()
         self.start_controller()
         for node in self.nodes:
@@ -306,22 +203,22 @@ class SlurmCluster:
             self.run(["sacctmgr", "--immediate", "add", *what])
 
     def start_controller(self) -> None:
-        self._first_pids["login"] = self._ask("start", "slurmctld", *WITHOUT_RIGHTS, "slurmctld", "-D")
+        self._pids["slurmctld"] = self._ask("start", "slurmctld", *WITHOUT_RIGHTS, "slurmctld", "-D")
         wait_until(lambda: self.run(["scontrol", "ping"], check=False).returncode == 0, "slurmctld is up")
 
     def stop_controller(self) -> None:
         """End slurmctld; jobs go on. It keeps its state on disk."""
-        os.kill(self._first_pids.pop("login"), signal.SIGTERM)
+        os.kill(self._pids.pop("slurmctld"), signal.SIGTERM)
         self._ask("wait", "slurmctld")
 
     def _power_on(self, node: str) -> None:
-        unshare = [*UNSHARE[:1], "--net", "--uts", "--mount", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        number, shared = self.address(node).rpartition(".")[2], "".join(f"{folder}\n" for folder in self.shared_folders)
-        script = ["sh", "-euc", NODE_SCRIPT, "node", str(self.base / "nodes" / node), node, number, str(self.shm_mb), shared]
+        unshare = ["unshare", "--net", "--uts", "--mount", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        number, shared = address(node).rpartition(".")[2], "".join(f"{folder}\n" for folder in self.shared_folders)
+        script = ["sh", "-euc", NODE_SCRIPT, "node", str(self.base / "nodes" / node), node, number, str(self.options.shm_mb), shared]
         with_network = ["sh", "-euc", 'exec 3</proc/self/ns/net; exec "$@"', "network"]
         pid = self._ask("start", node, *with_network, *unshare, *script)
         wait_until(lambda: psutil.Process(pid).children(), f"{node} is on")
-        self._first_pids[node] = psutil.Process(pid).children()[0].pid
+        self._pids[node] = psutil.Process(pid).children()[0].pid
 
     def boot(self, node: str) -> None:
         """Switch a node on, and wait until Slurm has it back."""
@@ -330,7 +227,7 @@ class SlurmCluster:
 
     def power_off(self, node: str) -> None:
         """Pull a node's plug: all its processes are gone at once, its disks stay. Slurm notices after a while."""
-        os.kill(self._first_pids.pop(node), signal.SIGKILL)
+        os.kill(self._pids.pop(node), signal.SIGKILL)
         self._ask("wait", node)
 
     def node_state(self, node: str) -> str:
@@ -349,38 +246,12 @@ class SlurmCluster:
     def command(self, argv: Sequence[object], node: str | None = None, user: str | None = None, cwd: Path | None = None) -> list[str]:
         """How to run `argv` as a user's command on the login machine, or on a node. `user` is None, the one who tests, or GUEST, if he is root."""
         assert user is None or (IS_ROOT and user == GUEST), "only root can be somebody else"
-        enter = ["nsenter", f"--target={self._first_pids[node] if node else self._supervisor.pid}", "--net", "--uts", "--mount", "--ipc"]
+        enter = ["nsenter", f"--target={self._pids[node] if node else self._supervisor.pid}", "--net", "--uts", "--mount", "--ipc"]
         enter += ["--pid"] if node else []  # on the login machine a command keeps its pid, for signals
         enter += [] if IS_ROOT else ["--user", "--preserve-credentials"]
         become = ["setpriv", f"--reuid={GUEST_UID}", f"--regid={GUEST_UID}", "--clear-groups"] if user else []
         folder = cwd or (self.base / "home" / user if user else self.shared)
         return [*enter, *become, "env", f"--chdir={folder}", *map(str, argv)]
-
-    def run(
-        self,
-        argv: Sequence[object],
-        node: str | None = None,
-        user: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        check: bool = True,
-        timeout: float = 300,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a user's command to its end, see `command`. `env` adds to his environment. A failure is an AssertionError with all it wrote."""
-        full = self.command(argv, node, user, cwd)
-        full_env = self.env(user) | dict(env or {})
-        done = subprocess.run(
-            full,
-            env=full_env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-            start_new_session=True,
-        )
-        assert not (check and done.returncode), f"{argv}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
 
     def popen(
         self,
@@ -391,10 +262,24 @@ class SlurmCluster:
         cwd: Path | None = None,
         **options: Any,
     ) -> subprocess.Popen[str]:
-        """Start a user's command in a process group of its own, as a terminal does. On the login machine its pid is the command's."""
+        """Start a user's command, see `command`, in a process group of its own, as a terminal does. `env` adds to his environment.
+
+        On the login machine its pid is the command's. Whatever it starts ends with the cluster at the latest.
+        """
         defaults: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         full_env = self.env(user) | dict(env or {})
         return subprocess.Popen(self.command(argv, node, user, cwd), env=full_env, start_new_session=True, **(defaults | options))
+
+    def run(self, argv: Sequence[object], check: bool = True, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run a user's command to its end; `how` as in `popen`. When it fails, or takes too long, the error shows all that it wrote."""
+        process = self.popen(argv, **{"stderr": subprocess.PIPE, **how})
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"{argv}: not within {timeout} s\n" + "\n".join(filter(None, process.communicate())))
+        assert not (check and process.returncode), f"{argv}: exit code {process.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def sbatch(self, *arguments: object, user: str | None = None, cwd: Path | None = None) -> str:
         """Submit a job; returns its id."""
@@ -407,29 +292,25 @@ class SlurmCluster:
 
     def node_processes(self, node: str, uid: int | None = None) -> dict[int, str]:
         """What runs on a node beside Slurm: process id (on this machine, for signals) → command line. Of one user, or of all."""
-        namespace = os.readlink(f"/proc/{self._first_pids[node]}/ns/pid")
+        first = self._pids[node]
+        namespace = os.readlink(f"/proc/{first}/ns/pid")
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.NoSuchProcess):  # it ended just now, or is another user's
                 if os.readlink(f"/proc/{process.pid}/ns/pid") == namespace and uid in (None, process.uids().real):
-                    found[process.pid] = " ".join(process.cmdline())
-        first = psutil.Process(self._first_pids[node])
-        slurm = {
-            first.pid,
-            *(child.pid for child in first.children() if child.cmdline()[:1] == ["slurmd"] or child.cmdline() == ["sleep", "infinity"]),
-        }
-        # A step's own process has another name than it was started by, and a zombie has no command line.
-        return {pid: line for pid, line in found.items() if line and pid not in slurm and not line.startswith("slurmstepd:")}
+                    line = " ".join(process.cmdline())  # a zombie has none
+                    slurm = process.pid == first or line.startswith(("slurmstepd: ", f"slurmd -D -N {node} "))
+                    if line and not slurm:
+                        found[process.pid] = line
+        return found
 
     def node_path(self, node: str, path: str) -> Path:
         """Where to find a file of a node that is on, such as /tmp/x or /dev/shm/x, from here."""
-        return Path(f"/proc/{self._first_pids[node]}/root{path}")
+        return Path(f"/proc/{self._pids[node]}/root{path}")
 
     def logs(self, lines: int = 10) -> str:
         """The end of each daemon's log."""
-        files = sorted((self.base / "log").glob("*.log"))
-        return "\n".join(f"{path.name}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) for path in files)
-
-
-def _lines(settings: Mapping[str, object]) -> str:
-    return "".join(f"{key}={value}\n" for key, value in settings.items())
+        folder = self.base / "log"
+        files = {path.stem: path for path in (*folder.glob("*.out"), *folder.glob("*.log"))}  # a log says more than a daemon's output
+        tails = {name: path.read_text(errors="replace").splitlines()[-lines:] for name, path in files.items()}
+        return "\n".join(f"{name}: {line}" for name, tail in tails.items() for line in tail)

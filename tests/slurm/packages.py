@@ -14,8 +14,9 @@ PACKAGES = (
     *("munge", "slurm-client", "slurm-wlm-basic-plugins", "slurmctld", "slurmd"),
     *("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server-core", "iproute2"),
 )
+IS_ROOT = os.getuid() == 0
 # An ordinary user stays himself, in a user namespace of his, in which he may do what follows.
-UNSHARE = ["unshare", *(["--user", "--map-current-user", "--keep-caps"] if os.getuid() else []), "--net", "--uts", "--mount", "--ipc"]
+UNSHARE = ["unshare", *([] if IS_ROOT else ["--user", "--map-current-user", "--keep-caps"]), "--net", "--uts", "--mount", "--ipc"]
 
 
 class Unavailable(Exception):

@@ -30,7 +30,7 @@ def obey(base: Path) -> None:
         elif verb == "start":
             name, *argv = arguments
             argv = ["setpriv", "--pdeathsig=KILL", *argv]  # should this process ever be killed
-            with (base / "log" / f"{name}.output.log").open("ab") as log:
+            with (base / "log" / f"{name}.out").open("ab") as log:
                 children[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             answer = {"pid": children[name].pid}
         elif verb == "wait":

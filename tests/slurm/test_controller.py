@@ -79,6 +79,7 @@ def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: 
     wait_until(lambda: slurm.job_state(job) == "COMPLETED", "the first job ends")
     code, lines = workflow.run()
     assert code == 0, "\n".join(lines)
+    assert len(workflow.jobs()) == len(before) + 2  # what the first job made may be of another config
     assert (workflow.folder / "results/a").read_text().startswith("node")
     assert (workflow.folder / "reported_on").read_text() == "login\n"
 

@@ -93,8 +93,8 @@ def test_a_node_without_power_is_noticed_and_jobs_outlive_the_controller(start_s
 
 
 def test_accounting_knows_jobs_and_accounts(start_slurm: Callable[..., SlurmCluster]) -> None:
-    cluster = start_slurm(nodes=1, accounting=True)
-    job = cluster.sbatch(f"--account={ACCOUNT}", "--gpus-per-node=2", "--wrap=true")
+    cluster = start_slurm(nodes=1, gpus=1, gpu_type="a100_3g.20gb", accounting=True)
+    job = cluster.sbatch(f"--account={ACCOUNT}", "--gpus-per-node=a100_3g.20gb:1", "--wrap=true")
     sacct = ["sacct", f"--jobs={job}", "--allocations", "--noheader", "--parsable2", "--format=State,Account"]
     wait_until(lambda: cluster.run(sacct).stdout == f"COMPLETED|{ACCOUNT}\n", "the job is in the books")
     assert "Invalid account" in cluster.run(["sbatch", "--account=other", "--wrap=true"], check=False).stderr
@@ -108,7 +108,7 @@ def test_nothing_is_left_at_the_end(start_slurm: Callable[..., SlurmCluster]) ->
     (supervisor,) = [child for child in psutil.Process().children() if is_alive(child) and child.cmdline()[-1] == str(cluster.base)]
     processes = [supervisor, *supervisor.children(recursive=True), *psutil.Process(client.pid).children()]
     assert sorted(process.name() for process in processes if process.name() != "unshare") == [
-        *("munged", "python", "sh", "sleep", "sleep", "sleep", "slurmctld", "slurmd", "slurmscriptd")
+        *("munged", "python", "sh", "sleep", "sleep", "slurmctld", "slurmd", "slurmscriptd")
     ]
     cluster.close()
     assert [process for process in processes if is_alive(process)] == []

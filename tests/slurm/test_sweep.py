@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm.cluster import SlurmCluster, wait_until
-from slurm.sweeps import SlurmProject, left_on
+from slurm.sweeps import SlurmProject, project_on
 
 # The GPUs of the test cluster are symbolic links to /dev/null, which Slurm counts and hands out. The driver's program has to agree.
 NVIDIA_SMI = """#!/bin/sh
@@ -23,8 +23,8 @@ echo "GPU 1: made up (UUID: GPU-1)"
 
 @pytest.fixture
 def project(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmProject]:
-    yield SlurmProject(slurm, tmp_path / "a project")
-    wait_until(lambda: left_on(slurm) == [], f"nothing is left: {left_on(slurm)}")
+    with project_on(slurm, tmp_path / "a project") as project:
+        yield project
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A small workflow that submits to Slurm as the project does: its profile, its programs in cluster/bin, its last words. What the job does is a test's own."""
+"""A small workflow that submits to Slurm as the project does: its profiles, its programs in cluster/bin, its last words. What the job does is a test's own."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ onstart:
 
 
 onerror:
-    RUN.explain(
-        [(job.rule.name, "_".join(job.wildcards), job.log, job.resources) for job in workflow.scheduler.failed if not job.is_local],
-        log,
-    )
+    RUN.explain([job for job in workflow.scheduler.failed if not job.is_local], log)
 
 
 rule report:
@@ -66,7 +63,8 @@ class Workflow:
     def __init__(self, cluster: SlurmCluster, folder: Path, job: str) -> None:
         self.cluster, self.folder = cluster, folder
         folder.mkdir(parents=True)
-        shutil.copytree(REPOSITORY / "cluster", folder / "cluster")
+        for profile in ("cluster", "profiles"):
+            shutil.copytree(REPOSITORY / profile, folder / profile)
         (folder / "Snakefile").write_text(SNAKEFILE)
         self.job(job)
 

@@ -68,10 +68,7 @@ onstart:
 
 
 onerror:
-    RUN.explain(
-        [(job.rule.name, "_".join(job.wildcards), job.log, job.resources) for job in workflow.scheduler.failed if not job.is_local],
-        log,
-    )
+    RUN.explain([job for job in workflow.scheduler.failed if not job.is_local], log)
 
 
 def sources_of(sweep):

@@ -355,7 +355,7 @@ class Agent:
         )
         (folder / "tmp").mkdir()
         write_token(folder / "token", start["token"])
-        env = ray_environment(folder)
+        env = ray_environment(folder) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         self.say("environment")
         own = own_address(self.nodes, self.rank)
         head = None if self.rank == 0 else self.wait("address")["address"]

@@ -57,21 +57,22 @@ class Failed:
         runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule == "confirm" else f"{allocation}.runtime"
         now = {key: "empty" if value == "" else value for key, value in self.resources.items()}
         now = dict.fromkeys(("slurm_account", "slurm_partition", "qos", "runtime", "nodes", "mem_mb", "_cores"), "not set") | now
+        or_partition = f"or slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
         size = f"{allocation} (nodes, cpus_per_node, gpus_per_node, gpu_type, mem_mb_per_node)"
         advice = {
             "slurm": "Run the same command again when Slurm answers",
             "machine": "Run it where Slurm's commands are, on a login node",
             "limits": f"Ask for less in {size} or {runtime}, or name another account or partition in {PROFILE}",
-            "account": f"Change slurm_account (now {now['slurm_account']}) or slurm_partition (now {now['slurm_partition']}) in {PROFILE}",
+            "account": f"Change slurm_account (now {now['slurm_account']}) {or_partition}",
             "qos": f"Change qos (now {now['qos']}) in {PROFILE}",
-            "runtime": f"Change {runtime} (now {now['runtime']} minutes), or slurm_partition (now {now['slurm_partition']}) in {PROFILE}",
-            "nodes": f"Change {allocation}.nodes (now {now['nodes']}) or cpus_per_node (now {now['_cores']}), or slurm_partition (now {now['slurm_partition']}) in {PROFILE}",
+            "runtime": f"Change {runtime} (now {now['runtime']} minutes), {or_partition}",
+            "nodes": f"Change {allocation}.nodes (now {now['nodes']}) or cpus_per_node (now {now['_cores']}), {or_partition}",
             "partition": f"Change slurm_partition (now {now['slurm_partition']}) in {PROFILE}; `sinfo --summarize` lists what there is",
             "gpus": f"Change {allocation}.gpus_per_node or gpu_type; `sinfo -o '%P %G'` lists what there is",
             "memory": f"Change {allocation}.mem_mb_per_node (now {now['mem_mb']})",
         }
         meant = next((meant for pattern, meant in MEANT if re.search(pattern, said)), None)
-        return advice[meant] if meant else f"Change {size}, or slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
+        return advice[meant] if meant else f"Change {size}, {or_partition}"
 
 
 class Run:
@@ -88,16 +89,12 @@ class Run:
         # A run takes its locks first: those that are younger than what it says of itself are not its own.
         holders = [other for other in others if other.since >= began]
         for other in holders:
-            if not other.is_dead():
-                print(
-                    f"A Snakemake is at work in this folder: process {other.pid} on {other.host}. If it is not there any more:"
-                    " `snakemake --unlock`, then the same command again.",
-                    file=sys.stderr,
-                )
-        if holders and all(other.is_dead() for other in holders) and holders[0].take_away():
+            if words := other.at_work():
+                print(words, file=sys.stderr)
+        if holders and not any(other.at_work() for other in holders) and holders[0].take_away():
             shutil.rmtree(self.locks_dir)
         for other in others:
-            if other.is_dead():
+            if not other.at_work():
                 other.take_away()
 
     def begin(self) -> None:
@@ -107,30 +104,28 @@ class Run:
         atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
         with written_aside(self.dir / WHO) as stream:
             json.dump(this_process(), stream)
+        os.environ[slurm_client.RUN_DIR] = str(self.dir)  # by which the next one knows what this one has started
         self.log_sizes = {path: path.stat().st_size for path in self.logs_dir.rglob("*.log")}
 
     def use_slurm(self, bin_dir: Path, state_dir: Path) -> None:
         """Put our `squeue`, `sacct` and `sbatch` between the Slurm plugin and Slurm, see slurm_client.py."""
         os.environ |= {
-            slurm_client.RUN_DIR: str(self.dir),
             slurm_client.STATE_DIR: str(state_dir.resolve()),
             slurm_client.PYTHON: sys.executable,
             "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def explain(self, failed: Iterable[tuple[str, str, Iterable[str], dict[str, Any]]], snakemake_logs: Iterable[str]) -> None:
-        """Have Snakemake's very last words be a line for each of the jobs that failed elsewhere: (rule, sweep, logs, resources).
-
-        Those that ran here have said it on the terminal themselves.
-        """
-        jobs, refused = slurm_client.read_notes(self.dir)
-        last = refused | {note["what"]: note for note in jobs.values() if "what" in note}
+    def explain(self, jobs: Iterable[Any], snakemake_logs: Iterable[str]) -> None:
+        """Have Snakemake's very last words be a line for each of its `jobs` that failed elsewhere; those that failed here have said it themselves."""
+        submitted, refused = slurm_client.read_notes(self.dir)
+        last = refused | {note["what"]: note for note in submitted.values() if "what" in note}
         said = "".join(Path(path).read_text(errors="replace") for path in snakemake_logs)
         lines = []
-        for rule, sweep, logs, resources in failed:
-            job = Failed(rule, sweep, Path(next(iter(logs), os.devnull)), dict(resources))
-            why = self.why(job, last.get(job.what), said)
-            lines.append(f"Error: {why}.\n")
+        for job in jobs:
+            failed = Failed(job.rule.name, "_".join(job.wildcards), Path(next(iter(job.log), os.devnull)), dict(job.resources))
+            lines.append(f"Error: {self.why(failed, last.get(failed.what), said)}.\n")
+            # Snakemake has noted that its outputs would be those of this config. They may yet come from the job of an earlier one.
+            job.register()
         atexit.register(sys.stderr.write, "".join(dict.fromkeys(sorted(lines))))
 
     def why(self, failed: Failed, note: dict[str, Any] | None, said: str) -> str:
@@ -199,10 +194,28 @@ class Other:
         except FileNotFoundError:
             return None
 
-    def is_dead(self) -> bool:
-        """Whether it has provably ended: it was here, under this user, and is gone. Nothing is known of other machines."""
+    def at_work(self) -> str | None:
+        """What a user is to know where it may be at work; None when it and all it started have provably ended: here, under this user."""
         here = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
-        return here and started(self.pid) != self.started
+        if not here or started(self.pid) == self.started:
+            return (
+                f"A Snakemake is at work in this folder: process {self.pid} on {self.host}. If it is not there any more:"
+                " `snakemake --unlock`, then the same command again."
+            )
+        # Its jobs on this machine outlive a Snakemake that was killed, and a sweep has one record.
+        if left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self.is_of_it(pid)]:
+            return (
+                f"A Snakemake that was killed has left processes at work in this folder: {' '.join(map(str, left))}. Wait for their end, or end"
+                f" them with `kill {' '.join(map(str, left))}`, then the same command again."
+            )
+        return None
+
+    def is_of_it(self, pid: int) -> bool:
+        """Whether it started a process, by the process's environment."""
+        try:
+            return f"{slurm_client.RUN_DIR}={self.folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it has just ended, or is another user's
+            return False
 
     def take_away(self) -> bool:
         """Remove its folder. Of several Snakemakes that start now, only one succeeds."""

@@ -27,10 +27,8 @@ import functools
 import logging
 import math
 import os
-import shlex
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -89,8 +87,8 @@ def drive(job: dict[str, Any]) -> None:
     ray.init(
         address=job["address"],
         _node_ip_address=job["node_ip"],
-        # Ray puts the path of Python into a shell line as it is: with a space in it no worker would ever start.
-        runtime_env={"py_executable": shlex.quote(sys.executable)},
+        # Ray puts this into a shell line as it is, on each node, where the environment lies in another folder, whose path may hold spaces.
+        runtime_env={"py_executable": '"$RAYSWEEP_NODE_PYTHON"'},
         logging_level=logging.WARNING,
     )
     while len(names_of_nodes()) < job["min_nodes"]:
