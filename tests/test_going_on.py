@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raysweep.agent import remove_left_behind
 from sweeping import TRAINABLES, Project, ours, sweep_of, wait_until
 
 
@@ -101,18 +102,24 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on(
     assert [row["status"] for row in project.trials("s")] == ["TERMINATED", "TERMINATED"]
 
 
-def test_a_killed_agent_takes_ray_and_the_driver_with_it(project: Project) -> None:
+@pytest.mark.parametrize("victim", ["launcher", "agent"])
+def test_what_is_killed_takes_ray_and_the_driver_with_it(project: Project, victim: str) -> None:
     project.configure(sweeps={"s": sweep_of("climb", max_epochs=50, search_space={"x": 1, "pause_s": 0.5})})
     process = project.start("run_sweep", "s")
     record = project.folder / "state/s/record.jsonl"
     wait_until(lambda: record.exists() and '"result"' in record.read_text(), "a result")
-    before = set(Path("/tmp").glob("rs-*"))
-    process.kill()
+
+    def folders() -> list[Path]:
+        return [job.parent for job in Path("/tmp").glob("rs-*/job.json") if str(project.folder) in job.read_text()]
+
+    assert len(folders()) == 1
+    [agent] = psutil.Process(process.pid).children()
+    (process if victim == "launcher" else agent).kill()
     process.communicate()
     wait_until(lambda: ours(project.folder) == [], "the end of the agent's children", 30)
-    for folder in before:
-        if str(project.folder) in (folder / "job.json").read_text():
-            shutil.rmtree(folder)  # nobody was left to do it
+    if victim == "agent":  # nobody was left to do it, until the next agent comes by
+        remove_left_behind(Path("/tmp"))
+    wait_until(lambda: folders() == [], "nothing is left on the disk", 30)
 
 
 def test_a_neighbour_without_the_token_is_refused(project: Project) -> None:
