@@ -13,6 +13,7 @@ from raysweep.allocation import (
     Node,
     Task,
     available_mem_mb,
+    ended_tasks,
     slurm_extra,
     trial_resources,
     usable_cpus,
@@ -218,3 +219,17 @@ def test_a_tasks_folder_is_slurms_if_there_is_one(tmp_path: Path, monkeypatch: p
     assert Task.current(in_slurm=False).rank == 0, "a run on this machine, perhaps from inside a job, is not that job's"
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "gone"))
     assert Task.current(in_slurm=True).local_dir.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("line", "ranks"),
+    [
+        ("srun: error: node2: task 1: Exited with exit code 2\n", [1]),
+        ("srun: error: node[2-5]: tasks 0,2-4: Exited with exit code 1", [0, 2, 3, 4]),
+        ("srun: error: node2: task 10: Killed", [10]),
+        ("slurmstepd: error: execve(): /p/python: No such file or directory", []),
+        ("srun: error: Node failure on node2", []),
+    ],
+)
+def test_a_task_that_has_failed_is_not_waited_for(line: str, ranks: list[int]) -> None:
+    assert ended_tasks(line) == ranks

@@ -118,8 +118,19 @@ def test_nodes_that_do_not_come_in_time_are_named_with_how_far_they_are(tmp_path
 
 
 def test_agents_that_do_not_start_are_explained_by_sruns_last_words(tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match=r"not up: n1 .* the agents ended with exit code 1: srun: error: Unable to create step$"):
+    with pytest.raises(WorldError, match=r"not up: n1 .* srun ended with exit code 1: srun: error: Unable to create step$"):
         run(tmp_path, then="print('srun: error: Unable to create step', file=sys.stderr); sys.exit(1)")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_agent_that_was_killed_is_known_by_sruns_words(tmp_path: Path, rank: int, said: pytest.LogCaptureFixture) -> None:
+    then = f"print('srun: error: n{rank + 1}: task {rank}: Killed', file=sys.stderr, flush=True); time.sleep(0.5); say(**{DONE!r})"
+    if rank == 0:
+        with pytest.raises(WorldError, match=r"^n1: its agent ended: srun: error: n1: task 0: Killed$"):
+            run(tmp_path, *up("n1", "n2", "n3"), then=then)
+    else:
+        assert run(tmp_path, *up("n1", "n2", "n3"), then=then) == 0
+        assert said.messages[-1] == "n2 is lost: its agent ended: srun: error: n2: task 1: Killed. The sweep goes on without it."
 
 
 def test_without_slurm_the_one_node_needs_no_name(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:

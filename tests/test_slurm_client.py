@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from snakemake.persistence.file import FilePersistence
 from snakemake_executor_plugin_slurm.job_status_query import query_job_status_sacct, query_job_status_squeue
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 
 from raysweep import slurm_client
-from raysweep.slurm_client import HOPELESS, append, is_status_query, is_submission, read_notes, status
+from raysweep.slurm_client import HOPELESS, append, incomplete_mark, is_status_query, is_submission, read_notes, status
 
 BIN = Path(__file__).parents[1] / "cluster" / "bin"
 FAKE = """#!/bin/sh
@@ -65,8 +66,10 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """The folder of a run that has submitted job 12."""
-    folder = tmp_path / "a run"
-    folder.mkdir()
+    folder = tmp_path / ".snakemake/raysweep/a run"
+    folder.mkdir(parents=True)
+    (tmp_path / ".snakemake/incomplete").mkdir()
+    (folder / "outputs.json").write_text(json.dumps({COMMENT: "results/lenet/trials.csv"}))
     append(folder, job="12", what=COMMENT, log="12.log")
     return folder
 
@@ -293,6 +296,7 @@ def test_a_fake_sbatch_gets_the_job_which_will_say_how_it_ended(fakes: Fakes, ru
     ended = subprocess.run(["sh", "-c", script], env=os.environ | {"SLURM_JOB_ID": "13"}, capture_output=True, check=False)
     assert ended.returncode == 3
     assert (run_dir / "13.exit").read_text() == "3\n"
+    assert (run_dir.parents[1] / incomplete_mark("results/lenet/trials.csv")).exists()
     seen = fakes.environment_of("sbatch")
     assert str(BIN) not in seen["PATH"].split(":")
     assert not [name for name in seen if name.startswith("RAYSWEEP")]
@@ -344,12 +348,18 @@ def test_a_fake_sbatch_of_somebody_elses_job_is_called_as_it_is(fakes: Fakes, ru
     assert fakes.calls("sbatch") == ["--parsable --wrap=true"]
 
 
+@pytest.mark.parametrize("output", ["results/lenet/trials.csv", "results/" + "long/" * 150 + "trials.csv"])
+def test_marks_are_where_snakemake_has_them(output: str, tmp_path: Path) -> None:
+    persistence = SimpleNamespace(_fetch_max_len=lambda folder: os.pathconf(tmp_path, "PC_NAME_MAX"))
+    assert str(incomplete_mark(output)) == FilePersistence._record_path(persistence, "incomplete", output)
+
+
 @pytest.mark.parametrize(
-    ("what", "name"),
-    [(COMMENT, "sweep lenet"), ("rule_confirm_wildcards_a_b", "sweep a_b, confirm"), ("rule_check_cluster", "check_cluster")],
+    ("rule", "sweep", "name"),
+    [("run_sweep", "lenet", "sweep lenet"), ("confirm", "a_b", "sweep a_b, confirm"), ("check_cluster", "", "check_cluster")],
 )
-def test_jobs_are_called_what_users_call_them(what: str, name: str) -> None:
-    assert slurm_client.name_of(what) == name
+def test_jobs_are_called_what_users_call_them(rule: str, sweep: str, name: str) -> None:
+    assert slurm_client.name_of(rule, sweep) == name
 
 
 def test_notes_are_lines_of_json(run_dir: Path) -> None:

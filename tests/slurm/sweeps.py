@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,14 @@ def waits(config):
     while not os.path.exists("go"):
         time.sleep(0.1)
     seen(config)
+
+def waits_but_first(config):
+    "The trial that begins first does not wait."
+    try:
+        open("first", "x").close()
+    except FileExistsError:
+        waits(config)
+    tune.report({"score": config["x"]})
 """
 
 
@@ -93,12 +102,22 @@ class SlurmProject(Project):
         path = self.folder / "logs" / "run_sweep" / "s.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def begun(self) -> int:
+        """How many trials have begun to wait."""
+        path = self.folder / "begun"
+        return len(path.read_text().split()) if path.exists() else 0
+
     def job(self) -> str:
         """The job of the sweep, once its trials have begun."""
-        wait_until(lambda: (self.folder / "begun").exists(), f"a trial has begun:\n{self.log()}")
+        wait_until(lambda: self.begun() > 0, f"a trial has begun:\n{self.log()}", 120)
         user = self.cluster.run(["squeue", "--noheader", "--format=%i %Z"]).stdout
         [job] = [line.split()[0] for line in user.splitlines() if line.endswith(str(self.folder))]
         return job
+
+
+def seen(project: SlurmProject) -> list[dict[str, Any]]:
+    """What the trials of a sweep have seen."""
+    return [json.loads(path.read_text()) for path in project.folder.glob("seen-*.json")]
 
 
 @contextlib.contextmanager
@@ -122,3 +141,20 @@ def left_on(cluster: SlurmCluster, uid: int | None = None) -> list[str]:
         for pattern in ("tmp/rs-*", "tmp/ray*", "dev/shm/*", "mnt/*/*"):
             found += [f"{node}: {path}" for path in cluster.node_path(node, "/").glob(pattern)]
     return found
+
+
+def processes_of(cluster: SlurmCluster, job: str) -> dict[int, tuple[str, str]]:
+    """The processes of a job: process id (on this machine, for signals) → node, command line. All of them know the job's id."""
+    found = {}
+    for node in cluster.nodes:
+        for pid, line in cluster.node_processes(node).items():
+            with contextlib.suppress(OSError):  # it ended just now
+                if f"SLURM_JOB_ID={job}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    found[pid] = (node, line)
+    return found
+
+
+def left_of(cluster: SlurmCluster, job: str) -> list[str]:
+    """What is left of a job: its processes, and its files on the nodes' own disks."""
+    found = [f"{node}: {line}" for node, line in processes_of(cluster, job).values()]
+    return found + [f"{node}: {path}" for node in cluster.nodes for path in cluster.node_path(node, "/").glob(f"mnt/*.{job}.0/*")]

@@ -1,4 +1,7 @@
-"""However a sweep on Slurm ends, nothing of it is left, Snakemake ends too and says why, and the same command goes on."""
+"""However a sweep on Slurm ends, nothing of it is left, Snakemake ends too and says why, and the same command goes on.
+
+All ways to end are seen in one run, at the same time, since to bring up a cluster takes longer than to end it.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +9,200 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from slurm.cluster import SlurmCluster, wait_until
-from slurm.sweeps import SlurmProject, files_of, left_on, processes_of
+from slurm.sweeps import SlurmProject, left_of, processes_of
 from sweeping import sweep_of
 
 END_S = 35  # Slurm kills 30 s after it has asked (KillWait)
-# A sweep for each way to end: the program to kill, as its command line has it, and whether it is the one on the first node.
-KILLED = {"driver": ("drive.py", True), "launcher": ("run_sweep.py --", True), "srun": ("srun", True), "agent": ("agent.py", True), "worker": ("agent.py", False)}
+BEGIN_S = 240  # nine sweeps begin at once
+# Of a sweep's job, what is killed: a part of its command line, and on which node.
+KILLED = {
+    "driver": ("/drive.py --job", "node1"),
+    "launcher": ("/run_sweep.py --sweep launcher ", "node1"),
+    "srun": ("srun --overlap", "node1"),
+    "agent": ("/agent.py", "node1"),
+    "worker": ("/agent.py", "node2"),
+}
 
 
-@dataclass(frozen=True)
+class Sweeps(SlurmProject):
+    """Some sweeps of a project on two nodes, run by one Snakemake: name → trainable, minutes."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, sweeps: dict[str, tuple[str, int]]) -> None:
+        super().__init__(cluster, folder)
+        allocation = {"nodes": 2, "cpus_per_node": 1, "gpus_per_node": 0, "mem_mb_per_node": 800}
+        self.configure(
+            sweeps={
+                name: sweep_of(function, num_samples=3, allocation=allocation | {"runtime": runtime}, trial_resources={"cpu": 1, "gpu": 0})
+                for name, (function, runtime) in sweeps.items()
+            }
+        )
+        self.jobs: dict[str, str] = {}
+        self.process = self.begin(*sweeps)
+
+    def begin(self, *sweeps: str) -> subprocess.Popen[str]:
+        return self.cluster.popen(self.command(*(f"results/{name}/best.yaml" for name in sweeps)), cwd=self.folder)
+
+    def wait_for_job(self, name: str) -> None:
+        def listed() -> list[str]:
+            jobs = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i %k"]).stdout
+            return re.findall(rf"^(\d+) rule_run_sweep_wildcards_{name} in {re.escape(str(self.folder))}/", jobs, re.M)
+
+        wait_until(lambda: listed() != [], f"the job of {name} is submitted")
+        [self.jobs[name]] = listed()
+
+    def wait_for_trials(self, name: str) -> None:
+        """Until trials run on both nodes."""
+        log = self.folder / "logs" / "run_sweep" / f"{name}.log"
+        running = lambda: sum(trial.status == "RUNNING" for trial in self.record(name).trials.values())  # noqa: E731
+        wait_until(lambda: running() == 2, f"the trials of {name} run: {log.exists() and log.read_text()}", BEGIN_S)
+
+    def kill(self, name: str) -> None:
+        """What is in KILLED. The command lines of `srun` and of Ray's raylet have the agent's on them too, or one like it."""
+        what, node = KILLED[name]
+        found = {
+            pid: line
+            for pid, (where, line) in processes_of(self.cluster, self.jobs[name]).items()
+            if where == node and what in line and "/raylet" not in line and (name == "srun" or "srun --" not in line)
+        }
+        assert found, f"{name}: there is nothing to kill"
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    def said(self) -> list[str]:
+        self.output, _ = self.process.communicate(timeout=200)
+        return self.output.splitlines()
+
+
+@dataclass
 class Ends:
-    """What was seen of a project's sweeps that ended: Snakemake's exit code and words, and of each sweep its job and what it left."""
+    """What was seen: of each sweep its job, what was left of that after END_S, and of each Snakemake its exit code and its lines."""
 
-    project: SlurmProject
-    code: int
-    said: str
-    jobs: dict[str, str]
+    failing: Sweeps
+    whole: Sweeps
+    interrupted: Sweeps
+    left: dict[str, list[str]] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> dict[str, str]:
+        return self.failing.jobs | self.whole.jobs | self.interrupted.jobs
+
+    @property
+    def projects(self) -> dict[str, Sweeps]:
+        return {"failing": self.failing, "whole": self.whole, "interrupted": self.interrupted}
 
 
-def sweeps(project: SlurmProject, runtimes: dict[str, int], function: str = "waits") -> None:
-    allocation = {"nodes": 2, "cpus_per_node": 1, "gpus_per_node": 0, "mem_mb_per_node": 1000}
-    project.configure(
-        sweeps={name: sweep_of(function, num_samples=3, allocation=allocation | {"runtime": runtime}) for name, runtime in runtimes.items()}
+@pytest.fixture(scope="module")
+def ends(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
+    base = tmp_path_factory.mktemp("ends")
+    ways = {"limit": ("waits", 1), "cancelled": ("waits_but_first", 10)}
+    ways |= dict.fromkeys(("driver", "launcher", "srun", "agent"), ("waits", 10))
+    ends = Ends(
+        Sweeps(slurm, base / "they fail", ways),
+        Sweeps(slurm, base / "they end well", {"success": ("waits", 10), "worker": ("waits", 10)}),
+        Sweeps(slurm, base / "is interrupted", {"interrupted": ("waits", 10)}),
     )
+    try:
+        for project in ends.projects.values():
+            for name in project.config()["sweeps"]:
+                project.wait_for_job(name)
+                if name != "limit":  # its time may be over before
+                    project.wait_for_trials(name)
+        for name in ("driver", "launcher", "srun", "agent"):
+            ends.failing.kill(name)
+        ends.whole.kill("worker")
+        slurm.run(["scancel", ends.jobs["cancelled"]])
+        os.killpg(ends.interrupted.process.pid, signal.SIGINT)
+        (ends.whole.folder / "go").touch()
+        see_the_end(slurm, ends)
+        ends.lines = {name: project.said() for name, project in ends.projects.items()}
+        yield ends
+    finally:
+        for job in ends.jobs.values():
+            slurm.run(["scancel", job], check=False)
+        for project in ends.projects.values():
+            project.process.kill()
+            project.process.communicate()
+        # Nobody was left to remove what a killed agent had on its node's disk: the site does, and so does the next agent in that folder.
+        for name in ("agent", "worker"):
+            slurm.run(["sh", "-c", f"rm -rf /mnt/*.{ends.jobs.get(name)}.0/rs-*"], node=KILLED[name][1])
 
 
-def start(project: SlurmProject) -> subprocess.Popen[str]:
-    targets = [f"results/{name}/best.yaml" for name in project.config()["sweeps"]]
-    return project.cluster.popen(project.command(*targets), cwd=project.folder)
+def see_the_end(slurm: SlurmCluster, ends: Ends) -> None:
+    """Note what is left of each job END_S after it was ended."""
+    began = dict.fromkeys(ends.jobs, time.monotonic())
+    while waiting := began.keys() - ends.left.keys():
+        for name in waiting:
+            job = ends.jobs[name]
+            if name == "limit" and slurm.job_state(job) == "RUNNING":  # limits are enforced when Slurm comes to it
+                began[name] = time.monotonic()
+            elif not (left := left_of(slurm, job)) or time.monotonic() - began[name] > END_S:
+                ends.left[name] = left
+        time.sleep(0.2)
 
 
-def jobs_of(project: SlurmProject) -> dict[str, str]:
-    """The job of each sweep, once its trials run on both nodes."""
-    names = list(project.config()["sweeps"])
-    for name in names:
-        wait_until(lambda: running(project, name) == 2, f"the trials of {name} run", 240)  # noqa: B023
-    listed = project.cluster.run(["squeue", "--noheader", "--format=%i %k"]).stdout
-    return {name: re.search(rf"^(\d+) rule_run_sweep_wildcards_{name} in {re.escape(str(project.folder))}/", listed, re.M)[1] for name in names}
+@pytest.mark.parametrize("name", ["success", "limit", "cancelled", "interrupted", "driver", "launcher", "srun"])
+def test_no_process_and_no_file_is_left_on_any_node(ends: Ends, name: str) -> None:
+    assert ends.left[name] == []
 
 
-def running(project: SlurmProject, name: str) -> int:
-    return sum(trial.status == "RUNNING" for trial in project.record(name).trials.values())
+@pytest.mark.parametrize("name", ["agent", "worker"])
+def test_of_a_node_whose_agent_was_killed_no_process_is_left(ends: Ends, name: str) -> None:
+    assert [line for line in ends.left[name] if "/rs-" not in line or " " in line.split(": ", 1)[1]] == []
+
+
+def test_snakemake_says_of_each_sweep_how_it_ended(ends: Ends) -> None:
+    assert ends.failing.process.returncode == 1
+    jobs, folder = ends.jobs, ends.failing.folder
+    assert [line for line in ends.lines["failing"] if line.startswith("Error: ")] == [
+        "Error: sweep agent: node1: its agent ended: srun: error: node1: task 0: Killed.",
+        f"Error: sweep cancelled: job {jobs['cancelled']} was cancelled. Run the same command again to go on.",
+        "Error: sweep driver: the driver was killed (signal 9): see logs/run_sweep/driver.log. Run the same command again to go on.",
+        f"Error: sweep launcher: job {jobs['launcher']} failed: see logs/run_sweep/launcher.log and"
+        f" {folder}/logs/slurm/rule_run_sweep/launcher/{jobs['launcher']}.log.",
+        f"Error: sweep limit: job {jobs['limit']} reached its time limit. Run the same command again to go on. Change"
+        " sweeps.limit.allocation.runtime (now 1 minutes), or slurm_partition (now empty) in cluster/config.yaml, to need fewer jobs.",
+        "Error: sweep srun: the agents went away: srun was killed (signal 9).",
+    ]
+
+
+def test_the_log_of_the_rule_says_what_slurm_did(ends: Ends) -> None:
+    log = (ends.failing.folder / "logs/run_sweep/cancelled.log").read_text()
+    assert f"Slurm job {ends.jobs['cancelled']} was cancelled or preempted. What is finished is in the record" in log
+
+
+def test_a_ctrl_c_cancels_the_job_and_is_no_fault(ends: Ends) -> None:
+    assert ends.interrupted.process.returncode == 1
+    assert not [line for line in ends.lines["interrupted"] if line.startswith("Error: ") or "Traceback" in line]
+
+
+def test_a_sweep_outlives_the_agent_of_another_node(ends: Ends) -> None:
+    assert ends.whole.process.returncode == 0, "\n".join(ends.lines["whole"])
+    for name in ("success", "worker"):
+        assert {trial["status"] for trial in ends.whole.trials(name)} == {"TERMINATED"}
+    log = (ends.whole.folder / "logs/run_sweep/worker.log").read_text()
+    assert "node2 is lost: its agent ended: srun: error: node2: task 1: Killed. The sweep goes on without it." in log
+
+
+def test_the_same_command_goes_on(ends: Ends) -> None:
+    before = {name: ends.failing.record(name).trials for name in ("cancelled", "agent")}
+    assert [trial.finished for trial in before["cancelled"].values()].count(True) == 1
+    (ends.failing.folder / "go").touch()
+    again = ends.failing.begin(*before)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    for name, trials in before.items():
+        after = ends.failing.record(name).trials
+        assert [trial.status for trial in after.values()] == ["TERMINATED"] * 3
+        for trial_id, trial in trials.items():
+            assert after[trial_id].config == trial.config
+            if trial.finished:
+                assert after[trial_id].attempts == trial.attempts, "it was not run again"

@@ -80,6 +80,7 @@ def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: 
     code, lines = workflow.run()
     assert code == 0, "\n".join(lines)
     assert len(workflow.jobs()) == len(before) + 2  # what the first job made may be of another config
+    assert list((workflow.folder / ".snakemake/incomplete").iterdir()) == []
     assert (workflow.folder / "results/a").read_text().startswith("node")
     assert (workflow.folder / "reported_on").read_text() == "login\n"
 
@@ -88,6 +89,7 @@ def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, tmp_path: Path) -> None:
     workflow = Workflow(slurm, tmp_path / "a project", WAIT)
     process = workflow.start()
     job = workflow.running_job()
+    assert slurm.run(["squeue", "--noheader", f"--jobs={job}", "--format=%C"]).stdout.strip() == "10"  # whatever `local-cores` says
     os.killpg(process.pid, signal.SIGINT)
     code, lines = ended(process)
     assert code == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm.cluster import SlurmCluster, wait_until
-from slurm.sweeps import SlurmProject, project_on
+from slurm.sweeps import SlurmProject, project_on, seen
 
 # The GPUs of the test cluster are symbolic links to /dev/null, which Slurm counts and hands out. The driver's program has to agree.
 NVIDIA_SMI = """#!/bin/sh
@@ -41,10 +41,6 @@ def gpus(project: SlurmProject, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def seen(project: SlurmProject) -> list[dict[str, object]]:
-    return [json.loads(path.read_text()) for path in project.folder.glob("seen-*.json")]
-
-
 def test_twenty_trials_ten_at_a_time_share_the_one_gpu_of_six_cpus_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
     project.sweep("crowds", gpus=1, num_samples=20, trial_resources={"cpu": 0.5, "gpu": 0.1})
     run = project.best()
@@ -71,7 +67,7 @@ def test_two_nodes_are_one_cluster_and_the_job_says_how_it_came_up_with_a_made_u
     facts = seen(project)
     assert {fact["host"] for fact in facts} == {"node1", "node2"}
     assert {fact["nodes"] for fact in facts} == {2}
-    assert {(fact["total"]["CPU"], fact["total"]["GPU"]) for fact in facts} == {(12, 2)}  # type: ignore[index]
+    assert {(fact["total"]["CPU"], fact["total"]["GPU"]) for fact in facts} == {(12, 2)}
     assert {trial["node"] for trial in project.trials("s")} == {"node1", "node2"}
     assert re.search(
         r"Ray is up on 2 of 2 nodes after [\d.]+ s: 12 CPUs, 2 GPUs \(start of the job \d+ s, environment [\d.]+ s, head [\d.]+ s, workers [\d.]+ s\)",
@@ -84,12 +80,12 @@ def test_three_nodes_without_gpus_and_what_set_resources_gives_counts(project: S
     project.best("--set-threads", "run_sweep=4", "--set-resources", "run_sweep:mem_mb=3000")
     facts = seen(project)
     assert {fact["nodes"] for fact in facts} == {3}
-    assert {fact["total"]["CPU"] for fact in facts} == {12}  # type: ignore[index]
-    assert {fact["total"]["GPU"] for fact in facts} == {0}  # type: ignore[index]
-    assert {fact["total"]["memory"] + fact["total"]["object_store_memory"] for fact in facts} == {3 * 3000 * 2**20}  # type: ignore[index]
+    assert {fact["total"]["CPU"] for fact in facts} == {12}
+    assert {fact["total"]["GPU"] for fact in facts} == {0}
+    assert {fact["total"]["memory"] + fact["total"]["object_store_memory"] for fact in facts} == {3 * 3000 * 2**20}
     # Trials without a GPU see none, and nothing that would make a library take itself for one task of many.
     assert {fact["cuda"] for fact in facts} == {""}
-    assert {tuple(fact["slurm"]) for fact in facts} <= {("SLURM_CONF", "SLURM_JOB_ID", "SLURM_TMPDIR"), ("SLURM_JOB_ID", "SLURM_TMPDIR")}  # type: ignore[arg-type]
+    assert {tuple(fact["slurm"]) for fact in facts} <= {("SLURM_CONF", "SLURM_JOB_ID", "SLURM_TMPDIR"), ("SLURM_JOB_ID", "SLURM_TMPDIR")}
     # What trials write for the moment lies on the node's own disk, and goes with the job.
     assert all(str(fact["tmp"]).startswith("/mnt/") for fact in facts)
 
@@ -124,7 +120,7 @@ def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProje
     done = project.cluster.run([*around, *project.command("results/s/best.yaml")], cwd=project.folder)
     assert "has been submitted with SLURM jobid" in done.stdout + done.stderr
     [fact] = seen(project)
-    assert fact["total"]["CPU"] == 6  # type: ignore[index]
+    assert fact["total"]["CPU"] == 6
 
 
 def test_confirm_and_report_follow_on_one_node(project: SlurmProject) -> None:

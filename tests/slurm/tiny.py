@@ -24,7 +24,7 @@ if workflow.is_main_process:
 onstart:
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"))
+        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"), workflow.dag.needrun_jobs())
 
 
 onerror:

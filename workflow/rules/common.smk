@@ -64,7 +64,7 @@ onstart:
         write_yaml(config_file(sweep), config_of(sweep))
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(Path(workflow.basedir) / "cluster" / "bin", STATE)
+        RUN.use_slurm(Path(workflow.basedir) / "cluster" / "bin", STATE, workflow.dag.needrun_jobs())
 
 
 onerror:
@@ -92,3 +92,10 @@ def staged(sweep, *splits):
         return []
     arrays = [DATA / dataset / split / f"{kind}.npy" for split in splits for kind in ("images", "labels")]
     return [DATA / dataset / "manifest.yaml", *arrays]
+
+
+def only_on_slurm(wildcards):
+    """Nothing; ends Snakemake where there is no cluster to look at."""
+    if not (workflow.non_local_exec or workflow.remote_exec or workflow.dryrun):
+        sys.exit("Error: check_cluster looks at a cluster: run it with --executor slurm --profile cluster")
+    return []

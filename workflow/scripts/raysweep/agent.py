@@ -57,6 +57,9 @@ GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after it has
 LONGEST_TEMP_DIR = 43
 # Ray turns 127.0.0.1 into an address that the network can reach; the other loopback addresses, which Linux has, it takes as they are.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+# Ray's command line. Where grpc is installed, as many libraries have it, a head also serves remote clients, on a port that is the same for
+# all heads of a machine: 0 is refused, so Ray is to think that grpc is not there.
+RAY = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
 OBJECT_STORE_SHARE = 0.1
 LEAST_OBJECT_STORE_MB = 100
 
@@ -236,7 +239,7 @@ def start_command(
         role = ["--head", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     return environment.command(
         [
-            *("-m", "ray.scripts.scripts", "start", "--block", *role),
+            *("-c", RAY, "start", "--block", *role),
             f"--node-ip-address={own}",
             f"--node-name={node.name}",
             "--min-worker-port=0",

@@ -138,6 +138,13 @@ class Task:
         )
 
 
+def ended_tasks(line: str) -> list[int]:
+    """The tasks of which srun says that they have failed, as in `srun: error: node[2-3]: tasks 1-2: Exited with exit code 2`."""
+    told = re.match(r"srun: error: \S+: tasks? ([\d,-]+): ", line)
+    spans = [span.split("-") for span in told[1].split(",")] if told else []
+    return [rank for span in spans for rank in range(int(span[0]), int(span[-1]) + 1)]
+
+
 def without_slurm(env: dict[str, str]) -> dict[str, str]:
     """An environment for programs of the user's: libraries that see a job step's variables take themselves for one task of many."""
     kept = ("SLURM_JOB_ID", "SLURM_TMPDIR", "SLURM_CONF")

@@ -25,7 +25,7 @@ WHO = "controller.json"
 # What of the config or the profile Slurm means, by what it says: sbatch's refusals (slurm_errno.c), and reasons of jobs that wait (slurm.h).
 MEANT = (
     (r"Unable to contact|connect failure|timed out|squeue does not answer", "slurm"),
-    (r"No such file or directory: '(sinfo|sbatch|scontrol)'", "machine"),
+    (r"No such file or directory: '(sinfo|sbatch|sacctmgr|sshare)'", "machine"),
     (r"violates accounting|AccountingPolicy|^(Assoc|QOS)(Max|Min)", "limits"),
     (r"(?i)\baccount\b|InvalidAccount|AccountNotAllowed", "account"),
     (r"(?i)\bqos\b|InvalidQOS|QOSNotAllowed", "qos"),
@@ -37,6 +37,11 @@ MEANT = (
 )
 
 
+def what_of(job: Any) -> str:
+    """What the Slurm plugin calls one of Snakemake's jobs."""
+    return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")
+
+
 @dataclass(frozen=True)
 class Failed:
     """A job that failed, as Snakemake knows it: its rule, its sweep ("" where it has none), its log, its resources."""
@@ -45,11 +50,6 @@ class Failed:
     sweep: str
     log: Path
     resources: dict[str, Any]
-
-    @property
-    def what(self) -> str:
-        """What the Slurm plugin calls it."""
-        return f"rule_{self.rule}" + (f"_wildcards_{self.sweep}" if self.sweep else "")
 
     def to_change(self, said: str) -> str:
         """What to do about something that Slurm said."""
@@ -92,7 +92,7 @@ class Run:
             if words := other.at_work():
                 print(words, file=sys.stderr)
         if holders and not any(other.at_work() for other in holders) and holders[0].take_away():
-            shutil.rmtree(self.locks_dir)
+            shutil.rmtree(self.locks_dir, ignore_errors=True)  # another's end removes the folder as well
         for other in others:
             if not other.at_work():
                 other.take_away()
@@ -107,8 +107,10 @@ class Run:
         os.environ[slurm_client.RUN_DIR] = str(self.dir)  # by which the next one knows what this one has started
         self.log_sizes = {path: path.stat().st_size for path in self.logs_dir.rglob("*.log")}
 
-    def use_slurm(self, bin_dir: Path, state_dir: Path) -> None:
-        """Put our `squeue`, `sacct` and `sbatch` between the Slurm plugin and Slurm, see slurm_client.py."""
+    def use_slurm(self, bin_dir: Path, state_dir: Path, jobs: Iterable[Any]) -> None:
+        """Put our `squeue`, `sacct` and `sbatch` between the Slurm plugin and Slurm, see slurm_client.py. `jobs` are Snakemake's, before they run."""
+        outputs = {what_of(job): str(job.output[0]) for job in jobs if job.output}
+        (self.dir / slurm_client.OUTPUTS).write_text(json.dumps(outputs), encoding="utf-8")
         os.environ |= {
             slurm_client.STATE_DIR: str(state_dir.resolve()),
             slurm_client.PYTHON: sys.executable,
@@ -123,17 +125,17 @@ class Run:
         lines = []
         for job in jobs:
             failed = Failed(job.rule.name, "_".join(job.wildcards), Path(next(iter(job.log), os.devnull)), dict(job.resources))
-            lines.append(f"Error: {self.why(failed, last.get(failed.what), said)}.\n")
-            # Snakemake has noted that its outputs would be those of this config. They may yet come from the job of an earlier one.
-            job.register()
+            lines.append(f"Error: {self.why(failed, last.get(what_of(job)), said)}.\n")
         atexit.register(sys.stderr.write, "".join(dict.fromkeys(sorted(lines))))
 
     def why(self, failed: Failed, note: dict[str, Any] | None, said: str) -> str:
         """Why a job failed, and what to do, by the last that is known of it."""
-        name = slurm_client.name_of(failed.what)
+        name = slurm_client.name_of(failed.rule, failed.sweep)
         if note is None:  # it was not even submitted: the plugin has something against it
             found = re.findall(rf"Exception in run_job for rule {failed.rule}: (.*?)(?:\nTraceback|\n\[|\Z)", said, re.DOTALL)
-            text = " ".join(found[-1].split()).rstrip(".") if found else "Snakemake says why above"
+            if not found:
+                return f"{name}: the job was not submitted: Snakemake says why above"
+            text = " ".join(found[-1].split()).rstrip(".")
             return f"{name}: the job was not submitted: {text}. {failed.to_change(text)}"
         if "refused" in note:
             text = "; ".join(
@@ -203,17 +205,17 @@ class Other:
                 " `snakemake --unlock`, then the same command again."
             )
         # Its jobs on this machine outlive a Snakemake that was killed, and a sweep has one record.
-        if left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self.is_of_it(pid)]:
+        if left := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self.is_environment(path)]:
             return (
-                f"A Snakemake that was killed has left processes at work in this folder: {' '.join(map(str, left))}. Wait for their end, or end"
-                f" them with `kill {' '.join(map(str, left))}`, then the same command again."
+                f"A Snakemake that was killed has left processes at work in this folder: {' '.join(left)}. Wait for their end, or end them"
+                f" with `kill {' '.join(left)}`, then the same command again."
             )
         return None
 
-    def is_of_it(self, pid: int) -> bool:
-        """Whether it started a process, by the process's environment."""
+    def is_environment(self, path: Path) -> bool:
+        """Whether this is the environment of a process that it started."""
         try:
-            return f"{slurm_client.RUN_DIR}={self.folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return f"{slurm_client.RUN_DIR}={self.folder}".encode() in path.read_bytes().split(b"\0")
         except OSError:  # it has just ended, or is another user's
             return False
 

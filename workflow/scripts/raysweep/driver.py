@@ -2,7 +2,7 @@
 
 It gets a job, a map that the launcher wrote as JSON:
 
-    purpose      "search" or "confirm"
+    purpose      "search" or "confirm"; or "check", which only looks at the nodes (probe_ray.py) and has a map of its own
     name, sweep  the sweep's name and its section of the validated config
     header       what the record's session says of the sweep (identity, versions, …)
     root         folder in which Snakemake was started
@@ -94,7 +94,12 @@ def drive(job: dict[str, Any]) -> None:
     while len(names_of_nodes()) < job["min_nodes"]:
         time.sleep(0.1)  # the launcher ends this process when they do not come
     try:
-        run_tune(job)
+        if job["purpose"] == "check":
+            from .probe_ray import look_through_ray
+
+            look_through_ray(job)
+        else:
+            run_tune(job)
     finally:
         ray.shutdown()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .agent import GRACE_S, TICK_S, ended_by_signals
-from .allocation import Allocation
+from .allocation import Allocation, ended_tasks
 from .errors import RaysweepError, WorldError
 from .sources import SCRIPTS_DIR
 
@@ -52,6 +52,7 @@ class Launcher:
     def agents(self) -> Iterator[None]:
         """Start them; end them. A session of their own keeps a Ctrl-C in the terminal from them: they end when their input does."""
         command = self.allocation.command([sys.executable, str(SCRIPTS_DIR / "agent.py")])
+        self.program = "srun" if self.allocation.job_id else "the agent"
         pipe = subprocess.PIPE
         try:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -93,6 +94,10 @@ class Launcher:
             if line.startswith(("srun: error", "slurmstepd")):
                 logger.debug("%s", line.strip())
                 self.last_words.append(line.strip())
+            for rank in ended_tasks(line):  # it could not say so itself
+                self.messages.put(
+                    {"node": self.names[rank], "event": "failed", "why": f"its agent ended: {' | '.join(self.last_words[-3:])}"}
+                )
 
     def say(self, message: dict[str, Any]) -> None:
         assert self.process.stdin
@@ -113,8 +118,7 @@ class Launcher:
                 if not self.ready and time.monotonic() - self.began > BRING_UP_DEADLINE_S:
                     raise WorldError(f"{self.missing()} within {BRING_UP_DEADLINE_S} s")
                 if message is None:
-                    words = " | ".join(self.last_words[-3:]) or "they said nothing"
-                    raise WorldError(f"{self.missing()}: the agents ended with exit code {self.process.wait()}: {words}")
+                    raise WorldError(f"{self.missing()}: {self.end()}")
                 if message and (code := self.heard(**message)) is not None:
                     return code
 
@@ -142,6 +146,8 @@ class Launcher:
 
     def failed(self, node: str, why: str) -> None:
         """A node that will not come, or is lost, ends the run unless enough others are left."""
+        if node in self.lost:
+            return
         self.lost[node] = why
         if node == self.names[0] or len(self.names) - len(self.lost) < (1 if self.ready else self.min_nodes):
             raise WorldError(f"{node}: {why}" if self.allocation.job_id else why)
@@ -152,6 +158,12 @@ class Launcher:
         late = [name for name in self.names if self.stages[name] not in ("head", "worker") and name not in self.lost]
         stages = [f"{name} ({(STAGES_OF_HEAD if name == self.names[0] else STAGES)[self.stages[name]]})" for name in late]
         return f"not up: {', '.join(stages)}" if late else "the agents went away"
+
+    def end(self) -> str:
+        """How the program that carries the agents has ended."""
+        if (code := self.process.wait()) < 0:
+            return f"{self.program} was killed (signal {-code})"
+        return f"{self.program} ended with exit code {code}: {' | '.join(self.last_words[-3:]) or 'it said nothing'}"
 
     def summary(self, up: list[str], elapsed_s: float) -> str:
         """How long it took from the job's start, stage by stage."""

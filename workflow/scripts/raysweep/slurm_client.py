@@ -10,6 +10,7 @@ words that the plugin knows. What a run submitted and has learned of it stands i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -28,6 +29,7 @@ STATE_DIR = "RAYSWEEP_STATE_DIR"  # where its sweeps keep their records
 PYTHON = "RAYSWEEP_PYTHON"  # what runs this file
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON)
 NOTES = "notes.jsonl"
+OUTPUTS = "outputs.json"  # of each job that may be submitted (what → one of them)
 
 STARTED = time.monotonic()
 DEADLINE_S = 50  # of all questions to Slurm together; the plugin waits 60 s for an answer
@@ -55,12 +57,19 @@ def append(run_dir: Path, **note: Any) -> None:
         stream.write(json.dumps(note).encode() + b"\n")
 
 
+def text_of(path: Path) -> str:
+    """What a file holds; nothing where it is not there or the file system is in trouble, which is to cost no answer either."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def read_notes(run_dir: Path) -> tuple[Notes, Notes]:
     """What a run knows: of its jobs (id → what, log, state, reason, missing_since, hopeless), and of what was refused (what → refused, by_us)."""
     jobs: Notes = {}
     refused: Notes = {}
-    path = run_dir / NOTES
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in text_of(run_dir / NOTES).splitlines():
         try:
             note = json.loads(line)
         except ValueError:  # the disk was full
@@ -105,8 +114,7 @@ def accounted_states(jobs: list[str]) -> dict[str, str]:
 
 def exit_code(run_dir: Path, job: str) -> str:
     """What the job wrote when it ended, see `submit`; nothing where it was killed or did not end."""
-    path = run_dir / f"{job}.exit"
-    return path.read_text().strip() if path.exists() else ""
+    return text_of(run_dir / f"{job}.exit").strip()
 
 
 def forgotten(run_dir: Path, job: str, before: dict[str, Any], accounted: str | None) -> dict[str, Any]:
@@ -162,9 +170,8 @@ def option(arguments: list[str], *names: str) -> str:
     raise ValueError(f"none of {names} in {arguments}")
 
 
-def name_of(what: str) -> str:
-    """What the plugin calls `rule_run_sweep_wildcards_lenet`, as a user would say it."""
-    rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
+def name_of(rule: str, sweep: str) -> str:
+    """A job as a user would call it."""
     if not sweep:
         return rule
     return f"sweep {sweep}" if rule == "run_sweep" else f"sweep {sweep}, {rule}"
@@ -172,22 +179,40 @@ def name_of(what: str) -> str:
 
 def refusal_of_second(what: str, comment: str) -> str | None:
     """Why a job may not be submitted: another of the same rule and sweep, of a Snakemake that died perhaps, is still there."""
+    rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
     answer = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%k")
     if answer is None:
-        return (
-            f"{name_of(what)}: squeue does not answer, so that it cannot be seen whether a job of an earlier run is still there. Try again"
-        )
+        return f"{name_of(rule, sweep)}: squeue does not answer, so that it cannot be seen whether a job of an earlier run is still there. Try again"
     for job, state, other in columns(answer, 3):
         if other == comment:
             return (
-                f"{name_of(what)}: its job {job} of an earlier run is still there ({state}), so no second one is started. Wait for its end"
+                f"{name_of(rule, sweep)}: its job {job} of an earlier run is still there ({state}), so no second one is started. Wait for its end"
                 f" (`make watch` follows it) and run the same command again, or end it with `scancel {job}`"
             )
     return None
 
 
+def incomplete_mark(output: str) -> Path:
+    """Where in .snakemake Snakemake (9.27) marks an output as not complete."""
+    name = base64.urlsafe_b64encode(output.encode()).decode()
+    *folders, last = [name[start : start + 254] for start in range(0, len(name), 254)]
+    return Path("incomplete", *(f"@{folder}" for folder in folders), last)
+
+
+def ending(run_dir: Path, what: str) -> str:
+    """What a job does last: it says how it ended, by which alone a job can be judged that slurmctld has forgotten and accounting does not know.
+
+    And it marks its outputs as incomplete again. Snakemake's part in the job takes the mark away, which the Snakemake that submitted it shall
+    do when it has seen the job's end and noted what the outputs were made from. Where that one has died, the next one has them made again.
+    """
+    outputs = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8"))
+    mark = shlex.quote(str(run_dir.parents[1] / incomplete_mark(outputs[what])))
+    said = f'{shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit'  # the folder is gone where that Snakemake has ended
+    return f'\ncode=$?\n{{ echo \'{{}}\' > {mark}; echo "$code" > {said}; }} 2> /dev/null\nexit "$code"'
+
+
 def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
-    """Submit a job of the plugin's and note its id, or why there is none. The job will say by itself how it ended."""
+    """Submit a job of the plugin's and note its id, or why there is none."""
     what = option(arguments, "--comment")
     # The sweep's folder is part of its name: two configs may have a sweep of one name each.
     comment = f"{what} in {os.environ[STATE_DIR]}"
@@ -197,9 +222,7 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
         return 1
     own = [sbatch, *arguments]
     own[own.index("--comment") + 1] = comment
-    # A job that slurmctld has forgotten without accounting can be judged by this alone. The folder is gone where its Snakemake has ended.
-    ending = f'\ncode=$?\n{{ echo "$code" > {shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit; }} 2> /dev/null\nexit "$code"'
-    own = [argument + ending if argument.startswith("--wrap=") else argument for argument in own]
+    own = [argument + ending(run_dir, what) if argument.startswith("--wrap=") else argument for argument in own]
     env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
     run = subprocess.run(own, capture_output=True, text=True, check=False, env=env)
     sys.stderr.write(run.stderr)

@@ -1,0 +1,80 @@
+# in:  the config, the profile, the node environment
+# out: a table, printed. Nothing is kept, so it is made anew whenever it is asked for: snakemake check_cluster --executor slurm --profile cluster
+import json
+import time
+
+CHECK = STATE / ".check"
+RESOURCES = ("slurm_account", "slurm_partition", "qos", "constraint")  # what the profile may set for all jobs
+# The nodes are looked at in a job of this sweep's shape.
+ALLOCATIONS = {sweep: section["allocation"] for sweep, section in SWEEPS.items()}
+LARGEST = max(ALLOCATIONS.values(), key=lambda one: (one["nodes"], one["gpus_per_node"], one["cpus_per_node"]))
+CHECK_MINUTES = min(20, minutes(LARGEST["runtime"]))  # a bring-up is given 15
+
+
+# What Slurm says of the sweeps, before a job is submitted.
+rule check_login:
+    input:
+        only_on_slurm,
+    output:
+        CHECK / "login.json",
+    log:
+        LOGS / "check_cluster" / "login.log",
+    localrule: True
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "check_cluster.py",
+        allocations=json.dumps(ALLOCATIONS),
+        resources=lambda w, resources: json.dumps({key: str(resources[key]) for key in RESOURCES if key in resources.keys()}),
+        # What a run left that did not come to its end is never taken for new.
+        asked=time.time(),
+    shell:
+        "{params.interpreter:q} {params.script:q} login"
+        " --allocations {params.allocations:q}"
+        " --resources {params.resources:q}"
+        " --output {output:q}"
+        " --log {log:q}"
+
+
+# The nodes of one job, and a Ray cluster on them.
+rule check_nodes:
+    input:
+        login=rules.check_login.output[0],
+        env=ENV / "env.yaml",
+    output:
+        CHECK / "nodes.json",
+    log:
+        LOGS / "check_cluster" / "nodes.log",
+    threads: LARGEST["cpus_per_node"]
+    resources:
+        mpi="",
+        nodes=LARGEST["nodes"],
+        tasks=LARGEST["nodes"],
+        mem_mb=LARGEST["mem_mb_per_node"],
+        runtime=CHECK_MINUTES,
+        slurm_extra=slurm_extra(LARGEST, CHECK_MINUTES),
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "check_cluster.py",
+        env_dir=ENV,
+        cache_dir=["--cache-dir", config["env"]["cache_dir"]] if config["env"]["cache_dir"] else [],
+    shell:
+        "{params.interpreter:q} {params.script:q} nodes"
+        " --env-dir {params.env_dir:q}"
+        " {params.cache_dir:q}"
+        " --output {output:q}"
+        " --log {log:q}"
+
+
+# Run this first on a new cluster: what is ok there, what is not, and what to do.
+rule check_cluster:
+    input:
+        login=rules.check_login.output[0],
+        nodes=rules.check_nodes.output[0],
+    log:
+        LOGS / "check_cluster" / "table.log",
+    localrule: True
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "check_cluster.py",
+    shell:
+        "{params.interpreter:q} {params.script:q} table" " --inputs {input:q}" " --log {log:q}"

@@ -1,0 +1,39 @@
+"""Entry point of the rules of check_cluster: `login` looks at Slurm, `nodes` at the nodes of the job that it runs in, `table` prints what both found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from raysweep.check_cluster import run_login, run_nodes, run_table
+from raysweep.errors import run_entry_point, set_up_logging
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    login = stages.add_parser("login")
+    login.add_argument("--allocations", type=json.loads, required=True, help="JSON: sweep → its allocation")
+    login.add_argument("--resources", type=json.loads, required=True, help="JSON: slurm_account and the like, as the profile sets them")
+    login.add_argument("--output", type=Path, required=True)
+    nodes = stages.add_parser("nodes")
+    nodes.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
+    nodes.add_argument("--cache-dir", help="env.cache_dir of the config")
+    nodes.add_argument("--output", type=Path, required=True)
+    table = stages.add_parser("table")
+    table.add_argument("--inputs", type=Path, nargs="+", required=True, help="what the others have written")
+    for stage in (login, nodes, table):
+        stage.add_argument("--log", type=Path, required=True)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    if args.stage == "login":
+        run_login(args.allocations, args.resources, args.output)
+    elif args.stage == "nodes":
+        run_nodes(args.env_dir, args.cache_dir, args.output, args.log)
+    else:
+        run_table(args.inputs)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
