@@ -99,6 +99,12 @@ def test_of_several_configfiles_the_later_is_the_stronger(checkout: Project) -> 
     assert done.stderr == "Error: more.yaml: sweeps.demo.num_samples: 0 is not allowed: a whole number, at least 1\n"
 
 
+@pytest.mark.parametrize("settings", ["alliance", "no-network", "plain-slurm"])
+def test_ready_made_settings_complete_a_users_own_file(checkout: Project, settings: str) -> None:
+    checkout.write_config({"datasets": {"cifar10": {}}, "sweeps": {"mine": checkout.read_config()["sweeps"]["lenet"]}}, "my.yaml")
+    assert rules(checkout, "--configfile", "my.yaml", f"config/{settings}.yaml") == ALL_RULES
+
+
 def test_a_dry_run_needs_none_of_torch_ray_and_matplotlib(checkout: Project) -> None:
     code = "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'ray', 'optuna', 'matplotlib']))\n"
     code += "from snakemake.cli import main; main(['-n', '--quiet', 'all'])"

@@ -59,6 +59,19 @@ def test_an_account_that_does_not_exist_is_the_last_line(start_slurm: Factory) -
     assert code == 0
 
 
+def test_a_job_for_which_no_nodes_are_free_in_time_is_given_up(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """With what `max_wait: 1` asks for, see test_allocation.py."""
+    workflow = Workflow(slurm, tmp_path / "a project", "true")
+    others = slurm.sbatch("--nodes=3", "--exclusive", "--wrap=sleep 600")
+    try:
+        code, lines = workflow.run("--config", "runtime=1", "options=--deadline=now+2minutes")
+    finally:
+        slurm.run(["scancel", others])
+    assert code == 1
+    assert lines[-1].startswith("Error: sweep a: no nodes were free for job ")
+    assert "within allocation.max_wait. Change sweeps.a.allocation (nodes, " in lines[-1]
+
+
 def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: SlurmCluster, tmp_path: Path) -> None:
     workflow = Workflow(slurm, tmp_path / "a project", WAIT)
     before = workflow.jobs()

@@ -51,7 +51,7 @@ rule run_sweep:
         tasks=config.get("nodes", 1),
         mem_mb=100,
         runtime=config.get("runtime", 2),
-        slurm_extra="--ntasks-per-node=1 --no-kill",
+        slurm_extra=" ".join(["--ntasks-per-node=1 --no-kill", config.get("options", "")]),
     shell:
         "sh job.sh {{wildcards.sweep}} {{output:q}} {{log:q}}"
 """
