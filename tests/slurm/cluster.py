@@ -87,7 +87,8 @@ class SlurmCluster:
         self.nodes = self.options.names
         self.shared = base / "shared"  # a folder that everyone sees and may write to
         self.shared_folders = [base, REPOSITORY, *shared]
-        self.packages = unpacked()
+        self.packages = base / "packages"
+        self.packages.symlink_to(unpacked())  # slurm.conf takes no path with a space in it
         self.daemon_env = daemon_environment(self.packages) | {"SLURM_CONF": f"{base}/etc/slurm.conf"}
         self._pids: dict[str, int] = {}  # of slurmctld and of each node's first process
         self._write_folders()
