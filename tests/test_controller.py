@@ -19,6 +19,7 @@ import pytest
 import project as checkouts
 from raysweep import controller, slurm_client
 from raysweep.controller import Failed, Run
+from raysweep.processes import started, this_process
 from sweeping import user_environment, wait_until
 
 WHAT = "rule_run_sweep_wildcards_lenet"
@@ -33,7 +34,7 @@ def leave(root: Path, name: str, **who: Any) -> Path:
     ended.wait()
     folder = root / ".snakemake/raysweep" / name
     folder.mkdir(parents=True)
-    (folder / "controller.json").write_text(json.dumps(controller.this_process() | {"pid": ended.pid} | who))
+    (folder / "controller.json").write_text(json.dumps(this_process() | {"pid": ended.pid} | who))
     return folder
 
 
@@ -57,14 +58,14 @@ def test_another_process_that_has_its_id_now_is_not_taken_for_it(tmp_path: Path)
 
 def test_one_that_nobody_has_waited_for_yet_is_dead(tmp_path: Path) -> None:
     zombie = subprocess.Popen(["true"])
-    wait_until(lambda: controller.started(zombie.pid) is None, "it is a zombie")
+    wait_until(lambda: started(zombie.pid) is None, "it is a zombie")
     leave(tmp_path, "dead", pid=zombie.pid, started="1")
     Run(tmp_path, tmp_path / "logs").clear_up()
     assert not is_locked(tmp_path)
     zombie.wait()
 
 
-@pytest.mark.parametrize("who", [controller.this_process(), {"host": "login7", "pid": 1}, {"pids": "pid:[1]", "pid": 1}])
+@pytest.mark.parametrize("who", [this_process(), {"host": "login7", "pid": 1}, {"pids": "pid:[1]", "pid": 1}])
 def test_one_that_may_be_at_work_keeps_its_locks_and_is_named(
     tmp_path: Path, who: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +291,7 @@ def test_a_killed_local_run_does_not_stop_the_next_one_once_its_jobs_have_ended(
     assert left
     checkout.write("go", "")
     process.communicate()  # when they have ended
-    wait_until(lambda: not any(controller.started(int(pid)) for pid in left[1].split()), "what it left has ended")
+    wait_until(lambda: not any(started(int(pid)) for pid in left[1].split()), "what it left has ended")
     assert is_locked(checkout.root)
     again = subprocess.run(argv, capture_output=True, check=False, **options)
     assert again.returncode == 0, again.stdout + again.stderr

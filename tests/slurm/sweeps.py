@@ -14,17 +14,7 @@ from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
 from sweeping import Project, sweep_of
 
 # As the README has it, but for the pace of the polls.
-COMMAND = [
-    sys.executable,
-    "-m",
-    "snakemake",
-    "--snakefile",
-    REPOSITORY / "Snakefile",
-    "--executor",
-    "slurm",
-    "--profile",
-    REPOSITORY / "cluster",
-]
+COMMAND = ["-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--executor", "slurm", "--profile", REPOSITORY / "cluster"]
 PACE = ["--slurm-init-seconds-before-status-checks", "1"]
 TRAINABLES = """
 import json, os, time
@@ -74,6 +64,14 @@ def waits_but_first(config):
 """
 
 
+def python_in(folder: Path) -> Path:
+    """The Python of the tests, at a path with a space in it, as where the folder of the whole project has one."""
+    venv = folder / "the venv"
+    if not venv.exists():
+        venv.symlink_to(sys.prefix)
+    return venv / "bin" / "python"
+
+
 class SlurmProject(Project):
     """A project in a folder that all nodes share, with spaces in its name."""
 
@@ -81,6 +79,7 @@ class SlurmProject(Project):
         super().__init__(folder)
         self.cluster, self.user = cluster, user
         self.write("user.py", TRAINABLES)
+        python_in(folder)
 
     def sweep(self, function: str = "seen", *, nodes: int = 1, cpus: int = 6, gpus: int = 0, runtime: object = 10, **values: Any) -> None:
         """One sweep, `s`, with a trainable of this module."""
@@ -89,7 +88,7 @@ class SlurmProject(Project):
         self.configure(sweeps={"s": sweep_of(function, allocation=allocation | own, confirm={"seeds": 1, "runtime": 5}, **values)})
 
     def command(self, *arguments: object) -> list[object]:
-        return [*COMMAND, *arguments, *PACE, "--configfile", "c.yaml"]
+        return [python_in(self.folder), *COMMAND, *arguments, *PACE, "--configfile", "c.yaml"]
 
     def best(self, *arguments: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the sweep to its best.yaml."""

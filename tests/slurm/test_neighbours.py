@@ -81,7 +81,7 @@ def test_sweeps_of_one_user_and_of_two_and_another_ray_share_a_node(cluster: Slu
         project.sweep("waits", cpus=2, num_samples=2, trial_resources={"cpu": 1})
         if project.user:
             for path in (project.folder, *project.folder.rglob("*")):
-                os.chown(path, GUEST_UID, GUEST_UID)
+                os.chown(path, GUEST_UID, GUEST_UID, follow_symlinks=False)
         runs.append(project.start(env=foreign | ({"HOME": str(cluster.base / "home" / GUEST)} if project.user else {})))
     for project in projects:
         jobs.append(project.job())

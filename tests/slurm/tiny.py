@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
+from slurm.sweeps import python_in
 
 SNAKEFILE = f"""
 import sys
 from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
-from raysweep.controller import Run
+from raysweep.controller import Run, quote_python
 
+quote_python()
 RUN = Run(Path.cwd(), Path("logs"))
 if workflow.is_main_process:
     RUN.clear_up()
@@ -74,7 +75,7 @@ class Workflow:
     def argv(self, *arguments: str) -> list[str]:
         """The command of the README, in a hurry."""
         hurry = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
-        return [sys.executable, "-m", "snakemake", "--executor", "slurm", "--profile", "cluster", *hurry, *arguments]
+        return [str(python_in(self.folder)), "-m", "snakemake", "--executor", "slurm", "--profile", "cluster", *hurry, *arguments]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return self.cluster.popen(self.argv(*arguments), cwd=self.folder)

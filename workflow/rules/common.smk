@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 from raysweep.allocation import slurm_extra
 from raysweep.config import env_arguments, minutes, validated
-from raysweep.controller import Run
+from raysweep.controller import Run, quote_python
 from raysweep.environment import env_key
 from raysweep.errors import ConfigError
 from raysweep.files import write_yaml
@@ -33,6 +33,7 @@ ENV = Path(config["resources_dir"]) / "env" / env_key(**env_arguments(config, RO
 LOGS = Path("logs")
 SWEEPS = config["sweeps"]
 
+quote_python()
 RUN = Run(ROOT, LOGS)
 if workflow.is_main_process:
     RUN.clear_up()

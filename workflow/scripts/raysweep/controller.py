@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 from . import slurm_client
 from .files import written_aside
+from .processes import pid_namespace, started, this_process
 
 PROFILE = "cluster/config.yaml"
 WHO = "controller.json"
@@ -35,6 +37,13 @@ MEANT = (
     (r"(?i)gres|generic resource|TRES", "gpus"),
     (r"(?i)memory", "memory"),
 )
+
+
+def quote_python() -> None:
+    """Have Slurm's executors quote the path of Python, which they put into shell lines as it is: with a space in it no job would start."""
+    for plugin in ("snakemake_executor_plugin_slurm", "snakemake_executor_plugin_slurm_jobstep"):
+        if plugin in sys.modules:
+            sys.modules[plugin].Executor.get_python_executable = lambda self: shlex.quote(sys.executable)
 
 
 def what_of(job: Any) -> str:
@@ -228,25 +237,3 @@ class Other:
             return False
         shutil.rmtree(aside)
         return True
-
-
-def this_process() -> dict[str, Any]:
-    """What another one is to know."""
-    return {"host": socket.gethostname(), "pids": pid_namespace(), "pid": os.getpid(), "started": started(os.getpid())}
-
-
-def pid_namespace() -> str:
-    """Within what process ids mean something: containers may share a machine's name."""
-    return os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
-
-
-def started(pid: int) -> str | None:
-    """When a process of this user began, in ticks since the boot, which tells it from a later one of the same id; None when it is gone."""
-    try:
-        os.kill(pid, 0)
-        if not os.path.exists("/proc/self/stat"):
-            return ""
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except (ProcessLookupError, FileNotFoundError, PermissionError):  # the last: the id is another user's now
-        return None
-    return None if state == "Z" else rest[18]
