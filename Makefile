@@ -2,11 +2,12 @@
 #   make demo     set up, run the whole workflow on embedded data, print the report's path
 #   make test     set up, check and test everything          make lint    only the checks of the sources
 #   make setup    only the set-up: .venv/bin/snakemake       make watch   follow a sweep [CONFIG=file] [SWEEP=name]
+#   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
 #   make lock     lock the requirements again [UPGRADE=1]    make clean   remove what the set-up and the tests made
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint lock watch clean env-test
+.PHONY: setup demo test lint faults lock watch clean env-test
 # The controller's environment must not see another one that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -60,9 +61,12 @@ lint: env-test
 	$(DEV)/python -m snakefmt --check $(SNAKEFILES)
 	$(DEV)/python -m mypy
 
-# Two modules at a time. The results' line comes last, after the coverage.
+# Three modules at a time: half of it is waiting. The results' line comes last, after the coverage.
 test: lint
-	$(DEV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(DEV)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+
+faults: env-test
+	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")
 
 lock: setup
 	@for name in controller node dashboard dev; do \

@@ -13,14 +13,16 @@ import sweeping
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long modules first, so that no worker is left with one of them at the end (with --dist loadfile --no-loadscope-reorder)."""
     long = (
-        "test_clean_end",
-        "test_neighbours",
-        "test_sweep",
-        "test_environment_on_slurm",
-        "test_going_on",
-        "test_end_to_end",
-        "test_run_sweep",
-        "test_report_page",
+        *(
+            "test_clean_end",
+            "test_lost_nodes",
+            "test_sweep",
+            "test_neighbours",
+            "test_walltime",
+            "test_faults",
+            "test_environment_on_slurm",
+        ),
+        *("test_no_one_let_in", "test_status", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_report_page"),
     )
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 

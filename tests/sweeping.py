@@ -51,6 +51,33 @@ def climb(config):
                 stream.write(str(epoch))
             tune.report({"score": config["x"] * epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
 
+def stumbles(config):
+    """As `climb`, but in its second epoch something happens, once."""
+    import signal
+    def happens():
+        if config["kind"] == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif config["kind"] == "hang":
+            time.sleep(1000)
+        elif config["kind"] == "nan":
+            with tempfile.TemporaryDirectory() as folder:
+                tune.report({"score": float("nan")}, checkpoint=tune.Checkpoint.from_directory(folder))
+        elif config["kind"] == "full gpu":
+            raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    epoch = 0
+    if checkpoint := tune.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            epoch = int(open(os.path.join(folder, "epoch")).read())
+    while True:
+        epoch += 1
+        if epoch == 2 and not os.path.exists(config["kind"]):
+            open(config["kind"], "x").close()
+            happens()
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "epoch"), "w") as stream:
+                stream.write(str(epoch))
+            tune.report({"score": epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
+
 def told(config):
     with open("told.txt", "a") as stream:  # relative: the folder in which the user started
         print(os.environ["RAYSWEEP_SEED"], os.environ["RAYSWEEP_MAX_EPOCHS"], os.environ.get("RAYSWEEP_DATA_DIR"), sorted(config), file=stream)

@@ -57,11 +57,19 @@ def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Pat
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("MY_SETTING", "kept")
-    env = agent.ray_environment(tmp_path)
+    env = agent.ray_environment(tmp_path, 2)
     assert "RAY_ADDRESS" not in env
     assert (env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN_PATH"]) == ("token", str(tmp_path / "token"))
     assert "elsewhere" not in env["PYTHONPATH"]
     assert env["MY_SETTING"] == "kept"
+
+
+def test_the_only_node_is_told_so_and_no_server_of_figures_runs_that_asks_nobody_for_a_token(tmp_path: Path) -> None:
+    """tests/test_going_on.py and tests/slurm/ look at the ports themselves."""
+    one, two = agent.ray_environment(tmp_path, 1), agent.ray_environment(tmp_path, 2)
+    assert one.items() - two.items() == agent.ONE_NODE.items()
+    assert two["RAY_enable_metrics_collection"] == "0"
+    assert {int(two[key]) for key in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")} == {65536}, "the first that there is not"
 
 
 class Plain:

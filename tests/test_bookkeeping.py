@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
 
-from raysweep.bookkeeping import Bookkeeper, EndOfTrial, cause_of, numbers_of, unusable
+from raysweep import bookkeeping
+from raysweep.allocation import Deadline
+from raysweep.bookkeeping import Bookkeeper, EndOfTrial, cause_of, is_lost_node, numbers_of, unusable
 from raysweep.progress import ProgressLine
 from raysweep.record import Record
 from raysweep.samplers import ListSampler
@@ -63,7 +67,7 @@ def test_a_cause_is_one_line(text: str, cause: str) -> None:
 class Kept:
     """A bookkeeper with a record, and Tune's events as they come."""
 
-    def __init__(self, folder: Path, keep_checkpoints: int = 1, max_epochs: int = 3) -> None:
+    def __init__(self, folder: Path, keep_checkpoints: int = 1, max_epochs: int = 3, **options: Any) -> None:
         self.record = Record(folder / "record.jsonl")
         self.record.write("session", sweep={}, host="h", pid=1, nodes=[])
         self.bookkeeper = Bookkeeper(
@@ -73,21 +77,39 @@ class Kept:
             mode="max",
             max_epochs=max_epochs,
             keep_checkpoints=keep_checkpoints,
-            node="n1",
-            name_of_node={"10.0.0.1": "n1"}.__getitem__,
-            progress=ProgressLine("s", total=9, metric="score", mode="max"),
+            **{
+                "max_failures": 1,
+                "trial_timeout_s": None,
+                "gpu_share": 0,
+                "scratch": folder / "tune",
+                "node": "n1",
+                "names_of_nodes": dict,
+                "progress": ProgressLine("s", total=9, metric="score", mode="max"),
+                "partial_outputs": None,
+                "deadline": None,
+                **options,
+            },
         )
         self.stop = EndOfTrial(self.bookkeeper)
         self.folder = folder
 
     def start(self, trial_id: str) -> SimpleNamespace:
         self.record.write("trial", trial=trial_id, index=int(trial_id), repeat=0, seed=0, config={})
-        trial = SimpleNamespace(trial_id=trial_id, latest_checkpoint_result=None, last_result={}, error_file=None, status="RUNNING")
+        trial = SimpleNamespace(trial_id=trial_id, latest_checkpoint_result=None, last_result={}, status="RUNNING")
+        trial.temporary_state = SimpleNamespace(ray_actor="its process")
+        trial.placement_group_factory = SimpleNamespace(required_resources={"CPU": 1, "GPU": self.bookkeeper.gpu_share})
+        trial.update_resources = lambda resources: trial.placement_group_factory.required_resources.update(GPU=resources["gpu"])
         self.bookkeeper.on_trial_start(0, [], trial)
         return trial
 
     def report(self, trial: SimpleNamespace, epoch: int, score: float, checkpoint: bool = True) -> bool:
-        result = {"score": score, "training_iteration": epoch, "time_total_s": float(epoch), "node_ip": "10.0.0.1"}
+        result = {
+            "score": score,
+            "training_iteration": epoch,
+            "time_total_s": float(epoch),
+            "node_ip": "10.0.0.1",
+            "should_checkpoint": checkpoint,
+        }
         stopped = self.stop(trial.trial_id, result)
         self.bookkeeper.on_trial_result(0, [], trial, result)
         trial.last_result = result
@@ -172,3 +194,97 @@ def test_a_paused_trial_does_not_count_as_running(tmp_path: Path) -> None:
     trial.status = "PAUSED"
     kept.bookkeeper.on_step_end(0, [])
     assert kept.record.sweep.trials["00000"].status == "PENDING"
+
+
+def test_a_failed_trial_is_tried_again_until_it_has_failed_too_often_over_all_sessions(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, max_failures=2)
+    trial = kept.start("00000")
+    kept.record.write("failure", trial="00000", error="of an earlier session", counted=True)
+    assert kept.bookkeeper.judge(trial, ValueError("two"))
+    assert not kept.bookkeeper.judge(trial, ValueError("three"))
+    kept.bookkeeper.on_trial_error(0, [], trial)
+    state = kept.record.sweep.trials["00000"]
+    assert (state.status, state.error) == ("ERROR", "three")
+    assert [failure["error"] for failure in state.failures] == ["of an earlier session", "two", "three"]
+
+
+def test_a_lost_node_is_not_counted_against_its_trials(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, max_failures=0)
+    trial = kept.start("00000")
+    lost = RayActorError()
+    lost.error_msg = "The actor died because its node has died. Node Id: 12ab"
+    assert is_lost_node(lost)
+    assert kept.bookkeeper.judge(trial, lost)
+    assert kept.record.sweep.trials["00000"].num_failures == 0
+    assert not kept.bookkeeper.judge(trial, ValueError("my node has died"))
+
+
+def test_trials_that_fill_a_gpu_get_more_of_it_until_they_have_it_for_themselves(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, max_failures=0, gpu_share=0.3)
+    trials = [kept.start(f"{number:05d}") for number in range(2)]
+    full = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB")
+    for trial in trials:  # they fail in the same moment
+        assert kept.bookkeeper.judge(trial, full)
+    for trial in trials:
+        kept.bookkeeper.on_trial_recover(0, [], trial)
+        assert trial.placement_group_factory.required_resources["GPU"] == 0.6
+    assert kept.bookkeeper.judge(trials[0], full)
+    assert kept.bookkeeper.gpu_share == 1.0 == kept.record.sweep.gpu_share
+    kept.bookkeeper.on_trial_recover(0, [], trials[0])
+    assert not kept.bookkeeper.judge(trials[0], full), "alone on its GPU it is its own fault"
+
+
+def test_a_trial_that_hangs_is_killed_and_that_is_its_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path, max_failures=0, trial_timeout_s=100)
+    killed: list[object] = []
+    monkeypatch.setattr(bookkeeping.ray, "kill", killed.append)
+    trial, other = kept.start("00000"), kept.start("00001")
+    kept.bookkeeper.heard["00000"] -= 99
+    kept.bookkeeper.on_step_end(0, [])
+    assert killed == []
+    kept.bookkeeper.heard["00000"] -= 2
+    for _ in range(2):
+        kept.bookkeeper.on_step_end(0, [])
+    assert killed == [trial.temporary_state.ray_actor], "once"
+    assert not kept.bookkeeper.judge(trial, RayActorError())
+    kept.bookkeeper.on_trial_error(0, [], trial)
+    assert kept.record.sweep.trials["00000"].error == "it reported nothing for 1m40s (trial_timeout), so it was ended"
+    assert kept.record.sweep.trials[other.trial_id].status == "RUNNING"
+
+
+def test_when_time_is_nearly_up_each_trial_ends_with_its_next_checkpoint_and_is_not_finished(tmp_path: Path) -> None:
+    now = time.time()
+    kept = Kept(tmp_path, max_epochs=9, deadline=Deadline(near=now - 1, here=now + 1000))
+    saved, without, done = (kept.start(f"{number:05d}") for number in range(3))
+    assert kept.report(saved, 1, 0.1)
+    assert not kept.report(without, 1, 0.1, checkpoint=False), "it would have to begin anew"
+    assert kept.report(done, 9, 0.1)
+    assert kept.complete(done) == "TERMINATED"
+    assert kept.complete(saved) == "PENDING"
+    assert not kept.stop.stop_all(), "one still runs"
+    kept.bookkeeper.deadline = Deadline(near=now - 2, here=now - 1)
+    assert kept.stop.stop_all()
+
+
+def test_where_nothing_runs_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, deadline=Deadline(near=time.time() - 1, here=time.time() + 1000))
+    assert kept.stop.stop_all()
+
+
+def test_a_sweep_in_which_nothing_ever_begins_ends(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept.bookkeeper.last_event -= bookkeeping.START_DEADLINE_S + 1
+    kept.bookkeeper.on_step_end(0, [])
+    assert kept.stop.stop_all()
+    assert str(kept.bookkeeper.fault) == "no trial has begun for 15 minutes, though there is room for one"
+
+
+def test_nodes_that_come_and_go_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = {"10.0.0.1": "n1", "10.0.0.2": "n2"}
+    kept = Kept(tmp_path, node=None, names_of_nodes=lambda: dict(alive))
+    monkeypatch.setattr(bookkeeping, "LOOK_AT_NODES_S", 0)
+    kept.bookkeeper.on_step_end(0, [])
+    del alive["10.0.0.2"]
+    alive["10.0.0.3"] = "n3"
+    kept.bookkeeper.on_step_end(0, [])
+    assert [(node["node"], node["state"]) for node in kept.record.sweep.nodes] == [("n2", "lost"), ("n3", "joined")]

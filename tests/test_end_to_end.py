@@ -117,7 +117,7 @@ def test_the_log_has_the_progress_and_nothing_was_left_beside_state_and_results(
     log = (project.folder / "logs/run_sweep/one.log").read_text()
     assert "best accuracy" in log
     left = {path.name for path in (project.folder / "state/one").iterdir()}
-    assert {name for name in left if not name.startswith("confirm-")} == {"record.jsonl", "checkpoints"}
+    assert {name for name in left if not name.startswith("confirm-")} == {"record.jsonl", "checkpoints", "trials.csv", "best.yaml"}
     assert [p.name for p in (project.folder / "state/one/checkpoints").iterdir()] == [
         f"{project.result('one', 'best.yaml')['trial_id']}-epoch{project.result('one', 'best.yaml')['epochs']}"
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raysweep.agent import remove_left_behind
+from raysweep.agent import ONE_NODE, remove_left_behind
 from sweeping import TRAINABLES, Project, ours, sweep_of, wait_until
 
 
@@ -122,22 +122,32 @@ def test_what_is_killed_takes_ray_and_the_driver_with_it(project: Project, victi
     wait_until(lambda: folders() == [], "nothing is left on the disk", 30)
 
 
-def test_a_neighbour_without_the_token_is_refused(project: Project) -> None:
+def test_on_one_node_only_the_loopback_leads_to_ray_and_there_it_asks_for_the_token(project: Project) -> None:
     project.configure(sweeps={"s": sweep_of("climb", max_epochs=200, search_space={"x": 1, "pause_s": 0.5})})
     process = project.start("run_sweep", "s")
     record = project.folder / "state/s/record.jsonl"
     wait_until(lambda: record.exists() and '"result"' in record.read_text(), "a result")
-    gcs = next(p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "gcs_server")
-    ports = [c.laddr.port for c in gcs.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
-    code = "import ray, sys; ray.init(address=sys.argv[1]); print('in:', ray.nodes())"
-    for port in ports:
-        attempt = subprocess.run(
-            [sys.executable, "-c", code, f"127.0.0.2:{port}"], capture_output=True, text=True, check=False, timeout=120
-        )
+    running = {one.pid: one.name() for one in psutil.Process(process.pid).children(recursive=True)}
+    listening = [(c.laddr, running[c.pid]) for c in psutil.net_connections("tcp") if c.pid in running and c.status == psutil.CONN_LISTEN]
+    assert {name for _, name in listening} >= {"gcs_server", "raylet"}
+    assert {address.ip for address, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    [gcs] = [f"127.0.0.1:{address.port}" for address, name in listening if name == "gcs_server"]
+    [token] = [
+        job.with_name("token") for job in Path(tempfile.gettempdir()).glob("rs-*/job.json") if str(project.folder) in job.read_text()
+    ]
+
+    def join(**credentials: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-c", "import ray, sys; ray.init(address=sys.argv[1]); print('in:', ray.nodes())", gcs]
+        env = os.environ | ONE_NODE | credentials
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+    allowed = join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    for attempt in [join(RAY_AUTH_MODE="disabled"), join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)]:
+        said, _ = attempt.communicate(timeout=120)
         assert attempt.returncode != 0
-        assert "in:" not in attempt.stdout
-        assert "oken" in attempt.stderr  # refused for want of the token, and not because nobody listens
-    assert ports
+        assert "in:" not in said
+        assert "token" in said  # refused for want of it, and not because nobody listens
+    assert "in:" in allowed.communicate(timeout=120)[0]
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
 

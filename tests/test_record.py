@@ -36,7 +36,7 @@ def write(path: Path) -> list[dict[str, Any]]:
         record.write("result", **result(2, 0.4))
         record.write("finish", **FINISH)
         record.write("session_end", outcome="complete")
-    return [event for event, _ in read_events(path)]
+    return [event for event, *_ in read_events(path)]
 
 
 def sweep_of(*events: tuple[str, dict[str, Any]]) -> Sweep:
@@ -53,24 +53,26 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(max_size=5).filter(lambda key: key != "crc"), values, min_size=1, max_size=4))
-def test_a_line_says_what_was_encoded(event: dict[str, Any]) -> None:
-    line = encode(event)
+@given(st.dictionaries(st.text(max_size=5).filter(lambda key: key != "crc"), values, min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_a_line_says_what_was_encoded(event: dict[str, Any], before: int) -> None:
+    line, crc = encode(event, before)
     assert line.count("\n") == 1
-    assert repr(decode(line)) == repr(event), "as text, since NaN is not equal to itself"
+    assert repr(decode(line, before)) == repr((event, crc)), "as text, since NaN is not equal to itself"
+    assert decode(line, before ^ 1) is None, "it follows that line and no other"
     assert json.loads(line).keys() == event.keys() | {"crc"}, "other programs can read it"
 
 
 def test_text_that_looks_like_the_checksum_does_no_harm() -> None:
     event = {"event": "finish", "error": ', "crc": "00000000"}'}
-    assert decode(encode(event)) == event
+    line, crc = encode(event)
+    assert decode(line) == (event, crc)
 
 
 def test_the_format_is_what_it_was() -> None:
     """Records outlive the version that wrote them."""
     line = '{"event": "start", "trial": "00003", "crc": "f8a7e310"}\n'
-    assert encode({"event": "start", "trial": "00003"}) == line
-    assert decode(line) == {"event": "start", "trial": "00003"}
+    assert encode({"event": "start", "trial": "00003"}) == (line, 0xF8A7E310)
+    assert decode(line) == ({"event": "start", "trial": "00003"}, 0xF8A7E310)
 
 
 @pytest.mark.parametrize(
@@ -132,17 +134,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @given(st.data())
 def test_a_record_that_was_cut_anywhere_loses_its_last_event_at_most(whole: bytes, data: st.DataObject) -> None:
-    events = [decode(line) for line in whole.decode().splitlines(keepends=True)]
+    events = [json.loads(line) for line in whole.decode().splitlines()]
+    for event in events:
+        del event["crc"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.jsonl"
         cut = data.draw(st.integers(0, len(whole)))
         kept = whole[:cut].count(b"\n")
         path.write_bytes(whole[:cut])
-        assert [event for event, _ in read_events(path)] == events[:kept]
+        assert [event for event, *_ in read_events(path)] == events[:kept]
         with Record(path) as record:
             assert path.read_bytes() == whole[: whole[:cut].rfind(b"\n") + 1], "the torn line is cut off"
             record.write("session", sweep={})
-        assert [event["event"] for event, _ in read_events(path)] == [*(event["event"] for event in events[:kept] if event), "session"]
+        assert [event["event"] for event, *_ in read_events(path)] == [*(event["event"] for event in events[:kept] if event), "session"]
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 512, b'{"event": "res', b"\xff\xfe"])
@@ -151,9 +155,35 @@ def test_what_a_power_loss_may_leave_at_the_end_is_cut_off(tmp_path: Path, tail:
     events = write(path)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
-    assert [event for event, _ in read_events(path)] == events
+    assert [event for event, *_ in read_events(path)] == events
     Record(path).close()
     assert path.read_bytes() == whole
+
+
+def test_zeros_within_what_had_reached_the_disk_are_no_power_loss(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Record(path) as record:
+        record.write("session", sweep={})
+        record.write("trial", **TRIAL)
+        record.write("start", **START)
+        record.write("result", **result(1, 0.5))
+        record.write("result", **result(2, 0.5))
+    *lines, first, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, b"\0" * len(first), last]))
+    assert len(read_sweep(path).trials["00000"].results) == 0, "neither result had been flushed"
+    path.write_bytes(b"".join([b"\0" + lines[0][1:], *lines[1:], first, last]))
+    with pytest.raises(RaysweepError, match="line 1 was altered"):
+        read_sweep(path)
+
+
+def test_a_line_that_was_removed_or_moved_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for altered in ([*lines[:3], *lines[4:]], [*lines[:3], lines[4], lines[3], *lines[5:]], lines[1:]):
+        path.write_bytes(b"".join(altered))
+        with pytest.raises(RaysweepError, match="or one before it was removed"):
+            read_sweep(path)
 
 
 def test_a_whole_last_line_that_was_altered_is_refused_like_any_other(tmp_path: Path) -> None:
@@ -176,7 +206,9 @@ def test_a_line_that_was_altered_before_the_last_one_is_refused(whole: bytes, da
         path.write_bytes(altered)
         number = altered[:place].count(b"\n") + 1
         for read in (read_sweep, Record):
-            with pytest.raises(RaysweepError, match=rf"r\.jsonl: line {number} was altered \(its checksum does not fit\)\. Restore"):
+            with pytest.raises(
+                RaysweepError, match=rf"r\.jsonl: line {number} was altered, or one before .* \(its checksum does not fit\)\. Restore"
+            ):
                 read(path)
         assert path.read_bytes() == altered, "nothing was changed"
 

@@ -222,6 +222,23 @@ def test_interruptions_are_told_and_their_gaps_left_out_of_the_time(tmp_path: Pa
     assert sum(a.state == "continued later" for a in inputs.attempts) == sum(len(t.attempts) - 1 for t in inputs.trials) > 0
 
 
+def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> None:
+    inputs = made(tmp_path)
+    sweep = inputs.sweep
+    for event in (
+        {"event": "node", "node": "n7", "state": "lost"},
+        {"event": "node", "node": "n8", "state": "joined"},
+        {"event": "gpu_share", "gpu": 0.2},
+    ):
+        sweep.apply(event | {"at": "2026-03-01T10:00:00.000Z"})
+    first, second, *_ = inputs.trials
+    first.failures.append({"error": "its node was lost", "counted": False, "at": ""})
+    second.failures.append({"error": "it hung", "counted": True, "at": ""})
+    assert note(inputs, "1 node lost").text.startswith("The sweep went on without n7. 1 trial had to move")
+    assert "each got 0.2 of one" in note(inputs, "GPUs were too full").text
+    assert note(inputs, "1 trial tried again").kind == "info"
+
+
 def test_trials_that_were_stopped_early_are_counted(tmp_path: Path) -> None:
     inputs = made(tmp_path, max_epochs=8, scheduler={"name": "asha"})
     stopped = sum(t.status == "STOPPED" for t in inputs.trials)

@@ -35,15 +35,35 @@ def test_trials_that_fail_are_recorded_with_their_reason_and_never_win(project: 
     }
     assert rows["raises"]["error"] == "ValueError: no such thing as this"
     assert rows["exits"]["error"].startswith("its process died")
-    assert rows["nan"]["error"] == "reported score = nan, which is not finite"
-    assert rows["infinite"]["error"] == "reported score = inf, which is not finite"
+    assert rows["nan"]["error"] == "FloatingPointError: reported score = nan, which is not finite"
+    assert rows["infinite"]["error"] == "FloatingPointError: reported score = inf, which is not finite"
     assert rows["text"]["error"] == "reported score = 'good', which is not a number"
     assert rows["other"]["error"] == "reported no score (it reported loss)"
     assert rows["silent"]["error"] == "ended without reporting score"
-    assert [len(trial.attempts) for trial in project.record("s").trials.values()][:2] == [2, 2]  # max_failures: 1
+    attempts = [len(trial.attempts) for trial in project.record("s").trials.values()]
+    assert attempts == [2, 2, 2, 2, 1, 1, 1, 1, 1]  # max_failures: 1; a report that can never be used is not asked for again
     best = project.result("s", "best.yaml")
     assert (best["config"], best["metric"]["value"], best["num_trials"], best["num_errors"]) == ({"kind": "returns"}, 0.9, 9, 7)
     assert "reported no checkpoint" in (project.folder / "results/s/model/README.txt").read_text()
+
+
+def test_what_befalls_a_trial_once_costs_it_what_was_since_its_checkpoint(project: Project) -> None:
+    kinds = {
+        "segfault": "its process died: Worker exits unexpectedly",
+        "hang": "it reported nothing for 8s (trial_timeout), so it was ended",
+        "nan": "FloatingPointError: reported score = nan, which is not finite",
+    }
+    sweep = sweep_of("stumbles", search_space={"kind": {"grid": list(kinds)}}, max_epochs=3, max_failures=1, trial_timeout="8s")
+    project.configure(sweeps={"s": sweep})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    for trial in project.record("s").trials.values():
+        assert trial.status == "TERMINATED"
+        assert [result.epoch for result in trial.results] == [1, 2, 3]
+        assert [attempt["from_epoch"] for attempt in trial.attempts] == [0, 1]
+        [failure] = trial.failures
+        assert failure["counted"]
+        assert failure["error"].startswith(kinds[trial.config["kind"]])
 
 
 def test_a_nested_metric_is_named_with_a_slash(project: Project) -> None:

@@ -24,6 +24,7 @@ BIN = Path(__file__).parents[1] / "cluster" / "bin"
 FAKE = """#!/bin/sh
 printf '%s\\n' "$*" >> '{folder}/{name}.calls'
 env > '{folder}/{name}.env'
+[ -p /dev/stdin ] && cat > '{folder}/{name}.stdin'
 cat '{folder}/{name}.out'
 cat '{folder}/{name}.err' >&2
 exit "$(cat '{folder}/{name}.code')"
@@ -79,7 +80,9 @@ def call(program: str, *arguments: str, run_dir: Path | None = None) -> subproce
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAYSWEEP_PYTHON": sys.executable}
     if run_dir:
         env |= {"RAYSWEEP_RUN_DIR": str(run_dir), "RAYSWEEP_STATE_DIR": "/projects/state"}
-    return subprocess.run([program, *arguments], env=env, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [program, *arguments], env=env, input="#!/bin/sh\nsh -c 'exit 3'", capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def submit_arguments(run_dir: Path) -> list[str]:
@@ -87,7 +90,7 @@ def submit_arguments(run_dir: Path) -> list[str]:
     resources = {"mem_mb": 100, "nodes": 1, "tasks": 1, "mpi": "", "runtime": 5, "slurm_extra": "--ntasks-per-node=1"}
     job: Any = SimpleNamespace(resources=_Resources(resources), threads=2)
     params = {"run_uuid": "a-run", "slurm_logfile": f"{run_dir}/%j.log", "comment_str": COMMENT, "account": " -A def-x", "partition": ""}
-    line = get_submit_command(job, params | {"workdir": "/projects"}) + " --wrap=\"sh -c 'exit 3'\""
+    line = get_submit_command(job, params | {"workdir": "/projects"}) + " /dev/stdin"
     return shlex.split(line)[1:]
 
 
@@ -134,7 +137,7 @@ def test_a_program_that_is_not_there_is_named(fakes: Fakes) -> None:
     ],
 )
 def test_states_of_a_fake_squeue_in_words_that_the_plugin_knows(fakes: Fakes, run_dir: Path, state: str, told: str) -> None:
-    fakes.answer("squeue", out=f"12|{state}|None\n")
+    fakes.answer("squeue", out=f"12|{state}|n1|n1|None\n")
     for query in (query_job_status_squeue("a-run"), query_job_status_sacct("a-run")):  # there is no sacct, and it is not needed
         program, *arguments = shlex.split(query)
         done = call(program, *arguments, run_dir=run_dir)
@@ -144,20 +147,20 @@ def test_states_of_a_fake_squeue_in_words_that_the_plugin_knows(fakes: Fakes, ru
 def test_while_a_fake_squeue_fails_the_answer_is_what_was_known(fakes: Fakes, run_dir: Path) -> None:
     fakes.answer("squeue", err="slurm_load_jobs error: Unable to contact slurm controller", code=1)
     assert status(run_dir, "a-run") == {"12": "PENDING"}
-    fakes.answer("squeue", out="12|RUNNING|None\n")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
     fakes.answer("squeue", code=1)
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
 
 
 def test_what_a_site_lets_a_fake_squeue_say_besides_is_not_a_job(fakes: Fakes, run_dir: Path) -> None:
-    fakes.answer("squeue", out="Maintenance on Monday!\n12|RUNNING|None\n")
+    fakes.answer("squeue", out="Maintenance on Monday!\n12|RUNNING|n1|n1|None\n")
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
 
 
 def test_defaults_of_the_users_hide_no_job_from_a_fake_squeue(fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "other")
-    fakes.answer("squeue", out="12|RUNNING|None\n")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
     assert "SQUEUE_PARTITION" not in fakes.environment_of("squeue")
 
@@ -198,7 +201,7 @@ def test_a_fake_sacct_says_how_a_forgotten_job_ended(fakes: Fakes, run_dir: Path
 @pytest.mark.parametrize("accounted", ["", "12|RUNNING\n"])
 def test_a_job_that_nobody_knows_is_not_taken_for_complete_and_fails_after_a_while(fakes: Fakes, run_dir: Path, accounted: str) -> None:
     """With fakes of squeue and sacct. Snakemake would find the outputs of an earlier run. RUNNING: accounting was not told of the end."""
-    fakes.answer("squeue", out="12|RUNNING|None\n")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
     status(run_dir, "a-run")
     fakes.answer("squeue")
     fakes.answer("sacct", out=accounted)
@@ -212,7 +215,7 @@ def test_a_job_that_nobody_knows_is_not_taken_for_complete_and_fails_after_a_whi
 
 def test_a_job_that_a_fake_squeue_shows_again_was_not_lost(fakes: Fakes, run_dir: Path) -> None:
     append(run_dir, job="12", state="RUNNING", missing_since=time.time() - slurm_client.FORGOTTEN_S - 1)
-    fakes.answer("squeue", out="12|RUNNING|None\n")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
     status(run_dir, "a-run")
     fakes.answer("squeue")
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
@@ -240,7 +243,7 @@ def test_a_job_that_a_fake_squeue_shows_again_was_not_lost(fakes: Fakes, run_dir
     ],
 )
 def test_a_job_that_waits_for_what_will_not_come_is_cancelled_by_a_fake_scancel(fakes: Fakes, run_dir: Path, reason: str) -> None:
-    fakes.answer("squeue", out=f"12|PENDING|{reason}\n")
+    fakes.answer("squeue", out=f"12|PENDING|n1|n1|{reason}\n")
     assert status(run_dir, "a-run") == {"12": "PENDING"}
     assert fakes.calls("scancel") == []  # once may be a moment of Slurm's
     status(run_dir, "a-run")
@@ -250,7 +253,7 @@ def test_a_job_that_waits_for_what_will_not_come_is_cancelled_by_a_fake_scancel(
 
 @pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
 def test_a_held_job_is_cancelled_by_a_fake_scancel(fakes: Fakes, run_dir: Path, state: str) -> None:
-    fakes.answer("squeue", out=f"12|{state}|None\n")
+    fakes.answer("squeue", out=f"12|{state}|n1|n1|None\n")
     status(run_dir, "a-run")
     status(run_dir, "a-run")
     assert fakes.calls("scancel") == ["--state=PENDING 12"]
@@ -276,8 +279,27 @@ def test_what_may_pass_is_waited_for(reason: str) -> None:
     assert not HOPELESS.fullmatch(reason)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "names", "requeue_code", "state"),
+    [
+        ("n1", "", 0, "RUNNING"),
+        ("n[1-2]", "n1\nn2", 0, "RUNNING"),
+        ("n[2-3]", "n2\nn3", 0, "PENDING"),
+        ("n2", "n2", 0, "PENDING"),
+        ("n2", "n2", 1, "RUNNING"),  # a scontrol that does not answer tells nothing of the nodes either
+    ],
+)
+def test_a_job_that_lost_its_first_node_is_started_again_by_a_fake_scontrol(
+    fakes: Fakes, run_dir: Path, nodes: str, names: str, requeue_code: int, state: str
+) -> None:
+    fakes.answer("squeue", out=f"12|RUNNING|n1|{nodes}|None\n")
+    fakes.answer("scontrol", out=names, code=requeue_code)
+    assert status(run_dir, "a-run") == {"12": state}
+    assert ("requeue 12" in fakes.calls("scontrol")) == (state == "PENDING")
+
+
 def test_a_full_disk_or_a_torn_note_costs_no_answer_of_a_fake_squeue(fakes: Fakes, run_dir: Path, tmp_path: Path) -> None:
-    fakes.answer("squeue", out="12|RUNNING|None\n")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
     assert status(tmp_path / "cannot be written", "a-run") == {"12": "RUNNING"}
     with (run_dir / "notes.jsonl").open("a") as stream:
         stream.write('{"job": "12", "sta\n')
@@ -292,7 +314,7 @@ def test_a_fake_sbatch_gets_the_job_which_will_say_how_it_ended(fakes: Fakes, ru
     assert read_notes(run_dir)[0]["13"] == {"job": "13", "what": COMMENT, "log": f"{run_dir}/13.log"}
     text = "\n".join(fakes.calls("sbatch"))
     assert "--comment rule_run_sweep_wildcards_lenet in /projects/state " in text
-    script = text[text.index("--wrap=") + len("--wrap=") :]
+    script = (fakes.folder / "sbatch.stdin").read_text()
     ended = subprocess.run(["sh", "-c", script], env=os.environ | {"SLURM_JOB_ID": "13"}, capture_output=True, check=False)
     assert ended.returncode == 3
     assert (run_dir / "13.exit").read_text() == "3\n"
@@ -306,10 +328,18 @@ def test_a_job_outlives_the_folder_of_its_run_with_a_fake_sbatch(fakes: Fakes, r
     fakes.answer("squeue")
     fakes.answer("sbatch", out="13\n")
     call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
-    text = "\n".join(fakes.calls("sbatch")).replace(str(run_dir), str(run_dir / "gone"))
-    script = text[text.index("--wrap=") + len("--wrap=") :]
+    script = (fakes.folder / "sbatch.stdin").read_text().replace(str(run_dir), str(run_dir / "gone"))
     ended = subprocess.run(["sh", "-c", script], env=os.environ | {"SLURM_JOB_ID": "13"}, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, "", "")
+
+
+def test_a_job_whose_command_a_shell_has_read_is_not_submitted_to_a_fake_sbatch(fakes: Fakes, run_dir: Path) -> None:
+    fakes.answer("squeue")
+    fakes.answer("sbatch", out="13\n")
+    done = call("sbatch", *submit_arguments(run_dir)[:-1], "--wrap=true", run_dir=run_dir)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("cluster/config.yaml lacks slurm-pass-command-as-script: true")
+    assert fakes.calls("sbatch") == []
 
 
 def test_what_a_fake_sbatch_refuses_is_passed_on_and_noted(fakes: Fakes, run_dir: Path) -> None:
@@ -321,7 +351,7 @@ def test_what_a_fake_sbatch_refuses_is_passed_on_and_noted(fakes: Fakes, run_dir
 
 
 def test_a_second_job_of_a_sweep_is_not_submitted_while_a_fake_squeue_shows_the_first(fakes: Fakes, run_dir: Path) -> None:
-    fakes.answer("squeue", out=f"7|RUNNING|{COMMENT} in /another/state\n8|COMPLETING|{COMMENT} in /projects/state\n")
+    fakes.answer("squeue", out=f"7|RUNNING|n1|n1|{COMMENT} in /another/state\n8|COMPLETING|n1|n1|{COMMENT} in /projects/state\n")
     fakes.answer("sbatch", out="13\n")
     done = call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
     assert (done.returncode, done.stdout) == (1, "")

@@ -238,6 +238,11 @@ class SlurmCluster:
     def wait_for_nodes(self, *nodes: str) -> None:
         wait_until(lambda: all(self.node_state(node) in ("idle", "mixed", "allocated") for node in nodes), f"Slurm has {', '.join(nodes)}")
 
+    @property
+    def nodes_on(self) -> list[str]:
+        """The nodes that have power."""
+        return [node for node in self.nodes if node in self._pids]
+
     def env(self, user: str | None = None) -> dict[str, str]:
         """The environment of a user's commands: this one, with the clients on PATH, and without an outer Slurm or the tests' paths."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN", "PYTHONPATH"))}

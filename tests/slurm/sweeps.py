@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+import sweeping
 from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
 from sweeping import Project, sweep_of
 
@@ -78,7 +84,7 @@ class SlurmProject(Project):
     def __init__(self, cluster: SlurmCluster, folder: Path, user: str | None = None) -> None:
         super().__init__(folder)
         self.cluster, self.user = cluster, user
-        self.write("user.py", TRAINABLES)
+        self.write("user.py", sweeping.TRAINABLES + TRAINABLES)
         python_in(folder)
 
     def sweep(self, function: str = "seen", *, nodes: int = 1, cpus: int = 6, gpus: int = 0, runtime: object = 10, **values: Any) -> None:
@@ -97,9 +103,22 @@ class SlurmProject(Project):
     def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:  # type: ignore[override]
         return self.cluster.popen(self.command("results/s/best.yaml", *arguments), user=self.user, cwd=self.folder, **options)
 
-    def log(self) -> str:
-        path = self.folder / "logs" / "run_sweep" / "s.log"
+    def log(self, name: str = "s") -> str:
+        path = self.folder / "logs" / "run_sweep" / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def job_of(self, name: str) -> str:
+        """The job of a sweep, once that is submitted."""
+        found: list[str] = []
+
+        def listed() -> bool:
+            jobs = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i %k"]).stdout
+            found[:] = re.findall(rf"^(\d+) rule_run_sweep_wildcards_{name} in {re.escape(str(self.folder))}/", jobs, re.MULTILINE)
+            return found != []
+
+        wait_until(listed, f"the job of {name} is submitted")
+        [job] = found
+        return job
 
     def begun(self) -> int:
         """How many trials have begun to wait."""
@@ -135,7 +154,7 @@ def project_on(cluster: SlurmCluster, folder: Path, user: str | None = None) -> 
 def left_on(cluster: SlurmCluster, uid: int | None = None) -> list[str]:
     """What of ours is left on the nodes: processes and node-local files."""
     found = []
-    for node in cluster.nodes:
+    for node in cluster.nodes_on:
         found += [f"{node}: {line}" for line in cluster.node_processes(node, uid).values()]
         for pattern in ("tmp/rs-*", "tmp/ray*", "dev/shm/*", "mnt/*/*"):
             found += [f"{node}: {path}" for path in cluster.node_path(node, "/").glob(pattern)]
@@ -145,15 +164,46 @@ def left_on(cluster: SlurmCluster, uid: int | None = None) -> list[str]:
 def processes_of(cluster: SlurmCluster, job: str) -> dict[int, tuple[str, str]]:
     """The processes of a job: process id (on this machine, for signals) → node, command line. All of them know the job's id."""
     found = {}
-    for node in cluster.nodes:
+    for node in cluster.nodes_on:
         for pid, line in cluster.node_processes(node).items():
             with contextlib.suppress(OSError):  # it ended just now
                 if f"SLURM_JOB_ID={job}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     found[pid] = (node, line)
+        # Ray writes titles over the environments of its own processes, whose parents have theirs.
+        for pid, line in cluster.node_processes(node).items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(parent.pid in found for parent in psutil.Process(pid).parents()):
+                    found[pid] = (node, line)
     return found
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Addresses and ports on which a process, of whatever node, listens or takes datagrams. (psutil looks at this machine's own network only.)"""
+    sockets = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed just now
+            sockets.add(os.readlink(entry))
+    found = []
+    for protocol in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if f"socket:[{inode}]" in sockets and (state == "0A" or protocol.startswith("udp")):
+                words, port = local.split(":")
+                numbers = b"".join(bytes.fromhex(words[start : start + 8])[::-1] for start in range(0, len(words), 8))
+                found.append((str(ipaddress.ip_address(numbers)), int(port, 16)))
+    return found
+
+
+def stranger_tries(cluster: SlurmCluster, mode: str, node: str, user: str | None, **what: Any) -> dict[str, Any]:
+    """What comes of an attempt, see intruder.py."""
+    argv = [sys.executable, Path(__file__).with_name("intruder.py"), mode]
+    process = cluster.popen(argv, node=node, user=user, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(json.dumps(what), timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)
 
 
 def left_of(cluster: SlurmCluster, job: str) -> list[str]:
     """What is left of a job: its processes, and its files on the nodes' own disks."""
     found = [f"{node}: {line}" for node, line in processes_of(cluster, job).values()]
-    return found + [f"{node}: {path}" for node in cluster.nodes for path in cluster.node_path(node, "/").glob(f"mnt/*.{job}.0/*")]
+    return found + [f"{node}: {path}" for node in cluster.nodes_on for path in cluster.node_path(node, "/").glob(f"mnt/*.{job}.0/*")]

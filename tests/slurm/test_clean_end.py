@@ -6,7 +6,6 @@ All ways to end are seen in one run, at the same time, since to bring up a clust
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -49,14 +48,6 @@ class Sweeps(SlurmProject):
 
     def begin(self, *sweeps: str) -> subprocess.Popen[str]:
         return self.cluster.popen(self.command(*(f"results/{name}/best.yaml" for name in sweeps)), cwd=self.folder)
-
-    def wait_for_job(self, name: str) -> None:
-        def listed() -> list[str]:
-            jobs = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i %k"]).stdout
-            return re.findall(rf"^(\d+) rule_run_sweep_wildcards_{name} in {re.escape(str(self.folder))}/", jobs, re.M)
-
-        wait_until(lambda: listed() != [], f"the job of {name} is submitted")
-        [self.jobs[name]] = listed()
 
     def wait_for_trials(self, name: str) -> None:
         """Until trials run on both nodes."""
@@ -113,7 +104,7 @@ def ends(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         for project in ends.projects.values():
             for name in project.config()["sweeps"]:
-                project.wait_for_job(name)
+                project.jobs[name] = project.job_of(name)
                 if name != "limit":  # its time may be over before
                     project.wait_for_trials(name)
         for name in ("driver", "launcher", "srun", "agent"):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slurm.cluster import IS_ROOT, REPOSITORY, SlurmCluster, wait_until
+from slurm.cluster import GUEST, IS_ROOT, REPOSITORY, SlurmCluster, wait_until
 from slurm.conf import address
-from slurm.sweeps import SlurmProject, project_on
+from slurm.sweeps import SlurmProject, listening, project_on, stranger_tries
 from sweeping import sweep_of
 
 WHEELS = REPOSITORY / "resources" / "test-wheels"
@@ -74,6 +74,7 @@ def test_wheels_without_a_network_on_each_nodes_own_disk_after_a_made_up_module_
     own = address(node)
     refused = project.cluster.run([sys.executable, "-c", ask, f"http://{own}:{port}", token_path], node=node, check=False)
     assert "Connection refused" in refused.stderr, "only the loopback has it"
+    no_server_of_figures_answers_a_stranger(project.cluster, project.cluster.node_path(node, token_path).read_text())
     (project.folder / "go").touch()
     assert run.wait(120) == 0
     for trial in project.trials("s"):
@@ -82,6 +83,21 @@ def test_wheels_without_a_network_on_each_nodes_own_disk_after_a_made_up_module_
         assert facts["module"] == "made-up/1.0 arrow"
     [record] = (project.folder / "resources" / "env").glob("*/env.yaml")
     assert yaml.safe_load(record.read_text())["wheels"] == str(WHEELS)
+
+
+def no_server_of_figures_answers_a_stranger(cluster: SlurmCluster, token: str) -> None:
+    """Neither the dashboard, nor the servers of its agents, nor those that Ray has for Prometheus. The dashboard's first page is for everyone, and empty."""
+    nodes = ("node1", "node2")
+    running = [(node, pid) for node in nodes for pid, line in cluster.node_processes(node).items() if "/srun " not in line]
+    ports = {(host, port) for node, pid in running for _, port in listening(pid) for host in (address(node), "127.0.0.1")}
+    what = {"targets": sorted(ports), "methods": [], "requests": [("GET", path) for path in ("/metrics", "/logs", "/nodes?view=summary")]}
+
+    def statuses(node: str, token: str | None) -> set[int]:
+        answers = stranger_tries(cluster, "ports", node, GUEST if IS_ROOT else None, token=token, **what)
+        return {status[0] for answer in answers.values() for status in answer["http"].values() if status}
+
+    assert [statuses(node, None) for node in ("node1", "node3")] == [{401}, {401}]
+    assert 200 in statuses("node1", token)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can make a node's disk small")

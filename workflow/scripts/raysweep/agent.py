@@ -49,14 +49,16 @@ from .sources import SCRIPTS_DIR
 logger = logging.getLogger("raysweep")
 
 RAY_DEADLINE_S = 120
-TICK_S = 5  # how often the launcher says that it lives …
-SILENT_TICKS = 5  # … and how often it may fail to
+TICK_S = 3  # how often the launcher says that it lives …
+SILENT_TICKS = 5  # … and how often it may fail to: when the first node is lost, the others are to be free again within 30 s
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
 GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after it has asked (KillWait)
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
 LONGEST_TEMP_DIR = 43
-# Ray turns 127.0.0.1 into an address that the network can reach; the other loopback addresses, which Linux has, it takes as they are.
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+# On this address alone do Ray's servers listen on the loopback and nowhere else. Ray replaces it by one that the network can reach, unless it takes
+# itself to be on a system where there is only one node.
+LOOPBACK = "127.0.0.1"
+ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Ray's command line. Where grpc is installed, as many libraries have it, a head also serves remote clients, on a port that is the same for
 # all heads of a machine: 0 is refused, so Ray is to think that grpc is not there.
 RAY = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
@@ -175,10 +177,12 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ray_environment(folder: Path) -> dict[str, str]:
+def ray_environment(folder: Path, number_of_nodes: int) -> dict[str, str]:
     """The environment of every Ray process: the user's, without his own settings of Ray and without Slurm's of the step, and with ours."""
     foreign = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(foreign)}
+    if number_of_nodes == 1:
+        kept |= ONE_NODE
     return kept | {
         "PYTHONPATH": str(SCRIPTS_DIR),
         "PYTHONUNBUFFERED": "1",
@@ -192,6 +196,11 @@ def ray_environment(folder: Path) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",  # else a process for each CPU is started that no trial uses
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # Where ray[default] is installed, three servers of figures ask nobody for a token, two of them on ports that are the same for all heads of a
+        # machine. One can be turned off; for the others, which take 0 for a port of the kernel's, there is only a port that cannot be.
+        "RAY_enable_metrics_collection": "0",
+        "AUTOSCALER_METRIC_PORT": "65536",
+        "DASHBOARD_METRIC_PORT": "65536",
         "TMPDIR": str(folder / "tmp"),  # what trials leave there goes with the folder
     }
 
@@ -358,7 +367,7 @@ class Agent:
         )
         (folder / "tmp").mkdir()
         write_token(folder / "token", start["token"])
-        env = ray_environment(folder) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
+        env = ray_environment(folder, len(self.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         self.say("environment")
         own = own_address(self.nodes, self.rank)
         head = None if self.rank == 0 else self.wait("address")["address"]

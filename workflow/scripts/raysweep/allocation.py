@@ -48,6 +48,7 @@ class Allocation:
 
     nodes: tuple[Node, ...]
     job_id: str | None = None  # of Slurm; None on this machine
+    restarts: int = 0  # how often Slurm has started the job again
     started: float | None = None  # when the job began, in seconds since the epoch
     ends: float | None = None  # when Slurm will end it
 
@@ -88,7 +89,8 @@ class Allocation:
             raise WorldError(f"Slurm does not say which nodes job {job_id} has: {' '.join(job.split())[:300]}")
         order = scontrol("show", "hostnames", _first(r"^\s+NodeList=(\S+)", job)).split()
         nodes.sort(key=lambda node: order.index(node.name))  # as srun numbers its tasks
-        return cls(tuple(nodes), job_id, _seconds_since_epoch(job, "StartTime"), _seconds_since_epoch(job, "EndTime"))
+        times = (_seconds_since_epoch(job, key) for key in ("StartTime", "EndTime"))
+        return cls(tuple(nodes), job_id, restarts_of(job), *times)
 
     def command(self, argv: list[str]) -> list[str]:
         """How to run `argv` once on each node. Locally: just so."""
@@ -110,6 +112,12 @@ class Allocation:
             *argv,
         ]
 
+    def start_again(self) -> None:
+        """Have Slurm end this job and start it again under its id. Does not return. Raises WorldError when Slurm does not do so."""
+        scontrol("requeue", str(self.job_id))
+        time.sleep(SLURM_DEADLINE_S)
+        raise WorldError(f"Slurm was asked to start job {self.job_id} again, but does not end it")
+
     def why_interrupted(self) -> str:
         """What may have ended this process from outside."""
         if self.job_id is None:
@@ -120,6 +128,28 @@ class Allocation:
                 " with a longer runtime (allocation.runtime, confirm.runtime) if you like"
             )
         return f"Slurm job {self.job_id} was cancelled or preempted. What is finished is in the record: run the same command again to go on"
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When the time of a job is nearly up, in seconds since the epoch."""
+
+    near: float  # from then on no trial begins, and each ends with its next checkpoint
+    here: float  # then the others are ended, too, since it takes a while to end and to start again
+
+    @classmethod
+    def of(cls, started: float | None, ends: float | None, margin_s: float) -> Deadline | None:
+        """`margin_s` before the end, but not in the first half of the job. None without a time limit."""
+        if started is None or ends is None:
+            return None
+        margin_s = min(margin_s, (ends - started) / 2)
+        return cls(ends - margin_s, ends - min(60, margin_s / 2))
+
+    def is_near(self) -> bool:
+        return time.time() >= self.near
+
+    def is_here(self) -> bool:
+        return time.time() >= self.here
 
 
 @dataclass(frozen=True)
@@ -154,6 +184,35 @@ def without_slurm(env: dict[str, str]) -> dict[str, str]:
 def submit_host() -> str | None:
     """The machine from which the job was submitted."""
     return os.environ.get("SLURM_SUBMIT_HOST")
+
+
+def this_job() -> dict[str, Any] | None:
+    """The job of Slurm that this process runs in: its id, and how often it was started again. None outside of one."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    return None if job_id is None else {"id": job_id, "restarts": restarts_of(scontrol("show", "job", job_id))}
+
+
+def is_over(job: dict[str, Any]) -> bool:
+    """Whether a job, as this_job() gave it, has ended or was started again since. Slurm forgets old jobs. False where it cannot be asked."""
+    try:
+        now = scontrol("show", "job", job["id"])
+    except WorldError as error:
+        return "Invalid job id" in str(error)
+    state = _first(r"\bJobState=(\S+)", now)
+    return restarts_of(now) > job["restarts"] or state not in (
+        "RUNNING",
+        "COMPLETING",
+        "SUSPENDED",
+        "STOPPED",
+        "CONFIGURING",
+        "SIGNALING",
+        "STAGE_OUT",
+    )
+
+
+def restarts_of(job: str) -> int:
+    """By what scontrol shows of a job."""
+    return int(_first(r"\bRestarts=(\d+)", job) or 0)
 
 
 def slurm_extra(allocation: dict[str, Any], runtime: float | str) -> str:

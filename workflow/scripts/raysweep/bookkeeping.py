@@ -9,23 +9,32 @@ import numbers
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback, Checkpoint, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 from ray.tune.utils import flatten_dict
 
-from .errors import is_full_disk
-from .progress import ProgressLine
+from .allocation import Deadline
+from .errors import WorldError, is_full_disk
+from .files import flush_folder
+from .outputs import PartialOutputs
+from .progress import ProgressLine, duration
 from .record import Mode, Record, Trial
 from .samplers import Sampler
 
 logger = logging.getLogger("raysweep")
-NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "should_checkpoint", "experiment_tag", "trial_id", "timesteps_total"}
+HAS_CHECKPOINT = "should_checkpoint"  # in a result, by Tune
+NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, HAS_CHECKPOINT, "experiment_tag", "trial_id", "timesteps_total"}
+START_DEADLINE_S = 900  # a worker imports torch from a slow disk, and no more
+LOOK_AT_NODES_S = 5
+MOST_FORGIVEN = 10  # failures of one trial: should it ever be what takes nodes down, the sweep still comes to its end
 
 
 def numbers_of(result: dict[str, Any]) -> dict[str, float]:
@@ -72,8 +81,21 @@ def cause_of(error_text: str) -> str:
     return " ".join(" ".join(words).split())[:300] or "it died without a word"
 
 
+def is_lost_node(error: BaseException | None) -> bool:
+    """Whether a trial died with its node, or the way to that was lost."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError):  # before Ray knows that the node is dead
+        return True
+    died = r"node (has died|was terminated|is dead)|node failure|raylet (has )?died"
+    return isinstance(error, ray.exceptions.RayActorError) and re.search(died, str(error), re.IGNORECASE) is not None
+
+
+def is_full_gpu(text: str) -> bool:
+    """Whether a trial found no room on its GPU, by PyTorch's words."""
+    return "CUDA out of memory" in text or "torch.OutOfMemoryError" in text or "CUDA error: out of memory" in text
+
+
 class Bookkeeper(Callback):
-    """Records starts, results, checkpoints and ends of trials, and deletes the checkpoints that nobody needs.
+    """Records starts, results, checkpoints, failures and ends of trials, and deletes the checkpoints that nobody needs.
 
     Tune swallows some of what its callbacks raise. A disk that is full must end the sweep, so the first fault is kept in `fault`, and
     the `EndOfTrial` stopper then ends the experiment.
@@ -88,18 +110,34 @@ class Bookkeeper(Callback):
         mode: Mode,
         max_epochs: int,
         keep_checkpoints: int,
+        max_failures: int,
+        trial_timeout_s: float | None,
+        gpu_share: float,
+        scratch: Path,
         node: str | None,
-        name_of_node: Callable[[str], str],
+        names_of_nodes: Callable[[], dict[str, str]],
         progress: ProgressLine,
+        partial_outputs: PartialOutputs | None,
+        deadline: Deadline | None,
     ) -> None:
-        self.record, self.sampler, self.progress = record, sampler, progress
+        self.record, self.sampler, self.progress, self.partial_outputs = record, sampler, progress, partial_outputs
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
-        self.keep_checkpoints, self.name_of_node = keep_checkpoints, name_of_node
+        self.keep_checkpoints, self.max_failures, self.trial_timeout_s = keep_checkpoints, max_failures, trial_timeout_s
+        self.gpu_share = gpu_share  # of a GPU, what a trial that starts now takes
+        self.scratch, self.deadline = scratch, deadline
         self.node = node  # the only one; None where Tune chooses among several
+        self.names_of_nodes = names_of_nodes
+        self.nodes: dict[str, str] = {}  # address → name, of those that are alive
+        self.names: dict[str, str] = {}  # the same, of all that ever were
+        self.looked_at_nodes = -math.inf
         self.fault: BaseException | None = None
         self.reasons: dict[str, str] = {}  # trial_id → why its report cannot be used
         self.ended: set[str] = set()  # trials whose function returned
+        self.saved: set[str] = set()  # trials that were ended after a checkpoint, since time is nearly up
         self.running: dict[str, TuneTrial] = {}
+        self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
+        self.killed: dict[str, str] = {}  # trial_id → why we killed its process
+        self.last_event = time.monotonic()
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Do it, unless something failed before; keep the first fault."""
@@ -117,7 +155,35 @@ class Bookkeeper(Callback):
         for trial_id in paused:
             del self.running[trial_id]
             self.guarded(partial(self.record.write, "pause", trial=trial_id))
+        self.guarded(self.look_at_nodes)
+        self.end_hung_trials()
+        if not self.running and time.monotonic() > self.last_event + START_DEADLINE_S and self.fault is None:
+            self.fault = WorldError(f"no trial has begun for {START_DEADLINE_S // 60} minutes, though there is room for one")
         self.progress.show(self.record.sweep)
+        if self.partial_outputs:
+            self.guarded(partial(self.partial_outputs.write_now_and_then, self.record.sweep))
+
+    def look_at_nodes(self) -> None:
+        """Note which nodes have come and gone. Where there is only one there is nothing to see: the driver runs on it."""
+        if self.node is not None or time.monotonic() < self.looked_at_nodes + LOOK_AT_NODES_S:
+            return
+        now = self.names_of_nodes()
+        first = self.looked_at_nodes == -math.inf
+        for state, changed in (("lost", self.nodes.keys() - now.keys()), ("joined", now.keys() - self.nodes.keys())):
+            for address in sorted(changed) if not first else ():
+                self.record.write("node", node=(self.nodes | now)[address], state=state)
+        self.nodes, self.looked_at_nodes = now, time.monotonic()
+        self.names |= now
+
+    def end_hung_trials(self) -> None:
+        """Kill the process of a trial from which nothing was heard for too long; Tune then tries it again as after any other failure."""
+        for trial_id, trial in self.running.items():
+            actor = trial.temporary_state.ray_actor
+            if self.trial_timeout_s is None or actor is None or time.monotonic() < self.heard[trial_id] + self.trial_timeout_s:
+                continue
+            self.killed[trial_id] = f"it reported nothing for {duration(self.trial_timeout_s)} (trial_timeout), so it was ended"
+            self.heard[trial_id] = math.inf
+            ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         def write() -> None:
@@ -125,11 +191,15 @@ class Bookkeeper(Callback):
             epoch = restored.metrics["training_iteration"] if restored else 0
             self.record.write("start", trial=trial.trial_id, node=self.node, from_epoch=epoch)
             self.running[trial.trial_id] = trial
+            self.heard[trial.trial_id] = self.last_event = time.monotonic()
 
         self.guarded(write)
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any) -> None:
         result = flatten_dict(result)  # as schedulers see it: a nested metric is `outer/inner`
+        self.heard[trial.trial_id] = self.last_event = time.monotonic()
+        if self.node is None and result["node_ip"] not in self.names:
+            self.names |= self.names_of_nodes()
         self.guarded(
             lambda: self.record.write(
                 "result",
@@ -137,7 +207,7 @@ class Bookkeeper(Callback):
                 epoch=result["training_iteration"],
                 metrics=numbers_of(result),
                 time_s=round(result["time_total_s"], 3),
-                node=self.node or self.name_of_node(result["node_ip"]),
+                node=self.node or self.names.get(result["node_ip"], result["node_ip"]),
             )
         )
 
@@ -145,6 +215,7 @@ class Bookkeeper(Callback):
         def write() -> None:
             path = Path(checkpoint.path).relative_to(self.record.path.parent)
             epoch = trial.last_result["training_iteration"]
+            flush_folder(Path(checkpoint.path))  # before the record speaks of it: a power loss is not to leave half of it
             self.record.write("checkpoint", trial=trial.trial_id, epoch=epoch, path=str(path))
             self.prune(self.state_of(trial))
 
@@ -152,31 +223,65 @@ class Bookkeeper(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         state = self.state_of(trial)
+        if trial.trial_id in self.saved:
+            self.running.pop(trial.trial_id, None)
+            self.guarded(partial(self.record.write, "pause", trial=trial.trial_id))
+            return
         reason = self.reasons.get(trial.trial_id)
         if reason is None and state.best(self.metric, self.mode) is None:
             reason = f"ended without reporting {self.metric}"
         whole = trial.trial_id in self.ended or state.epochs >= self.max_epochs
         self.guarded(lambda: self.finish(state, "ERROR" if reason else "TERMINATED" if whole else "STOPPED", reason))
 
-    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        self.read_error(trial)
+    def judge(self, trial: TuneTrial, error: BaseException | None) -> bool:
+        """Record why a trial failed; whether it is tried again.
 
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        text = self.read_error(trial)
-        self.guarded(lambda: self.finish(self.state_of(trial), "ERROR", cause_of(text)))
-
-    def read_error(self, trial: TuneTrial) -> str:
-        """What Ray says of a trial that died. A full disk is not the trial's fault: it ends the sweep, and the trial runs again."""
-        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+        Not counted are what it is not to blame for: a full disk, which ends the sweep, a lost node, and a GPU that its neighbours fill. For the
+        latter a trial gets twice the share from then on, so that there are fewer of them.
+        """
+        text = str(error)
         logger.debug("trial %s failed:\n%s", trial.trial_id, text)
+        self.last_event = time.monotonic()
         if self.fault is None and is_full_disk(text):
             self.fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return text
+        killed = self.killed.pop(trial.trial_id, None)
+        crowded = is_full_gpu(text) and 0 < self.gpu_share < 1
+        lost = is_lost_node(error) and killed is None
+        forgiven = sum(not failure["counted"] for failure in self.state_of(trial).failures)
+        counted = not (crowded or lost) or forgiven >= MOST_FORGIVEN
+        cause = killed or ("its node was lost, or the way to it" if lost else cause_of(text))
+
+        def write() -> None:
+            self.record.write("failure", trial=trial.trial_id, error=cause, counted=counted)
+            # Its neighbours fail in the same moment, and are not to double the share once more.
+            mine = trial.placement_group_factory.required_resources.get("GPU", 0)
+            if crowded and mine >= self.gpu_share:
+                self.gpu_share = min(1.0, 2 * self.gpu_share)
+                self.record.write("gpu_share", gpu=self.gpu_share)
+                logger.info("A GPU was too full for the trials on it: each now takes %.3g of one.", self.gpu_share)
+
+        self.guarded(write)
+        return not counted or self.state_of(trial).num_failures <= self.max_failures
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        self.running.pop(trial.trial_id, None)
+        self.give_share(trial)
+
+    def give_share(self, trial: TuneTrial) -> None:
+        """Have a trial that waits take as much of a GPU as trials take now."""
+        has = trial.placement_group_factory.required_resources
+        if has.get("GPU") and has["GPU"] < self.gpu_share:
+            trial.update_resources({"cpu": has.get("CPU", 0), "gpu": self.gpu_share})
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        state = self.state_of(trial)
+        self.guarded(lambda: self.finish(state, "ERROR", state.failures[-1]["error"]))
 
     def finish(self, state: Trial, status: str, reason: str | None) -> None:
         self.running.pop(state.trial_id, None)
         self.record.write("finish", trial=state.trial_id, status=status, error=reason)
         self.sampler.tell(state)
+        self.last_event = time.monotonic()
         if reason:
             logger.debug("trial %s: %s", state.trial_id, reason)
         self.prune(state)
@@ -195,10 +300,12 @@ class Bookkeeper(Callback):
             kept.add(max(state.checkpoints))
         for epoch in [e for e in state.checkpoints if e not in kept]:
             shutil.rmtree(self.record.path.parent / state.checkpoints.pop(epoch), ignore_errors=True)
+        if state.finished and not state.checkpoints:
+            shutil.rmtree(self.scratch / state.trial_id, ignore_errors=True)
 
 
 class EndOfTrial(Stopper):
-    """Ends a trial after `max_epochs`, or at a report that cannot be used; ends the experiment after a fault of the bookkeeping."""
+    """Ends a trial after `max_epochs`, or at a report that cannot be used; ends the experiment after a fault, and before the job's time is up."""
 
     def __init__(self, bookkeeper: Bookkeeper) -> None:
         self.bookkeeper = bookkeeper
@@ -212,7 +319,14 @@ class EndOfTrial(Stopper):
         if reason := unusable(result, self.bookkeeper.metric):
             self.bookkeeper.reasons[trial_id] = reason
             return True
-        return result["training_iteration"] >= self.bookkeeper.max_epochs
+        if result["training_iteration"] >= self.bookkeeper.max_epochs:
+            return True
+        if (deadline := self.bookkeeper.deadline) and deadline.is_near() and result.get(HAS_CHECKPOINT) and not result.get(DONE):
+            self.bookkeeper.saved.add(trial_id)
+            return True
+        return False
 
     def stop_all(self) -> bool:
+        if (deadline := self.bookkeeper.deadline) and deadline.is_near():
+            return deadline.is_here() or not self.bookkeeper.running
         return self.bookkeeper.fault is not None

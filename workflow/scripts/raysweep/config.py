@@ -193,6 +193,7 @@ class _Check:
                     sweep[key] = {"name": sweep[key]}  # the short form
         self.against_schema(self.config, self.schema, ())
         self.config = _with_defaults(self.config, self.schema)
+        self.texts()
         self.folders()
         self.environment()
         for name, sweep in self.config["sweeps"].items():
@@ -253,6 +254,21 @@ class _Check:
         names = _resolved(schema["propertyNames"], self.schema)
         if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
             raise self.refuse((*path, key), f"the name {key!r} is not allowed: {names['allowed']}")
+
+    def texts(self) -> None:
+        """Refuse, where any other text is allowed, what a script takes for one of its options, and what Snakemake does not take for a path."""
+        paths: list[KeyPath] = [("results_dir",), ("state_dir",), ("resources_dir",)]
+        paths += [("env", key) for key in ("python", "requirements", "wheels", "cache_dir")]
+        paths += [("datasets", name, "source") for name in self.config["datasets"]]
+        paths += [
+            ("sweeps", name, kind) for name, sweep in self.config["sweeps"].items() for kind in ("model", "trainable") if kind in sweep
+        ]
+        for path in paths:
+            value = _at(self.config, path) or ""
+            if value.startswith("-"):
+                raise self.refuse(path, f"{value!r} is not allowed: a text that does not begin with a hyphen; ./{value}, if it is a path")
+            if set("{}") & set(value) or not value.isprintable():
+                raise self.refuse(path, f"{value!r} is not allowed: a text of one line, without curly brackets")
 
     def folders(self) -> None:
         """Results, state and resources must not lie in each other: Snakemake deletes the outputs of a failed job."""

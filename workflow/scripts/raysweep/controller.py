@@ -46,6 +46,19 @@ def quote_python() -> None:
             sys.modules[plugin].Executor.get_python_executable = lambda self: shlex.quote(sys.executable)
 
 
+def quote_words() -> None:
+    """Have Snakemake quote for a shell what it hands on to its part in a job. It does so as Python would: of a path with `'` and `$(…)` in it, the shell
+    would run the latter."""
+    utils: Any = sys.modules["snakemake_interface_executor_plugins.utils"]
+    as_it_was = utils.format_cli_value
+
+    def format_cli_value(value: Any, quote: bool = False, base64_encode: bool = False) -> str:
+        is_word = isinstance(value, str) and quote and not base64_encode
+        return shlex.quote(value) if is_word else as_it_was(value, quote=quote, base64_encode=base64_encode)
+
+    utils.format_cli_value = format_cli_value
+
+
 def what_of(job: Any) -> str:
     """What the Slurm plugin calls one of Snakemake's jobs."""
     return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")

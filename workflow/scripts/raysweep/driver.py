@@ -14,6 +14,10 @@ It gets a job, a map that the launcher wrote as JSON:
     tasks        (confirm) for each trial its id, seed, task ("search", "confirm", "evaluate") and config
     trial_resources  {cpu, gpu} of a trial, as this allocation can give it
     time_budget_s  time after which no new trial starts, in seconds, or null
+    slurm_job    id of the job of Slurm, or null
+    started, ends  when that job began and will end, in seconds since the epoch, or null
+    walltime_margin_s  how long before its end the driver saves and ends, in seconds
+    resubmit     how often the job may be started again by itself
     nodes        [{name, cpus, gpus}] of the allocation
     min_nodes    with how many of them the trials start
     address      of Ray's GCS
@@ -23,18 +27,22 @@ It gets a job, a map that the launcher wrote as JSON:
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from .errors import RaysweepError, WorldError, describe_os_error, is_full_disk
+from .allocation import Deadline
+from .config import seconds
+from .errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
+from .lock import Lock
+from .outputs import PartialOutputs
 from .progress import ProgressLine
 from .record import Record
 from .space import parse_space
@@ -42,6 +50,7 @@ from .space import parse_space
 logger = logging.getLogger("raysweep")
 
 LEAST_FREE_BYTES = 2**20
+EXPERIMENT = "trials"
 SCRATCH = "tune-"  # begins the name of the folder of a session's checkpoints, beside the record
 
 # Read by Tune where it is imported or used; set here and not by the user, since the record depends on them.
@@ -70,12 +79,6 @@ def names_of_nodes() -> dict[str, str]:
     import ray
 
     return {node["NodeManagerAddress"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
-
-
-@functools.cache
-def name_of_node(address: str) -> str:
-    """The name of a node that has joined; it keeps its address."""
-    return names_of_nodes().get(address, address)
 
 
 def drive(job: dict[str, Any]) -> None:
@@ -112,15 +115,19 @@ def run_tune(job: dict[str, Any]) -> None:
     from .bookkeeping import Bookkeeper, EndOfTrial
     from .samplers import ListSampler, make_sampler
     from .schedulers import Shielded, make_scheduler, replay
-    from .search import RecordedSearch
+    from .search import JudgedTrial, RecordedSearch
 
     sweep, searching = job["sweep"], job["purpose"] == "search"
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
-    with Record(Path(job["record"])) as record:
+    in_slurm = job["slurm_job"] is not None
+    with Lock(state_dir, job["name"], "driver.lock", in_slurm=in_slurm), Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
             recorded.checkpoints = {e: path for e, path in recorded.checkpoints.items() if (state_dir / path).is_dir()}
-        record.write("session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"])
+        record.write(
+            "session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"], slurm_job=job["slurm_job"]
+        )
+        keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         sampler = (
             make_sampler(sweep, parse_space(sweep["search_space"]), record.sweep)
@@ -130,6 +137,8 @@ def run_tune(job: dict[str, Any]) -> None:
         progress = ProgressLine(
             job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
         )
+        outputs = PartialOutputs(state_dir, job["name"], sweep["metric"], sweep["mode"], job["header"]["provenance"]) if searching else None
+        deadline = Deadline.of(job["started"], job["ends"], job["walltime_margin_s"])
         bookkeeper = Bookkeeper(
             record,
             sampler,
@@ -137,10 +146,18 @@ def run_tune(job: dict[str, Any]) -> None:
             mode=sweep["mode"],
             max_epochs=job["max_epochs"],
             keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
+            max_failures=sweep["max_failures"],
+            trial_timeout_s=seconds(sweep["trial_timeout"]),
+            gpu_share=max(resources["gpu"], record.sweep.gpu_share or 0),
+            scratch=scratch / EXPERIMENT,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
-            name_of_node=name_of_node,
+            names_of_nodes=names_of_nodes,
             progress=progress,
+            partial_outputs=outputs,
+            deadline=deadline,
         )
+        JudgedTrial.judge = staticmethod(bookkeeper.judge)
+        JudgedTrial.adapt = staticmethod(bookkeeper.give_share)
         scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})
         scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         replay(scheduler, record.sweep, sweep["metric"])
@@ -156,6 +173,7 @@ def run_tune(job: dict[str, Any]) -> None:
             # HyperBand fills a bracket before it compares, so it is handed all trials; Tune starts as many as the nodes hold.
             max_concurrent=math.inf if fills_brackets else min(most, sweep["max_concurrent"] or most),
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
+            is_over=lambda: deadline is not None and deadline.is_near(),
             tasks=None if searching else job["tasks"],
         )
         try:
@@ -165,11 +183,10 @@ def run_tune(job: dict[str, Any]) -> None:
                     search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons), reuse_actors="model" in sweep
                 ),
                 run_config=tune.RunConfig(
-                    name="trials",
+                    name=EXPERIMENT,
                     storage_path=str(scratch),
                     stop=EndOfTrial(bookkeeper),
                     callbacks=[bookkeeper],
-                    failure_config=tune.FailureConfig(max_failures=sweep["max_failures"]),
                     verbose=0,
                 ),
             )
@@ -185,17 +202,46 @@ def run_tune(job: dict[str, Any]) -> None:
             raise WorldError(describe_os_error(bookkeeper.fault))
         if bookkeeper.fault is not None:
             raise bookkeeper.fault
-        finished = sum(t.finished for t in record.sweep.trials.values())
-        complete = record.sweep.is_complete(job["total"], budget_s)
-        if complete:
-            remove_scratch(record, state_dir)
-        record.write("session_end", outcome="complete" if complete else "incomplete")
-    if not complete:
-        raise RaysweepError(f"incomplete, resumable: {finished} of {job['total']} trials done. Run the same command again")
+        if outputs:
+            outputs.write(record.sweep)
+        end_session(job, record, deadline)
 
 
-def remove_scratch(record: Record, state_dir: Path) -> None:
-    """Move the checkpoints that are kept to a folder of their own, and delete Tune's."""
+def end_session(job: dict[str, Any], record: Record, deadline: Deadline | None) -> None:
+    """Note how it ended. Raises RaysweepError when trials are left; exits with START_AGAIN when the job is to be started again for them."""
+    sweep, state_dir = record.sweep, record.path.parent
+    if sweep.is_complete(job["total"], job["time_budget_s"]):
+        keep_checkpoints(record, state_dir)
+        record.write("session_end", outcome="complete")
+        return
+    done = f"{sum(t.finished for t in sweep.trials.values())} of {job['total']} trials done"
+    if deadline is None or not deadline.is_near():
+        record.write("session_end", outcome="incomplete")
+        raise RaysweepError(f"{job['name']}: incomplete, resumable: {done}. Run the same command again")
+    begun_again = sum(s.get("outcome") == "started again" and s.get("slurm_job") == job["slurm_job"] for s in sweep.sessions)
+    if begun_again < job["resubmit"]:
+        record.write("session_end", outcome="started again")
+        logger.info(
+            "%s: %s, and the time of the job is nearly up: it is started again (%d of %d times).",
+            job["name"],
+            done,
+            begun_again + 1,
+            job["resubmit"],
+        )
+        sys.exit(START_AGAIN)
+    record.write("session_end", outcome="out of time")
+    more = (
+        f"it was started again {begun_again} times, as often as allocation.resubmit says"
+        if begun_again
+        else "with allocation.resubmit it would go on by itself"
+    )
+    raise WorldError(
+        f"{job['name']}: incomplete, resumable: {done}, and the time of job {job['slurm_job']} is nearly up ({more}). Run the same command again"
+    )
+
+
+def keep_checkpoints(record: Record, state_dir: Path) -> None:
+    """Move the checkpoints that are kept to a folder of their own, and delete what else earlier sessions of Tune left."""
     for trial in record.sweep.trials.values():
         for epoch, path in list(trial.checkpoints.items()):
             if not path.startswith(SCRATCH):

@@ -12,6 +12,7 @@ from typing import TextIO
 logger = logging.getLogger("raysweep")
 
 BUG = 70
+START_AGAIN = 75  # EX_TEMPFAIL: the driver asks for its job to be started again
 
 
 class RaysweepError(Exception):

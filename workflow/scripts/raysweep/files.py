@@ -51,6 +51,16 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def flush_folder(folder: Path) -> None:
+    """Have all files below a folder, and their names, on the disk."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def replace_directory(source: Path, target: Path) -> None:
     """Copy the folder `source` to `target`, so that `target` is never half of it or a mixture of old and new."""
     target.parent.mkdir(parents=True, exist_ok=True)

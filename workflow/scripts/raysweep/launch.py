@@ -15,8 +15,9 @@ from .allocation import Allocation, trial_resources
 from .config import num_trials, seconds
 from .data import read_manifest
 from .environment import Environment, lock_of
-from .errors import BUG, RaysweepError, set_up_logging
+from .errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
 from .files import read_yaml, sha256_of_file, write_yaml
+from .lock import Lock
 from .outputs import write_confirmed, write_outputs
 from .packing import pack
 from .record import Sweep, read_sweep
@@ -112,11 +113,20 @@ class Stage:
             "tasks": tasks,
             "time_budget_s": seconds(self.sweep["time_budget"]) if purpose == "search" else None,
             "trial_resources": trial_resources(self.sweep, allocation),
+            "slurm_job": allocation.job_id,
+            "started": allocation.started,
+            "ends": allocation.ends,
+            "walltime_margin_s": seconds(self.sweep["allocation"]["walltime_margin"]),
+            "resubmit": self.sweep["allocation"]["resubmit"],
         }
 
     def allocation(self) -> Allocation:
         """What this run may use: what Slurm gave to its job, or what there is of this machine."""
         return Allocation.of_slurm() if self.in_slurm else Allocation.local(self.sweep["allocation"], self.threads)
+
+    def lock(self) -> Lock:
+        """What keeps a second run of the sweep away."""
+        return Lock(self.state_dir, f"sweep {self.name}", in_slurm=self.in_slurm)
 
     def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
         """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""
@@ -131,6 +141,11 @@ class Stage:
             dashboard=self.config["ray"]["dashboard"],
             cache_dir=self.config["env"]["cache_dir"],
         )
+        if code == START_AGAIN:
+            try:
+                allocation.start_again()
+            except WorldError as error:
+                raise WorldError(f"{self.name}: incomplete, resumable: {error}. Run the same command again") from None
         if code < 0:
             raise RaysweepError(
                 f"{self.name}: the driver was killed (signal {-code}): see {self.path_to_log}. Run the same command again to go on"
@@ -188,12 +203,21 @@ def provenance_of(recorded: Sweep) -> dict[str, Any]:
 
 
 def run_sweep(stage: Stage) -> None:
-    """Bring a sweep to its end, and write its outputs from the record. Raises RaysweepError when it is not complete, or when all trials failed."""
+    """Bring a sweep to its end, and write its outputs from the record.
+
+    Raises RaysweepError when it is not complete, when all trials failed, and when another run is at work on it.
+    """
+    with stage.lock() as lock:
+        go_on(stage, lock)
+
+
+def go_on(stage: Stage, lock: Lock) -> None:
     identity = stage.identity()
     path_to_record = stage.state_dir / RECORD
     recorded = read_sweep(path_to_record)
     if why := reason_to_start_anew(recorded, identity, stage.sweep["resume"]):
         aside = set_aside(stage.state_dir, recorded.header["identity"])
+        lock.follow(aside)
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, why, aside)
         recorded = Sweep()
     total = num_trials(stage.sweep)
@@ -227,6 +251,11 @@ def run_sweep(stage: Stage) -> None:
 
 def run_confirm(stage: Stage) -> None:
     """Train the best configuration anew with seeds that no trial used, on all training data, and look at the test set: here and nowhere else."""
+    with stage.lock():
+        confirm(stage)
+
+
+def confirm(stage: Stage) -> None:
     best = read_yaml(stage.results_dir / "best.yaml")
     recorded = read_sweep(stage.state_dir / RECORD)
     sweep = stage.sweep

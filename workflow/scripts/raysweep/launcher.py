@@ -47,6 +47,7 @@ class Launcher:
         self.times_s: dict[str, float] = {}
         self.ready = False
         self.last_words: list[str] = []  # of srun
+        self.speaking, self.over = threading.Lock(), threading.Event()
 
     @contextlib.contextmanager
     def agents(self) -> Iterator[None]:
@@ -64,13 +65,16 @@ class Launcher:
         readers = [
             threading.Thread(target=self.listen, args=(self.process.stdout,), daemon=True),
             threading.Thread(target=self.relay, args=(self.process.stderr,), daemon=True),
+            # A thread of its own, since the rest may wait for a file system in trouble.
+            threading.Thread(target=self.show_life, daemon=True),
         ]
         for reader in readers:
             reader.start()
         try:
             yield
         finally:
-            with contextlib.suppress(BrokenPipeError):
+            self.over.set()
+            with self.speaking, contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
             try:
                 self.process.wait(END_DEADLINE_S)
@@ -99,9 +103,13 @@ class Launcher:
                     {"node": self.names[rank], "event": "failed", "why": f"its agent ended: {' | '.join(self.last_words[-3:])}"}
                 )
 
+    def show_life(self) -> None:
+        while not self.over.wait(TICK_S):
+            self.say({})
+
     def say(self, message: dict[str, Any]) -> None:
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # its end is told by `listen`
+        with self.speaking, contextlib.suppress(BrokenPipeError, ValueError):  # its end is told by `listen`
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
 
@@ -114,7 +122,6 @@ class Launcher:
                     message = self.messages.get(timeout=TICK_S)
                 except queue.Empty:
                     message = {}
-                self.say({})
                 if not self.ready and time.monotonic() - self.began > BRING_UP_DEADLINE_S:
                     raise WorldError(f"{self.missing()} within {BRING_UP_DEADLINE_S} s")
                 if message is None:

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +54,49 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, m
             f" {state_dir / 'trials.csv'}. Mend it and run again: the sweep then starts anew"
         )
     trial, result = found
-    checkpoint_epoch = write_model(results_dir / "model", state_dir, trial, result.epoch)
-    write_yaml(
-        results_dir / "best.yaml",
-        {
-            "sweep": name,
-            "trial_id": trial.trial_id,
-            "config": trial.config,
-            "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
-            "epochs": result.epoch,
-            "model_epoch": checkpoint_epoch,
-            "num_trials": len(sweep.trials),
-            "num_errors": sum(t.status == "ERROR" for t in sweep.trials.values()),
-            "provenance": provenance,
-        },
-    )
+    model_epoch = write_model(results_dir / "model", state_dir, trial, result.epoch)
+    write_yaml(results_dir / "best.yaml", best_of(sweep, name, metric, mode, provenance) | {"model_epoch": model_epoch})
+
+
+def best_of(sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What `best.yaml` says. Raises ValueError where no trial has reported a value yet."""
+    found = sweep.best_trial(metric, mode)
+    if found is None:
+        raise ValueError(f"{name} has no best trial")
+    trial, result = found
+    return {
+        "sweep": name,
+        "trial_id": trial.trial_id,
+        "config": trial.config,
+        "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
+        "epochs": result.epoch,
+        "num_trials": len(sweep.trials),
+        "num_errors": sum(t.status == "ERROR" for t in sweep.trials.values()),
+        "provenance": provenance,
+    }
+
+
+class PartialOutputs:
+    """`trials.csv` and `best.yaml` of a sweep that is not complete, in its state folder, where they can be read at any time."""
+
+    INTERVAL_S = 10.0
+    MOST_OF_TIME = 0.02  # that writing them may take
+
+    def __init__(self, state_dir: Path, name: str, metric: str, mode: Mode, provenance: dict[str, Any]) -> None:
+        self.state_dir, self.name, self.metric, self.mode, self.provenance = state_dir, name, metric, mode, provenance
+        self.next = 0.0
+
+    def write_now_and_then(self, sweep: Sweep) -> None:
+        """Write them, unless that was done a short while ago."""
+        began = time.monotonic()
+        if began >= self.next and sweep.trials:
+            self.write(sweep)
+            self.next = began + max(self.INTERVAL_S, (time.monotonic() - began) / self.MOST_OF_TIME)
+
+    def write(self, sweep: Sweep) -> None:
+        write_trials(self.state_dir / "trials.csv", sweep, self.metric, self.mode)
+        if sweep.best_trial(self.metric, self.mode):
+            write_yaml(self.state_dir / "best.yaml", best_of(sweep, self.name, self.metric, self.mode, self.provenance))
 
 
 def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> int | None:

@@ -1,11 +1,13 @@
 """The record of a sweep: an append-only file of events that alone decides what is finished.
 
-One JSON object a line, whose last key is a CRC-32 of the text before it, so that the file stays readable with `jq`:
+One JSON object a line, whose last key is a CRC-32 of all text before it, so that the file stays readable with `jq`, and a line that was
+altered, removed or moved is noticed:
 
     {"event": "result", "trial": "00003", "epoch": 1, "metrics": {"accuracy": 0.41}, "time_s": 12.3, "node": "n1", "at": "…", "crc": "8a1b2c3d"}
 
-Only the driver writes it. A line that was torn by a kill or a power loss is the last one; it is cut off on opening. A bad line before
-the last one means that somebody changed the file, and is refused: no finished trial is ever dropped silently.
+Only the driver writes it. A kill can tear the last line, and a power loss leave zeros behind the last line that was flushed to the disk;
+that is cut off on opening. Any other bad line means that somebody changed the file, and is refused: no finished trial is ever dropped
+silently.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import Any, Literal
 from .errors import RaysweepError
 
 # Events after which the file is on the disk, not only in the system's memory: losing them would lose or repeat a trial.
-DURABLE = frozenset({"session", "trial", "start", "checkpoint", "finish", "session_end"})
+DURABLE = frozenset({"session", "trial", "start", "checkpoint", "failure", "finish", "session_end"})
+
+DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURABLE))
 
 Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
 Mode = Literal["max", "min"]
@@ -34,19 +38,22 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def encode(event: dict[str, Any]) -> str:
+def encode(event: dict[str, Any], before: int = 0) -> tuple[str, int]:
+    """The line of an event, and its CRC, which goes on from that of the line `before` it."""
     body = json.dumps(event, ensure_ascii=False, allow_nan=True)[:-1]
-    return f'{body}, "crc": "{zlib.crc32(body.encode()):08x}"}}\n'
+    crc = zlib.crc32(body.encode(), before)
+    return f'{body}, "crc": "{crc:08x}"}}\n', crc
 
 
-def decode(line: str) -> dict[str, Any] | None:
-    """The event on a line, or None where the line is torn or altered."""
+def decode(line: str, before: int = 0) -> tuple[dict[str, Any], int] | None:
+    """The event on a line and its CRC, or None where it is torn or altered, or does not follow the line whose CRC is `before`."""
     body, _, tail = line.rpartition(', "crc": "')
-    if not body or tail != f'{zlib.crc32(body.encode()):08x}"}}\n':
+    crc = zlib.crc32(body.encode(), before)
+    if not body or tail != f'{crc:08x}"}}\n':
         return None
     event = json.loads(line)
     del event["crc"]
-    return event
+    return event, crc
 
 
 @dataclass
@@ -72,12 +79,18 @@ class Trial:
     results: list[Result] = field(default_factory=list)
     checkpoints: dict[int, str] = field(default_factory=dict)  # epoch → path, relative to the state folder
     attempts: list[dict[str, Any]] = field(default_factory=list)  # {node, at, from_epoch}
+    failures: list[dict[str, Any]] = field(default_factory=list)  # {error, counted, at}: not counted where the trial was not to blame
     ended: str | None = None
     error: str | None = None
 
     @property
     def finished(self) -> bool:
         return self.status in ("TERMINATED", "STOPPED", "ERROR")
+
+    @property
+    def num_failures(self) -> int:
+        """How often it failed by its own fault."""
+        return sum(failure["counted"] for failure in self.failures)
 
     @property
     def started(self) -> str | None:
@@ -119,6 +132,8 @@ class Sweep:
 
     sessions: list[dict[str, Any]] = field(default_factory=list)  # one per run of the driver, with "ended" and "outcome" once it ended
     trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
+    nodes: list[dict[str, Any]] = field(default_factory=list)  # {node, state: "lost" | "joined", at}, while a session ran
+    gpu_share: float | None = None  # what a trial takes of a GPU since one did not find room beside its neighbours
 
     @property
     def header(self) -> dict[str, Any]:
@@ -158,6 +173,12 @@ class Sweep:
         if kind == "trial":
             self.trials[event["trial"]] = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"])
             return
+        if kind == "node":
+            self.nodes.append({key: event[key] for key in ("node", "state", "at")})
+            return
+        if kind == "gpu_share":
+            self.gpu_share = event["gpu"]
+            return
         trial = self.trials[event["trial"]]
         if kind == "start":
             trial.status, trial.ended, trial.error = "RUNNING", None, None
@@ -168,8 +189,11 @@ class Sweep:
         elif kind == "result":
             trial.results.append(Result(event["epoch"], event["metrics"], event["time_s"], event["at"]))
             trial.attempts[-1]["node"] = event["node"]
-        elif kind == "pause":  # by a scheduler that waits for other trials
+        elif kind == "pause":  # by a scheduler that waits for other trials, or by us, since time is nearly up
             trial.status = "PENDING"
+        elif kind == "failure":  # it will be tried again
+            trial.status = "PENDING"
+            trial.failures.append({key: event[key] for key in ("error", "counted", "at")})
         elif kind == "checkpoint":
             trial.checkpoints[event["epoch"]] = event["path"]
         elif kind == "finish":
@@ -178,32 +202,36 @@ class Sweep:
             raise RaysweepError(f"the record holds an event {kind!r} that this version does not know: use the version that wrote it")
 
 
-def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield each event with the offset behind its line, in bytes; a last line without its end is left out: it was torn, or is being written.
+def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Yield each event with the CRC of its line and the offset behind it, in bytes. What was torn, or is just being written, is left out.
 
-    Raises RaysweepError for a whole line that was altered.
+    Raises RaysweepError for a line that was altered, and for one before which another is missing.
     """
     if not path.exists():
         return
-    offset = 0
+    offset, crc = 0, 0
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
                 return
-            event = decode(line.decode("utf-8", errors="replace"))
-            if event is None:
+            found = decode(line.decode("utf-8", errors="replace"), crc)
+            if found is None:
+                # A power loss leaves zeros where data had not reached the disk. No durable event can follow those.
+                if b"\0" in line and not any(later.startswith(DURABLE_LINES) for later in stream):
+                    return
                 raise RaysweepError(
-                    f"{path}: line {number} was altered (its checksum does not fit). "
+                    f"{path}: line {number} was altered, or one before it was removed (its checksum does not fit). "
                     "Restore the file from a backup, or move it away to start the sweep anew."
                 )
+            event, crc = found
             offset += len(line)
-            yield event, offset
+            yield event, crc, offset
 
 
 def read_sweep(path: Path) -> Sweep:
     """The sweep that the record at `path` tells of; an empty one where there is none. Changes nothing, so it may run beside the driver."""
     sweep = Sweep()
-    for event, _ in read_events(path):
+    for event, _, _ in read_events(path):
         sweep.apply(event)
     return sweep
 
@@ -215,17 +243,18 @@ class Record:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.sweep = Sweep()
-        end = 0
-        for event, offset in read_events(path):
+        end, self._crc = 0, 0
+        for event, crc, offset in read_events(path):
             self.sweep.apply(event)
-            end = offset
+            end, self._crc = offset, crc
         self._file = path.open("ab")
         self._file.truncate(end)  # cuts off a torn last line
 
     def write(self, event: str, **values: Any) -> None:
         """Append an event, and fold it into `sweep`. Raises OSError when the disk is full."""
         entry = {"event": event, **values, "at": now()}
-        self._file.write(encode(entry).encode())
+        line, self._crc = encode(entry, self._crc)
+        self._file.write(line.encode())
         self._file.flush()
         if event in DURABLE:
             os.fsync(self._file.fileno())

@@ -247,6 +247,26 @@ def _course(inputs: Inputs) -> Iterator[Note]:
             else " No trial had to start again."
         )
         yield Note("info", "Interruptions", text)
+    if lost := list(dict.fromkeys(node["node"] for node in inputs.sweep.nodes if node["state"] == "lost")):
+        moved = sum(any(not failure["counted"] for failure in t.failures) for t in inputs.trials)
+        yield Note(
+            "info",
+            f"{plural(len(lost), 'node')} lost",
+            f"The sweep went on without {', '.join(lost)}. {plural(moved, 'trial')} had to move, and went on from the last checkpoint where there was one.",
+        )
+    if share := inputs.sweep.gpu_share:
+        yield Note(
+            "warn",
+            "GPUs were too full",
+            f"Trials did not find room in the memory of a GPU beside their neighbours, so that each got {share:.3g} of one from then on. With"
+            f" trial_resources.gpu: {share:.3g} they would not have to try.",
+        )
+    if again := sum(t.num_failures > 0 and t.status != "ERROR" for t in inputs.trials):
+        yield Note(
+            "info",
+            f"{plural(again, 'trial')} tried again",
+            "They raised, died, hung or reported NaN, and succeeded when they were tried again.",
+        )
 
 
 def _seeded(inputs: Inputs) -> Note:

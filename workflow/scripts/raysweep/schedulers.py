@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from .record import Sweep
+
+logger = logging.getLogger("raysweep")
 
 
 def make_scheduler(sweep: dict[str, Any]) -> TrialScheduler:
@@ -40,8 +43,10 @@ class _NobodyElse:
 def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
     """Tell ASHA or the median rule what is recorded, in the order in which it was reported, so that their rungs are as they were.
 
-    HyperBand would start and stop trials as it is told; it begins its bracket anew.
+    HyperBand would start and stop trials as it is told; it begins its bracket anew, and a line says so.
     """
+    if isinstance(scheduler, HyperBandScheduler) and recorded.trials:
+        logger.info("HyperBand does not remember its brackets: the trials that are left form new ones.")
     if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
         return
     stubs = {trial_id: _Recorded(trial_id) for trial_id in recorded.trials}

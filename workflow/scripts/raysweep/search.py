@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
@@ -31,6 +31,25 @@ def trial_id_of(index: int) -> str:
     return f"{index:05d}"
 
 
+class JudgedTrial(TuneTrial):
+    """Tune's trial, but we decide whether one that failed is tried again: Tune counts lost nodes against it, and forgets what was before it went on."""
+
+    judge: ClassVar[Callable[[TuneTrial, BaseException | None], bool]]
+    adapt: ClassVar[Callable[[TuneTrial], None]]  # to what trials take now
+    is_tried_again = False
+
+    def create_placement_group_factory(self) -> None:
+        super().create_placement_group_factory()
+        type(self).adapt(self)
+
+    def handle_error(self, exc: BaseException | None = None) -> None:
+        super().handle_error(exc)
+        self.is_tried_again = type(self).judge(self, exc)
+
+    def should_recover(self) -> bool:
+        return self.is_tried_again
+
+
 class RecordedSearch(SearchAlgorithm):
     """Hands out trials, first those the record began and did not finish, then new ones, until there are `total`."""
 
@@ -43,11 +62,13 @@ class RecordedSearch(SearchAlgorithm):
         seed: int,
         max_concurrent: float,
         may_start: Callable[[], bool],
+        is_over: Callable[[], bool] = lambda: False,
         tasks: list[dict[str, Any]] | None = None,
     ) -> None:
         self.record, self.sampler = record, sampler
         self.total, self.seed, self.max_concurrent = total, seed, max_concurrent
-        self.may_start = may_start
+        self.may_start = may_start  # a new trial
+        self.is_over = is_over  # no trial may begin or go on
         self.tasks = tasks  # of a confirmation: {trial, seed, task}, one for each configuration of its sampler
         # A confirmation that failed is tried again: what it lacked may have been mended.
         again = ("ERROR",) if tasks else ()
@@ -68,6 +89,9 @@ class RecordedSearch(SearchAlgorithm):
         """The next trial, or None: at capacity (Tune asks again), or when there is none left (then `is_finished`)."""
         self.handed_out = [t for t in self.handed_out if not t.is_finished()]
         if sum(t.status in ALIVE for t in self.handed_out) >= self.max_concurrent:
+            return None
+        if self.is_over():
+            self.set_finished()
             return None
         if self.unfinished:
             trial = self.unfinished.pop(0)
@@ -96,6 +120,7 @@ class RecordedSearch(SearchAlgorithm):
         tune_trial = _create_trial_from_spec(
             spec, _make_parser(), trial_id=trial.trial_id, evaluated_params={}, experiment_tag=trial.trial_id
         )
+        tune_trial.__class__ = JudgedTrial  # Tune's function makes no other
         epoch = self.latest_checkpoint(trial)
         if epoch:
             result = next(r for r in trial.results if r.epoch == epoch)

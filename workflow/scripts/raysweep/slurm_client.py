@@ -29,6 +29,7 @@ STATE_DIR = "RAYSWEEP_STATE_DIR"  # where its sweeps keep their records
 PYTHON = "RAYSWEEP_PYTHON"  # what runs this file
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON)
 NOTES = "notes.jsonl"
+SCRIPT = "/dev/stdin"  # whence sbatch has the job's commands
 OUTPUTS = "outputs.json"  # of each job that may be submitted (what → one of them)
 
 STARTED = time.monotonic()
@@ -100,8 +101,32 @@ def columns(lines: list[str], number: int) -> list[list[str]]:
 
 def listed_jobs(run_name: str) -> dict[str, tuple[str, str]] | None:
     """The jobs of a run that slurmctld knows: id → state, reason. `--all`: partitions may be hidden."""
-    answer = ask("squeue", "--all", "--states=all", "--noheader", f"--name={run_name}", "--format=%i|%T|%r")
-    return None if answer is None else {job: (state, reason) for job, state, reason in columns(answer, 3)}
+    answer = ask("squeue", "--all", "--states=all", "--noheader", f"--name={run_name}", "--format=%i|%T|%B|%N|%r")
+    if answer is None:
+        return None
+    return {
+        job: start_again(job) if state == "RUNNING" and is_headless(first, nodes) else (state, reason)
+        for job, state, first, nodes, reason in columns(answer, 5)
+    }
+
+
+def is_headless(first: str, nodes: str) -> bool:
+    """Whether the node on which a job's script ran is not part of the job any more.
+
+    So that a sweep outlives the loss of other nodes it asks for --no-kill, and Slurm then does not end the job when it is the first that is lost.
+    """
+    if nodes == first or not nodes:
+        return False
+    names = ask("scontrol", "show", "hostnames", nodes)
+    return names is not None and names != [] and first not in names
+
+
+def start_again(job: str) -> tuple[str, str]:
+    """Have a job that lost its first node started again, or, where the site does not allow that, ended; its state then, and the reason."""
+    if ask("scontrol", "requeue", job) is not None:
+        return "PENDING", "BeginTime"
+    ask("scancel", job)
+    return "NODE_FAIL", "None"
 
 
 def accounted_states(jobs: list[str]) -> dict[str, str]:
@@ -180,11 +205,13 @@ def name_of(rule: str, sweep: str) -> str:
 def refusal_of_second(what: str, comment: str) -> str | None:
     """Why a job may not be submitted: another of the same rule and sweep, of a Snakemake that died perhaps, is still there."""
     rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
-    answer = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%k")
+    answer = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%B|%N|%k")
     if answer is None:
         return f"{name_of(rule, sweep)}: squeue does not answer, so that it cannot be seen whether a job of an earlier run is still there. Try again"
-    for job, state, other in columns(answer, 3):
-        if other == comment:
+    for job, state, first, nodes, other in columns(answer, 5):
+        if other == comment and state == "RUNNING" and is_headless(first, nodes):
+            ask("scancel", job)
+        elif other == comment:
             return (
                 f"{name_of(rule, sweep)}: its job {job} of an earlier run is still there ({state}), so no second one is started. Wait for its end"
                 f" (`make watch` follows it) and run the same command again, or end it with `scancel {job}`"
@@ -216,15 +243,20 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
     what = option(arguments, "--comment")
     # The sweep's folder is part of its name: two configs may have a sweep of one name each.
     comment = f"{what} in {os.environ[STATE_DIR]}"
-    if refusal := refusal_of_second(what, comment):
+    refusal = refusal_of_second(what, comment)
+    if arguments[-1] != SCRIPT:
+        refusal = (
+            "cluster/config.yaml lacks slurm-pass-command-as-script: true, without which a shell could run what stands in a path or a text"
+        )
+    if refusal:
         append(run_dir, what=what, refused=refusal, by_us=True)
         print(refusal, file=sys.stderr)
         return 1
     own = [sbatch, *arguments]
     own[own.index("--comment") + 1] = comment
-    own = [argument + ending(run_dir, what) if argument.startswith("--wrap=") else argument for argument in own]
+    script = sys.stdin.read() + ending(run_dir, what)
     env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    run = subprocess.run(own, capture_output=True, text=True, check=False, env=env)
+    run = subprocess.run(own, input=script, capture_output=True, text=True, check=False, env=env)
     sys.stderr.write(run.stderr)
     if run.returncode == 0:
         job = run.stdout.strip().split(";")[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import numbers
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.utils import flatten_dict
 
 from .data import load_split
 from .sources import load_target, target_of
@@ -29,12 +32,28 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job["max_epochs"])
     if job["data_dir"]:
         os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
+    refuse_not_finite(job["sweep"]["metric"])
     target, module = load_target(target_of(job["sweep"], Path(job["root"])))
     if own["task"] == "confirm" and "trainable" in job["sweep"]:
         return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
     if "trainable" in job["sweep"]:
         return target(config)
     return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
+
+
+def refuse_not_finite(metric: str) -> None:
+    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and what it saved with that is nothing to go on from."""
+    report = getattr(tune.report, "of_tune", tune.report)  # a worker runs many trials
+
+    @functools.wraps(report)
+    def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        value = flatten_dict(metrics).get(metric) if isinstance(metrics, dict) else None
+        if isinstance(value, numbers.Real) and not math.isfinite(value):
+            raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
+        return report(metrics, *arguments, **options)
+
+    checked.of_tune = report  # type: ignore[attr-defined]
+    tune.report = checked
 
 
 def _checked(metrics: Any) -> dict[str, Any]:
