@@ -141,7 +141,7 @@ def test_what_any_text_may_stand_in_reaches_the_stages_as_one_word(checkout: Che
             assert value in words, key
 
 
-@each_harmless
+@pytest.mark.parametrize("text", [HARMLESS["both"], HARMLESS["a pipe"]], ids=["both", "a pipe"])
 @pytest.mark.parametrize("key", [("datasets", "*", "source"), ("env", "python"), ("env", "wheels")], ids=".".join)
 def test_the_scripts_themselves_find_no_such_thing_and_run_nothing(checkout: Checkout, key: tuple[str, ...], text: str) -> None:
     checkout.write_config(config_with(checkout.root, text, key))

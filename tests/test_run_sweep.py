@@ -173,6 +173,22 @@ def alone(config):
     assert max(at_a_time) == 2  # by its CPUs alone it would be four
 
 
+def test_trials_that_find_no_room_on_a_made_up_gpu_get_more_of_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    resources = {"trial_resources": {"cpu": 0.5, "gpu": 0.25}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
+    sweep = sweep_of("stumbles", search_space={"kind": {"grid": ["full gpu", "nothing"]}}, max_epochs=3, max_failures=0, **resources)
+    project.configure(sweeps={"s": sweep})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "A GPU was too full for the trials on it: each now takes 0.5 of one." in run.stderr
+    record = project.record("s")
+    assert record.gpu_share == 0.5
+    [full, _] = record.trials.values()
+    assert (full.status, [attempt["from_epoch"] for attempt in full.attempts]) == ("TERMINATED", [0, 1])
+    [failure] = full.failures
+    assert (failure["counted"], "CUDA out of memory" in failure["error"]) == (False, True)
+
+
 def test_without_a_gpu_the_trials_run_on_the_cpu_and_a_line_says_so(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     resources = {"trial_resources": {"gpu": 0.5}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
