@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
-from raysweep.controller import Run, quote_python
+from raysweep.controller import Run, quote_python, quote_words
 
 quote_python()
+quote_words()
 RUN = Run(Path.cwd(), Path("logs"))
 if workflow.is_main_process:
     RUN.clear_up()

@@ -50,7 +50,7 @@ logger = logging.getLogger("raysweep")
 
 RAY_DEADLINE_S = 120
 TICK_S = 3  # how often the launcher says that it lives …
-SILENT_TICKS = 5  # … and how often it may fail to: when the first node is lost, the others are to be free again within 30 s
+SILENT_TICKS = 6  # … and how often it may fail to: when the first node is lost, the others are to be free again within 30 s
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
 GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after it has asked (KillWait)
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
