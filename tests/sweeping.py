@@ -219,7 +219,7 @@ def sweep_of(function: str, **values: object) -> dict[str, object]:
     }
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 120) -> None:
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end, f"not within {deadline_s} s: {what}"

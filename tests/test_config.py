@@ -387,7 +387,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ],
     (config(fuse="on"), "fuse: 'on' is not yet supported. Allowed so far: off, which is the default"),
     (config(fuse="maybe"), "fuse: 'maybe' is not allowed: auto, on or off"),
-    (config(trial_timeout=5), "trial_timeout: 5 is not yet supported. Allowed so far: null, which is the default"),
+    (config(repeats=3), "repeats: 3 is not yet supported. Allowed so far: 1, which is the default"),
+    (
+        config(allocation={"max_wait": 10, "resubmit": 2}),
+        "allocation.max_wait: 10 is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",
+    ),
     (
         config() | {"ray": {"dashboard": True}},
         "ray.dashboard: True is not allowed: env.requirements, workflow/envs/node.in, does not list ray[default]. Name workflow/envs/dashboard.in",

@@ -19,9 +19,9 @@ import sweeping
 from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
 from sweeping import Project, sweep_of
 
-# As the README has it, but for the pace of the polls.
-COMMAND = ["-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--executor", "slurm", "--profile", REPOSITORY / "cluster"]
-PACE = ["--slurm-init-seconds-before-status-checks", "1"]
+IMPATIENT = Path(__file__).with_name("impatient.py")
+# As the README has it, but for the pace of the queries.
+COMMAND = [IMPATIENT, "--snakefile", REPOSITORY / "Snakefile", "--executor", "slurm", "--profile", REPOSITORY / "cluster"]
 TRAINABLES = """
 import json, os, time
 from ray import tune
@@ -94,7 +94,7 @@ class SlurmProject(Project):
         self.configure(sweeps={"s": sweep_of(function, allocation=allocation | own, confirm={"seeds": 1, "runtime": 5}, **values)})
 
     def command(self, *arguments: object) -> list[object]:
-        return [python_in(self.folder), *COMMAND, *arguments, *PACE, "--configfile", "c.yaml"]
+        return [python_in(self.folder), *COMMAND, *arguments, "--configfile", "c.yaml"]
 
     def best(self, *arguments: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the sweep to its best.yaml."""
@@ -127,7 +127,7 @@ class SlurmProject(Project):
 
     def job(self) -> str:
         """The job of the sweep, once its trials have begun."""
-        wait_until(lambda: self.begun() > 0, f"a trial has begun:\n{self.log()}", 120)
+        wait_until(lambda: self.begun() > 0, f"a trial has begun:\n{self.log()}", 300)
         user = self.cluster.run(["squeue", "--noheader", "--format=%i %Z"]).stdout
         [job] = [line.split()[0] for line in user.splitlines() if line.endswith(str(self.folder))]
         return job
@@ -198,7 +198,7 @@ def stranger_tries(cluster: SlurmCluster, mode: str, node: str, user: str | None
     """What comes of an attempt, see intruder.py."""
     argv = [sys.executable, Path(__file__).with_name("intruder.py"), mode]
     process = cluster.popen(argv, node=node, user=user, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(json.dumps(what), timeout=120)
+    out, err = process.communicate(json.dumps(what), timeout=300)
     assert process.returncode == 0, err
     return json.loads(out)
 

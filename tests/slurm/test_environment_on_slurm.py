@@ -61,7 +61,7 @@ def of_user(project: SlurmProject) -> dict[str, str]:
 def test_wheels_without_a_network_on_each_nodes_own_disk_after_a_made_up_module_and_the_dashboard_on_request(project: SlurmProject) -> None:
     run = project.start(env=of_user(project))
     begun = project.folder / "begun"
-    wait_until(lambda: begun.exists() or run.poll() is not None, "a trial begins", 200)
+    wait_until(lambda: begun.exists() or run.poll() is not None, "a trial begins", 400)
     assert begun.exists(), f"{run.communicate()[0]}\n{project.log()}"
     [told] = re.findall(
         r"Ray's dashboard: (ssh -J (\S+) -L (\d+):127\.0\.0\.1:\3 (node1)), then (http://\S+) \(it asks for the token: .*cat (\S+)\)",
@@ -76,7 +76,7 @@ def test_wheels_without_a_network_on_each_nodes_own_disk_after_a_made_up_module_
     assert "Connection refused" in refused.stderr, "only the loopback has it"
     no_server_of_figures_answers_a_stranger(project.cluster, project.cluster.node_path(node, token_path).read_text())
     (project.folder / "go").touch()
-    assert run.wait(120) == 0
+    assert run.wait(400) == 0
     for trial in project.trials("s"):
         facts = json.loads((project.folder / f"seen-{float(trial['config/x']):.6f}.json").read_text())
         assert facts["python"].startswith("/mnt/"), "on the node's own disk"

@@ -34,7 +34,7 @@ def start(project: SlurmProject, epochs: int) -> subprocess.Popen[str]:
         "climb", nodes=2, cpus=1, num_samples=2, max_epochs=epochs, max_failures=0, search_space=space, trial_resources={"cpu": 1}
     )
     run = project.start()
-    wait_until(lambda: saved(project) == 2, f"both trials have saved something: {project.log()}", 120)
+    wait_until(lambda: saved(project) == 2, f"both trials have saved something: {project.log()}", 300)
     return run
 
 

@@ -11,7 +11,7 @@ import yaml
 import project
 from metacharacters import given, stand_in
 from slurm.cluster import REPOSITORY, SlurmCluster
-from slurm.sweeps import PACE
+from slurm.sweeps import IMPATIENT
 from test_metacharacters import FREE, HARMLESS, config_with, value_of
 
 NASTY = " ".join(HARMLESS.values())
@@ -28,7 +28,7 @@ def checkout(slurm: SlurmCluster, tmp_path: Path) -> project.Project:
 
 def run(slurm: SlurmCluster, checkout: project.Project, *arguments: str) -> list[str]:
     """Run a sweep and its confirmation as jobs; all words that the stages got."""
-    argv = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--profile", "cluster", *PACE, *arguments]
+    argv = [sys.executable, IMPATIENT, "--executor", "slurm", "--profile", "cluster", *arguments]
     slurm.run(argv, cwd=checkout.root)
     assert not list(checkout.root.parent.rglob("pwned"))
     calls = given(checkout.root)

@@ -88,7 +88,7 @@ def test_sweeps_of_one_user_and_of_two_and_another_ray_share_a_node(cluster: Slu
     assert [len(pids) for pids in servers] == [2] * len(jobs), "each has a GCS and a raylet of its own"
     for number, project in enumerate(projects):
         (project.folder / "go").touch()
-        said, _ = runs[number].communicate(timeout=120)
+        said, _ = runs[number].communicate(timeout=400)
         assert runs[number].returncode == 0, said
         wait_until(lambda: processes_of(cluster, jobs[number]) == {}, "its processes have ended")  # noqa: B023
         assert [servers_of(cluster, job) for job in jobs[number + 1 :]] == servers[number + 1 :], "those of the others have not"
@@ -106,7 +106,7 @@ def test_the_token_is_in_one_file_of_each_node_and_no_other_user_gets_near_it(sl
     project = SlurmProject(slurm, tmp_path / "a project")
     project.sweep("waits", nodes=2, cpus=1, num_samples=2, trial_resources={"cpu": 1})
     run = project.start()
-    wait_until(lambda: project.begun() == 2, "trials run on both nodes", 120)
+    wait_until(lambda: project.begun() == 2, "trials run on both nodes", 300)
     job = project.job()
     nodes = ("node1", "node2")
     tokens = [path for node in nodes for path in slurm.node_path(node, "/mnt").glob(f"*.{job}.0/rs-*/token")]
@@ -136,5 +136,5 @@ def test_the_token_is_in_one_file_of_each_node_and_no_other_user_gets_near_it(sl
             tried = slurm.run(["ls", f"/mnt/root.{job}.0/{path.parent.name}"], user=GUEST, node=node, check=False)
             assert "Permission denied" in tried.stderr
     (project.folder / "go").touch()
-    assert run.wait(120) == 0
+    assert run.wait(400) == 0
     wait_until(lambda: left_on(slurm) == [], f"nothing is left: {left_on(slurm)}")

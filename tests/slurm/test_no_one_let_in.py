@@ -114,7 +114,7 @@ def running(slurm: SlurmCluster) -> Iterator[Running]:
     project.sweep("waits", nodes=2, cpus=1, num_samples=2, trial_resources={"cpu": 1})
     run = project.start()
     try:
-        wait_until(lambda: project.begun() == 2 or run.poll() is not None, "trials run on both nodes", 120)
+        wait_until(lambda: project.begun() == 2 or run.poll() is not None, "trials run on both nodes", 300)
         assert run.poll() is None, f"{run.communicate()[0]}\n{project.log()}"
         wait_until(lambda: list(servers_of(slurm).values()).count("environments") == 2, "all of Ray is up")
         job = project.job()
@@ -123,7 +123,7 @@ def running(slurm: SlurmCluster) -> Iterator[Running]:
         yield Running(slurm, project, job, token, servers_of(slurm), checksums(project.folder))
     finally:
         (project.folder / "go").touch()
-        said, _ = run.communicate(timeout=120)
+        said, _ = run.communicate(timeout=400)
     assert run.returncode == 0, said
     assert [fact["nodes"] for fact in map(json.loads, (path.read_text() for path in project.folder.glob("seen-*.json")))] == [2, 2]
     assert not list(project.folder.parent.rglob("pwned"))
@@ -168,7 +168,7 @@ def test_no_stranger_runs_code_on_the_cluster(running: Running) -> None:
             argv = [sys.executable, "-c", JOIN, gcs, running.cluster.shared / "pwned"]
             tried[name, place] = running.cluster.popen(argv, node=place, user=STRANGER, env=env)
     for process in tried.values():
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=400)
         assert process.returncode != 0
         assert "token" in said, "it is refused for want of the token, and not because nobody listens"
         assert running.token not in said

@@ -30,7 +30,7 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         )
         run = project.cluster.popen(project.command(*(f"results/{name}/best.yaml" for name in allocations)), cwd=project.folder)
         saved = lambda: [trial for trial in project.record("requeued").trials.values() if trial.checkpoints]  # noqa: E731
-        wait_until(lambda: len(saved()) == 2, f"the trials are on their way: {project.log('requeued')}", 120)
+        wait_until(lambda: len(saved()) == 2, f"the trials are on their way: {project.log('requeued')}", 300)
         slurm.run(["scontrol", "requeue", project.job_of("requeued")])
         partial = project.folder / "state" / "requeued" / "best.yaml"
         wait_until(partial.exists, "what is best so far can be read")

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
-from slurm.sweeps import python_in
+from slurm.sweeps import IMPATIENT, python_in
 
 SNAKEFILE = f"""
 import sys
@@ -75,8 +75,8 @@ class Workflow:
 
     def argv(self, *arguments: str) -> list[str]:
         """The command of the README, in a hurry."""
-        hurry = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
-        return [str(python_in(self.folder)), "-m", "snakemake", "--executor", "slurm", "--profile", "cluster", *hurry, *arguments]
+        command = [str(python_in(self.folder)), str(IMPATIENT), "--executor", "slurm", "--profile", "cluster"]
+        return [*command, "--latency-wait", "5", *arguments]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return self.cluster.popen(self.argv(*arguments), cwd=self.folder)
@@ -97,5 +97,5 @@ class Workflow:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=400)
     return process.returncode, output.splitlines()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import numbers
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +34,7 @@ HAS_CHECKPOINT = "should_checkpoint"  # in a result, by Tune
 NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, HAS_CHECKPOINT, "experiment_tag", "trial_id", "timesteps_total"}
 START_DEADLINE_S = 900  # a worker imports torch from a slow disk, and no more
 LOOK_AT_NODES_S = 5
+ENOUGH_BYTES = 2**20  # with so much room left it is not the disk of the state folder that is full
 MOST_FORGIVEN = 10  # failures of one trial: should it ever be what takes nodes down, the sweep still comes to its end
 
 
@@ -92,6 +93,18 @@ def is_lost_node(error: BaseException | None) -> bool:
 def is_full_gpu(text: str) -> bool:
     """Whether a trial found no room on its GPU, by PyTorch's words."""
     return "CUDA out of memory" in text or "torch.OutOfMemoryError" in text or "CUDA error: out of memory" in text
+
+
+def full_disk(folder: Path) -> OSError | None:
+    """The error that writing to a folder meets, if its disk or the user's quota is used up."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(ENOUGH_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return error
+    return None
 
 
 class Bookkeeper(Callback):
@@ -243,9 +256,10 @@ class Bookkeeper(Callback):
         logger.debug("trial %s failed:\n%s", trial.trial_id, text)
         self.last_event = time.monotonic()
         if self.fault is None and is_full_disk(text):
-            self.fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.fault = full_disk(self.record.path.parent)  # it may be another disk that is full, which is the trial's own affair
         killed = self.killed.pop(trial.trial_id, None)
-        crowded = is_full_gpu(text) and 0 < self.gpu_share < 1
+        mine = trial.placement_group_factory.required_resources.get("GPU", 0)
+        crowded = is_full_gpu(text) and 0 < mine < 1
         lost = is_lost_node(error) and killed is None
         forgiven = sum(not failure["counted"] for failure in self.state_of(trial).failures)
         counted = not (crowded or lost) or forgiven >= MOST_FORGIVEN
@@ -254,7 +268,6 @@ class Bookkeeper(Callback):
         def write() -> None:
             self.record.write("failure", trial=trial.trial_id, error=cause, counted=counted)
             # Its neighbours fail in the same moment, and are not to double the share once more.
-            mine = trial.placement_group_factory.required_resources.get("GPU", 0)
             if crowded and mine >= self.gpu_share:
                 self.gpu_share = min(1.0, 2 * self.gpu_share)
                 self.record.write("gpu_share", gpu=self.gpu_share)
@@ -327,6 +340,7 @@ class EndOfTrial(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        if (deadline := self.bookkeeper.deadline) and deadline.is_near():
-            return deadline.is_here() or not self.bookkeeper.running
-        return self.bookkeeper.fault is not None
+        if self.bookkeeper.fault is not None:
+            return True
+        deadline = self.bookkeeper.deadline
+        return deadline is not None and deadline.is_near() and (deadline.is_here() or not self.bookkeeper.running)

@@ -409,6 +409,11 @@ class _Check:
 
     def resources(self, path: KeyPath, sweep: dict[str, Any]) -> None:
         trial, allocation = sweep["trial_resources"], sweep["allocation"]
+        if allocation["max_wait"] is not None and allocation["resubmit"]:
+            raise self.refuse(
+                (*path, "allocation", "max_wait"),
+                f"{allocation['max_wait']} is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",
+            )
         if (allocation["min_nodes"] or 1) > allocation["nodes"]:
             raise self.refuse(
                 (*path, "allocation", "min_nodes"),

@@ -123,7 +123,10 @@ def run_tune(job: dict[str, Any]) -> None:
     in_slurm = job["slurm_job"] is not None
     with Lock(state_dir, job["name"], "driver.lock", in_slurm=in_slurm), Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
-            recorded.checkpoints = {e: path for e, path in recorded.checkpoints.items() if (state_dir / path).is_dir()}
+            # One that was moved a moment before a kill is where it was to be moved to.
+            places = {e: (path, kept_path(recorded.trial_id, e)) for e, path in recorded.checkpoints.items()}
+            found = {e: next((path for path in paths if (state_dir / path).is_dir()), None) for e, paths in places.items()}
+            recorded.checkpoints = {e: path for e, path in found.items() if path is not None}
         record.write(
             "session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"], slurm_job=job["slurm_job"]
         )
@@ -240,13 +243,18 @@ def end_session(job: dict[str, Any], record: Record, deadline: Deadline | None) 
     )
 
 
+def kept_path(trial_id: str, epoch: int) -> str:
+    """Where a checkpoint lies that outlives its session, below the state folder."""
+    return f"checkpoints/{trial_id}-epoch{epoch}"
+
+
 def keep_checkpoints(record: Record, state_dir: Path) -> None:
     """Move the checkpoints that are kept to a folder of their own, and delete what else earlier sessions of Tune left."""
     for trial in record.sweep.trials.values():
         for epoch, path in list(trial.checkpoints.items()):
             if not path.startswith(SCRATCH):
                 continue
-            kept = f"checkpoints/{trial.trial_id}-epoch{epoch}"
+            kept = kept_path(trial.trial_id, epoch)
             (state_dir / "checkpoints").mkdir(exist_ok=True)
             shutil.rmtree(state_dir / kept, ignore_errors=True)
             os.replace(state_dir / path, state_dir / kept)

@@ -87,7 +87,10 @@ class Launcher:
 
     def listen(self, stream: IO[str]) -> None:
         for line in stream:
-            self.messages.put(json.loads(line))
+            try:
+                self.messages.put(json.loads(line))
+            except ValueError:  # a site's own prolog
+                sys.stderr.write(line)
         self.messages.put(None)
 
     def relay(self, stream: IO[str]) -> None:

@@ -27,10 +27,19 @@ def make_scheduler(sweep: dict[str, Any]) -> TrialScheduler:
 
 
 class _Recorded:
-    """Stands for a trial of an earlier run where results are replayed: rung schedulers look at nothing but its id."""
+    """Stands for a trial of an earlier run where results are replayed: rung schedulers look at nothing but its id.
+
+    It equals the trial that goes on under that id (search.JudgedTrial), since the median rule keeps results by trial.
+    """
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
+
+    def __eq__(self, other: object) -> bool:
+        return self.trial_id == getattr(other, "trial_id", None)
+
+    def __hash__(self) -> int:
+        return hash(self.trial_id)
 
 
 class _NobodyElse:
@@ -56,7 +65,12 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
     reports = [(result.at, trial, result) for trial in recorded.trials.values() for result in trial.results if metric in result.metrics]
     for _, trial, result in sorted(reports, key=lambda report: report[0]):
         told = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
-        scheduler.on_trial_result(nobody_else, stubs[trial.trial_id], told)
+        if isinstance(scheduler, MedianStoppingRule):
+            # Asked, it would note whom it stops, and not take another result of that trial; which may have gone on all the same: it failed and was tried
+            # again, or time was up before it was asked.
+            scheduler._results[stubs[trial.trial_id]].append(told)
+        else:
+            scheduler.on_trial_result(nobody_else, stubs[trial.trial_id], told)
     for trial in recorded.trials.values():
         if trial.finished and trial.results and metric in (last := trial.results[-1]).metrics:
             scheduler.on_trial_complete(nobody_else, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})

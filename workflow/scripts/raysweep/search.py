@@ -38,6 +38,12 @@ class JudgedTrial(TuneTrial):
     adapt: ClassVar[Callable[[TuneTrial], None]]  # to what trials take now
     is_tried_again = False
 
+    def __eq__(self, other: object) -> bool:
+        return self.trial_id == getattr(other, "trial_id", None)
+
+    def __hash__(self) -> int:
+        return hash(self.trial_id)
+
     def create_placement_group_factory(self) -> None:
         super().create_placement_group_factory()
         type(self).adapt(self)
