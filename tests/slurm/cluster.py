@@ -257,7 +257,8 @@ class SlurmCluster:
         enter += [] if IS_ROOT else ["--user", "--preserve-credentials"]
         become = ["setpriv", f"--reuid={GUEST_UID}", f"--regid={GUEST_UID}", "--clear-groups"] if user else []
         folder = cwd or (self.base / "home" / user if user else self.shared)
-        return [*enter, *become, "env", f"--chdir={folder}", *map(str, argv)]
+        # Where the tests run in the background of a shell, a Ctrl-C would be ignored.
+        return [*enter, *become, "env", "--default-signal=INT", f"--chdir={folder}", *map(str, argv)]
 
     def popen(
         self,

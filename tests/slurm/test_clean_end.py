@@ -166,8 +166,8 @@ def test_snakemake_says_of_each_sweep_how_it_ended(ends: Ends) -> None:
         "Error: sweep driver: the driver was killed (signal 9): see logs/run_sweep/driver.log. Run the same command again to go on.",
         f"Error: sweep launcher: job {jobs['launcher']} failed: see logs/run_sweep/launcher.log and"
         f" {folder}/logs/slurm/rule_run_sweep/launcher/{jobs['launcher']}.log.",
-        f"Error: sweep limit: job {jobs['limit']} reached its time limit. Run the same command again to go on. Change"
-        " sweeps.limit.allocation.runtime (now 1 minutes), or slurm_partition (now empty) in cluster/config.yaml, to need fewer jobs.",
+        f"Error: sweep limit: incomplete, resumable: 0 of 3 trials done, and the time of job {jobs['limit']} is nearly up"
+        " (with allocation.resubmit it would go on by itself). Run the same command again.",
         "Error: sweep srun: the agents went away: srun was killed (signal 9).",
     ]
 
