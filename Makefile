@@ -61,9 +61,9 @@ lint: env-test
 	$(DEV)/python -m snakefmt --check $(SNAKEFILES)
 	$(DEV)/python -m mypy
 
-# Two modules at a time. The results' line comes last, after the coverage.
+# Two workers, see tests/conftest.py. The results' line comes last, after the coverage.
 test: lint
-	$(DEV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(DEV)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term
 
 faults: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")

@@ -11,20 +11,12 @@ import sweeping
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long modules first, so that no worker is left with one of them at the end (with --dist loadfile --no-loadscope-reorder)."""
-    long = (
-        *(
-            "test_clean_end",
-            "test_lost_nodes",
-            "test_sweep",
-            "test_neighbours",
-            "test_walltime",
-            "test_faults",
-            "test_environment_on_slurm",
-        ),
-        *("test_no_one_let_in", "test_status", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_report_page"),
-    )
-    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
+    """One worker has all tests on Slurm, which would get in each other's way on two cores; the other has the rest, module by module (--dist loadgroup
+    --no-loadscope-reorder). Those on Slurm come first, and then the long ones, so that no worker is left with one of them at the end."""
+    long = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_report_page")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else item.path.stem))
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", long.index(item.path.stem) if item.path.stem in long else len(long)))
 
 
 @pytest.fixture

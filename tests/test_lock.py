@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from raysweep import lock
+from raysweep.allocation import this_job
 from raysweep.errors import RaysweepError
 from raysweep.lock import Lock
 from raysweep.processes import this_process
@@ -115,7 +116,7 @@ def test_a_job_that_nobody_can_be_asked_about_is_taken_for_alive(state: Path, tm
 def test_a_lock_of_this_job_names_it_with_a_fake_scontrol(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_scontrol(tmp_path, monkeypatch, "JobId=17 JobState=RUNNING Restarts=2")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    with Lock(state, "sweep s", in_slurm=True):
+    with Lock(state, "sweep s", job=this_job()):
         assert json.loads((state / "lock").read_text())["job"] == {"id": "17", "restarts": 2}
 
 

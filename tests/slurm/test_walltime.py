@@ -11,8 +11,8 @@ from slurm.cluster import SlurmCluster, wait_until
 from slurm.sweeps import SlurmProject, project_on
 from sweeping import sweep_of
 
-# A job of one minute has half of that: bringing Ray up is part of it, so that these trials never come to their end at once.
-EPOCHS = 25
+# A job of two minutes has half of that: bringing Ray up is part of it, so that these trials, of a second an epoch, never come to their end at once.
+EPOCHS = 58
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
     """Three sweeps at a time: one that may start itself again, one that may not, and one that Slurm starts again."""
     with project_on(slurm, tmp_path_factory.mktemp("walltime") / "a project") as project:
         allocation = {"cpus_per_node": 2, "gpus_per_node": 0, "mem_mb_per_node": 1000}
-        allocations = {"goes_on": {"runtime": 1, "resubmit": 9}, "stops": {"runtime": 1}, "requeued": {"runtime": 10}}
+        allocations = {"goes_on": {"runtime": 2, "resubmit": 9}, "stops": {"runtime": 2}, "requeued": {"runtime": 10}}
         space = {"x": {"uniform": [0, 1]}, "pause_s": 1}
         project.configure(
             sweeps={
@@ -35,7 +35,7 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         partial = project.folder / "state" / "requeued" / "best.yaml"
         wait_until(partial.exists, "what is best so far can be read")
         project.best_so_far = yaml.safe_load(partial.read_text())
-        project.said, _ = run.communicate(timeout=400)
+        project.said, _ = run.communicate(timeout=900)
         project.code = run.returncode
         yield project
 

@@ -14,7 +14,7 @@ It gets a job, a map that the launcher wrote as JSON:
     tasks        (confirm) for each trial its id, seed, task ("search", "confirm", "evaluate") and config
     trial_resources  {cpu, gpu} of a trial, as this allocation can give it
     time_budget_s  time after which no new trial starts, in seconds, or null
-    slurm_job    id of the job of Slurm, or null
+    slurm_job, slurm_restarts  id of the job of Slurm, or null, and how often it was started again
     started, ends  when that job began and will end, in seconds since the epoch, or null
     walltime_margin_s  how long before its end the driver saves and ends, in seconds
     resubmit     how often the job may be started again by itself
@@ -41,7 +41,7 @@ from typing import Any
 from .allocation import Deadline
 from .config import seconds
 from .errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
-from .lock import Lock
+from .lock import DRIVER_LOCK, Lock
 from .outputs import PartialOutputs
 from .progress import ProgressLine
 from .record import Record
@@ -120,8 +120,8 @@ def run_tune(job: dict[str, Any]) -> None:
     sweep, searching = job["sweep"], job["purpose"] == "search"
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
-    in_slurm = job["slurm_job"] is not None
-    with Lock(state_dir, job["name"], "driver.lock", in_slurm=in_slurm), Record(Path(job["record"])) as record:
+    slurm_job = None if job["slurm_job"] is None else {"id": job["slurm_job"], "restarts": job["slurm_restarts"]}
+    with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job), Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
             # One that was moved a moment before a kill is where it was to be moved to.
             places = {e: (path, kept_path(recorded.trial_id, e)) for e, path in recorded.checkpoints.items()}

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, launcher
-from .allocation import Allocation, trial_resources
+from .allocation import Allocation, this_job, trial_resources
 from .config import num_trials, seconds
 from .data import read_manifest
 from .environment import Environment, lock_of
 from .errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
 from .files import read_yaml, sha256_of_file, write_yaml
-from .lock import Lock
+from .lock import DRIVER_LOCK, Lock
 from .outputs import write_confirmed, write_outputs
 from .packing import pack
 from .record import Sweep, read_sweep
@@ -114,6 +114,7 @@ class Stage:
             "time_budget_s": seconds(self.sweep["time_budget"]) if purpose == "search" else None,
             "trial_resources": trial_resources(self.sweep, allocation),
             "slurm_job": allocation.job_id,
+            "slurm_restarts": allocation.restarts,
             "started": allocation.started,
             "ends": allocation.ends,
             "walltime_margin_s": seconds(self.sweep["allocation"]["walltime_margin"]),
@@ -126,10 +127,13 @@ class Stage:
 
     def lock(self) -> Lock:
         """What keeps a second run of the sweep away."""
-        return Lock(self.state_dir, f"sweep {self.name}", in_slurm=self.in_slurm)
+        return Lock(self.state_dir, f"sweep {self.name}", job=this_job() if self.in_slurm else None)
 
     def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
         """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""
+        # That of a driver which is dead goes here: Slurm's commands may not be on the PATH that the modules leave to the driver.
+        with Lock(Path(job["record"]).parent, f"sweep {self.name}", DRIVER_LOCK):
+            pass
         if self.in_slurm:
             pack(self.env_dir)  # done before, but where the environment was built for a run on that machine alone
         code = launcher.run(

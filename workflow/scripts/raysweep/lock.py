@@ -15,23 +15,26 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .allocation import is_over, this_job
+from .allocation import is_over
 from .errors import RaysweepError
 from .files import written_aside
 from .processes import pid_namespace, started, this_process
 
 
-class Lock:
-    """The file `name` in `folder`, held by this process inside a `with`. `what` is said to a user: sweep lenet."""
+DRIVER_LOCK = "driver.lock"
 
-    def __init__(self, folder: Path, what: str, name: str = "lock", *, in_slurm: bool = False) -> None:
-        self.path, self.what, self.in_slurm = folder / name, what, in_slurm
+
+class Lock:
+    """The file `name` in `folder`, held by this process inside a `with`. `what` is said to a user: sweep lenet. `job`: see allocation.this_job."""
+
+    def __init__(self, folder: Path, what: str, name: str = "lock", job: dict[str, Any] | None = None) -> None:
+        self.path, self.what, self.job = folder / name, what, job
 
     def __enter__(self) -> Lock:
         """Raises RaysweepError when another run, which may be alive, holds it, or when others may write to the folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_if_others_write(self.path.parent)
-        self.me = {"token": secrets.token_hex(8), **this_process(), "uid": os.getuid(), "job": this_job() if self.in_slurm else None}
+        self.me = {"token": secrets.token_hex(8), **this_process(), "uid": os.getuid(), "job": self.job}
         while not self._take():
             if (other := read(self.path)) is not None:
                 if who := holder(other):
