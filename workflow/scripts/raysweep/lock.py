@@ -20,7 +20,6 @@ from .errors import RaysweepError
 from .files import written_aside
 from .processes import pid_namespace, started, this_process
 
-
 DRIVER_LOCK = "driver.lock"
 
 
