@@ -356,4 +356,4 @@ def test_a_dry_run_names_the_job_in_the_shape_of_the_sweep_with_the_most_nodes(c
     assert "nodes=3" in job
     assert "mem_mb=5000" in job
     assert "runtime=20" in job
-    assert "run_sweep" not in said
+    assert "rule run_sweep" not in said
