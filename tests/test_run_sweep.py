@@ -49,7 +49,7 @@ def test_trials_that_fail_are_recorded_with_their_reason_and_never_win(project: 
 
 def test_what_befalls_a_trial_once_costs_it_what_was_since_its_checkpoint(project: Project) -> None:
     kinds = {
-        "segfault": "its process died: Worker ",
+        "segfault": ("its process died: Worker exits unexpectedly", "its process died: Worker unexpectedly exits"),
         "hang": "it reported nothing for 30s (trial_timeout), so it was ended",
         "nan": "FloatingPointError: reported score = nan, which is not finite",
     }
