@@ -297,6 +297,11 @@ class SlurmCluster:
         shown = self.run(["scontrol", "--oneliner", "show", "job", job], check=False).stdout
         return dict(field.partition("=")[::2] for field in shown.split()).get("JobState")
 
+    def nodes_of(self, job: str) -> list[str]:
+        """The nodes of a job that runs, its first one first."""
+        names = self.run(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).stdout.strip()
+        return self.run(["scontrol", "show", "hostnames", names]).stdout.split()
+
     def node_processes(self, node: str, uid: int | None = None) -> dict[int, str]:
         """What runs on a node beside Slurm: process id (on this machine, for signals) → command line. Of one user, or of all."""
         first = self._pids[node]

@@ -149,6 +149,8 @@ def project_on(cluster: SlurmCluster, folder: Path, user: str | None = None) -> 
         for job in [job for job, where in jobs if where == str(folder)]:  # of a test that failed
             cluster.run(["scancel", job])
     wait_until(lambda: left_on(cluster) == [], f"nothing is left: {left_on(cluster)}")
+    # A job that is not quite over keeps its nodes, and the next test's job would run on others than the first ones.
+    wait_until(lambda: cluster.run(["squeue", "--noheader"]).stdout == "", "no job is left")
 
 
 def left_on(cluster: SlurmCluster, uid: int | None = None) -> list[str]:

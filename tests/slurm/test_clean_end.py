@@ -23,13 +23,13 @@ from sweeping import sweep_of
 END_S = 35  # Slurm kills 30 s after it has asked (KillWait)
 BEGIN_S = 400  # eight sweeps begin at once
 ON_TWO_NODES = ("agent", "worker", "srun")
-# Of a sweep's job, what is killed: a part of its command line, and on which node.
+# Of a sweep's job, what is killed: a part of its command line, and on which of the job's nodes.
 KILLED = {
-    "driver": ("/drive.py --job", "node1"),
-    "launcher": ("/run_sweep.py --sweep launcher ", "node1"),
-    "srun": ("srun --overlap", "node1"),
-    "agent": ("/agent.py", "node1"),
-    "worker": ("/agent.py", "node2"),
+    "driver": ("/drive.py --job", 0),
+    "launcher": ("/run_sweep.py --sweep launcher ", 0),
+    "srun": ("srun --overlap", 0),
+    "agent": ("/agent.py", 0),
+    "worker": ("/agent.py", 1),
 }
 
 
@@ -49,6 +49,7 @@ class Sweeps(SlurmProject):
             }
         )
         self.jobs: dict[str, str] = {}
+        self.node_killed: dict[str, str] = {}
         self.process = self.begin(*sweeps)
 
     def begin(self, *sweeps: str) -> subprocess.Popen[str]:
@@ -62,11 +63,12 @@ class Sweeps(SlurmProject):
 
     def kill(self, name: str) -> None:
         """What is in KILLED. The command lines of `srun` and of Ray's raylet have the agent's on them too, or one like it."""
-        what, node = KILLED[name]
+        what, index = KILLED[name]
+        self.node_killed[name] = self.cluster.nodes_of(self.jobs[name])[index]
         found = {
             pid: line
             for pid, (where, line) in processes_of(self.cluster, self.jobs[name]).items()
-            if (where == node or name not in ON_TWO_NODES)
+            if where == self.node_killed[name]
             and what in line
             and "/raylet" not in line
             and (name == "srun" or "srun --" not in line)
@@ -132,8 +134,9 @@ def ends(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
             project.process.kill()
             project.process.communicate()
         # Nobody was left to remove what a killed agent had on its node's disk: the site does, and so does the next agent in that folder.
-        for name in ("agent", "worker"):
-            slurm.run(["sh", "-c", f"rm -rf /mnt/*.{ends.jobs.get(name)}.0/rs-*"], node=KILLED[name][1])
+        for job in ends.jobs.values():
+            for node in slurm.nodes_on:
+                slurm.run(["sh", "-c", f"rm -rf /mnt/*.{job}.0/rs-*"], node=node)
 
 
 def see_the_end(slurm: SlurmCluster, ends: Ends) -> None:
@@ -163,7 +166,7 @@ def test_of_a_node_whose_agent_was_killed_no_process_is_left(ends: Ends, name: s
 
 def test_snakemake_says_of_each_sweep_how_it_ended(ends: Ends) -> None:
     assert ends.failing.process.returncode == 1
-    jobs, folder = ends.jobs, ends.failing.folder
+    jobs, folder, node = ends.jobs, ends.failing.folder, ends.failing.node_killed["agent"]
     said = [line for line in ends.lines["failing"] if line.startswith("Error: ")]
     # Its driver ends it before Slurm does, unless this machine is so busy that it comes too late.
     limit = said.pop(4)
@@ -174,7 +177,7 @@ def test_snakemake_says_of_each_sweep_how_it_ended(ends: Ends) -> None:
         )
     )
     assert said == [
-        "Error: sweep agent: node1: its agent ended: srun: error: node1: task 0: Killed.",
+        f"Error: sweep agent: {node}: its agent ended: srun: error: {node}: task 0: Killed.",
         f"Error: sweep cancelled: job {jobs['cancelled']} was cancelled. Run the same command again to go on.",
         "Error: sweep driver: the driver was killed (signal 9): see logs/run_sweep/driver.log. Run the same command again to go on.",
         f"Error: sweep launcher: job {jobs['launcher']} failed: see logs/run_sweep/launcher.log and"
@@ -197,7 +200,8 @@ def test_a_sweep_outlives_the_agent_of_another_node(ends: Ends) -> None:
     assert ends.whole.process.returncode == 0, "\n".join(ends.lines["whole"])
     assert {trial["status"] for trial in ends.whole.trials("worker")} == {"TERMINATED"}
     log = (ends.whole.folder / "logs/run_sweep/worker.log").read_text()
-    assert "node2 is lost: its agent ended: srun: error: node2: task 1: Killed. The sweep goes on without it." in log
+    node = ends.whole.node_killed["worker"]
+    assert f"{node} is lost: its agent ended: srun: error: {node}: task 1: Killed. The sweep goes on without it." in log
 
 
 def test_the_same_command_goes_on(ends: Ends) -> None:

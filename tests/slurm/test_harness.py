@@ -37,7 +37,8 @@ def test_each_node_is_a_machine_with_gpus_that_are_handed_out(slurm: SlurmCluste
         for folder in ("/tmp", "/dev/shm"):
             assert [path.name for path in slurm.node_path(node, folder).glob("node*")] == [node]
             slurm.node_path(node, f"{folder}/{node}").unlink()
-        assert len(list(slurm.node_path(node, "/mnt").glob("*/scratch"))) == 1
+        (scratch,) = slurm.node_path(node, "/mnt").glob("*/scratch")
+        scratch.unlink()
     assert not Path("/tmp/node1").exists()
 
 
