@@ -148,8 +148,12 @@ def project_on(cluster: SlurmCluster, folder: Path, user: str | None = None) -> 
         jobs = [line.split(None, 1) for line in cluster.run(["squeue", "--noheader", "--format=%i %Z"]).stdout.splitlines()]
         for job in [job for job, where in jobs if where == str(folder)]:  # of a test that failed
             cluster.run(["scancel", job])
+    wait_until_idle(cluster)
+
+
+def wait_until_idle(cluster: SlurmCluster) -> None:
+    """Until nothing of ours is left on any node, and no job: one that is not quite over keeps its nodes, and the next would get others."""
     wait_until(lambda: left_on(cluster) == [], f"nothing is left: {left_on(cluster)}")
-    # A job that is not quite over keeps its nodes, and the next test's job would run on others than the first ones.
     wait_until(lambda: cluster.run(["squeue", "--noheader"]).stdout == "", "no job is left")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import IS_ROOT, SlurmCluster, wait_until
+from slurm.cluster import IS_ROOT, SlurmCluster
 from slurm.conftest import Factory
-from slurm.sweeps import SlurmProject, left_on
+from slurm.sweeps import SlurmProject, wait_until_idle
 
 NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: made up (UUID: GPU-0)"\necho "GPU 1: made up (UUID: GPU-1)"\n'
 Found = dict[str, tuple[str, str]]  # of each check its state, and what the table says
@@ -21,7 +21,7 @@ Found = dict[str, tuple[str, str]]  # of each check its state, and what the tabl
 @pytest.fixture
 def project(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmProject]:
     yield SlurmProject(slurm, tmp_path / "a project")
-    wait_until(lambda: left_on(slurm) == [], f"nothing is left: {left_on(slurm)}")
+    wait_until_idle(slurm)
 
 
 def check(project: SlurmProject, *arguments: str) -> tuple[int, str, Found]:

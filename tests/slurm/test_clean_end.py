@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from slurm.cluster import SlurmCluster, wait_until
-from slurm.sweeps import SlurmProject, left_of, processes_of
+from slurm.sweeps import SlurmProject, left_of, processes_of, wait_until_idle
 from sweeping import sweep_of
 
 END_S = 35  # Slurm kills 30 s after it has asked (KillWait)
@@ -68,10 +68,7 @@ class Sweeps(SlurmProject):
         found = {
             pid: line
             for pid, (where, line) in processes_of(self.cluster, self.jobs[name]).items()
-            if where == self.node_killed[name]
-            and what in line
-            and "/raylet" not in line
-            and (name == "srun" or "srun --" not in line)
+            if where == self.node_killed[name] and what in line and "/raylet" not in line and (name == "srun" or "srun --" not in line)
         }
         assert found, f"{name}: there is nothing to kill"
         for pid in found:
@@ -137,6 +134,7 @@ def ends(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for job in ends.jobs.values():
             for node in slurm.nodes_on:
                 slurm.run(["sh", "-c", f"rm -rf /mnt/*.{job}.0/rs-*"], node=node)
+    wait_until_idle(slurm)
 
 
 def see_the_end(slurm: SlurmCluster, ends: Ends) -> None:

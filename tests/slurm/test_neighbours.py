@@ -14,7 +14,7 @@ import pytest
 from slurm.cluster import GUEST, GUEST_UID, IS_ROOT, SlurmCluster, wait_until
 from slurm.conf import address
 from slurm.conftest import Factory
-from slurm.sweeps import SlurmProject, left_on, listening, processes_of, seen
+from slurm.sweeps import SlurmProject, listening, processes_of, seen, wait_until_idle
 
 FOREIGN_RAY = [
     sys.executable,
@@ -139,4 +139,4 @@ def test_the_token_is_in_one_file_of_each_node_and_no_other_user_gets_near_it(sl
             assert "Permission denied" in tried.stderr
     (project.folder / "go").touch()
     assert run.wait(400) == 0
-    wait_until(lambda: left_on(slurm) == [], f"nothing is left: {left_on(slurm)}")
+    wait_until_idle(slurm)

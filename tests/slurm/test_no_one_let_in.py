@@ -19,7 +19,7 @@ import pytest
 
 from slurm.cluster import GUEST, IS_ROOT, SlurmCluster, wait_until
 from slurm.conf import address
-from slurm.sweeps import SlurmProject, left_on, listening, stranger_tries
+from slurm.sweeps import SlurmProject, listening, stranger_tries, wait_until_idle
 
 NODES = ("node1", "node2")
 PLACES = ("node1", "node3")  # from where the stranger tries
@@ -126,7 +126,7 @@ def running(slurm: SlurmCluster) -> Iterator[Running]:
     assert run.returncode == 0, said
     assert [fact["nodes"] for fact in map(json.loads, (path.read_text() for path in project.folder.glob("seen-*.json")))] == [2, 2]
     assert not list(project.folder.parent.rglob("pwned"))
-    wait_until(lambda: left_on(slurm) == [], f"nothing is left: {left_on(slurm)}")
+    wait_until_idle(slurm)
 
 
 def test_every_port_of_the_job_is_known(running: Running) -> None:
