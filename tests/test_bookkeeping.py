@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 from raysweep import bookkeeping
 from raysweep.allocation import Deadline
 from raysweep.bookkeeping import Bookkeeper, EndOfTrial, cause_of, is_lost_node, numbers_of, unusable
+from raysweep.lock import Lock
 from raysweep.progress import ProgressLine
 from raysweep.record import Record
 from raysweep.samplers import ListSampler
@@ -87,6 +88,7 @@ class Kept:
                 "progress": ProgressLine("s", total=9, metric="score", mode="max"),
                 "partial_outputs": None,
                 "deadline": None,
+                "verify_lock": lambda: None,
                 **options,
             },
         )
@@ -288,3 +290,41 @@ def test_nodes_that_come_and_go_are_recorded(tmp_path: Path, monkeypatch: pytest
     alive["10.0.0.3"] = "n3"
     kept.bookkeeper.on_step_end(0, [])
     assert [(node["node"], node["state"]) for node in kept.record.sweep.nodes] == [("n2", "lost"), ("n3", "joined")]
+
+
+def test_a_trial_that_fails_before_it_runs_is_left_to_the_next_run(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, max_failures=1)
+    trial = kept.start("00000")
+    trial.is_tried_again = kept.bookkeeper.judge(trial, RayActorError())
+    kept.bookkeeper.on_trial_error(0, [], trial)  # Tune gives it up all the same
+    state = kept.record.sweep.trials["00000"]
+    assert (state.status, state.finished, kept.bookkeeper.running) == ("PENDING", False, {})
+
+
+def test_the_time_for_which_the_job_was_suspended_is_not_held_against_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path, trial_timeout_s=100)
+    monkeypatch.setattr(bookkeeping.ray, "kill", lambda actor: pytest.fail("it was killed"))
+    kept.start("00000")
+    for suspended_s in (90.0, 5000.0):
+        kept.bookkeeper.last_step -= suspended_s
+        kept.bookkeeper.last_event -= suspended_s
+        kept.bookkeeper.heard["00000"] -= suspended_s
+        kept.bookkeeper.on_step_end(0, [])
+    assert kept.bookkeeper.heard["00000"] == pytest.approx(time.monotonic(), abs=50)
+    assert not kept.stop.stop_all()
+
+
+def test_a_run_whose_lock_another_has_taken_writes_no_more(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir(mode=0o700)
+    with Lock(tmp_path / "locks", "s") as lock:
+        kept = Kept(tmp_path, verify_lock=lock.verify)
+        kept.bookkeeper.on_step_end(0, [])
+        assert not kept.stop.stop_all()
+        lock.path.write_text('{"token": "another"}')
+        kept.bookkeeper.verified = -math.inf
+        kept.bookkeeper.on_step_end(0, [])
+        assert kept.stop.stop_all()
+        assert "another run has taken the sweep over" in str(kept.bookkeeper.fault)
+        written = kept.record.path.read_bytes()
+        kept.bookkeeper.guarded(lambda: kept.record.write("node", node="n1", state="lost"))
+        assert kept.record.path.read_bytes() == written

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ class Stub:
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
         self.config: dict[str, Any] = {}
-        self.status = "RUNNING"
+        self.status, self.is_saving = "RUNNING", False
 
 
 def scheduler(**options: Any) -> Any:
@@ -41,7 +42,7 @@ def recorded(values: dict[str, list[float]], finished: bool = True) -> Sweep:
     ],
 )
 def test_each_name_gives_tunes_own_scheduler(options: dict[str, Any], kind: type) -> None:
-    assert type(make_scheduler({"scheduler": options, "max_epochs": 9})) is kind
+    assert isinstance(make_scheduler({"scheduler": options, "max_epochs": 9}), kind)
 
 
 def test_asha_decides_after_a_replay_as_if_it_had_seen_the_reports() -> None:
@@ -83,6 +84,52 @@ def test_a_replay_leaves_hyperband_and_trials_without_the_metric_alone() -> None
     replay(asha, sweep, "score")
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_when_time_is_nearly_up_no_trial_that_waits_goes_on(is_over: bool) -> None:
+    waiting = Stub("waits")
+    waiting.status = "PENDING"
+
+    class Waits(FIFOScheduler):
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            return waiting
+
+    assert Shielded(Waits(), set(), lambda: is_over).choose_trial_to_run(None) == (None if is_over else waiting)
+
+
+def test_a_bracket_of_hyperband_goes_on_when_its_last_runner_fails() -> None:
+    one = scheduler(name="hyperband", reduction_factor=3)
+    added = [Stub(f"{number}") for number in range(17)]
+    for trial in added:
+        one.on_trial_add(None, trial)
+    largest, _ = one._trial_info[added[-1]]
+    trials = [trial for trial in added if one._trial_info[trial][0] is largest]
+    stopped: list[Stub] = []
+
+    def stop(trial: Stub) -> None:
+        stopped.append(trial)
+        trial.status = "TERMINATED"
+        one.on_trial_remove(controller, trial)
+
+    controller = SimpleNamespace(stop_trial=stop, _set_trial_status=lambda trial, status: setattr(trial, "status", status))
+
+    def report(trial: Stub, epoch: int) -> None:
+        trial.status = "RUNNING"
+        action = one.on_trial_result(controller, trial, {"training_iteration": epoch, "score": float(trial.trial_id)})
+        trial.status = {"PAUSE": "PAUSED", "CONTINUE": "RUNNING", "STOP": "TERMINATED"}[action]
+
+    for trial in trials:
+        report(trial, 1)
+    assert (len(trials), stopped) == (9, trials[:6])
+    *waiting, last = trials[6:]
+    for trial in waiting:
+        report(trial, 4)
+    assert {trial.status for trial in waiting} == {"PAUSED"}
+    last.status = "ERROR"
+    one.on_trial_error(controller, last)
+    assert stopped[6:] == waiting[:1], "it was halved once more"
+    assert waiting[1] in largest.trials_to_unpause
+
+
 def test_the_end_of_a_trial_without_a_usable_metric_is_an_error_to_the_scheduler() -> None:
     class Listening(FIFOScheduler):
         def __init__(self) -> None:
@@ -96,7 +143,7 @@ def test_the_end_of_a_trial_without_a_usable_metric_is_an_error_to_the_scheduler
             self.heard.append(f"complete {trial.trial_id}")
 
     inner = Listening()
-    shielded = Shielded(inner, {"bad"})
+    shielded = Shielded(inner, {"bad"}, lambda: False)
     for trial_id in ("good", "bad"):
         shielded.on_trial_complete(None, Stub(trial_id), {})
     assert inner.heard == ["complete good", "error bad"]

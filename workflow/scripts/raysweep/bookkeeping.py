@@ -34,6 +34,8 @@ HAS_CHECKPOINT = "should_checkpoint"  # in a result, by Tune
 NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, HAS_CHECKPOINT, "experiment_tag", "trial_id", "timesteps_total"}
 START_DEADLINE_S = 900  # a worker imports torch from a slow disk, and no more
 LOOK_AT_NODES_S = 5
+VERIFY_LOCK_S = 5
+SUSPENDED_S = 60  # between two steps of Tune, which take seconds at most
 ENOUGH_BYTES = 2**20  # with so much room left it is not the disk of the state folder that is full
 MOST_FORGIVEN = 10  # failures of one trial: should it ever be what takes nodes down, the sweep still comes to its end
 
@@ -132,6 +134,7 @@ class Bookkeeper(Callback):
         progress: ProgressLine,
         partial_outputs: PartialOutputs | None,
         deadline: Deadline | None,
+        verify_lock: Callable[[], None],
     ) -> None:
         self.record, self.sampler, self.progress, self.partial_outputs = record, sampler, progress, partial_outputs
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
@@ -150,7 +153,8 @@ class Bookkeeper(Callback):
         self.running: dict[str, TuneTrial] = {}
         self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
         self.killed: dict[str, str] = {}  # trial_id → why we killed its process
-        self.last_event = time.monotonic()
+        self.last_event = self.last_step = time.monotonic()
+        self.verify_lock, self.verified = verify_lock, -math.inf
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Do it, unless something failed before; keep the first fault."""
@@ -168,6 +172,10 @@ class Bookkeeper(Callback):
         for trial_id in paused:
             del self.running[trial_id]
             self.guarded(partial(self.record.write, "pause", trial=trial_id))
+        self.allow_for_suspension()
+        if time.monotonic() > self.verified + VERIFY_LOCK_S:
+            self.guarded(self.verify_lock)
+            self.verified = time.monotonic()
         self.guarded(self.look_at_nodes)
         self.end_hung_trials()
         if not self.running and time.monotonic() > self.last_event + START_DEADLINE_S and self.fault is None:
@@ -175,6 +183,13 @@ class Bookkeeper(Callback):
         self.progress.show(self.record.sweep)
         if self.partial_outputs:
             self.guarded(partial(self.partial_outputs.write_now_and_then, self.record.sweep))
+
+    def allow_for_suspension(self) -> None:
+        """Where Slurm has suspended the job, trials stood still as the driver did: that time is not held against them."""
+        gap_s, self.last_step = time.monotonic() - self.last_step, time.monotonic()
+        if gap_s > SUSPENDED_S:
+            self.last_event += gap_s
+            self.heard = {trial_id: at + gap_s for trial_id, at in self.heard.items()}
 
     def look_at_nodes(self) -> None:
         """Note which nodes have come and gone. Where there is only one there is nothing to see: the driver runs on it."""
@@ -288,6 +303,11 @@ class Bookkeeper(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         state = self.state_of(trial)
+        if getattr(trial, "is_tried_again", False):
+            # Tune does not try it again where it fails before it runs, as when a process that waited for its next trial is gone. The next run does.
+            self.running.pop(trial.trial_id, None)
+            self.guarded(partial(self.record.write, "pause", trial=trial.trial_id))
+            return
         self.guarded(lambda: self.finish(state, "ERROR", state.failures[-1]["error"]))
 
     def finish(self, state: Trial, status: str, reason: str | None) -> None:

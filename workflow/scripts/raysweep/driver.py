@@ -121,7 +121,7 @@ def run_tune(job: dict[str, Any]) -> None:
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
     slurm_job = None if job["slurm_job"] is None else {"id": job["slurm_job"], "restarts": job["slurm_restarts"]}
-    with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job), Record(Path(job["record"])) as record:
+    with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job) as lock, Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
             # One that was moved a moment before a kill is where it was to be moved to.
             places = {e: (path, kept_path(recorded.trial_id, e)) for e, path in recorded.checkpoints.items()}
@@ -142,6 +142,7 @@ def run_tune(job: dict[str, Any]) -> None:
         )
         outputs = PartialOutputs(state_dir, job["name"], sweep["metric"], sweep["mode"], job["header"]["provenance"]) if searching else None
         deadline = Deadline.of(job["started"], job["ends"], job["walltime_margin_s"])
+        is_over = lambda: deadline is not None and deadline.is_near()  # noqa: E731
         bookkeeper = Bookkeeper(
             record,
             sampler,
@@ -158,6 +159,7 @@ def run_tune(job: dict[str, Any]) -> None:
             progress=progress,
             partial_outputs=outputs,
             deadline=deadline,
+            verify_lock=lock.verify,
         )
         JudgedTrial.judge = staticmethod(bookkeeper.judge)
         JudgedTrial.adapt = staticmethod(bookkeeper.give_share)
@@ -176,14 +178,14 @@ def run_tune(job: dict[str, Any]) -> None:
             # HyperBand fills a bracket before it compares, so it is handed all trials; Tune starts as many as the nodes hold.
             max_concurrent=math.inf if fills_brackets else min(most, sweep["max_concurrent"] or most),
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
-            is_over=lambda: deadline is not None and deadline.is_near(),
+            is_over=is_over,
             tasks=None if searching else job["tasks"],
         )
         try:
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources["cpu"], "GPU": resources["gpu"]}),
                 tune_config=tune.TuneConfig(
-                    search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons), reuse_actors="model" in sweep
+                    search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons, is_over), reuse_actors="model" in sweep
                 ),
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,

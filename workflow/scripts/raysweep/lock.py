@@ -47,6 +47,11 @@ class Lock:
         if (now := read(self.path)) is not None and now["token"] == self.me["token"]:
             self.path.unlink()
 
+    def verify(self) -> None:
+        """Raises RaysweepError when the lock is another's: of a node that was cut off for a while the job may have begun again on others."""
+        if (now := read(self.path)) is None or now["token"] != self.me["token"]:
+            raise RaysweepError(f"{self.what}: another run has taken the sweep over ({self.path} is not of this one any more)")
+
     def _take(self) -> bool:
         mine = self.path.with_name(f"{self.path.name}.{self.me['token']}")
         with written_aside(mine) as stream:

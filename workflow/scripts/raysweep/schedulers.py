@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
@@ -13,6 +13,16 @@ from .record import Sweep
 logger = logging.getLogger("raysweep")
 
 
+class HyperBand(HyperBandScheduler):
+    """Tune's, but a bracket that was halved once is looked at again when a trial of it fails: else the last runner's end would leave the others waiting."""
+
+    def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
+        try:
+            return super()._process_bracket(tune_controller, bracket)
+        finally:
+            bracket.is_being_processed = False
+
+
 def make_scheduler(sweep: dict[str, Any]) -> TrialScheduler:
     """The scheduler of a sweep of a validated config. The metric and mode are set by Tune."""
     options = dict(sweep["scheduler"])
@@ -20,7 +30,7 @@ def make_scheduler(sweep: dict[str, Any]) -> TrialScheduler:
     if name == "asha":
         return ASHAScheduler(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
     if name == "hyperband":
-        return HyperBandScheduler(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
+        return HyperBand(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
     if name == "median":
         return MedianStoppingRule(time_attr="training_iteration", **options)
     return FIFOScheduler()
@@ -77,12 +87,14 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
 
 
 class Shielded(TrialScheduler):
-    """Passes everything to another scheduler, but the end of a trial whose results lack a usable metric: that is an error."""
+    """Passes everything to another scheduler, but the end of a trial whose results lack a usable metric, which is an error, and lets no trial
+    begin or go on once `is_over`."""
 
-    def __init__(self, inner: TrialScheduler, unusable: Container[str]) -> None:
+    def __init__(self, inner: TrialScheduler, unusable: Container[str], is_over: Callable[[], bool]) -> None:
         super().__init__()
         self.inner = inner
         self.unusable = unusable
+        self.is_over = is_over
 
     @property
     def metric(self) -> str | None:
@@ -114,7 +126,7 @@ class Shielded(TrialScheduler):
         self.inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        return self.inner.choose_trial_to_run(tune_controller)
+        return None if self.is_over() else self.inner.choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:
         return self.inner.debug_string()
