@@ -10,6 +10,7 @@ import project as checkouts
 import sweeping
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for its marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker has all tests on Slurm, which would get in each other's way on two cores; the other has the rest, module by module (--dist loadgroup
     --no-loadscope-reorder). Those on Slurm come first, and then the long ones, so that no worker is left with one of them at the end."""

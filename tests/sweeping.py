@@ -37,7 +37,7 @@ def faulty(config):
     values = {"nan": {"score": float("nan")}, "infinite": {"score": float("inf")}, "text": {"score": "good"}, "other": {"loss": 1.0}}
     tune.report(values.get(kind, {"score": 0.5}))
 
-def climb(config):
+def climb(config, befalls=lambda epoch: None):
     """Reports x·epoch, checkpoints, and goes on from a checkpoint."""
     epoch = 0
     if checkpoint := tune.get_checkpoint():
@@ -45,6 +45,7 @@ def climb(config):
             epoch = int(open(os.path.join(folder, "epoch")).read())
     while True:
         epoch += 1
+        befalls(epoch)
         time.sleep(config.get("pause_s", 0))
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "epoch"), "w") as stream:
@@ -64,19 +65,11 @@ def stumbles(config):
                 tune.report({"score": float("nan")}, checkpoint=tune.Checkpoint.from_directory(folder))
         elif config["kind"] == "full gpu":
             raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
-    epoch = 0
-    if checkpoint := tune.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            epoch = int(open(os.path.join(folder, "epoch")).read())
-    while True:
-        epoch += 1
+    def befalls(epoch):
         if epoch == 2 and not os.path.exists(config["kind"]):
             open(config["kind"], "x").close()
             happens()
-        with tempfile.TemporaryDirectory() as folder:
-            with open(os.path.join(folder, "epoch"), "w") as stream:
-                stream.write(str(epoch))
-            tune.report({"score": epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
+    climb({"x": 1, **config}, befalls)
 
 def told(config):
     with open("told.txt", "a") as stream:  # relative: the folder in which the user started

@@ -65,7 +65,7 @@ def foreign(cluster: SlurmCluster) -> Iterator[dict[str, str]]:
 
 def is_server(line: str) -> bool:
     """Whether a command line is that of a process of Ray's own."""
-    return line.split()[0].endswith(("/gcs_server", "/raylet"))
+    return "/gcs/gcs_server --" in line or "/raylet/raylet --" in line
 
 
 def servers_of(cluster: SlurmCluster, job: str) -> set[int]:
