@@ -63,7 +63,7 @@ lint: env-test
 
 # Two workers, see tests/conftest.py. The results' line comes last, after the coverage.
 test: lint
-	$(DEV)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term
+	$(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
 
 faults: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ def _start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., co
     """Makes clusters whose nodes see the tests' folders. Skips where this machine cannot run any."""
     if reason := reason_to_skip():
         pytest.skip(reason)
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        owner = tmp_path_factory.getbasetemp().parent / "slurm-worker"
+        with contextlib.suppress(FileExistsError), owner.open("x") as stream:
+            stream.write(worker)
+        assert owner.read_text() == worker, "all tests on Slurm are for one worker: see ByModule"
 
     def start(**options: Any) -> contextlib.AbstractContextManager[SlurmCluster]:
         base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # not below pytest's folder: that path is too long for a socket
