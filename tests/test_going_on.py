@@ -152,6 +152,18 @@ def test_on_one_node_only_the_loopback_leads_to_ray_and_there_it_asks_for_the_to
     process.communicate(timeout=60)
 
 
+def test_a_trial_that_was_cut_off_after_its_last_report_trains_no_more(project: Project) -> None:
+    project.configure(sweeps={"s": sweep_of("climb", max_epochs=2, num_samples=1)})
+    assert project.run("run_sweep", "s").returncode == 0
+    path = project.folder / "state" / "s" / "record.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    (last,) = [number for number, line in enumerate(lines) if b'"finish"' in line]
+    path.write_bytes(b"".join(lines[:last]))
+    assert project.run("run_sweep", "s").returncode == 0
+    (trial,) = project.record("s").trials.values()
+    assert ([result.epoch for result in trial.results], len(trial.attempts), trial.status) == ([1, 2], 1, "TERMINATED")
+
+
 def test_more_trials_and_a_wider_space_go_on_and_fewer_keep_what_there_is(project: Project) -> None:
     def run(**values: object) -> tuple[list[dict[str, str]], str]:
         project.configure(sweeps={"s": sweep_of("climb", **values)})

@@ -86,8 +86,10 @@ class Workflow:
         return ended(self.start(*arguments))
 
     def jobs(self) -> list[str]:
-        """Ids of the jobs that slurmctld knows, oldest first."""
-        return sorted(self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i"]).stdout.split(), key=int)
+        """Ids of the jobs of this workflow, oldest first."""
+        lines = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i %Z"]).stdout.splitlines()
+        jobs = [line.split(None, 1) for line in lines]
+        return sorted((job for job, folder in jobs if folder == str(self.folder)), key=int)
 
     def running_job(self) -> str:
         """The id of the one job that runs, when it does."""

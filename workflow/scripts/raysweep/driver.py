@@ -44,7 +44,7 @@ from .errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, i
 from .lock import DRIVER_LOCK, Lock
 from .outputs import PartialOutputs
 from .progress import ProgressLine
-from .record import Record
+from .record import Mode, Record
 from .space import parse_space
 
 logger = logging.getLogger("raysweep")
@@ -130,6 +130,7 @@ def run_tune(job: dict[str, Any]) -> None:
         record.write(
             "session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"], slurm_job=job["slurm_job"]
         )
+        finish_whole(record, sweep["metric"], sweep["mode"], job["max_epochs"])
         keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         sampler = (
@@ -248,6 +249,14 @@ def end_session(job: dict[str, Any], record: Record, deadline: Deadline | None) 
 def kept_path(trial_id: str, epoch: int) -> str:
     """Where a checkpoint lies that outlives its session, below the state folder."""
     return f"checkpoints/{trial_id}-epoch{epoch}"
+
+
+def finish_whole(record: Record, metric: str, mode: Mode, max_epochs: int) -> None:
+    """Finish the trials that had reported their last epoch when an earlier session was cut off: they would train one too many."""
+    for trial in record.sweep.trials.values():
+        if not trial.finished and trial.epochs >= max_epochs:
+            error = None if trial.best(metric, mode) else f"ended without reporting {metric}"
+            record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED", error=error)
 
 
 def keep_checkpoints(record: Record, state_dir: Path) -> None:
