@@ -272,7 +272,7 @@ def test_a_killed_local_run_does_not_stop_the_next_one_once_its_jobs_have_ended(
     """The project itself, with a fake of `env.python` that takes its time until it may go on."""
     checkout = checkouts.copy_to(tmp_path / "a clean checkout")
     shutil.copytree(checkouts.CHECKOUT / "profiles", checkout.root / "profiles", dirs_exist_ok=True)
-    slow = checkout.write("slow", f'#!/bin/sh\ntouch began\nwhile [ ! -e go ]; do sleep 0.05; done\nexec {sys.executable} "$@"\n')
+    slow = checkout.write("slow", f'#!/bin/sh\ntouch began\nwhile [ ! -e go ]; do sleep 0.05; done\nexec "{sys.executable}" "$@"\n')
     slow.chmod(0o755)
     config = checkout.read_config() | {"env": {"python": str(slow), "wheels": "none"}}
     checkout.write_config(config)
