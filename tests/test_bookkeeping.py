@@ -89,6 +89,7 @@ class Kept:
                 "partial_outputs": None,
                 "deadline": None,
                 "verify_lock": lambda: None,
+                "in_company": False,
                 **options,
             },
         )

@@ -239,6 +239,16 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
     assert note(inputs, "1 trial tried again").kind == "info"
 
 
+def test_how_trials_were_trained_is_told(tmp_path: Path) -> None:
+    inputs = made(tmp_path)
+    assert not [found for found in notes(inputs) if "trained" in found.title]
+    inputs.sweep.fused = {"why_not": "it draws random numbers in training, such as for dropout"}
+    assert "such as for dropout" in note(inputs, "Trials were trained one by one").text
+    inputs.sweep.fused = {"why_not": None, "processes": 2, "seats": 10, "speed_up": 2.57, "way": "compiled in 27 s"}
+    text = note(inputs, "Trials were trained together").text
+    assert text.startswith("Up to 10 at a time in each of 2 processes, 2.6 times as fast as one by one (compiled in 27 s).")
+
+
 def test_trials_that_were_stopped_early_are_counted(tmp_path: Path) -> None:
     inputs = made(tmp_path, max_epochs=8, scheduler={"name": "asha"})
     stopped = sum(t.status == "STOPPED" for t in inputs.trials)

@@ -135,6 +135,7 @@ class Bookkeeper(Callback):
         partial_outputs: PartialOutputs | None,
         deadline: Deadline | None,
         verify_lock: Callable[[], None],
+        in_company: bool,
     ) -> None:
         self.record, self.sampler, self.progress, self.partial_outputs = record, sampler, progress, partial_outputs
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
@@ -154,6 +155,7 @@ class Bookkeeper(Callback):
         self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
         self.killed: dict[str, str] = {}  # trial_id → why we killed its process
         self.last_event = self.last_step = time.monotonic()
+        self.in_company = in_company  # whether trials share processes, see seats.py
         self.verify_lock, self.verified = verify_lock, -math.inf
 
     def guarded(self, action: Callable[[], None]) -> None:
@@ -211,7 +213,7 @@ class Bookkeeper(Callback):
                 continue
             self.killed[trial_id] = f"it reported nothing for {duration(self.trial_timeout_s)} (trial_timeout), so it was ended"
             self.heard[trial_id] = math.inf
-            ray.kill(actor)
+            actor.kill() if self.in_company else ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         def write() -> None:
@@ -275,10 +277,17 @@ class Bookkeeper(Callback):
         killed = self.killed.pop(trial.trial_id, None)
         mine = trial.placement_group_factory.required_resources.get("GPU", 0)
         crowded = is_full_gpu(text) and 0 < mine < 1
-        lost = is_lost_node(error) and killed is None
+        in_company = self.in_company and isinstance(error, ray.exceptions.RayActorError)
+        lost = (is_lost_node(error) or in_company) and killed is None
         forgiven = sum(not failure["counted"] for failure in self.state_of(trial).failures)
         counted = not (crowded or lost) or forgiven >= MOST_FORGIVEN
-        cause = killed or ("its node was lost, or the way to it" if lost else cause_of(text))
+        cause = killed or (
+            "the process in which it trained with others ended"
+            if in_company
+            else "its node was lost, or the way to it"
+            if lost
+            else cause_of(text)
+        )
 
         def write() -> None:
             self.record.write("failure", trial=trial.trial_id, error=cause, counted=counted)

@@ -26,6 +26,7 @@ It gets a job, a map that the launcher wrote as JSON:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -113,9 +114,11 @@ def run_tune(job: dict[str, Any]) -> None:
 
     from . import trial
     from .bookkeeping import Bookkeeper, EndOfTrial
+    from .fusing import begin as begin_fusion
     from .samplers import ListSampler, make_sampler
     from .schedulers import Shielded, make_scheduler, replay
     from .search import JudgedTrial, RecordedSearch
+    from .seats import seated
 
     sweep, searching = job["sweep"], job["purpose"] == "search"
     resources = job["trial_resources"]
@@ -133,11 +136,11 @@ def run_tune(job: dict[str, Any]) -> None:
         finish_whole(record, sweep["metric"], sweep["mode"], job["max_epochs"])
         keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
-        sampler = (
-            make_sampler(sweep, parse_space(sweep["search_space"]), record.sweep)
-            if searching
-            else ListSampler([t["config"] for t in job["tasks"]])
-        )
+        space = parse_space(sweep["search_space"])
+        sampler = make_sampler(sweep, space, record.sweep) if searching else ListSampler([t["config"] for t in job["tasks"]])
+        most = capacity(job["nodes"], resources["cpu"], resources["gpu"])
+        fusion = begin_fusion(job, space, record, most) if searching else None
+        most = fusion.total if fusion else most
         progress = ProgressLine(
             job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
         )
@@ -161,16 +164,16 @@ def run_tune(job: dict[str, Any]) -> None:
             partial_outputs=outputs,
             deadline=deadline,
             verify_lock=lock.verify,
+            in_company=fusion is not None,
         )
         JudgedTrial.judge = staticmethod(bookkeeper.judge)
         JudgedTrial.adapt = staticmethod(bookkeeper.give_share)
         scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})
         scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         replay(scheduler, record.sweep, sweep["metric"])
-        most = capacity(job["nodes"], resources["cpu"], resources["gpu"])
         budget_s = job["time_budget_s"]
         fills_brackets = searching and sweep["scheduler"]["name"] == "hyperband"
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"] if fills_brackets else 1)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"] if fills_brackets or fusion else 1)
         search = RecordedSearch(
             record,
             sampler,
@@ -186,7 +189,9 @@ def run_tune(job: dict[str, Any]) -> None:
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources["cpu"], "GPU": resources["gpu"]}),
                 tune_config=tune.TuneConfig(
-                    search_alg=search, scheduler=Shielded(scheduler, bookkeeper.reasons, is_over), reuse_actors="model" in sweep
+                    search_alg=search,
+                    scheduler=Shielded(scheduler, bookkeeper.reasons, is_over),
+                    reuse_actors="model" in sweep and not fusion,
                 ),
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,
@@ -196,7 +201,8 @@ def run_tune(job: dict[str, Any]) -> None:
                     verbose=0,
                 ),
             )
-            tuner.fit()
+            with seated(fusion.seats) if fusion else contextlib.nullcontext():
+                tuner.fit()
         except Exception as error:
             # On a full disk Tune fails in ways of its own, since it cannot write down what failed.
             if bookkeeper.fault is None and (is_full_disk(str(error)) or shutil.disk_usage(state_dir).free < LEAST_FREE_BYTES):

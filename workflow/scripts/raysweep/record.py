@@ -133,6 +133,7 @@ class Sweep:
     sessions: list[dict[str, Any]] = field(default_factory=list)  # one per run of the driver, with "ended" and "outcome" once it ended
     trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
     nodes: list[dict[str, Any]] = field(default_factory=list)  # {node, state: "lost" | "joined", at}, while a session ran
+    fused: dict[str, Any] | None = None  # how trials are trained together, or {why_not}; None where nobody asked
     gpu_share: float | None = None  # what a trial takes of a GPU since one did not find room beside its neighbours
 
     @property
@@ -175,6 +176,9 @@ class Sweep:
             return
         if kind == "node":
             self.nodes.append({key: event[key] for key in ("node", "state", "at")})
+            return
+        if kind == "fused":
+            self.fused = {key: value for key, value in event.items() if key not in ("event", "at")}
             return
         if kind == "gpu_share":
             self.gpu_share = event["gpu"]

@@ -247,6 +247,17 @@ def _course(inputs: Inputs) -> Iterator[Note]:
             else " No trial had to start again."
         )
         yield Note("info", "Interruptions", text)
+    if fused := inputs.sweep.fused:
+        if fused["why_not"]:
+            yield Note("info", "Trials were trained one by one", f"Together they could not be, or not faster: {fused['why_not']}.")
+        else:
+            where = "one process" if fused["processes"] == 1 else f"each of {fused['processes']} processes"
+            yield Note(
+                "info",
+                "Trials were trained together",
+                f"Up to {fused['seats']} at a time in {where}, {fused['speed_up']:.1f} times as fast as one by one ({fused['way']}). It is the same"
+                " computation, as was seen before the sweep began. A trial’s time is that of the rounds in which it took part.",
+            )
     if lost := list(dict.fromkeys(node["node"] for node in inputs.sweep.nodes if node["state"] == "lost")):
         moved = sum(any(not failure["counted"] for failure in t.failures) for t in inputs.trials)
         yield Note(

@@ -19,9 +19,9 @@ EVALUATION_BATCH_SIZE = 1000
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def normalized(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, …] in 0 … 255 → float32 in −1 … 1, as `Normalize(0.5, 0.5)` after `ToTensor` does it."""
-    return images.to(torch.float32).div_(127.5).sub_(1)
+def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 [n, …] in 0 … 255 → float in −1 … 1, as `Normalize(0.5, 0.5)` after `ToTensor` does it."""
+    return images.to(dtype).div_(127.5).sub_(1)
 
 
 class Trainer:
@@ -52,13 +52,17 @@ class Trainer:
         self.order_seed = order_seed
         self.device = device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
     def train_epoch(self, images: torch.Tensor, labels: torch.Tensor, epoch: int) -> float:
         """Go through the data once, in the order of that epoch (counted from 1); returns the mean loss."""
         self.model.train()
         order = torch.from_numpy(epoch_order(self.order_seed, epoch, len(labels))).to(self.device)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.device, dtype=self.dtype)
         for rows in order.split(self.batch_size):
-            loss = self.loss(self.model(normalized(images[rows])), labels[rows])
+            loss = self.loss(self.model(normalized(images[rows], self.dtype)), labels[rows])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -72,7 +76,7 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for x, y in zip(images.split(EVALUATION_BATCH_SIZE), labels.split(EVALUATION_BATCH_SIZE), strict=True):
-            outputs = self.model(normalized(x))
+            outputs = self.model(normalized(x, self.dtype))
             correct += (outputs.argmax(1) == y).sum()
             total += self.loss(outputs, y, reduction="sum")
         return {"accuracy": correct.item() / len(labels), "loss": total.item() / len(labels)}

@@ -41,15 +41,21 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
     return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
 
 
+def check_finite(metric: str, metrics: dict[str, Any]) -> None:
+    """Raises FloatingPointError where the metric is NaN or infinite."""
+    value = metrics.get(metric)
+    if isinstance(value, numbers.Real) and not math.isfinite(value):
+        raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
+
+
 def refuse_not_finite(metric: str) -> None:
     """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and what it saved with that is nothing to go on from."""
     report = getattr(tune.report, "of_tune", tune.report)  # a worker runs many trials
 
     @functools.wraps(report)
     def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        value = flatten_dict(metrics).get(metric) if isinstance(metrics, dict) else None
-        if isinstance(value, numbers.Real) and not math.isfinite(value):
-            raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
+        if isinstance(metrics, dict):
+            check_finite(metric, flatten_dict(metrics))
         return report(metrics, *arguments, **options)
 
     checked.of_tune = report  # type: ignore[attr-defined]
@@ -63,7 +69,7 @@ def _checked(metrics: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _arrays(data_dir: str, split: str, device: Any) -> tuple[Any, Any]:
+def arrays(data_dir: str, split: str, device: Any) -> tuple[Any, Any]:
     """Images and labels of a split as tensors: memory-mapped on a CPU, copied once per process to a GPU."""
     import torch
 
@@ -94,7 +100,7 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: dict[str,
 def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> None:
     """Train on the training part, report on the validation part after each epoch, and checkpoint."""
     trainer = _trainer(model_class, config, seed, job)
-    train, validation = (_arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
+    train, validation = (arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
     epoch = 0
     if checkpoint := tune.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -113,12 +119,12 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict
     import torch
 
     trainer = _trainer(model_class, config, seed, job)
-    parts = [_arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
+    parts = [arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     train_loss = 0.0
     for epoch in range(1, job["max_epochs"] + 1):
         train_loss = trainer.train_epoch(images, labels, epoch)
-    return {**trainer.evaluate(*_arrays(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
+    return {**trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
 
 
 def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
@@ -129,4 +135,4 @@ def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dic
 
     trainer = _trainer(model_class, config, seed, job)
     load_model(trainer.model, str(Path(job["model_dir"]) / MODEL_FILE), device=str(trainer.device))
-    return trainer.evaluate(*_arrays(job["data_dir"], "test", trainer.device))
+    return trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device))

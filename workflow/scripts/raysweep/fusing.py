@@ -1,0 +1,147 @@
+"""Whether the trials of a sweep are trained together (fuse), in how many engines, and how many at a time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+
+from .errors import RaysweepError
+from .record import Record
+from .seats import EngineProcess, Seats
+from .space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
+
+logger = logging.getLogger("raysweep")
+
+ADAPTIVE = ("optuna",)  # search algorithms that learn from trials that have ended: with all at a time they would learn nothing
+MOST_BATCH_SIZES = 4096  # that are looked at one by one, of a space of whole numbers
+LARGEST_MICRO_BATCH = 64  # rows of a trial: more use no device better, and take memory
+MEMORY_SHARE = 0.8  # of a node's memory, for all its engines
+LEAST_SPEED_UP = 1.3  # with less it is not worth it that trials share a process
+SPEAKERS = 8  # threads of an engine beside two for each trial, one that trains and one that ends it
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the trials of a sweep are trained together."""
+
+    seats: Seats
+    total: int  # how many at a time, over all engines
+
+
+def begin(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
+    """Start the engines of a sweep, and look whether they can do it; None where its trials are trained one by one.
+
+    `capacity` is how many trials the nodes hold by what each takes. Log and record say which way, and why. Raises RaysweepError where the config insists.
+    """
+    sweep = job["sweep"]
+    wish = {True: "on", False: "off"}.get(sweep["fuse"], sweep["fuse"])
+    if wish == "off":
+        return None
+    found = why_not_at_all(sweep, space, record) or _start(job, space, record, capacity)
+    if isinstance(found, Fusion):
+        return found
+    if wish == "on":
+        raise RaysweepError(
+            f"{job['name']}: its trials cannot be trained together, as `fuse: on` asks: {found}. Set sweeps.{job['name']}.fuse to auto"
+        )
+    record.write("fused", why_not=found)
+    logger.info("%s: trials are trained one by one: %s.", job["name"], found)
+    return None
+
+
+def why_not_at_all(sweep: dict[str, Any], space: dict[str, Any], record: Record) -> str | None:
+    """What can be said against it without a look at the model."""
+    if "model" not in sweep:
+        return "a Ray Tune function runs in a process of its own"
+    form = {key: value for key, value in space.items() if key not in TRAINING_KEYS}
+    if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
+        return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
+    unfinished = (flattened(trial.config) for trial in record.sweep.trials.values() if not trial.finished)
+    if any({key: value for key, value in config.items() if key not in TRAINING_KEYS} != form for config in unfinished):
+        return "trials of an earlier search space have models of another form"
+    return None
+
+
+def batch_sizes_of(space: dict[str, Any]) -> list[int]:
+    """The batch sizes that a search space holds, the smallest first; of a wide range its ends."""
+    found = space["batch_size"]
+    if isinstance(found, Choice):
+        return sorted({int(value) for value in found.values})
+    if isinstance(found, Numeric):
+        low, high = max(1, math.ceil(found.low)), math.floor(found.high) - found.integer
+        step = int(found.step or 1)
+        return [low, high] if (high - low) / step > MOST_BATCH_SIZES else [*range(low, high + 1, step)]
+    return [int(found)]
+
+
+def micro_batch_size(batch_sizes: list[int]) -> int:
+    """How many rows of a trial one step takes: what divides all batch sizes, unless that is much less than the smallest."""
+    smallest, common = batch_sizes[0], math.gcd(*batch_sizes)
+    size = common if 2 * common >= smallest else smallest
+    while size > LARGEST_MICRO_BATCH and size % 2 == 0:
+        size //= 2
+    return min(size, LARGEST_MICRO_BATCH)
+
+
+def samples_of(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> list[dict[str, Any]]:
+    """Configurations to try it with, which differ as those of the sweep do."""
+    sizes = [batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]]
+    return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
+
+
+def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: int) -> Fusion | str:
+    """The engines, or why there are none."""
+    sweep, resources = job["sweep"], job["trial_resources"]
+    left = job["total"] - sum(trial.finished for trial in record.sweep.trials.values())
+    wanted = min(left, sweep["max_concurrent"] or left, capacity if sweep["search_algorithm"]["name"] in ADAPTIVE else left)
+    threads = max(1, int(resources["cpu"]))
+    each = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
+    number = min(sum(each), wanted)
+    if number == 0 or (seats := math.ceil(wanted / number)) < 2:
+        return f"each of {wanted} trials at a time has {'a GPU' if resources['gpu'] else 'CPUs'} of its own"
+    batch_sizes = batch_sizes_of(space)
+    memory_mb = MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / max(each)
+    options = {
+        "num_cpus": 1 if resources["gpu"] else threads,
+        "num_gpus": int(bool(resources["gpu"])),
+        "max_concurrency": 2 * seats + SPEAKERS,
+    }
+    size = micro_batch_size(batch_sizes)
+    # Trials that a scheduler stops are at epochs of all kinds.
+    shares = (sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1) and all(
+        batch_size % size == 0 for batch_size in batch_sizes
+    )
+    told = {**job, "fuse": {"micro_batch_size": size, "share_rows": shares, "seats": seats, "trials": math.ceil(left / number)}}
+    start = partial(ray.remote(EngineProcess).options(**options).remote, told, threads, memory_mb)
+    actors = [start() for _ in range(number)]
+    try:
+        seen = ray.get(actors[0].look.remote(samples_of(space, sweep["seed"], batch_sizes)))
+    except ray.exceptions.RayError as error:
+        seen = {"why_not": f"the process for it failed: {str(error).strip().splitlines()[-1][:200]}"}
+    if seen["why_not"] is None and seen["seats"] < 2:
+        seen["why_not"] = "memory holds no two of them"
+    if seen["why_not"] is None and seen["speed_up"] < LEAST_SPEED_UP and sweep["fuse"] == "auto":
+        seen["why_not"] = f"together they would be {seen['speed_up']:.2g} times as fast as one by one"
+    if seen["why_not"] is not None:
+        for actor in actors:
+            ray.kill(actor)
+        return str(seen["why_not"])
+    found = Seats(start, seen["seats"], seen["is_compiled"])
+    for actor in actors:
+        found.add(actor)
+    record.write("fused", why_not=None, processes=number, seats=found.seats, speed_up=round(seen["speed_up"], 2), way=seen["way"])
+    where = f"each of {number} processes" if number > 1 else "one process"
+    logger.info(
+        "%s: trials are trained together, up to %d in %s, %.1f times as fast as one by one (%s).",
+        job["name"],
+        found.seats,
+        where,
+        seen["speed_up"],
+        seen["way"],
+    )
+    return Fusion(found, number * found.seats)
