@@ -297,3 +297,23 @@ def test_a_killed_local_run_does_not_stop_the_next_one_once_its_jobs_have_ended(
     assert again.returncode == 0, again.stdout + again.stderr
     assert list(checkout.root.glob("resources/env/*/env.yaml"))
     assert list((checkout.root / ".snakemake/raysweep").iterdir()) == []
+
+
+def test_a_signal_does_not_wait_for_the_code_that_it_interrupts() -> None:
+    code = """
+import signal, sys, threading
+from snakemake.scheduling.job_scheduler import JobScheduler
+from raysweep.controller import answer_signals_in_a_thread
+answer_signals_in_a_thread()
+scheduler = object.__new__(JobScheduler)
+scheduler._lock, scheduler._open_jobs, scheduler._user_kill = threading.Lock(), threading.Semaphore(0), None
+signal.signal(signal.SIGTERM, scheduler.exit_gracefully)
+with scheduler._lock:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+scheduler._open_jobs.acquire()
+print(scheduler._user_kill)
+"""
+    env = user_environment() | {"PYTHONPATH": str(Path(controller.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "graceful\n"

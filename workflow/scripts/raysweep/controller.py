@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,18 @@ def quote_words() -> None:
         return shlex.quote(value) if is_word else as_it_was(value, quote=quote, base64_encode=base64_encode)
 
     utils.format_cli_value = format_cli_value
+
+
+def answer_signals_in_a_thread() -> None:
+    """Have Snakemake act on SIGTERM in a thread of its own. As it is, the handler takes a lock that the code which it interrupts may hold (another SIGTERM
+    a moment before is enough, and Slurm sends several), and so waits for itself for ever: a job's processes would stay after its end."""
+    scheduler: Any = sys.modules["snakemake.scheduling.job_scheduler"].JobScheduler
+    as_it_was = scheduler.exit_gracefully
+
+    def exit_gracefully(self: Any, *signal: Any) -> None:
+        threading.Thread(target=as_it_was, args=(self, *signal), daemon=True).start()
+
+    scheduler.exit_gracefully = exit_gracefully
 
 
 def what_of(job: Any) -> str:
