@@ -141,6 +141,7 @@ def run_tune(job: dict[str, Any]) -> None:
         most = capacity(job["nodes"], resources["cpu"], resources["gpu"])
         fusion = begin_fusion(job, space, record, most) if searching else None
         most = fusion.total if fusion else most
+        timeout_s = seconds(sweep["trial_timeout"])
         progress = ProgressLine(
             job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
         )
@@ -155,7 +156,7 @@ def run_tune(job: dict[str, Any]) -> None:
             max_epochs=job["max_epochs"],
             keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
             max_failures=sweep["max_failures"],
-            trial_timeout_s=seconds(sweep["trial_timeout"]),
+            trial_timeout_s=None if timeout_s is None else timeout_s * (fusion.patience if fusion else 1),
             gpu_share=max(resources["gpu"], record.sweep.gpu_share or 0),
             scratch=scratch / EXPERIMENT,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,

@@ -22,6 +22,7 @@ MOST_BATCH_SIZES = 4096  # that are looked at one by one, of a space of whole nu
 LARGEST_MICRO_BATCH = 64  # rows of a trial: more use no device better, and take memory
 MEMORY_SHARE = 0.8  # of a node's memory, for all its engines
 LEAST_SPEED_UP = 1.3  # with less it is not worth it that trials share a process
+LOOK_DEADLINE_S = 900  # torch is imported from a slow disk, and a large model compiled
 SPEAKERS = 8  # threads of an engine beside two for each trial, one that trains and one that ends it
 
 
@@ -31,6 +32,7 @@ class Fusion:
 
     seats: Seats
     total: int  # how many at a time, over all engines
+    patience: float  # how many times as long as by itself a trial may take to report: it waits for a round, and then for all in it
 
 
 def begin(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
@@ -120,7 +122,9 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity:
     start = partial(ray.remote(EngineProcess).options(**options).remote, told, threads, memory_mb)
     actors = [start() for _ in range(number)]
     try:
-        seen = ray.get(actors[0].look.remote(samples_of(space, sweep["seed"], batch_sizes)))
+        seen = ray.get(actors[0].look.remote(samples_of(space, sweep["seed"], batch_sizes)), timeout=LOOK_DEADLINE_S)
+    except ray.exceptions.GetTimeoutError:
+        seen = {"why_not": f"it was not seen within {LOOK_DEADLINE_S // 60} minutes whether they can be"}
     except ray.exceptions.RayError as error:
         seen = {"why_not": f"the process for it failed: {str(error).strip().splitlines()[-1][:200]}"}
     if seen["why_not"] is None and seen["seats"] < 2:
@@ -144,4 +148,4 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity:
         seen["speed_up"],
         seen["way"],
     )
-    return Fusion(found, number * found.seats)
+    return Fusion(found, number * found.seats, patience=2 * max(1.0, found.seats / seen["speed_up"]))
