@@ -251,7 +251,7 @@ class Company:
 
     `share_rows`: those at the same epoch form a stack of their own, which fetches its data once. It is the faster way where trials keep step, but rounds
     otherwise than the other; so a sweep goes one way from its beginning to its end. Either way a trainer's numbers do not depend on who else is there, to
-    the last bit on a CPU.
+    the last bit on one CPU.
 
     `compiled_for`: with torch.compile, for stacks of that many members; 0: eager.
     """
