@@ -276,7 +276,7 @@ class Bookkeeper(Callback):
             self.fault = full_disk(self.record.path.parent)  # it may be another disk that is full, which is the trial's own affair
         killed = self.killed.pop(trial.trial_id, None)
         mine = trial.placement_group_factory.required_resources.get("GPU", 0)
-        crowded = is_full_gpu(text) and 0 < mine < 1
+        crowded = is_full_gpu(text) and 0 < mine < 1 and not self.in_company
         in_company = self.in_company and isinstance(error, ray.exceptions.RayActorError)
         lost = (is_lost_node(error) or in_company) and killed is None
         forgiven = sum(not failure["counted"] for failure in self.state_of(trial).failures)

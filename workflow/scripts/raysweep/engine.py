@@ -84,7 +84,7 @@ class Member:
         return _TrainingResult(Checkpoint(str(folder), self.storage.storage_filesystem), self.result)
 
     def restore(self, result: _TrainingResult) -> None:
-        with result.checkpoint.as_directory() as folder:
+        with result.checkpoint.as_directory() as folder, self.engine.building:  # it sets the generator of random numbers
             self.epoch = self.trainer.load(Path(folder))
         self.time_total_s = result.metrics["time_total_s"]
         self.result = dict(result.metrics)

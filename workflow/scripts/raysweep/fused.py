@@ -386,7 +386,7 @@ def seconds_per_row(company: Company, trainers: Sequence[Trainer], images: torch
     """How long it takes these trainers to go through one row of the data together. They are not touched."""
     group = [copy.deepcopy(trainer) for trainer in trainers]
     rows, took_s = FEW_ROWS, 0.0
-    while took_s < LEAST_MEASURED_S and rows < len(labels):  # so that what a round costs beside its steps counts for little
+    while not took_s or (took_s < LEAST_MEASURED_S and rows < len(labels)):  # so that what a round costs beside its steps counts for little
         rows = min(4 * rows, len(labels))
         act = partial(company.train_epoch, group, [1] * len(group), images[:rows], labels[:rows])
         took_s = _seconds(act, group[0].device)

@@ -22,6 +22,7 @@ MOST_BATCH_SIZES = 4096  # that are looked at one by one, of a space of whole nu
 LARGEST_MICRO_BATCH = 64  # rows of a trial: more use no device better, and take memory
 MEMORY_SHARE = 0.8  # of a node's memory, for all its engines
 LEAST_SPEED_UP = 1.3  # with less it is not worth it that trials share a process
+MOST_SEATS = 32  # in an engine: more go no faster, while each makes a round longer, and nothing is saved before its end
 LOOK_DEADLINE_S = 900  # torch is imported from a slow disk, and a large model compiled
 SPEAKERS = 8  # threads of an engine beside two for each trial, one that trains and one that ends it
 
@@ -104,7 +105,7 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity:
     threads = max(1, int(resources["cpu"]))
     each = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
     number = min(sum(each), wanted)
-    if number == 0 or (seats := math.ceil(wanted / number)) < 2:
+    if number == 0 or (seats := min(MOST_SEATS, math.ceil(wanted / number))) < 2:
         return f"each of {wanted} trials at a time has {'a GPU' if resources['gpu'] else 'CPUs'} of its own"
     batch_sizes = batch_sizes_of(space)
     memory_mb = MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / max(each)

@@ -25,7 +25,7 @@ from .errors import RaysweepError
 
 logger = logging.getLogger("raysweep")
 
-MOST_RESTARTS = 10
+MOST_RESTARTS = 10  # for each engine
 
 
 class EngineProcess:
@@ -129,11 +129,13 @@ class Seats(ResourceManager):
                     ray.get(engine.end)
                 except ray.exceptions.RayError as error:
                     why = str(error).strip().splitlines()[-1]
-                if self.restarts > MOST_RESTARTS:
+                if self.restarts > MOST_RESTARTS * (len(self.engines) + 1):
                     raise RaysweepError(
                         f"the process in which trials are trained together has ended {self.restarts} times: {why}. Set fuse: off"
                     )
                 logger.warning("The process in which trials are trained together has ended (%s): they go on in another one.", why)
+                with contextlib.suppress(ray.exceptions.RayError):  # where only the way to it was lost it would keep its device
+                    ray.kill(engine.actor)
                 self.add(self.start())
             elif engine.begin in ready:
                 engine.begin = None
