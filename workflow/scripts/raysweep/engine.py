@@ -228,20 +228,17 @@ class Engine:
         return self.last_change + (self.settle_s if waiting == len(self.members) else UNDECIDED_S) - time.monotonic()
 
     def _train(self, members: list[Member]) -> list[Any]:
-        """An epoch of these; what each has to report. Where memory does not hold all of them, one half goes after the other."""
+        """An epoch of these; what each has to report."""
         began = time.monotonic()
         trainers = [member.trainer for member in members]
         try:
             losses = self.company.train_epoch(trainers, [member.epoch + 1 for member in members], *self.train_data)
             metrics = self.company.evaluate(trainers, *self.validation_data)
-        except torch.OutOfMemoryError as error:
-            if len(members) == 1:
-                return [error]
-            torch.cuda.empty_cache()
-            half = len(members) // 2
-            return [*self._train(members[:half]), *self._train(members[half:])]
         except Exception as error:
             logger.exception("a round of %d trials failed", len(members))
+            if self.device.type == "cuda":
+                # Some may have the new weights already, and a GPU that has failed once answers nothing more. In a new process all go on from their checkpoints.
+                os._exit(1)
             return [error] * len(members)
         time_s = time.monotonic() - began
         return [{**its, "train_loss": loss, "time_this_iter_s": time_s} for its, loss in zip(metrics, losses, strict=True)]

@@ -368,17 +368,18 @@ def why_not(company: Company, trainers: Sequence[Trainer], images: torch.Tensor,
 
 def bytes_of_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, size: int) -> int:
     """About how much memory one member takes: its weights, gradients, their sums and optimiser states, in its trainer and in the stack, and what a step of
-    `size` rows keeps for its gradient, with as much again for the gradient's own."""
+    `size` rows, or an evaluation, keeps for its gradient, with as much again for the gradient's own."""
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    rows = max(size, EVALUATION_ROWS)
     model = copy.deepcopy(trainer.model).train()
     weights = sum(param.nbytes for param in model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trainer.loss(model(normalized(images[:size], trainer.dtype)), labels[:size])
+        trainer.loss(model(normalized(images[:rows], trainer.dtype)), labels[:rows])
     return 10 * weights + 2 * sum(kept.values())
 
 
