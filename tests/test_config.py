@@ -385,6 +385,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         )
         for gpu_type in ("a100:2", "a100 --wrap=x", "a100;id", "$(id)", "a,b", "--exclusive", "", "a100\n", "a'b", 7)
     ],
+    (own(fuse="on"), "fuse: 'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"),
     (config(fuse="maybe"), "fuse: 'maybe' is not allowed: auto, on or off"),
     (config(repeats=3), "repeats: 3 is not yet supported. Allowed so far: 1, which is the default"),
     (

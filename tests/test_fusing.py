@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.fusing import batch_sizes_of, micro_batch_size, samples_of, why_not_at_all
+from raysweep.fusing import Layout, batch_sizes_of, micro_batch_size, samples_of, why_not_at_all
 from raysweep.record import Record
 from raysweep.space import parse_space
 
@@ -58,6 +58,28 @@ def test_samples_have_the_smallest_and_the_largest_batch() -> None:
 def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, Any], space: dict[str, Any], why: str | None) -> None:
     with Record(tmp_path / "record.jsonl") as record:
         assert why_not_at_all(sweep, parse_space(space), record) == why
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "gpu", "capacity", "expected"),
+    [
+        ({}, [(2, 0)], 0, 2, (2, 2, 10)),
+        ({"max_concurrent": 5}, [(2, 0)], 0, 2, (2, 2, 3)),
+        ({"search_algorithm": {"name": "optuna"}}, [(2, 0)], 0, 2, (2, 2, 1)),
+        ({}, [(8, 1), (8, 3)], 0.1, 40, (4, 3, 5)),
+        ({"num": 1}, [(8, 0)], 0, 8, (1, 8, 1)),
+        ({"num": 1000}, [(2, 0)], 0, 2, (2, 2, 32)),
+    ],
+)
+def test_engines_and_seats(
+    tmp_path: Path, changes: dict[str, Any], nodes: list[tuple[int, int]], gpu: float, capacity: int, expected: tuple[int, int, int]
+) -> None:
+    sweep = {"max_concurrent": None, "search_algorithm": {"name": "random"}} | changes
+    job = {"sweep": sweep, "total": changes.get("num", 20), "trial_resources": {"cpu": 1, "gpu": gpu}}
+    job["nodes"] = [{"name": f"n{number}", "cpus": cpus, "gpus": gpus} for number, (cpus, gpus) in enumerate(nodes)]
+    with Record(tmp_path / "record.jsonl") as record:
+        layout = Layout.of(job, record, capacity)
+    assert (layout.engines, layout.engines_per_node, layout.seats) == expected
 
 
 def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_path: Path) -> None:

@@ -184,6 +184,11 @@ def test_a_model_that_cannot_be_is_trained_one_by_one_or_refused(project: Projec
     assert line == f"Error: forced: its trials cannot be trained together, as `fuse: on` asks: {why}. Set sweeps.forced.fuse to auto"
 
 
+def test_where_no_two_are_left_there_is_nothing_to_refuse(project: Project) -> None:
+    configure(project, s=sweep_with(fuse="on", num_samples=1, max_epochs=1))
+    assert "s: trials are trained one by one: no two of 1 share a device." in succeeds(project, "s")
+
+
 def test_what_hangs_is_ended_with_its_process(project: Project) -> None:
     configure(project, s=sweep_with(fuse="on", num_samples=2, max_epochs=4, max_failures=0, trial_timeout="2s"))
     process = project.start("run_sweep", "s")

@@ -409,6 +409,10 @@ class _Check:
 
     def resources(self, path: KeyPath, sweep: dict[str, Any]) -> None:
         trial, allocation = sweep["trial_resources"], sweep["allocation"]
+        if "trainable" in sweep and sweep["fuse"] in ("on", True):
+            raise self.refuse(
+                (*path, "fuse"), "'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"
+            )
         if allocation["max_wait"] is not None and allocation["resubmit"]:
             raise self.refuse(
                 (*path, "allocation", "max_wait"),

@@ -45,16 +45,41 @@ def begin(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: 
     wish = {True: "on", False: "off"}.get(sweep["fuse"], sweep["fuse"])
     if wish == "off":
         return None
-    found = why_not_at_all(sweep, space, record) or _start(job, space, record, capacity)
+    layout = Layout.of(job, record, capacity)
+    why = why_not_at_all(sweep, space, record)
+    # That no two are left to share a device is nothing against it: it may be the end of a sweep that was interrupted.
+    needless = None if why or layout.seats > 1 else f"no two of {layout.trials} share a device"
+    found = why or needless or _start(job, space, record, layout)
     if isinstance(found, Fusion):
         return found
-    if wish == "on":
+    if wish == "on" and not needless:
         raise RaysweepError(
             f"{job['name']}: its trials cannot be trained together, as `fuse: on` asks: {found}. Set sweeps.{job['name']}.fuse to auto"
         )
     record.write("fused", why_not=found)
     logger.info("%s: trials are trained one by one: %s.", job["name"], found)
     return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Engines, one a GPU or one for the CPUs of a trial, and how many trials at a time each would have."""
+
+    trials: int  # that are left
+    threads: int  # of an engine
+    engines: int
+    engines_per_node: int  # where there are most
+    seats: int
+
+    @classmethod
+    def of(cls, job: dict[str, Any], record: Record, capacity: int) -> Layout:
+        sweep, resources = job["sweep"], job["trial_resources"]
+        left = job["total"] - sum(trial.finished for trial in record.sweep.trials.values())
+        at_a_time = min(left, sweep["max_concurrent"] or left, capacity if sweep["search_algorithm"]["name"] in ADAPTIVE else left)
+        threads = max(1, int(resources["cpu"]))
+        each = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
+        engines = max(1, min(sum(each), at_a_time))
+        return cls(left, threads, engines, max(1, *each), min(MOST_SEATS, math.ceil(at_a_time / engines)))
 
 
 def why_not_at_all(sweep: dict[str, Any], space: dict[str, Any], record: Record) -> str | None:
@@ -97,31 +122,32 @@ def samples_of(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> list
     return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
 
 
-def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: int) -> Fusion | str:
+def _start(job: dict[str, Any], space: dict[str, Any], record: Record, layout: Layout) -> Fusion | str:
     """The engines, or why there are none."""
     sweep, resources = job["sweep"], job["trial_resources"]
-    left = job["total"] - sum(trial.finished for trial in record.sweep.trials.values())
-    wanted = min(left, sweep["max_concurrent"] or left, capacity if sweep["search_algorithm"]["name"] in ADAPTIVE else left)
-    threads = max(1, int(resources["cpu"]))
-    each = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
-    number = min(sum(each), wanted)
-    if number == 0 or (seats := min(MOST_SEATS, math.ceil(wanted / number))) < 2:
-        return f"each of {wanted} trials at a time has {'a GPU' if resources['gpu'] else 'CPUs'} of its own"
     batch_sizes = batch_sizes_of(space)
-    memory_mb = MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / max(each)
+    memory_mb = MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / layout.engines_per_node
     options = {
-        "num_cpus": 1 if resources["gpu"] else threads,
+        "num_cpus": 1 if resources["gpu"] else layout.threads,
         "num_gpus": int(bool(resources["gpu"])),
-        "max_concurrency": 2 * seats + SPEAKERS,
+        "max_concurrency": 2 * layout.seats + SPEAKERS,
     }
     size = micro_batch_size(batch_sizes)
     # Trials that a scheduler stops are at epochs of all kinds.
     shares = (sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1) and all(
         batch_size % size == 0 for batch_size in batch_sizes
     )
-    told = {**job, "fuse": {"micro_batch_size": size, "share_rows": shares, "seats": seats, "trials": math.ceil(left / number)}}
-    start = partial(ray.remote(EngineProcess).options(**options).remote, told, threads, memory_mb)
-    actors = [start() for _ in range(number)]
+    told = {
+        **job,
+        "fuse": {
+            "micro_batch_size": size,
+            "share_rows": shares,
+            "seats": layout.seats,
+            "trials": math.ceil(layout.trials / layout.engines),
+        },
+    }
+    start = partial(ray.remote(EngineProcess).options(**options).remote, told, layout.threads, memory_mb)
+    actors = [start() for _ in range(layout.engines)]
     try:
         seen = ray.get(actors[0].look.remote(samples_of(space, sweep["seed"], batch_sizes)), timeout=LOOK_DEADLINE_S)
     except ray.exceptions.GetTimeoutError:
@@ -139,8 +165,8 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity:
     found = Seats(start, seen["seats"], seen["is_compiled"])
     for actor in actors:
         found.add(actor)
-    record.write("fused", why_not=None, processes=number, seats=found.seats, speed_up=round(seen["speed_up"], 2), way=seen["way"])
-    where = f"each of {number} processes" if number > 1 else "one process"
+    record.write("fused", why_not=None, processes=layout.engines, seats=found.seats, speed_up=round(seen["speed_up"], 2), way=seen["way"])
+    where = f"each of {layout.engines} processes" if layout.engines > 1 else "one process"
     logger.info(
         "%s: trials are trained together, up to %d in %s, %.1f times as fast as one by one (%s).",
         job["name"],
@@ -149,4 +175,4 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, capacity:
         seen["speed_up"],
         seen["way"],
     )
-    return Fusion(found, number * found.seats, patience=2 * max(1.0, found.seats / seen["speed_up"]))
+    return Fusion(found, layout.engines * found.seats, patience=2 * max(1.0, found.seats / seen["speed_up"]))
