@@ -92,13 +92,14 @@ def engines(project: Project) -> list[psutil.Process]:
 
 
 def test_the_same_trials_as_one_by_one(project: Project) -> None:
-    configure(project, together=sweep_with(fuse="on"), alone=sweep_with(fuse="off"))
+    two = {"cpus_per_node": 2}
+    configure(project, together=sweep_with(fuse="on", allocation=two), alone=sweep_with(fuse="off", allocation=two))
     said = succeeds(project, "together")
-    assert "together: trials are trained together, up to 6 in one process, " in said
+    assert "together: trials are trained together, up to 3 in each of 2 processes, " in said
     assert "trained" not in succeeds(project, "alone")
     together, alone = project.record("together"), project.record("alone")
     assert together.fused is not None
-    assert {key: together.fused[key] for key in ("why_not", "processes", "seats")} == {"why_not": None, "processes": 1, "seats": 6}
+    assert {key: together.fused[key] for key in ("why_not", "processes", "seats")} == {"why_not": None, "processes": 2, "seats": 3}
     assert alone.fused is None
     for trial, other in zip(together.trials.values(), alone.trials.values(), strict=True):
         assert (trial.config, trial.seed, trial.status, trial.epochs) == (other.config, other.seed, "TERMINATED", 2)

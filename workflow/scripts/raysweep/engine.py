@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config
 from ray.train._internal.session import _TrainingResult
 from ray.train._internal.storage import StorageContext
 from ray.tune import Checkpoint
@@ -126,15 +125,15 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------ asked by the driver
 
-    def look(self, configs: list[dict[str, Any]]) -> dict[str, Any]:
+    def look(self) -> dict[str, Any]:
         """Whether trials such as these can be trained together, how many fit into memory, how much faster that is, and which way:
         {why_not, seats, speed_up, is_compiled, way}."""
-        trainers = [self.trainer(config, seed) for seed, config in enumerate(configs)]
+        trainers = self._samples(len(self.job["fuse"]["samples"]))
         if why := why_not(self.company, trainers, *self.train_data):
             return {"why_not": why}
         each = bytes_of_member(trainers[0], *self.train_data, self.company.micro_batch_size)
         self.seats = min(max(1, int(0.5 * self.memory_bytes / each)), self.job["fuse"]["seats"])
-        many = [self.trainer(configs[number % len(configs)], number) for number in range(self.seats)]
+        many = self._samples(self.seats)
         alone_s, together_s = seconds_per_row_alone(many, *self.train_data), seconds_per_row(self.company, many, *self.train_data)
         way = self._compile_if_worth_it(many, together_s)
         if self.company.compiled_for:
@@ -146,6 +145,11 @@ class Engine:
             "is_compiled": self.company.compiled_for > 0,
             "way": way,
         }
+
+    def _samples(self, count: int) -> list[Trainer]:
+        """Trainers that differ as those of the sweep do."""
+        configs = self.job["fuse"]["samples"]
+        return [self.trainer(configs[number % len(configs)], number) for number in range(count)]
 
     def _compile_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
         """What has become of it, in words."""
@@ -167,12 +171,15 @@ class Engine:
         return f"compiled in {time.monotonic() - began:.0f} s"
 
     def open(self, seats: int, is_compiled: bool) -> None:
-        """Take in as many trials at a time."""
+        """Take in as many trials at a time. Compiles as the first engine did; where both are on one node that one's work is found in the folder for
+        temporary files, which they share."""
         self.seats = seats
         if is_compiled and not self.company.compiled_for:
-            # What the first engine of this node has compiled is found in the folder for temporary files, which they share.
-            torch._inductor.config.compile_threads = 1
-            self.company = Company(self.company.micro_batch_size, self.company.share_rows, compiled_for=seats)
+            found = compiled(self.company, self._samples(seats), *self.train_data)
+            if isinstance(found, str):
+                logger.warning("Here trials are trained eager, since the step cannot be compiled: %s", found)
+            else:
+                self.company = found
 
     # ----------------------------------------------------------------------------------------------------- asked by Tune, of a trial
 
@@ -188,6 +195,7 @@ class Engine:
     def leave(self, member: Member) -> None:
         with self.changed:
             self.members = {key: other for key, other in self.members.items() if other is not member}
+            member.outcome = RuntimeError("it has left")  # for the thread that waits for a round with it
             self._note_change()
 
     def wait_for_round(self, member: Member) -> dict[str, Any] | Exception:

@@ -101,7 +101,7 @@ class Stack:
             key: {name: torch.stack([_moment(member, key, name) for member in members]) for name in self.names} for key in self.form.moments
         }
         per_member = partial(torch.tensor, device=self.device, dtype=self.dtype)
-        self.steps = per_member([_steps(member) for member in members])
+        self.steps = per_member([_updates_of(member) for member in members])
         self.settings: Tensors = {key: per_member([float(group[key]) for group in groups]) for key in self.form.settings}
         if "betas" in groups[0]:
             self.settings |= {f"beta{i + 1}": per_member([group["betas"][i] for group in groups]) for i in range(2)}
@@ -239,7 +239,8 @@ def _moment(trainer: Trainer, key: str, name: str) -> torch.Tensor:
     return torch.zeros_like(param) if found is None else found.detach()
 
 
-def _steps(trainer: Trainer) -> float:
+def _updates_of(trainer: Trainer) -> float:
+    """How often its optimiser has changed its weights, as Adam counts it."""
     return next((float(state["step"]) for state in trainer.optimizer.state.values() if "step" in state), 0.0)
 
 
@@ -259,7 +260,7 @@ class Company:
     def __init__(self, micro_batch_size: int, share_rows: bool, compiled_for: int = 0) -> None:
         self.micro_batch_size, self.share_rows, self.compiled_for = micro_batch_size, share_rows, compiled_for
         self._model: nn.Module | None = None
-        self._steps: dict[tuple[Form, bool], Any] = {}
+        self._step_functions: dict[tuple[Form, bool], Any] = {}
 
     def train_epoch(self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
         """Have each trainer go through its epoch (counted from 1), as Trainer.train_epoch does; returns their mean losses."""
@@ -310,10 +311,10 @@ class Company:
     def _step(self, form: Form, shared: bool, trainer: Trainer) -> Any:
         if self._model is None:
             self._model = copy.deepcopy(trainer.model).train()
-        if (form, shared) not in self._steps:
+        if (form, shared) not in self._step_functions:
             step = Step(self._model, trainer.loss, form, shared)
-            self._steps[form, shared] = torch.compile(step.masked, fullgraph=True) if self.compiled_for else step.eager
-        return self._steps[form, shared]
+            self._step_functions[form, shared] = torch.compile(step.masked, fullgraph=True) if self.compiled_for else step.eager
+        return self._step_functions[form, shared]
 
     @torch.inference_mode()
     def evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
@@ -404,7 +405,9 @@ def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, lab
 
 def compiled(company: Company, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> Company | str:
     """The same company for stacks of as many trainers as these, compiled; or why not. They are not touched."""
-    torch._inductor.config.compile_threads = 1  # there is one thing to compile: no pool of processes
+    from torch._inductor import config as inductor
+
+    inductor.compile_threads = 1  # there is one thing to compile: no pool of processes
     images, labels = images[:FEW_ROWS], labels[:FEW_ROWS]
     faster = Company(company.micro_batch_size, company.share_rows, compiled_for=len(trainers))
     eager, others = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))

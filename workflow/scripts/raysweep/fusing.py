@@ -137,19 +137,18 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, layout: L
     shares = (sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1) and all(
         batch_size % size == 0 for batch_size in batch_sizes
     )
-    told = {
-        **job,
-        "fuse": {
-            "micro_batch_size": size,
-            "share_rows": shares,
-            "seats": layout.seats,
-            "trials": math.ceil(layout.trials / layout.engines),
-        },
+    fuse = {
+        "micro_batch_size": size,
+        "share_rows": shares,
+        "seats": layout.seats,
+        "trials": math.ceil(layout.trials / layout.engines),  # of each engine, over the sweep
+        "samples": samples_of(space, sweep["seed"], batch_sizes),
     }
+    told = {**job, "fuse": fuse}
     start = partial(ray.remote(EngineProcess).options(**options).remote, told, layout.threads, memory_mb)
     actors = [start() for _ in range(layout.engines)]
     try:
-        seen = ray.get(actors[0].look.remote(samples_of(space, sweep["seed"], batch_sizes)), timeout=LOOK_DEADLINE_S)
+        seen = ray.get(actors[0].look.remote(), timeout=LOOK_DEADLINE_S)
     except ray.exceptions.GetTimeoutError:
         seen = {"why_not": f"it was not seen within {LOOK_DEADLINE_S // 60} minutes whether they can be"}
     except ray.exceptions.RayError as error:

@@ -36,8 +36,8 @@ class EngineProcess:
 
         self.engine = Engine(*arguments)
 
-    def look(self, configs: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.engine.look(configs)
+    def look(self) -> dict[str, Any]:
+        return self.engine.look()
 
     def open(self, seats: int, is_compiled: bool) -> None:
         self.engine.open(seats, is_compiled)
