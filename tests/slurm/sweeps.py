@@ -60,6 +60,10 @@ def waits(config):
         time.sleep(0.1)
     seen(config)
 
+def dawdles(config):
+    "As `climb`, a second an epoch, until the file `go` is there."
+    climb(config, lambda epoch: os.path.exists("go") or time.sleep(1))
+
 def waits_but_first(config):
     "The trial that begins first does not wait."
     try:

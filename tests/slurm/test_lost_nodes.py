@@ -29,10 +29,7 @@ def saved(project: SlurmProject) -> int:
 
 def start(project: SlurmProject, epochs: int) -> subprocess.Popen[str]:
     """A sweep on two nodes, on each of which a trial runs that has saved something."""
-    space = {"x": {"uniform": [0, 1]}, "pause_s": 1}
-    project.sweep(
-        "climb", nodes=2, cpus=1, num_samples=2, max_epochs=epochs, max_failures=0, search_space=space, trial_resources={"cpu": 1}
-    )
+    project.sweep("dawdles", nodes=2, cpus=1, num_samples=2, max_epochs=epochs, max_failures=0, trial_resources={"cpu": 1})
     run = project.start()
     wait_until(lambda: saved(project) == 2, f"both trials have saved something: {project.log()}", 300)
     return run
@@ -47,13 +44,15 @@ def continuous(project: SlurmProject, epochs: int) -> bool:
 
 
 def test_the_sweep_goes_on_without_a_node_and_its_trials_go_on_elsewhere(project: SlurmProject) -> None:
-    run = start(project, epochs=40)
+    run = start(project, epochs=100)
     project.cluster.power_off("node2")
+    wait_until(lambda: len(project.record("s").nodes) == 1, f"the loss is noticed: {project.log()}")
+    (project.folder / "go").touch()
     said, _ = run.communicate(timeout=300)
     assert run.returncode == 0, f"{said}\n{project.log()}"
     sweep = project.record("s")
     assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 2, [trial.failures for trial in sweep.trials.values()]
-    assert continuous(project, 40)
+    assert continuous(project, 100)
     [moved] = [trial for trial in sweep.trials.values() if len(trial.attempts) > 1]
     assert [failure["counted"] for failure in moved.failures] == [False], "it is not to blame"
     assert (moved.attempts[0]["node"], moved.attempts[-1]["node"]) == ("node2", "node1")
@@ -63,14 +62,15 @@ def test_the_sweep_goes_on_without_a_node_and_its_trials_go_on_elsewhere(project
 
 
 def test_when_the_first_node_is_lost_nothing_is_left_on_the_others_and_the_sweep_goes_on(project: SlurmProject) -> None:
-    run = start(project, epochs=60)
+    run = start(project, epochs=100)
     job = project.job_of("s")
     project.cluster.power_off("node1")
     wait_until(lambda: left_of(project.cluster, job) == [], f"nothing is left on node2: {left_of(project.cluster, job)}", 30)
+    (project.folder / "go").touch()
     said, _ = run.communicate(timeout=400)
     assert run.returncode == 0, f"{said}\n{project.log()}"
     sweep = project.record("s")
     assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 2, project.log()
-    assert continuous(project, 60)
+    assert continuous(project, 100)
     assert all(trial.attempts[-1]["from_epoch"] > 0 for trial in sweep.trials.values())
     assert len({session["slurm_job"] for session in sweep.sessions}) == 1, "Slurm started it again"
