@@ -154,6 +154,7 @@ class Bookkeeper(Callback):
         self.running: dict[str, TuneTrial] = {}
         self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
         self.killed: dict[str, str] = {}  # trial_id → why we killed its process
+        self.keeping = [trial for trial in record.sweep.trials.values() if trial.finished and trial.checkpoints]
         self.last_event = self.last_step = time.monotonic()
         self.in_company = in_company  # whether trials share processes, see seats.py
         self.verify_lock, self.verified = verify_lock, -math.inf
@@ -327,12 +328,13 @@ class Bookkeeper(Callback):
         if reason:
             logger.debug("trial %s: %s", state.trial_id, reason)
         self.prune(state)
+        if state.checkpoints:
+            self.keeping.append(state)
         # Another trial's best may just have been surpassed.
-        ranked = sorted(
-            (t for t in self.record.sweep.trials.values() if t.finished and t.checkpoints), key=lambda t: t.rank(self.metric, self.mode)
-        )
-        for surpassed in ranked[self.keep_checkpoints :]:
+        self.keeping.sort(key=lambda trial: trial.rank(self.metric, self.mode))
+        for surpassed in self.keeping[self.keep_checkpoints :]:
             self.prune(surpassed, keep_best=False)
+        del self.keeping[self.keep_checkpoints :]
 
     def prune(self, state: Trial, keep_best: bool = True) -> None:
         """Delete a trial's checkpoints but the one of its best epoch and, until it is finished, the latest, from which it would go on."""

@@ -192,7 +192,7 @@ def run_tune(job: dict[str, Any]) -> None:
                 tune_config=tune.TuneConfig(
                     search_alg=search,
                     scheduler=Shielded(scheduler, bookkeeper.reasons, is_over),
-                    reuse_actors="model" in sweep and not fusion,
+                    reuse_actors=not fusion,
                 ),
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,

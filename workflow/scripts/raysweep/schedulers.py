@@ -86,6 +86,19 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
             scheduler.on_trial_complete(nobody_else, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
 
 
+class _Live:
+    """Tune's controller without the trials that have ended: for each choice Tune's schedulers look at all, which of 10,000 takes 2 ms."""
+
+    def __init__(self, tune_controller: Any) -> None:
+        self.tune_controller = tune_controller
+
+    def get_trials(self) -> list[Any]:
+        return sorted(self.tune_controller.get_live_trials(), key=lambda trial: trial.trial_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tune_controller, name)
+
+
 class Shielded(TrialScheduler):
     """Passes everything to another scheduler, but the end of a trial whose results lack a usable metric, which is an error, and lets no trial
     begin or go on once `is_over`."""
@@ -126,7 +139,7 @@ class Shielded(TrialScheduler):
         self.inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        return None if self.is_over() else self.inner.choose_trial_to_run(tune_controller)
+        return None if self.is_over() else self.inner.choose_trial_to_run(_Live(tune_controller))
 
     def debug_string(self) -> str:
         return self.inner.debug_string()

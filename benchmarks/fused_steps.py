@@ -1,0 +1,48 @@
+"""Microseconds of a training step of one model among those that are trained together: the engine's own code, compiled, one thread on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from raysweep.fused import Company, compiled, seconds_per_row
+from raysweep.sources import find_target, load_target
+from raysweep.training import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="path/to/file.py:Class")
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--members", type=int, default=10)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    images = torch.randint(0, 256, (20_000, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (len(images),), device=device)
+    model_class, _ = load_target(find_target(args.model, Path.cwd()))
+    trainers = [
+        Trainer(
+            model_class,
+            {"lr": 1e-3, "momentum": 0.9, "batch_size": args.batch_size},
+            loss="cross_entropy",
+            optimizer="sgd",
+            seed=number,
+            order_seed=0,
+            device=device,
+        )
+        for number in range(args.members)
+    ]
+    company = Company(args.batch_size, share_rows=True)
+    found = compiled(company, trainers, images, labels) if device.type == "cpu" else company
+    if isinstance(found, str):
+        raise SystemExit(f"it cannot be compiled: {found}")
+    print(json.dumps({"microseconds": seconds_per_row(found, trainers, images, labels) / args.members * args.batch_size * 1e6}))
+
+
+if __name__ == "__main__":
+    main()
