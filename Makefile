@@ -3,11 +3,12 @@
 #   make test     set up, check and test everything          make lint    only the checks of the sources
 #   make setup    only the set-up: .venv/bin/snakemake       make watch   follow a sweep [CONFIG=file] [SWEEP=name]
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
+#   make bench    measure what the README says, beside what it is compared with [ONLY=words] [ROUNDS=n] [DATA=folder]
 #   make lock     lock the requirements again [UPGRADE=1]    make clean   remove what the set-up and the tests made
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint faults lock watch clean env-test
+.PHONY: setup demo test lint faults bench lock watch clean env-test
 # The controller's environment must not see another one that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -15,7 +16,7 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-SOURCES := workflow/scripts tests
+SOURCES := workflow/scripts tests benchmarks
 SNAKEFILES := Snakefile workflow/rules
 
 setup: .venv/.complete
@@ -67,6 +68,10 @@ test: lint
 
 faults: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")
+
+bench: env-test
+	@PYTHONPATH=workflow/scripts:tests $(DEV)/python benchmarks/bench.py --resources-dir resources/bench \
+	  $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(DATA),--data-dir "$(DATA)")
 
 lock: setup
 	@for name in controller node dashboard dev; do \

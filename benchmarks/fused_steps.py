@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from raysweep.fused import Company, compiled, seconds_per_row
+from raysweep.fused import Company, prepared, seconds_per_row
 from raysweep.sources import find_target, load_target
 from raysweep.training import Trainer
 
@@ -38,9 +38,9 @@ def main() -> None:
         for number in range(args.members)
     ]
     company = Company(args.batch_size, share_rows=True)
-    found = compiled(company, trainers, images, labels) if device.type == "cpu" else company
+    found = prepared(company, trainers, images, labels)
     if isinstance(found, str):
-        raise SystemExit(f"it cannot be compiled: {found}")
+        raise SystemExit(f"it cannot be prepared: {found}")
     print(json.dumps({"microseconds": seconds_per_row(found, trainers, images, labels) / args.members * args.batch_size * 1e6}))
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,16 @@ class Bench:
     def reference_command(self, model: str, at_a_time: int) -> list[str]:
         path = self.folder / "configs.json"
         path.write_text(json.dumps([{key: config[key] for key in ("lr", "batch_size")} for config in self.configs]))
-        argv = [sys.executable, str(REFERENCE / "sweep.py"), "--data-dir", str(self.data_dir), "--model", MODELS[model], "--configs", str(path)]
+        argv = [
+            sys.executable,
+            str(REFERENCE / "sweep.py"),
+            "--data-dir",
+            str(self.data_dir),
+            "--model",
+            MODELS[model],
+            "--configs",
+            str(path),
+        ]
         return [*argv, "--at-a-time", str(at_a_time), "--cpus", str(self.cpus)]
 
     def reference_sweep(self, model: str) -> Measured:
@@ -204,7 +214,9 @@ class Bench:
     def built(self) -> Path:
         """Our environment of the same wheels, built and packed, as it is once where the network is."""
         folder = self.folder / "built"
-        recipe = Recipe(python=sys.executable, modules=(), requirements=self.requirements, wheels=str(self.wheels_dir), torch_backend="auto", gpu=False)
+        recipe = Recipe(
+            python=sys.executable, modules=(), requirements=self.requirements, wheels=str(self.wheels_dir), torch_backend="auto", gpu=False
+        )
         build_environment(recipe, folder)
         pack(folder)
         return folder
@@ -215,7 +227,15 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             began = time.monotonic()
             subprocess.run([sys.executable, "-m", "venv", f"{folder}/env"], check=True)
-            argv = [f"{folder}/env/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--find-links", self.wheels_dir]
+            argv = [
+                f"{folder}/env/bin/pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-index",
+                "--find-links",
+                self.wheels_dir,
+            ]
             subprocess.run([*argv, "--requirement", lock], check=True)
             return Measured(time.monotonic() - began)
 
@@ -253,7 +273,15 @@ class Bench:
             script.write_text((REFERENCE / "bring_up.sh").read_text())
             out = cluster.shared / "seconds"
             job = cluster.sbatch(
-                f"--nodes={NODES}", "--ntasks-per-node=1", "--cpus-per-task=2", "--mem=4000M", script, sys.executable, self.wheels_dir, lock, out
+                f"--nodes={NODES}",
+                "--ntasks-per-node=1",
+                "--cpus-per-task=2",
+                "--mem=4000M",
+                script,
+                sys.executable,
+                self.wheels_dir,
+                lock,
+                out,
             )
             wait_until(out.exists, "the recipe's nodes are up", 600)
             wait_until(lambda: out.read_text().strip() != "", "it is written down")
@@ -269,12 +297,12 @@ class Bench:
                 project.sweep(nodes=NODES, cpus=2, num_samples=2, trial_resources={"cpu": 1})
                 project.configure(**project.config() | {"env": env})
                 project.best(timeout=600)
-                [session] = project.record("s").sessions
-                [times] = re.findall(r"Ray is up after ([\d.]+) s", project.log())
-                print(f"    of it by the launcher: {times} s", flush=True)
-                started = cluster.run(["sacct", "-n"], check=False)  # without accounting: the job's own clock
-                del started
-                return Measured(float(times) + session_delay_s(project.log()))
+                job = project.job_of("s")
+                [started] = re.findall(r"StartTime=(\S+)", cluster.run(["scontrol", "show", "job", job]).stdout)
+                up = datetime.fromisoformat(
+                    project.record("s").sessions[0]["at"]
+                ).timestamp()  # the driver writes it once all nodes are there
+                return Measured(up - datetime.fromisoformat(started).timestamp())  # Slurm tells whole seconds
 
     # ------------------------------------------------------------------------------------------------------------------------ memory
 
@@ -288,7 +316,9 @@ class Bench:
 
     def memory(self) -> Measured:
         project = self.project(model=MODELS["lenet"], fuse="auto", max_concurrent=10)
-        process = subprocess.Popen(project.stage_command("run_sweep", "s"), cwd=project.folder, env=user_environment(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            project.stage_command("run_sweep", "s"), cwd=project.folder, env=user_environment(), stdout=subprocess.DEVNULL
+        )
         try:
             return Measured(largest_pss_mb(process, watched_s=90))
         finally:
@@ -328,12 +358,6 @@ def timed(project: Project, sweep: str) -> float:
     if run.returncode != 0:
         raise RuntimeError(f"run_sweep ended with exit code {run.returncode}:\n{run.stdout[-1000:]}{run.stderr[-2000:]}")
     return took_s
-
-
-def session_delay_s(log: str) -> float:
-    """Seconds from the start of a job to that of its launcher, which counts its own. Not measured where Slurm's clock shows whole seconds only."""
-    del log
-    return 0.0
 
 
 def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:

@@ -82,6 +82,7 @@ class Kept:
                 "max_failures": 1,
                 "trial_timeout_s": None,
                 "gpu_share": 0,
+                "measures_gpu": False,
                 "scratch": folder / "tune",
                 "node": "n1",
                 "names_of_nodes": dict,

@@ -371,7 +371,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(trial_resources={"cpu": float("nan")}), "trial_resources.cpu: nan is not allowed: a number, above 0"),
     (config(trial_resources={"gpu": -1}), "trial_resources.gpu: -1 is not allowed: a number of at least 0"),
     (config(trial_resources={"gpu": "half"}), "trial_resources.gpu: 'half' is not allowed: a number of at least 0"),
-    (config(trial_resources={"gpu": "auto"}), "trial_resources.gpu: 'auto' is not yet supported. Allowed so far: a number"),
+    (
+        config(trial_resources={"gpu": "auto"}),
+        "trial_resources.gpu: auto is not allowed: a trial runs on one node, so at most allocation.gpus_per_node, 0",
+    ),
+    (config(trial_resources={"gpu": "some"}), "trial_resources.gpu: 'some' is not allowed: a number of at least 0, or auto"),
     (config(trial_resources={"gpu": 1}), "trial_resources.gpu: 1 is not allowed: a trial runs on one node, so at most allocation.gpus_per"),
     (
         config(trial_resources={"gpu": 1.5}, allocation={"gpus_per_node": 2}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raysweep.fused import Company, compiled, plan, why_not
+from raysweep import fused
+from raysweep.fused import Company, Unfolded, plan, prepared, unfolded, why_not
 from raysweep.fusing import micro_batch_size
 from raysweep.models.lenet import LeNet
 from raysweep.training import Trainer
@@ -187,6 +188,65 @@ def test_models_with_convolutions(model: type[nn.Module], side: int, loss: str) 
 
 
 @pytest.mark.parametrize("share_rows", [False, True])
+@pytest.mark.parametrize(("model", "side"), [(Convolutional, 4), (LeNet, 32)])
+def test_convolutions_as_matrix_products(model: type[nn.Module], side: int, share_rows: bool) -> None:
+    images, labels = some_data(35, side)
+    together, alone = (trainers(model) for _ in range(2))
+    company = unfolded(Company(2, share_rows), together, images, labels)
+    assert company is not None
+    assert company.unfolds
+    for epoch in (1, 2):
+        company.train_epoch(together, [epoch] * 3, images, labels)
+        for one in alone:
+            one.train_epoch(images, labels, epoch)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 1}, {"dilation": (1, 2), "bias": False}, {"padding": "same"}, {"groups": 3}]
+)
+def test_a_convolution_as_a_matrix_product_is_that_convolution(options: dict[str, Any]) -> None:
+    layer, images = nn.Conv2d(3, 6, (3, 2), dtype=torch.float64, **options), torch.randn(5, 3, 9, 8, dtype=torch.float64)
+    with Unfolded():
+        found = layer(images)
+    torch.testing.assert_close(found, layer(images), rtol=1e-12, atol=1e-12)
+
+
+def test_without_convolutions_there_is_nothing_to_unfold() -> None:
+    assert unfolded(Company(2, share_rows=True), trainers(Dense), *some_data(19)) is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA graph is made up: what is replayed is the step itself. What is real is how stacks go in and out of the tensors of the capture."""
+    captures = []
+
+    def captured(act: Callable[[], None]) -> Callable[[], None]:
+        captures.append(act)
+        for _ in range(3):
+            act()
+        return act
+
+    monkeypatch.setattr(fused, "captured", captured)
+    monkeypatch.setattr(Company, "captures", lambda self, device: self.prepared_for > 0)
+    images, labels = some_data(35)
+    first, second, third = trainers(Dense, optimizer)
+    alone = trainers(Dense, optimizer)
+    company = prepared(Company(2, share_rows=False), [first, second, third], images, labels)
+    assert isinstance(company, Company), company
+    before = len(captures)
+    company.train_epoch([first, second], [1, 1], images, labels)
+    company.train_epoch([second, third], [2, 1], images, labels)
+    company.train_epoch([third, first], [2, 2], images, labels)
+    for ours, theirs in zip((first, second, third), alone, strict=True):
+        for epoch in (1, 2):
+            theirs.train_epoch(images, labels, epoch)
+        assert_same(ours, theirs)
+    assert len(captures) == before + 1, "one that leaves, and one that enters, need no other"
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
 def test_one_leaves_and_another_enters_and_epochs_differ(share_rows: bool) -> None:
     images, labels = some_data(19)
     first, second, third = trainers(Dense, "adam")
@@ -233,7 +293,7 @@ def test_one_that_diverges_leaves_the_others_alone() -> None:
 def test_compiled_it_is_the_same(optimizer: str) -> None:
     images, labels = some_data(19, 4)
     group, alone = (trainers(Convolutional, optimizer) for _ in range(2))
-    company = compiled(Company(2, share_rows=True), group, images, labels)
+    company = prepared(Company(2, share_rows=True), group, images, labels)
     if " " in sys.prefix:  # PyTorch 2.13 puts the path of its headers into the compiler's command as it is: trials are then trained eager
         assert company == "CppCompileError: C++ compile error"
         return
@@ -249,7 +309,7 @@ def test_compiled_it_is_the_same(optimizer: str) -> None:
 def test_what_cannot_be_compiled_says_why() -> None:
     images, labels = some_data(19)
     assert (
-        compiled(Company(2, share_rows=True), trainers(Dense), images, labels)
+        prepared(Company(2, share_rows=True), trainers(Dense), images, labels)
         == "NotImplementedError: Cannot access storage of TensorWrapper"
     )
 

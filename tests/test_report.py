@@ -228,6 +228,7 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
     for event in (
         {"event": "node", "node": "n7", "state": "lost"},
         {"event": "node", "node": "n8", "state": "joined"},
+        {"event": "gpu_share", "gpu": 0.1, "used_mb": 7100, "total_mb": 81559},
         {"event": "gpu_share", "gpu": 0.2},
     ):
         sweep.apply(event | {"at": "2026-03-01T10:00:00.000Z"})
@@ -235,6 +236,7 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
     first.failures.append({"error": "its node was lost", "counted": False, "at": ""})
     second.failures.append({"error": "it hung", "counted": True, "at": ""})
     assert note(inputs, "1 node lost").text.startswith("The sweep went on without n7. 1 trial had to move")
+    assert "took 7,100 of 81,559 MB" in note(inputs, "GPUs were shared").text
     assert "each got 0.2 of one" in note(inputs, "GPUs were too full").text
     assert note(inputs, "1 trial tried again").kind == "info"
 

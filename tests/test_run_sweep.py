@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 
 import pytest
@@ -171,6 +172,44 @@ def alone(config):
     assert [t["visible"] for t in times] == [0] * 4
     at_a_time = [sum(t["start"] <= other["start"] < t["end"] for other in times) for t in times]
     assert max(at_a_time) == 2  # by its CPUs alone it would be four
+
+
+def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_made_up_gpu(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = project.folder / "bin" / "nvidia-smi"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho \"$@\" >> asked\necho '2200, 10000'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    space = {"x": {"uniform": [0, 1]}, "pause_s": 0.5}
+    resources = {"trial_resources": {"cpu": 0.2, "gpu": "auto"}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
+    project.configure(sweeps={"s": sweep_of("climb", num_samples=8, max_epochs=2, search_space=space, **resources)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "The first trial takes 2200 of 10000 MB of its GPU: up to 4 share one (trial_resources.gpu: 0.25 would" in run.stderr
+    assert (project.folder / "asked").read_text() == "--id=0 --query-gpu=memory.used,memory.total --format=csv,noheader,nounits\n", "once"
+    record = project.record("s")
+    assert (record.gpu_share, record.gpu_memory_mb, record.is_crowded) == (0.25, (2200, 10000), False)
+    spans = [(trial.attempts[0]["at"], trial.ended) for trial in record.trials.values()]
+    at_a_time = [sum(start <= other < (end or "") for other, _ in spans) for start, end in spans]
+    assert at_a_time[0] < 4, "until it is measured it is alone"
+    assert sorted({sum(start <= moment < (end or "") for start, end in spans) for moment, _ in spans})[-1] in (4, 5)  # with the first one
+    assert all(not set(result.metrics) - {"score"} for trial in record.trials.values() for result in trial.results)
+
+
+def test_where_nobody_can_say_what_a_trial_takes_each_has_a_made_up_gpu_for_itself(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    resources = {"trial_resources": {"cpu": 0.5, "gpu": "auto"}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
+    project.configure(sweeps={"s": sweep_of("climb", num_samples=3, max_epochs=1, **resources)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Neither PyTorch nor nvidia-smi can say what a trial takes of its GPU: each has one for itself." in run.stderr
+    rows = sorted(project.trials("s"), key=lambda row: row["started"])
+    assert all(earlier["ended"] <= later["started"] for earlier, later in itertools.pairwise(rows))
 
 
 def test_trials_that_find_no_room_on_a_made_up_gpu_get_more_of_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

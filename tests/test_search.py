@@ -29,7 +29,13 @@ def record(tmp_path: Path) -> Record:
 
 def search(record: Record, total: int = 3, max_concurrent: float = 9, **options: Any) -> RecordedSearch:
     made = RecordedSearch(
-        record, SAMPLER, total=total, seed=0, max_concurrent=max_concurrent, may_start=options.pop("may_start", lambda: True), **options
+        record,
+        SAMPLER,
+        total=total,
+        seed=0,
+        max_concurrent=lambda: max_concurrent,
+        may_start=options.pop("may_start", lambda: True),
+        **options,
     )
     tune.register_trainable("nothing", lambda config: None)
     made.add_configurations([SimpleNamespace(spec={"run": "nothing", "config": {}})])
@@ -43,7 +49,7 @@ def test_new_trials_have_stable_ids_and_their_configuration_is_recorded_before_t
     assert algorithm.next_trial() is None
     assert algorithm.is_finished()
     for index, trial in enumerate(trials):
-        own = {"seed": trial_seed(0, index, 0), "task": "search"}
+        own = {"seed": trial_seed(0, index, 0), "task": "search", "measures_gpu": False}
         assert trial.config == {**SAMPLER.propose(index), OWN: own}
         assert record.sweep.trials[trial.trial_id].config == SAMPLER.propose(index)
     assert algorithm.total_samples == 3
@@ -85,7 +91,7 @@ def test_unfinished_trials_come_first_and_go_on_from_their_last_whole_checkpoint
     assert restored.checkpoint.path == str(tmp_path / "c2")
     assert (restored.metrics["training_iteration"], restored.metrics["time_total_s"]) == (2, 20.0)
     assert anew.latest_checkpoint_result is None
-    assert going_on.config == {"x": 1, OWN: {"seed": 1, "task": "search"}}
+    assert going_on.config == {"x": 1, OWN: {"seed": 1, "task": "search", "measures_gpu": False}}
     assert algorithm.next_trial() is None
 
 
@@ -94,6 +100,6 @@ def test_a_confirmation_hands_out_its_tasks(record: Record) -> None:
     algorithm = search(record, total=2, tasks=tasks)
     trials = [algorithm.next_trial() for _ in range(2)]
     assert [(t.trial_id, t.config[OWN]) for t in trials] == [
-        ("confirm-1", {"seed": 11, "task": "confirm"}),
-        ("published", {"seed": 11, "task": "evaluate"}),
+        ("confirm-1", {"seed": 11, "task": "confirm", "measures_gpu": False}),
+        ("published", {"seed": 11, "task": "evaluate", "measures_gpu": False}),
     ]

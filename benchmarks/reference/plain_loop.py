@@ -5,8 +5,8 @@ import json
 import time
 
 import torch
-from torch.nn import functional as F
 from sweep import model_of
+from torch.nn import functional as F
 
 
 def main() -> None:

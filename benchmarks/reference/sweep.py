@@ -82,7 +82,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as storage:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(train, data_dir=str(args.data_dir.resolve()), model=args.model), share),
-            param_space={"which": tune.grid_search(configs)} | {key: tune.sample_from(lambda spec, key=key: spec.config.which[key]) for key in configs[0]},
+            param_space={"which": tune.grid_search(configs)}
+            | {key: tune.sample_from(lambda spec, key=key: spec.config.which[key]) for key in configs[0]},
             tune_config=tune.TuneConfig(metric="accuracy", mode="max", reuse_actors=False),
             run_config=tune.RunConfig(storage_path=storage, verbose=0),
         ).fit()

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 
 from raysweep.errors import run_entry_point, set_up_logging
@@ -10,13 +11,16 @@ from raysweep.errors import run_entry_point, set_up_logging
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", type=Path, required=True, help="JSON file that says what to run")
+    parser.add_argument("--job", type=Path, required=True, help="JSON file that says what to run; waited for, since Ray is only starting")
     parser.add_argument("--terminal-fd", type=int, required=True, help="file descriptor for what the user should see")
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log, os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
-    from raysweep.driver import drive  # here, so that a failing import is told like any other failure
+    from raysweep.driver import drive, import_all  # here, so that a failing import is told like any other failure
 
+    import_all()
+    while not args.job.exists():
+        time.sleep(0.02)  # its agent writes the file, or ends this process
     drive(json.loads(args.job.read_text()))
 
 

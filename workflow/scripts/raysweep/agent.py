@@ -53,6 +53,7 @@ TICK_S = 3  # how often the launcher says that it lives …
 SILENT_TICKS = 6  # … and how often it may fail to: when the first node is lost, the others are to be free again within 30 s
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
 GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after it has asked (KillWait)
+JOB_FILE = "job.json"
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
 LONGEST_TEMP_DIR = 43
 # On this address alone do Ray's servers listen on the loopback and nowhere else. Ray replaces it by one that the network can reach, unless it takes
@@ -374,14 +375,16 @@ class Agent:
         port = free_port() if start["dashboard"] else None
         log = folder / "ray.log"
         ray = self.children.start(start_command(environment, node, temp_dir, own, head, port), env, log)
+        driver = self.start_driver(environment, env, folder) if head is None else None
         # Ray writes this file on each node, last of all.
         address_file = temp_dir / "ray_current_cluster"
         what = "Ray's head" if head is None else "Ray"
         address = wait_for(lambda: address_file.exists() and address_file.read_text().strip(), ray, what, log, RAY_DEADLINE_S)
         self.watch(ray, what)
-        if head is None:
+        if driver is not None:
+            self.watch(driver, "driver")
             self.say("head", address=address, dashboard=self.how_to_see_it(port, folder) if port else None)
-            self.watch(self.start_driver(environment, env, folder, address, own), "driver")
+            self.give_job(folder, {**self.start["job"], "address": address, "node_ip": own})
         else:
             self.say("worker")
         ended = self.wait("ended")
@@ -391,13 +394,26 @@ class Agent:
             self.say("failed", why=f"{what} ended with exit code {ended['code']} in the middle: {tail_of(log)}")
         self.wait()
 
-    def start_driver(self, environment: Environment, env: dict[str, str], folder: Path, address: str, own: str) -> subprocess.Popen[bytes]:
-        path_to_job = folder / "job.json"
-        path_to_job.write_text(json.dumps({**self.start["job"], "address": address, "node_ip": own}))
+    def give_job(self, folder: Path, job: dict[str, Any]) -> None:
+        """Write the file for which the driver waits."""
+        aside = folder / "job.json.new"
+        aside.write_text(json.dumps(job))
+        aside.rename(folder / JOB_FILE)
+
+    def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+        """Start the driver while Ray's head starts: it imports meanwhile, and waits for its job."""
         terminal = os.dup(sys.stderr.fileno())  # for what the user should see; Ray's and the trials' own output goes to the log
         path_to_log = Path(self.start["log"])
         try:
-            argv = [str(SCRIPTS_DIR / "drive.py"), "--job", str(path_to_job), "--terminal-fd", str(terminal), "--log", str(path_to_log)]
+            argv = [
+                str(SCRIPTS_DIR / "drive.py"),
+                "--job",
+                str(folder / JOB_FILE),
+                "--terminal-fd",
+                str(terminal),
+                "--log",
+                str(path_to_log),
+            ]
             return self.children.start(environment.command(argv), env, path_to_log, pass_fds=(terminal,))
         finally:
             os.close(terminal)

@@ -303,6 +303,8 @@ def trial_resources(sweep: dict[str, Any], allocation: Allocation) -> dict[str, 
     Raises RaysweepError when no node can hold a trial.
     """
     wanted = dict(sweep["trial_resources"])
+    if wanted["gpu"] == "auto":
+        wanted["gpu"] = 1  # of the first trial; see bookkeeping.py
     if wanted["gpu"] and not any(node.gpus for node in allocation.nodes):
         if allocation.job_id is not None:
             raise RaysweepError(

@@ -28,6 +28,7 @@ from .outputs import PartialOutputs
 from .progress import ProgressLine, duration
 from .record import Mode, Record, Trial
 from .samplers import Sampler
+from .trial import GPU_MEMORY_MB
 
 logger = logging.getLogger("raysweep")
 HAS_CHECKPOINT = "should_checkpoint"  # in a result, by Tune
@@ -37,6 +38,8 @@ LOOK_AT_NODES_S = 5
 VERIFY_LOCK_S = 5
 SUSPENDED_S = 60  # between two steps of Tune, which take seconds at most
 ENOUGH_BYTES = 2**20  # with so much room left it is not the disk of the state folder that is full
+PACKED_SHARE = 0.9  # of a GPU's memory: later trials may take a little more than the first one
+MOST_ON_A_GPU = 32  # processes; with more each gets too little of its time
 MOST_FORGIVEN = 10  # failures of one trial: should it ever be what takes nodes down, the sweep still comes to its end
 
 
@@ -128,6 +131,7 @@ class Bookkeeper(Callback):
         max_failures: int,
         trial_timeout_s: float | None,
         gpu_share: float,
+        measures_gpu: bool,
         scratch: Path,
         node: str | None,
         names_of_nodes: Callable[[], dict[str, str]],
@@ -141,6 +145,7 @@ class Bookkeeper(Callback):
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
         self.keep_checkpoints, self.max_failures, self.trial_timeout_s = keep_checkpoints, max_failures, trial_timeout_s
         self.gpu_share = gpu_share  # of a GPU, what a trial that starts now takes
+        self.measures_gpu = measures_gpu  # whether the next report is to say how many trials can share a GPU
         self.scratch, self.deadline = scratch, deadline
         self.node = node  # the only one; None where Tune chooses among several
         self.names_of_nodes = names_of_nodes
@@ -227,6 +232,8 @@ class Bookkeeper(Callback):
         self.guarded(write)
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any) -> None:
+        if GPU_MEMORY_MB in result and self.measures_gpu:
+            self.guarded(partial(self.pack_gpus, result[GPU_MEMORY_MB]))
         result = flatten_dict(result)  # as schedulers see it: a nested metric is `outer/inner`
         self.heard[trial.trial_id] = self.last_event = time.monotonic()
         if self.node is None and result["node_ip"] not in self.names:
@@ -240,6 +247,26 @@ class Bookkeeper(Callback):
                 time_s=round(result["time_total_s"], 3),
                 node=self.node or self.names.get(result["node_ip"], result["node_ip"]),
             )
+        )
+
+    def pack_gpus(self, memory_mb: tuple[int, int] | None) -> None:
+        """Have trials that start from now on share GPUs, as many as find room by what the first one takes, which had one for itself."""
+        self.measures_gpu = False
+        if memory_mb is None:
+            logger.warning(
+                "Neither PyTorch nor nvidia-smi can say what a trial takes of its GPU: each has one for itself. Set trial_resources.gpu to a number."
+            )
+            return
+        used_mb, total_mb = memory_mb
+        sharing = max(1, min(int(PACKED_SHARE * total_mb / max(used_mb, 1)), MOST_ON_A_GPU))
+        self.gpu_share = 1 / sharing
+        self.record.write("gpu_share", gpu=self.gpu_share, used_mb=used_mb, total_mb=total_mb)
+        logger.info(
+            "The first trial takes %d of %d MB of its GPU: up to %d share one (trial_resources.gpu: %.3g would say so from the start).",
+            used_mb,
+            total_mb,
+            sharing,
+            self.gpu_share,
         )
 
     def on_checkpoint(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, checkpoint: Checkpoint, **_: Any) -> None:
@@ -308,7 +335,7 @@ class Bookkeeper(Callback):
     def give_share(self, trial: TuneTrial) -> None:
         """Have a trial that waits take as much of a GPU as trials take now."""
         has = trial.placement_group_factory.required_resources
-        if has.get("GPU") and has["GPU"] < self.gpu_share:
+        if has.get("GPU") and has["GPU"] != self.gpu_share:
             trial.update_resources({"cpu": has.get("CPU", 0), "gpu": self.gpu_share})
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:

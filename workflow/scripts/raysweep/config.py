@@ -423,20 +423,16 @@ class _Check:
                 (*path, "allocation", "min_nodes"),
                 f"{allocation['min_nodes']} is not allowed: at most allocation.nodes, {allocation['nodes']}",
             )
-        if isinstance(trial["gpu"], str):
-            message = (
-                "'auto' is not yet supported. Allowed so far: a number"
-                if trial["gpu"] == "auto"
-                else f"{trial['gpu']!r} is not allowed: a number of at least 0"
-            )
-            raise self.refuse((*path, "trial_resources", "gpu"), message)
+        if isinstance(trial["gpu"], str) and trial["gpu"] != "auto":
+            raise self.refuse((*path, "trial_resources", "gpu"), f"{trial['gpu']!r} is not allowed: a number of at least 0, or auto")
+        least = {"cpu": trial["cpu"], "gpu": 1 if trial["gpu"] == "auto" else trial["gpu"]}
         for key, whole in (("cpu", "cpus_per_node"), ("gpu", "gpus_per_node")):
-            if trial[key] > allocation[whole]:
+            if least[key] > allocation[whole]:
                 raise self.refuse(
                     (*path, "trial_resources", key),
                     f"{trial[key]} is not allowed: a trial runs on one node, so at most allocation.{whole}, {allocation[whole]}",
                 )
-        if trial["gpu"] > 1 and not float(trial["gpu"]).is_integer():
+        if least["gpu"] > 1 and not float(least["gpu"]).is_integer():
             raise self.refuse((*path, "trial_resources", "gpu"), f"{trial['gpu']} is not allowed: a part of one GPU, or whole GPUs")
 
 

@@ -13,6 +13,7 @@ It gets a job, a map that the launcher wrote as JSON:
     total        number of trials
     tasks        (confirm) for each trial its id, seed, task ("search", "confirm", "evaluate") and config
     trial_resources  {cpu, gpu} of a trial, as this allocation can give it
+    packs_gpus   whether what the first trial takes of its GPU says how many share one
     time_budget_s  time after which no new trial starts, in seconds, or null
     slurm_job, slurm_restarts  id of the job of Slurm, or null, and how often it was started again
     started, ends  when that job began and will end, in seconds since the epoch, or null
@@ -82,9 +83,14 @@ def names_of_nodes() -> dict[str, str]:
     return {node["NodeManagerAddress"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
+def import_all() -> None:
+    """Import what every sweep needs, for which there is time while Ray starts."""
+    os.environ.update(TUNE_ENVIRONMENT)
+    from . import bookkeeping, fusing, schedulers, search, seats  # noqa: F401
+
+
 def drive(job: dict[str, Any]) -> None:
     """Run the job to its end. Raises RaysweepError when it cannot be finished; the record then holds all that was."""
-    os.environ.update(TUNE_ENVIRONMENT)
     import ray
 
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses the log files that are turned off
@@ -138,9 +144,12 @@ def run_tune(job: dict[str, Any]) -> None:
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         space = parse_space(sweep["search_space"])
         sampler = make_sampler(sweep, space, record.sweep) if searching else ListSampler([t["config"] for t in job["tasks"]])
-        most = capacity(job["nodes"], resources["cpu"], resources["gpu"])
+        most = capacity(job["nodes"], resources["cpu"], 0 if job["packs_gpus"] else resources["gpu"])
         fusion = begin_fusion(job, space, record, most) if searching else None
-        most = fusion.total if fusion else most
+        packs_gpus = job["packs_gpus"] and not fusion
+        if packs_gpus:
+            resources["gpu"] = record.sweep.gpu_share or 1.0
+        measures_gpu = packs_gpus and record.sweep.gpu_share is None
         timeout_s = seconds(sweep["trial_timeout"])
         progress = ProgressLine(
             job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
@@ -158,6 +167,7 @@ def run_tune(job: dict[str, Any]) -> None:
             max_failures=sweep["max_failures"],
             trial_timeout_s=None if timeout_s is None else timeout_s * (fusion.patience if fusion else 1),
             gpu_share=max(resources["gpu"], record.sweep.gpu_share or 0),
+            measures_gpu=measures_gpu,
             scratch=scratch / EXPERIMENT,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
             names_of_nodes=names_of_nodes,
@@ -167,6 +177,11 @@ def run_tune(job: dict[str, Any]) -> None:
             verify_lock=lock.verify,
             in_company=fusion is not None,
         )
+
+        def at_a_time() -> int:
+            held = fusion.total if fusion else capacity(job["nodes"], resources["cpu"], bookkeeper.gpu_share)
+            return min(held, sweep["max_concurrent"] or held)
+
         JudgedTrial.judge = staticmethod(bookkeeper.judge)
         JudgedTrial.adapt = staticmethod(bookkeeper.give_share)
         scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})
@@ -174,14 +189,16 @@ def run_tune(job: dict[str, Any]) -> None:
         replay(scheduler, record.sweep, sweep["metric"])
         budget_s = job["time_budget_s"]
         fills_brackets = searching and sweep["scheduler"]["name"] == "hyperband"
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"] if fills_brackets or fusion else 1)
+        # How many wait for a process at a time is for RecordedSearch to say: with Tune's own number processes start one after the other.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"])
         search = RecordedSearch(
             record,
             sampler,
             total=job["total"],
             seed=sweep["seed"],
             # HyperBand fills a bracket before it compares, so it is handed all trials; Tune starts as many as the nodes hold.
-            max_concurrent=math.inf if fills_brackets else min(most, sweep["max_concurrent"] or most),
+            max_concurrent=lambda: 1 if bookkeeper.measures_gpu else math.inf if fills_brackets else at_a_time(),
+            measures_gpu=lambda: bookkeeper.measures_gpu,
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
             is_over=is_over,
             tasks=None if searching else job["tasks"],

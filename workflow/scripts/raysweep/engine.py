@@ -24,7 +24,7 @@ from ray.util import get_node_ip_address
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
-from .fused import Company, bytes_of_member, compiled, seconds_per_row, seconds_per_row_alone, why_not
+from .fused import Company, bytes_of_member, prepared, seconds_per_row, seconds_per_row_alone, unfolded, why_not
 from .sources import load_target, target_of
 from .training import Trainer
 from .trial import OWN, arrays, check_finite
@@ -127,7 +127,7 @@ class Engine:
 
     def look(self) -> dict[str, Any]:
         """Whether trials such as these can be trained together, how many fit into memory, how much faster that is, and which way:
-        {why_not, seats, speed_up, is_compiled, way}."""
+        {why_not, seats, speed_up, is_prepared, unfolds, way}."""
         trainers = self._samples(len(self.job["fuse"]["samples"]))
         if why := why_not(self.company, trainers, *self.train_data):
             return {"why_not": why}
@@ -135,15 +135,18 @@ class Engine:
         self.seats = min(max(1, int(0.5 * self.memory_bytes / each)), self.job["fuse"]["seats"])
         many = self._samples(self.seats)
         alone_s, together_s = seconds_per_row_alone(many, *self.train_data), seconds_per_row(self.company, many, *self.train_data)
-        way = self._compile_if_worth_it(many, together_s)
-        if self.company.compiled_for:
+        if (other := unfolded(self.company, trainers, *self.train_data)) and seconds_per_row(other, many, *self.train_data) < together_s:
+            self.company = other
+        way = self._prepare_if_worth_it(many, together_s)
+        if self.company.prepared_for or self.company.unfolds:
             together_s = seconds_per_row(self.company, many, *self.train_data)
         return {
             "why_not": None,
             "seats": self.seats,
             "speed_up": alone_s / together_s,
-            "is_compiled": self.company.compiled_for > 0,
-            "way": way,
+            "is_prepared": self.company.prepared_for > 0,
+            "unfolds": self.company.unfolds,
+            "way": f"{way}, convolutions as matrix products" if self.company.unfolds else way,
         }
 
     def _samples(self, count: int) -> list[Trainer]:
@@ -151,33 +154,38 @@ class Engine:
         configs = self.job["fuse"]["samples"]
         return [self.trainer(configs[number % len(configs)], number) for number in range(count)]
 
-    def _compile_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
+    def _prepare_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
         """What has become of it, in words."""
-        if self.device.type == "cuda":
-            return "eager"
+        on_gpu = self.device.type == "cuda"
         epochs = self.job["max_epochs"] * math.ceil(self.job["fuse"]["trials"] / self.seats)
         saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
-        if saved_s < COMPILING_S:
+        if not on_gpu and saved_s < COMPILING_S:
             return f"eager, since to compile takes longer than the {saved_s:.0f} s that it would save"
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            return "eager, since there is no C++ compiler"
+            if not on_gpu:
+                return "eager, since there is no C++ compiler"
         began = time.monotonic()
-        found = compiled(self.company, trainers, *self.train_data)
+        found = self._prepared(trainers)
         if isinstance(found, str):
-            return f"eager, since it cannot be compiled: {found}"
+            return f"eager, since it cannot be {'captured' if on_gpu else 'compiled'}: {found}"
         self.company = found
-        return f"compiled in {time.monotonic() - began:.0f} s"
+        return "as a CUDA graph" if on_gpu else f"compiled in {time.monotonic() - began:.0f} s"
 
-    def open(self, seats: int, is_compiled: bool) -> None:
-        """Take in as many trials at a time. Compiles as the first engine did; where both are on one node that one's work is found in the folder for
+    def _prepared(self, trainers: list[Trainer]) -> Company | str:
+        return prepared(self.company, trainers, *self.train_data, threads=self.job["fuse"]["compiler_threads"])
+
+    def open(self, seats: int, is_prepared: bool, unfolds: bool) -> None:
+        """Take in as many trials at a time, in the first engine's way. Where both are on one node what that one compiled is found in the folder for
         temporary files, which they share."""
         self.seats = seats
-        if is_compiled and not self.company.compiled_for:
-            found = compiled(self.company, self._samples(seats), *self.train_data)
+        if self.company.unfolds != unfolds:
+            self.company = Company(self.company.micro_batch_size, self.company.share_rows, unfolds)
+        if is_prepared and not self.company.prepared_for:
+            found = self._prepared(self._samples(seats))
             if isinstance(found, str):
-                logger.warning("Here trials are trained eager, since the step cannot be compiled: %s", found)
+                logger.warning("Here trials are trained eager, since the step cannot be made faster: %s", found)
             else:
                 self.company = found
 

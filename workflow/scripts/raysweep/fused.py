@@ -11,6 +11,7 @@ torch.func, https://pytorch.org/tutorials/intermediate/ensembling.html.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -23,6 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .seeds import epoch_order
 from .training import Trainer, normalized
@@ -86,7 +90,7 @@ class Stack:
     `filled_to`: so many members, the missing ones copies of the first, which never change: a compiled step takes one number of them.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0) -> None:
+    def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: Form | None = None) -> None:
         self.trainers = trainers
         members = [*trainers, *[trainers[0]] * (filled_to - len(trainers))]
         self.device, self.dtype = trainers[0].device, trainers[0].dtype
@@ -96,7 +100,7 @@ class Stack:
             name: torch.stack([m.model.get_buffer(name) for m in members]) for name, _ in trainers[0].model.named_buffers()
         }
         groups = [member.optimizer.param_groups[0] for member in members]
-        self.form = Form.of(members)
+        self.form = form or Form.of(members)
         self.moments: dict[str, Tensors] = {
             key: {name: torch.stack([_moment(member, key, name) for member in members]) for name in self.names} for key in self.form.moments
         }
@@ -136,6 +140,10 @@ class Form(NamedTuple):
         groups = [trainer.optimizer.param_groups[0] for trainer in trainers]
         return cls(optimizer, any(group.get("momentum") for group in groups), any(group["weight_decay"] for group in groups))
 
+    def joined(self, other: Form | None) -> Form:
+        """One that is good for the members of both: what a member does not use is 0 with it."""
+        return self if other is None else Form(self.optimizer, self.has_momentum or other.has_momentum, self.decays or other.decays)
+
     @property
     def moments(self) -> tuple[str, ...]:
         if self.optimizer == "sgd":
@@ -147,11 +155,44 @@ class Form(NamedTuple):
         return ("lr", "weight_decay", *(("momentum", "nesterov") if self.optimizer == "sgd" else ("eps",)))
 
 
+class Unfolded(TorchFunctionMode):
+    """Within, two-dimensional convolutions are matrix products of unfolded images. Of a stack they are else convolutions in groups, which are slow on some
+    devices."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.conv2d:
+            return self.convolved(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+    def convolved(
+        self,
+        images: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> torch.Tensor:
+        if groups != 1 or isinstance(padding, str) or images.dim() != 4:
+            return F.conv2d(images, weight, bias, stride, padding, dilation, groups)
+        pairs = [value if isinstance(value, tuple) else (value, value) for value in (stride, padding, dilation)]
+        (height, width), kernel = images.shape[2:], weight.shape[2:]
+        columns = F.unfold(images, kernel, dilation=pairs[2], padding=pairs[1], stride=pairs[0])  # [rows, channels · kernel, places]
+        size = [
+            (whole + 2 * pad - dil * (edge - 1) - 1) // step + 1
+            for whole, edge, step, pad, dil in zip((height, width), kernel, *pairs, strict=True)
+        ]
+        out = (weight.flatten(1) @ columns).unflatten(2, size)
+        return out if bias is None else out + bias.view(-1, 1, 1)
+
+
 class Step:
     """What changes a stack: one micro-batch through the models and back, and an update where that is due."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], form: Form, share_rows: bool) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], form: Form, share_rows: bool, unfolds: bool) -> None:
         self.model, self.loss, self.form = model, loss, form
+        self.convolutions = Unfolded if unfolds else contextlib.nullcontext
         data_dim = None if share_rows else 0
         self.gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, 0, data_dim, data_dim, 0))
 
@@ -159,7 +200,9 @@ class Step:
         self, params: Tensors, buffers: Tensors, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What one member minimises, and its loss summed over the rows that there are."""
-        losses = self.loss(functional_call(self.model, (params, buffers), (x,)), y, reduction="none")
+        with self.convolutions():
+            outputs = functional_call(self.model, (params, buffers), (x,))
+        losses = self.loss(outputs, y, reduction="none")
         return (losses * weights).sum(), (losses * (weights > 0)).sum()
 
     def masked(self, stack: dict[str, Any], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, gate: torch.Tensor) -> None:
@@ -244,6 +287,61 @@ def _updates_of(trainer: Trainer) -> float:
     return next((float(state["step"]) for state in trainer.optimizer.state.values() if "step" in state), 0.0)
 
 
+class Captured:
+    """A step as a CUDA graph, which one launch replays, the choice of its rows included.
+
+    Its tensors lie where they lay at the capture, so `run` copies a stack in and out: trials come and go without another capture. Raises RuntimeError where
+    PyTorch cannot capture it.
+    """
+
+    def __init__(self, step: Any, held: dict[str, Any], laid: Plan, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.most_steps = 2 * len(laid.rows)  # other batch sizes may take some more
+        self.held = tree_map(torch.clone, held)
+        self.rows, self.weights = (tensor.new_zeros(self.most_steps, *tensor.shape[1:]) for tensor in (laid.rows, laid.weights))
+        self.gates = laid.weights.new_zeros(self.most_steps, *laid.gates.shape[1:])
+        self.number = torch.zeros(1, dtype=torch.int64, device=images.device)
+
+        def act() -> None:
+            rows, weights, gate = (tensor.index_select(0, self.number)[0] for tensor in (self.rows, self.weights, self.gates))
+            step(self.held, normalized(images[rows], weights.dtype), labels[rows], weights, gate)
+            self.number.add_(1).remainder_(self.most_steps)
+
+        self.replay = captured(act)
+
+    def run(self, held: dict[str, Any], laid: Plan) -> None:
+        """Take the stack through all steps of an epoch."""
+        self._copy(self.held, held)
+        steps = len(laid.rows)
+        for buffer, values in ((self.rows, laid.rows), (self.weights, laid.weights), (self.gates, laid.gates)):
+            buffer[:steps].copy_(values)
+        self.number.zero_()
+        for _ in range(steps):
+            self.replay()
+        self._copy(held, self.held)
+
+    @staticmethod
+    def _copy(to: dict[str, Any], of: dict[str, Any]) -> None:
+        for target, source in zip(tree_leaves(to), tree_leaves(of), strict=True):
+            target.copy_(source)
+
+
+def captured(act: Callable[[], None]) -> Callable[[], None]:
+    """What does on the GPU whatever `act` does, as one launch. `act` is called a few times before.
+
+    As https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs has it; other threads may use the GPU meanwhile.
+    """
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            act()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        act()
+    return graph.replay
+
+
 class Company:
     """Trainers that go through their epochs together, in micro-batches of one size. Who is in it may differ from epoch to epoch.
 
@@ -254,13 +352,15 @@ class Company:
     otherwise than the other; so a sweep goes one way from its beginning to its end. Either way a trainer's numbers do not depend on who else is there, to
     the last bit on one CPU.
 
-    `compiled_for`: with torch.compile, for stacks of that many members; 0: eager.
+    `prepared_for`: for stacks of that many members the step is compiled, or captured as a CUDA graph on a GPU; 0: eager. `unfolds`: see Unfolded.
     """
 
-    def __init__(self, micro_batch_size: int, share_rows: bool, compiled_for: int = 0) -> None:
-        self.micro_batch_size, self.share_rows, self.compiled_for = micro_batch_size, share_rows, compiled_for
+    def __init__(self, micro_batch_size: int, share_rows: bool, unfolds: bool = False, prepared_for: int = 0) -> None:
+        self.micro_batch_size, self.share_rows, self.unfolds, self.prepared_for = micro_batch_size, share_rows, unfolds, prepared_for
+        self.form: Form | None = None  # grows with who comes: when one leaves the step stays as it is
         self._model: nn.Module | None = None
         self._step_functions: dict[tuple[Form, bool], Any] = {}
+        self._captured: dict[tuple[Form, bool, int], Captured] = {}
 
     def train_epoch(self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
         """Have each trainer go through its epoch (counted from 1), as Trainer.train_epoch does; returns their mean losses."""
@@ -281,7 +381,8 @@ class Company:
         self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor, shared: bool
     ) -> list[float]:
         # A stack of one would round otherwise than one of more.
-        stack = Stack(trainers, filled_to=max(2, self.compiled_for))
+        self.form = Form.of(trainers).joined(self.form)
+        stack = Stack(trainers, filled_to=max(2, self.prepared_for), form=self.form)
         fillers = len(stack.steps) - len(trainers)
         orders = {epoch: epoch_order(trainers[0].order_seed, epoch, len(labels)) for epoch in set(epochs)}
         laid = plan(
@@ -294,26 +395,42 @@ class Company:
         )
         laid.gates[:, len(trainers) :] = False
         step = self._step(stack.form, shared, trainers[0])
-        any_gate, all_gates = laid.gates.any(1).tolist(), laid.gates.all(1).tolist()
-        gates = laid.gates.to(stack.dtype)
         held: dict[str, Any] = {key: getattr(stack, key) for key in ("params", "buffers", "moments", "steps", "settings", "sums", "losses")}
-        if not self.compiled_for:
+        if self.captures(stack.device):
+            key = stack.form, shared, len(labels)
+            if key not in self._captured or self._captured[key].most_steps < len(laid.rows):
+                self._captured[key] = Captured(step, held, laid, images, labels)
+            self._captured[key].run(held, laid)
+        else:
+            self._go_through(step, held, laid, images, labels)
+        stack.unstack()
+        return (stack.losses / len(labels)).tolist()[: len(trainers)]
+
+    def captures(self, device: torch.device) -> bool:
+        """Whether steps on that device are replayed."""
+        return self.prepared_for > 0 and device.type == "cuda"
+
+    def _go_through(self, step: Any, held: dict[str, Any], laid: Plan, images: torch.Tensor, labels: torch.Tensor) -> None:
+        any_gate, all_gates = laid.gates.any(1).tolist(), laid.gates.all(1).tolist()
+        gates = laid.gates.to(laid.weights.dtype)
+        if not self.prepared_for:
             held["has_sums"] = False
         for number, rows in enumerate(laid.rows):
-            data = normalized(images[rows], stack.dtype), labels[rows], laid.weights[number], gates[number]
-            if self.compiled_for:
+            data = normalized(images[rows], laid.weights.dtype), labels[rows], laid.weights[number], gates[number]
+            if self.prepared_for:
                 step(held, *data)
             else:
                 step(held, *data, any_gate[number], all_gates[number])
-        stack.unstack()
-        return (stack.losses / len(labels)).tolist()[: len(trainers)]
 
     def _step(self, form: Form, shared: bool, trainer: Trainer) -> Any:
         if self._model is None:
             self._model = copy.deepcopy(trainer.model).train()
         if (form, shared) not in self._step_functions:
-            step = Step(self._model, trainer.loss, form, shared)
-            self._step_functions[form, shared] = torch.compile(step.masked, fullgraph=True) if self.compiled_for else step.eager
+            step = Step(self._model, trainer.loss, form, shared, self.unfolds)
+            found: Any = step.masked if self.prepared_for else step.eager
+            if self.prepared_for and not self.captures(trainer.device):
+                found = torch.compile(found, fullgraph=True)
+            self._step_functions[form, shared] = found
         return self._step_functions[form, shared]
 
     @torch.inference_mode()
@@ -403,29 +520,37 @@ def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, lab
     return sum(took_s[trainer.batch_size] for trainer in trainers) / rows
 
 
-def compiled(company: Company, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor, threads: int = 1) -> Company | str:
-    """The same company for stacks of as many trainers as these, compiled; or why not. They are not touched."""
+def prepared(company: Company, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor, threads: int = 1) -> Company | str:
+    """The same company for stacks of as many trainers as these, its step compiled, or captured on a GPU; or why not. They are not touched."""
     from torch._inductor import config as inductor
 
     inductor.compile_threads = threads
     # Channels last, a stack's pooling and what lies around it is not vectorised: 113 to 94 µs for an image of the reference job.
     inductor.layout_optimization = False
+    inductor.cpp.vec_isa_ok = True  # else it tries the compiler on each instruction set that the CPU has, which takes 4 s of 20
     rows = 2 * max(trainer.batch_size for trainer in trainers)  # few: with a large learning rate all differences grow
     images, labels = images[:rows], labels[:rows]
-    faster = Company(company.micro_batch_size, company.share_rows, compiled_for=len(trainers))
+    faster = Company(company.micro_batch_size, company.share_rows, company.unfolds, prepared_for=len(trainers))
     eager, others = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
     try:
         faster.train_epoch(others, [1] * len(others), images, labels)
     except Exception as error:  # of a compiler that is not as it should be, and of models that it cannot read
-        logger.debug("torch.compile failed", exc_info=True)
+        logger.debug("the step could not be prepared", exc_info=True)
         lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith(" raised:")]
         return lines[0][:200] if lines else type(error).__name__
     company.train_epoch(eager, [1] * len(eager), images, labels)
     for one, other in zip(eager, others, strict=True):
         for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
             if not torch.allclose(a, b, rtol=COMPILED_TOLERANCE, atol=COMPILED_TOLERANCE, equal_nan=True):
-                return "compiled, its weights become others"
+                return "its weights become others"
     return faster
+
+
+def unfolded(company: Company, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> Company | None:
+    """The same company with convolutions as matrix products, where the model has any and that comes to the same. The trainers are not touched."""
+    found = Company(company.micro_batch_size, company.share_rows, unfolds=True)
+    has_any = any(isinstance(module, nn.Conv2d) for module in trainers[0].model.modules())
+    return found if has_any and why_not(found, trainers, images, labels) is None else None
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:

@@ -134,7 +134,11 @@ class Sweep:
     trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
     nodes: list[dict[str, Any]] = field(default_factory=list)  # {node, state: "lost" | "joined", at}, while a session ran
     fused: dict[str, Any] | None = None  # how trials are trained together, or {why_not}; None where nobody asked
-    gpu_share: float | None = None  # what a trial takes of a GPU since one did not find room beside its neighbours
+    gpu_share: float | None = (
+        None  # what a trial takes of a GPU since the first one was measured, or one did not find room beside its neighbours
+    )
+    gpu_memory_mb: tuple[int, int] | None = None  # what the first trial took of its GPU, of how much
+    is_crowded: bool = False  # whether a trial did not find room
 
     @property
     def header(self) -> dict[str, Any]:
@@ -182,6 +186,10 @@ class Sweep:
             return
         if kind == "gpu_share":
             self.gpu_share = event["gpu"]
+            if "used_mb" in event:
+                self.gpu_memory_mb = event["used_mb"], event["total_mb"]
+            else:
+                self.is_crowded = True
             return
         trial = self.trials[event["trial"]]
         if kind == "start":

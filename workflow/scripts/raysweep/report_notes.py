@@ -265,12 +265,20 @@ def _course(inputs: Inputs) -> Iterator[Note]:
             f"{plural(len(lost), 'node')} lost",
             f"The sweep went on without {', '.join(lost)}. {plural(moved, 'trial')} had to move, and went on from the last checkpoint where there was one.",
         )
-    if share := inputs.sweep.gpu_share:
+    if measured := inputs.sweep.gpu_memory_mb:
+        share = min(1.0, inputs.sweep.gpu_share or 1.0)
+        yield Note(
+            "info",
+            "GPUs were shared",
+            f"The first trial took {measured[0]:,} of {measured[1]:,} MB of its GPU, so that {1 / share:.0f} shared one from then on. It may be"
+            " set: trial_resources.gpu.",
+        )
+    if inputs.sweep.is_crowded:
         yield Note(
             "warn",
             "GPUs were too full",
-            f"Trials did not find room in the memory of a GPU beside their neighbours, so that each got {share:.3g} of one from then on. With"
-            f" trial_resources.gpu: {share:.3g} they would not have to try.",
+            f"Trials did not find room in the memory of a GPU beside their neighbours, so that each got {inputs.sweep.gpu_share:.3g} of one from then on."
+            f" With trial_resources.gpu: {inputs.sweep.gpu_share:.3g} they would not have to try.",
         )
     if again := sum(t.num_failures > 0 and t.status != "ERROR" for t in inputs.trials):
         yield Note(

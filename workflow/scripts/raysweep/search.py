@@ -66,14 +66,16 @@ class RecordedSearch(SearchAlgorithm):
         *,
         total: int,
         seed: int,
-        max_concurrent: float,
+        max_concurrent: Callable[[], float],
         may_start: Callable[[], bool],
         is_over: Callable[[], bool] = lambda: False,
         tasks: list[dict[str, Any]] | None = None,
+        measures_gpu: Callable[[], bool] = lambda: False,
     ) -> None:
         self.record, self.sampler = record, sampler
         self.total, self.seed, self.max_concurrent = total, seed, max_concurrent
         self.may_start = may_start  # a new trial
+        self.measures_gpu = measures_gpu  # whether a trial is to say what it takes of its GPU
         self.is_over = is_over  # no trial may begin or go on
         self.tasks = tasks  # of a confirmation: {trial, seed, task}, one for each configuration of its sampler
         # A confirmation that failed is tried again: what it lacked may have been mended.
@@ -81,6 +83,10 @@ class RecordedSearch(SearchAlgorithm):
         self.unfinished = [trial for trial in record.sweep.trials.values() if not trial.finished or trial.status in again]
         self.handed_out: list[TuneTrial] = []
         self.spec: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles it with its own state, which nobody reads."""
+        return {}
 
     @property
     def total_samples(self) -> int:
@@ -94,7 +100,7 @@ class RecordedSearch(SearchAlgorithm):
     def next_trial(self) -> TuneTrial | None:
         """The next trial, or None: at capacity (Tune asks again), or when there is none left (then `is_finished`)."""
         self.handed_out = [t for t in self.handed_out if not t.is_finished()]
-        if sum(t.status in ALIVE for t in self.handed_out) >= self.max_concurrent:
+        if sum(t.status in ALIVE for t in self.handed_out) >= self.max_concurrent():
             return None
         if self.is_over():
             self.set_finished()
@@ -122,7 +128,11 @@ class RecordedSearch(SearchAlgorithm):
 
     def _tune_trial(self, trial: Trial) -> TuneTrial:
         task = self.tasks[trial.index]["task"] if self.tasks else "search"
-        spec = {**self.spec, "config": {**trial.config, OWN: {"seed": trial.seed, "task": task}}, "trial_dirname_creator": _dirname}
+        spec = {
+            **self.spec,
+            "config": {**trial.config, OWN: {"seed": trial.seed, "task": task, "measures_gpu": self.measures_gpu()}},
+            "trial_dirname_creator": _dirname,
+        }
         tune_trial = _create_trial_from_spec(
             spec, _make_parser(), trial_id=trial.trial_id, evaluated_params={}, experiment_tag=trial.trial_id
         )

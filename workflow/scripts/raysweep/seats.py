@@ -39,8 +39,8 @@ class EngineProcess:
     def look(self) -> dict[str, Any]:
         return self.engine.look()
 
-    def open(self, seats: int, is_compiled: bool) -> None:
-        self.engine.open(seats, is_compiled)
+    def open(self, seats: int, is_prepared: bool, unfolds: bool) -> None:
+        self.engine.open(seats, is_prepared, unfolds)
 
     def enter(self, key: str, config: dict[str, Any], storage: Any) -> None:
         self.engine.enter(key, config, storage)
@@ -109,13 +109,14 @@ class Seats(ResourceManager):
 
     start: Callable[[], Any]
     seats: int
-    is_compiled: bool
+    is_prepared: bool
+    unfolds: bool
     engines: list[Running] = field(default_factory=list)
     restarts: int = 0
     keys: Iterator[int] = field(default_factory=itertools.count)
 
     def add(self, actor: Any) -> None:
-        self.engines.append(Running(actor, actor.lives.remote(), actor.open.remote(self.seats, self.is_compiled)))
+        self.engines.append(Running(actor, actor.lives.remote(), actor.open.remote(self.seats, self.is_prepared, self.unfolds)))
 
     def update_state(self) -> None:
         """Note which engines are up, and replace those that have ended."""

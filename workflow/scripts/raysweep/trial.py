@@ -7,6 +7,8 @@ import logging
 import math
 import numbers
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 from ray import tune
 from ray.tune.utils import flatten_dict
 
+from .allocation import NVIDIA_SMI_DEADLINE_S
 from .data import load_split
 from .sources import load_target, target_of
 
 # The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
 OWN = "_raysweep"
+GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: taken and total, or None
 
 
 def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
@@ -32,7 +36,7 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job["max_epochs"])
     if job["data_dir"]:
         os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
-    refuse_not_finite(job["sweep"]["metric"])
+    shield_reports(job["sweep"]["metric"], own.get("measures_gpu", False))
     target, module = load_target(target_of(job["sweep"], Path(job["root"])))
     if own["task"] == "confirm" and "trainable" in job["sweep"]:
         return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
@@ -48,14 +52,36 @@ def check_finite(metric: str, metrics: dict[str, Any]) -> None:
         raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
 
 
-def refuse_not_finite(metric: str) -> None:
-    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and what it saved with that is nothing to go on from."""
+def gpu_memory_mb() -> tuple[int, int] | None:
+    """What is taken of this process's GPU, by whomever, and what it has, in MB; None where nobody can say."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) // 2**20, total // 2**20
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    argv = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_DEADLINE_S).stdout
+        used, total = (int(number) for number in said.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return used, total
+
+
+def shield_reports(metric: str, measures_gpu: bool) -> None:
+    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and what it saved with that is nothing to go on from.
+
+    `measures_gpu`: the first report says besides what the trial takes of its GPU.
+    """
     report = getattr(tune.report, "of_tune", tune.report)  # a worker runs many trials
+    pending = [measures_gpu]
 
     @functools.wraps(report)
     def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         if isinstance(metrics, dict):
             check_finite(metric, flatten_dict(metrics))
+            if pending.pop() if pending else False:
+                metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
         return report(metrics, *arguments, **options)
 
     checked.of_tune = report  # type: ignore[attr-defined]
