@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="words, separated by commas: figures that have one in their name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, help="folder that holds cifar-10-batches-py; downloaded where it is not given")
-    parser.add_argument("--resources-dir", type=Path, required=True, help="where downloads are kept")
+    parser.add_argument("--resources-dir", type=lambda text: Path(text).resolve(), required=True, help="where downloads are kept")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name_of_machine()}"

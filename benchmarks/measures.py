@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from raysweep.environment import Recipe, build_environment
+from raysweep.fusing import KEEP_MEMORY
 from raysweep.packing import pack, unpack
 from raysweep.space import configuration, parse_space
 from slurm.cluster import SlurmCluster
@@ -180,7 +181,8 @@ class Bench:
     def fused_step(self, batch_size: int) -> Measured:
         with tempfile.TemporaryDirectory(dir=self.folder) as cache:
             argv = [sys.executable, str(HERE / "fused_steps.py"), "--model", MODELS["lenet"], "--batch-size", str(batch_size)]
-            return Measured(output_of(argv, PYTHONPATH=str(REPOSITORY / "workflow/scripts"), TORCHINDUCTOR_CACHE_DIR=cache)["microseconds"])
+            variables = KEEP_MEMORY | {"PYTHONPATH": str(REPOSITORY / "workflow/scripts"), "TORCHINDUCTOR_CACHE_DIR": cache}
+            return Measured(output_of(argv, **variables)["microseconds"])
 
     # --------------------------------------------------------------------------------------------------------- trials that do nothing
 
@@ -206,7 +208,8 @@ class Bench:
             kept = [line for line in lines if not re.match(r"(torch|nvidia-|triton|cuda-)", line)]
             (folder / f"node{suffix}").write_text("\n".join(kept) + "\n")
         if not self.wheels_dir.exists():
-            argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([sys.executable, "-m", "venv", self.folder / "pip"], check=True)  # the environment of the tests has none
+            argv = [self.folder / "pip" / "bin" / "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
             subprocess.run([*argv, "--requirement", folder / "node.txt", "--dest", self.wheels_dir], check=True)
         return folder / "node.in"
 

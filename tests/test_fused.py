@@ -356,3 +356,11 @@ def test_a_model_that_can_be_fused_is(model: type[nn.Module]) -> None:
 def test_a_model_that_cannot_be_fused_is_told_why(model: type[nn.Module], why: str) -> None:
     images, labels = some_data(200)
     assert (why_not(Company(2, share_rows=True), trainers(model, double=False), images, labels) or "").startswith(why)
+
+
+def test_weights_of_two_bytes_are_trained_one_by_one() -> None:
+    images, labels = some_data(200)
+    group = trainers(Dense, double=False)
+    for one in group:
+        one.model.bfloat16()
+    assert why_not(Company(2, share_rows=True), group, images, labels) == "its weights are bfloat16, in which a stack would round otherwise"

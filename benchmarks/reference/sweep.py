@@ -43,6 +43,7 @@ def model_of(target: str) -> torch.nn.Module:
 
 def train(config: dict[str, Any], data_dir: str, model: str) -> None:
     torch.set_num_threads(1)
+    config = config["which"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     loaders = {
@@ -82,8 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as storage:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(train, data_dir=str(args.data_dir.resolve()), model=args.model), share),
-            param_space={"which": tune.grid_search(configs)}
-            | {key: tune.sample_from(lambda spec, key=key: spec.config.which[key]) for key in configs[0]},
+            param_space={"which": tune.grid_search(configs)},
             tune_config=tune.TuneConfig(metric="accuracy", mode="max", reuse_actors=False),
             run_config=tune.RunConfig(storage_path=storage, verbose=0),
         ).fit()

@@ -110,6 +110,7 @@ class Engine:
         self.company = Company(job["fuse"]["micro_batch_size"], job["fuse"]["share_rows"])
         self.seats = 1
         self.members: dict[str, Member] = {}
+        self.gone: set[str] = set()  # keys of trials that were stopped before they had entered: calls may overtake each other
         self.building = threading.Lock()
         self.changed = threading.Condition()
         self.last_change = time.monotonic()
@@ -194,11 +195,19 @@ class Engine:
     def enter(self, key: str, config: dict[str, Any], storage: StorageContext) -> None:
         member = Member(self, config, storage)
         with self.changed:
-            self.members[key] = member
-            self._note_change()
+            if key not in self.gone:
+                self.members[key] = member
+                self._note_change()
 
     def call(self, key: str, method: str, *args: Any, **options: Any) -> Any:
-        return getattr(self.members[key], method)(*args, **options)
+        with self.changed:
+            member = self.members.get(key)
+            if member is None and method == "stop":
+                self.gone.add(key)
+                return None
+        if member is None:
+            raise RuntimeError("it has left")
+        return getattr(member, method)(*args, **options)
 
     def leave(self, member: Member) -> None:
         with self.changed:

@@ -454,6 +454,8 @@ def why_not(company: Company, trainers: Sequence[Trainer], images: torch.Tensor,
 
     They are not touched. At least two should differ in batch size where the sweep's trials do.
     """
+    if trainers[0].dtype not in (torch.float32, torch.float64):
+        return f"its weights are {str(trainers[0].dtype).removeprefix('torch.')}, in which a stack would round otherwise"
     images, labels = images[:FEW_ROWS], labels[:FEW_ROWS]
     alone, together = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
     for trainer in (*alone, *together):
