@@ -85,31 +85,33 @@ def _plan_of_one(order: np.ndarray, batch_size: int, size: int) -> tuple[np.ndar
 
 
 class Stack:
-    """The members' weights, buffers and optimiser states, tensors [members, …], for one epoch; `unstack` gives them back.
+    """The members' weights, buffers and optimiser states for one epoch, tensors [members, …]; `unstack` gives them back.
 
-    `filled_to`: so many members, the missing ones copies of the first, which never change: a compiled step takes one number of them.
+    A member's weights lie in one row, [members, weights], and so do all that the optimiser keeps of them: an update is a few operations, however many
+    parameters there are. `filled_to`: so many members, the missing ones copies of the first, which never change: a compiled step takes one number of them.
     """
 
     def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: Form | None = None) -> None:
         self.trainers = trainers
         members = [*trainers, *[trainers[0]] * (filled_to - len(trainers))]
         self.device, self.dtype = trainers[0].device, trainers[0].dtype
-        self.names = [name for name, _ in trainers[0].model.named_parameters()]
-        self.params: Tensors = {name: torch.stack([m.model.get_parameter(name).detach() for m in members]) for name in self.names}
+        self.shapes = shapes_of(trainers[0].model)
+        self.params = torch.stack([_row([param.detach() for param in member.model.parameters()]) for member in members])
         self.buffers: Tensors = {
             name: torch.stack([m.model.get_buffer(name) for m in members]) for name, _ in trainers[0].model.named_buffers()
         }
         groups = [member.optimizer.param_groups[0] for member in members]
         self.form = form or Form.of(members)
-        self.moments: dict[str, Tensors] = {
-            key: {name: torch.stack([_moment(member, key, name) for member in members]) for name in self.names} for key in self.form.moments
+        self.moments: Tensors = {
+            key: torch.stack([_row([_moment(member, key, param) for param in member.model.parameters()]) for member in members])
+            for key in self.form.moments
         }
         per_member = partial(torch.tensor, device=self.device, dtype=self.dtype)
         self.steps = per_member([_updates_of(member) for member in members])
         self.settings: Tensors = {key: per_member([float(group[key]) for group in groups]) for key in self.form.settings}
         if "betas" in groups[0]:
             self.settings |= {f"beta{i + 1}": per_member([group["betas"][i] for group in groups]) for i in range(2)}
-        self.sums: Tensors = {name: torch.zeros_like(param) for name, param in self.params.items()}
+        self.sums = torch.zeros_like(self.params)
         self.losses = torch.zeros_like(self.steps)
 
     def unstack(self) -> None:
@@ -117,14 +119,30 @@ class Stack:
         for member, trainer in enumerate(self.trainers):
             steps = self.steps[member].to("cpu", torch.float32)
             is_plain = self.form.optimizer == "sgd" and not trainer.optimizer.param_groups[0]["momentum"]
-            for name, stacked in self.params.items():
+            moments = {} if is_plain else {key: parts_of(rows[member], self.shapes) for key, rows in self.moments.items()}
+            for name, values in parts_of(self.params[member], self.shapes).items():
                 param = trainer.model.get_parameter(name)
-                param.data.copy_(stacked[member])
+                param.data.copy_(values)
                 param.grad = None
-                state = {} if is_plain else {key: tensors[name][member].clone() for key, tensors in self.moments.items()}
+                state = {key: parts[name].clone() for key, parts in moments.items()}
                 if self.form.optimizer != "sgd":
                     state["step"] = steps.clone()
                 trainer.optimizer.state[param] = state
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Of each parameter, in the order in which they lie in a row."""
+    return {name: param.shape for name, param in model.named_parameters()}
+
+
+def parts_of(row: torch.Tensor, shapes: dict[str, torch.Size]) -> Tensors:
+    """A row, [weights], as the parameters that it holds: views."""
+    parts = row.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _row(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 class Form(NamedTuple):
@@ -191,17 +209,17 @@ class Step:
     """What changes a stack: one micro-batch through the models and back, and an update where that is due."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], form: Form, share_rows: bool, unfolds: bool) -> None:
-        self.model, self.loss, self.form = model, loss, form
+        self.model, self.loss, self.form, self.shapes = model, loss, form, shapes_of(model)
         self.convolutions = Unfolded if unfolds else contextlib.nullcontext
         data_dim = None if share_rows else 0
         self.gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, 0, data_dim, data_dim, 0))
 
     def _loss(
-        self, params: Tensors, buffers: Tensors, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
+        self, row: torch.Tensor, buffers: Tensors, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What one member minimises, and its loss summed over the rows that there are."""
+        """What one member minimises, and its loss summed over the rows of data that there are."""
         with self.convolutions():
-            outputs = functional_call(self.model, (params, buffers), (x,))
+            outputs = functional_call(self.model, (parts_of(row, self.shapes), buffers), (x,))
         losses = self.loss(outputs, y, reduction="none")
         return (losses * weights).sum(), (losses * (weights > 0)).sum()
 
@@ -209,11 +227,9 @@ class Step:
         """Without a look at the gates, float [members]: to be compiled."""
         found, losses = self.gradients(stack["params"], stack["buffers"], x, y, weights)
         stack["losses"].add_(losses)
-        sums = stack["sums"]
-        found = {name: sums[name] + each for name, each in found.items()}
+        found = stack["sums"] + found
         self._update(stack, found, gate)
-        for name, each in found.items():
-            sums[name].copy_(each * _column(1 - gate, each))
+        stack["sums"].copy_(found * (1 - gate)[:, None])
 
     def eager(
         self,
@@ -228,56 +244,42 @@ class Step:
         """The same without what is not needed where no gate is open, or all are."""
         found, losses = self.gradients(stack["params"], stack["buffers"], x, y, weights)
         stack["losses"].add_(losses)
-        sums = stack["sums"]
         if stack["has_sums"]:
-            found = {name: sums[name].add_(each) for name, each in found.items()}
+            found = stack["sums"].add_(found)
         if is_open:
             self._update(stack, found, None if are_all else gate)
         stack["has_sums"] = not are_all
         if not are_all:
-            for name, each in found.items():
-                sums[name] = each * _column(1 - gate, each) if is_open else each
+            stack["sums"] = found * (1 - gate)[:, None] if is_open else found
 
-    def _update(self, stack: dict[str, Any], gradients: Tensors, gate: torch.Tensor | None) -> None:
-        """Change the weights of the members whose gate is 1; None means all."""
-        settings, form = stack["settings"], self.form
-        lr, weight_decay = settings["lr"], settings["weight_decay"]
-        one = torch.ones_like(lr) if gate is None else gate
-        stack["steps"].add_(one)
+    def _update(self, stack: dict[str, Any], g: torch.Tensor, gate: torch.Tensor | None) -> None:
+        """Change the weights of the members whose gate is 1 by their gradients; None means all."""
+        settings, form = {key: values[:, None] for key, values in stack["settings"].items()}, self.form
+        param, lr, weight_decay = stack["params"], settings["lr"], settings["weight_decay"]
+        one = torch.ones_like(lr) if gate is None else gate[:, None]
+        stack["steps"].add_(one[:, 0])
+        if form.optimizer == "adamw":
+            param.mul_(1 - one * lr * weight_decay)
+        elif form.decays:
+            g = g + param * weight_decay
         if form.optimizer == "sgd":
-            momentum, nesterov = settings["momentum"], settings["nesterov"]
+            if form.has_momentum:
+                momentum, nesterov = settings["momentum"], settings["nesterov"]
+                velocity = stack["moments"]["momentum_buffer"]
+                velocity.mul_(1 + one * (momentum - 1)).addcmul_(g, one)
+                g = velocity + nesterov * (g + (momentum - 1) * velocity)
+            param.addcmul_(g, -one * lr)
         else:
             beta1, beta2 = settings["beta1"], settings["beta2"]
-            steps = stack["steps"].clamp(min=1)  # of a member without any the gate is closed
-            scale = one * lr / (1 - beta1**steps)
-            root = (1 - beta2**steps).sqrt()
-        for name, param in stack["params"].items():
-            g = gradients[name]
-            if form.optimizer == "adamw":
-                param.mul_(_column(1 - one * lr * weight_decay, param))
-            elif form.decays:
-                g = g + param * _column(weight_decay, param)
-            if form.optimizer == "sgd":
-                if form.has_momentum:
-                    velocity = stack["moments"]["momentum_buffer"][name]
-                    velocity.mul_(_column(1 + one * (momentum - 1), param)).addcmul_(g, _column(one, param))
-                    g = velocity + _column(nesterov, param) * (g + (_column(momentum, param) - 1) * velocity)
-                param.addcmul_(g, _column(-one * lr, param))
-            else:
-                mean, square = stack["moments"]["exp_avg"][name], stack["moments"]["exp_avg_sq"][name]
-                mean.add_((g - mean) * _column(one * (1 - beta1), param))
-                square.mul_(_column(1 - one * (1 - beta2), param)).addcmul_(g * g, _column(one * (1 - beta2), param))
-                denominator = square.sqrt() / _column(root, param) + _column(settings["eps"], param)
-                param.addcmul_(mean / denominator, _column(-scale, param))
+            steps = stack["steps"].clamp(min=1)[:, None]  # of a member without any the gate is closed
+            mean, square = stack["moments"]["exp_avg"], stack["moments"]["exp_avg_sq"]
+            mean.add_((g - mean) * (one * (1 - beta1)))
+            square.mul_(1 - one * (1 - beta2)).addcmul_(g * g, one * (1 - beta2))
+            denominator = square.sqrt() / (1 - beta2**steps).sqrt() + settings["eps"]
+            param.addcmul_(mean / denominator, -one * lr / (1 - beta1**steps))
 
 
-def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """One value for each member, [members], so that it goes with a tensor [members, …]."""
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _moment(trainer: Trainer, key: str, name: str) -> torch.Tensor:
-    param = trainer.model.get_parameter(name)
+def _moment(trainer: Trainer, key: str, param: nn.Parameter) -> torch.Tensor:
     found = trainer.optimizer.state[param].get(key)
     return torch.zeros_like(param) if found is None else found.detach()
 
@@ -438,7 +440,7 @@ class Company:
         """Of each trainer what Trainer.evaluate says."""
         stack = Stack(trainers, filled_to=2)
         model, loss = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss
-        outputs = vmap(lambda params, buffers, x: functional_call(model, (params, buffers), (x,)), in_dims=(0, 0, None))
+        outputs = vmap(lambda row, buffers, x: functional_call(model, (parts_of(row, stack.shapes), buffers), (x,)), in_dims=(0, 0, None))
         correct = torch.zeros(len(stack.steps), dtype=torch.int64, device=stack.device)
         total = torch.zeros(len(stack.steps), dtype=torch.float64, device=stack.device)
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
@@ -454,8 +456,9 @@ def why_not(company: Company, trainers: Sequence[Trainer], images: torch.Tensor,
 
     They are not touched. At least two should differ in batch size where the sweep's trials do.
     """
-    if trainers[0].dtype not in (torch.float32, torch.float64):
-        return f"its weights are {str(trainers[0].dtype).removeprefix('torch.')}, in which a stack would round otherwise"
+    dtypes = {str(param.dtype).removeprefix("torch.") for param in trainers[0].model.parameters()}
+    if dtypes not in ({"float32"}, {"float64"}):
+        return f"its weights are {' and '.join(sorted(dtypes))}: a stack is of float32 alone, or of float64"
     images, labels = images[:FEW_ROWS], labels[:FEW_ROWS]
     alone, together = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
     for trainer in (*alone, *together):
