@@ -42,6 +42,7 @@ SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8, 
 VALIDATION = 10_000  # images, as many as CIFAR-10's test set has
 STOCK_NO_OPS = 100  # at a second or more each; what one costs does not depend on how many there are
 NODES = 2
+AT_A_TIME, WATCHED_S = 10, 30  # trials, where memory is measured
 NO_OP = """
 from ray import tune
 
@@ -311,19 +312,25 @@ class Bench:
 
     def reference_memory(self) -> Measured:
         """MB, the largest sum of PSS while ten trials train."""
-        process = subprocess.Popen(self.reference_command("lenet", at_a_time=10), env=user_environment(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(self.reference_command("lenet", AT_A_TIME), env=user_environment(), stdout=subprocess.DEVNULL)
+
+        def are_all_there() -> bool:
+            """Ten workers of Ray have a process that loads data."""
+            workers = [one for one in family(process) if title_of(one).startswith("ray::")]
+            return sum(any(title_of(child).startswith("ray::") for child in children_of(one)) for one in workers) >= AT_A_TIME
+
         try:
-            return Measured(largest_pss_mb(process, watched_s=90))
+            return Measured(largest_pss_mb(process, are_all_there))
         finally:
             end(process)
 
     def memory(self) -> Measured:
-        project = self.project(model=MODELS["lenet"], fuse="auto", max_concurrent=10)
+        project = self.project(model=MODELS["lenet"], fuse="auto", max_concurrent=AT_A_TIME)
         process = subprocess.Popen(
             project.stage_command("run_sweep", "s"), cwd=project.folder, env=user_environment(), stdout=subprocess.DEVNULL
         )
         try:
-            return Measured(largest_pss_mb(process, watched_s=90))
+            return Measured(largest_pss_mb(process, lambda: running(project) >= AT_A_TIME))
         finally:
             end(process)
 
@@ -371,15 +378,37 @@ def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
     return []
 
 
-def largest_pss_mb(process: subprocess.Popen[Any], watched_s: float) -> float:
-    """The largest sum over a program's processes within a time, or until it ends."""
-    largest, until = 0.0, time.monotonic() + watched_s
-    while time.monotonic() < until and process.poll() is None:
-        total = 0
-        for one in family(process):
-            with contextlib.suppress(psutil.Error):
-                total += one.memory_full_info().pss
-        largest = max(largest, total / 1e6)
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.children()
+    return []
+
+
+def title_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def running(project: Project) -> int:
+    """How many trials of its sweep have begun and not ended."""
+    if not (project.folder / "state" / "s" / "record.jsonl").exists():
+        return 0
+    return sum(bool(trial.attempts) and not trial.finished for trial in project.record("s").trials.values())
+
+
+def largest_pss_mb(process: subprocess.Popen[Any], are_all_there: Callable[[], bool]) -> float:
+    """The largest sum over a program's processes within half a minute from when all trials are there."""
+    largest, until = 0.0, None
+    while (until is None or time.monotonic() < until) and process.poll() is None:
+        if until is None and are_all_there():
+            until = time.monotonic() + WATCHED_S
+        if until is not None:
+            total = 0
+            for one in family(process):
+                with contextlib.suppress(psutil.Error):
+                    total += one.memory_full_info().pss
+            largest = max(largest, total / 1e6)
         time.sleep(1)
     return largest
 

@@ -335,6 +335,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "search_algorithm: 'optuna' is not allowed with scheduler hyperband, which takes all configurations before",
     ),
     (config(scheduler="hyperband", max_concurrent=2), "max_concurrent: 2 is not allowed with scheduler hyperband, which fills whole"),
+    (
+        config(scheduler="hyperband", trial_resources={"gpu": "auto"}, allocation={"gpus_per_node": 1}),
+        "trial_resources.gpu: auto is not allowed with scheduler hyperband, which starts whole brackets before a trial could be measured",
+    ),
     (config(search_algorithm="bayes"), "search_algorithm.name: 'bayes' is not allowed: one of random, grid, optuna"),
     (config(search_algorithm="grid"), "search_space.lr: loguniform is not allowed with search_algorithm grid: grid, a nested space"),
     (

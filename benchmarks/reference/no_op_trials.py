@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 import time
 
@@ -18,7 +20,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, required=True)
     parser.add_argument("--cpus", type=int, required=True)
     args = parser.parse_args()
-    ray.init(num_cpus=args.cpus, include_dashboard=False, log_to_driver=False)
+    # Ray puts the path of Python into a shell line as it is.
+    python = {"py_executable": shlex.quote(sys.executable)}
+    ray.init(num_cpus=args.cpus, include_dashboard=False, log_to_driver=False, runtime_env=python)
     with tempfile.TemporaryDirectory() as storage:
         tuner = tune.Tuner(
             tune.with_resources(train, {"CPU": 1}),

@@ -10,6 +10,8 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -78,7 +80,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=0)
     args = parser.parse_args()
     configs = json.loads(args.configs.read_text())
-    ray.init(num_cpus=args.cpus, num_gpus=args.gpus, include_dashboard=False, log_to_driver=False)
+    # Ray puts the path of Python into a shell line as it is.
+    python = {"py_executable": shlex.quote(sys.executable)}
+    ray.init(num_cpus=args.cpus, num_gpus=args.gpus, include_dashboard=False, log_to_driver=False, runtime_env=python)
     share = {"CPU": args.cpus / args.at_a_time, "GPU": args.gpus / args.at_a_time}
     with tempfile.TemporaryDirectory() as storage:
         results = tune.Tuner(

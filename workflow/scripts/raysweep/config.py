@@ -340,6 +340,9 @@ class _Check:
             if sweep["max_concurrent"] is not None:
                 message = f"{sweep['max_concurrent']} is not allowed with scheduler hyperband, which fills whole brackets"
                 raise self.refuse((*path, "max_concurrent"), f"{message}: leave it out, or take scheduler asha")
+            if sweep["trial_resources"]["gpu"] == "auto":
+                message = "auto is not allowed with scheduler hyperband, which starts whole brackets before a trial could be measured"
+                raise self.refuse((*path, "trial_resources", "gpu"), f"{message}: a number, or scheduler asha")
         self.resources(path, sweep)
 
     def options(self, path: KeyPath, given: dict[str, Any]) -> dict[str, Any]:

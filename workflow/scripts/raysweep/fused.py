@@ -431,7 +431,7 @@ class Company:
             step = Step(self._model, trainer.loss, form, shared, self.unfolds)
             found: Any = step.masked if self.prepared_for else step.eager
             if self.prepared_for and not self.captures(trainer.device):
-                found = torch.compile(found, fullgraph=True)
+                found = torch.compile(found, fullgraph=True, dynamic=False)  # else a second form of stack is compiled for all sizes
             self._step_functions[form, shared] = found
         return self._step_functions[form, shared]
 
