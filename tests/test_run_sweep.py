@@ -199,6 +199,34 @@ def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_m
     assert all(not set(result.metrics) - {"score"} for trial in record.trials.values() for result in trial.results)
 
 
+def test_a_share_that_was_recorded_on_a_made_up_gpu_can_be_set_lower_and_is_nothing_where_there_is_no_gpu(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    fake = project.folder / "bin" / "nvidia-smi"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho '9999, 10000'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    allocation = {"cpus_per_node": 2, "gpus_per_node": 1}
+
+    def succeeds(num_samples: int, gpu: object) -> str:
+        # It returns its only report, and never calls tune.report.
+        space = {"kind": {"choice": ["returns"]}}
+        resources = {"trial_resources": {"cpu": 0.5, "gpu": gpu}, "allocation": allocation}
+        project.configure(sweeps={"s": sweep_of("faulty", num_samples=num_samples, search_space=space, **resources)})
+        run = project.run("run_sweep", "s")
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stderr
+
+    assert "The first trial takes 9999 of 10000 MB of its GPU: up to 1 share one" in succeeds(1, "auto")
+    assert project.record("s").gpu_share == 1
+    succeeds(3, 0.5)  # as the user has it, though it was measured otherwise
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "There is no GPU here: the trials run on the CPU." in succeeds(4, 0.5)
+    assert [trial.status for trial in project.record("s").trials.values()] == ["TERMINATED"] * 4
+
+
 def test_where_nobody_can_say_what_a_trial_takes_each_has_a_made_up_gpu_for_itself(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

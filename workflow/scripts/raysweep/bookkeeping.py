@@ -159,6 +159,7 @@ class Bookkeeper(Callback):
         self.running: dict[str, TuneTrial] = {}
         self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
         self.killed: dict[str, str] = {}  # trial_id → why we killed its process
+        # What is finished and has checkpoints: of these only the best keep them.
         self.keeping = [trial for trial in record.sweep.trials.values() if trial.finished and trial.checkpoints]
         self.last_event = self.last_step = time.monotonic()
         self.in_company = in_company  # whether trials share processes, see seats.py
@@ -232,8 +233,8 @@ class Bookkeeper(Callback):
         self.guarded(write)
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any) -> None:
-        if GPU_MEMORY_MB in result and self.measures_gpu:
-            self.guarded(partial(self.pack_gpus, result[GPU_MEMORY_MB]))
+        if self.measures_gpu:
+            self.guarded(partial(self.pack_gpus, result.get(GPU_MEMORY_MB)))
         result = flatten_dict(result)  # as schedulers see it: a nested metric is `outer/inner`
         self.heard[trial.trial_id] = self.last_event = time.monotonic()
         if self.node is None and result["node_ip"] not in self.names:

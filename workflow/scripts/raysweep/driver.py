@@ -147,9 +147,11 @@ def run_tune(job: dict[str, Any]) -> None:
         most = capacity(job["nodes"], resources["cpu"], 0 if job["packs_gpus"] else resources["gpu"])
         fusion = begin_fusion(job, space, record, most) if searching else None
         packs_gpus = job["packs_gpus"] and not fusion
+        share = record.sweep.gpu_share
         if packs_gpus:
-            resources["gpu"] = record.sweep.gpu_share or 1.0
-        measures_gpu = packs_gpus and record.sweep.gpu_share is None
+            resources["gpu"] = share or 1.0
+        elif resources["gpu"] and record.sweep.is_crowded and share:
+            resources["gpu"] = max(resources["gpu"], share)
         timeout_s = seconds(sweep["trial_timeout"])
         progress = ProgressLine(
             job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
@@ -166,8 +168,8 @@ def run_tune(job: dict[str, Any]) -> None:
             keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
             max_failures=sweep["max_failures"],
             trial_timeout_s=None if timeout_s is None else timeout_s * (fusion.patience if fusion else 1),
-            gpu_share=max(resources["gpu"], record.sweep.gpu_share or 0),
-            measures_gpu=measures_gpu,
+            gpu_share=resources["gpu"],
+            measures_gpu=packs_gpus and share is None,
             scratch=scratch / EXPERIMENT,
             node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
             names_of_nodes=names_of_nodes,

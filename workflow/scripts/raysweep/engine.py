@@ -158,21 +158,25 @@ class Engine:
     def _prepare_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
         """What has become of it, in words."""
         on_gpu = self.device.type == "cuda"
-        epochs = self.job["max_epochs"] * math.ceil(self.job["fuse"]["trials"] / self.seats)
-        saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
-        if not on_gpu and saved_s < COMPILING_S:
-            return f"eager, since to compile takes longer than the {saved_s:.0f} s that it would save"
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            if not on_gpu:
-                return "eager, since there is no C++ compiler"
+        if not on_gpu and (why := self._why_not_compiled(seconds_per_row)):
+            return f"eager, since {why}"
         began = time.monotonic()
         found = self._prepared(trainers)
         if isinstance(found, str):
             return f"eager, since it cannot be {'captured' if on_gpu else 'compiled'}: {found}"
         self.company = found
         return "as a CUDA graph" if on_gpu else f"compiled in {time.monotonic() - began:.0f} s"
+
+    def _why_not_compiled(self, seconds_per_row: float) -> str | None:
+        epochs = self.job["max_epochs"] * math.ceil(self.job["fuse"]["trials"] / self.seats)
+        saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
+        if saved_s < COMPILING_S:
+            return f"to compile takes longer than the {saved_s:.0f} s that it would save"
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler"
+        return None
 
     def _prepared(self, trainers: list[Trainer]) -> Company | str:
         return prepared(self.company, trainers, *self.train_data, threads=self.job["fuse"]["compiler_threads"])

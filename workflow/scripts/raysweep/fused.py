@@ -382,8 +382,8 @@ class Company:
     def _train(
         self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor, shared: bool
     ) -> list[float]:
-        # A stack of one would round otherwise than one of more.
         self.form = Form.of(trainers).joined(self.form)
+        # A stack of one would round otherwise than one of more.
         stack = Stack(trainers, filled_to=max(2, self.prepared_for), form=self.form)
         fillers = len(stack.steps) - len(trainers)
         orders = {epoch: epoch_order(trainers[0].order_seed, epoch, len(labels)) for epoch in set(epochs)}

@@ -134,9 +134,8 @@ class Sweep:
     trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
     nodes: list[dict[str, Any]] = field(default_factory=list)  # {node, state: "lost" | "joined", at}, while a session ran
     fused: dict[str, Any] | None = None  # how trials are trained together, or {why_not}; None where nobody asked
-    gpu_share: float | None = (
-        None  # what a trial takes of a GPU since the first one was measured, or one did not find room beside its neighbours
-    )
+    # What a trial takes of a GPU since the first one was measured, or one did not find room beside its neighbours.
+    gpu_share: float | None = None
     gpu_memory_mb: tuple[int, int] | None = None  # what the first trial took of its GPU, of how much
     is_crowded: bool = False  # whether a trial did not find room
 

@@ -36,12 +36,14 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job["max_epochs"])
     if job["data_dir"]:
         os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
-    shield_reports(job["sweep"]["metric"], own.get("measures_gpu", False))
+    shield_reports(job["sweep"]["metric"], own["measures_gpu"])
     target, module = load_target(target_of(job["sweep"], Path(job["root"])))
     if own["task"] == "confirm" and "trainable" in job["sweep"]:
         return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
     if "trainable" in job["sweep"]:
-        return target(config)
+        returned = target(config)
+        # Where it returns its only report Tune has not been told of anything before.
+        return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if own["measures_gpu"] and isinstance(returned, dict) else returned
     return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
 
 
@@ -74,14 +76,15 @@ def shield_reports(metric: str, measures_gpu: bool) -> None:
     `measures_gpu`: the first report says besides what the trial takes of its GPU.
     """
     report = getattr(tune.report, "of_tune", tune.report)  # a worker runs many trials
-    pending = [measures_gpu]
 
     @functools.wraps(report)
     def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        nonlocal measures_gpu
         if isinstance(metrics, dict):
             check_finite(metric, flatten_dict(metrics))
-            if pending.pop() if pending else False:
+            if measures_gpu:
                 metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
+                measures_gpu = False
         return report(metrics, *arguments, **options)
 
     checked.of_tune = report  # type: ignore[attr-defined]
