@@ -174,6 +174,29 @@ def alone(config):
     assert max(at_a_time) == 2  # by its CPUs alone it would be four
 
 
+def test_what_a_users_files_keep_at_their_top_level_is_each_trials_own_though_workers_stay(project: Project) -> None:
+    project.write("helper.py", "import os\nSEED = int(os.environ['RAYSWEEP_SEED'])\nseen = []\n")
+    project.write(
+        "user.py",
+        """
+import os
+import helper
+from helper import SEED
+from ray import tune
+
+def keeps(config):
+    helper.seen.append(SEED)
+    tune.report({"score": 1, "seen": len(helper.seen), "is_own": int(SEED == int(os.environ["RAYSWEEP_SEED"])), "worker": os.getpid()})
+""",
+    )
+    project.configure(sweeps={"s": sweep_of("keeps", num_samples=8)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    reports = [trial.results[0].metrics for trial in project.record("s").trials.values()]
+    assert [(report["seen"], report["is_own"]) for report in reports] == [(1, 1)] * 8
+    assert len({report["worker"] for report in reports}) < 8, "no process for each"
+
+
 def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_made_up_gpu(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,18 +233,29 @@ def test_a_share_that_was_recorded_on_a_made_up_gpu_can_be_set_lower_and_is_noth
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     allocation = {"cpus_per_node": 2, "gpus_per_node": 1}
 
+    project.write(
+        "user.py",
+        TRAINABLES
+        + """
+def returns_late(config):
+    start = time.time()
+    time.sleep(3)
+    return {"score": 1, "start": start, "end": time.time()}  # its only report: it never calls tune.report
+""",
+    )
+
     def succeeds(num_samples: int, gpu: object) -> str:
-        # It returns its only report, and never calls tune.report.
-        space = {"kind": {"choice": ["returns"]}}
         resources = {"trial_resources": {"cpu": 0.5, "gpu": gpu}, "allocation": allocation}
-        project.configure(sweeps={"s": sweep_of("faulty", num_samples=num_samples, search_space=space, **resources)})
+        project.configure(sweeps={"s": sweep_of("returns_late", num_samples=num_samples, **resources)})
         run = project.run("run_sweep", "s")
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stderr
 
     assert "The first trial takes 9999 of 10000 MB of its GPU: up to 1 share one" in succeeds(1, "auto")
     assert project.record("s").gpu_share == 1
-    succeeds(3, 0.5)  # as the user has it, though it was measured otherwise
+    succeeds(3, 0.5)
+    one, other = [trial.results[0].metrics for trial in project.record("s").trials.values()][1:]
+    assert max(one["start"], other["start"]) < min(one["end"], other["end"]), "they share it, as the user has it"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "There is no GPU here: the trials run on the CPU." in succeeds(4, 0.5)
     assert [trial.status for trial in project.record("s").trials.values()] == ["TERMINATED"] * 4
