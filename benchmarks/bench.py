@@ -94,7 +94,11 @@ def row_of(figure: Figure, runs: Runs) -> list[str] | None:
     judged = reference / ours if reference is not None else ours
     met = judged >= figure.goal if figure.at_least else judged <= figure.goal
     sign = "≥" if figure.at_least else "≤"
-    shown = ("" if reference is None else f"{reference:.4g}", f"{ours:.4g}", "" if reference is None else f"{judged:.3g}")
+    shown = (
+        "" if reference is None else f"{reference:.4g}",
+        f"{ours:.4g}",
+        "" if reference is None else f"{judged:.3g}" if judged < 1000 else f"{judged:.0f}",
+    )
     return [figure.name, figure.unit, *shown, f"{sign} {figure.goal:g}", "yes" if met else "no"]
 
 
@@ -107,9 +111,7 @@ def write_tables(runs: Runs, stem: Path) -> None:
         f"# {stem.name}",
         "",
         f"{describe_machine()}; Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".",
-        "Medians; in brackets how many runs of each side. The two sides of a figure ran in turn. No GPU."
-        if not has_gpu()
-        else "Medians; in brackets how many runs of each side. The two sides of a figure ran in turn.",
+        "Medians; in brackets how many runs of each side. The two sides of a figure ran in turn." + ("" if has_gpu() else " No GPU."),
         "",
         "| " + " | ".join(columns) + " |",
         "|---|---|--:|--:|--:|--:|---|",

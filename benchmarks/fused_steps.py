@@ -12,12 +12,13 @@ from raysweep.fused import Company, prepared, seconds_per_row
 from raysweep.sources import find_target, load_target
 from raysweep.training import Trainer
 
+MEMBERS = 10
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="path/to/file.py:Class")
     parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--members", type=int, default=10)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -35,13 +36,13 @@ def main() -> None:
             order_seed=0,
             device=device,
         )
-        for number in range(args.members)
+        for number in range(MEMBERS)
     ]
     company = Company(args.batch_size, share_rows=True)
     found = prepared(company, trainers, images, labels)
     if isinstance(found, str):
         raise SystemExit(f"it cannot be prepared: {found}")
-    print(json.dumps({"microseconds": seconds_per_row(found, trainers, images, labels) / args.members * args.batch_size * 1e6}))
+    print(json.dumps({"microseconds": seconds_per_row(found, trainers, images, labels) / MEMBERS * args.batch_size * 1e6}))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class Bench:
 
     def sweep(self, model: str, fuse: str, **options: Any) -> Measured:
         """Our sweep from the start of its driver to best.yaml, Ray's start and an empty compile cache included."""
-        project = self.project(model=MODELS[model], **{"fuse": fuse, "max_concurrent": None} | options)
+        project = self.project(model=MODELS[model], fuse=fuse, **options)
         took_s = timed(project, "s")
         log = (project.folder / "logs" / "run_sweep-s.log").read_text()
         for line in re.findall(r"s: (trials are trained .*)", log):

@@ -217,6 +217,20 @@ def test_without_convolutions_there_is_nothing_to_unfold() -> None:
     assert unfolded(Company(2, share_rows=True), trainers(Dense), *some_data(19)) is None
 
 
+def assert_they_come_and_go(
+    company: Company, group: list[Trainer], alone: list[Trainer], images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """One leaves, another enters, epochs differ; and after two epochs each is as it is alone."""
+    first, second, third = group
+    company.train_epoch([first, second], [1, 1], images, labels)
+    company.train_epoch([second, third], [2, 1], images, labels)
+    company.train_epoch([third, first], [2, 2], images, labels)
+    for ours, theirs in zip(group, alone, strict=True):
+        for epoch in (1, 2):
+            theirs.train_epoch(images, labels, epoch)
+        assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA graph is made up: what is replayed is the step itself. What is real is how stacks go in and out of the tensors of the capture."""
@@ -231,34 +245,18 @@ def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, monkeypa
     monkeypatch.setattr(fused, "captured", captured)
     monkeypatch.setattr(Company, "captures", lambda self, device: self.prepared_for > 0)
     images, labels = some_data(35)
-    first, second, third = trainers(Dense, optimizer)
-    alone = trainers(Dense, optimizer)
-    company = prepared(Company(2, share_rows=False), [first, second, third], images, labels)
+    group = trainers(Dense, optimizer)
+    company = prepared(Company(2, share_rows=False), group, images, labels)
     assert isinstance(company, Company), company
     before = len(captures)
-    company.train_epoch([first, second], [1, 1], images, labels)
-    company.train_epoch([second, third], [2, 1], images, labels)
-    company.train_epoch([third, first], [2, 2], images, labels)
-    for ours, theirs in zip((first, second, third), alone, strict=True):
-        for epoch in (1, 2):
-            theirs.train_epoch(images, labels, epoch)
-        assert_same(ours, theirs)
+    assert_they_come_and_go(company, group, trainers(Dense, optimizer), images, labels)
     assert len(captures) == before + 1, "one that leaves, and one that enters, need no other"
 
 
 @pytest.mark.parametrize("share_rows", [False, True])
 def test_one_leaves_and_another_enters_and_epochs_differ(share_rows: bool) -> None:
     images, labels = some_data(19)
-    first, second, third = trainers(Dense, "adam")
-    alone = trainers(Dense, "adam")
-    company = Company(2, share_rows)
-    company.train_epoch([first, second], [1, 1], images, labels)
-    company.train_epoch([second, third], [2, 1], images, labels)
-    company.train_epoch([third, first], [2, 2], images, labels)
-    for ours, theirs in zip((first, second, third), alone, strict=True):
-        for epoch in (1, 2):
-            theirs.train_epoch(images, labels, epoch)
-        assert_same(ours, theirs)
+    assert_they_come_and_go(Company(2, share_rows), trainers(Dense, "adam"), trainers(Dense, "adam"), images, labels)
 
 
 def test_what_was_trained_together_is_saved_and_goes_on_alone(tmp_path: Any) -> None:
