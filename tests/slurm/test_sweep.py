@@ -92,11 +92,12 @@ def test_three_nodes_without_gpus_and_what_set_resources_gives_counts(project: S
 
 def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
     (gpus / "hold" / "node3").touch()
-    space = {"x": {"uniform": [0, 1]}, "pause_s": 2}
-    project.sweep(nodes=3, gpus=1, allocation={"min_nodes": 2}, num_samples=15, trial_resources={"cpu": 1, "gpu": 1}, search_space=space)
+    project.sweep("waits", nodes=3, gpus=1, allocation={"min_nodes": 2}, num_samples=3, trial_resources={"cpu": 1, "gpu": 1})
     run = project.start()
-    wait_until(lambda: "Ray is up on 2 of 3 nodes" in project.log() and seen(project) != [], f"two nodes begin: {project.log()}")
+    wait_until(lambda: "Ray is up on 2 of 3 nodes" in project.log() and project.begun() == 2, f"two nodes begin: {project.log()}")
     (gpus / "hold" / "node3").unlink()
+    wait_until(lambda: project.begun() == 3, f"the third trial runs on the third node: {project.log()}")
+    (project.folder / "go").touch()
     assert run.wait(400) == 0
     assert re.search(r"node3 has joined after [\d.]+ s: 3 of 3 nodes", project.log())
     assert {trial["node"] for trial in project.trials("s")} == {"node1", "node2", "node3"}
