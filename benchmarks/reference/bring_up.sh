@@ -2,7 +2,8 @@
 # What the wiki's page does from the start of a job to Ray on all its nodes: an environment with pip on each, a fixed port, and a sleep.
 # $1: Python, $2: folder of wheels, $3: requirements, $4: where the seconds go
 began=$(date +%s.%N)
-export HEAD_NODE RAY_PORT=34567 ENV=/tmp/recipe-env
+# Where a token lies in ~/.ray, `ray start` of Ray 2.60 asks all others for it, who do not look there: the page is older than that.
+export HEAD_NODE RAY_PORT=34567 ENV=/tmp/recipe-env RAY_AUTH_MODE=disabled
 HEAD_NODE=$(hostname)
 srun --overlap -N "$SLURM_NNODES" -n "$SLURM_NNODES" bash -c '
   "$1" -m venv "$ENV" && "$ENV/bin/pip" install --quiet --disable-pip-version-check --no-index --find-links "$2" --requirement "$3"' - "$1" "$2" "$3"
