@@ -2,6 +2,11 @@
 # out: resources/data/<dataset>/: uint8 arrays that trials memory-map, and a manifest
 
 
+def options_of_folder(dataset):
+    """What a config says of a folder of images."""
+    return [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
+
+
 # Staged here, where the network is, once for all trials.
 rule stage_data:
     output:
@@ -17,6 +22,7 @@ rule stage_data:
         checksum=lambda w: config["datasets"][w.dataset]["checksum"],
         validation_fraction=lambda w: config["datasets"][w.dataset]["validation_fraction"],
         seed=lambda w: config["datasets"][w.dataset]["seed"],
+        of_folder=lambda w: options_of_folder(config["datasets"][w.dataset]),
         downloads_dir=Path(config["resources_dir"]) / "downloads",
         output_dir=subpath(output.manifest, parent=True),
     shell:
@@ -26,6 +32,7 @@ rule stage_data:
         " --checksum {params.checksum:q}"
         " --validation-fraction {params.validation_fraction:q}"
         " --seed {params.seed:q}"
+        " {params.of_folder:q}"
         " --downloads-dir {params.downloads_dir:q}"
         " --output-dir {params.output_dir:q}"
         " --log {log:q}"

@@ -20,7 +20,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import report_charts
+from . import report_analysis, report_charts, report_figures
 from .errors import logger
 from .files import written_aside
 from .progress import duration
@@ -167,16 +167,19 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     nodes = list(dict.fromkeys(a.node for a in inputs.attempts))
     hardware = inputs.sweep.sessions[-1]["nodes"]
     cpus, gpus = sum(n["cpus"] for n in hardware), sum(n["gpus"] for n in hardware)
+    cost = report_analysis.cost(inputs)
+    spared = f", {number(cost.hours_spared)} spared by stopping early" if cost.epochs_spared else ""
     return [
         ("Trials", f"{len(trials):,} ({ended})"),
         ("Epochs", f"up to {about['max_epochs']:,} per trial"),
         ("Search", f"{about['search_algorithm']['name']}, scheduler {about['scheduler']['name']}"),
         ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
+        ("Cost", f"{number(cost.hours)} {cost.unit}{spared}"),
         ("Ran on", f"{plural(len(nodes), 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
     ]
 
 
-def _charts(inputs: Inputs) -> dict[str, Any]:
+def charts_of(inputs: Inputs) -> dict[str, Any]:
     """The figures by their place on the page, and what each leaves out."""
     keys = [key for key in inputs.keys if key.varies]
     result: dict[str, Any] = {"specs": {}, "left_out": {}, "hyperparameters": []}
@@ -187,9 +190,20 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
     if keys:
         specs["parallel"] = report_charts.parallel_coordinates(inputs, keys)
         result["num_axes"] = len(keys) + 1
+    ranking = report_analysis.importances(inputs, keys)
+    result["importance"] = bool(ranking)
+    if ranking:
+        specs["importance"] = report_charts.importance(ranking)
+    if len(ranking) > 1:
+        first, second = (one.key for one in ranking[:2])
+        specs["contour"] = report_charts.contour(inputs, keys, first, second)
+        result["contour_of"] = (first.name, second.name)
+    if rungs := report_analysis.rungs(inputs):
+        specs["rungs"] = report_charts.rung_diagram(rungs)
     if curves := report_charts.learning_curves(inputs, keys):
         specs["curves"], result["left_out"]["curves"] = curves
     specs["best_so_far"] = report_charts.best_so_far(inputs, keys)
+    specs["best_by_cost"], specs["running"] = report_charts.best_by_cost(inputs), report_charts.running(inputs)
     specs["timeline"], result["left_out"]["timeline"] = report_charts.timeline(inputs)
     specs["confirmation"] = report_charts.confirmation(inputs)
     result["data"] = report_charts.shared_data(inputs, keys)
@@ -252,11 +266,10 @@ def _json_in_html(value: Any) -> Markup:
     )
 
 
-def render(inputs: Inputs, root: Path) -> str:
-    """The page. `root` is the folder that the workflow runs in; paths on the page start there."""
+def render(inputs: Inputs, charts: dict[str, Any], root: Path) -> str:
+    """The page with these figures. `root` is the folder that the workflow runs in; paths on the page start there."""
     # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
     bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
-    charts = _charts(inputs)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -273,9 +286,11 @@ def render(inputs: Inputs, root: Path) -> str:
         facts=_facts(inputs),
         table=_table(inputs),
         charts=charts,
-        chart_json=_json_in_html({"specs": charts["specs"], "data": charts["data"]}),
+        chart_json=_json_in_html({"config": report_charts.CONFIG, "specs": charts["specs"], "data": charts["data"]}),
         failures=failures(inputs.trials),
         max_trials_named=MAX_TRIALS_NAMED,
+        least_trials=report_analysis.MIN_TRIALS,
+        cost_unit=report_analysis.unit_of_cost(inputs),
         snippet=snippet(inputs, root),
         counts=_counts(inputs),
         tier_names=report_charts.TIERS,
@@ -284,6 +299,7 @@ def render(inputs: Inputs, root: Path) -> str:
         provenance=_provenance(inputs),
         sessions=list(_sessions(inputs)),
         unfinished=inputs.unfinished(),
+        figures=_relative(inputs.model_dir.parent / "figures", root),
         made_with=f"Vega-Lite, bundled by vl-convert {importlib.metadata.version('vl-convert-python')}",
         css=Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8")),
         bundle=Markup(bundle),
@@ -292,9 +308,12 @@ def render(inputs: Inputs, root: Path) -> str:
     )
 
 
-def write_report(inputs: Inputs, path_to_output: Path, root: Path) -> None:
-    """Write the page, whole or not at all."""
-    page = render(inputs, root)
+def write_report(inputs: Inputs, path_to_output: Path, figures_dir: Path, root: Path) -> None:
+    """Write the page, whole or not at all, and the figures as files."""
+    charts = charts_of(inputs)
+    page = render(inputs, charts, root)
     with written_aside(path_to_output) as stream:
         stream.write(page)
+    names = [key.name for key in inputs.keys if key.varies]
+    report_figures.write_figures(figures_dir, charts["specs"], charts["data"], names)
     logger.info("Report: %s (%.1f MB)", path_to_output, len(page.encode()) / 1e6)
