@@ -45,7 +45,7 @@ def finish(checkout: Project, *sweeps: str, dataset: str = "cifar10") -> None:
     assert env is not None
     environment = [f"{env[0]}env.yaml", *(f"{env[0]}ready/{sweep}" for sweep in sweeps)]
     arrays = [f"resources/data/{dataset}/{split}/{kind}.npy" for split in ("train", "validation", "test") for kind in ("images", "labels")]
-    outputs = ("trials.csv", "best.yaml", "model/weights", "config.yaml", "confirmed.yaml", "report.html")
+    outputs = ("trials.csv", "best.yaml", "model/weights", "config.yaml", "confirmed.yaml", "report.html", "figures/key0_lr.svg")
     for path in (
         *environment,
         f"resources/data/{dataset}/manifest.yaml",
@@ -132,7 +132,9 @@ def test_several_sweeps_run_side_by_side_and_share_data_and_environment(checkout
     checkout.write("train.py", TRAINABLE)
     checkout.write_config(config)
     assert jobs(checkout) == [
-        *((rule, f"sweep={sweep}") for rule in ("build_env", "confirm") for sweep in ("lenet", "lenet.adam-2", "own")),
+        *(("build_env", f"sweep={sweep}") for sweep in ("lenet", "lenet.adam-2", "own")),
+        ("compare", ""),
+        *(("confirm", f"sweep={sweep}") for sweep in ("lenet", "lenet.adam-2", "own")),
         ("install_env", ""),
         *((rule, f"sweep={sweep}") for rule in ("report", "run_sweep") for sweep in ("lenet", "lenet.adam-2", "own")),
         ("stage_data", "dataset=cifar10"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raysweep.report import write_report
+from raysweep.report_comparison import read_sweeps, write_comparison
 from raysweep.report_inputs import Inputs, read_inputs
 from recorded import write_outputs, write_record
 
@@ -145,6 +146,26 @@ def test_what_mattered_is_said_from_thirty_trials_up(browser: Any, tmp_path: Pat
     assert len(contour.find_elements(By.CSS_SELECTOR, ".mark-rect path")) > 30
     assert len(contour.find_elements(By.CSS_SELECTOR, ".mark-symbol path")) == 60 + 1
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-rungs .mark-rect path")) >= 2
+    assert complaints(browser) == []
+
+
+def test_the_page_that_compares_sweeps_draws_and_sorts_them(browser: Any, tmp_path: Path) -> None:
+    names = [f"sweep-{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        changes = {"metric": "loss", "mode": "min"} if i == 7 else {}
+        write_outputs(tmp_path, write_record(tmp_path / "state" / name / "record.jsonl", name=name, seed=i, **changes))
+    write_comparison(read_sweeps(names, tmp_path / "results", tmp_path / "state"), tmp_path / "comparison.html")
+    browser.get((tmp_path / "comparison.html").as_uri())
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-confirmed0 .mark-symbol path")) == 7 + 7 * 3
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-cost0 .mark-line path")) == 7
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".chart svg")) == 4
+    number, heading = title(browser, "confirmed mean")
+    heading.find_element(By.TAG_NAME, "button").click()
+    values = [float(text) for text in column(browser, number)]
+    assert values == sorted(values)
+    browser.find_element(By.ID, "filter").send_keys("loss")
+    assert column(browser, 0) == ["sweep-7"]
     assert complaints(browser) == []
 
 

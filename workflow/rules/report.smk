@@ -1,5 +1,5 @@
 # in:  the outputs of a sweep and its record
-# out: results/<sweep>/report.html, a page that needs no network; figures/, the same figures as SVG and their data as CSV
+# out: results/<sweep>/report.html, a page that needs no network; figures/, the same figures as SVG and their data as CSV; results/comparison.html
 
 
 # The page that says which configuration is best, and why one may believe it.
@@ -33,4 +33,29 @@ rule report:
         " --env-manifest {input.env:q}"
         " --output {output.page:q}"
         " --figures-dir {output.figures:q}"
+        " --log {log:q}"
+
+
+# Where the config has several sweeps: one page on which they stand beside each other.
+rule compare:
+    input:
+        best=expand(RESULTS / "{sweep}" / "best.yaml", sweep=SWEEPS),
+        confirmed=expand(RESULTS / "{sweep}" / "confirmed.yaml", sweep=SWEEPS),
+    output:
+        report(RESULTS / "comparison.html", caption="../report/comparison.rst"),
+    log:
+        LOGS / "compare.log",
+    localrule: True
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "compare.py",
+        sweeps=list(SWEEPS),
+        results_dir=RESULTS,
+        state_dir=STATE,
+    shell:
+        "{params.interpreter:q} {params.script:q}"
+        " --sweeps {params.sweeps:q}"
+        " --results-dir {params.results_dir:q}"
+        " --state-dir {params.state_dir:q}"
+        " --output {output:q}"
         " --log {log:q}"

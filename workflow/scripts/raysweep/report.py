@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.metadata
 import json
 import keyword
 import math
 import os
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from pprint import PrettyPrinter
 from typing import Any
-
-import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from . import report_analysis, report_charts, report_figures
 from .errors import logger
@@ -27,10 +19,10 @@ from .progress import duration
 from .record import Trial
 from .report_inputs import Inputs, is_number
 from .report_notes import failures, notes, number, plural, tied
+from .report_page import html_page, when
 from .sources import find_target
 from .space import TRAINING_KEYS, flattened
 
-TEMPLATES_DIR = Path(__file__).parent / "templates"
 MAIN_PACKAGES = ("torch", "ray", "numpy", "optuna", "safetensors")
 MAX_TRIALS_NAMED = 12  # of one cause of failure
 
@@ -117,11 +109,6 @@ def _relative(path: Path, root: Path) -> str:
 
 
 # --- what the page shows ------------------------------------------------------------------------------------------------------------
-
-
-def when(at: str | None) -> str:
-    """An ISO 8601 time in UTC as the page shows it."""
-    return "" if at is None else datetime.fromisoformat(at).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
 def _table(inputs: Inputs) -> dict[str, Any]:
@@ -249,33 +236,13 @@ def _sessions(inputs: Inputs) -> Iterator[dict[str, str]]:
         }
 
 
-def _sha256_source(text: str) -> str:
-    """A script as a Content-Security-Policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json_in_html(value: Any) -> Markup:
-    """JSON that stands in a <script> element and cannot end it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(
-        text.replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("&", "\\u0026")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
-
-
 def render(inputs: Inputs, charts: dict[str, Any], root: Path) -> str:
     """The page with these figures. `root` is the folder that the workflow runs in; paths on the page start there."""
-    # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
-    bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "plural": plural, "when": when, "value": report_charts.text_of}
     python = inputs.env.get("python")
-    return environment.get_template("report.html").render(
+    return html_page(
+        "report.html",
+        charts["specs"],
+        charts["data"],
         inputs=inputs,
         about=inputs.about,
         best=inputs.best,
@@ -286,7 +253,6 @@ def render(inputs: Inputs, charts: dict[str, Any], root: Path) -> str:
         facts=_facts(inputs),
         table=_table(inputs),
         charts=charts,
-        chart_json=_json_in_html({"config": report_charts.CONFIG, "specs": charts["specs"], "data": charts["data"]}),
         failures=failures(inputs.trials),
         max_trials_named=MAX_TRIALS_NAMED,
         least_trials=report_analysis.MIN_TRIALS,
@@ -300,11 +266,6 @@ def render(inputs: Inputs, charts: dict[str, Any], root: Path) -> str:
         sessions=list(_sessions(inputs)),
         unfinished=inputs.unfinished(),
         figures=_relative(inputs.model_dir.parent / "figures", root),
-        made_with=f"Vega-Lite, bundled by vl-convert {importlib.metadata.version('vl-convert-python')}",
-        css=Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8")),
-        bundle=Markup(bundle),
-        code=Markup(code),
-        script_sources=f"{_sha256_source(bundle)} {_sha256_source(code)}",
     )
 
 

@@ -421,7 +421,7 @@ def _thinned(points: list[tuple[int, float]], trial: Trial, inputs: Inputs) -> l
 def best_so_far(inputs: Inputs, keys: list[Key]) -> Spec:
     """Every finished trial's value at the time it ended, and the best until then."""
     unit_s, unit = time_unit(inputs.clock.total_s)
-    steps = [{"end": round(at / unit_s, 4), "value": value} for at, value in _best_until(inputs)]
+    steps = [{"end": round(at / unit_s, 4), "value": value} for at, value in best_until(inputs)]
     x = {"field": "end", "type": "quantitative", "title": f"running time ({unit})", "scale": {"zero": True, "nice": False}}
     y = {"field": "value", "type": "quantitative", "title": inputs.metric, "scale": metric_scale(inputs)}
     return _chart(
@@ -451,7 +451,7 @@ def best_so_far(inputs: Inputs, keys: list[Key]) -> Spec:
 
 def best_by_cost(inputs: Inputs) -> Spec:
     """The best value until then against what the sweep had been given until then."""
-    steps = [{"hours": round(hours_at(inputs, at), 5), "value": value} for at, value in _best_until(inputs)]
+    steps = [{"hours": round(hours_at(inputs, at), 5), "value": value} for at, value in best_until(inputs)]
     return _chart(
         f"Best {inputs.metric} so far against {unit_of_cost(inputs)}",
         220,
@@ -478,7 +478,7 @@ def best_by_cost(inputs: Inputs) -> Spec:
     )
 
 
-def _best_until(inputs: Inputs) -> list[tuple[float, float]]:
+def best_until(inputs: Inputs) -> list[tuple[float, float]]:
     """The best value of trials that had ended, from which second of running time on, to the end of the sweep."""
     steps: list[tuple[float, float]] = []
     for at, value in sorted((inputs.clock.seconds(t.ended), v) for t, v in inputs.ranked if t.ended):
