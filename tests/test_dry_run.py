@@ -51,6 +51,7 @@ def finish(checkout: Project, *sweeps: str, dataset: str = "cifar10") -> None:
         f"resources/data/{dataset}/manifest.yaml",
         *arrays,
         *(f"results/{s}/{name}" for s in sweeps for name in outputs),
+        *(["results/comparison.html"] if len(sweeps) > 1 else []),
     ):
         checkout.write(path, "")
     done = checkout.snakemake("--touch", "--forceall", "--cores", "1")
@@ -246,7 +247,7 @@ def test_another_sweep_leaves_a_finished_one_alone(checkout: Project) -> None:
     config["sweeps"]["third"] = config["sweeps"]["lenet"] | {"seed": 1}
     checkout.write_config(config)
     again = [(rule, f"sweep={sweep}") for rule in ("confirm", "report", "run_sweep") for sweep in ("other", "third")]
-    assert jobs(checkout) == [("build_env", "sweep=third"), *again]
+    assert jobs(checkout) == [("build_env", "sweep=third"), ("compare", ""), *again]
 
 
 def test_another_sweeps_file_leaves_a_finished_one_alone(checkout: Project) -> None:

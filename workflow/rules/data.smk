@@ -2,11 +2,6 @@
 # out: resources/data/<dataset>/: uint8 arrays that trials memory-map, and a manifest
 
 
-def options_of_folder(dataset):
-    """What a config says of a folder of images."""
-    return [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
-
-
 # Staged here, where the network is, once for all trials.
 rule stage_data:
     output:
