@@ -2,13 +2,14 @@
 #   make demo     set up, run the whole workflow on embedded data, print the report's path
 #   make test     set up, check and test everything          make lint    only the checks of the sources
 #   make setup    only the set-up: .venv/bin/snakemake       make watch   follow a sweep [CONFIG=file] [SWEEP=name]
+#   make new-sweep NAME=mine [LIKE=images|tabular|function]    begin a sweep of your own, from an example that runs
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
 #   make bench    measure what the README says, beside what it is compared with [ONLY=words] [ROUNDS=n] [DATA=folder]
 #   make lock     lock the requirements again [UPGRADE=1]    make clean   remove what the set-up and the tests made
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint faults bench lock watch clean env-test
+.PHONY: setup demo new-sweep test lint faults bench lock watch clean env-test
 # The controller's environment must not see another one that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -16,7 +17,7 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-SOURCES := workflow/scripts tests benchmarks
+SOURCES := workflow/scripts tests benchmarks examples
 SNAKEFILES := Snakefile workflow/rules
 
 setup: .venv/.complete
@@ -31,7 +32,7 @@ endif
 	  || { echo 'Error: $(PYTHON) does not run. Name a Python 3.11 or newer: make setup PYTHON=python3.12' >&2; exit 1; }; \
 	case $$version in 3.1[1-9]|3.[2-9]?) ;; *) \
 	  echo "Error: $(PYTHON) is Python $$version. Name a Python 3.11 or newer: make setup PYTHON=python3.12" >&2; exit 1;; esac; \
-	echo "Setting up .venv with Python $$version (110 MB to download) …"; \
+	echo "Setting up .venv with Python $$version (120 MB to download) …"; \
 	rm -rf .venv; \
 	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
 	"$(PYTHON)" -m venv .venv > "$$log" 2>&1 \
@@ -46,6 +47,9 @@ endif
 demo: setup
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/snakemake --cores all --configfile config/demo.yaml
 	@echo "Report: $$PWD/results/demo/demo/report.html"
+
+new-sweep: setup
+	@.venv/bin/python workflow/scripts/new_sweep.py --name "$(NAME)" --like "$(or $(LIKE),images)"
 
 # The tests' environment is built by the workflow's own rule script, which so tests itself; it is fast where nothing has changed.
 env-test: setup
@@ -74,8 +78,8 @@ bench: env-test
 	  $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(DATA),--data-dir "$(DATA)")
 
 lock: setup
-	@for name in controller node dashboard dev; do \
-	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $(ENVS)/$$name.in --output-file $(ENVS)/$$name.txt || exit 1; \
+	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/dev examples/tabular/requirements; do \
+	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $$name.in --output-file $$name.txt || exit 1; \
 	done
 
 watch: setup

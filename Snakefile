@@ -21,8 +21,9 @@ include: "workflow/rules/check.smk"
 report: "workflow/report/workflow.rst"
 
 
-# Everything: the report of each sweep, and all it is made from.
+# Everything: the report of each sweep, all it is made from, and where there are several, the page that compares them.
 rule all:
     default_target: True
     input:
         expand(RESULTS / "{sweep}" / "report.html", sweep=SWEEPS),
+        [RESULTS / "comparison.html"] if len(SWEEPS) > 1 else [],

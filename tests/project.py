@@ -64,8 +64,8 @@ class Project:
 
 
 def copy_to(root: Path) -> Project:
-    for name in ("config", "workflow"):
-        shutil.copytree(CHECKOUT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("config", "workflow", "examples"):
+        shutil.copytree(CHECKOUT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
     shutil.copy(CHECKOUT / "Snakefile", root)
     return Project(root)
 

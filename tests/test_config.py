@@ -69,7 +69,14 @@ def test_defaults_are_filled_in_at_every_level(root: Path) -> None:
     whole = check(root, config())
     assert whole["results_dir"] == "results"
     assert whole["env"]["wheels"] == "download"
-    assert whole["datasets"]["synthetic"] == {"source": "synthetic", "checksum": "upstream", "validation_fraction": 0.1, "seed": 0}
+    assert whole["datasets"]["synthetic"] == {
+        "source": "synthetic",
+        "checksum": "upstream",
+        "validation_fraction": 0.1,
+        "seed": 0,
+        "image_size": None,
+        "test_fraction": None,
+    }
     sweep = whole["sweeps"]["s"]
     assert sweep["mode"] == "max"
     assert sweep["num_samples"] == 1

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cifar_layout
-from raysweep import cifar10, data, synthetic
+from raysweep import cifar10, data, image_folder, synthetic
 from raysweep.errors import ConfigError, WorldError
 from raysweep.files import sha256_of_file
 
@@ -87,35 +88,35 @@ def files_under(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-class TestValidationRows:
+class TestRowsSetAside:
     def test_takes_the_fraction_of_each_class(self) -> None:
         labels = np.repeat(np.arange(10), 100)
-        chosen = data.validation_rows(labels, 0.1, seed=0)
+        chosen = data.rows_set_aside(labels, 0.1, seed=0)
         assert np.bincount(labels[chosen]).tolist() == [10] * 10
 
     @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.29, 1 / 3, 0.5, 0.99])
     def test_the_total_is_right_and_no_class_is_off_by_more_than_one(self, fraction: float) -> None:
         labels = np.repeat(np.arange(7), [1, 2, 3, 50, 51, 52, 100])
-        chosen = data.validation_rows(labels, fraction, seed=3)
+        chosen = data.rows_set_aside(labels, fraction, seed=3)
         assert chosen.sum() == round(len(labels) * fraction)
         assert np.all(np.abs(np.bincount(labels[chosen], minlength=7) - np.bincount(labels) * fraction) < 1)
 
     def test_the_largest_remainders_are_rounded_up(self) -> None:
         labels = np.repeat(np.arange(3), [12, 18, 10])  # 1.2, 1.8 and 1.0 of 4
-        assert np.bincount(labels[data.validation_rows(labels, 0.1, seed=0)]).tolist() == [1, 2, 1]
+        assert np.bincount(labels[data.rows_set_aside(labels, 0.1, seed=0)]).tolist() == [1, 2, 1]
 
     def test_is_a_function_of_the_seed(self) -> None:
         labels = np.arange(1000) % 10
-        first, again, other = (data.validation_rows(labels, 0.1, seed) for seed in (0, 0, 1))
+        first, again, other = (data.rows_set_aside(labels, 0.1, seed) for seed in (0, 0, 1))
         np.testing.assert_array_equal(first, again)
         assert (first != other).any()
 
     def test_chooses_the_same_rows_with_every_version_of_numpy(self) -> None:
-        chosen = np.flatnonzero(data.validation_rows(np.arange(40) % 2, 0.25, seed=0))
+        chosen = np.flatnonzero(data.rows_set_aside(np.arange(40) % 2, 0.25, seed=0))
         assert chosen.tolist() == [2, 3, 11, 13, 15, 18, 20, 21, 32, 36]
 
     def test_does_not_follow_the_order_of_the_rows(self) -> None:
-        chosen = np.flatnonzero(data.validation_rows(np.zeros(10_000, np.int64), 0.5, seed=0))
+        chosen = np.flatnonzero(data.rows_set_aside(np.zeros(10_000, np.int64), 0.5, seed=0))
         assert 4_800 < chosen.mean() < 5_200
 
 
@@ -188,7 +189,7 @@ def test_synthetic_data_is_called_so(tmp_path: Path) -> None:
         ({"checksum": "sha256:" + "g" * 64}, "is not allowed"),
         ({"checksum": ""}, "checksum: '' is not allowed"),
         ({"source": "synthetic", "checksum": "md5:" + "0" * 32}, "is for a file, but `source: synthetic` has none"),
-        ({"source": "/no/such/file.tar.gz"}, "source: '/no/such/file.tar.gz' does not exist. Allowed: download, synthetic, or the path"),
+        ({"source": "/no/such/file.tar.gz"}, "source: '/no/such/file.tar.gz' does not exist. Allowed: download, synthetic, the path"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_line_that_names_the_key(
@@ -346,3 +347,101 @@ class TestLoadSplit:
     def test_an_unknown_split_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no split is called 'val': there are train, validation, test"):
             data.load_split(tmp_path, "val")
+
+
+def draw(folder: Path, classes: dict[str, int], side: tuple[int, int] = (40, 60), **options: Any) -> Path:
+    """Images of one colour a class, `classes` says how many of each."""
+    for number, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", side, (10 + 60 * number, i, 200)).save(folder / name / f"{i:03d}.png", **options)
+    return folder
+
+
+class TestFolderOfImages:
+    def test_with_a_folder_test_all_of_train_is_split_into_training_and_validation(self, tmp_path: Path) -> None:
+        draw(tmp_path / "own/train", {"cat": 10, "dog": 20})
+        draw(tmp_path / "own/test", {"cat": 2, "dog": 3})
+        manifest = stage(tmp_path, tmp_path / "own", checksum="upstream", image_size=16)
+        assert manifest["splits"] == {"train": 27, "validation": 3, "test": 5}
+        assert manifest["classes"] == ["cat", "dog"]
+        assert (manifest["image_shape"], manifest["synthetic"], manifest["checksum"]) == ([3, 16, 16], False, None)
+        images, labels = data.load_split(tmp_path / "data", "test")
+        assert labels.tolist() == [0, 0, 1, 1, 1]
+        assert images[:, :, 8, 8].tolist() == [[10, 0, 200], [10, 1, 200], [70, 0, 200], [70, 1, 200], [70, 2, 200]]
+
+    def test_without_one_a_part_of_each_class_is_set_aside_and_no_image_is_in_two_splits(self, tmp_path: Path) -> None:
+        draw(tmp_path / "own", {"cat": 20, "dog": 40, "emu": 60})
+        manifest = stage(tmp_path, tmp_path / "own", test_fraction=0.25)
+        assert (manifest["splits"], manifest["test_fraction"]) == ({"train": 81, "validation": 9, "test": 30}, 0.25)
+        found = []
+        for split in data.SPLITS:
+            images, labels = data.load_split(tmp_path / "data", split)
+            assert images.shape[1:] == (3, 32, 32)
+            found += [(int(label), int(image[1, 0, 0])) for image, label in zip(images, labels, strict=True)]
+        assert sorted(found) == [(label, i) for label, count in enumerate((20, 40, 60)) for i in range(count)]
+        assert np.bincount(data.load_split(tmp_path / "data", "test")[1]).tolist() == [5, 10, 15]
+
+    def test_an_image_is_scaled_and_cropped_around_its_centre_upright_and_in_colour(self, tmp_path: Path) -> None:
+        wide = np.zeros((10, 30), np.uint8)
+        wide[:, 10:20] = 250
+        (tmp_path / "own/a").mkdir(parents=True)
+        (tmp_path / "own/b").mkdir()
+        Image.fromarray(wide).save(tmp_path / "own/a/grey.png")
+        Image.fromarray(wide).convert("P").save(tmp_path / "own/a/palette.gif")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        Image.fromarray(wide.T).save(tmp_path / "own/b/turned.PNG", exif=exif)
+        Image.new("RGBA", (10, 10), (1, 2, 3, 128)).save(tmp_path / "own/b/clear.png")
+        parts, _ = image_folder.read(tmp_path / "own", 10)
+        images, labels = parts["train"]
+        assert labels.tolist() == [0, 0, 1, 1]
+        assert [images[row].min() for row in (0, 1, 3)] == [250, 250, 250]  # the black sides are cropped
+        assert images[2, :, 0, 0].tolist() == [1, 2, 3]
+
+    def test_the_same_images_have_the_same_identity_wherever_they_lie(self, tmp_path: Path) -> None:
+        found = [stage(tmp_path, draw(tmp_path / name, {"a": 5, "b": 5}))["data_sha256"] for name in ("x", "y")]
+        assert found[0] == found[1]
+
+    def test_what_is_no_image_by_its_name_is_passed_over_and_named(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        draw(tmp_path / "own", {"a": 5, "b": 5})
+        for name in ("notes.txt", ".hidden"):
+            (tmp_path / "own/a" / name).touch()
+        (tmp_path / "own/.git").mkdir()
+        with caplog.at_level("INFO", "raysweep"):
+            assert sum(stage(tmp_path, tmp_path / "own")["splits"].values()) == 10
+        assert "own: 1 files are no images by their names, and are passed over" in caplog.text
+
+    def test_what_is_not_laid_out_so_is_one_line(self, tmp_path: Path) -> None:
+        own = draw(tmp_path / "own", {"a": 5})
+        with pytest.raises(
+            WorldError, match=r"own: has 1 folders of images; there have to be two classes or more\. A folder of images has"
+        ):
+            stage(tmp_path, own)
+        (own / "b").mkdir()
+        with pytest.raises(WorldError, match=r"b: holds no image, such as a \.png or \.jpg\."):
+            stage(tmp_path, own)
+        (own / "b/torn.png").write_bytes((own / "a/000.png").read_bytes()[:60])
+        with pytest.raises(WorldError, match=r"b/torn\.png: cannot be read as an image \(.+\)\. Mend it, or take it away\."):
+            stage(tmp_path, own)
+        assert not (tmp_path / "data").exists()
+        draw(tmp_path / "other/test", {"a": 1, "b": 1})
+        with pytest.raises(WorldError, match=r"other: has a folder `test`, but no `train`"):
+            stage(tmp_path, tmp_path / "other")
+        draw(tmp_path / "other/train", {"a": 1, "c": 1})
+        with pytest.raises(WorldError, match=r"only one of them has b, c\."):
+            stage(tmp_path, tmp_path / "other")
+
+    def test_its_keys_are_refused_where_they_mean_nothing(self, tmp_path: Path, archive: Path) -> None:
+        with pytest.raises(ConfigError, match=r"datasets\.cifar10\.image_size: 16 is for a folder of images, which .* is not"):
+            stage(tmp_path, archive, image_size=16)
+        with pytest.raises(ConfigError, match=r"datasets\.cifar10\.test_fraction: 0\.5 is for a folder of images"):
+            stage(tmp_path, "synthetic", test_fraction=0.5)
+        draw(tmp_path / "own/train", {"a": 5, "b": 5})
+        draw(tmp_path / "own/test", {"a": 5, "b": 5})
+        with pytest.raises(ConfigError, match=r"test_fraction: 0\.5 is for a folder without a folder `test`"):
+            stage(tmp_path, tmp_path / "own", test_fraction=0.5)
+        with pytest.raises(ConfigError, match=r"checksum: 'md5:.*' is for an archive, but .* is a folder"):
+            stage(tmp_path, tmp_path / "own", checksum="md5:" + "0" * 32)
+        with pytest.raises(ConfigError, match=r"datasets\.cifar10\.test_fraction: 0\.01 of 10 images leaves test without any"):
+            stage(tmp_path, draw(tmp_path / "few", {"a": 5, "b": 5}), test_fraction=0.01)

@@ -45,12 +45,13 @@ def finish(checkout: Project, *sweeps: str, dataset: str = "cifar10") -> None:
     assert env is not None
     environment = [f"{env[0]}env.yaml", *(f"{env[0]}ready/{sweep}" for sweep in sweeps)]
     arrays = [f"resources/data/{dataset}/{split}/{kind}.npy" for split in ("train", "validation", "test") for kind in ("images", "labels")]
-    outputs = ("trials.csv", "best.yaml", "model/weights", "config.yaml", "confirmed.yaml", "report.html")
+    outputs = ("trials.csv", "best.yaml", "model/weights", "config.yaml", "confirmed.yaml", "report.html", "figures/key0_lr.svg")
     for path in (
         *environment,
         f"resources/data/{dataset}/manifest.yaml",
         *arrays,
         *(f"results/{s}/{name}" for s in sweeps for name in outputs),
+        *(["results/comparison.html"] if len(sweeps) > 1 else []),
     ):
         checkout.write(path, "")
     done = checkout.snakemake("--touch", "--forceall", "--cores", "1")
@@ -132,7 +133,9 @@ def test_several_sweeps_run_side_by_side_and_share_data_and_environment(checkout
     checkout.write("train.py", TRAINABLE)
     checkout.write_config(config)
     assert jobs(checkout) == [
-        *((rule, f"sweep={sweep}") for rule in ("build_env", "confirm") for sweep in ("lenet", "lenet.adam-2", "own")),
+        *(("build_env", f"sweep={sweep}") for sweep in ("lenet", "lenet.adam-2", "own")),
+        ("compare", ""),
+        *(("confirm", f"sweep={sweep}") for sweep in ("lenet", "lenet.adam-2", "own")),
         ("install_env", ""),
         *((rule, f"sweep={sweep}") for rule in ("report", "run_sweep") for sweep in ("lenet", "lenet.adam-2", "own")),
         ("stage_data", "dataset=cifar10"),
@@ -244,7 +247,7 @@ def test_another_sweep_leaves_a_finished_one_alone(checkout: Project) -> None:
     config["sweeps"]["third"] = config["sweeps"]["lenet"] | {"seed": 1}
     checkout.write_config(config)
     again = [(rule, f"sweep={sweep}") for rule in ("confirm", "report", "run_sweep") for sweep in ("other", "third")]
-    assert jobs(checkout) == [("build_env", "sweep=third"), *again]
+    assert jobs(checkout) == [("build_env", "sweep=third"), ("compare", ""), *again]
 
 
 def test_another_sweeps_file_leaves_a_finished_one_alone(checkout: Project) -> None:

@@ -172,7 +172,7 @@ def test_what_a_changed_key_runs_again(project: Project, change: dict[str, Any],
     if not runs:
         assert "Nothing to be done" in said
     stats = {line.split()[0]: int(line.split()[1]) for line in said.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit()}
-    later = {"run_sweep": ["run_sweep", "confirm", "report", "all"], "confirm": ["confirm", "report", "all"]}
+    later = {"run_sweep": ["run_sweep", "confirm", "report", "compare", "all"], "confirm": ["confirm", "report", "compare", "all"]}
     expected = dict.fromkeys(later[runs[0]], 1) if runs else {}
     assert {rule: count for rule, count in stats.items() if rule != "total"} == expected
 

@@ -18,10 +18,10 @@ import pytest
 from raysweep.errors import RaysweepError
 from raysweep.files import read_yaml, write_yaml
 from raysweep.record import Record, read_sweep
-from raysweep.report import render, snippet, write_report
+from raysweep.report import charts_of, render, snippet, write_report
 from raysweep.report_charts import MAX_CURVES, MAX_POINTS, shared_data
-from raysweep.report_inputs import Clock, Inputs, Key, read_inputs
-from raysweep.report_notes import Note, failures, notes, number, position_in_range, tied
+from raysweep.report_inputs import Clock, Inputs, Key, position_in_range, read_inputs
+from raysweep.report_notes import Note, failures, notes, number, tied
 from raysweep.space import Numeric
 from recorded import header, write_outputs, write_record
 
@@ -32,6 +32,10 @@ def made(folder: Path, outputs: dict[str, Any] | None = None, **sweep: Any) -> I
     """A made-up sweep as the report reads it."""
     path = folder / "state" / "lenet" / "record.jsonl"
     return read_inputs(path, **write_outputs(folder, write_record(path, **sweep), **(outputs or {})))
+
+
+def page_of(inputs: Inputs, root: Path = ROOT) -> str:
+    return render(inputs, charts_of(inputs), root)
 
 
 def note(inputs: Inputs, start: str) -> Note:
@@ -204,7 +208,7 @@ def test_failures_are_grouped_by_cause_whatever_the_numbers_in_it(tmp_path: Path
 def test_an_unfinished_sweep_is_called_so(tmp_path: Path) -> None:
     inputs = made(tmp_path, running=2, outcome="incomplete")
     assert "2 of 20 planned trials" in note(inputs, "The sweep is not finished").text
-    assert "Not finished." in render(inputs, ROOT)
+    assert "Not finished." in page_of(inputs)
 
 
 def test_interruptions_are_told_and_their_gaps_left_out_of_the_time(tmp_path: Path) -> None:
@@ -291,7 +295,7 @@ def test_many_long_curves_are_thinned_out_and_it_is_said(tmp_path: Path) -> None
     assert winner[0][0] == 1
     assert winner[-1][0] == MAX_POINTS + 20
     assert max(v for _, v in winner) == inputs.best["metric"]["value"]
-    page = render(inputs, ROOT)
+    page = page_of(inputs)
     assert f"{MAX_CURVES} of {MAX_CURVES + 50} curves are drawn" in page
     assert f"at most {MAX_POINTS} epochs are drawn" in page
 
@@ -327,7 +331,7 @@ def test_nothing_of_the_users_becomes_markup(tmp_path: Path) -> None:
     )
     write_yaml(tmp_path / "config.yaml", {"x": HOSTILE})
     inputs.config_text = (tmp_path / "config.yaml").read_text()
-    page = render(inputs, ROOT)
+    page = page_of(inputs)
     assert page.count("<script") == 3  # data, bundle, code
     assert page.count("</script") == 3
     assert "<img" not in page.replace(inputs.config_text, "").split("<script")[0]
@@ -337,7 +341,7 @@ def test_nothing_of_the_users_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_the_policy_names_the_scripts_and_allows_nothing_else(tmp_path: Path) -> None:
-    page = render(made(tmp_path), ROOT)
+    page = page_of(made(tmp_path))
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1])  # type: ignore[index]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
@@ -379,7 +383,7 @@ def test_the_page_of_a_thousand_trials_is_below_three_megabytes(tmp_path: Path) 
 )
 def test_a_page_comes_of_every_kind_of_sweep(tmp_path: Path, sweep: dict[str, Any], outputs: dict[str, Any]) -> None:
     inputs = made(tmp_path, outputs, **sweep)
-    page = render(inputs, ROOT)
+    page = page_of(inputs)
     figures = json.loads(html.unescape(re.search(r'id="figures">(.*?)</script>', page)[1]))  # type: ignore[index]
     assert len(figures["data"]["trials"]["trial"]) == len(inputs.trials)
     assert number(inputs.best["metric"]["value"]) in page
@@ -389,7 +393,7 @@ def test_a_page_comes_of_every_kind_of_sweep(tmp_path: Path, sweep: dict[str, An
 
 
 def test_synthetic_data_is_said_above_the_result(tmp_path: Path) -> None:
-    page = render(made(tmp_path, {"synthetic": True}), ROOT)
+    page = page_of(made(tmp_path, {"synthetic": True}))
     assert page.index("Synthetic data.") < page.index("Best configuration")
 
 
@@ -410,7 +414,14 @@ def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path
     command = [sys.executable, str(ROOT / "workflow/scripts/report.py"), "--sweep", "lenet", "--record", str(record)]
     for option in ("best", "confirmed", "config", "data-manifest", "env-manifest"):
         command += [f"--{option}", str(outputs[f"path_to_{option.replace('-', '_')}"])]
-    command += ["--output", str(tmp_path / "report.html"), "--log", str(tmp_path / "report.log")]
+    command += [
+        "--figures-dir",
+        str(tmp_path / "figures"),
+        "--output",
+        str(tmp_path / "report.html"),
+        "--log",
+        str(tmp_path / "report.log"),
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "report.html" in (tmp_path / "report.log").read_text()
@@ -478,7 +489,7 @@ def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
     assert done.returncode == 0, done.stderr
     expected = layers(torch.from_numpy(images[:8]).float() / 127.5 - 1).argmax(dim=1)
     assert done.stdout.split() == [inputs.data["classes"][i] for i in expected]  # type: ignore[index]
-    assert f">{html.escape('import sys')}" in render(inputs, tmp_path)
+    assert f">{html.escape('import sys')}" in page_of(inputs, tmp_path)
 
 
 def test_the_snippet_for_the_bundled_model_imports_it_from_the_workflow(tmp_path: Path) -> None:
@@ -504,11 +515,11 @@ def test_numbers_without_a_literal_stand_in_the_snippet_as_python(tmp_path: Path
     known: dict[str, Any] = {}
     exec(snippet(inputs, tmp_path), known)
     assert repr(known["config"]) == repr({"a": math.inf, "b": {"c": -math.inf}, "d": [1, math.nan], "e": "inf"})
-    assert f">{html.escape('from pathlib')}" in render(inputs, tmp_path)
+    assert f">{html.escape('from pathlib')}" in page_of(inputs, tmp_path)
 
 
 def test_a_trainable_without_checkpoints_is_said_to_leave_no_model(tmp_path: Path) -> None:
     inputs = made(tmp_path, {"on": "validation"}, dataset=None, model=None, optimizer=None, loss=None, trainable="train.py:train")
-    assert "checkpoint after epoch 1" in render(inputs, tmp_path)
+    assert "checkpoint after epoch 1" in page_of(inputs, tmp_path)
     inputs.best["model_epoch"] = None
-    assert "saved no checkpoint" in render(inputs, tmp_path)
+    assert "saved no checkpoint" in page_of(inputs, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raysweep.report import write_report
+from raysweep.report_comparison import read_sweeps, write_comparison
 from raysweep.report_inputs import Inputs, read_inputs
 from recorded import write_outputs, write_record
 
@@ -46,7 +47,7 @@ def opened(browser: Any, folder: Path, outputs: dict[str, Any] | None = None, *,
     """Write the report of a made-up sweep and open it as a file, at that width in pixels; returns when its figures are drawn."""
     record = folder / "record.jsonl"
     inputs = read_inputs(record, **write_outputs(folder, write_record(record, **sweep), **(outputs or {})))
-    write_report(inputs, folder / "report.html", ROOT)
+    write_report(inputs, folder / "report.html", folder / "figures", ROOT)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
     browser.get_log("performance")
     browser.get((folder / "report.html").as_uri())
@@ -97,6 +98,12 @@ RICH: dict[str, Any] = {
         ({"mode": "min", "metric": "val.loss[0]", "max_epochs": 3}, {"on": "validation"}),
         ({"search_space": {"act": {"choice": ["relu", "tanh", None]}}}, {}),
         ({"search_space": {}}, {}),
+        (RICH | {"num_trials": 45}, {}),
+        ({"num_trials": 40, "constant": 0.5}, {}),
+        (
+            {"num_trials": 40, "mode": "min", "search_space": {"act": {"choice": ["relu", "tanh", None]}, "n": {"choice": [[1], [2, 3]]}}},
+            {},
+        ),
     ],
 )
 def test_every_figure_is_drawn_without_a_word_from_the_browser(
@@ -123,6 +130,43 @@ def test_the_figures_show_every_trial(browser: Any, tmp_path: Path) -> None:
     texts = browser.find_element(By.ID, "chart-parallel").text
     assert "net/width" in texts
     assert 'a.b[0] "quoted"' in browser.find_element(By.ID, "chart-key3").text
+
+
+def test_what_mattered_is_said_from_thirty_trials_up(browser: Any, tmp_path: Path) -> None:
+    space = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4]}, "other": {"uniform": [0, 1]}}
+    sweep = {"max_epochs": 4, "scheduler": {"name": "asha"}, "search_space": space}
+    opened(browser, tmp_path / "few", num_trials=29, **sweep)
+    assert "29 trials with a value are too few to say; from 30 on it is drawn here" in browser.find_element(By.ID, "keys").text
+    assert browser.find_elements(By.ID, "chart-importance") == []
+    opened(browser, tmp_path / "many", num_trials=60, **sweep)
+    labels = [text.text for text in browser.find_elements(By.CSS_SELECTOR, "#chart-importance .role-axis-label text")]
+    assert labels.index("lr") < min(labels.index("other"), labels.index("batch_size"))
+    contour = browser.find_element(By.ID, "chart-contour")
+    assert "lr (log scale)" in contour.text
+    assert len(contour.find_elements(By.CSS_SELECTOR, ".mark-rect path")) > 30
+    assert len(contour.find_elements(By.CSS_SELECTOR, ".mark-symbol path")) == 60 + 1
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-rungs .mark-rect path")) >= 2
+    assert complaints(browser) == []
+
+
+def test_the_page_that_compares_sweeps_draws_and_sorts_them(browser: Any, tmp_path: Path) -> None:
+    names = [f"sweep-{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        changes = {"metric": "loss", "mode": "min"} if i == 7 else {}
+        write_outputs(tmp_path, write_record(tmp_path / "state" / name / "record.jsonl", name=name, seed=i, **changes))
+    write_comparison(read_sweeps(names, tmp_path / "results", tmp_path / "state"), tmp_path / "comparison.html")
+    browser.get((tmp_path / "comparison.html").as_uri())
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-confirmed0 .mark-symbol path")) == 7 + 7 * 3
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-cost0 .mark-line path")) == 7
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".chart svg")) == 4
+    number, heading = title(browser, "confirmed mean")
+    heading.find_element(By.TAG_NAME, "button").click()
+    values = [float(text) for text in column(browser, number)]
+    assert values == sorted(values)
+    browser.find_element(By.ID, "filter").send_keys("loss")
+    assert column(browser, 0) == ["sweep-7"]
+    assert complaints(browser) == []
 
 
 def test_a_users_text_is_shown_and_never_run(browser: Any, tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def staged(sweep, *splits):
     return [DATA / dataset / "manifest.yaml", *arrays]
 
 
+def options_of_folder(dataset):
+    """What a config says of a folder of images."""
+    return [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
+
+
 def only_on_slurm(wildcards):
     """Nothing; ends Snakemake where there is no cluster to look at."""
     if not (workflow.non_local_exec or workflow.remote_exec or workflow.dryrun):

@@ -1,5 +1,5 @@
 # in:  the outputs of a sweep and its record
-# out: results/<sweep>/report.html, a page that needs no network
+# out: results/<sweep>/report.html, a page that needs no network; figures/, the same figures as SVG and their data as CSV; results/comparison.html
 
 
 # The page that says which configuration is best, and why one may believe it.
@@ -12,7 +12,8 @@ rule report:
         data=lambda w: staged(w.sweep),
         env=ENV / "env.yaml",
     output:
-        report(RESULTS / "{sweep}" / "report.html", category="{sweep}", caption="../report/report.rst"),
+        page=report(RESULTS / "{sweep}" / "report.html", category="{sweep}", caption="../report/report.rst"),
+        figures=directory(RESULTS / "{sweep}" / "figures"),
     log:
         LOGS / "report" / "{sweep}.log",
     localrule: True
@@ -30,5 +31,31 @@ rule report:
         " --config {input.config:q}"
         " {params.data_manifest:q}"
         " --env-manifest {input.env:q}"
+        " --output {output.page:q}"
+        " --figures-dir {output.figures:q}"
+        " --log {log:q}"
+
+
+# Where the config has several sweeps: one page on which they stand beside each other.
+rule compare:
+    input:
+        best=expand(RESULTS / "{sweep}" / "best.yaml", sweep=SWEEPS),
+        confirmed=expand(RESULTS / "{sweep}" / "confirmed.yaml", sweep=SWEEPS),
+    output:
+        report(RESULTS / "comparison.html", caption="../report/comparison.rst"),
+    log:
+        LOGS / "compare.log",
+    localrule: True
+    params:
+        interpreter=PYTHON,
+        script=SCRIPTS / "compare.py",
+        sweeps=list(SWEEPS),
+        results_dir=RESULTS,
+        state_dir=STATE,
+    shell:
+        "{params.interpreter:q} {params.script:q}"
+        " --sweeps {params.sweeps:q}"
+        " --results-dir {params.results_dir:q}"
+        " --state-dir {params.state_dir:q}"
         " --output {output:q}"
         " --log {log:q}"

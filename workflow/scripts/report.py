@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--data-manifest", type=Path, help="manifest.yaml of the data; left out where the trainable brings its own")
     parser.add_argument("--env-manifest", required=True, type=Path, help="env.yaml of the node environment")
     parser.add_argument("--output", required=True, type=Path, help="the page to write")
+    parser.add_argument("--figures-dir", required=True, type=Path, help="folder of the figures as files")
     parser.add_argument("--log", type=Path, help="log of the rule")
     arguments = parser.parse_args()
     set_up_logging(arguments.log)
@@ -32,7 +33,7 @@ def main() -> None:
         path_to_env_manifest=arguments.env_manifest,
         path_to_data_manifest=arguments.data_manifest,
     )
-    write_report(inputs, arguments.output, Path.cwd())
+    write_report(inputs, arguments.output, arguments.figures_dir, Path.cwd())
 
 
 if __name__ == "__main__":

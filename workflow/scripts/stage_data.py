@@ -12,12 +12,18 @@ from raysweep.errors import run_entry_point, set_up_logging
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the data set's name in the config")
-    parser.add_argument("--source", required=True, help="download, synthetic, or the path of CIFAR-10's .tar.gz or extracted folder")
+    parser.add_argument(
+        "--source", required=True, help="download, synthetic, or the path of CIFAR-10's .tar.gz or folder, or of a folder of images"
+    )
     parser.add_argument("--checksum", required=True, help="upstream, none, md5:… or sha256:…")
     parser.add_argument(
         "--validation-fraction", required=True, type=float, help="part of the training set to compare trials on, between 0 and 1"
     )
     parser.add_argument("--seed", required=True, type=int, help="seed of that split")
+    parser.add_argument("--image-size", type=int, help="pixels along a side to which a folder's images are brought")
+    parser.add_argument(
+        "--test-fraction", type=float, help="part of a folder's images set aside for the test, where it has no folder `test`"
+    )
     parser.add_argument("--downloads-dir", required=True, type=Path, help="where downloaded archives are kept")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--log", type=Path)

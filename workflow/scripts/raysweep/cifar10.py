@@ -129,6 +129,11 @@ def _read_classes(data: bytes, where: str) -> list[str]:
     return [_text(name) for name in names]
 
 
+def is_its_folder(folder: Path) -> bool:
+    """Whether the folder is the extracted one, as far as can be seen from the names in it, or the folder around it."""
+    return (folder / FOLDER).is_dir() or any((folder / name).exists() for name in FILE_MD5)
+
+
 def files_of_folder(folder: Path, verify: bool = False) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file in the extracted folder, which may also be the folder around it.
 

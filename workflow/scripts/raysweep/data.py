@@ -1,10 +1,10 @@
 """Data sets as trials see them: arrays that are memory-mapped, and a manifest that says what they are and exists only when they are complete.
 
-    <data_dir>/{train,validation,test}/images.npy     uint8 [n, 3, 32, 32]
+    <data_dir>/{train,validation,test}/images.npy     uint8 [n, 3, height, width]
     <data_dir>/{train,validation,test}/labels.npy     int64 [n]
     <data_dir>/manifest.yaml
 
-The validation split is taken from the published training set; both keep its order.
+The validation split is taken from the training set; both keep its order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import cifar10, synthetic
+from . import cifar10, image_folder, synthetic
 from .errors import ConfigError, WorldError
 from .files import read_yaml, sha256_of_file, write_yaml, written_aside
 
@@ -31,6 +31,8 @@ logger = logging.getLogger("raysweep")
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.yaml"
+IMAGE_SIZE, TEST_FRACTION = 32, 0.2  # of a folder of images, where the config does not say
+OF_TEST = 2**64  # added to the seed by which a test set is drawn: another draw than that of the validation split
 DIGEST_LENGTHS = {"md5": 32, "sha256": 64}  # hexadecimal digits
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images, labels
@@ -58,7 +60,7 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
 
 
 def load_split(data_dir: Path, split: str) -> Arrays:
-    """Images, uint8 [n, 3, 32, 32], and labels, int64 [n], of "train", "validation" or "test".
+    """Images, uint8 [n, 3, height, width], and labels, int64 [n], of "train", "validation" or "test".
 
     They are memory-mapped, so all trials of a node share one copy; copy-on-write, because torch.from_numpy wants arrays that can be written to.
     """
@@ -78,29 +80,38 @@ def stage(
     seed: int,
     downloads_dir: Path,
     output_dir: Path,
+    image_size: int | None = None,
+    test_fraction: float | None = None,
     address: str = cifar10.ADDRESS,
 ) -> dict[str, Any]:
-    """Bring the data set from `source` (download, synthetic or a path) to `output_dir`, and return its manifest."""
+    """Bring the data set from `source` (download, synthetic or a path) to `output_dir`, and return its manifest. `image_size`, in pixels, and
+    `test_fraction` are for a folder of images."""
     key = f"datasets.{name}"
-    if not 0 < validation_fraction < 1:
-        raise ConfigError(
-            f"{key}.validation_fraction: {validation_fraction} is not allowed: it has to lie between 0 and 1, for instance 0.1."
-        )
+    for fraction_key, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if fraction is not None and not 0 < fraction < 1:
+            raise ConfigError(f"{key}.{fraction_key}: {fraction} is not allowed: it has to lie between 0 and 1, for instance 0.1.")
     if seed < 0:
         raise ConfigError(f"{key}.seed: {seed} is not allowed: it has to be 0 or more.")
-    parts, facts = _get(key, source, checksum, downloads_dir, address)
+    if is_image_folder(source):
+        parts, facts = _get_image_folder(key, source, checksum, image_size or IMAGE_SIZE)
+        if "test" not in parts:
+            fraction = test_fraction or TEST_FRACTION
+            parts["train"], parts["test"] = _divided(*parts["train"], fraction, OF_TEST + seed, f"{key}.test_fraction", ("train", "test"))
+            facts["test_fraction"] = fraction
+        elif test_fraction is not None:
+            raise ConfigError(
+                f"{key}.test_fraction: {test_fraction} is for a folder without a folder `test`, which {source!r} has. Leave it out."
+            )
+    else:
+        for other, value in (("image_size", image_size), ("test_fraction", test_fraction)):
+            if value is not None:
+                raise ConfigError(f"{key}.{other}: {value} is for a folder of images, which {source!r} is not. Leave it out.")
+        parts, facts = _get(key, source, checksum, downloads_dir, address)
 
-    images, labels = parts["train"]
-    validation = validation_rows(labels, validation_fraction, seed)
-    if not 0 < validation.sum() < len(labels):
-        raise ConfigError(
-            f"{key}.validation_fraction: {validation_fraction} of {len(labels)} images leaves {'validation' if not validation.any() else 'train'} without any."
-        )
-    splits = {
-        "train": (images[~validation], labels[~validation]),
-        "validation": (images[validation], labels[validation]),
-        "test": parts["test"],
-    }
+    where = f"{key}.validation_fraction"
+    train, validation = _divided(*parts["train"], validation_fraction, seed, where, ("train", "validation"))
+    splits = {"train": train, "validation": validation, "test": parts["test"]}
+    images = train[0]
     with _all_or_nothing(output_dir):
         files = _write(splits, output_dir)
         manifest = {
@@ -120,8 +131,22 @@ def stage(
     return manifest
 
 
-def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which rows are set aside for validation, bool [n]: `fraction` of all, rounded, and of each class as near to it as that total allows.
+def is_image_folder(source: str) -> bool:
+    """Whether that is a folder, and not one of CIFAR-10's files."""
+    path = Path(source).expanduser()
+    return source not in ("download", "synthetic") and path.is_dir() and not cifar10.is_its_folder(path)
+
+
+def _divided(images: np.ndarray, labels: np.ndarray, fraction: float, seed: int, key: str, names: tuple[str, str]) -> tuple[Arrays, Arrays]:
+    """What remains, and what is set aside."""
+    aside = rows_set_aside(labels, fraction, seed)
+    if not 0 < aside.sum() < len(labels):
+        raise ConfigError(f"{key}: {fraction} of {len(labels)} images leaves {names[0] if aside.any() else names[1]} without any.")
+    return (images[~aside], labels[~aside]), (images[aside], labels[aside])
+
+
+def rows_set_aside(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which rows are set aside for validation or test, bool [n]: `fraction` of all, rounded, and of each class as near to it as that total allows.
 
     Rows are chosen by sorting random keys, since numpy keeps PCG64's raw output the same in all versions, but not the methods of its Generator.
     """
@@ -137,6 +162,19 @@ def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
         rows = np.flatnonzero(labels == label)
         chosen[rows[np.argsort(keys[rows], kind="stable")[:n]]] = True
     return chosen
+
+
+def _get_image_folder(key: str, source: str, checksum: str, size: int) -> tuple[dict[str, Arrays], dict[str, Any]]:
+    """As `_get`; "test" only where the folder has one."""
+    _refuse_checksum_of_folder(key, source, checksum)
+    parts, classes = image_folder.read(Path(source).expanduser(), size)
+    description = f"The user's own images, in {len(classes)} classes, scaled and cropped to {size} by {size} pixels."
+    return parts, {"synthetic": False, "description": description, "checksum": None, "classes": classes}
+
+
+def _refuse_checksum_of_folder(key: str, source: str, checksum: str) -> None:
+    if checksum not in ("upstream", "none"):
+        raise ConfigError(f"{key}.checksum: {checksum!r} is for an archive, but {source!r} is a folder. Allowed: upstream, none.")
 
 
 def _get(key: str, source: str, checksum: str, downloads_dir: Path, address: str) -> tuple[dict[str, Arrays], dict[str, Any]]:
@@ -157,8 +195,7 @@ def _get(key: str, source: str, checksum: str, downloads_dir: Path, address: str
             fetch(address, path, expected)
         files = cifar10.files_of_archive(path)
     elif path.is_dir():
-        if checksum not in ("upstream", "none"):
-            raise ConfigError(f"{key}.checksum: {checksum!r} is for an archive, but {source!r} is a folder. Allowed: upstream, none.")
+        _refuse_checksum_of_folder(key, source, checksum)
         files = cifar10.files_of_folder(path, verify=checksum == "upstream")
         verified = "md5 of each file, as published" if expected else None
     elif path.is_file():
@@ -167,7 +204,8 @@ def _get(key: str, source: str, checksum: str, downloads_dir: Path, address: str
         files = cifar10.files_of_archive(path)
     else:
         raise ConfigError(
-            f"{key}.source: {source!r} does not exist. Allowed: download, synthetic, or the path of CIFAR-10's .tar.gz or extracted folder."
+            f"{key}.source: {source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, "
+            "or that of a folder of images."
         )
     parts, classes = cifar10.assemble(files, str(path))
     if checksum == "upstream":

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.metadata
 import json
 import keyword
 import math
 import os
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from pprint import PrettyPrinter
 from typing import Any
 
-import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from . import report_charts
+from . import report_analysis, report_charts, report_figures
 from .errors import logger
 from .files import written_aside
 from .progress import duration
 from .record import Trial
 from .report_inputs import Inputs, is_number
 from .report_notes import failures, notes, number, plural, tied
+from .report_page import html_page, when
 from .sources import find_target
 from .space import TRAINING_KEYS, flattened
 
-TEMPLATES_DIR = Path(__file__).parent / "templates"
 MAIN_PACKAGES = ("torch", "ray", "numpy", "optuna", "safetensors")
 MAX_TRIALS_NAMED = 12  # of one cause of failure
 
@@ -119,11 +111,6 @@ def _relative(path: Path, root: Path) -> str:
 # --- what the page shows ------------------------------------------------------------------------------------------------------------
 
 
-def when(at: str | None) -> str:
-    """An ISO 8601 time in UTC as the page shows it."""
-    return "" if at is None else datetime.fromisoformat(at).strftime("%-d %b %Y, %H:%M:%S UTC")
-
-
 def _table(inputs: Inputs) -> dict[str, Any]:
     """The table of all trials, best first, failed ones last: its columns, of numbers or of words, and its rows."""
     columns = [("trial", False), ("status", False), (inputs.metric, True), ("epoch of it", True), ("epochs", True)]
@@ -167,16 +154,19 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     nodes = list(dict.fromkeys(a.node for a in inputs.attempts))
     hardware = inputs.sweep.sessions[-1]["nodes"]
     cpus, gpus = sum(n["cpus"] for n in hardware), sum(n["gpus"] for n in hardware)
+    cost = report_analysis.cost(inputs)
+    spared = f", {number(cost.hours_spared)} spared by stopping early" if cost.epochs_spared else ""
     return [
         ("Trials", f"{len(trials):,} ({ended})"),
         ("Epochs", f"up to {about['max_epochs']:,} per trial"),
         ("Search", f"{about['search_algorithm']['name']}, scheduler {about['scheduler']['name']}"),
         ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
+        ("Cost", f"{number(cost.hours)} {cost.unit}{spared}"),
         ("Ran on", f"{plural(len(nodes), 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
     ]
 
 
-def _charts(inputs: Inputs) -> dict[str, Any]:
+def charts_of(inputs: Inputs) -> dict[str, Any]:
     """The figures by their place on the page, and what each leaves out."""
     keys = [key for key in inputs.keys if key.varies]
     result: dict[str, Any] = {"specs": {}, "left_out": {}, "hyperparameters": []}
@@ -187,9 +177,20 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
     if keys:
         specs["parallel"] = report_charts.parallel_coordinates(inputs, keys)
         result["num_axes"] = len(keys) + 1
+    ranking = report_analysis.importances(inputs, keys)
+    result["importance"] = bool(ranking)
+    if ranking:
+        specs["importance"] = report_charts.importance(ranking)
+    if len(ranking) > 1:
+        first, second = (one.key for one in ranking[:2])
+        specs["contour"] = report_charts.contour(inputs, keys, first, second)
+        result["contour_of"] = (first.name, second.name)
+    if rungs := report_analysis.rungs(inputs):
+        specs["rungs"] = report_charts.rung_diagram(rungs)
     if curves := report_charts.learning_curves(inputs, keys):
         specs["curves"], result["left_out"]["curves"] = curves
     specs["best_so_far"] = report_charts.best_so_far(inputs, keys)
+    specs["best_by_cost"], specs["running"] = report_charts.best_by_cost(inputs), report_charts.running(inputs)
     specs["timeline"], result["left_out"]["timeline"] = report_charts.timeline(inputs)
     specs["confirmation"] = report_charts.confirmation(inputs)
     result["data"] = report_charts.shared_data(inputs, keys)
@@ -235,34 +236,13 @@ def _sessions(inputs: Inputs) -> Iterator[dict[str, str]]:
         }
 
 
-def _sha256_source(text: str) -> str:
-    """A script as a Content-Security-Policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json_in_html(value: Any) -> Markup:
-    """JSON that stands in a <script> element and cannot end it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(
-        text.replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("&", "\\u0026")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
-
-
-def render(inputs: Inputs, root: Path) -> str:
-    """The page. `root` is the folder that the workflow runs in; paths on the page start there."""
-    # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
-    bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
-    charts = _charts(inputs)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "plural": plural, "when": when, "value": report_charts.text_of}
+def render(inputs: Inputs, charts: dict[str, Any], root: Path) -> str:
+    """The page with these figures. `root` is the folder that the workflow runs in; paths on the page start there."""
     python = inputs.env.get("python")
-    return environment.get_template("report.html").render(
+    return html_page(
+        "report.html",
+        charts["specs"],
+        charts["data"],
         inputs=inputs,
         about=inputs.about,
         best=inputs.best,
@@ -273,9 +253,10 @@ def render(inputs: Inputs, root: Path) -> str:
         facts=_facts(inputs),
         table=_table(inputs),
         charts=charts,
-        chart_json=_json_in_html({"specs": charts["specs"], "data": charts["data"]}),
         failures=failures(inputs.trials),
         max_trials_named=MAX_TRIALS_NAMED,
+        least_trials=report_analysis.MIN_TRIALS,
+        cost_unit=report_analysis.unit_of_cost(inputs),
         snippet=snippet(inputs, root),
         counts=_counts(inputs),
         tier_names=report_charts.TIERS,
@@ -284,17 +265,16 @@ def render(inputs: Inputs, root: Path) -> str:
         provenance=_provenance(inputs),
         sessions=list(_sessions(inputs)),
         unfinished=inputs.unfinished(),
-        made_with=f"Vega-Lite, bundled by vl-convert {importlib.metadata.version('vl-convert-python')}",
-        css=Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8")),
-        bundle=Markup(bundle),
-        code=Markup(code),
-        script_sources=f"{_sha256_source(bundle)} {_sha256_source(code)}",
+        figures=_relative(inputs.model_dir.parent / "figures", root),
     )
 
 
-def write_report(inputs: Inputs, path_to_output: Path, root: Path) -> None:
-    """Write the page, whole or not at all."""
-    page = render(inputs, root)
+def write_report(inputs: Inputs, path_to_output: Path, figures_dir: Path, root: Path) -> None:
+    """Write the page, whole or not at all, and the figures as files."""
+    charts = charts_of(inputs)
+    page = render(inputs, charts, root)
     with written_aside(path_to_output) as stream:
         stream.write(page)
+    names = [key.name for key in inputs.keys if key.varies]
+    report_figures.write_figures(figures_dir, charts["specs"], charts["data"], names)
     logger.info("Report: %s (%.1f MB)", path_to_output, len(page.encode()) / 1e6)

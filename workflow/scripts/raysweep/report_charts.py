@@ -12,9 +12,10 @@ import math
 from typing import Any
 
 from .record import Trial
-from .report_inputs import CONTINUED, Attempt, Inputs, Key, is_number
-from .report_notes import number, position_in_range
-from .space import Normal, Numeric, flattened
+from .report_analysis import LEVELS, Importance, Rung, at_a_time, hours_at, landscape, unit_of_cost
+from .report_inputs import CONTINUED, Attempt, Inputs, Key, is_number, position_in_range
+from .report_notes import number
+from .space import Numeric, flattened
 
 Spec = dict[str, Any]
 
@@ -22,6 +23,28 @@ MAX_CURVES = 200  # learning curves that are drawn: more are neither readable no
 BEST_CURVES = 50  # of these the best; the others are spread evenly over the ranks
 MAX_POINTS = 100  # of one curve
 MAX_BARS = 2000  # of the timeline
+MAX_STEPS = 500  # of how many trials ran at a time
+
+# Of every figure, on the page and in its file.
+CONFIG: dict[str, Any] = {
+    "background": None,
+    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--ink)",
+        "gridColor": "var(--line)",
+        "domainColor": "var(--axis)",
+        "tickColor": "var(--axis)",
+        "labelFontSize": 11.5,
+        "titleFontSize": 12.5,
+        "titleFontWeight": 600,
+        "titlePadding": 8,
+        "labelPadding": 4,
+    },
+    "axisX": {"grid": False},
+    "legend": {"disable": True},  # the page has its own, which fold on a narrow screen
+}
 
 STATUS_COLOURS = {
     "TERMINATED": "var(--blue)",
@@ -75,7 +98,7 @@ def shared_data(inputs: Inputs, keys: list[Key]) -> dict[str, dict[str, list[Any
     for i, key in enumerate(keys):
         values = [config.get(key.name) for config in configs]
         columns[f"config{i}"] = values if key.numeric else [None if v is None else text_of(v) for v in values]
-        columns[f"axis{i}"] = [None if v is None else round(_axis_position(key, v), 4) for v in values]
+        columns[f"axis{i}"] = [None if v is None else round(key.position(v), 4) for v in values]
     columns["axis_metric"] = [None if v is None else round(_metric_position(inputs, v), 4) for v in columns["value"]]
     curves, _ = _curves(inputs)
     return {"trials": columns, "curves": curves, "bars": _bars(inputs.attempts, unit_s)}
@@ -101,26 +124,6 @@ def metric_scale(inputs: Inputs) -> Spec:
     return {"type": "log"} if wide else {"zero": False, "nice": True}
 
 
-def _span(key: Key) -> tuple[float, float]:
-    """The ends of a numeric key's axis: the bounds of its range, moved outwards by values that lie beyond them."""
-    d = key.distribution
-    ends: list[float] = []
-    if isinstance(d, Numeric):
-        ends = [d.low, d.high - d.integer]
-    elif isinstance(d, Normal):
-        ends = [d.mean - 2 * d.standard_deviation, d.mean + 2 * d.standard_deviation]
-    return min([*ends, *key.values]), max([*ends, *key.values])
-
-
-def _axis_position(key: Key, value: Any) -> float:
-    """Where a value lies on the axis of its key, from 0 to 1."""
-    if not key.numeric:
-        values = key.categories
-        return (values.index(value) + 0.5) / len(values)
-    low, high = _span(key)
-    return position_in_range(Numeric("", low, high, key.log), value)
-
-
 def _metric_position(inputs: Inputs, value: float) -> float:
     """Where a value of the metric lies on its axis of the parallel coordinates: the best at 1."""
     values = [v for _, v in inputs.ranked]
@@ -139,7 +142,7 @@ def _x_of(i: int, key: Key) -> Spec:
             "sort": [text_of(v) for v in key.categories],
             "axis": {"labelAngle": 0, "labelLimit": 90},
         }
-    low, high = _span(key)
+    low, high = key.span
     encoding: Spec = {
         "field": f"config{i}",
         "type": "quantitative",
@@ -319,14 +322,14 @@ def parallel_coordinates(inputs: Inputs, keys: list[Key]) -> Spec:
 def _ticks(key: Key) -> list[tuple[float, str]]:
     """Labels of an axis of the parallel coordinates: (position, text)."""
     if not key.numeric:
-        return [(_axis_position(key, v), text_of(v)[:18]) for v in key.categories]
-    low, high = _span(key)
+        return [(key.position(v), text_of(v)[:18]) for v in key.categories]
+    low, high = key.span
     if low == high:
         return [(0.5, number(low))]
     middle = math.sqrt(low * high) if key.log else (low + high) / 2
     integers = all(isinstance(v, int) for v in key.values)
     return [
-        (_axis_position(key, v), number(v))
+        (key.position(v), number(v))
         for v in (low, high if integers and high - low < 2 else middle, high)
         if not integers or float(v).is_integer()
     ]
@@ -417,15 +420,8 @@ def _thinned(points: list[tuple[int, float]], trial: Trial, inputs: Inputs) -> l
 
 def best_so_far(inputs: Inputs, keys: list[Key]) -> Spec:
     """Every finished trial's value at the time it ended, and the best until then."""
-    clock = inputs.clock
-    unit_s, unit = time_unit(clock.total_s)
-    ended = sorted((clock.seconds(t.ended) / unit_s, v) for t, v in inputs.ranked if t.ended)
-    steps: list[dict[str, float]] = []
-    for at, value in ended:
-        if not steps or inputs.sign * value > inputs.sign * steps[-1]["value"]:
-            steps.append({"end": round(at, 4), "value": value})
-    if steps:
-        steps.append({"end": round(clock.total_s / unit_s, 4), "value": steps[-1]["value"]})
+    unit_s, unit = time_unit(inputs.clock.total_s)
+    steps = [{"end": round(at / unit_s, 4), "value": value} for at, value in best_until(inputs)]
     x = {"field": "end", "type": "quantitative", "title": f"running time ({unit})", "scale": {"zero": True, "nice": False}}
     y = {"field": "value", "type": "quantitative", "title": inputs.metric, "scale": metric_scale(inputs)}
     return _chart(
@@ -450,6 +446,202 @@ def best_so_far(inputs: Inputs, keys: list[Key]) -> Spec:
             },
         ],
         data={"name": "trials"},
+    )
+
+
+def best_by_cost(inputs: Inputs) -> Spec:
+    """The best value until then against what the sweep had been given until then."""
+    steps = [{"hours": round(hours_at(inputs, at), 5), "value": value} for at, value in best_until(inputs)]
+    return _chart(
+        f"Best {inputs.metric} so far against {unit_of_cost(inputs)}",
+        220,
+        [
+            {
+                "mark": {
+                    "type": "line",
+                    "interpolate": "step-after",
+                    "color": "var(--winner)",
+                    "strokeWidth": 2.5,
+                    "point": {"color": "var(--winner)"},
+                },
+                "encoding": {
+                    "x": {"field": "hours", "type": "quantitative", "title": unit_of_cost(inputs), "scale": {"zero": True, "nice": False}},
+                    "y": {"field": "value", "type": "quantitative", "title": inputs.metric, "scale": metric_scale(inputs)},
+                    "tooltip": [
+                        {"field": "hours", "type": "quantitative", "title": unit_of_cost(inputs), "format": ".3~g"},
+                        {"field": "value", "type": "quantitative", "title": inputs.metric, "format": ".4~g"},
+                    ],
+                },
+            }
+        ],
+        data={"values": steps},
+    )
+
+
+def best_until(inputs: Inputs) -> list[tuple[float, float]]:
+    """The best value of trials that had ended, from which second of running time on, to the end of the sweep."""
+    steps: list[tuple[float, float]] = []
+    for at, value in sorted((inputs.clock.seconds(t.ended), v) for t, v in inputs.ranked if t.ended):
+        if not steps or inputs.sign * value > inputs.sign * steps[-1][1]:
+            steps.append((at, value))
+    return [*steps, (inputs.clock.total_s, steps[-1][1])] if steps else []
+
+
+def running(inputs: Inputs) -> Spec:
+    """How many trials ran at a time."""
+    unit_s, unit = time_unit(inputs.clock.total_s)
+    steps = [{"at": round(at / unit_s, 4), "trials": count} for at, count in at_a_time(inputs, MAX_STEPS)]
+    return _chart(
+        "Trials that ran at a time",
+        140,
+        [
+            {
+                "mark": {
+                    "type": "area",
+                    "interpolate": "step-after",
+                    "color": "var(--sky)",
+                    "opacity": 0.5,
+                    "line": {"color": "var(--blue)"},
+                },
+                "encoding": {
+                    "x": {
+                        "field": "at",
+                        "type": "quantitative",
+                        "title": f"running time ({unit})",
+                        "scale": {"domain": [0, max(inputs.clock.total_s, 1e-3) / unit_s], "nice": False},
+                    },
+                    "y": {"field": "trials", "type": "quantitative", "title": "trials", "axis": {"tickMinStep": 1, "tickCount": 4}},
+                },
+            }
+        ],
+        data={"values": steps},
+    )
+
+
+def importance(found: list[Importance]) -> Spec:
+    """A bar for each key, the most important on top."""
+    values = [{"key": one.key.name, "share": round(one.share, 4)} for one in found]
+    y = {"field": "key", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 160, "ticks": False, "domain": False}}
+    x = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "importance",
+        "axis": {"format": ".0%", "tickCount": 5},
+        "scale": {"domain": [0, 1]},
+    }
+    return _chart(
+        "Importance of each hyper-parameter",
+        max(60, 30 * len(found)),
+        [
+            {"mark": {"type": "bar", "color": "var(--blue)", "height": 16}, "encoding": {"x": x, "y": y}},
+            {
+                "mark": {"type": "text", "align": "left", "dx": 5, "color": "var(--ink)"},
+                "encoding": {"x": x, "y": y, "text": {"field": "share", "type": "quantitative", "format": ".0%"}},
+            },
+        ],
+        data={"values": values},
+    )
+
+
+def contour(inputs: Inputs, keys: list[Key], x_key: Key, y_key: Key) -> Spec:
+    """The smoothed metric over two keys, in levels, and every trial as a point on it."""
+    cells = [
+        {
+            "left": round(c.left, 4),
+            "right": round(c.right, 4),
+            "bottom": round(c.bottom, 4),
+            "top": round(c.top, 4),
+            "value": c.value,
+            "level": c.level,
+        }
+        for c in landscape(inputs, x_key, y_key)
+    ]
+    x, y = ({"field": f"axis{keys.index(key)}", "type": "quantitative"} | _position_axis(key) for key in (x_key, y_key))
+    colour = {
+        "field": "level",
+        "type": "ordinal",
+        "scale": {"domain": list(range(LEVELS)), "range": [f"var(--tier{i})" for i in range(LEVELS)]},
+    }
+    return _chart(
+        f"{inputs.metric} over {x_key.name} and {y_key.name}",
+        300,
+        [
+            {
+                "data": {"values": cells},
+                "mark": {"type": "rect", "stroke": None},
+                "encoding": {
+                    "x": x | {"field": "left"},
+                    "x2": {"field": "right"},
+                    "y": y | {"field": "bottom"},
+                    "y2": {"field": "top"},
+                    "color": colour,
+                    "tooltip": [{"field": "value", "type": "quantitative", "title": f"{inputs.metric}, smoothed", "format": ".4~g"}],
+                },
+            },
+            {
+                "transform": [{"filter": "isValid(datum.value)"}],
+                "mark": {"type": "point", "filled": True, "size": 34, "color": "var(--paper)", "stroke": "var(--ink)", "strokeWidth": 1},
+                "encoding": {"x": x, "y": y, "tooltip": _tooltip(inputs, keys)},
+            },
+            {
+                "transform": [_winner(inputs)],
+                "mark": {
+                    "type": "point",
+                    "shape": "diamond",
+                    "filled": True,
+                    "size": 190,
+                    "color": "var(--winner)",
+                    "stroke": "var(--ink)",
+                },
+                "encoding": {"x": x, "y": y, "tooltip": _tooltip(inputs, keys)},
+            },
+        ],
+        data={"name": "trials"},
+    )
+
+
+def _position_axis(key: Key) -> Spec:
+    """An axis of positions from 0 to 1, with the key's own values as labels."""
+    labels = {f"{position:.6f}": text for position, text in _ticks(key)}
+    return {
+        "title": f"{key.name} (log scale)" if key.log else key.name,
+        "scale": {"domain": [0, 1], "nice": False},
+        "axis": {
+            "values": [float(position) for position in labels],
+            "labelExpr": f"({json.dumps(labels)})[format(datum.value, '.6f')]",
+            "labelFlush": True,
+        },
+    }
+
+
+def rung_diagram(found: list[Rung]) -> Spec:
+    """How many trials reached each epoch at which some were stopped, and what became of them."""
+    values = [
+        {"epoch": rung.epoch, "fate": fate, "trials": count, "order": order}
+        for rung in found
+        for order, (fate, count) in enumerate((("went on", rung.went_on), ("stopped there", rung.stopped)))
+    ]
+    x = {"field": "epoch", "type": "ordinal", "title": "trained to epoch", "axis": {"labelAngle": 0}}
+    return _chart(
+        "Trials that reached each rung, and those that were stopped there",
+        220,
+        [
+            {
+                "mark": {"type": "bar"},
+                "encoding": {
+                    "x": x,
+                    "y": {"field": "trials", "type": "quantitative", "title": "trials", "axis": {"tickMinStep": 1}},
+                    "order": {"field": "order"},
+                    "color": {
+                        "field": "fate",
+                        "type": "nominal",
+                        "scale": {"domain": ["went on", "stopped there"], "range": ["var(--blue)", "var(--sky)"]},
+                    },
+                    "tooltip": [{"field": "epoch"}, {"field": "fate"}, {"field": "trials"}],
+                },
+            }
+        ],
+        data={"values": values},
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import RaysweepError
 from .files import read_yaml
 from .record import Mode, Sweep, Trial, read_sweep
-from .space import Choice, Distribution, Numeric, flattened, parse_space
+from .space import Choice, Distribution, Normal, Numeric, flattened, parse_space
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
 
@@ -46,6 +46,27 @@ class Key:
         offered = list(self.distribution.values) if isinstance(self.distribution, Choice) else []
         found = offered + [v for v in self.values if v not in offered]
         return sorted(found) if all(is_number(v) for v in found) else found
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The ends of a numeric key's axis: the bounds of its range, moved outwards by values that lie beyond them."""
+        d = self.distribution
+        ends: list[float] = []
+        if isinstance(d, Numeric):
+            ends = [d.low, d.high - d.integer]
+        elif isinstance(d, Normal):
+            ends = [d.mean - 2 * d.standard_deviation, d.mean + 2 * d.standard_deviation]
+        return min([*ends, *self.values]), max([*ends, *self.values])
+
+    def value_in(self, config: dict[str, Any]) -> Any:
+        """Its value in a configuration, None where that has none."""
+        return flattened(config).get(self.name)
+
+    def position(self, value: Any) -> float:
+        """Where a value lies on the axis of the key, from 0 to 1."""
+        if not self.numeric:
+            return (self.categories.index(value) + 0.5) / len(self.categories)
+        return position_in_range(Numeric("", *self.span, self.log), value)
 
 
 @dataclass(frozen=True)
@@ -142,6 +163,17 @@ class Inputs:
         return max(self.about["num_trials"], len(self.trials)) - sum(t.finished for t in self.trials)
 
 
+def position_in_range(distribution: Numeric, value: float) -> float:
+    """Where `value` lies between the bounds: 0 at the lower, 1 at the upper one, on the distribution's own scale."""
+    # The upper bound of integers is excluded.
+    low, high = distribution.low, distribution.high - 1 if distribution.integer else distribution.high
+    if low == high:
+        return 0.5
+    if distribution.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -155,6 +187,7 @@ class Clock:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sessions = [(session["at"], session["last_at"]) for session in sweep.sessions]
+        self.session_s = [seconds_between(start, end) for start, end in self.sessions]
         self.total_s = sweep.used_s
 
     def session_of(self, at: str) -> int:
@@ -162,7 +195,7 @@ class Clock:
 
     def seconds(self, at: str) -> float:
         number = self.session_of(at)
-        before = sum(seconds_between(start, end) for start, end in self.sessions[:number])
+        before = sum(self.session_s[:number])
         return before + max(seconds_between(self.sessions[number][0], at), 0.0)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .record import Trial
-from .report_inputs import Inputs, Key, is_number
+from .report_inputs import Inputs, Key, is_number, position_in_range
 from .space import Choice, Numeric, flattened
 
 EDGE_FRACTION = 0.05  # of a range, at each end
@@ -127,17 +127,6 @@ def _confirmation(inputs: Inputs) -> Note | None:
             f"The confirmation was {inputs.confirmed['note']}. A function `confirm` beside the trainable gives one.",
         )
     return None
-
-
-def position_in_range(distribution: Numeric, value: float) -> float:
-    """Where `value` lies between the bounds: 0 at the lower, 1 at the upper one, on the distribution's own scale."""
-    # The upper bound of integers is excluded.
-    low, high = distribution.low, distribution.high - 1 if distribution.integer else distribution.high
-    if low == high:
-        return 0.5
-    if distribution.log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
 
 
 def _steps(distribution: Numeric) -> float:

@@ -47,18 +47,6 @@ const rowsOf = (columns) => {
   return columns[names[0]].map((_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
 };
 const datasets = Object.fromEntries(Object.entries(page.data).map(([name, columns]) => [name, rowsOf(columns)]));
-const font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif";
-const config = {
-  background: null,
-  font,
-  view: { stroke: null },
-  axis: {
-    labelColor: "var(--muted)", titleColor: "var(--ink)", gridColor: "var(--line)", domainColor: "var(--axis)", tickColor: "var(--axis)",
-    labelFontSize: 11.5, titleFontSize: 12.5, titleFontWeight: 600, titlePadding: 8, labelPadding: 4,
-  },
-  axisX: { grid: false },
-  legend: { disable: true }, // the page has its own, which fold on a narrow screen
-};
 const used = (spec) => {
   const text = JSON.stringify(spec);
   return Object.fromEntries(Object.entries(datasets).filter(([name]) => text.includes(`"name":"${name}"`)));
@@ -67,7 +55,7 @@ const drawn = Object.entries(page.specs).map(([id, spec]) => {
   const place = document.getElementById(`chart-${id}`);
   const whole = { autosize: { type: "fit-x", contains: "padding" }, datasets: used(spec), ...spec };
   // `ast`: expressions are interpreted, so that the page needs no permission to turn text into code.
-  return vegaEmbed(place, whole, { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config, tooltip: { theme: "custom" } }).catch((error) => {
+  return vegaEmbed(place, whole, { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config: page.config, tooltip: { theme: "custom" } }).catch((error) => {
     place.textContent = `This figure could not be drawn: ${error.message}`;
     place.classList.add("failed");
     throw error;

@@ -1,0 +1,116 @@
+"""What the report says of a sweep as a whole: importances, the map, rungs, and costs."""
+
+from __future__ import annotations
+
+import csv
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.report import charts_of, write_report
+from raysweep.report_analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, rungs
+from raysweep.report_inputs import Inputs, read_inputs
+from recorded import write_outputs, write_record
+
+ROOT = Path(__file__).resolve().parents[1]
+SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "idle": {"uniform": [5, 5.001]}, "batch_size": {"choice": [2, 4, 8]}}
+
+
+def made(folder: Path, **sweep: Any) -> Inputs:
+    return read_inputs(folder / "record.jsonl", **write_outputs(folder, write_record(folder / "record.jsonl", **sweep)))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_learning_rate_that_makes_the_difference_is_the_most_important(tmp_path: Path, mode: str) -> None:
+    inputs = made(tmp_path, num_trials=60, mode=mode, search_space=SPACE)
+    found = importances(inputs, inputs.keys)
+    assert found[0].key.name == "lr"
+    assert found[0].share > 0.7
+    assert sum(one.share for one in found) == pytest.approx(1)
+
+
+def test_few_trials_say_nothing_and_failed_ones_do_not_count(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=MIN_TRIALS, failed={0: "x"}, search_space=SPACE)
+    assert importances(inputs, inputs.keys) == []
+
+
+def test_the_map_is_best_where_the_trials_are_and_empty_where_there_are_none(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=60, search_space={"lr": {"loguniform": [1e-4, 1e-1]}, "other": {"uniform": [0, 1]}})
+    lr, other = inputs.keys
+    cells = landscape(inputs, lr, other)
+    best, worst = max(cells, key=lambda cell: cell.value), min(cells, key=lambda cell: cell.value)
+    assert best.left <= lr.position(3e-3) + 0.1
+    assert best.right >= lr.position(3e-3) - 0.1
+    assert (best.level, worst.level) == (0, 4)
+    assert {cell.level for cell in cells} == {0, 1, 2, 3, 4}
+    values = [value for _, value in inputs.ranked]
+    assert min(values) <= worst.value <= best.value <= max(values)
+    narrow = made(tmp_path / "narrow", num_trials=40, search_space={"lr": {"loguniform": [1e-4, 1e-1]}, "other": {"normal": [0, 100]}})
+    assert len(landscape(narrow, *narrow.keys)) < 24 * 24
+
+
+def test_equal_values_are_one_level(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=40, constant=0.5, mode="min", search_space=SPACE)
+    assert {cell.level for cell in landscape(inputs, inputs.keys[0], inputs.keys[2])} == {0}
+    assert importances(inputs, inputs.keys) == []
+    assert "contour" not in charts_of(inputs)["specs"]
+
+
+def test_rungs_count_who_reached_them_and_who_was_stopped(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=20, max_epochs=8, scheduler={"name": "asha"})
+    stopped = sum(trial.status == "STOPPED" for trial in inputs.trials)
+    assert 0 < stopped < 20
+    assert rungs(inputs) == [(2, 20 - stopped, stopped), (8, 20 - stopped, 0)]
+    assert rungs(made(tmp_path / "none", num_trials=20, max_epochs=8)) == []
+
+
+def test_costs_are_those_of_the_allocation_and_what_was_stopped_early_is_spared(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=20, max_epochs=8, scheduler={"name": "asha"}, nodes=("a", "b"), slots=3, interruptions=1)
+    found = cost(inputs)
+    stopped = sum(trial.status == "STOPPED" for trial in inputs.trials)
+    assert found.unit == "CPU-hours"
+    assert found.hours == pytest.approx(2 * 3 * inputs.clock.total_s / 3600)
+    assert (found.epochs, found.epochs_spared) == (20 * 8 - 6 * stopped, 6 * stopped)
+    assert found.hours_spared == pytest.approx(found.hours * found.epochs_spared / found.epochs)
+    assert hours_at(inputs, inputs.clock.session_s[0]) == pytest.approx(6 * inputs.clock.session_s[0] / 3600)
+    for session in inputs.sweep.sessions:
+        session["nodes"] = [{"name": "a", "cpus": 8, "gpus": 2}]
+    assert (cost(inputs).unit, cost(inputs).hours) == ("GPU-hours", pytest.approx(2 * inputs.clock.total_s / 3600))
+
+
+def test_trials_at_a_time_begin_and_end_with_none_and_never_exceed_the_places(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=30, slots=4)
+    steps = at_a_time(inputs, 10_000)
+    assert max(count for _, count in steps) == 4
+    assert steps[-1][1] == 0
+    assert len(at_a_time(inputs, 10)) <= 12
+
+
+def test_all_figures_are_files_too_in_colours_and_with_their_data(tmp_path: Path) -> None:
+    hostile = 'a<b> "b" var(--no) [0].c'
+    space = {"lr": {"loguniform": [1e-4, 1e-1]}, hostile: {"uniform": [0, 1]}}
+    inputs = made(tmp_path, num_trials=40, max_epochs=4, scheduler={"name": "asha"}, search_space=space)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/of an earlier run.svg").touch()
+    write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
+    specs = charts_of(inputs)["specs"]
+    drawn = sorted((tmp_path / "figures").glob("*.svg"))
+    assert len(drawn) == len(specs)
+    assert {"key0_lr.svg", "contour.svg", "rungs.svg", "timeline.svg"} <= {path.name for path in drawn}
+    for path in drawn:
+        assert len(list(ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}path"))) > 2
+        assert "var(--" not in path.read_text(encoding="utf-8").replace("var(--no)", "")
+    trials = rows(tmp_path / "figures/trials.csv")
+    assert {row["trial"]: float(row["config/lr"]) for row in trials} == {t.trial_id: t.config["lr"] for t in inputs.trials}
+    assert f"config/{hostile}" in trials[0]
+    assert sum(float(row["share"]) for row in rows(tmp_path / "figures/importance.csv")) == pytest.approx(1, abs=1e-3)
+    assert sum(int(row["trials"]) for row in rows(tmp_path / "figures/rungs.csv") if row["fate"] == "stopped there") == sum(
+        trial.status == "STOPPED" for trial in inputs.trials
+    )

@@ -1,0 +1,25 @@
+"""Write the page that compares several sweeps."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raysweep.errors import run_entry_point, set_up_logging
+from raysweep.report_comparison import read_sweeps, write_comparison
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweeps", required=True, nargs="+", help="their names")
+    parser.add_argument("--results-dir", required=True, type=Path, help="folder of their results")
+    parser.add_argument("--state-dir", required=True, type=Path, help="folder of their records")
+    parser.add_argument("--output", required=True, type=Path, help="the page to write")
+    parser.add_argument("--log", type=Path)
+    arguments = parser.parse_args()
+    set_up_logging(arguments.log)
+    write_comparison(read_sweeps(arguments.sweeps, arguments.results_dir, arguments.state_dir), arguments.output)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,54 @@
+"""Begin a sweep of your own: a copy of one of the examples, under a name of your own, that runs as it is."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from raysweep.config import load_schema
+from raysweep.errors import ConfigError, run_entry_point
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+DRAWS = "draw_pictures.py"  # what an example runs once, for data to begin with
+
+
+def new_sweep(name: str, like: str, root: Path) -> Path:
+    """Copy examples/<like>/ to <root>/sweeps/<name>/ and put the name into its config; returns the folder."""
+    kinds = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+    schema = load_schema()["$defs"]["name"]
+    if not re.fullmatch(schema["pattern"], name):
+        raise ConfigError(f"NAME: {name!r} is not allowed: give {schema['allowed']}, such as NAME=mine.")
+    if like not in kinds:
+        raise ConfigError(f"LIKE: there is no example {like!r}. Allowed: {', '.join(kinds)}.")
+    folder = root / "sweeps" / name
+    if folder.exists():
+        raise ConfigError(f"NAME: {folder.relative_to(root)} exists already. Give another name, or take it away.")
+    shutil.copytree(EXAMPLES / like, folder, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
+    for path in folder.iterdir():
+        text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
+        if path.name == "config.yaml":
+            text = re.sub(rf"^  {like}:$", f"  {name}:", text, flags=re.MULTILINE)
+        path.write_text(text, encoding="utf-8")
+    if (folder / DRAWS).exists():
+        subprocess.run([sys.executable, folder / DRAWS], check=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True, help="the sweep's name")
+    parser.add_argument("--like", required=True, help="the example that it begins as: images, tabular or function")
+    args = parser.parse_args()
+    folder = new_sweep(args.name, args.like, Path.cwd()).relative_to(Path.cwd())
+    print(f"{folder}/ is yours to change, and runs as it is:")
+    print("  source .venv/bin/activate")
+    print(f"  snakemake --cores all --configfile {folder}/config.yaml")
+    print(f"Report: results/{args.name}/report.html")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,181 @@
+"""What a sweep teaches beyond its winner: which hyper-parameters mattered, where the good values lie, what the scheduler did, and what it cost."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .report_inputs import Inputs, Key
+
+MIN_TRIALS = 30  # with values: of fewer neither importances nor a map say anything
+TARGET_QUANTILE = 0.2  # the trials whose values are compared with all others: the best fifth, as elsewhere on the page
+CELLS = 24  # along a numeric axis of the map
+BANDWIDTH = 0.1  # of the map's kernel, of the length of an axis
+LEAST_WEIGHT = 0.6  # of trials around a cell, one at its centre counts 1: where there are fewer, the map stays empty
+LEVELS = 5
+MAX_RUNGS = 40
+
+
+class Importance(NamedTuple):
+    """How much of what separates good trials from the others one key explains; those of a sweep add up to 1."""
+
+    key: Key
+    share: float
+
+
+def importances(inputs: Inputs, keys: list[Key]) -> list[Importance]:
+    """Of the keys that vary, the most important first; [] where the trials are too few to say, or all are as good.
+
+    PED-ANOVA (Watanabe, Bansal, Hutter: https://arxiv.org/abs/2304.10255), as Optuna has it: how far the values of the best fifth are from those of all.
+    """
+    trials = [(trial.config, value) for trial, value in _with_all(inputs, keys)]
+    if len(trials) < MIN_TRIALS or len({value for _, value in trials}) == 1 or not keys:
+        return []
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        distributions: dict[str, Any] = {}
+        for key in keys:
+            if key.numeric:
+                distributions[key.name] = optuna.distributions.FloatDistribution(*key.span, log=key.log)
+            else:
+                distributions[key.name] = optuna.distributions.CategoricalDistribution(range(len(key.categories)))
+        study = optuna.create_study(direction="maximize" if inputs.mode == "max" else "minimize")
+        study.add_trials(
+            [
+                optuna.create_trial(params={key.name: _coordinate(key, config) for key in keys}, distributions=distributions, value=value)
+                for config, value in trials
+            ]
+        )
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TARGET_QUANTILE)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    by_name = {key.name: key for key in keys}
+    return [Importance(by_name[name], share) for name, share in found.items()]
+
+
+def _with_all(inputs: Inputs, keys: list[Key]) -> list[tuple[Any, float]]:
+    """Trials with a value that have all of these keys: a space may have grown on the way."""
+    return [(trial, value) for trial, value in inputs.ranked if all(key.value_in(trial.config) is not None for key in keys)]
+
+
+def _coordinate(key: Key, config: dict[str, Any]) -> Any:
+    value = key.value_in(config)
+    return float(value) if key.numeric else key.categories.index(value)
+
+
+class Cell(NamedTuple):
+    """A rectangle of the map, in positions from 0 to 1 on both axes."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    value: float  # of the metric, smoothed
+    level: int  # 0: the best
+
+
+def landscape(inputs: Inputs, x: Key, y: Key) -> list[Cell]:
+    """The metric over two keys: at the centre of each cell the mean of the trials' values, weighted with how near they lie.
+
+    Nadaraya–Watson with a Gaussian kernel. Values beyond the middle nine tenths are drawn in, so that one that diverged does not bleach all others. Cells
+    without trials around them are left out.
+    """
+    trials = _with_all(inputs, [x, y])
+    values = np.array([value for _, value in trials])
+    values = np.clip(values, *np.quantile(values, [0.05, 0.95]))
+    at = np.array([[key.position(key.value_in(trial.config)) for key in (x, y)] for trial, _ in trials])
+    edges = [_edges(key) for key in (x, y)]
+    cells = []
+    for (left, right), (bottom, top) in itertools.product(*edges):
+        centre = np.array([(left + right) / 2, (bottom + top) / 2])
+        weights = np.exp(-((at - centre) ** 2).sum(1) / (2 * BANDWIDTH**2))
+        if weights.sum() >= LEAST_WEIGHT:
+            value = float(f"{weights @ values / weights.sum():.6g}")  # without the last digits, in which equal values would differ
+            cells.append((left, right, bottom, top, value))
+    found = [cell[4] for cell in cells]
+    low, high = min(found), max(found)
+    bounds = [low + (high - low) * i / LEVELS for i in range(1, LEVELS)]
+    return [Cell(*cell, _level(cell[4], bounds, inputs.mode)) for cell in cells]
+
+
+def _edges(key: Key) -> list[tuple[float, float]]:
+    count = CELLS if key.numeric else len(key.categories)
+    return [(i / count, (i + 1) / count) for i in range(count)]
+
+
+def _level(value: float, bounds: list[float], mode: str) -> int:
+    if bounds[0] == bounds[-1]:
+        return 0
+    from_below = bisect.bisect_right(bounds, value)
+    return LEVELS - 1 - from_below if mode == "max" else from_below
+
+
+class Rung(NamedTuple):
+    """An epoch at which trials were compared: how many reached it, and what became of those."""
+
+    epoch: int
+    went_on: int
+    stopped: int
+
+
+def rungs(inputs: Inputs) -> list[Rung]:
+    """What ASHA or HyperBand did; [] with another scheduler, or where it stopped none."""
+    if inputs.about["scheduler"]["name"] not in ("asha", "hyperband"):
+        return []
+    stopped = [trial.epochs for trial in inputs.trials if trial.status == "STOPPED"]
+    epochs = sorted({*stopped, inputs.about["max_epochs"]})
+    if not stopped or len(epochs) > MAX_RUNGS:
+        return []
+    reached = {epoch: sum(trial.epochs >= epoch for trial in inputs.trials) for epoch in epochs}
+    return [Rung(epoch, reached[epoch] - stopped.count(epoch), stopped.count(epoch)) for epoch in epochs]
+
+
+class Cost(NamedTuple):
+    """What the sweep was given, and what its scheduler spared."""
+
+    unit: str
+    hours: float  # that it was given, over all its sessions
+    epochs: int  # that were trained
+    epochs_spared: int  # that trials which were stopped early would have trained
+
+    @property
+    def hours_spared(self) -> float:
+        """About as much as those epochs would have taken at the pace of the others."""
+        return self.hours * self.epochs_spared / self.epochs if self.epochs else 0.0
+
+
+def cost(inputs: Inputs) -> Cost:
+    spared = sum(inputs.about["max_epochs"] - trial.epochs for trial in inputs.trials if trial.status == "STOPPED")
+    return Cost(unit_of_cost(inputs), hours_at(inputs, math.inf), sum(trial.epochs for trial in inputs.trials), spared)
+
+
+def unit_of_cost(inputs: Inputs) -> str:
+    """GPU-hours where it had GPUs, else CPU-hours."""
+    return "GPU-hours" if any(node["gpus"] for session in inputs.sweep.sessions for node in session["nodes"]) else "CPU-hours"
+
+
+def hours_at(inputs: Inputs, running_s: float) -> float:
+    """What the sweep had been given after so many seconds of running time, whether it used it or not: what a cluster counts."""
+    kind, hours = "gpus" if unit_of_cost(inputs) == "GPU-hours" else "cpus", 0.0
+    for session, seconds in zip(inputs.sweep.sessions, inputs.clock.session_s, strict=True):
+        hours += sum(node[kind] for node in session["nodes"]) * min(max(running_s, 0.0), seconds) / 3600
+        running_s -= seconds
+    return hours
+
+
+def at_a_time(inputs: Inputs, most_steps: int) -> list[tuple[float, int]]:
+    """How many trials ran, (from second, number), in at most so many steps."""
+    changes = sorted([(a.start_s, 1) for a in inputs.attempts] + [(a.end_s, -1) for a in inputs.attempts])
+    steps: list[tuple[float, int]] = []
+    running = 0
+    for at, group in itertools.groupby(changes, key=lambda change: change[0]):
+        running += sum(change for _, change in group)
+        steps.append((at, running))
+    return steps[:: max(1, math.ceil(len(steps) / most_steps))] + steps[-1:]
