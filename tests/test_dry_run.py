@@ -45,7 +45,16 @@ def finish(checkout: Project, *sweeps: str, dataset: str = "cifar10") -> None:
     assert env is not None
     environment = [f"{env[0]}env.yaml", *(f"{env[0]}ready/{sweep}" for sweep in sweeps)]
     arrays = [f"resources/data/{dataset}/{split}/{kind}.npy" for split in ("train", "validation", "test") for kind in ("images", "labels")]
-    outputs = ("trials.csv", "best.yaml", "model/weights", "config.yaml", "confirmed.yaml", "report.html", "figures/key0_lr.svg")
+    outputs = (
+        "trials.csv",
+        "best.yaml",
+        "model/weights",
+        "config.yaml",
+        "confirmed.yaml",
+        "report.html",
+        "figures/key0_lr.svg",
+        "optuna.journal",
+    )
     for path in (
         *environment,
         f"resources/data/{dataset}/manifest.yaml",

@@ -417,6 +417,8 @@ def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path
     command += [
         "--figures-dir",
         str(tmp_path / "figures"),
+        "--journal",
+        str(tmp_path / "optuna.journal"),
         "--output",
         str(tmp_path / "report.html"),
         "--log",

@@ -1,5 +1,5 @@
 # in:  the outputs of a sweep and its record
-# out: results/<sweep>/report.html, a page that needs no network; figures/, the same figures as SVG and their data as CSV; results/comparison.html
+# out: results/<sweep>/report.html, a page that needs no network; figures/, the same as SVG and CSV; optuna.journal; results/comparison.html
 
 
 # The page that says which configuration is best, and why one may believe it.
@@ -14,6 +14,7 @@ rule report:
     output:
         page=report(RESULTS / "{sweep}" / "report.html", category="{sweep}", caption="../report/report.rst"),
         figures=directory(RESULTS / "{sweep}" / "figures"),
+        journal=RESULTS / "{sweep}" / "optuna.journal",
     log:
         LOGS / "report" / "{sweep}.log",
     localrule: True
@@ -33,6 +34,7 @@ rule report:
         " --env-manifest {input.env:q}"
         " --output {output.page:q}"
         " --figures-dir {output.figures:q}"
+        " --journal {output.journal:q}"
         " --log {log:q}"
 
 

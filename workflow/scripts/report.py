@@ -8,6 +8,7 @@ from pathlib import Path
 from raysweep.errors import run_entry_point, set_up_logging
 from raysweep.report import write_report
 from raysweep.report_inputs import read_inputs
+from raysweep.report_study import write_journal
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("--env-manifest", required=True, type=Path, help="env.yaml of the node environment")
     parser.add_argument("--output", required=True, type=Path, help="the page to write")
     parser.add_argument("--figures-dir", required=True, type=Path, help="folder of the figures as files")
+    parser.add_argument("--journal", required=True, type=Path, help="the sweep as a journal of Optuna's, to write")
     parser.add_argument("--log", type=Path, help="log of the rule")
     arguments = parser.parse_args()
     set_up_logging(arguments.log)
@@ -34,6 +36,7 @@ def main() -> None:
         path_to_data_manifest=arguments.data_manifest,
     )
     write_report(inputs, arguments.output, arguments.figures_dir, Path.cwd())
+    write_journal(inputs, arguments.journal)
 
 
 if __name__ == "__main__":

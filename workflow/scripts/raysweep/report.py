@@ -215,6 +215,13 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
                 f"{data['validation_fraction']:g} of the training set for validation, drawn with seed {data['seed']}, the same share of each class",
             ),
         ]
+        if "test_fraction" in data:
+            found.append(
+                (
+                    "Test set",
+                    f"{data['test_fraction']:g} of all images, set aside with the same seed before that split, the same share of each class",
+                )
+            )
     packages = env["packages"]
     main = ", ".join(f"{name} {packages[name]}" for name in MAIN_PACKAGES if name in packages)
     found += [

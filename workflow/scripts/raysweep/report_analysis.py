@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .report_inputs import Inputs, Key
+from .report_study import distribution_of, new_study, params_of
 
 MIN_TRIALS = 30  # with values: of fewer neither importances nor a map say anything
 TARGET_QUANTILE = 0.2  # the trials whose values are compared with all others: the best fifth, as elsewhere on the page
@@ -38,36 +39,22 @@ def importances(inputs: Inputs, keys: list[Key]) -> list[Importance]:
         return []
     import optuna
 
+    distributions = {key.name: distribution_of(key) for key in keys}
+    study = new_study(inputs)
+    study.add_trials(
+        [optuna.create_trial(params=params_of(keys, config), distributions=distributions, value=value) for config, value in trials]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        distributions: dict[str, Any] = {}
-        for key in keys:
-            if key.numeric:
-                distributions[key.name] = optuna.distributions.FloatDistribution(*key.span, log=key.log)
-            else:
-                distributions[key.name] = optuna.distributions.CategoricalDistribution(range(len(key.categories)))
-        study = optuna.create_study(direction="maximize" if inputs.mode == "max" else "minimize")
-        study.add_trials(
-            [
-                optuna.create_trial(params={key.name: _coordinate(key, config) for key in keys}, distributions=distributions, value=value)
-                for config, value in trials
-            ]
-        )
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TARGET_QUANTILE)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     by_name = {key.name: key for key in keys}
     return [Importance(by_name[name], share) for name, share in found.items()]
 
 
 def _with_all(inputs: Inputs, keys: list[Key]) -> list[tuple[Any, float]]:
     """Trials with a value that have all of these keys: a space may have grown on the way."""
-    return [(trial, value) for trial, value in inputs.ranked if all(key.value_in(trial.config) is not None for key in keys)]
-
-
-def _coordinate(key: Key, config: dict[str, Any]) -> Any:
-    value = key.value_in(config)
-    return float(value) if key.numeric else key.categories.index(value)
+    return [(trial, value) for trial, value in inputs.ranked if all(key.is_in(trial.config) for key in keys)]
 
 
 class Cell(NamedTuple):

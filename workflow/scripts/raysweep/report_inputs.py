@@ -62,6 +62,10 @@ class Key:
         """Its value in a configuration, None where that has none."""
         return flattened(config).get(self.name)
 
+    def is_in(self, config: dict[str, Any]) -> bool:
+        """Whether a configuration has it."""
+        return self.name in flattened(config)
+
     def position(self, value: Any) -> float:
         """Where a value lies on the axis of the key, from 0 to 1."""
         if not self.numeric:
