@@ -336,6 +336,20 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "scheduler.brackets: unknown option of asha. Allowed: grace_period, reduction_factor",
     ),
     (config(scheduler={"name": "asha", "reduction_factor": 1}), "scheduler.reduction_factor: 1 is not allowed: a number, above 1"),
+    (
+        config(points_to_evaluate=[{"lr": 5}]),
+        "points_to_evaluate.0: lr: 5 is not allowed: a number from 0.0001 to 0.1, as search_space says",
+    ),
+    (
+        config(points_to_evaluate=[{}, {"batch_size": 3}]),
+        "points_to_evaluate.1: batch_size: 3 is not allowed: one of 2, 4, as search_space says",
+    ),
+    (config(points_to_evaluate=[{"depth": 3}]), "points_to_evaluate.0: depth: is not searched. Allowed: lr, batch_size"),
+    (config(points_to_evaluate=[3]), "points_to_evaluate.0: 3 is not allowed: a map"),
+    (
+        config(points_to_evaluate=[{"lr": 0.01}], search_space={"lr": {"loguniform": [1e-4, 1]}, "batch_size": {"grid": [2]}}),
+        "points_to_evaluate: is not allowed where search_space has grid values",
+    ),
     (config(scheduler={"name": "asha", "grace_period": 2}), "scheduler.grace_period: 2 is not allowed: at most max_epochs, 1"),
     (
         config(scheduler="hyperband", search_algorithm="optuna"),

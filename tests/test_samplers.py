@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -38,7 +38,7 @@ def optuna(sweep: Sweep, seed: int = 0, mode: str = "max", space: dict[str, Any]
 
 
 def test_the_configured_sampler_is_made() -> None:
-    sweep = {"search_algorithm": {"name": "grid"}, "seed": 1, "metric": "score", "mode": "max"}
+    sweep = {"search_algorithm": {"name": "grid"}, "seed": 1, "metric": "score", "mode": "max", "points_to_evaluate": []}
     assert isinstance(make_sampler(sweep, SPACE, Sweep()), IndependentSampler)
     sweep["search_algorithm"] = {"name": "optuna", "n_startup_trials": 1, "multivariate": False}
     assert isinstance(make_sampler(sweep, SPACE, Sweep()), OptunaSampler)
@@ -116,3 +116,35 @@ def test_optuna_learns() -> None:
         values.append(config["x"])
         sampler.tell(finished(index, config, -((config["x"] - 0.3) ** 2)))
     assert sum(abs(x - 0.3) for x in values[-10:]) / 10 == pytest.approx(0, abs=0.2)
+
+
+class TestPointsFirst:
+    POINTS: ClassVar[list[dict[str, Any]]] = [{"l": 0.01, "c": {"k": 1}}, {"deep": {"er": 5.5}, "i": 3}]
+
+    def made(self, sweep: Sweep, points: list[dict[str, Any]] | None = None, algorithm: str = "random") -> Any:
+        options = {"name": algorithm} | ({"n_startup_trials": 2, "multivariate": True} if algorithm == "optuna" else {})
+        given = {"search_algorithm": options, "seed": 3, "metric": "score", "mode": "max", "points_to_evaluate": points or self.POINTS}
+        return make_sampler(given, SPACE, sweep)
+
+    def test_they_come_first_and_what_they_leave_out_is_drawn(self) -> None:
+        sampler, plain = self.made(Sweep()), IndependentSampler(SPACE, 3)
+        assert sampler.propose(0) == plain.propose(0) | {"l": 0.01, "c": {"k": 1}}
+        assert sampler.propose(1) == plain.propose(1) | {"deep": {"er": 5.5}, "i": 3}
+        assert [sampler.propose(i) for i in (2, 3)] == [plain.propose(i) for i in (2, 3)]
+
+    def test_a_sweep_that_goes_on_tries_those_that_it_has_not_and_those_added_later_come_next(self) -> None:
+        first = self.made(Sweep()).propose(0)
+        sampler = self.made(recorded(finished(0, first, 0.5)), [*self.POINTS, {"u": 0.25}])
+        assert sampler.propose(1)["deep"] == {"er": 5.5}
+        assert sampler.propose(2)["u"] == 0.25
+        assert sampler.propose(3) == IndependentSampler(SPACE, 3).propose(3)
+
+    def test_optuna_learns_from_them(self) -> None:
+        sampler = self.made(Sweep(), [{"u": 0.5}], "optuna")
+        config = sampler.propose(0)
+        assert config["u"] == 0.5
+        sampler.tell(finished(0, config, 0.9))
+        [told] = sampler.sampler.study.get_trials()
+        assert (told.value, told.params["u"]) == (0.9, 0.5)
+        sampler.propose(1)
+        assert len(sampler.sampler.study.trials) == 2

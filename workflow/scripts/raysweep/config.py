@@ -15,7 +15,7 @@ import yaml
 from .environment import env_key, extras_of
 from .errors import ConfigError
 from .sources import find_target, local_sources
-from .space import Choice, Distribution, Normal, Numeric, num_combinations, parse_space
+from .space import Choice, Distribution, Normal, Numeric, grids_of, num_combinations, parse_space, point_of
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
@@ -325,6 +325,7 @@ class _Check:
         except ConfigError as error:
             raise ConfigError(f"{self.file_of((*path, 'search_space'))}: {error}") from None
         self.fits_algorithm(path, space, sweep["search_algorithm"]["name"])
+        self.points(path, sweep, space)
         if kind == "model":
             self.model(path, sweep, space)
         else:
@@ -378,6 +379,16 @@ class _Check:
                 )
             if algorithm == "optuna" and is_grid:
                 raise self.refuse(here, "grid is not allowed with search_algorithm optuna: choice, or search_algorithm random or grid")
+
+    def points(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
+        if sweep["points_to_evaluate"] and grids_of(space):
+            message = "is not allowed where search_space has grid values, which are all gone through: choice, or no points"
+            raise self.refuse((*path, "points_to_evaluate"), message)
+        for number, point in enumerate(sweep["points_to_evaluate"]):
+            try:
+                point_of(space, point)
+            except ConfigError as error:
+                raise self.refuse((*path, "points_to_evaluate", number), str(error)) from None
 
     def model(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
         sweep.setdefault("loss", "cross_entropy")

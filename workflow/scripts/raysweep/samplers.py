@@ -7,12 +7,15 @@ from typing import Any, Protocol
 
 from .record import Mode, Sweep, Trial
 from .seeds import sampler_seed
-from .space import Choice, Distribution, Normal, configuration, fill, quantized, value_at
+from .space import Choice, Distribution, Normal, configuration, fill, nested, point_of, quantized, value_at
 
 
 class Sampler(Protocol):
     def propose(self, index: int) -> dict[str, Any]:
         """Configuration `index`, nested as the search space is."""
+
+    def adopt(self, index: int, config: dict[str, Any]) -> None:
+        """Take a configuration that came from elsewhere for one of its own."""
 
     def tell(self, trial: Trial) -> None:
         """Learn from a trial that has finished."""
@@ -26,6 +29,9 @@ class IndependentSampler:
 
     def propose(self, index: int) -> dict[str, Any]:
         return configuration(self.space, self.seed, index)
+
+    def adopt(self, index: int, config: dict[str, Any]) -> None:
+        """It depends on nothing else."""
 
     def tell(self, trial: Trial) -> None:
         """There is nothing to learn."""
@@ -59,7 +65,9 @@ class OptunaSampler:
         )
         self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until it is told
         for trial in recorded.trials.values():
-            self._add(trial)
+            self.adopt(trial.index, trial.config)
+            if trial.finished:
+                self.tell(trial)
 
     def propose(self, index: int) -> dict[str, Any]:
         asked = self.study.ask(self.distributions)
@@ -76,19 +84,17 @@ class OptunaSampler:
         best = trial.counted(self.metric, self.mode)
         return None if best is None else best.metrics[self.metric]
 
-    def _add(self, trial: Trial) -> None:
-        """Add a recorded trial as a running one, and tell how it did if it has finished."""
-        values = {key: value_at(trial.config, key) for key in self.distributions}
+    def adopt(self, index: int, config: dict[str, Any]) -> None:
+        """Add a configuration as a running trial."""
+        values = {key: value_at(config, key) for key in self.distributions}
         if not all(self._contains(self.space[key], value) for key, value in values.items()):
             return  # from an earlier, different search space: Optuna could not place it
         parameters = {key: self._parameter(self.space[key], value) for key, value in values.items()}
         running = self.optuna.trial.create_trial(
             state=self.optuna.trial.TrialState.RUNNING, params=parameters, distributions=self.distributions
         )
-        self.asked[trial.index] = len(self.study.trials)
+        self.asked[index] = len(self.study.trials)
         self.study.add_trial(running)
-        if trial.finished:
-            self.tell(trial)
 
     def _distribution(self, d: Distribution) -> Any:
         distributions = self.optuna.distributions
@@ -115,11 +121,34 @@ class OptunaSampler:
         return value
 
     def _contains(self, d: Distribution, value: Any) -> bool:
-        if isinstance(d, Choice):
-            return value in d.values
-        if isinstance(d, Normal):
-            return isinstance(value, int | float) and 1e-6 <= d.cumulative(value) <= 1 - 1e-6
-        return isinstance(value, int | float) and d.low <= value <= (d.high - 1 if d.integer else d.high)
+        return d.contains(value) and (not isinstance(d, Normal) or 1e-6 <= d.cumulative(value) <= 1 - 1e-6)
+
+
+class PointsFirst:
+    """The points of the config that no trial has had yet, then what a sampler proposes. What a point leaves out is drawn at random."""
+
+    def __init__(self, sampler: Sampler, points: list[dict[str, Any]], space: dict[str, Any], seed: int, recorded: Sweep) -> None:
+        self.sampler, self.space, self.seed = sampler, space, seed
+        had = [trial.config for trial in recorded.trials.values()]
+        found = [point_of(space, point) for point in points]
+        self.left = [
+            point for point in found if not any(all(value_at(config, key) == value for key, value in point.items()) for config in had)
+        ]
+
+    def propose(self, index: int) -> dict[str, Any]:
+        if not self.left:
+            return self.sampler.propose(index)
+        point = self.left.pop(0)
+        drawn = configuration(self.space, self.seed, index)
+        config = nested({key: point.get(key, value_at(drawn, key)) for key in self.space})
+        self.adopt(index, config)
+        return config
+
+    def adopt(self, index: int, config: dict[str, Any]) -> None:
+        self.sampler.adopt(index, config)
+
+    def tell(self, trial: Trial) -> None:
+        self.sampler.tell(trial)
 
 
 class ListSampler:
@@ -131,6 +160,9 @@ class ListSampler:
     def propose(self, index: int) -> dict[str, Any]:
         return self.configurations[index]
 
+    def adopt(self, index: int, config: dict[str, Any]) -> None:
+        """They are all its own."""
+
     def tell(self, trial: Trial) -> None:
         """There is nothing to learn."""
 
@@ -138,6 +170,8 @@ class ListSampler:
 def make_sampler(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep) -> Sampler:
     """The sampler of a sweep of a validated config, told of what is recorded."""
     options = dict(sweep["search_algorithm"])
+    sampler: Sampler = IndependentSampler(space, sweep["seed"])
     if options.pop("name") == "optuna":
-        return OptunaSampler(space, sweep["seed"], sweep["metric"], sweep["mode"], recorded, **options)
-    return IndependentSampler(space, sweep["seed"])
+        sampler = OptunaSampler(space, sweep["seed"], sweep["metric"], sweep["mode"], recorded, **options)
+    points = sweep["points_to_evaluate"]
+    return PointsFirst(sampler, points, space, sweep["seed"], recorded) if points else sampler

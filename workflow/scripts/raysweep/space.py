@@ -40,6 +40,15 @@ class Numeric:
         """Whether all its values are whole numbers."""
         return self.integer or (self.step is not None and self.step.is_integer())
 
+    def contains(self, value: Any) -> bool:
+        """Whether it may be drawn, but for the step."""
+        is_number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= (self.high - 1 if self.integer else self.high)
+
+    @property
+    def range(self) -> str:
+        return f"a {'whole ' if self.integer else ''}number from {self.low:g} to {self.high - self.integer:g}"
+
     def quantile(self, u: float) -> float | int:
         """The value below which a fraction `u` in [0, 1) of the distribution lies."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
@@ -59,6 +68,10 @@ class Normal:
     mean: float
     standard_deviation: float
     name: str = "normal"
+    range = "a number"
+
+    def contains(self, value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
     def cumulative(self, value: float) -> float:
         """The fraction of the distribution that lies below `value`."""
@@ -74,6 +87,13 @@ class Choice:
 
     name: str
     values: tuple[Any, ...]
+
+    def contains(self, value: Any) -> bool:
+        return value in self.values
+
+    @property
+    def range(self) -> str:
+        return "one of " + ", ".join(str(value) for value in self.values)
 
     def quantile(self, u: float) -> Any:
         return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
@@ -204,6 +224,33 @@ def value_at(config: dict[str, Any], key: str) -> Any:
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
     """The nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space."""
     return nested({key: draw(key, d) if isinstance(d, Distribution) else d for key, d in space.items()})
+
+
+def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """What a point, nested as the space is, says of the distributions of a flat space: {key: value}.
+
+    Raises ConfigError, with a text that begins with the key, where the space has no such distribution, or it no such value.
+    """
+    distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
+    found = {key: value_at(point, key) for key in distributions if _has(point, key)}
+    for given in flattened(point):
+        if not any(given == key or given.startswith(f"{key}{SEPARATOR}") for key in found):
+            raise ConfigError(
+                f"{given.replace(SEPARATOR, '.')}: is not searched. Allowed: {', '.join(distributions).replace(SEPARATOR, '.')}"
+            )
+    for key, value in found.items():
+        if not distributions[key].contains(value):
+            raise ConfigError(f"{key.replace(SEPARATOR, '.')}: {value!r} is not allowed: {distributions[key].range}, as search_space says")
+    return found
+
+
+def _has(config: dict[str, Any], key: str) -> bool:
+    value: Any = config
+    for name in key.split(SEPARATOR):
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
 
 
 def grids_of(space: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
