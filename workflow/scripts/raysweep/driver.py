@@ -125,6 +125,7 @@ def run_tune(job: dict[str, Any]) -> None:
     from .schedulers import Shielded, make_scheduler, replay
     from .search import JudgedTrial, RecordedSearch
     from .seats import seated
+    from .tensorboard import TensorBoard
 
     sweep, searching = job["sweep"], job["purpose"] == "search"
     resources = job["trial_resources"]
@@ -217,7 +218,7 @@ def run_tune(job: dict[str, Any]) -> None:
                     name=EXPERIMENT,
                     storage_path=str(scratch),
                     stop=EndOfTrial(bookkeeper),
-                    callbacks=[bookkeeper],
+                    callbacks=[bookkeeper, *([TensorBoard(state_dir / "tensorboard")] if searching and sweep["tensorboard"] else [])],
                     verbose=0,
                 ),
             )

@@ -134,7 +134,7 @@ class RecordedSearch(SearchAlgorithm):
             "trial_dirname_creator": _dirname,
         }
         tune_trial = _create_trial_from_spec(
-            spec, _make_parser(), trial_id=trial.trial_id, evaluated_params={}, experiment_tag=trial.trial_id
+            spec, _make_parser(), trial_id=trial.trial_id, evaluated_params=dict(trial.config), experiment_tag=trial.trial_id
         )
         tune_trial.__class__ = JudgedTrial  # Tune's function makes no other
         epoch = self.latest_checkpoint(trial)
