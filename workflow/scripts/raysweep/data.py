@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import cifar10, image_folder, synthetic
+from . import cifar10, synthetic
 from .errors import ConfigError, WorldError
 from .files import read_yaml, sha256_of_file, write_yaml, written_aside
 
@@ -166,6 +166,8 @@ def rows_set_aside(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray
 
 def _get_image_folder(key: str, source: str, checksum: str, size: int) -> tuple[dict[str, Arrays], dict[str, Any]]:
     """As `_get`; "test" only where the folder has one."""
+    from . import image_folder  # needs Pillow, which trials, who import this module, may be without
+
     _refuse_checksum_of_folder(key, source, checksum)
     parts, classes = image_folder.read(Path(source).expanduser(), size)
     description = f"The user's own images, in {len(classes)} classes, scaled and cropped to {size} by {size} pixels."
