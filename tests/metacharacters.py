@@ -30,10 +30,10 @@ import argparse, json, pathlib, sys, yaml
 with open("given.jsonl", "a") as stream:
     print(json.dumps(sys.argv[1:]), file=stream)
 parser = argparse.ArgumentParser()
-for name in ("output", "output-dir", "config", "sweep"):
+for name in ("output", "output-dir", "figures-dir", "journal", "config", "sweep"):
     parser.add_argument(f"--{name}")
 args, _ = parser.parse_known_args()
-made = [args.output] if args.output else []
+made = [path for path in (args.output, args.journal, args.figures_dir and f"{args.figures_dir}/key0.svg") if path]
 if args.output_dir:
     made += [f"{args.output_dir}/{name}" for name in ("env.yaml", "manifest.yaml")]
     made += [f"{args.output_dir}/{split}/{kind}.npy" for split in ("train", "validation", "test") for kind in ("images", "labels")]
