@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -77,9 +78,12 @@ def test_a_run_outlives_the_absence_of_slurmctld(start_slurm: Factory) -> None:
 
 
 def _queries(snakemake: psutil.Process) -> list[psutil.Process]:
-    return [
-        child for child in snakemake.children(recursive=True) if child.name() == "squeue" or "slurm_client.py" in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in snakemake.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            if child.name() == "squeue" or "slurm_client.py" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_jobs_that_slurmctld_has_forgotten_are_judged_by_what_they_left(start_slurm: Factory, tmp_path: Path) -> None:
