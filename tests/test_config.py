@@ -341,10 +341,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "points_to_evaluate.0: lr: 5 is not allowed: a number from 0.0001 to 0.1, as search_space says",
     ),
     (
-        config(points_to_evaluate=[{}, {"batch_size": 3}]),
+        config(num_samples=2, points_to_evaluate=[{}, {"batch_size": 3}]),
         "points_to_evaluate.1: batch_size: 3 is not allowed: one of 2, 4, as search_space says",
     ),
     (config(points_to_evaluate=[{"depth": 3}]), "points_to_evaluate.0: depth: is not searched. Allowed: lr, batch_size"),
+    (
+        config(points_to_evaluate=[{1: 2}]),
+        "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
+    ),
+    (config(points_to_evaluate=[{}] * 2), "points_to_evaluate: 2 points are not allowed: at most num_samples, 1"),
     (config(points_to_evaluate=[3]), "points_to_evaluate.0: 3 is not allowed: a map"),
     (
         config(points_to_evaluate=[{"lr": 0.01}], search_space={"lr": {"loguniform": [1e-4, 1]}, "batch_size": {"grid": [2]}}),

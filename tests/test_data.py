@@ -399,6 +399,26 @@ class TestFolderOfImages:
         assert [images[row].min() for row in (0, 1, 3)] == [250, 250, 250]  # the black sides are cropped
         assert images[2, :, 0, 0].tolist() == [1, 2, 3]
 
+    def test_images_of_16_bits_keep_their_shades_and_those_of_unknown_range_are_refused(self, tmp_path: Path) -> None:
+        draw(tmp_path / "own", {"a": 1, "b": 1})
+        ramp = np.linspace(0, 65535, 100).astype(np.uint16).reshape(10, 10)
+        Image.fromarray(ramp).save(tmp_path / "own/a/000.png")
+        images, _ = image_folder.read(tmp_path / "own", 10)[0]["train"]
+        np.testing.assert_allclose(images[0, 0], ramp >> 8, atol=1)
+        Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "own/b/000.tiff")
+        with pytest.raises(WorldError, match=r"000\.tiff: cannot be read as an image \(its pixels are of Pillow's mode F"):
+            image_folder.read(tmp_path / "own", 10)
+
+    def test_folders_beside_train_and_test_are_refused_and_hidden_ones_passed_over(self, tmp_path: Path) -> None:
+        draw(tmp_path / "own/train", {"a": 4, "b": 4})
+        draw(tmp_path / "own/train/a", {".ipynb_checkpoints": 2})
+        (tmp_path / "own/test").mkdir()
+        draw(tmp_path / "own/test", {"a": 2, "b": 2})
+        assert sum(stage(tmp_path, tmp_path / "own", validation_fraction=0.25)["splits"].values()) == 12
+        draw(tmp_path / "own/val", {"a": 1, "b": 1})
+        with pytest.raises(WorldError, match=r"own: has val beside train and test\. The validation split is drawn from train"):
+            stage(tmp_path, tmp_path / "own")
+
     def test_the_same_images_have_the_same_identity_wherever_they_lie(self, tmp_path: Path) -> None:
         found = [stage(tmp_path, draw(tmp_path / name, {"a": 5, "b": 5}))["data_sha256"] for name in ("x", "y")]
         assert found[0] == found[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import joblib
@@ -42,7 +41,7 @@ def run(project: Project, like: str) -> dict[str, Any]:
 def test_a_model_on_a_folder_of_images(project: Project) -> None:
     best = run(project, "images")
     assert best["metric"]["value"] > 0.8  # of three shapes
-    assert load_split(project.folder / "resources/data/pictures", "train")[0].shape == (288, 3, 32, 32)
+    assert load_split(project.folder / "resources/data/mine", "train")[0].shape == (288, 3, 32, 32)
     assert (project.folder / "results/mine/model/model.safetensors").is_file()
     confirmed = project.result("mine", "confirmed.yaml")
     assert (confirmed["n"], confirmed["evaluated_on"]) == (3, "test")
@@ -87,6 +86,25 @@ def test_mistakes_are_one_line_and_nothing_is_written_over(project: Project) -> 
     assert sorted(path.name for path in (project.folder / "sweeps").iterdir()) == ["mine"]
 
 
-def test_pictures_that_were_drawn_for_the_example_are_not_copied(tmp_path: Path) -> None:
-    ignored = subprocess.run(["git", "check-ignore", "examples/images/pictures/x.png", "sweeps/mine"], cwd=REPOSITORY, capture_output=True)
-    assert ignored.returncode == 0
+def test_two_sweeps_share_no_data_and_a_name_that_yaml_takes_for_a_number_is_one(project: Project) -> None:
+    configs = []
+    for name in ("2024", "on"):
+        assert begin(project, name, "images").returncode == 0
+        configs.append(yaml.safe_load((project.folder / "sweeps" / name / "config.yaml").read_text()))
+    assert [list(config["sweeps"]) for config in configs] == [["2024"], ["on"]]
+    for name, config in zip(("2024", "on"), configs, strict=True):
+        assert list(config["datasets"]) == [name] == [config["sweeps"][name]["dataset"]]
+        assert config["datasets"][name]["source"] == f"sweeps/{name}/pictures"
+
+
+def test_pictures_that_were_drawn_for_the_example_are_not_copied(checkout: Any) -> None:
+    checkout.write("examples/images/pictures/circle/mine.png", "")
+    argv = [sys.executable, "workflow/scripts/new_sweep.py", "--name", "mine", "--like", "images"]
+    subprocess.run(argv, cwd=checkout.root, check=True, capture_output=True)
+    assert not (checkout.root / "sweeps/mine/pictures/circle/mine.png").exists()
+    assert len(list((checkout.root / "sweeps/mine/pictures").rglob("*.png"))) == 3 * 150
+
+
+@pytest.mark.parametrize("path", ["examples/images/pictures/x.png", "sweeps/mine/config.yaml"])
+def test_what_the_examples_leave_is_not_committed(path: str) -> None:
+    assert subprocess.run(["git", "check-ignore", path], cwd=REPOSITORY, capture_output=True).returncode == 0

@@ -122,9 +122,23 @@ def test_agents_that_do_not_start_are_explained_by_sruns_last_words(tmp_path: Pa
         run(tmp_path, then="print('srun: error: Unable to create step', file=sys.stderr); sys.exit(1)")
 
 
+class Noted(logging.Handler):
+    """Makes a file when a message that begins so is logged: what agents say and what srun says come through two pipes, in no order of their own."""
+
+    def __init__(self, start: str, path: Path) -> None:
+        super().__init__()
+        self.start, self.path = start, path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(self.start):
+            self.path.touch()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_agent_that_was_killed_is_known_by_sruns_words(tmp_path: Path, rank: int, said: pytest.LogCaptureFixture) -> None:
-    then = f"print('srun: error: n{rank + 1}: task {rank}: Killed', file=sys.stderr, flush=True); time.sleep(0.5); say(**{DONE!r})"
+    logging.getLogger("raysweep").addHandler(Noted("Ray is up", tmp_path / "up"))
+    then = f"import os\nwhile not os.path.exists({str(tmp_path / 'up')!r}): time.sleep(0.01)\n"
+    then += f"print('srun: error: n{rank + 1}: task {rank}: Killed', file=sys.stderr, flush=True); time.sleep(0.5); say(**{DONE!r})"
     if rank == 0:
         with pytest.raises(WorldError, match=r"^n1: its agent ended: srun: error: n1: task 0: Killed$"):
             run(tmp_path, *up("n1", "n2", "n3"), then=then)

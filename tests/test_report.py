@@ -360,7 +360,7 @@ def test_the_page_of_a_thousand_trials_is_below_three_megabytes(tmp_path: Path) 
         search_space={"lr": {"loguniform": [1e-4, 1e-1]}, "net": {f"p{i}": {"uniform": [0, 1]} for i in range(6)}},
     )
     path = tmp_path / "report.html"
-    write_report(inputs, path, ROOT)
+    write_report(inputs, path, tmp_path / "figures", ROOT)
     assert path.stat().st_size < 3_000_000
     assert path.read_text(encoding="utf-8").count("<tr class=") == 1000
 

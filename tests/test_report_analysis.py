@@ -56,6 +56,34 @@ def test_the_map_is_best_where_the_trials_are_and_empty_where_there_are_none(tmp
     assert len(landscape(narrow, *narrow.keys)) < 24 * 24
 
 
+def test_a_key_that_a_part_of_the_trials_lacks_is_not_judged(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=60, search_space={**SPACE, "gone": {"uniform": [0, 1]}})
+    for trial in inputs.trials[20:]:
+        del trial.config["gone"]
+    found = importances(inputs, inputs.keys)
+    assert found[0].key.name == "lr"
+    assert "gone" not in {one.key.name for one in found}
+
+
+def test_where_the_best_fifth_is_no_better_than_the_worst_nothing_is_judged_and_the_page_says_so(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=60, search_space=SPACE)
+    for trial in inputs.trials:
+        if trial.trial_id != inputs.best["trial_id"]:
+            trial.results[0].metrics["accuracy"] = 0.05
+    assert importances(inputs, inputs.keys) == []
+    write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
+    assert "Which hyper-parameters mattered cannot be said" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_names_have_no_neighbours_on_the_map(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=120, search_space={"lr": {"loguniform": [1e-4, 1e-1]}, "act": {"choice": list("abcdef")}})
+    for trial in inputs.trials:
+        trial.results[0].metrics["accuracy"] = 0.9 if trial.config["act"] in "bc" else 0.1
+    lr, act = inputs.keys
+    by_name = {name: {round(c.value, 3) for c in landscape(inputs, lr, act) if round(c.bottom * 6) == i} for i, name in enumerate("abcdef")}
+    assert by_name == {name: {0.9} if name in "bc" else {0.1} for name in "abcdef"}
+
+
 def test_equal_values_are_one_level(tmp_path: Path) -> None:
     inputs = made(tmp_path, num_trials=40, constant=0.5, mode="min", search_space=SPACE)
     assert {cell.level for cell in landscape(inputs, inputs.keys[0], inputs.keys[2])} == {0}
@@ -85,12 +113,16 @@ def test_costs_are_those_of_the_allocation_and_what_was_stopped_early_is_spared(
     assert (cost(inputs).unit, cost(inputs).hours) == ("GPU-hours", pytest.approx(2 * inputs.clock.total_s / 3600))
 
 
-def test_trials_at_a_time_begin_and_end_with_none_and_never_exceed_the_places(tmp_path: Path) -> None:
+def test_trials_at_a_time_are_a_mean_over_time_and_never_exceed_the_places(tmp_path: Path) -> None:
     inputs = made(tmp_path, num_trials=30, slots=4)
-    steps = at_a_time(inputs, 10_000)
-    assert max(count for _, count in steps) == 4
-    assert steps[-1][1] == 0
-    assert len(at_a_time(inputs, 10)) <= 12
+    steps = at_a_time(inputs, 50)
+    assert len(steps) == 50
+    assert max(count for _, count in steps) <= 4 + 1e-9
+    width = inputs.clock.total_s / 50
+    assert sum(count for _, count in steps) * width == pytest.approx(sum(a.end_s - a.start_s for a in inputs.attempts))
+    # Two places that are refilled at once are busy all the time, however often trials come and go.
+    many = made(tmp_path / "many", num_trials=300, slots=2)
+    assert all(count > 1.9 for _, count in at_a_time(many, 20)[:18])
 
 
 def test_all_figures_are_files_too_in_colours_and_with_their_data(tmp_path: Path) -> None:

@@ -39,7 +39,10 @@ def compared(folder: Path, *names: str) -> list[Any]:
 
 
 def test_only_sweeps_of_one_metric_on_one_data_set_measured_in_one_way_are_held_against_each_other(tmp_path: Path) -> None:
+    functions = {"dataset": None, "model": None, "optimizer": None, "loss": None}
     names = [
+        finished(tmp_path, "own", trainable="one.py:train", **functions),
+        finished(tmp_path, "others", trainable="two.py:train", **functions),
         finished(tmp_path, "a"),
         finished(tmp_path, "b", seed=1),
         finished(tmp_path, "other_metric", metric="loss", mode="min"),
@@ -47,7 +50,14 @@ def test_only_sweeps_of_one_metric_on_one_data_set_measured_in_one_way_are_held_
         finished(tmp_path, "repeated", {"on": "validation"}),
     ]
     found = groups(compared(tmp_path, *names))
-    assert [sorted(one.name for one in group) for group in found] == [["a", "b"], ["other_metric"], ["other_data"], ["repeated"]]
+    assert [sorted(one.name for one in group) for group in found] == [
+        ["own"],
+        ["others"],
+        ["a", "b"],
+        ["other_metric"],
+        ["other_data"],
+        ["repeated"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +66,14 @@ def test_only_sweeps_of_one_metric_on_one_data_set_measured_in_one_way_are_held_
         (
             [0.80, 0.81, 0.82],
             [0.60, 0.61, 0.62],
-            "one is better than other by 0.2, more than two standard errors of that difference (0.008165).",
+            "one is better than other by 0.2; by chance alone it would be more than 0.0227 in one of 20 cases.",
         ),
-        ([0.80, 0.90, 1.00], [0.79, 0.89, 0.99], "one and other are 0.01 apart, no more than two standard errors of that difference"),
+        (
+            [0.80, 0.90, 1.00],
+            [0.79, 0.89, 0.99],
+            "one and other are 0.01 apart: chance may explain it, which makes it up to 0.227 in 19 of 20 cases.",
+        ),
+        ([0.8, 0.8, 0.8], [0.60, 0.61, 0.62], "one and other are 0.19 apart. All seeds of one of them gave the same value"),
         ([0.80, 0.81], [0.60, 0.61, 0.62], "Whether one and other differ cannot be said: it takes 3 confirmed seeds of each."),
     ],
 )

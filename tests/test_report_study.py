@@ -11,7 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from raysweep.report_inputs import Inputs, read_inputs
+from raysweep.report_inputs import Inputs, read_inputs, seconds_between
 from raysweep.report_study import write_journal
 from recorded import write_outputs, write_record
 
@@ -57,6 +57,10 @@ def test_every_finished_trial_is_there_with_its_values_epoch_by_epoch(tmp_path: 
             found = trials[trial.trial_id]
             assert found.intermediate_values == {result.epoch: result.metrics["accuracy"] for result in trial.results}
             assert found.params["lr"] == trial.config["lr"]
+            assert isinstance(found.distributions["net/width"], optuna.distributions.IntDistribution)
+            assert (found.datetime_complete - found.datetime_start).total_seconds() == pytest.approx(
+                seconds_between(trial.started, trial.ended), abs=0.01
+            )
             assert found.params["net/width"] == trial.config["net"]["width"]
             assert found.params["net/act"] == trial.config["net"]["act"]
             assert found.params["net/layers"] == str(trial.config["net"]["layers"])

@@ -139,6 +139,13 @@ class TestPointsFirst:
         assert sampler.propose(2)["u"] == 0.25
         assert sampler.propose(3) == IndependentSampler(SPACE, 3).propose(3)
 
+    def test_a_trial_counts_as_one_point_at_most(self) -> None:
+        points = [{"u": 0.25, "i": 3}, {"i": 3}, {"i": 3}]
+        first = self.made(Sweep(), points).propose(0)
+        sampler = self.made(recorded(finished(0, first, 0.5)), points)
+        assert [sampler.propose(index)["i"] for index in (1, 2)] == [3, 3]
+        assert sampler.propose(3) == IndependentSampler(SPACE, 3).propose(3)
+
     def test_optuna_learns_from_them(self) -> None:
         sampler = self.made(Sweep(), [{"u": 0.5}], "optuna")
         config = sampler.propose(0)

@@ -97,9 +97,10 @@ def staged(sweep, *splits):
     return [DATA / dataset / "manifest.yaml", *arrays]
 
 
-def options_of_folder(dataset):
-    """What a config says of a folder of images."""
-    return [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
+def source_of(dataset):
+    """Where a data set comes from, and behind it what the config says of a folder of images."""
+    options = [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
+    return [dataset["source"], *options] if options else dataset["source"]
 
 
 def only_on_slurm(wildcards):

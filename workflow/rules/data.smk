@@ -13,11 +13,10 @@ rule stage_data:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "stage_data.py",
-        source=lambda w: config["datasets"][w.dataset]["source"],
+        source=lambda w: source_of(config["datasets"][w.dataset]),
         checksum=lambda w: config["datasets"][w.dataset]["checksum"],
         validation_fraction=lambda w: config["datasets"][w.dataset]["validation_fraction"],
         seed=lambda w: config["datasets"][w.dataset]["seed"],
-        of_folder=lambda w: options_of_folder(config["datasets"][w.dataset]),
         downloads_dir=Path(config["resources_dir"]) / "downloads",
         output_dir=subpath(output.manifest, parent=True),
     shell:
@@ -27,7 +26,6 @@ rule stage_data:
         " --checksum {params.checksum:q}"
         " --validation-fraction {params.validation_fraction:q}"
         " --seed {params.seed:q}"
-        " {params.of_folder:q}"
         " --downloads-dir {params.downloads_dir:q}"
         " --output-dir {params.output_dir:q}"
         " --log {log:q}"

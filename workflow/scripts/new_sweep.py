@@ -31,7 +31,13 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
     for path in folder.iterdir():
         text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
         if path.name == "config.yaml":
-            text = re.sub(rf"^  {like}:$", f"  {name}:", text, flags=re.MULTILINE)
+            # Data sets of two sweeps must not lie in one place. In quotes, since YAML takes some names for numbers.
+            for old, new in (
+                (f"  {like}:", f'  "{name}":'),
+                ("  pictures:", f'  "{name}":'),
+                ("    dataset: pictures", f'    dataset: "{name}"'),
+            ):
+                text = re.sub(rf"^{old}$", new, text, flags=re.MULTILINE)
         path.write_text(text, encoding="utf-8")
     if (folder / DRAWS).exists():
         subprocess.run([sys.executable, folder / DRAWS], check=True)

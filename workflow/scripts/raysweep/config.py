@@ -384,6 +384,8 @@ class _Check:
         if sweep["points_to_evaluate"] and grids_of(space):
             message = "is not allowed where search_space has grid values, which are all gone through: choice, or no points"
             raise self.refuse((*path, "points_to_evaluate"), message)
+        if (count := len(sweep["points_to_evaluate"])) > sweep["num_samples"]:
+            raise self.refuse((*path, "points_to_evaluate"), f"{count} points are not allowed: at most num_samples, {sweep['num_samples']}")
         for number, point in enumerate(sweep["points_to_evaluate"]):
             try:
                 point_of(space, point)

@@ -30,6 +30,10 @@ def read(folder: Path, size: int) -> tuple[dict[str, tuple[np.ndarray, np.ndarra
     parts = {part: folder / part for part in ("train", "test") if (folder / part).is_dir()} or {"train": folder}
     if "train" not in parts:
         raise WorldError(f"{folder}: has a folder `test`, but no `train`. {LAYOUT}")
+    if parts["train"] != folder and (beside := sorted({path.name for path in _folders_in(folder)} - {"train", "test"})):
+        raise WorldError(
+            f"{folder}: has {', '.join(beside)} beside train and test. The validation split is drawn from train: move those images there."
+        )
     files = {part: _files_of_classes(root) for part, root in parts.items()}
     classes = list(files["train"])
     if "test" in files and (others := set(files["test"]) ^ set(classes)):
@@ -37,13 +41,18 @@ def read(folder: Path, size: int) -> tuple[dict[str, tuple[np.ndarray, np.ndarra
     return {part: _read_part(found, size) for part, found in files.items()}, classes
 
 
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _files_of_classes(root: Path) -> dict[str, list[Path]]:
     """The image files of each class, by their names' endings."""
-    endings = Image.registered_extensions()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}  # others it only writes
     found: dict[str, list[Path]] = {}
     passed_over = 0
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    for folder in _folders_in(root):
+        is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)  # noqa: B023, E731
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path))
         found[folder.name] = [path for path in files if path.suffix.lower() in endings]
         passed_over += len(files) - len(found[folder.name])
         if not found[folder.name]:
@@ -68,7 +77,14 @@ def _read_image(path: Path, size: int) -> np.ndarray:
     """uint8 [3, size, size]."""
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # which `convert` would cut off at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            if upright.mode in ("I", "F"):
+                raise ValueError(
+                    f"its pixels are of Pillow's mode {upright.mode}, of which nobody knows the range; save it with 8 or 16 bits"
+                )
+            upright = upright.convert("RGB")
             return np.asarray(ImageOps.fit(upright, (size, size))).transpose(2, 0, 1)
     except Exception as error:  # a damaged file can raise nearly anything
         raise WorldError(f"{path}: cannot be read as an image ({error}). Mend it, or take it away.") from error

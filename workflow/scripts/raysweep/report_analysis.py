@@ -14,6 +14,7 @@ from .report_inputs import Inputs, Key
 from .report_study import distribution_of, new_study, params_of
 
 MIN_TRIALS = 30  # with values: of fewer neither importances nor a map say anything
+MOST_TRIALS = 0.9  # of all with a value have to have a key, for it to be judged
 TARGET_QUANTILE = 0.2  # the trials whose values are compared with all others: the best fifth, as elsewhere on the page
 CELLS = 24  # along a numeric axis of the map
 BANDWIDTH = 0.1  # of the map's kernel, of the length of an axis
@@ -30,12 +31,16 @@ class Importance(NamedTuple):
 
 
 def importances(inputs: Inputs, keys: list[Key]) -> list[Importance]:
-    """Of the keys that vary, the most important first; [] where the trials are too few to say, or all are as good.
+    """Of the keys that vary, the most important first; [] where the trials are too few to say, or the best fifth is no better than the others.
+
+    Keys that a part of the trials does not have, such as one that the space no longer has, are left out.
 
     PED-ANOVA (Watanabe, Bansal, Hutter: https://arxiv.org/abs/2304.10255), as Optuna has it: how far the values of the best fifth are from those of all.
     """
+    keys = [key for key in keys if len(_with_all(inputs, [key])) > MOST_TRIALS * len(inputs.ranked)]
     trials = [(trial.config, value) for trial, value in _with_all(inputs, keys)]
-    if len(trials) < MIN_TRIALS or len({value for _, value in trials}) == 1 or not keys:
+    # `ranked` is best first. Where the best fifth is as good as the worst of all there is nothing to tell apart.
+    if len(keys) < 2 or len(trials) < MIN_TRIALS or trials[int(TARGET_QUANTILE * len(trials))][1] == trials[-1][1]:
         return []
     import optuna
 
@@ -78,11 +83,13 @@ def landscape(inputs: Inputs, x: Key, y: Key) -> list[Cell]:
     values = np.array([value for _, value in trials])
     values = np.clip(values, *np.quantile(values, [0.05, 0.95]))
     at = np.array([[key.position(key.value_in(trial.config)) for key in (x, y)] for trial, _ in trials])
+    # Names have no neighbours: along them only trials of the very same one count.
+    bandwidths = np.array([BANDWIDTH if key.numeric else 1e-9 for key in (x, y)])
     edges = [_edges(key) for key in (x, y)]
     cells = []
     for (left, right), (bottom, top) in itertools.product(*edges):
         centre = np.array([(left + right) / 2, (bottom + top) / 2])
-        weights = np.exp(-((at - centre) ** 2).sum(1) / (2 * BANDWIDTH**2))
+        weights = np.exp(-(((at - centre) / bandwidths) ** 2).sum(1) / 2)
         if weights.sum() >= LEAST_WEIGHT:
             value = float(f"{weights @ values / weights.sum():.6g}")  # without the last digits, in which equal values would differ
             cells.append((left, right, bottom, top, value))
@@ -105,7 +112,7 @@ def _level(value: float, bounds: list[float], mode: str) -> int:
 
 
 class Rung(NamedTuple):
-    """An epoch at which trials were compared: how many reached it, and what became of those."""
+    """An epoch at which trials were compared: how many of those that did not fail reached it, and what became of them."""
 
     epoch: int
     went_on: int
@@ -120,7 +127,8 @@ def rungs(inputs: Inputs) -> list[Rung]:
     epochs = sorted({*stopped, inputs.about["max_epochs"]})
     if not stopped or len(epochs) > MAX_RUNGS:
         return []
-    reached = {epoch: sum(trial.epochs >= epoch for trial in inputs.trials) for epoch in epochs}
+    ended_well = [trial for trial in inputs.trials if trial.status in ("STOPPED", "TERMINATED")]
+    reached = {epoch: sum(trial.epochs >= epoch for trial in ended_well) for epoch in epochs}
     return [Rung(epoch, reached[epoch] - stopped.count(epoch), stopped.count(epoch)) for epoch in epochs]
 
 
@@ -139,7 +147,9 @@ class Cost(NamedTuple):
 
 
 def cost(inputs: Inputs) -> Cost:
-    spared = sum(inputs.about["max_epochs"] - trial.epochs for trial in inputs.trials if trial.status == "STOPPED")
+    # A function may end by itself before `max_epochs`.
+    whole = max((trial.epochs for trial in inputs.trials if trial.status == "TERMINATED"), default=inputs.about["max_epochs"])
+    spared = sum(max(0, whole - trial.epochs) for trial in inputs.trials if trial.status == "STOPPED")
     return Cost(unit_of_cost(inputs), hours_at(inputs, math.inf), sum(trial.epochs for trial in inputs.trials), spared)
 
 
@@ -157,12 +167,12 @@ def hours_at(inputs: Inputs, running_s: float) -> float:
     return hours
 
 
-def at_a_time(inputs: Inputs, most_steps: int) -> list[tuple[float, int]]:
-    """How many trials ran, (from second, number), in at most so many steps."""
-    changes = sorted([(a.start_s, 1) for a in inputs.attempts] + [(a.end_s, -1) for a in inputs.attempts])
-    steps: list[tuple[float, int]] = []
-    running = 0
-    for at, group in itertools.groupby(changes, key=lambda change: change[0]):
-        running += sum(change for _, change in group)
-        steps.append((at, running))
-    return steps[:: max(1, math.ceil(len(steps) / most_steps))] + steps[-1:]
+def at_a_time(inputs: Inputs, bins: int) -> list[tuple[float, float]]:
+    """How many trials ran on average in so many equal parts of the running time: (seconds at which the part begins, trials)."""
+    width = inputs.clock.total_s / bins
+    busy_s = np.zeros(bins)
+    for attempt in inputs.attempts:
+        first, last = (min(int(at / width), bins - 1) if width else 0 for at in (attempt.start_s, attempt.end_s))
+        for part in range(first, last + 1):
+            busy_s[part] += max(0.0, min(attempt.end_s, (part + 1) * width) - max(attempt.start_s, part * width))
+    return [(part * width, float(busy) / width if width else 0.0) for part, busy in enumerate(busy_s)]

@@ -23,7 +23,7 @@ MAX_CURVES = 200  # learning curves that are drawn: more are neither readable no
 BEST_CURVES = 50  # of these the best; the others are spread evenly over the ranks
 MAX_POINTS = 100  # of one curve
 MAX_BARS = 2000  # of the timeline
-MAX_STEPS = 500  # of how many trials ran at a time
+BINS = 200  # of the running time, in which it is counted how many trials ran at a time
 
 # Of every figure, on the page and in its file.
 CONFIG: dict[str, Any] = {
@@ -490,7 +490,8 @@ def best_until(inputs: Inputs) -> list[tuple[float, float]]:
 def running(inputs: Inputs) -> Spec:
     """How many trials ran at a time."""
     unit_s, unit = time_unit(inputs.clock.total_s)
-    steps = [{"at": round(at / unit_s, 4), "trials": count} for at, count in at_a_time(inputs, MAX_STEPS)]
+    steps = [{"at": round(at / unit_s, 4), "trials": round(count, 3)} for at, count in at_a_time(inputs, BINS)]
+    steps.append({"at": round(inputs.clock.total_s / unit_s, 4), "trials": 0})
     return _chart(
         "Trials that ran at a time",
         140,

@@ -20,6 +20,8 @@ from .report_page import html_page
 COLOURS = [f"var(--{name})" for name in ("blue", "winner", "green", "red", "sky", "grey")]
 DASHES = [[1, 0], [6, 3], [2, 2]]
 MIN_SEEDS = 3  # of each, to tell whether two means differ
+# Student's t that chance exceeds, in either direction, in one of 20 cases, by degrees of freedom from 1 on; beyond them that of the last.
+T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09)
 
 
 def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[Inputs]:
@@ -43,7 +45,9 @@ def groups(sweeps: list[Inputs]) -> list[list[Inputs]]:
     """Sweeps whose figures may be held against each other: of one metric, on one data set, measured in one way; the best first."""
     found: dict[tuple[Any, ...], list[Inputs]] = {}
     for inputs in sweeps:
-        key = inputs.metric, inputs.mode, inputs.about["dataset"], inputs.confirmed["evaluated_on"]
+        # Of a function that brings its own data nobody knows which they are.
+        data = inputs.about["dataset"] or ("of", inputs.about["trainable"])
+        key = inputs.metric, inputs.mode, data, inputs.confirmed["evaluated_on"]
         found.setdefault(key, []).append(inputs)
     return [sorted(group, key=lambda one: -one.sign * _mean(one)) for group in found.values()]
 
@@ -54,23 +58,27 @@ def _mean(inputs: Inputs) -> float:
 
 
 def verdict(group: list[Inputs]) -> str:
-    """Whether the first sweep's mean over its seeds is better than the second's by more than chance, in a sentence.
+    """Whether the first sweep's mean over its seeds is better than the second's by more than chance, in a sentence: Welch's t-test, at one in 20.
 
-    Two means are called different where they lie more than two standard errors of their difference apart (Welch's statistic).
+    B. L. Welch, The generalization of Student's problem when several different population variances are involved, Biometrika 34 (1947).
     """
     if len(group) < 2:
-        return "It is the only one with this metric, on these data."
+        return "It is the only one with this metric, on these data, measured in this way."
     first, second = group[:2]
     spreads = [one.confirmed["standard_deviation"] for one in (first, second)]
     counts = [one.confirmed["n"] for one in (first, second)]
     names = f"{first.name} and {second.name}"
     if min(counts) < MIN_SEEDS or None in spreads:
         return f"Whether {names} differ cannot be said: it takes {MIN_SEEDS} confirmed seeds of each."
-    error = sum(spread**2 / n for spread, n in zip(spreads, counts, strict=True)) ** 0.5
+    parts = [spread**2 / n for spread, n in zip(spreads, counts, strict=True)]
     gap = abs(_mean(first) - _mean(second))
-    if gap > 2 * error:
-        return f"{first.name} is better than {second.name} by {number(gap)}, more than two standard errors of that difference ({number(error)})."
-    return f"{names} are {number(gap)} apart, no more than two standard errors of that difference ({number(error)}): chance may explain it."
+    if not all(parts):
+        return f"{names} are {number(gap)} apart. All seeds of one of them gave the same value, so nothing is known of chance."
+    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+    limit = T_QUANTILES[min(int(freedom), len(T_QUANTILES)) - 1] * sum(parts) ** 0.5
+    if gap > limit:
+        return f"{first.name} is better than {second.name} by {number(gap)}; by chance alone it would be more than {number(limit)} in one of 20 cases."
+    return f"{names} are {number(gap)} apart: chance may explain it, which makes it up to {number(limit)} in 19 of 20 cases."
 
 
 def _spec(description: str, height: int, layers: list[Spec], **rest: Any) -> Spec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
     if not key.numeric:
         return CategoricalDistribution([_choice(value) for value in key.categories])
     low, high = key.span
-    if all(isinstance(value, int) for value in (low, high, *key.values)):
+    if all(isinstance(value, int) for value in key.values) and float(low).is_integer() and float(high).is_integer():
         return IntDistribution(int(low), int(high), log=key.log)
     return FloatDistribution(low, high, log=key.log)
 
@@ -71,7 +72,7 @@ def _frozen(inputs: Inputs, trial: Trial, keys: list[Key], distributions: dict[s
     # A trial that ended without a value, such as a function that reported none, has nothing to be compared by.
     state = "FAIL" if value is None else STATES[trial.status]
     values = {result.epoch: result.metrics.get(inputs.metric) for result in trial.results}
-    return optuna.create_trial(
+    frozen = optuna.create_trial(
         state=optuna.trial.TrialState[state],
         value=value if state == "COMPLETE" else None,
         params=params,
@@ -81,3 +82,10 @@ def _frozen(inputs: Inputs, trial: Trial, keys: list[Key], distributions: dict[s
         | ({"node": trial.node} if trial.node else {})
         | ({"error": trial.error} if trial.error else {}),
     )
+    # When it ran, without a time zone, as Optuna keeps it.
+    frozen.datetime_start, frozen.datetime_complete = (_local(at) for at in (trial.started, trial.ended))
+    return frozen
+
+
+def _local(at: str | None) -> datetime | None:
+    return None if at is None else datetime.fromisoformat(at).astimezone().replace(tzinfo=None)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .record import Mode, Sweep, Trial
 from .seeds import sampler_seed
-from .space import Choice, Distribution, Normal, configuration, fill, nested, point_of, quantized, value_at
+from .space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at
 
 
 class Sampler(Protocol):
@@ -129,11 +129,13 @@ class PointsFirst:
 
     def __init__(self, sampler: Sampler, points: list[dict[str, Any]], space: dict[str, Any], seed: int, recorded: Sweep) -> None:
         self.sampler, self.space, self.seed = sampler, space, seed
-        had = [trial.config for trial in recorded.trials.values()]
-        found = [point_of(space, point) for point in points]
-        self.left = [
-            point for point in found if not any(all(value_at(config, key) == value for key, value in point.items()) for config in had)
-        ]
+        self.left = []
+        had = [trial.config for trial in recorded.trials.values()]  # each of which may have been one point
+        for point in (point_of(space, point) for point in points):
+            if its := next((config for config in had if _is_of(config, point)), None):
+                had.remove(its)
+            else:
+                self.left.append(point)
 
     def propose(self, index: int) -> dict[str, Any]:
         if not self.left:
@@ -149,6 +151,11 @@ class PointsFirst:
 
     def tell(self, trial: Trial) -> None:
         self.sampler.tell(trial)
+
+
+def _is_of(config: dict[str, Any], point: dict[str, Any]) -> bool:
+    """Whether a configuration is what a point says, as far as that says anything."""
+    return all(has(config, key) and value_at(config, key) == value for key, value in point.items())
 
 
 class ListSampler:

@@ -89,7 +89,7 @@ class Choice:
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
-        return value in self.values
+        return any(value == other and type(value) is type(other) for other in self.values)  # True is 1 else
 
     @property
     def range(self) -> str:
@@ -232,7 +232,10 @@ def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError, with a text that begins with the key, where the space has no such distribution, or it no such value.
     """
     distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
-    found = {key: value_at(point, key) for key in distributions if _has(point, key)}
+    for given in point:
+        if not isinstance(given, str) or SEPARATOR in given:
+            raise ConfigError(f"{given}: is not allowed: a point is nested as search_space is, with text as keys")
+    found = {key: value_at(point, key) for key in distributions if has(point, key)}
     for given in flattened(point):
         if not any(given == key or given.startswith(f"{key}{SEPARATOR}") for key in found):
             raise ConfigError(
@@ -244,7 +247,8 @@ def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _has(config: dict[str, Any], key: str) -> bool:
+def has(config: dict[str, Any], key: str) -> bool:
+    """Whether a nested configuration holds a key of the flat space."""
     value: Any = config
     for name in key.split(SEPARATOR):
         if not isinstance(value, dict) or name not in value:
