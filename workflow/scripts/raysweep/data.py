@@ -92,7 +92,7 @@ def stage(
             raise ConfigError(f"{key}.{fraction_key}: {fraction} is not allowed: it has to lie between 0 and 1, for instance 0.1.")
     if seed < 0:
         raise ConfigError(f"{key}.seed: {seed} is not allowed: it has to be 0 or more.")
-    if is_image_folder(source):
+    if _is_image_folder(source):
         parts, facts = _get_image_folder(key, source, checksum, image_size or IMAGE_SIZE)
         if "test" not in parts:
             fraction = test_fraction or TEST_FRACTION
@@ -131,7 +131,7 @@ def stage(
     return manifest
 
 
-def is_image_folder(source: str) -> bool:
+def _is_image_folder(source: str) -> bool:
     """Whether that is a folder, and not one of CIFAR-10's files."""
     path = Path(source).expanduser()
     return source not in ("download", "synthetic") and path.is_dir() and not cifar10.is_its_folder(path)

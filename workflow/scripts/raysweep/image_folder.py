@@ -45,14 +45,17 @@ def _folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _files_of_classes(root: Path) -> dict[str, list[Path]]:
     """The image files of each class, by their names' endings."""
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}  # others it only writes
     found: dict[str, list[Path]] = {}
     passed_over = 0
     for folder in _folders_in(root):
-        is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)  # noqa: B023, E731
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path))
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
         found[folder.name] = [path for path in files if path.suffix.lower() in endings]
         passed_over += len(files) - len(found[folder.name])
         if not found[folder.name]:

@@ -178,13 +178,9 @@ def charts_of(inputs: Inputs) -> dict[str, Any]:
         specs["parallel"] = report_charts.parallel_coordinates(inputs, keys)
         result["num_axes"] = len(keys) + 1
     ranking = report_analysis.importances(inputs, keys)
-    result["importance"] = bool(ranking)
     if ranking:
         specs["importance"] = report_charts.importance(ranking)
-    if len(ranking) > 1:
-        first, second = (one.key for one in ranking[:2])
-        specs["contour"] = report_charts.contour(inputs, keys, first, second)
-        result["contour_of"] = (first.name, second.name)
+        specs["contour"] = report_charts.contour(inputs, keys, ranking[0].key, ranking[1].key)
     if rungs := report_analysis.rungs(inputs):
         specs["rungs"] = report_charts.rung_diagram(rungs)
     if curves := report_charts.learning_curves(inputs, keys):

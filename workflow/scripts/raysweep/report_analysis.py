@@ -31,7 +31,7 @@ class Importance(NamedTuple):
 
 
 def importances(inputs: Inputs, keys: list[Key]) -> list[Importance]:
-    """Of the keys that vary, the most important first; [] where the trials are too few to say, or the best fifth is no better than the others.
+    """Of the keys that vary, two or more, the most important first; [] where the trials are too few to say, or the best fifth is no better than the others.
 
     Keys that a part of the trials does not have, such as one that the space no longer has, are left out.
 

@@ -71,7 +71,16 @@ COLOUR_BY_TIER: Spec = {
     "type": "ordinal",
     "scale": {"domain": TIERS, "range": [f"var(--tier{i})" for i in range(len(TIERS))]},
 }
-WINNER: Spec = {"field": "trial"}
+TRIAL: Spec = {"field": "trial"}
+WINNER_MARK: Spec = {
+    "type": "point",
+    "shape": "diamond",
+    "filled": True,
+    "size": 190,
+    "color": "var(--winner)",
+    "stroke": "var(--paper)",
+    "strokeWidth": 1.5,
+}
 
 
 def text_of(value: Any) -> str:
@@ -166,7 +175,7 @@ def _winner(inputs: Inputs) -> Spec:
 
 def _tooltip(inputs: Inputs, keys: list[Key]) -> list[Spec]:
     """What hovering over a trial shows."""
-    shown = [WINNER, {"field": "status"}, {"field": "value", "type": "quantitative", "title": inputs.metric, "format": ".4~g"}]
+    shown = [TRIAL, {"field": "status"}, {"field": "value", "type": "quantitative", "title": inputs.metric, "format": ".4~g"}]
     for i, key in enumerate(keys):
         shown.append(
             {"field": f"config{i}", "title": key.name}
@@ -175,7 +184,7 @@ def _tooltip(inputs: Inputs, keys: list[Key]) -> list[Spec]:
     return shown
 
 
-def _chart(description: str, height: int, layers: list[Spec], **rest: Any) -> Spec:
+def chart(description: str, height: int, layers: list[Spec], **rest: Any) -> Spec:
     return {"description": description, "width": "container", "height": height, "layer": layers} | rest
 
 
@@ -223,26 +232,18 @@ def hyperparameter(inputs: Inputs, keys: list[Key], i: int) -> Spec:
             "encoding": {
                 "x": x,
                 "y": {"value": height - 6},
-                "tooltip": [WINNER, {"field": "status"}, {"field": f"config{i}", "title": key.name}],
+                "tooltip": [TRIAL, {"field": "status"}, {"field": f"config{i}", "title": key.name}],
             },
         },
         {
             "transform": [_winner(inputs)],
-            "mark": {
-                "type": "point",
-                "shape": "diamond",
-                "filled": True,
-                "size": 190,
-                "color": "var(--winner)",
-                "stroke": "var(--paper)",
-                "strokeWidth": 1.5,
-            },
+            "mark": WINNER_MARK,
             "encoding": {"x": x, "y": y, "tooltip": _tooltip(inputs, keys)},
         },
     ]
     if not key.numeric:  # spread points of one category, by a pattern that is the same every time
         layers[-3]["transform"].append({"calculate": "((toNumber(datum.trial) * 7) % 11 - 5) / 7", "as": "jitter"})
-    return _chart(f"{inputs.metric} of each trial against {key.name}", height, layers, data={"name": "trials"})
+    return chart(f"{inputs.metric} of each trial against {key.name}", height, layers, data={"name": "trials"})
 
 
 def parallel_coordinates(inputs: Inputs, keys: list[Key]) -> Spec:
@@ -278,7 +279,7 @@ def parallel_coordinates(inputs: Inputs, keys: list[Key]) -> Spec:
         {"calculate": f"indexof({json.dumps(axes)}, datum.axis)", "as": "order"},
     ]
     tick_text = {"type": "text", "align": "right", "dx": -7, "fontSize": 11}
-    return _chart(
+    return chart(
         f"Parallel coordinates: the configuration of each trial and its {inputs.metric}",
         300,
         [
@@ -354,8 +355,8 @@ def learning_curves(inputs: Inputs, keys: list[Key]) -> tuple[Spec, str] | None:
         "scale": {"zero": False, "nice": False},
     }
     y = {"field": "value", "type": "quantitative", "title": inputs.metric, "scale": metric_scale(inputs)}
-    tooltip = [WINNER, {"field": "epoch"}, {"field": "value", "type": "quantitative", "title": inputs.metric, "format": ".4~g"}]
-    return _chart(
+    tooltip = [TRIAL, {"field": "epoch"}, {"field": "value", "type": "quantitative", "title": inputs.metric, "format": ".4~g"}]
+    return chart(
         f"Learning curves: {inputs.metric} after each epoch of each trial",
         300,
         [
@@ -424,7 +425,7 @@ def best_so_far(inputs: Inputs, keys: list[Key]) -> Spec:
     steps = [{"end": round(at / unit_s, 4), "value": value} for at, value in best_until(inputs)]
     x = {"field": "end", "type": "quantitative", "title": f"running time ({unit})", "scale": {"zero": True, "nice": False}}
     y = {"field": "value", "type": "quantitative", "title": inputs.metric, "scale": metric_scale(inputs)}
-    return _chart(
+    return chart(
         f"Best {inputs.metric} so far against the running time of the sweep",
         220,
         [
@@ -452,7 +453,7 @@ def best_so_far(inputs: Inputs, keys: list[Key]) -> Spec:
 def best_by_cost(inputs: Inputs) -> Spec:
     """The best value until then against what the sweep had been given until then."""
     steps = [{"hours": round(hours_at(inputs, at), 5), "value": value} for at, value in best_until(inputs)]
-    return _chart(
+    return chart(
         f"Best {inputs.metric} so far against {unit_of_cost(inputs)}",
         220,
         [
@@ -492,7 +493,7 @@ def running(inputs: Inputs) -> Spec:
     unit_s, unit = time_unit(inputs.clock.total_s)
     steps = [{"at": round(at / unit_s, 4), "trials": round(count, 3)} for at, count in at_a_time(inputs, BINS)]
     steps.append({"at": round(inputs.clock.total_s / unit_s, 4), "trials": 0})
-    return _chart(
+    return chart(
         "Trials that ran at a time",
         140,
         [
@@ -530,7 +531,7 @@ def importance(found: list[Importance]) -> Spec:
         "axis": {"format": ".0%", "tickCount": 5},
         "scale": {"domain": [0, 1]},
     }
-    return _chart(
+    return chart(
         "Importance of each hyper-parameter",
         max(60, 30 * len(found)),
         [
@@ -563,7 +564,7 @@ def contour(inputs: Inputs, keys: list[Key], x_key: Key, y_key: Key) -> Spec:
         "type": "ordinal",
         "scale": {"domain": list(range(LEVELS)), "range": [f"var(--tier{i})" for i in range(LEVELS)]},
     }
-    return _chart(
+    return chart(
         f"{inputs.metric} over {x_key.name} and {y_key.name}",
         300,
         [
@@ -586,14 +587,7 @@ def contour(inputs: Inputs, keys: list[Key], x_key: Key, y_key: Key) -> Spec:
             },
             {
                 "transform": [_winner(inputs)],
-                "mark": {
-                    "type": "point",
-                    "shape": "diamond",
-                    "filled": True,
-                    "size": 190,
-                    "color": "var(--winner)",
-                    "stroke": "var(--ink)",
-                },
+                "mark": WINNER_MARK,
                 "encoding": {"x": x, "y": y, "tooltip": _tooltip(inputs, keys)},
             },
         ],
@@ -623,7 +617,7 @@ def rung_diagram(found: list[Rung]) -> Spec:
         for order, (fate, count) in enumerate((("went on", rung.went_on), ("stopped there", rung.stopped)))
     ]
     x = {"field": "epoch", "type": "ordinal", "title": "trained to epoch", "axis": {"labelAngle": 0}}
-    return _chart(
+    return chart(
         "Trials that reached each rung, and those that were stopped there",
         220,
         [
@@ -678,7 +672,7 @@ def timeline(inputs: Inputs) -> tuple[Spec, str]:
                 "y": y,
                 "color": {**COLOUR_BY_STATUS, "field": "state"},
                 "tooltip": [
-                    WINNER,
+                    TRIAL,
                     {"field": "state"},
                     {"field": "start", "type": "quantitative", "title": f"start ({unit})", "format": ".4~g"},
                     {"field": "end", "type": "quantitative", "title": f"end ({unit})", "format": ".4~g"},
@@ -688,7 +682,7 @@ def timeline(inputs: Inputs) -> tuple[Spec, str]:
         {
             "transform": [_winner(inputs)],
             "mark": {"type": "bar", "color": "var(--winner)", "stroke": "var(--ink)", "strokeWidth": 1},
-            "encoding": {"x": x, "x2": {"field": "end"}, "y": y, "tooltip": [WINNER]},
+            "encoding": {"x": x, "x2": {"field": "end"}, "y": y, "tooltip": [TRIAL]},
         },
     ]
     if gaps:
@@ -702,7 +696,7 @@ def timeline(inputs: Inputs) -> tuple[Spec, str]:
     said = f"The first {MAX_BARS:,} of {len(attempts):,} runs are drawn." if len(attempts) > MAX_BARS else ""
     rows = max(lanes, default=0) + 1
     height = rows * max(6, min(22, 480 // rows))
-    return _chart("Timeline: when each trial ran, and on which node", height, layers, data={"name": "bars"}), said
+    return chart("Timeline: when each trial ran, and on which node", height, layers, data={"name": "bars"}), said
 
 
 def _lanes(attempts: list[Attempt]) -> list[int]:
@@ -782,4 +776,4 @@ def confirmation(inputs: Inputs) -> Spec:
             }
         )
     values = [{"row": row, "value": value, "what": what} for row, _, value, what in points]
-    return _chart(f"Confirmation: {inputs.metric} of the best configuration", 34 * len(colours), layers, data={"values": values})
+    return chart(f"Confirmation: {inputs.metric} of the best configuration", 34 * len(colours), layers, data={"values": values})

@@ -11,7 +11,7 @@ from .files import read_yaml, written_aside
 from .progress import duration
 from .record import read_sweep
 from .report_analysis import cost, hours_at, unit_of_cost
-from .report_charts import Spec, best_until, metric_scale
+from .report_charts import Spec, best_until, chart, metric_scale
 from .report_inputs import Inputs
 from .report_notes import number
 from .report_page import html_page
@@ -81,10 +81,6 @@ def verdict(group: list[Inputs]) -> str:
     return f"{names} are {number(gap)} apart: chance may explain it, which makes it up to {number(limit)} in 19 of 20 cases."
 
 
-def _spec(description: str, height: int, layers: list[Spec], **rest: Any) -> Spec:
-    return {"description": description, "width": "container", "height": height, "layer": layers} | rest
-
-
 def _colour_of(group: list[Inputs]) -> Spec:
     names = [one.name for one in group]
     return {
@@ -124,7 +120,7 @@ def confirmed_values(group: list[Inputs]) -> Spec:
         "title": None,
         "axis": {"labelLimit": 200, "ticks": False},
     }
-    return _spec(
+    return chart(
         f"Confirmed {group[0].metric} of the sweeps",
         max(70, 40 * len(group)),
         [
@@ -169,7 +165,7 @@ def best_by_cost(group: list[Inputs]) -> Spec:
         "y": {"field": "value", "type": "quantitative", "title": f"validation {group[0].metric}", "scale": scale},
         "tooltip": [{"field": "sweep"}, {"field": "hours", "format": ".3~g"}, {"field": "value", "format": ".4~g"}],
     }
-    return _spec(
+    return chart(
         f"Best {group[0].metric} so far of the sweeps, by cost",
         280,
         [{"mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.3}, "encoding": encoding | _colour_of(group)}],
