@@ -107,3 +107,24 @@ def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, tmp_path: Path) -> None:
     assert not [line for line in lines if line.startswith("Error: ") or "Traceback" in line]
     wait_until(lambda: slurm.job_state(job) == "CANCELLED", "the job is cancelled")
     assert not (workflow.folder / "results/a").exists()
+
+
+def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: SlurmCluster, tmp_path: Path) -> None:
+    workflow = Workflow(slurm, tmp_path / "a project", f'if [ "$1" = b ]; then hostname > "$2"; exit; fi; {WAIT}')
+    programs = tmp_path / "slow"
+    programs.mkdir()
+    real = slurm.run(["sh", "-c", "command -v squeue"]).stdout.strip()
+    (programs / "squeue").write_text(f'#!/bin/sh\n: > "{tmp_path}/asking"\nsleep 4\nexec "{real}" "$@"\n')
+    (programs / "squeue").chmod(0o755)
+    process = slurm.popen(
+        ["sh", "-c", f'PATH="{programs}:$PATH"; exec "$@"', "sh", *workflow.argv("--jobs", "2", "--config", "sweeps=a,b")],
+        cwd=workflow.folder,
+    )
+    wait_until(lambda: [slurm.job_state(job) for job in workflow.jobs()].count("COMPLETED") == 1, "one job ends, the other runs")
+    (tmp_path / "asking").unlink(missing_ok=True)
+    wait_until((tmp_path / "asking").exists, "Snakemake asks for the states of its jobs")
+    os.killpg(process.pid, signal.SIGINT)
+    code, lines = ended(process)
+    assert code == 1
+    assert not [line for line in lines if "Unable to cancel" in line or "Traceback" in line]
+    wait_until(lambda: sorted(slurm.job_state(job) for job in workflow.jobs()) == ["CANCELLED", "COMPLETED"], "the other job is cancelled")

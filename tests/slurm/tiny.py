@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
-from raysweep.controller import Run, quote_python, quote_words
+from raysweep.controller import Run, cancel_all_on_ctrl_c, quote_python, quote_words
 
 quote_python()
 quote_words()
+cancel_all_on_ctrl_c()
 RUN = Run(Path.cwd(), Path("logs"))
 if workflow.is_main_process:
     RUN.clear_up()

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,27 @@ def answer_signals_in_a_thread() -> None:
         threading.Thread(target=as_it_was, args=(self, *signal), daemon=True).start()
 
     scheduler.exit_gracefully = exit_gracefully
+
+
+def cancel_all_on_ctrl_c() -> None:
+    """Have Snakemake cancel all its jobs in Slurm when it is interrupted. As it is, it forgets them while it asks for their states, and those of a Ctrl-C
+    in that moment would run on to their time limit."""
+    if (plugin := sys.modules.get("snakemake_executor_plugin_slurm")) is None:
+        return
+    executor: Any = plugin.Executor
+    ask, cancel = executor.check_active_jobs, executor.cancel_jobs
+
+    async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+        self.asked_about = active_jobs
+        async for job in ask(self, active_jobs):
+            yield job
+
+    def cancel_jobs(self: Any, active_jobs: list[Any]) -> None:
+        # Some have ended, which `scancel` does not mind.
+        known = {job.external_jobid: job for job in [*getattr(self, "asked_about", []), *active_jobs]}
+        cancel(self, list(known.values()))
+
+    executor.check_active_jobs, executor.cancel_jobs = check_active_jobs, cancel_jobs
 
 
 def what_of(job: Any) -> str:
