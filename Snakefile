@@ -15,6 +15,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/env.smk"
 include: "workflow/rules/sweep.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/check.smk"
 
 

@@ -57,7 +57,7 @@ def test_samples_have_the_smallest_and_the_largest_batch() -> None:
 )
 def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, Any], space: dict[str, Any], why: str | None) -> None:
     with Record(tmp_path / "record.jsonl") as record:
-        assert why_not_at_all(sweep, parse_space(space), record) == why
+        assert why_not_at_all(sweep, parse_space(space), record.sweep) == why
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_engines_and_seats(
     job = {"sweep": sweep, "total": changes.get("num", 20), "trial_resources": {"cpu": 1, "gpu": gpu}}
     job["nodes"] = [{"name": f"n{number}", "cpus": cpus, "gpus": gpus} for number, (cpus, gpus) in enumerate(nodes)]
     with Record(tmp_path / "record.jsonl") as record:
-        layout = Layout.of(job, record, capacity)
+        layout = Layout.of(job, record.sweep, capacity)
     assert (layout.engines, layout.engines_per_node, layout.seats) == expected
 
 
@@ -87,6 +87,6 @@ def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_pat
     with Record(tmp_path / "record.jsonl") as record:
         record.write("session", sweep={}, host="h", pid=1, nodes=[])
         record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={"lr": 1, "batch_size": 2, "width": 3})
-        assert why_not_at_all({"model": "m:M"}, space, record) == "trials of an earlier search space have models of another form"
+        assert why_not_at_all({"model": "m:M"}, space, record.sweep) == "trials of an earlier search space have models of another form"
         record.write("finish", trial="00000", status="ERROR", error="died")
-        assert why_not_at_all({"model": "m:M"}, space, record) is None
+        assert why_not_at_all({"model": "m:M"}, space, record.sweep) is None

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from raysweep.files import write_yaml
+from raysweep.record import Sweep
 from raysweep.report import charts_of, write_report
-from raysweep.report_analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, rungs
+from raysweep.report_analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, repeated_s, rungs
 from raysweep.report_inputs import Inputs, read_inputs
 from recorded import write_outputs, write_record
 
@@ -146,3 +148,45 @@ def test_all_figures_are_files_too_in_colours_and_with_their_data(tmp_path: Path
     assert sum(int(row["trials"]) for row in rows(tmp_path / "figures/rungs.csv") if row["fate"] == "stopped there") == sum(
         trial.status == "STOPPED" for trial in inputs.trials
     )
+
+
+def test_what_was_trained_twice_is_what_came_after_the_checkpoint_from_which_a_trial_went_on(tmp_path: Path) -> None:
+    inputs = made(tmp_path, num_trials=2, max_epochs=4)
+    assert repeated_s(inputs) == 0
+    sweep = Sweep()
+
+    def tell(event: str, at: int, **values: Any) -> None:
+        sweep.apply({"event": event, **values, "at": f"2026-01-01T00:{at // 60:02d}:{at % 60:02d}.000Z"})
+
+    trial = {"trial": "00000"}
+    about = inputs.sweep.sessions[0]
+    tell("session", 0, **{key: about[key] for key in ("sweep", "nodes")})
+    tell("trial", 0, **trial, index=0, repeat=0, seed=0, config={"lr": 0.1})
+    tell("start", 1, **trial, node="a", from_epoch=0)
+    for epoch, at in ((1, 11), (2, 21), (3, 31)):
+        tell("result", at, **trial, epoch=epoch, metrics={"accuracy": 0.5}, time_s=10.0 * epoch, node="a")
+    tell("failure", 35, **trial, error="died", counted=True)
+    tell("start", 40, **trial, node="a", from_epoch=2)  # it had gone on for 14 s after the report of epoch 2
+    tell("result", 50, **trial, epoch=3, metrics={"accuracy": 0.5}, time_s=30.0, node="a")
+    tell("session", 600, **{key: about[key] for key in ("sweep", "nodes")})  # what ran had been cut off, last heard of 50 s after the start
+    tell("start", 601, **trial, node="a", from_epoch=2)  # all 10 s of the second attempt
+    inputs.sweep = sweep
+    for cached in ("clock", "attempts", "ranked", "keys"):
+        inputs.__dict__.pop(cached, None)
+    assert repeated_s(inputs) == pytest.approx(14 + 10)
+
+
+def test_the_cost_stands_beside_what_was_planned(tmp_path: Path) -> None:
+    plan = {
+        "num_trials": 20,
+        "trials_left": 20,
+        "cpu_hours": {"low": 0.5, "expected": 1, "high": 2.25},
+        "gpu_hours": {"low": 0, "expected": 0, "high": 0},
+    }
+    sweep = write_record(tmp_path / "record.jsonl", num_trials=20)
+    files = write_outputs(tmp_path, sweep)
+    for left, is_said in ((20, True), (5, False)):
+        write_yaml(tmp_path / "plan.yaml", plan | {"trials_left": left})
+        inputs = read_inputs(tmp_path / "record.jsonl", **files, path_to_plan=tmp_path / "plan.yaml")
+        write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
+        assert ("planned: 0.5 to 2.25" in (tmp_path / "report.html").read_text()) == is_said

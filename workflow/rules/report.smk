@@ -22,6 +22,7 @@ rule report:
         interpreter=PYTHON,
         script=SCRIPTS / "report.py",
         record=lambda w: STATE / w.sweep / "record.jsonl",
+        plan=lambda w: STATE / ".plan" / f"{w.sweep}.yaml",
         data_manifest=lambda w, input: ["--data-manifest", input.data[0]] if input.data else [],
     shell:
         "{params.interpreter:q} {params.script:q}"
@@ -31,6 +32,7 @@ rule report:
         " --confirmed {input.confirmed:q}"
         " --config {input.config:q}"
         " {params.data_manifest:q}"
+        " --plan {params.plan:q}"
         " --env-manifest {input.env:q}"
         " --output {output.page:q}"
         " --figures-dir {output.figures:q}"

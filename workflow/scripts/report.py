@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="the config that the sweep ran with")
     parser.add_argument("--data-manifest", type=Path, help="manifest.yaml of the data; left out where the trainable brings its own")
     parser.add_argument("--env-manifest", required=True, type=Path, help="env.yaml of the node environment")
+    parser.add_argument("--plan", type=Path, help="what `snakemake plan` said of the sweep; need not be there")
     parser.add_argument("--output", required=True, type=Path, help="the page to write")
     parser.add_argument("--figures-dir", required=True, type=Path, help="folder of the figures as files")
     parser.add_argument("--journal", required=True, type=Path, help="the sweep as a journal of Optuna's, to write")
@@ -34,6 +35,7 @@ def main() -> None:
         path_to_config=arguments.config,
         path_to_env_manifest=arguments.env_manifest,
         path_to_data_manifest=arguments.data_manifest,
+        path_to_plan=arguments.plan,
     )
     write_report(inputs, arguments.output, arguments.figures_dir, Path.cwd())
     write_journal(inputs, arguments.journal)

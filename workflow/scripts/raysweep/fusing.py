@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from .errors import RaysweepError
-from .record import Record
+from .record import Record, Sweep
 from .seats import EngineProcess, Seats
 from .space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
 
@@ -55,8 +55,8 @@ def begin(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: 
     wish = {True: "on", False: "off"}.get(sweep["fuse"], sweep["fuse"])
     if wish == "off":
         return None
-    layout = Layout.of(job, record, capacity)
-    why = why_not_at_all(sweep, space, record)
+    layout = Layout.of(job, record.sweep, capacity)
+    why = why_not_at_all(sweep, space, record.sweep)
     # That no two are left to share a device is nothing against it: it may be the end of a sweep that was interrupted.
     needless = None if why or layout.seats > 1 else f"no two of {layout.trials} share a device"
     found = why or needless or _start(job, space, record, layout)
@@ -81,10 +81,14 @@ class Layout:
     engines_per_node: int  # where there are most
     seats: int
 
+    def memory_mb(self, sweep: dict[str, Any]) -> float:
+        """What an engine may take of its node's memory."""
+        return MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / self.engines_per_node
+
     @classmethod
-    def of(cls, job: dict[str, Any], record: Record, capacity: int) -> Layout:
+    def of(cls, job: dict[str, Any], recorded: Sweep, capacity: int) -> Layout:
         sweep, resources = job["sweep"], job["trial_resources"]
-        left = job["total"] - sum(trial.finished for trial in record.sweep.trials.values())
+        left = job["total"] - sum(trial.finished for trial in recorded.trials.values())
         at_a_time = min(left, sweep["max_concurrent"] or left, capacity if sweep["search_algorithm"]["name"] in ADAPTIVE else left)
         threads = max(1, int(resources["cpu"]))
         each = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
@@ -92,14 +96,14 @@ class Layout:
         return cls(left, threads, engines, max(1, *each), min(MOST_SEATS, math.ceil(at_a_time / engines)))
 
 
-def why_not_at_all(sweep: dict[str, Any], space: dict[str, Any], record: Record) -> str | None:
+def why_not_at_all(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep) -> str | None:
     """What can be said against it without a look at the model."""
     if "model" not in sweep:
         return "a Ray Tune function runs in a process of its own"
     form = {key: value for key, value in space.items() if key not in TRAINING_KEYS}
     if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
         return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
-    unfinished = (flattened(trial.config) for trial in record.sweep.trials.values() if not trial.finished)
+    unfinished = (flattened(trial.config) for trial in recorded.trials.values() if not trial.finished)
     if any({key: value for key, value in config.items() if key not in TRAINING_KEYS} != form for config in unfinished):
         return "trials of an earlier search space have models of another form"
     return None
@@ -132,31 +136,50 @@ def samples_of(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> list
     return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
 
 
+def why_not_as_seen(seen: dict[str, Any], sweep: dict[str, Any]) -> str | None:
+    """What can be said against it after an engine's look (Engine.look)."""
+    if seen["why_not"] is not None:
+        return str(seen["why_not"])
+    if seen["seats"] < 2:
+        return "memory holds no two of them"
+    if seen["speed_up"] < LEAST_SPEED_UP and sweep["fuse"] == "auto":
+        return f"together they would be {seen['speed_up']:.2g} times as fast as one by one"
+    return None
+
+
+def told_to_engines(job: dict[str, Any], space: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """The job, and under `fuse` what an engine needs to know besides."""
+    sweep = job["sweep"]
+    batch_sizes = batch_sizes_of(space)
+    size = micro_batch_size(batch_sizes)
+    # Trials that a scheduler stops are at epochs of all kinds.
+    shares = (sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1) and all(
+        batch_size % size == 0 for batch_size in batch_sizes
+    )
+    return {
+        **job,
+        "fuse": {
+            "micro_batch_size": size,
+            "share_rows": shares,
+            "seats": layout.seats,
+            "trials": math.ceil(layout.trials / layout.engines),  # of each engine, over the sweep
+            "samples": samples_of(space, sweep["seed"], batch_sizes),
+            "compiler_threads": layout.threads * layout.engines_per_node,  # of all engines there: one compiles, the others find its work
+        },
+    }
+
+
 def _start(job: dict[str, Any], space: dict[str, Any], record: Record, layout: Layout) -> Fusion | str:
     """The engines, or why there are none."""
     sweep, resources = job["sweep"], job["trial_resources"]
-    batch_sizes = batch_sizes_of(space)
-    memory_mb = MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / layout.engines_per_node
+    memory_mb = layout.memory_mb(sweep)
     options = {
         "num_cpus": 1 if resources["gpu"] else layout.threads,
         "num_gpus": int(bool(resources["gpu"])),
         "max_concurrency": 2 * layout.seats + SPEAKERS,
         "runtime_env": {"env_vars": KEEP_MEMORY},
     }
-    size = micro_batch_size(batch_sizes)
-    # Trials that a scheduler stops are at epochs of all kinds.
-    shares = (sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1) and all(
-        batch_size % size == 0 for batch_size in batch_sizes
-    )
-    fuse = {
-        "micro_batch_size": size,
-        "share_rows": shares,
-        "seats": layout.seats,
-        "trials": math.ceil(layout.trials / layout.engines),  # of each engine, over the sweep
-        "samples": samples_of(space, sweep["seed"], batch_sizes),
-        "compiler_threads": layout.threads * layout.engines_per_node,  # of all engines there: one compiles, the others find its work
-    }
-    told = {**job, "fuse": fuse}
+    told = told_to_engines(job, space, layout)
     start = partial(ray.remote(EngineProcess).options(**options).remote, told, layout.threads, memory_mb)
     actors = [start() for _ in range(layout.engines)]
     try:
@@ -165,14 +188,10 @@ def _start(job: dict[str, Any], space: dict[str, Any], record: Record, layout: L
         seen = {"why_not": f"it was not seen within {LOOK_DEADLINE_S // 60} minutes whether they can be"}
     except ray.exceptions.RayError as error:
         seen = {"why_not": f"the process for it failed: {str(error).strip().splitlines()[-1][:200]}"}
-    if seen["why_not"] is None and seen["seats"] < 2:
-        seen["why_not"] = "memory holds no two of them"
-    if seen["why_not"] is None and seen["speed_up"] < LEAST_SPEED_UP and sweep["fuse"] == "auto":
-        seen["why_not"] = f"together they would be {seen['speed_up']:.2g} times as fast as one by one"
-    if seen["why_not"] is not None:
+    if why := why_not_as_seen(seen, sweep):
         for actor in actors:
             ray.kill(actor)
-        return str(seen["why_not"])
+        return why
     found = Seats(start, seen["seats"], seen["is_prepared"], seen["unfolds"])
     for actor in actors:
         found.add(actor)

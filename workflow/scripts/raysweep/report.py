@@ -156,12 +156,14 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     cpus, gpus = sum(n["cpus"] for n in hardware), sum(n["gpus"] for n in hardware)
     cost = report_analysis.cost(inputs)
     spared = f", {number(cost.hours_spared)} spared by stopping early" if cost.epochs_spared else ""
+    planned = inputs.plan["gpu_hours" if cost.unit == "GPU-hours" else "cpu_hours"] if inputs.plan else None
+    foretold = f"; planned: {number(planned['low'])} to {number(planned['high'])}" if planned else ""
     return [
         ("Trials", f"{len(trials):,} ({ended})"),
         ("Epochs", f"up to {about['max_epochs']:,} per trial"),
         ("Search", f"{about['search_algorithm']['name']}, scheduler {about['scheduler']['name']}"),
         ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
-        ("Cost", f"{number(cost.hours)} {cost.unit}{spared}"),
+        ("Cost", f"{number(cost.hours)} {cost.unit}{spared}{foretold}"),
         ("Ran on", f"{plural(len(nodes), 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
     ]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .report_inputs import Inputs, Key
+from .report_inputs import Attempt, Inputs, Key
 from .report_study import distribution_of, new_study, params_of
 
 MIN_TRIALS = 30  # with values: of fewer neither importances nor a map say anything
@@ -151,6 +151,25 @@ def cost(inputs: Inputs) -> Cost:
     whole = max((trial.epochs for trial in inputs.trials if trial.status == "TERMINATED"), default=inputs.about["max_epochs"])
     spared = sum(max(0, whole - trial.epochs) for trial in inputs.trials if trial.status == "STOPPED")
     return Cost(unit_of_cost(inputs), hours_at(inputs, math.inf), sum(trial.epochs for trial in inputs.trials), spared)
+
+
+def repeated_s(inputs: Inputs) -> float:
+    """Training that was done twice, in seconds over all trials: what an attempt that was cut off had done since the report from which the next went on."""
+    attempts: dict[str, list[Attempt]] = {}
+    for attempt in inputs.attempts:
+        attempts.setdefault(attempt.trial.trial_id, []).append(attempt)
+    lost_s, clock = 0.0, inputs.clock
+    for trial in inputs.trials:
+        reported = {result.epoch: clock.seconds(result.at) for result in trial.results}
+        for attempt, following in zip(attempts.get(trial.trial_id, []), trial.attempts[1:], strict=False):
+            kept_s = reported.get(following["from_epoch"], attempt.start_s)
+            failed_s = [
+                clock.seconds(f["at"])
+                for f in trial.failures
+                if attempt.start_s <= clock.seconds(f["at"]) <= clock.seconds(following["at"])
+            ]
+            lost_s += max(0.0, max([attempt.end_s, *failed_s]) - max(kept_s, attempt.start_s))
+    return lost_s
 
 
 def unit_of_cost(inputs: Inputs) -> str:

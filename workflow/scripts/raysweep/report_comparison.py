@@ -36,6 +36,7 @@ def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[In
             data_dir=None,
             env={},
             model_dir=results_dir / name / "model",
+            plan=None,
         )
         for name in names
     ]

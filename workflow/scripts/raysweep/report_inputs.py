@@ -96,6 +96,7 @@ class Inputs:
     data_dir: Path | None
     env: dict[str, Any]
     model_dir: Path
+    plan: dict[str, Any] | None  # what `snakemake plan` said of all its trials, before the sweep
 
     @property
     def about(self) -> dict[str, Any]:
@@ -224,6 +225,7 @@ def read_inputs(
     path_to_config: Path,
     path_to_env_manifest: Path,
     path_to_data_manifest: Path | None = None,
+    path_to_plan: Path | None = None,
 ) -> Inputs:
     """Read all of it. Raises RaysweepError where the record or `best.yaml` is not of the sweep `sweep_name`."""
     inputs = Inputs(
@@ -235,7 +237,11 @@ def read_inputs(
         data_dir=None if path_to_data_manifest is None else path_to_data_manifest.parent,
         env=read_yaml(path_to_env_manifest),
         model_dir=path_to_best.parent / "model",
+        plan=read_yaml(path_to_plan) if path_to_plan is not None and path_to_plan.exists() else None,
     )
+    # One that was made of a part of the trials, or of another number of them, says nothing of what all took.
+    if inputs.plan and not inputs.plan["num_trials"] == inputs.plan["trials_left"] == inputs.about["num_trials"]:
+        inputs.plan = None
     for path, name in ((path_to_record, inputs.about.get("name")), (path_to_best, inputs.best["sweep"])):
         if name != sweep_name:
             raise RaysweepError(f"{path}: it belongs to the sweep {name!r}, not to {sweep_name!r}. Give the files of one sweep.")

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .progress import duration
 from .record import Trial
+from .report_analysis import repeated_s
 from .report_inputs import Inputs, Key, is_number, position_in_range
 from .space import Choice, Numeric, flattened
 
@@ -235,6 +237,8 @@ def _course(inputs: Inputs) -> Iterator[Note]:
             if again
             else " No trial had to start again."
         )
+        if lost_s := round(repeated_s(inputs)):
+            text += f" {duration(lost_s)} of training, over all trials, had to be done again."
         yield Note("info", "Interruptions", text)
     if fused := inputs.sweep.fused:
         if fused["why_not"]:

@@ -1,0 +1,45 @@
+"""Entry point of the rule plan: what each sweep will take."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import textwrap
+from pathlib import Path
+
+from raysweep.errors import run_entry_point, set_up_logging
+from raysweep.files import read_yaml
+from raysweep.launch import Stage
+from raysweep.plan import Planner, keep, lines_of, plan_path
+
+COLUMNS, NAME_COLUMNS = 80, 12
+logger = logging.getLogger("raysweep")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweeps", nargs="+", required=True, help="names of the sweeps")
+    parser.add_argument("--configs", type=Path, nargs="+", required=True, help="for each sweep the YAML file with its validated config")
+    parser.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
+    parser.add_argument("--allocation", choices=["local", "slurm"], required=True, help="for runs on this machine, or for jobs of Slurm")
+    parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake would grant to a sweep on this machine")
+    parser.add_argument("--log", type=Path, required=True)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    for name, path in zip(args.sweeps, args.configs, strict=True):
+        config = read_yaml(path)
+        found = Planner(Stage(config, name, Path.cwd(), args.env_dir, args.log, threads=args.threads), args.allocation == "slurm").plan()
+        if isinstance(found, str):
+            logger.info("\n%s\n", "\n".join(wrapped(f"sweep {name}", found)))
+        else:
+            keep(found, plan_path(Path(config["state_dir"]), name))
+            logger.info("\nsweep %s\n%s\n", name, "\n".join(line for row in lines_of(found) for line in wrapped(*row)))
+
+
+def wrapped(name: str, text: str) -> list[str]:
+    indent = " " * (NAME_COLUMNS + 2)
+    return textwrap.wrap(text, COLUMNS, initial_indent=f"  {name:<{NAME_COLUMNS}}", subsequent_indent=indent, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
