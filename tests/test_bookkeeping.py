@@ -94,7 +94,7 @@ class Kept:
                 **options,
             },
         )
-        self.stop = EndOfTrial(self.bookkeeper)
+        self.stop = EndOfTrial(self.bookkeeper, {"loss": {"at_most": 0.1}, "score": {"at_least": 0.99}})
         self.folder = folder
 
     def start(self, trial_id: str) -> SimpleNamespace:
@@ -144,6 +144,15 @@ def test_a_trial_is_stopped_or_terminated_by_how_far_it_came(tmp_path: Path) -> 
     assert kept.stop(silent.trial_id, {"done": True})
     assert kept.complete(silent) == "ERROR"
     assert kept.record.sweep.trials["00003"].error == "ended without reporting score"
+
+
+def test_a_trial_that_has_come_far_enough_is_whole(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    good = kept.start("00000")
+    assert [kept.report(good, epoch, score) for epoch, score in ((1, 0.98), (2, 0.99))] == [False, True]
+    assert kept.complete(good) == "TERMINATED"
+    assert kept.stop("00001", {"training_iteration": 1, "score": 0.1, "loss": 0.1})
+    assert not kept.stop("00001", {"training_iteration": 1, "score": 0.1, "loss": 0.2})
 
 
 def test_a_running_trial_keeps_its_best_and_its_latest_checkpoint(tmp_path: Path) -> None:

@@ -349,6 +349,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(points_to_evaluate=[{1: 2}]),
         "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
     ),
+    (config(stop={"error": {"at_most": 1}}), "stop.error: 'error' is not allowed: one of accuracy, loss, train_loss, which model reports"),
+    (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),
+    (config(stop={"loss": {"at_most": "0.1x"}}), "stop.loss: {'at_most': '0.1x'} is not allowed: {at_least: number} or {at_most: number}"),
     (config(points_to_evaluate=[{}] * 2), "points_to_evaluate: 2 points are not allowed: at most num_samples, 1"),
     (config(points_to_evaluate=[3]), "points_to_evaluate.0: 3 is not allowed: a map"),
     (

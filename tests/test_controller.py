@@ -20,7 +20,7 @@ import project as checkouts
 from raysweep import controller, slurm_client
 from raysweep.controller import Failed, Run
 from raysweep.processes import started, this_process
-from sweeping import user_environment, wait_until
+from sweeping import Project, user_environment, wait_until
 
 WHAT = "rule_run_sweep_wildcards_lenet"
 
@@ -317,3 +317,15 @@ print(scheduler._user_kill)
     env = user_environment() | {"PYTHONPATH": str(Path(controller.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "graceful\n"
+
+
+@pytest.mark.parametrize(("arguments", "is_said"), [([], True), (["--quiet"], False), (["--quiet", "rules"], True), (["--verbose"], True)])
+def test_our_lines_follow_snakemakes_quiet(tmp_path: Path, arguments: list[str], is_said: bool) -> None:
+    project = Project(tmp_path / "a project")
+    function = {"dataset": "generated", "trainable": "user.py:f", "search_space": {"x": 1}, "metric": "m"}
+    project.write("user.py", "def f(config):\n    return {'m': 1}\n")
+    project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={"s": function})
+    run = project.snakemake(*arguments, "resources/data/generated/manifest.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    line = (project.folder / "logs/stage_data/generated.log").read_text().splitlines()[-1].split(" ", 3)[3]
+    assert (line in run.stdout + run.stderr) == is_said

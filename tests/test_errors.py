@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raysweep import errors
-from raysweep.errors import BUG, ConfigError, RaysweepError, WorldError, describe_os_error, logger, run_entry_point, set_up_logging
+from raysweep.errors import BUG, SAYS, ConfigError, RaysweepError, WorldError, describe_os_error, logger, run_entry_point, set_up_logging
 
 SCRIPTS = Path(errors.__file__).parents[1]
 
@@ -100,3 +100,19 @@ def test_an_exit_of_the_scripts_own_passes() -> None:
     with pytest.raises(SystemExit) as caught:
         run_entry_point(lambda: sys.exit(7))
     assert caught.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("says", "is_asked_for", "seen"),
+    [("", False, "info warning"), ("little", False, "warning"), ("little", True, "info warning"), ("all", False, "debug info warning")],
+)
+def test_the_user_sees_as_much_as_he_wants_and_the_log_has_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, is_asked_for: bool, seen: str
+) -> None:
+    monkeypatch.setenv(SAYS, says)
+    terminal = io.StringIO()
+    set_up_logging(tmp_path / "log", terminal, is_asked_for=is_asked_for)
+    for level in ("debug", "info", "warning"):
+        getattr(logger, level)(level)
+    assert terminal.getvalue().split() == seen.split()
+    assert [line.split()[-1] for line in (tmp_path / "log").read_text().splitlines()] == ["debug", "info", "warning"]

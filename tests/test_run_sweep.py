@@ -128,6 +128,15 @@ def test_schedulers_stop_trials_early(project: Project, scheduler: dict[str, obj
     assert project.result("s", "best.yaml")["epochs"] == max_epochs
 
 
+def test_a_trial_ends_when_it_has_come_far_enough(project: Project) -> None:
+    far_enough = {"max_epochs": 10, "stop": {"score": {"at_least": 3}}}
+    project.configure(sweeps={"s": sweep_of("climb", num_samples=2, search_space={"x": {"grid": [0.1, 1.5]}}, **far_enough)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert [(row["status"], row["epochs"]) for row in project.trials("s")[:2]] == [("TERMINATED", "10"), ("TERMINATED", "2")]
+    assert project.result("s", "best.yaml")["epochs"] == 2
+
+
 def test_a_time_budget_starts_no_new_trial_when_it_is_used_up(project: Project) -> None:
     project.configure(
         sweeps={"s": sweep_of("climb", num_samples=50, time_budget="2s", search_space={"x": {"uniform": [0, 1]}, "pause_s": 1.2})}

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 from raysweep.allocation import slurm_extra
 from raysweep.config import env_arguments, minutes, validated
-from raysweep.controller import Run, answer_signals_in_a_thread, cancel_all_on_ctrl_c, quote_python, quote_words
+from raysweep.controller import Run, answer_signals_in_a_thread, cancel_all_on_ctrl_c, quote_python, quote_words, say_as_much_as
 from raysweep.environment import env_key
 from raysweep.errors import ConfigError
 from raysweep.files import write_yaml
@@ -37,6 +37,8 @@ quote_python()
 quote_words()
 answer_signals_in_a_thread()
 cancel_all_on_ctrl_c()
+if not workflow.remote_exec:
+    say_as_much_as(workflow.output_settings)
 RUN = Run(ROOT, LOGS)
 if workflow.is_main_process:
     RUN.clear_up()

@@ -26,7 +26,7 @@ def main() -> None:
     for stage in (login, nodes, table):
         stage.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
-    set_up_logging(args.log)
+    set_up_logging(args.log, is_asked_for=True)
     if args.stage == "login":
         run_login(args.allocations, args.resources, args.output)
     elif args.stage == "nodes":

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake would grant to a sweep on this machine")
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
-    set_up_logging(args.log)
+    set_up_logging(args.log, is_asked_for=True)
     for name, path in zip(args.sweeps, args.configs, strict=True):
         config = read_yaml(path)
         found = Planner(Stage(config, name, Path.cwd(), args.env_dir, args.log, threads=args.threads), args.allocation == "slurm").plan()

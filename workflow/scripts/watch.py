@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--state-dir", type=Path, help="folder in which to look for records (default: the config's, else state)")
     parser.add_argument("--once", action="store_true", help="print the state of things and end")
     arguments = parser.parse_args()
-    set_up_logging(None)
+    set_up_logging(None, is_asked_for=True)
     try:
         watch(*places(arguments.configfile, arguments.sweep, arguments.state_dir), once=arguments.once)
     except KeyboardInterrupt:

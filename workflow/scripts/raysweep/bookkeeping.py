@@ -22,6 +22,7 @@ from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 from ray.tune.utils import flatten_dict
 
 from .allocation import Deadline
+from .config import has_come_far_enough
 from .errors import WorldError, is_full_disk
 from .files import flush_folder
 from .outputs import PartialOutputs
@@ -377,10 +378,11 @@ class Bookkeeper(Callback):
 
 
 class EndOfTrial(Stopper):
-    """Ends a trial after `max_epochs`, or at a report that cannot be used; ends the experiment after a fault, and before the job's time is up."""
+    """Ends a trial after `max_epochs`, when it has come far enough, or at a report that cannot be used; ends the experiment after a fault, and before the job's time is up."""
 
-    def __init__(self, bookkeeper: Bookkeeper) -> None:
+    def __init__(self, bookkeeper: Bookkeeper, stop: dict[str, dict[str, float]]) -> None:
         self.bookkeeper = bookkeeper
+        self.stop = stop  # of the config: how far a trial need not go
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         result = flatten_dict(result)
@@ -392,6 +394,9 @@ class EndOfTrial(Stopper):
             self.bookkeeper.reasons[trial_id] = reason
             return True
         if result["training_iteration"] >= self.bookkeeper.max_epochs:
+            return True
+        if has_come_far_enough(result, self.stop):
+            self.bookkeeper.ended.add(trial_id)
             return True
         if (deadline := self.bookkeeper.deadline) and deadline.is_near() and result.get(HAS_CHECKPOINT) and not result.get(DONE):
             self.bookkeeper.saved.add(trial_id)

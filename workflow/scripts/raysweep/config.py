@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .space import Choice, Distribution, Normal, Numeric, grids_of, num_combinat
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
+BOUNDS = {"at_least": operator.ge, "at_most": operator.le}  # of `stop`
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -66,6 +68,13 @@ def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
         # Only where it decides what is built: a sweep that asks for a GPU is not to bring another environment to all others in vain.
         "gpu": asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
     }
+
+
+def has_come_far_enough(metrics: dict[str, Any], stop: dict[str, dict[str, float]]) -> bool:
+    """Whether a report fulfils one of the conditions of `stop` in a validated config."""
+    return any(
+        metric in metrics and BOUNDS[kind](metrics[metric], value) for metric, bound in stop.items() for kind, value in bound.items()
+    )
 
 
 def num_trials(sweep: dict[str, Any]) -> int:
@@ -326,6 +335,7 @@ class _Check:
             raise ConfigError(f"{self.file_of((*path, 'search_space'))}: {error}") from None
         self.fits_algorithm(path, space, sweep["search_algorithm"]["name"])
         self.points(path, sweep, space)
+        self.stop((*path, "stop"), sweep["stop"], "model" in sweep)
         if kind == "model":
             self.model(path, sweep, space)
         else:
@@ -391,6 +401,14 @@ class _Check:
                 point_of(space, point)
             except ConfigError as error:
                 raise self.refuse((*path, "points_to_evaluate", number), str(error)) from None
+
+    def stop(self, path: KeyPath, stop: dict[Any, Any], is_model: bool) -> None:
+        for metric, bound in stop.items():
+            if not isinstance(metric, str) or (is_model and metric not in MODEL_METRICS):
+                which = f"one of {', '.join(MODEL_METRICS)}, which model reports" if is_model else "the name of a metric"
+                raise self.refuse((*path, metric), f"{metric!r} is not allowed: {which}")
+            if not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(_is_number, bound.values()))):
+                raise self.refuse((*path, metric), f"{bound!r} is not allowed: {{at_least: number}} or {{at_most: number}}")
 
     def model(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
         sweep.setdefault("loss", "cross_entropy")

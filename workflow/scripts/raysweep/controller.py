@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import slurm_client
+from .errors import SAYS
 from .files import written_aside
 from .processes import pid_namespace, started, this_process
 
@@ -91,6 +92,14 @@ def cancel_all_on_ctrl_c() -> None:
         cancel(self, list(known.values()))
 
     executor.check_active_jobs, executor.cancel_jobs = check_active_jobs, cancel_jobs
+
+
+def say_as_much_as(output: Any) -> None:
+    """Have our own lines follow Snakemake's `--quiet` and `--verbose`, here and in its jobs. `output` are its settings of that name."""
+    hidden = {item.name for item in output.quiet or ()}
+    says = "all" if output.verbose else "little" if hidden & {"ALL", "PROGRESS"} else None
+    if says:
+        os.environ[SAYS] = says
 
 
 def what_of(job: Any) -> str:

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from .allocation import Deadline
-from .config import seconds
+from .config import has_come_far_enough, seconds
 from .errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
 from .lock import DRIVER_LOCK, Lock
 from .outputs import PartialOutputs
@@ -128,6 +128,7 @@ def run_tune(job: dict[str, Any]) -> None:
     from .tensorboard import TensorBoard
 
     sweep, searching = job["sweep"], job["purpose"] == "search"
+    stop = sweep["stop"] if searching else {}  # a confirmation trains as long as the best trial did
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
     slurm_job = None if job["slurm_job"] is None else {"id": job["slurm_job"], "restarts": job["slurm_restarts"]}
@@ -140,7 +141,7 @@ def run_tune(job: dict[str, Any]) -> None:
         record.write(
             "session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"], slurm_job=job["slurm_job"]
         )
-        finish_whole(record, sweep["metric"], sweep["mode"], job["max_epochs"])
+        finish_whole(record, sweep["metric"], sweep["mode"], job["max_epochs"], stop)
         keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         space = parse_space(sweep["search_space"])
@@ -217,7 +218,7 @@ def run_tune(job: dict[str, Any]) -> None:
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,
                     storage_path=str(scratch),
-                    stop=EndOfTrial(bookkeeper),
+                    stop=EndOfTrial(bookkeeper, stop),
                     callbacks=[bookkeeper, *([TensorBoard(state_dir / "tensorboard")] if searching and sweep["tensorboard"] else [])],
                     verbose=0,
                 ),
@@ -278,10 +279,11 @@ def kept_path(trial_id: str, epoch: int) -> str:
     return f"checkpoints/{trial_id}-epoch{epoch}"
 
 
-def finish_whole(record: Record, metric: str, mode: Mode, max_epochs: int) -> None:
+def finish_whole(record: Record, metric: str, mode: Mode, max_epochs: int, stop: dict[str, dict[str, float]]) -> None:
     """Finish the trials that had reported their last epoch when an earlier session was cut off: they would train one too many."""
     for trial in record.sweep.trials.values():
-        if not trial.finished and trial.epochs >= max_epochs:
+        is_whole = trial.epochs >= max_epochs or (bool(trial.results) and has_come_far_enough(trial.results[-1].metrics, stop))
+        if not trial.finished and is_whole:
             error = None if trial.best(metric, mode) else f"ended without reporting {metric}"
             record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED", error=error)
 

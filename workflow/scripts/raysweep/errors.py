@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TextIO
 
 logger = logging.getLogger("raysweep")
 
+SAYS = "RAYSWEEP_SAYS"  # set where Snakemake was called with --quiet or --verbose; its jobs inherit it
+LEVELS = {"little": logging.WARNING, "all": logging.DEBUG}
 BUG = 70
 START_AGAIN = 75  # EX_TEMPFAIL: the driver asks for its job to be started again
 
@@ -30,14 +33,18 @@ class WorldError(RaysweepError):
     """A fault of the world (disk, network, node, walltime): nothing is lost, and the next run goes on."""
 
 
-def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None) -> None:
-    """Send what this package says to the user (plain text, to stderr unless told otherwise), and all of it, with the time, to the log of the rule."""
+def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, is_asked_for: bool = False) -> None:
+    """Send what this package says to the user (plain text, to stderr unless told otherwise), and all of it, with the time, to the log of the rule.
+
+    The user sees as much as SAYS in the environment says; what he asked for, such as a table, in any case.
+    """
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     plain = logging.StreamHandler(terminal)
-    plain.setLevel(logging.INFO)
+    level = LEVELS.get(os.environ.get(SAYS, ""), logging.INFO)
+    plain.setLevel(min(level, logging.INFO) if is_asked_for else level)
     plain.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(plain)
     if path_to_log is not None:

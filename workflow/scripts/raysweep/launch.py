@@ -57,6 +57,7 @@ class Stage:
             key: self.sweep.get(key)
             for key in ("model", "trainable", "loss", "optimizer", "metric", "mode", "seed", "max_epochs", "scheduler")
         }
+        parts |= {"stop": self.sweep["stop"]} if self.sweep["stop"] else {}
         parts |= {"sources": sources_sha256(local_sources(self.target)), "data": self.data_sha256, "lock": lock}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
