@@ -378,7 +378,7 @@ class Bookkeeper(Callback):
 
 
 class EndOfTrial(Stopper):
-    """Ends a trial after `max_epochs`, when it has come far enough, or at a report that cannot be used; ends the experiment after a fault, and before the job's time is up."""
+    """Ends a trial after `max_epochs`, once it has come far enough, or at a report that cannot be used; the experiment after a fault, and before time is up."""
 
     def __init__(self, bookkeeper: Bookkeeper, stop: dict[str, dict[str, float]]) -> None:
         self.bookkeeper = bookkeeper
