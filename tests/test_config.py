@@ -349,6 +349,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(points_to_evaluate=[{1: 2}]),
         "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
     ),
+    (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: env.requirements, "),
+    (config(search_algorithm="nosuch.py:Search"), "search_algorithm.name: 'nosuch.py:Search' is not allowed: there is no file nosuch.py"),
+    (
+        config(search_algorithm="a library:Search"),
+        "search_algorithm.name: 'a library:Search' is not allowed: write path/to/file.py:Class or",
+    ),
     (config(stop={"error": {"at_most": 1}}), "stop.error: 'error' is not allowed: one of accuracy, loss, train_loss, which model reports"),
     (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),
     (config(stop={"loss": {"at_most": "0.1x"}}), "stop.loss: {'at_most': '0.1x'} is not allowed: {at_least: number} or {at_most: number}"),

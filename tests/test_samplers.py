@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -39,9 +40,9 @@ def optuna(sweep: Sweep, seed: int = 0, mode: str = "max", space: dict[str, Any]
 
 def test_the_configured_sampler_is_made() -> None:
     sweep = {"search_algorithm": {"name": "grid"}, "seed": 1, "metric": "score", "mode": "max", "points_to_evaluate": []}
-    assert isinstance(make_sampler(sweep, SPACE, Sweep()), IndependentSampler)
+    assert isinstance(make_sampler(sweep, SPACE, Sweep(), Path(), Path()), IndependentSampler)
     sweep["search_algorithm"] = {"name": "optuna", "n_startup_trials": 1, "multivariate": False}
-    assert isinstance(make_sampler(sweep, SPACE, Sweep()), OptunaSampler)
+    assert isinstance(make_sampler(sweep, SPACE, Sweep(), Path(), Path()), OptunaSampler)
 
 
 def test_independent_configurations_depend_on_seed_and_index_alone() -> None:
@@ -124,7 +125,7 @@ class TestPointsFirst:
     def made(self, sweep: Sweep, points: list[dict[str, Any]] | None = None, algorithm: str = "random") -> Any:
         options = {"name": algorithm} | ({"n_startup_trials": 2, "multivariate": True} if algorithm == "optuna" else {})
         given = {"search_algorithm": options, "seed": 3, "metric": "score", "mode": "max", "points_to_evaluate": points or self.POINTS}
-        return make_sampler(given, SPACE, sweep)
+        return make_sampler(given, SPACE, sweep, Path(), Path())
 
     def test_they_come_first_and_what_they_leave_out_is_drawn(self) -> None:
         sampler, plain = self.made(Sweep()), IndependentSampler(SPACE, 3)

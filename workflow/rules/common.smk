@@ -87,7 +87,11 @@ def imports_of(sweep):
     """What the driver and the trials of a sweep import: parts of this workflow, with the libraries behind them, and what the sweep trains."""
     section = SWEEPS[sweep]
     names = ["raysweep.bookkeeping", "raysweep.search", "raysweep.schedulers"]
-    names += ["optuna"] if section["search_algorithm"]["name"] == "optuna" else []
+    algorithm = section["search_algorithm"]["name"]
+    if algorithm in ("optuna", "hyperopt", "ax") or ".py:" in algorithm:
+        names.append(algorithm)
+    elif ":" in algorithm:  # a library's class
+        names.append(algorithm.rpartition(":")[0])
     return [*names, "raysweep.training", section["model"]] if "model" in section else [*names, section["trainable"]]
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import jsonschema
 import yaml
 
-from .environment import env_key, extras_of
+from .environment import env_key, extras_of, lists
 from .errors import ConfigError
 from .sources import find_target, local_sources
 from .space import Choice, Distribution, Normal, Numeric, grids_of, num_combinations, parse_space, point_of
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
+PACKAGES = {"hyperopt": "hyperopt", "ax": "ax-platform"}  # of search algorithms that need one of their own
 BOUNDS = {"at_least": operator.ge, "at_most": operator.le}  # of `stop`
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -345,8 +346,8 @@ class _Check:
         if (grace := sweep["scheduler"].get("grace_period", 1)) > sweep["max_epochs"]:
             raise self.refuse((*path, "scheduler", "grace_period"), f"{grace} is not allowed: at most max_epochs, {sweep['max_epochs']}")
         if sweep["scheduler"]["name"] == "hyperband":
-            if sweep["search_algorithm"]["name"] == "optuna":
-                message = "'optuna' is not allowed with scheduler hyperband, which takes all configurations before there is a result to learn from"
+            if (name := sweep["search_algorithm"]["name"]) not in ("random", "grid"):
+                message = f"{name!r} is not allowed with scheduler hyperband, which takes all configurations before there is a result to learn from"
                 raise self.refuse((*path, "search_algorithm"), f"{message}: random or grid, or scheduler asha")
             if sweep["max_concurrent"] is not None:
                 message = f"{sweep['max_concurrent']} is not allowed with scheduler hyperband, which fills whole brackets"
@@ -362,10 +363,17 @@ class _Check:
         if "name" not in given:
             raise self.refuse((*path, "name"), f"missing. Allowed: one of {', '.join(known)}")
         name = given["name"]
+        if path[-1] == "search_algorithm" and isinstance(name, str) and ":" in name:
+            self.searcher((*path, "name"), name)
+            return dict(given)  # its options go to its constructor
         if name == "pbt":
             raise self.refuse((*path, "name"), f"'pbt' is not yet supported. Allowed so far: one of {', '.join(known)}")
         if not isinstance(name, str) or name not in known:
-            raise self.refuse((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}")
+            or_own = ", or module:Class of a searcher of Ray Tune's" if path[-1] == "search_algorithm" else ""
+            raise self.refuse((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_own}")
+        if (package := PACKAGES.get(name)) and not lists(self.root / self.config["env"]["requirements"], package):
+            message = f"{name!r} is not allowed: env.requirements, {self.config['env']['requirements']}, does not list {package}"
+            raise self.refuse((*path, "name"), f"{message}. Name workflow/envs/searchers.in there, or add it and lock again")
         schema: dict[str, Any] = {
             "type": "object",
             "additionalProperties": False,
@@ -377,6 +385,17 @@ class _Check:
         self.against_schema(given, schema, path)
         return _with_defaults(given, schema)
 
+    def searcher(self, path: KeyPath, name: str) -> None:
+        """Refuse what cannot be a class; one of a library's is looked for where it is installed, by build_env."""
+        module, _, class_name = name.rpartition(":")
+        if module.endswith(".py"):
+            try:
+                find_target(name, self.root)
+            except ConfigError as error:
+                raise self.refuse(path, str(error)) from None
+        elif not all(part.isidentifier() for part in [*module.split("."), class_name]):
+            raise self.refuse(path, f"{name!r} is not allowed: write path/to/file.py:Class or package.module:Class")
+
     def fits_algorithm(self, path: KeyPath, space: dict[str, Any], algorithm: str) -> None:
         for key, distribution in space.items():
             if not isinstance(distribution, Distribution):
@@ -387,8 +406,10 @@ class _Check:
                 raise self.refuse(
                     here, f"{distribution.name} is not allowed with search_algorithm grid: grid, a nested space or a constant"
                 )
-            if algorithm == "optuna" and is_grid:
-                raise self.refuse(here, "grid is not allowed with search_algorithm optuna: choice, or search_algorithm random or grid")
+            if algorithm not in ("random", "grid") and is_grid:
+                raise self.refuse(
+                    here, f"grid is not allowed with search_algorithm {algorithm}: choice, or search_algorithm random or grid"
+                )
 
     def points(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
         if sweep["points_to_evaluate"] and grids_of(space):

@@ -145,7 +145,11 @@ def run_tune(job: dict[str, Any]) -> None:
         keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         space = parse_space(sweep["search_space"])
-        sampler = make_sampler(sweep, space, record.sweep) if searching else ListSampler([t["config"] for t in job["tasks"]])
+        sampler = (
+            make_sampler(sweep, space, record.sweep, state_dir, Path(job["root"]))
+            if searching
+            else ListSampler([t["config"] for t in job["tasks"]])
+        )
         most = capacity(job["nodes"], resources["cpu"], 0 if job["packs_gpus"] else resources["gpu"])
         fusion = begin_fusion(job, space, record, most) if searching else None
         packs_gpus = job["packs_gpus"] and not fusion

@@ -528,6 +528,11 @@ def extras_of(requirements: Path, name: str) -> set[str]:
     return {extra for r in _requirements(requirements) if canonicalize_name(r.name) == name for extra in r.extras}
 
 
+def lists(requirements: Path, name: str) -> bool:
+    """Whether a requirements file asks for a package."""
+    return any(canonicalize_name(r.name) == name for r in _requirements(requirements))
+
+
 def _libraries(path: Path) -> list[str]:
     """The modules to import for a check: those whose wheels can be installed and yet not work, and those by which Ray knows its extras."""
     names = {str(canonicalize_name(r.name)) for r in _requirements(path)}

@@ -12,12 +12,12 @@ import ray
 
 from .errors import RaysweepError
 from .record import Record, Sweep
+from .samplers import is_adaptive
 from .seats import EngineProcess, Seats
 from .space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
 
 logger = logging.getLogger("raysweep")
 
-ADAPTIVE = ("optuna",)  # search algorithms that learn from trials that have ended: with all at a time they would learn nothing
 MOST_BATCH_SIZES = 4096  # that are looked at one by one, of a space of whole numbers
 LARGEST_MICRO_BATCH = 64  # rows of a trial: more use no device better, and take memory
 MEMORY_SHARE = 0.8  # of a node's memory, for all its engines
@@ -89,7 +89,7 @@ class Layout:
     def of(cls, job: dict[str, Any], recorded: Sweep, capacity: int) -> Layout:
         sweep, resources = job["sweep"], job["trial_resources"]
         left = job["total"] - sum(trial.finished for trial in recorded.trials.values())
-        at_a_time = min(left, sweep["max_concurrent"] or left, capacity if sweep["search_algorithm"]["name"] in ADAPTIVE else left)
+        at_a_time = min(left, sweep["max_concurrent"] or left, capacity if is_adaptive(sweep["search_algorithm"]) else left)
         threads = max(1, int(resources["cpu"]))
         each = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
         engines = max(1, min(sum(each), at_a_time))

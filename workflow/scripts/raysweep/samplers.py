@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 from .record import Mode, Sweep, Trial
 from .seeds import sampler_seed
 from .space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at
 
+NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # between which a normal distribution is searched
+
 
 class Sampler(Protocol):
-    def propose(self, index: int) -> dict[str, Any]:
-        """Configuration `index`, nested as the search space is."""
+    def propose(self, index: int) -> dict[str, Any] | None:
+        """Configuration `index`, nested as the search space is; None where there is none until another trial has ended."""
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """Take a configuration that came from elsewhere for one of its own."""
 
     def tell(self, trial: Trial) -> None:
         """Learn from a trial that has finished."""
+
+
+def value_of(d: Distribution, parameter: Any) -> Any:
+    """The value for which a learning algorithm's parameter stands: the position in a list, the quantile of a normal distribution, else a number."""
+    if isinstance(d, Choice):
+        return d.values[parameter]
+    if isinstance(d, Normal):
+        return d.quantile(parameter)
+    return quantized(parameter, d.low, d.high, d.step) if d.step else parameter
+
+
+def parameter_of(d: Distribution, value: Any) -> Any:
+    """The other way round."""
+    if isinstance(d, Choice):
+        return d.values.index(value)
+    if isinstance(d, Normal):
+        return min(max(d.cumulative(value), NORMAL_QUANTILES[0]), NORMAL_QUANTILES[1])
+    return value
 
 
 class IndependentSampler:
@@ -72,7 +93,7 @@ class OptunaSampler:
     def propose(self, index: int) -> dict[str, Any]:
         asked = self.study.ask(self.distributions)
         self.asked[index] = asked.number
-        return fill(self.space, lambda key, d: self._value(d, asked.params[key]))
+        return fill(self.space, lambda key, d: value_of(d, asked.params[key]))
 
     def tell(self, trial: Trial) -> None:
         if trial.index in self.asked:
@@ -87,9 +108,9 @@ class OptunaSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """Add a configuration as a running trial."""
         values = {key: value_at(config, key) for key in self.distributions}
-        if not all(self._contains(self.space[key], value) for key, value in values.items()):
+        if not all(self.space[key].contains(value) for key, value in values.items()):
             return  # from an earlier, different search space: Optuna could not place it
-        parameters = {key: self._parameter(self.space[key], value) for key, value in values.items()}
+        parameters = {key: parameter_of(self.space[key], value) for key, value in values.items()}
         running = self.optuna.trial.create_trial(
             state=self.optuna.trial.TrialState.RUNNING, params=parameters, distributions=self.distributions
         )
@@ -101,27 +122,10 @@ class OptunaSampler:
         if isinstance(d, Choice):  # by position, since Optuna takes only simple values as categories
             return distributions.CategoricalDistribution(list(range(len(d.values))))
         if isinstance(d, Normal):  # by quantile
-            return distributions.FloatDistribution(1e-6, 1 - 1e-6)
+            return distributions.FloatDistribution(*NORMAL_QUANTILES)
         if d.integer:
             return distributions.IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
         return distributions.FloatDistribution(d.low, d.high, log=d.log)
-
-    def _value(self, d: Distribution, parameter: Any) -> Any:
-        if isinstance(d, Choice):
-            return d.values[parameter]
-        if isinstance(d, Normal):
-            return d.quantile(parameter)
-        return quantized(parameter, d.low, d.high, d.step) if d.step else parameter
-
-    def _parameter(self, d: Distribution, value: Any) -> Any:
-        if isinstance(d, Choice):
-            return d.values.index(value)
-        if isinstance(d, Normal):
-            return d.cumulative(value)
-        return value
-
-    def _contains(self, d: Distribution, value: Any) -> bool:
-        return d.contains(value) and (not isinstance(d, Normal) or 1e-6 <= d.cumulative(value) <= 1 - 1e-6)
 
 
 class PointsFirst:
@@ -137,7 +141,7 @@ class PointsFirst:
             else:
                 self.left.append(point)
 
-    def propose(self, index: int) -> dict[str, Any]:
+    def propose(self, index: int) -> dict[str, Any] | None:
         if not self.left:
             return self.sampler.propose(index)
         point = self.left.pop(0)
@@ -174,11 +178,23 @@ class ListSampler:
         """There is nothing to learn."""
 
 
-def make_sampler(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep) -> Sampler:
-    """The sampler of a sweep of a validated config, told of what is recorded."""
+def is_adaptive(search_algorithm: dict[str, Any]) -> bool:
+    """Whether it learns from trials that have ended: with all at a time it would learn nothing."""
+    return search_algorithm["name"] not in ("random", "grid")
+
+
+def make_sampler(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
+    """The sampler of a sweep of a validated config, told of what is recorded. One of Tune's keeps its state in `state_dir`; paths start at `root`."""
     options = dict(sweep["search_algorithm"])
-    sampler: Sampler = IndependentSampler(space, sweep["seed"])
-    if options.pop("name") == "optuna":
-        sampler = OptunaSampler(space, sweep["seed"], sweep["metric"], sweep["mode"], recorded, **options)
+    name, seed, metric, mode = options.pop("name"), sweep["seed"], sweep["metric"], sweep["mode"]
+    sampler: Sampler
+    if name == "optuna":
+        sampler = OptunaSampler(space, seed, metric, mode, recorded, **options)
+    elif is_adaptive(sweep["search_algorithm"]):
+        from .searchers import TuneSampler
+
+        sampler = TuneSampler(name, options, space, seed, metric, mode, recorded, state_dir, root)
+    else:
+        sampler = IndependentSampler(space, seed)
     points = sweep["points_to_evaluate"]
-    return PointsFirst(sampler, points, space, sweep["seed"], recorded) if points else sampler
+    return PointsFirst(sampler, points, space, seed, recorded) if points else sampler

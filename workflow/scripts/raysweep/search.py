@@ -105,12 +105,15 @@ class RecordedSearch(SearchAlgorithm):
         if self.is_over():
             self.set_finished()
             return None
+        trial: Trial | None
         if self.unfinished:
             trial = self.unfinished.pop(0)
         elif len(self.record.sweep.trials) < self.total and self.may_start():
             trial = self._new()
         else:
             self.set_finished()
+            return None
+        if trial is None:
             return None
         tune_trial = self._tune_trial(trial)
         self.handed_out.append(tune_trial)
@@ -119,9 +122,11 @@ class RecordedSearch(SearchAlgorithm):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The record has it already: see bookkeeping.py, which tells the sampler when a trial is finished."""
 
-    def _new(self) -> Trial:
+    def _new(self) -> Trial | None:
         index = len(self.record.sweep.trials)
         config = self.sampler.propose(index)
+        if config is None:
+            return None
         own: dict[str, Any] = self.tasks[index] if self.tasks else {"trial": trial_id_of(index), "seed": trial_seed(self.seed, index, 0)}
         self.record.write("trial", trial=own["trial"], index=index, repeat=0, seed=own["seed"], config=config)
         return self.record.sweep.trials[own["trial"]]
