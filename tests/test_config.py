@@ -349,6 +349,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(points_to_evaluate=[{1: 2}]),
         "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
     ),
+    (config(mlflow="local"), "mlflow: 'local' is not allowed: env.requirements, "),
+    (config(wandb="mine"), "wandb: 'mine' is not allowed: env.requirements, "),
     (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: env.requirements, "),
     (config(search_algorithm="nosuch.py:Search"), "search_algorithm.name: 'nosuch.py:Search' is not allowed: there is no file nosuch.py"),
     (

@@ -92,6 +92,7 @@ def imports_of(sweep):
         names.append(algorithm)
     elif ":" in algorithm:  # a library's class
         names.append(algorithm.rpartition(":")[0])
+    names += [name for name in ("mlflow", "wandb") if section[name] is not None]
     return [*names, "raysweep.training", section["model"]] if "model" in section else [*names, section["trainable"]]
 
 

@@ -269,6 +269,7 @@ class _Check:
         """Refuse, where any other text is allowed, what a script takes for one of its options, and what Snakemake does not take for a path."""
         paths: list[KeyPath] = [("results_dir",), ("state_dir",), ("resources_dir",)]
         paths += [("env", key) for key in ("python", "requirements", "wheels", "cache_dir")]
+        paths += [("sweeps", name, key) for name in self.config["sweeps"] for key in ("mlflow", "wandb")]
         paths += [("datasets", name, "source") for name in self.config["datasets"]]
         paths += [
             ("sweeps", name, kind) for name, sweep in self.config["sweeps"].items() for kind in ("model", "trainable") if kind in sweep
@@ -336,6 +337,11 @@ class _Check:
             raise ConfigError(f"{self.file_of((*path, 'search_space'))}: {error}") from None
         self.fits_algorithm(path, space, sweep["search_algorithm"]["name"])
         self.points(path, sweep, space)
+        for key in ("mlflow", "wandb"):
+            requirements = self.config["env"]["requirements"]
+            if sweep[key] is not None and not any(lists(self.root / requirements, package) for package in (key, f"{key}-skinny")):
+                message = f"{sweep[key]!r} is not allowed: env.requirements, {requirements}, does not list {key}"
+                raise self.refuse((*path, key), f"{message}. Name workflow/envs/trackers.in there, or add it and lock again")
         self.stop((*path, "stop"), sweep["stop"], "model" in sweep)
         if kind == "model":
             self.model(path, sweep, space)

@@ -125,7 +125,7 @@ def run_tune(job: dict[str, Any]) -> None:
     from .schedulers import Shielded, make_scheduler, replay
     from .search import JudgedTrial, RecordedSearch
     from .seats import seated
-    from .tensorboard import TensorBoard
+    from .trackers import trackers
 
     sweep, searching = job["sweep"], job["purpose"] == "search"
     stop = sweep["stop"] if searching else {}  # a confirmation trains as long as the best trial did
@@ -223,7 +223,7 @@ def run_tune(job: dict[str, Any]) -> None:
                     name=EXPERIMENT,
                     storage_path=str(scratch),
                     stop=EndOfTrial(bookkeeper, stop),
-                    callbacks=[bookkeeper, *([TensorBoard(state_dir / "tensorboard")] if searching and sweep["tensorboard"] else [])],
+                    callbacks=[bookkeeper, *(trackers(sweep, job["name"], state_dir) if searching else [])],
                     verbose=0,
                 ),
             )

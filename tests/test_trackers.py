@@ -1,0 +1,125 @@
+"""What other tools show of trials: TensorBoard's event files (TFRecords of protocol buffers), MLflow's runs, and those of Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from raysweep.trackers import Lenient
+from raysweep.trial import OWN
+from sweeping import ENV, REPOSITORY, Project, sweep_of
+
+# Reads what a server would show of MLflow's runs.
+READ_MLFLOW = """
+import json, sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient(sys.argv[1])
+(experiment,) = client.search_experiments(filter_string="name = 's'")
+runs = client.search_runs([experiment.experiment_id])
+def shown(run):
+    history = client.get_metric_history(run.info.run_id, "score")
+    return [run.data.params, [metric.value for metric in history], run.info.status]
+print(json.dumps({run.info.run_name: shown(run) for run in runs}))
+"""
+
+
+def events_in(path: Path) -> Iterator[Event]:
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield Event.FromString(content[at + 12 : at + 12 + length])
+        at += 12 + length + 4
+
+
+def scalars_of(folder: Path, tag: str) -> dict[int, float]:
+    """The values under a tag by their steps, of all files of a trial."""
+    events = (event for path in sorted(folder.glob("events.out.tfevents.*")) for event in events_in(path))
+    return {event.step: round(value.simple_value, 5) for event in events for value in event.summary.value if value.tag == tag}
+
+
+def test_each_trial_has_its_curve_and_its_hyper_parameters_and_those_added_later_too(project: Project) -> None:
+    values = {"max_epochs": 3, "tensorboard": True}
+    project.configure(sweeps={"s": sweep_of("climb", num_samples=2, **values)})
+    assert project.run("run_sweep", "s").returncode == 0
+    folder = project.folder / "state/s/tensorboard"
+    files = sorted(folder.rglob("events*"))
+    project.configure(sweeps={"s": sweep_of("climb", num_samples=3, **values)})
+    assert project.run("run_sweep", "s").returncode == 0
+    assert set(files) < set(folder.rglob("events*"))
+    record = project.record("s")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(record.trials)
+    for trial_id, trial in record.trials.items():
+        expected = {result.epoch: round(result.metrics["score"], 5) for result in trial.results}
+        assert len(expected) == 3
+        assert scalars_of(folder / trial_id, "ray/tune/score") == expected
+        events = [event for path in (folder / trial_id).iterdir() for event in events_in(path)]
+        assert any("hparams" in value.tag for event in events for value in event.summary.value)
+
+
+@pytest.fixture(scope="module")
+def python_with_trackers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that has what the tests' has, and what workflow/envs/trackers.in asks for besides."""
+    folder = tmp_path_factory.mktemp("env") / "with trackers"
+    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(folder)], check=True, capture_output=True)
+    python = str(folder / "bin" / "python")
+    wanted = [
+        line
+        for line in (REPOSITORY / "workflow/envs/trackers.txt").read_text().splitlines()
+        if line.startswith(("mlflow", "wandb", "sqlalchemy", "alembic"))
+    ]
+    installed = subprocess.run(
+        ["uv", "pip", "install", "--quiet", "--python", python, *wanted], check=False, capture_output=True, text=True
+    )
+    if installed.returncode:
+        pytest.skip(f"mlflow and wandb cannot be had here: {installed.stderr.splitlines()[-1]}")
+    (folder / sysconfig.get_path("purelib", vars={"base": ""}).strip("/") / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def test_mlflow_and_wandb_have_a_run_for_each_trial(project: Project, python_with_trackers: str) -> None:
+    env = ENV | {"python": python_with_trackers, "requirements": str(REPOSITORY / "workflow/envs/trackers.in")}
+    sweep = sweep_of(
+        "climb", num_samples=2, max_epochs=3, search_space={"x": {"uniform": [0, 1]}, "net": {"width": 3}}, mlflow="local", wandb="mine"
+    )
+    project.configure(env=env, sweeps={"s": sweep})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "is told no more" not in run.stdout + run.stderr
+    argv = [python_with_trackers, "-c", READ_MLFLOW, f"sqlite:///{project.folder / 'state/s/mlflow.db'}"]
+    shown = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    trials = project.record("s").trials
+    assert shown == {
+        trial_id: [{"x": str(trial.config["x"]), "net/width": "3"}, [result.metrics["score"] for result in trial.results], "FINISHED"]
+        for trial_id, trial in trials.items()
+    }
+    runs = list((project.folder / "state/s/wandb/wandb").glob("offline-run-*/run-*.wandb"))
+    assert sorted(path.stem.removeprefix("run-") for path in runs) == sorted(trials)
+    assert all(path.stat().st_size > 0 for path in runs)
+
+
+def test_one_that_fails_is_told_no_more_and_the_sweep_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Any] = []
+
+    class Broken:
+        def log_trial_start(self, trial: Any) -> None:
+            told.append((str(trial), trial.config))
+            raise ConnectionError("no such\nhost")
+
+    tracker = Lenient("MLflow", Broken())  # type: ignore[arg-type]
+    trial: Any = SimpleNamespace(trial_id="00003", config={"x": 1, OWN: {"seed": 3}})
+    with caplog.at_level(logging.WARNING):
+        tracker.log_trial_start(trial)
+        tracker.log_trial_start(trial)
+    assert told == [("00003", {"x": 1})]
+    assert caplog.messages == ["MLflow is told no more of this sweep, which goes on: ConnectionError: no such host"]
