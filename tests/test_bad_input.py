@@ -68,7 +68,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"scheduler": "ahsa"},
         f"{HERE}.scheduler.name: 'ahsa' is not allowed: one of none, asha, hyperband, median",
     ),
-    "what is not built yet": ({"repeats": 3}, f"{HERE}.repeats: 3 is not yet supported. Allowed so far: 1, which is the default"),
+    "what is not built yet": (
+        {"scheduler": "pbt"},
+        f"{HERE}.scheduler.name: 'pbt' is not yet supported. Allowed so far: one of none, asha, hyperband, median",
+    ),
     "more CPUs than a node has": (
         {"trial_resources": {"cpu": 12, "gpu": 0}},
         f"{HERE}.trial_resources.cpu: 12 is not allowed: a trial runs on one node, so at most allocation.cpus_per_node, 10",

@@ -432,7 +432,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ],
     (own(fuse="on"), "fuse: 'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"),
     (config(fuse="maybe"), "fuse: 'maybe' is not allowed: auto, on or off"),
-    (config(repeats=3), "repeats: 3 is not yet supported. Allowed so far: 1, which is the default"),
+    (
+        config(repeats=3, scheduler="hyperband"),
+        "repeats: 3 is not allowed with scheduler hyperband, which pauses trials one by one: 1, or scheduler asha",
+    ),
     (
         config(allocation={"max_wait": 10, "resubmit": 2}),
         "allocation.max_wait: 10 is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",

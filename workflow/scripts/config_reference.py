@@ -70,10 +70,9 @@ def row(path: tuple[str, ...], schema: dict[str, Any], required: bool = False, i
     if is_group:
         return f"**`{'.'.join(path)}`**", "", "required" if required else "", schema["description"]
     unit = f" ({schema['unit']})" if "unit" in schema and "minutes" not in allowed(schema) else ""
-    so_far = "; not yet, so only the default is allowed" if "not_yet" in schema else ""
     default = "required" if required else f"`{in_yaml(schema['default'])}`" if "default" in schema else ""
     allowed_text = (allowed(schema) + unit).replace("<", "&lt;")  # Markdown would take it for HTML
-    return f"`{'.'.join(path)}`", allowed_text, default, (f"{of}: " if of else "") + schema["description"] + so_far
+    return f"`{'.'.join(path)}`", allowed_text, default, (f"{of}: " if of else "") + schema["description"]
 
 
 def in_yaml(value: Any) -> str:

@@ -161,7 +161,7 @@ class Bookkeeper(Callback):
         self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
         self.killed: dict[str, str] = {}  # trial_id → why we killed its process
         # What is finished and has checkpoints: of these only the best keep them.
-        self.keeping = [trial for trial in record.sweep.trials.values() if trial.finished and trial.checkpoints]
+        self.keeping = [judged for judged in record.sweep.judged if judged.finished and any(trial.checkpoints for trial in judged.members)]
         self.last_event = self.last_step = time.monotonic()
         self.in_company = in_company  # whether trials share processes, see seats.py
         self.verify_lock, self.verified = verify_lock, -math.inf
@@ -352,29 +352,39 @@ class Bookkeeper(Callback):
     def finish(self, state: Trial, status: str, reason: str | None) -> None:
         self.running.pop(state.trial_id, None)
         self.record.write("finish", trial=state.trial_id, status=status, error=reason)
-        self.sampler.tell(state)
+        judged = self.record.sweep.judged_as(state)
+        if judged.finished:
+            self.sampler.tell(judged)
         self.last_event = time.monotonic()
         if reason:
             logger.debug("trial %s: %s", state.trial_id, reason)
-        self.prune(state)
-        if state.checkpoints:
-            self.keeping.append(state)
+        for trial in judged.members:
+            self.prune(trial)
+        if judged.finished and any(trial.checkpoints for trial in judged.members):
+            self.keeping.append(judged)
         # Another trial's best may just have been surpassed.
-        self.keeping.sort(key=lambda trial: trial.rank(self.metric, self.mode))
+        self.keeping.sort(key=lambda one: one.rank(self.metric, self.mode))
         for surpassed in self.keeping[self.keep_checkpoints :]:
-            self.prune(surpassed, keep_best=False)
+            for trial in surpassed.members:
+                self.prune(trial, keep_best=False)
         del self.keeping[self.keep_checkpoints :]
 
-    def prune(self, state: Trial, keep_best: bool = True) -> None:
-        """Delete a trial's checkpoints but the one of its best epoch and, until it is finished, the latest, from which it would go on."""
-        best = state.counted(self.metric, self.mode) if keep_best else None
+    def prune(self, trial: Trial, keep_best: bool = True) -> None:
+        """Delete a trial's checkpoints but the one of its best epoch and, until it is finished, the latest, from which it would go on.
+
+        Where it is one of several with its configuration the best epoch is theirs, which may still be one that not all of them have come to.
+        """
+        judged = self.record.sweep.judged_as(trial)
+        best = judged.counted(self.metric, self.mode) if keep_best else None
         kept = {best.epoch} if best else set()
-        if state.checkpoints and (not state.finished or (best and best.epoch not in state.checkpoints)):
-            kept.add(max(state.checkpoints))
-        for epoch in [e for e in state.checkpoints if e not in kept]:
-            shutil.rmtree(self.record.path.parent / state.checkpoints.pop(epoch), ignore_errors=True)
-        if state.finished and not state.checkpoints:
-            shutil.rmtree(self.scratch / state.trial_id, ignore_errors=True)
+        if trial.checkpoints and (not judged.finished or (best and best.epoch not in trial.checkpoints)):
+            kept.add(max(trial.checkpoints))
+        if judged is not trial and not judged.finished:
+            kept |= {epoch for epoch in trial.checkpoints if epoch > judged.epochs}
+        for epoch in [e for e in trial.checkpoints if e not in kept]:
+            shutil.rmtree(self.record.path.parent / trial.checkpoints.pop(epoch), ignore_errors=True)
+        if judged.finished and not trial.checkpoints:
+            shutil.rmtree(self.scratch / trial.trial_id, ignore_errors=True)
 
 
 class EndOfTrial(Stopper):

@@ -79,8 +79,8 @@ def has_come_far_enough(metrics: dict[str, Any], stop: dict[str, dict[str, float
 
 
 def num_trials(sweep: dict[str, Any]) -> int:
-    """How many trials a sweep of a validated config has."""
-    return sweep["num_samples"] * num_combinations(parse_space(sweep["search_space"]))
+    """How many trials a sweep of a validated config has: with each configuration as many as `repeats`."""
+    return sweep["num_samples"] * num_combinations(parse_space(sweep["search_space"])) * sweep["repeats"]
 
 
 def with_numbers(value: Any) -> Any:
@@ -244,9 +244,6 @@ class _Check:
         for key in schema.get("required", ()):
             if key not in value:
                 raise self.refuse((*path, key), f"missing. Allowed: {allowed(_resolved(schema['properties'][key], self.schema))}")
-        if "not_yet" in schema and value not in schema["not_yet"]:
-            so_far = "null" if schema["not_yet"][0] is None else str(schema["not_yet"][0]).lower()
-            raise self.refuse(path, f"{value!r} is not yet supported. Allowed so far: {so_far}, which is the default")
         if isinstance(value, dict):
             for key, inner in value.items():
                 below = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
@@ -352,6 +349,11 @@ class _Check:
         if (grace := sweep["scheduler"].get("grace_period", 1)) > sweep["max_epochs"]:
             raise self.refuse((*path, "scheduler", "grace_period"), f"{grace} is not allowed: at most max_epochs, {sweep['max_epochs']}")
         if sweep["scheduler"]["name"] == "hyperband":
+            if sweep["repeats"] > 1:
+                message = (
+                    f"{sweep['repeats']} is not allowed with scheduler hyperband, which pauses trials one by one: 1, or scheduler asha"
+                )
+                raise self.refuse((*path, "repeats"), message)
             if (name := sweep["search_algorithm"]["name"]) not in ("random", "grid"):
                 message = f"{name!r} is not allowed with scheduler hyperband, which takes all configurations before there is a result to learn from"
                 raise self.refuse((*path, "search_algorithm"), f"{message}: random or grid, or scheduler asha")

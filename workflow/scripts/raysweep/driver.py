@@ -122,7 +122,7 @@ def run_tune(job: dict[str, Any]) -> None:
     from .bookkeeping import Bookkeeper, EndOfTrial
     from .fusing import begin as begin_fusion
     from .samplers import ListSampler, make_sampler
-    from .schedulers import Shielded, make_scheduler, replay
+    from .schedulers import Grouped, Shielded, make_scheduler, replay
     from .search import JudgedTrial, RecordedSearch
     from .seats import seated
     from .trackers import trackers
@@ -195,6 +195,8 @@ def run_tune(job: dict[str, Any]) -> None:
         scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})
         scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         replay(scheduler, record.sweep, sweep["metric"])
+        if record.sweep.repeats > 1:
+            scheduler = Grouped(scheduler, record.sweep, sweep["metric"])
         budget_s = job["time_budget_s"]
         fills_brackets = searching and sweep["scheduler"]["name"] == "hyperband"
         # How many wait for a process at a time is for RecordedSearch to say: with Tune's own number processes start one after the other.

@@ -58,6 +58,7 @@ class Stage:
             for key in ("model", "trainable", "loss", "optimizer", "metric", "mode", "seed", "max_epochs", "scheduler")
         }
         parts |= {"stop": self.sweep["stop"]} if self.sweep["stop"] else {}
+        parts |= {"repeats": self.sweep["repeats"]} if self.sweep["repeats"] > 1 else {}
         parts |= {"sources": sources_sha256(local_sources(self.target)), "data": self.data_sha256, "lock": lock}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -70,7 +71,7 @@ class Stage:
             "data_sha256": self.data_sha256,
         }
 
-    def header(self, identity: str, total: int, max_epochs: int) -> dict[str, Any]:
+    def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> dict[str, Any]:
         """What the record's session says of the sweep, for the report and `make watch`."""
         keys = (
             "metric",
@@ -90,6 +91,7 @@ class Stage:
             "identity": identity,
             "num_trials": total,
             "max_epochs": max_epochs,
+            "repeats": repeats,
             **{key: self.sweep.get(key) for key in keys},
             "trial_resources": self.sweep["trial_resources"],
             "version": __version__,
@@ -235,9 +237,8 @@ def go_on(stage: Stage, lock: Lock) -> None:
         done = sum(trial.finished for trial in recorded.trials.values())
         logger.info("%s: %d trials%s.", stage.name, total, f", {done} of them done before" if done else "")
         allocation = stage.allocation()
-        job = stage.job(
-            "search", path_to_record, stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"]), None, allocation
-        )
+        header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"], stage.sweep["repeats"])
+        job = stage.job("search", path_to_record, header, None, allocation)
         stage.run_agents(job, allocation)
         recorded = read_sweep(path_to_record)
     write_outputs(

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import RaysweepError
 from .files import replace_directory, write_yaml, written_aside
-from .record import Mode, Sweep, Trial
+from .record import Judged, Mode, Result, Sweep, Trial
 from .space import flattened
 
 NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"
@@ -53,8 +53,8 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, m
             f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. All reasons are in"
             f" {state_dir / 'trials.csv'}. Mend it and run again: the sweep then starts anew"
         )
-    trial, result = found
-    model_epoch = write_model(results_dir / "model", state_dir, trial, result.epoch)
+    judged, result = found
+    model_epoch = write_model(results_dir / "model", state_dir, best_member(judged, result, metric, mode), result.epoch)
     write_yaml(results_dir / "best.yaml", best_of(sweep, name, metric, mode, provenance) | {"model_epoch": model_epoch})
 
 
@@ -63,17 +63,31 @@ def best_of(sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[s
     found = sweep.best_trial(metric, mode)
     if found is None:
         raise ValueError(f"{name} has no best trial")
-    trial, result = found
+    judged, result = found
+    values = values_at(judged, result, metric)
+    repeats = {"n": len(values), "values": values, "standard_deviation": statistics.stdev(values)} if len(values) > 1 else None
     return {
         "sweep": name,
-        "trial_id": trial.trial_id,
-        "config": trial.config,
+        "trial_id": best_member(judged, result, metric, mode).trial_id,
+        "config": judged.config,
         "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
+        **({"repeats": repeats} if repeats else {}),
         "epochs": result.epoch,
         "num_trials": len(sweep.trials),
         "num_errors": sum(t.status == "ERROR" for t in sweep.trials.values()),
         "provenance": provenance,
     }
+
+
+def values_at(judged: Judged, result: Result, metric: str) -> list[float]:
+    """What the trials of one configuration reported at the epoch of a result, of which that is the mean."""
+    return [report.metrics[metric] for trial in judged.members for report in trial.results if report.epoch == result.epoch]
+
+
+def best_member(judged: Judged, result: Result, metric: str, mode: Mode) -> Trial:
+    """Of the trials of one configuration the best at that epoch, whose model is published."""
+    values = values_at(judged, result, metric)
+    return judged.members[values.index((max if mode == "max" else min)(values))]
 
 
 class PartialOutputs:

@@ -66,47 +66,26 @@ class Result:
     at: str
 
 
-@dataclass
-class Trial:
-    """One trial as the record knows it."""
+class Judged:
+    """What trials are compared as: a trial, or, where a configuration is trained with several seeds, all that have it (Group)."""
 
     trial_id: str
     index: int  # number of the configuration
-    repeat: int
-    seed: int
     config: dict[str, Any]
-    status: Status = "PENDING"
-    results: list[Result] = field(default_factory=list)
-    checkpoints: dict[int, str] = field(default_factory=dict)  # epoch → path, relative to the state folder
-    attempts: list[dict[str, Any]] = field(default_factory=list)  # {node, at, from_epoch}
-    failures: list[dict[str, Any]] = field(default_factory=list)  # {error, counted, at}: not counted where the trial was not to blame
-    ended: str | None = None
-    error: str | None = None
+    status: Status
+    results: list[Result]
 
     @property
     def finished(self) -> bool:
         return self.status in ("TERMINATED", "STOPPED", "ERROR")
 
     @property
-    def num_failures(self) -> int:
-        """How often it failed by its own fault."""
-        return sum(failure["counted"] for failure in self.failures)
-
-    @property
-    def started(self) -> str | None:
-        return self.attempts[0]["at"] if self.attempts else None
-
-    @property
-    def node(self) -> str | None:
-        return self.attempts[-1]["node"] if self.attempts else None
-
-    @property
     def epochs(self) -> int:
         return self.results[-1].epoch if self.results else 0
 
     @property
-    def time_s(self) -> float:
-        return self.results[-1].time_s if self.results else 0.0
+    def members(self) -> list[Trial]:
+        raise NotImplementedError
 
     def best(self, metric: str, mode: Mode) -> Result | None:
         """The report with the best value of `metric`; of equal ones the earliest."""
@@ -127,11 +106,99 @@ class Trial:
 
 
 @dataclass
+class Trial(Judged):
+    """One trial as the record knows it."""
+
+    trial_id: str
+    index: int
+    repeat: int
+    seed: int
+    config: dict[str, Any]
+    status: Status = "PENDING"
+    results: list[Result] = field(default_factory=list)
+    checkpoints: dict[int, str] = field(default_factory=dict)  # epoch → path, relative to the state folder
+    attempts: list[dict[str, Any]] = field(default_factory=list)  # {node, at, from_epoch}
+    failures: list[dict[str, Any]] = field(default_factory=list)  # {error, counted, at}: not counted where the trial was not to blame
+    ended: str | None = None
+    error: str | None = None
+
+    @property
+    def members(self) -> list[Trial]:
+        return [self]
+
+    @property
+    def num_failures(self) -> int:
+        """How often it failed by its own fault."""
+        return sum(failure["counted"] for failure in self.failures)
+
+    @property
+    def started(self) -> str | None:
+        return self.attempts[0]["at"] if self.attempts else None
+
+    @property
+    def node(self) -> str | None:
+        return self.attempts[-1]["node"] if self.attempts else None
+
+    @property
+    def time_s(self) -> float:
+        return self.results[-1].time_s if self.results else 0.0
+
+
+@dataclass
+class Group(Judged):
+    """The trials of one configuration, which differ in their seeds, seen as one: at each epoch that all have reported, by their mean.
+
+    It is an error if one of them is: a configuration that fails with some seeds is none to recommend.
+    """
+
+    index: int
+    repeats: int  # how many there are to be
+    trials: list[Trial] = field(default_factory=list)
+    _seen: tuple[tuple[int, ...], list[Result]] = ((), [])
+
+    @property
+    def trial_id(self) -> str:  # type: ignore[override]
+        return f"{self.index:05d}"
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.trials[0].config
+
+    @property
+    def members(self) -> list[Trial]:
+        return self.trials
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        statuses = {trial.status for trial in self.trials}
+        if len(self.trials) < self.repeats or statuses & {"PENDING", "RUNNING"}:
+            return "RUNNING" if "RUNNING" in statuses else "PENDING"
+        return "ERROR" if "ERROR" in statuses else "STOPPED" if "STOPPED" in statuses else "TERMINATED"
+
+    @property
+    def results(self) -> list[Result]:  # type: ignore[override]
+        now = tuple(trial.epochs for trial in self.trials) if len(self.trials) == self.repeats else ()
+        if now != self._seen[0]:
+            by_epoch = [{result.epoch: result for result in trial.results} for trial in self.trials]
+            common = sorted(set.intersection(*(set(results) for results in by_epoch)))
+            self._seen = now, [_mean([results[epoch] for results in by_epoch]) for epoch in common]
+        return self._seen[1]
+
+
+def _mean(results: list[Result]) -> Result:
+    """The mean of what trials reported at one epoch; it was there when the last of them had."""
+    keys = set.intersection(*(set(result.metrics) for result in results))
+    metrics = {key: sum(result.metrics[key] for result in results) / len(results) for key in sorted(keys)}
+    return Result(results[0].epoch, metrics, max(result.time_s for result in results), max(result.at for result in results))
+
+
+@dataclass
 class Sweep:
     """A sweep as folded from its record."""
 
     sessions: list[dict[str, Any]] = field(default_factory=list)  # one per run of the driver, with "ended" and "outcome" once it ended
     trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
+    groups: dict[int, Group] = field(default_factory=dict)  # the same by their configuration
     nodes: list[dict[str, Any]] = field(default_factory=list)  # {node, state: "lost" | "joined", at}, while a session ran
     fused: dict[str, Any] | None = None  # how trials are trained together, or {why_not}; None where nobody asked
     # What a trial takes of a GPU since the first one was measured, or one did not find room beside its neighbours.
@@ -144,9 +211,23 @@ class Sweep:
         """What the latest session said of the sweep: name, identity, metric, mode, num_trials, search_space, max_epochs, …"""
         return self.sessions[-1]["sweep"] if self.sessions else {}
 
-    def best_trial(self, metric: str, mode: Mode) -> tuple[Trial, Result] | None:
-        """The best value that a trial without error reported; of equal ones the lowest trial_id."""
-        trial = min(self.trials.values(), key=lambda trial: trial.rank(metric, mode), default=None)
+    @property
+    def repeats(self) -> int:
+        """How many trials have one configuration."""
+        return self.header.get("repeats", 1)
+
+    @property
+    def judged(self) -> list[Judged]:
+        """What is compared: the trials, or their groups."""
+        return list(self.trials.values() if self.repeats == 1 else self.groups.values())
+
+    def judged_as(self, trial: Trial) -> Judged:
+        """What a trial is compared as: itself, or its group."""
+        return trial if self.repeats == 1 else self.groups[trial.index]
+
+    def best_trial(self, metric: str, mode: Mode) -> tuple[Judged, Result] | None:
+        """The best value that a trial (or a group of them) without error reported; of equal ones the lowest trial_id."""
+        trial = min(self.judged, key=lambda trial: trial.rank(metric, mode), default=None)
         result = trial.counted(metric, mode) if trial else None
         return (trial, result) if trial and result else None
 
@@ -175,7 +256,9 @@ class Sweep:
             self.sessions[-1] |= {"ended": event["at"], "outcome": event["outcome"]}
             return
         if kind == "trial":
-            self.trials[event["trial"]] = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"])
+            trial = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"])
+            self.trials[trial.trial_id] = trial
+            self.groups.setdefault(trial.index, Group(trial.index, self.repeats)).trials.append(trial)
             return
         if kind == "node":
             self.nodes.append({key: event[key] for key in ("node", "state", "at")})

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import RaysweepError
 from .files import read_yaml
-from .record import Mode, Sweep, Trial, read_sweep
+from .record import Judged, Mode, Sweep, Trial, read_sweep
 from .space import Choice, Distribution, Normal, Numeric, flattened, parse_space
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
@@ -137,6 +137,12 @@ class Inputs:
         """Trials without error that reported a value, best first; of equal ones the lowest id first."""
         ordered = sorted(self.trials, key=lambda trial: trial.rank(self.metric, self.mode))
         return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
+
+    @cached_property
+    def compared(self) -> list[tuple[Judged, float]]:
+        """What the winner was chosen from, best first: the trials of `ranked`, or, with several seeds of each, configurations with their mean."""
+        ordered = sorted(self.sweep.judged, key=lambda one: one.rank(self.metric, self.mode))
+        return [(one, result.metrics[self.metric]) for one in ordered if (result := one.counted(self.metric, self.mode))]
 
     @cached_property
     def keys(self) -> list[Key]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .outputs import values_at
 from .progress import duration
-from .record import Trial
+from .record import Judged, Trial
 from .report_analysis import repeated_s
 from .report_inputs import Inputs, Key, is_number, position_in_range
 from .space import Choice, Numeric, flattened
@@ -67,21 +69,24 @@ def notes(inputs: Inputs) -> list[Note]:
         *_errors(inputs),
         *_course(inputs),
         _seeded(inputs),
+        _repeats(inputs),
     ]
     return [note for note in found if note is not None]
 
 
-def tied(inputs: Inputs) -> list[tuple[Trial, float]]:
-    """The other trials whose validation value lies within one confirmation standard deviation of the winner's, best first."""
+def tied(inputs: Inputs) -> list[tuple[Judged, float]]:
+    """The other trials (or configurations) whose validation value lies within one confirmation standard deviation of the winner's, best first."""
     deviation, winning = inputs.confirmed["standard_deviation"], inputs.best["metric"]["value"]
     if deviation is None:
         return []
     slack = 1e-12 * max(1.0, abs(winning))  # 0.47 - 0.46 is a little more than 0.01
-    return [(trial, value) for trial, value in inputs.ranked if trial is not inputs.winner and abs(value - winning) <= deviation + slack]
+    return [
+        (one, value) for one, value in inputs.compared if inputs.winner not in one.members and abs(value - winning) <= deviation + slack
+    ]
 
 
 def _tie(inputs: Inputs) -> Note | None:
-    deviation, others = inputs.confirmed["standard_deviation"], len(inputs.ranked) - 1
+    deviation, others = inputs.confirmed["standard_deviation"], len(inputs.compared) - 1
     if others < 1:
         return Note("warn", "Nothing to compare with", "Only one trial has a result, so nothing was selected.")
     if deviation is None:
@@ -107,7 +112,7 @@ def _tie(inputs: Inputs) -> Note | None:
 
 
 def _optimism(inputs: Inputs) -> Note | None:
-    tries, best, mean = len(inputs.ranked), inputs.best["metric"]["value"], inputs.confirmed["mean"]
+    tries, best, mean = len(inputs.compared), inputs.best["metric"]["value"], inputs.confirmed["mean"]
     if tries < 2:
         return None
     where = "on the test set" if inputs.confirmed["evaluated_on"] == "test" else "with new seeds, on validation again"
@@ -118,6 +123,23 @@ def _optimism(inputs: Inputs) -> Note | None:
         f"The winner’s validation {inputs.metric} is optimistic",
         f"{number(best)} is the {'highest' if inputs.mode == 'max' else 'lowest'} of {tries:,} validation figures. Choosing the best also chooses the "
         f"luckiest, the more so the more trials there are. The confirmed mean {where}, {number(mean)}, is {difference}{more}: quote that one.",
+    )
+
+
+def _repeats(inputs: Inputs) -> Note | None:
+    """With several seeds of each configuration: how far they are apart."""
+    if inputs.sweep.repeats == 1:
+        return None
+    shown = []
+    for one, value in inputs.compared[:5]:
+        result = one.best(inputs.metric, inputs.mode)
+        values = values_at(one, result, inputs.metric) if result else []
+        shown.append(f"{one.trial_id}: {number(value)} ± {statistics.stdev(values):.2g} ({', '.join(map(number, values))})")
+    return Note(
+        "info",
+        f"Each configuration was trained with {inputs.sweep.repeats} seeds",
+        "They were stopped as one, and chosen by their mean at the same epoch; one that failed with a seed cannot win. The best, with the standard deviation"
+        f" over their seeds: {'; '.join(shown)}.",
     )
 
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Protocol
 
-from .record import Mode, Sweep, Trial
+from .record import Judged, Mode, Sweep
 from .seeds import sampler_seed
 from .space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at
 
@@ -20,7 +20,7 @@ class Sampler(Protocol):
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """Take a configuration that came from elsewhere for one of its own."""
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Judged) -> None:
         """Learn from a trial that has finished."""
 
 
@@ -54,7 +54,7 @@ class IndependentSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """It depends on nothing else."""
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Judged) -> None:
         """There is nothing to learn."""
 
 
@@ -85,7 +85,7 @@ class OptunaSampler:
             ),
         )
         self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until it is told
-        for trial in recorded.trials.values():
+        for trial in recorded.judged:
             self.adopt(trial.index, trial.config)
             if trial.finished:
                 self.tell(trial)
@@ -95,13 +95,13 @@ class OptunaSampler:
         self.asked[index] = asked.number
         return fill(self.space, lambda key, d: value_of(d, asked.params[key]))
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Judged) -> None:
         if trial.index in self.asked:
             value = self._value_of(trial)
             state = self.optuna.trial.TrialState.FAIL if value is None else self.optuna.trial.TrialState.COMPLETE
             self.study.tell(self.asked.pop(trial.index), value, state=state)
 
-    def _value_of(self, trial: Trial) -> float | None:
+    def _value_of(self, trial: Judged) -> float | None:
         best = trial.counted(self.metric, self.mode)
         return None if best is None else best.metrics[self.metric]
 
@@ -134,7 +134,7 @@ class PointsFirst:
     def __init__(self, sampler: Sampler, points: list[dict[str, Any]], space: dict[str, Any], seed: int, recorded: Sweep) -> None:
         self.sampler, self.space, self.seed = sampler, space, seed
         self.left = []
-        had = [trial.config for trial in recorded.trials.values()]  # each of which may have been one point
+        had = [trial.config for trial in recorded.judged]  # each of which may have been one point
         for point in (point_of(space, point) for point in points):
             if its := next((config for config in had if _is_of(config, point)), None):
                 had.remove(its)
@@ -153,7 +153,7 @@ class PointsFirst:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         self.sampler.adopt(index, config)
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Judged) -> None:
         self.sampler.tell(trial)
 
 
@@ -174,7 +174,7 @@ class ListSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """They are all its own."""
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Judged) -> None:
         """There is nothing to learn."""
 
 

@@ -68,11 +68,11 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
         logger.info("HyperBand does not remember its brackets: the trials that are left form new ones.")
     if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
         return
-    stubs = {trial_id: _Recorded(trial_id) for trial_id in recorded.trials}
+    stubs = {judged.trial_id: _Recorded(judged.trial_id) for judged in recorded.judged}
     nobody_else = _NobodyElse()
     for stub in stubs.values():
         scheduler.on_trial_add(nobody_else, stub)
-    reports = [(result.at, trial, result) for trial in recorded.trials.values() for result in trial.results if metric in result.metrics]
+    reports = [(result.at, judged, result) for judged in recorded.judged for result in judged.results if metric in result.metrics]
     for _, trial, result in sorted(reports, key=lambda report: report[0]):
         told = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
         if isinstance(scheduler, MedianStoppingRule):
@@ -81,9 +81,101 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
             scheduler._results[stubs[trial.trial_id]].append(told)
         else:
             scheduler.on_trial_result(nobody_else, stubs[trial.trial_id], told)
-    for trial in recorded.trials.values():
+    for trial in recorded.judged:
         if trial.finished and trial.results and metric in (last := trial.results[-1]).metrics:
             scheduler.on_trial_complete(nobody_else, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
+
+
+class Grouped(TrialScheduler):
+    """Shows another scheduler the trials of one configuration as one: it is told their mean once all have come to an epoch, and what it decides holds for all.
+
+    A trial that is ahead of the others, and learns that they are stopped, ends with its next report.
+    """
+
+    def __init__(self, inner: TrialScheduler, recorded: Sweep, metric: str) -> None:
+        super().__init__()
+        self.inner, self.recorded, self.metric_told = inner, recorded, metric
+        # index of the configuration → epoch → trial_id → value; of what is recorded the scheduler knows, see replay().
+        self.reported: dict[int, dict[int, dict[str, float]]] = {}
+        self.told: dict[int, int] = {}
+        for index, group in recorded.groups.items():
+            self.told[index] = group.epochs
+            for trial in group.trials:
+                for result in trial.results:
+                    self._note(index, result.epoch, trial.trial_id, result.metrics.get(metric))
+        # Configurations of which no trial is to go on.
+        self.over = {index for index, group in recorded.groups.items() if {"STOPPED", "ERROR"} & {trial.status for trial in group.trials}}
+        self.ended: dict[int, set[str]] = {
+            index: {trial.trial_id for trial in group.trials if trial.finished} for index, group in recorded.groups.items()
+        }
+
+    @property
+    def metric(self) -> str | None:
+        return self.inner.metric
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        return False
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return self.inner.set_search_properties(metric, mode, **spec)
+
+    def _note(self, index: int, epoch: int, trial_id: str, value: Any) -> None:
+        if value is not None:
+            self.reported.setdefault(index, {}).setdefault(epoch, {})[trial_id] = value
+
+    def _index(self, trial: Any) -> int:
+        return self.recorded.trials[trial.trial_id].index
+
+    def _stub(self, index: int) -> _Recorded:
+        return _Recorded(self.recorded.groups[index].trial_id)
+
+    def _mean(self, index: int, result: dict[str, Any]) -> dict[str, Any] | None:
+        """What to tell of a configuration at the epoch of a report; None while some of its trials have not come to it."""
+        epoch = result["training_iteration"]
+        values = self.reported.get(index, {}).get(epoch, {})
+        if len(values) < self.recorded.repeats or epoch <= self.told.get(index, 0):
+            return None
+        self.told[index] = epoch
+        return {**result, self.metric_told: sum(values.values()) / len(values)}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self._index(trial) not in self.ended:
+            self.ended[self._index(trial)] = set()
+            self.inner.on_trial_add(tune_controller, self._stub(self._index(trial)))
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        index = self._index(trial)
+        if index not in self.over:
+            self.over.add(index)  # what fails with one seed cannot win
+            self.inner.on_trial_error(tune_controller, self._stub(index))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        index = self._index(trial)
+        self._note(index, result["training_iteration"], trial.trial_id, result.get(self.metric_told))
+        told = None if index in self.over else self._mean(index, result)
+        if told and self.inner.on_trial_result(tune_controller, self._stub(index), told) == TrialScheduler.STOP:
+            self.over.add(index)
+        return TrialScheduler.STOP if index in self.over else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        index = self._index(trial)
+        if "training_iteration" in result:
+            self._note(index, result["training_iteration"], trial.trial_id, result.get(self.metric_told))
+        self.ended.setdefault(index, set()).add(trial.trial_id)
+        if index not in self.over and len(self.ended[index]) == self.recorded.repeats:
+            self.over.add(index)
+            if told := self._mean(index, result):
+                self.inner.on_trial_complete(tune_controller, self._stub(index), told)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """The others of its configuration may go on."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        return self.inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return self.inner.debug_string()
 
 
 class _Live:

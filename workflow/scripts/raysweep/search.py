@@ -26,9 +26,9 @@ from .trial import OWN
 ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING, TuneTrial.PAUSED)
 
 
-def trial_id_of(index: int) -> str:
-    """The id of the trial of configuration `index`; ids sort as their numbers do."""
-    return f"{index:05d}"
+def trial_id_of(index: int, repeat: int, repeats: int) -> str:
+    """The id of a trial of configuration `index`; ids sort as their numbers do."""
+    return f"{index:05d}" if repeats == 1 else f"{index:05d}-{repeat}"
 
 
 class JudgedTrial(TuneTrial):
@@ -123,13 +123,17 @@ class RecordedSearch(SearchAlgorithm):
         """The record has it already: see bookkeeping.py, which tells the sampler when a trial is finished."""
 
     def _new(self) -> Trial | None:
-        index = len(self.record.sweep.trials)
-        config = self.sampler.propose(index)
+        sweep = self.record.sweep
+        # Trials of one configuration come one after the other, so their number alone says which is the next.
+        index, repeat = divmod(len(sweep.trials), sweep.repeats)
+        config = sweep.groups[index].config if repeat else self.sampler.propose(index)
         if config is None:
             return None
-        own: dict[str, Any] = self.tasks[index] if self.tasks else {"trial": trial_id_of(index), "seed": trial_seed(self.seed, index, 0)}
-        self.record.write("trial", trial=own["trial"], index=index, repeat=0, seed=own["seed"], config=config)
-        return self.record.sweep.trials[own["trial"]]
+        trial_id, seed = trial_id_of(index, repeat, sweep.repeats), trial_seed(self.seed, index, repeat)
+        if self.tasks:
+            trial_id, seed = self.tasks[index]["trial"], self.tasks[index]["seed"]
+        self.record.write("trial", trial=trial_id, index=index, repeat=repeat, seed=seed, config=config)
+        return sweep.trials[trial_id]
 
     def _tune_trial(self, trial: Trial) -> TuneTrial:
         task = self.tasks[trial.index]["task"] if self.tasks else "search"

@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from .errors import ConfigError, RaysweepError
-from .record import Mode, Sweep, Trial
+from .record import Judged, Mode, Sweep
 from .samplers import NORMAL_QUANTILES, parameter_of, value_of
 from .seeds import sampler_seed
 from .sources import find_target, load_target
@@ -79,7 +79,7 @@ class TuneSampler:
         self.elsewhere: set[str] = set()  # trials that it did not propose
         self._restore()
         forgotten = 0
-        for trial in recorded.trials.values():
+        for trial in recorded.judged:
             if trial.trial_id not in self.asked:
                 self.elsewhere.add(trial.trial_id)
             if trial.finished and trial.trial_id not in self.told:
@@ -113,11 +113,11 @@ class TuneSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         self.elsewhere.add(f"{index:05d}")
 
-    def tell(self, trial: Trial) -> None:
+    def tell(self, trial: Judged) -> None:
         self._tell(trial)
         self._save()
 
-    def _tell(self, trial: Trial) -> bool:
+    def _tell(self, trial: Judged) -> bool:
         """Whether it could be told."""
         best = trial.counted(self.metric, self.mode)
         self.told.add(trial.trial_id)
