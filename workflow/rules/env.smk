@@ -19,6 +19,7 @@ rule install_env:
         modules=config["env"]["modules"],
         wheels=config["env"]["wheels"],
         torch_backend=config["env"]["torch_backend"],
+        container=["--container", config["env"]["container"]] if config["env"]["container"] else [],
         gpu=["--gpu"] if env_arguments(config, ROOT)["gpu"] else [],
         # A path, so that no change of the executor makes it, and all that follows, run again: a job packs what it finds unpacked.
         pack=lambda w: Path("yes" if workflow.non_local_exec else "no"),
@@ -29,6 +30,7 @@ rule install_env:
         " --requirements {input.requirements:q}"
         " --wheels {params.wheels:q}"
         " --torch-backend {params.torch_backend:q}"
+        " {params.container:q}"
         " {params.gpu:q}"
         " --pack {params.pack:q}"
         " --modules {params.modules:q}"

@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--torch-backend", default="auto", help="auto | cpu | cu130 … | pypi")
     parser.add_argument("--gpu", action="store_true", help="with `auto`: for nodes with GPUs, whether or not this machine has one")
     parser.add_argument("--modules", nargs="*", default=[], help="modules of the site to load first")
+    parser.add_argument("--container", help="Apptainer image whose environment is taken as it is")
     parser.add_argument("--pack", choices=("yes", "no"), default="no", help="whether nodes get it as one file, OUTPUT_DIR/env.tar")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--log", type=Path, help="file for the details")
@@ -31,6 +32,7 @@ def main() -> None:
             wheels=arguments.wheels,
             torch_backend=arguments.torch_backend,
             gpu=arguments.gpu,
+            container=arguments.container,
         ),
         arguments.output_dir,
     )

@@ -369,6 +369,12 @@ class Agent:
         (folder / "tmp").mkdir()
         write_token(folder / "token", start["token"])
         env = ray_environment(folder, len(self.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
+        if environment.container is not None:
+            job = start["job"]
+            seen = [folder, temp_dir.parent, job.get("root"), job.get("data_dir"), job.get("record") and Path(job["record"]).parent]
+            env["APPTAINER_BIND"] = ",".join(
+                dict.fromkeys([*filter(None, [env.get("APPTAINER_BIND")]), *(str(path) for path in seen if path)])
+            )
         self.say("environment")
         own = own_address(self.nodes, self.rank)
         head = None if self.rank == 0 else self.wait("address")["address"]

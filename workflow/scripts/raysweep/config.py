@@ -66,6 +66,7 @@ def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
         "requirements": root / env["requirements"],
         "wheels": env["wheels"],
         "torch_backend": env["torch_backend"],
+        "container": env["container"],
         # Only where it decides what is built: a sweep that asks for a GPU is not to bring another environment to all others in vain.
         "gpu": asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
     }
@@ -265,7 +266,7 @@ class _Check:
     def texts(self) -> None:
         """Refuse, where any other text is allowed, what a script takes for one of its options, and what Snakemake does not take for a path."""
         paths: list[KeyPath] = [("results_dir",), ("state_dir",), ("resources_dir",)]
-        paths += [("env", key) for key in ("python", "requirements", "wheels", "cache_dir")]
+        paths += [("env", key) for key in ("python", "requirements", "wheels", "container", "cache_dir")]
         paths += [("sweeps", name, key) for name in self.config["sweeps"] for key in ("mlflow", "wandb")]
         paths += [("datasets", name, "source") for name in self.config["datasets"]]
         paths += [
@@ -299,6 +300,14 @@ class _Check:
     def environment(self) -> None:
         """Check what no schema can say of the environment."""
         env = self.config["env"]
+        if env["container"] is not None:
+            if env["wheels"] not in ("download", "none"):
+                message = f"{env['wheels']!r} is not allowed with container, whose environment is taken as it is: leave it out"
+                raise self.refuse(("env", "wheels"), message)
+            env["wheels"] = "none"
+            if not (self.root / env["container"]).exists():
+                message = f"{env['container']!r} is not allowed: there is no such image. Make one from workflow/envs/image.def"
+                raise self.refuse(("env", "container"), message)
         try:
             env_key(**env_arguments(self.config, self.root))
             has_dashboard = not self.config["ray"]["dashboard"] or "default" in extras_of(self.root / env["requirements"], "ray")

@@ -88,17 +88,37 @@ def with_modules(modules: Sequence[str], argv: Sequence[str]) -> list[str]:
     return ["bash", "-lc", _LOAD_AND_EXEC, "bash", str(len(modules)), *modules, *argv] if modules else list(argv)
 
 
+def in_container(container: str | None, argv: Sequence[str]) -> list[str]:
+    """The command that runs `argv` in an Apptainer image, with what a node has of NVIDIA's driver; without an image just so.
+
+    A path counts from the folder of Snakemake. The user's home is mounted, but nothing that he has installed there gets in. What a program needs besides
+    is named in APPTAINER_BIND, see agent.py.
+    """
+    if container is None:
+        return list(argv)
+    nvidia = ["--nv"] if shutil.which("nvidia-smi") else []
+    return ["apptainer", "exec", *nvidia, "--env", "PYTHONNOUSERSITE=1", "--bind", str(SCRIPTS_DIR), container, *argv]
+
+
 def lock_of(requirements: Path) -> Path:
     """The lock that lies beside a requirements file: node.in → node.txt."""
     return requirements.with_suffix(".txt")
 
 
-def env_key(python: str, modules: Sequence[str], requirements: Path, wheels: str, torch_backend: str, gpu: bool) -> str:
+def env_key(
+    python: str, modules: Sequence[str], requirements: Path, wheels: str, torch_backend: str, gpu: bool, container: str | None = None
+) -> str:
     """The name of an environment's folder: 12 hexadecimal digits over what the config says of it and its requirements and lock hold.
 
     The same on every machine: no process is asked, so that login and compute nodes agree. Raises ConfigError for a missing file.
     """
     digest = hashlib.sha256(json.dumps([python, list(modules), wheels, torch_backend, gpu]).encode())
+    if container is not None:
+        path = Path(container)
+        if not path.exists():
+            raise ConfigError(f"env.container: {container!r} is not allowed: there is no such image. Make one from workflow/envs/image.def")
+        # By its size and time: to read all of it takes longer than all else before a job.
+        digest.update(f"{container} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     for path in (*_requirements_files(requirements), lock_of(requirements)):
         if not path.is_file():
             what, remedy = ("lock of env.requirements", f"make it with `uv pip compile --universal {requirements} -o {path}`")
@@ -119,6 +139,7 @@ class Environment:
     torch_backend: str | None  # cpu | cu130 … | pypi; None without torch
     wheels: str
     modules: tuple[str, ...]
+    container: str | None  # the image in which it runs
     packages: dict[str, str]  # all that is installed: normalised name → version
     environment_sha256: str  # over X.Y of Python, the backend and the packages: what a result can depend on
 
@@ -134,6 +155,7 @@ class Environment:
     def _from(cls, record: dict[str, Any], env_dir: Path) -> Environment:
         names = cls.__dataclass_fields__
         record = {name: value for name, value in record.items() if name in names} | {"modules": tuple(record["modules"])}
+        record.setdefault("container", None)
         # The virtualenv may be moved along with the project, so where it lies is not taken from the record.
         python = Path(record["python"]) if record["wheels"] == "none" else env_dir.absolute() / "venv" / "bin" / "python"
         return cls(**(record | {"python": python}))
@@ -144,12 +166,14 @@ class Environment:
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command that runs `python *argv` in this environment. Run it with `process_environment()`."""
-        return with_modules(self.modules, [str(self.python), *argv])
+        return with_modules(self.modules, in_container(self.container, [str(self.python), *argv]))
 
     def check_python(self) -> None:
         """Raise WorldError, with one line, where its Python does not run on this machine as it did where the environment was built."""
         node, remedy = socket.gethostname(), "env.python and env.modules have to lead to the same Python on all nodes"
-        if not os.path.exists(self.python):  # a virtualenv's is a link
+        if self.container is not None and not os.path.exists(self.container):
+            raise WorldError(f"{node} does not see the image {self.container}: it has to lie where all nodes do.")
+        if self.container is None and not os.path.exists(self.python):  # a virtualenv's is a link
             raise WorldError(f"{node} has no {os.path.realpath(self.python)}, the Python under the environment: {remedy}.")
         try:
             found = _run(self.command(["-c", _DESCRIBE_PYTHON]))
@@ -172,10 +196,11 @@ class Recipe:
     wheels: str
     torch_backend: str
     gpu: bool  # whether torch_backend: auto has to serve GPUs, of this machine or of others
+    container: str | None = None
 
     @property
     def key(self) -> str:
-        return env_key(self.python, self.modules, self.requirements, self.wheels, self.torch_backend, self.gpu)
+        return env_key(self.python, self.modules, self.requirements, self.wheels, self.torch_backend, self.gpu, self.container)
 
 
 def build_environment(recipe: Recipe, output_dir: Path) -> Environment:
@@ -455,11 +480,17 @@ def _check_space(env_dir: Path, needed_gb: float, to_cache_gb: float) -> None:
 def _find_python(recipe: Recipe) -> Interpreter:
     """What `env.python` means once the modules are loaded."""
     try:
-        found = _run(with_modules(recipe.modules, [recipe.python, "-c", _DESCRIBE_PYTHON]))
+        found = _run(with_modules(recipe.modules, in_container(recipe.container, [recipe.python, "-c", _DESCRIBE_PYTHON])))
     except OSError as error:
+        if recipe.container is not None:
+            raise ConfigError(
+                f"env.container: apptainer cannot be run ({error.strerror}): load its module (env.modules), or leave env.container out"
+            ) from None
         raise ConfigError(f"env.python: {recipe.python!r} cannot be run ({error.strerror}): name a Python {_minimum()} or newer") from None
     if found.returncode != 0:
         key, value = ("env.modules", list(recipe.modules)) if recipe.modules else ("env.python", recipe.python)
+        if recipe.container is not None:
+            key, value = "env.container", recipe.container
         raise ConfigError(f"{key}: {value!r} does not lead to a Python that runs: {_last_line(found.stderr)}")
     described = _last_json(found.stdout)
     if tuple(map(int, described["version"].split(".")[:2])) < MINIMUM_PYTHON:
@@ -490,10 +521,10 @@ def _installed(command: list[str]) -> dict[str, str]:
 
 def _described(recipe: Recipe, key: str, python: Path, base: Interpreter) -> Environment:
     """What an interpreter's environment holds."""
-    packages = _installed(with_modules(recipe.modules, [str(python)]))
+    packages = _installed(with_modules(recipe.modules, in_container(recipe.container, [str(python)])))
     backend = (packages["torch"].partition("+")[2] or "pypi") if "torch" in packages else None
     sha256 = hashlib.sha256(json.dumps([_xy(base.version), backend, packages], sort_keys=True).encode()).hexdigest()
-    return Environment(key, python.absolute(), base.version, backend, recipe.wheels, recipe.modules, packages, sha256)
+    return Environment(key, python.absolute(), base.version, backend, recipe.wheels, recipe.modules, recipe.container, packages, sha256)
 
 
 def _requirements_files(path: Path) -> list[Path]:
@@ -549,10 +580,13 @@ def _require(packages: dict[str, str], recipe: Recipe) -> None:
         if (name := canonicalize_name(r.name)) not in packages or not r.specifier.contains(packages[name], prereleases=True)
     ]
     if lacking:
-        raise ConfigError(
-            f"env.wheels: none takes the environment of {recipe.python!r} as it is, and that lacks {', '.join(lacking)} "
-            f"of {recipe.requirements}. Install them there, or let the workflow make an environment (wheels: download)"
+        what, remedy = (
+            f"env.wheels: none takes the environment of {recipe.python!r}",
+            "let the workflow make an environment (wheels: download)",
         )
+        if recipe.container is not None:
+            what, remedy = f"env.container takes the image {recipe.container!r}", "make one from workflow/envs/image.def"
+        raise ConfigError(f"{what} as it is, and that lacks {', '.join(lacking)} of {recipe.requirements}. Install them there, or {remedy}")
 
 
 def _check_imports(environment: Environment, names: Sequence[str], next_step: str) -> None:
