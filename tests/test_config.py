@@ -349,6 +349,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(points_to_evaluate=[{1: 2}]),
         "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
     ),
+    (config(constraint={"loss": {"below": 1}}), "constraint.loss: {'below': 1} is not allowed: {at_least: number} or {at_most: number}"),
     (config(mlflow="local"), "mlflow: 'local' is not allowed: env.requirements, "),
     (config(wandb="mine"), "wandb: 'mine' is not allowed: env.requirements, "),
     (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: env.requirements, "),

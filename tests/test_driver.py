@@ -35,5 +35,5 @@ def test_what_was_cut_off_after_its_last_report_is_finished(tmp_path: Path) -> N
             record.write("start", trial=trial, node="n", from_epoch=0)
             for epoch, score in enumerate(scores, start=1):
                 record.write("result", trial=trial, epoch=epoch, metrics={"score": score}, time_s=1.0, node="n")
-        finish_whole(record, "score", "max", 3, {"score": {"at_least": 0.9}})
+        finish_whole(record, "score", 3, {"score": {"at_least": 0.9}})
         assert [trial.status for trial in record.sweep.trials.values()] == ["TERMINATED", "TERMINATED", "RUNNING", "RUNNING"]

@@ -4,7 +4,7 @@
 
 # A change of these runs a sweep again: it then goes on from its record, or starts anew where its identity has changed.
 TRIGGERS = ("dataset", "model", "trainable", "loss", "optimizer", "search_space", "search_algorithm", "num_samples")
-TRIGGERS += ("metric", "mode", "max_epochs", "stop", "scheduler", "seed", "time_budget", "keep_checkpoints")
+TRIGGERS += ("metric", "mode", "max_epochs", "stop", "constraint", "scheduler", "seed", "time_budget", "keep_checkpoints")
 
 
 # The sweep: one allocation, one Ray cluster, as many trials as the config says.

@@ -22,7 +22,7 @@ from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 from ray.tune.utils import flatten_dict
 
 from .allocation import Deadline
-from .config import has_come_far_enough
+from .bounds import Bounds, any_holds
 from .errors import WorldError, is_full_disk
 from .files import flush_folder
 from .outputs import PartialOutputs
@@ -288,7 +288,7 @@ class Bookkeeper(Callback):
             self.guarded(partial(self.record.write, "pause", trial=trial.trial_id))
             return
         reason = self.reasons.get(trial.trial_id)
-        if reason is None and state.best(self.metric, self.mode) is None:
+        if reason is None and not state.has_reported(self.metric):
             reason = f"ended without reporting {self.metric}"
         whole = trial.trial_id in self.ended or state.epochs >= self.max_epochs
         self.guarded(lambda: self.finish(state, "ERROR" if reason else "TERMINATED" if whole else "STOPPED", reason))
@@ -390,7 +390,7 @@ class Bookkeeper(Callback):
 class EndOfTrial(Stopper):
     """Ends a trial after `max_epochs`, once it has come far enough, or at a report that cannot be used; the experiment after a fault, and before time is up."""
 
-    def __init__(self, bookkeeper: Bookkeeper, stop: dict[str, dict[str, float]]) -> None:
+    def __init__(self, bookkeeper: Bookkeeper, stop: Bounds) -> None:
         self.bookkeeper = bookkeeper
         self.stop = stop  # of the config: how far a trial need not go
 
@@ -405,7 +405,7 @@ class EndOfTrial(Stopper):
             return True
         if result["training_iteration"] >= self.bookkeeper.max_epochs:
             return True
-        if has_come_far_enough(result, self.stop):
+        if any_holds(result, self.stop):
             self.bookkeeper.ended.add(trial_id)
             return True
         if (deadline := self.bookkeeper.deadline) and deadline.is_near() and result.get(HAS_CHECKPOINT) and not result.get(DONE):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from .bounds import BOUNDS
 from .environment import env_key, extras_of, lists
 from .errors import ConfigError
 from .sources import find_target, local_sources
@@ -21,7 +21,6 @@ from .space import Choice, Distribution, Normal, Numeric, grids_of, num_combinat
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
 PACKAGES = {"hyperopt": "hyperopt", "ax": "ax-platform"}  # of search algorithms that need one of their own
-BOUNDS = {"at_least": operator.ge, "at_most": operator.le}  # of `stop`
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -70,13 +69,6 @@ def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
         # Only where it decides what is built: a sweep that asks for a GPU is not to bring another environment to all others in vain.
         "gpu": asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
     }
-
-
-def has_come_far_enough(metrics: dict[str, Any], stop: dict[str, dict[str, float]]) -> bool:
-    """Whether a report fulfils one of the conditions of `stop` in a validated config."""
-    return any(
-        metric in metrics and BOUNDS[kind](metrics[metric], value) for metric, bound in stop.items() for kind, value in bound.items()
-    )
 
 
 def num_trials(sweep: dict[str, Any]) -> int:
@@ -348,7 +340,8 @@ class _Check:
             if sweep[key] is not None and not any(lists(self.root / requirements, package) for package in (key, f"{key}-skinny")):
                 message = f"{sweep[key]!r} is not allowed: env.requirements, {requirements}, does not list {key}"
                 raise self.refuse((*path, key), f"{message}. Name workflow/envs/trackers.in there, or add it and lock again")
-        self.stop((*path, "stop"), sweep["stop"], "model" in sweep)
+        for key in ("stop", "constraint"):
+            self.bounds((*path, key), sweep[key], "model" in sweep)
         if kind == "model":
             self.model(path, sweep, space)
         else:
@@ -440,8 +433,8 @@ class _Check:
             except ConfigError as error:
                 raise self.refuse((*path, "points_to_evaluate", number), str(error)) from None
 
-    def stop(self, path: KeyPath, stop: dict[Any, Any], is_model: bool) -> None:
-        for metric, bound in stop.items():
+    def bounds(self, path: KeyPath, bounds: dict[Any, Any], is_model: bool) -> None:
+        for metric, bound in bounds.items():
             if not isinstance(metric, str) or (is_model and metric not in MODEL_METRICS):
                 which = f"one of {', '.join(MODEL_METRICS)}, which model reports" if is_model else "the name of a metric"
                 raise self.refuse((*path, metric), f"{metric!r} is not allowed: {which}")

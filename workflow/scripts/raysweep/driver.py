@@ -41,12 +41,13 @@ from pathlib import Path
 from typing import Any
 
 from .allocation import Deadline
-from .config import has_come_far_enough, seconds
+from .bounds import Bounds, any_holds
+from .config import seconds
 from .errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
 from .lock import DRIVER_LOCK, Lock
 from .outputs import PartialOutputs
 from .progress import ProgressLine
-from .record import Mode, Record
+from .record import Record
 from .space import parse_space
 
 logger = logging.getLogger("raysweep")
@@ -141,7 +142,7 @@ def run_tune(job: dict[str, Any]) -> None:
         record.write(
             "session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"], slurm_job=job["slurm_job"]
         )
-        finish_whole(record, sweep["metric"], sweep["mode"], job["max_epochs"], stop)
+        finish_whole(record, sweep["metric"], job["max_epochs"], stop)
         keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
         space = parse_space(sweep["search_space"])
@@ -285,12 +286,12 @@ def kept_path(trial_id: str, epoch: int) -> str:
     return f"checkpoints/{trial_id}-epoch{epoch}"
 
 
-def finish_whole(record: Record, metric: str, mode: Mode, max_epochs: int, stop: dict[str, dict[str, float]]) -> None:
+def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> None:
     """Finish the trials that had reported their last epoch when an earlier session was cut off: they would train one too many."""
     for trial in record.sweep.trials.values():
-        is_whole = trial.epochs >= max_epochs or (bool(trial.results) and has_come_far_enough(trial.results[-1].metrics, stop))
+        is_whole = trial.epochs >= max_epochs or (bool(trial.results) and any_holds(trial.results[-1].metrics, stop))
         if not trial.finished and is_whole:
-            error = None if trial.best(metric, mode) else f"ended without reporting {metric}"
+            error = None if trial.has_reported(metric) else f"ended without reporting {metric}"
             record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED", error=error)
 
 

@@ -94,6 +94,7 @@ class Stage:
             "repeats": repeats,
             **{key: self.sweep.get(key) for key in keys},
             "trial_resources": self.sweep["trial_resources"],
+            "constraint": self.sweep["constraint"],
             "version": __version__,
             "provenance": self.provenance(identity),
         }
@@ -241,6 +242,7 @@ def go_on(stage: Stage, lock: Lock) -> None:
         job = stage.job("search", path_to_record, header, None, allocation)
         stage.run_agents(job, allocation)
         recorded = read_sweep(path_to_record)
+    recorded.judge_by(stage.sweep["constraint"])  # which may have changed since the trials ran
     write_outputs(
         stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep["metric"], stage.sweep["mode"], provenance_of(recorded)
     )

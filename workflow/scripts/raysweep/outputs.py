@@ -49,6 +49,12 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, m
         common = statistics.mode(reasons) if reasons else "none was run"
         # Snakemake deletes the outputs of a rule that failed, so the reasons are kept elsewhere too.
         write_trials(state_dir / "trials.csv", sweep, metric, mode)
+        if len(reasons) < len(sweep.trials):
+            bounds = ", ".join(f"{key}: {bound}" for key, bound in sweep.constraint.items())
+            raise RaysweepError(
+                f"{name}: no trial without an error has a report within the constraint ({bounds}). All are in {state_dir / 'trials.csv'}. Loosen"
+                f" sweeps.{name}.constraint and run again: no trial is lost"
+            )
         raise RaysweepError(
             f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. All reasons are in"
             f" {state_dir / 'trials.csv'}. Mend it and run again: the sweep then starts anew"
@@ -72,6 +78,7 @@ def best_of(sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[s
         "config": judged.config,
         "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
         **({"repeats": repeats} if repeats else {}),
+        **({"constraint": sweep.constraint} if sweep.constraint else {}),
         "epochs": result.epoch,
         "num_trials": len(sweep.trials),
         "num_errors": sum(t.status == "ERROR" for t in sweep.trials.values()),

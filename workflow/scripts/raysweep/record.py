@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from .bounds import Bounds, all_hold
 from .errors import RaysweepError
 
 # Events after which the file is on the disk, not only in the system's memory: losing them would lose or repeat a trial.
@@ -74,6 +75,7 @@ class Judged:
     config: dict[str, Any]
     status: Status
     results: list[Result]
+    constraint: Bounds  # what a report must fulfil to be the best
 
     @property
     def finished(self) -> bool:
@@ -87,9 +89,13 @@ class Judged:
     def members(self) -> list[Trial]:
         raise NotImplementedError
 
+    def has_reported(self, metric: str) -> bool:
+        """Whether there is a value to compare, be it one that may win or not."""
+        return any(math.isfinite(result.metrics.get(metric, math.nan)) for result in self.results)
+
     def best(self, metric: str, mode: Mode) -> Result | None:
-        """The report with the best value of `metric`; of equal ones the earliest."""
-        finite = [r for r in self.results if math.isfinite(r.metrics.get(metric, math.nan))]
+        """The report with the best value of `metric`, of those that fulfil the constraint; of equal ones the earliest."""
+        finite = [r for r in self.results if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, self.constraint)]
         if not finite:
             return None
         sign = 1 if mode == "max" else -1
@@ -121,6 +127,7 @@ class Trial(Judged):
     failures: list[dict[str, Any]] = field(default_factory=list)  # {error, counted, at}: not counted where the trial was not to blame
     ended: str | None = None
     error: str | None = None
+    constraint: Bounds = field(default_factory=dict)
 
     @property
     def members(self) -> list[Trial]:
@@ -153,6 +160,7 @@ class Group(Judged):
 
     index: int
     repeats: int  # how many there are to be
+    constraint: Bounds = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
     _seen: tuple[tuple[int, ...], list[Result]] = ((), [])
 
@@ -199,6 +207,7 @@ class Sweep:
     sessions: list[dict[str, Any]] = field(default_factory=list)  # one per run of the driver, with "ended" and "outcome" once it ended
     trials: dict[str, Trial] = field(default_factory=dict)  # in the order of their ids' first appearance
     groups: dict[int, Group] = field(default_factory=dict)  # the same by their configuration
+    constraint: Bounds = field(default_factory=dict)  # what a report must fulfil to be a trial's best
     nodes: list[dict[str, Any]] = field(default_factory=list)  # {node, state: "lost" | "joined", at}, while a session ran
     fused: dict[str, Any] | None = None  # how trials are trained together, or {why_not}; None where nobody asked
     # What a trial takes of a GPU since the first one was measured, or one did not find room beside its neighbours.
@@ -210,6 +219,12 @@ class Sweep:
     def header(self) -> dict[str, Any]:
         """What the latest session said of the sweep: name, identity, metric, mode, num_trials, search_space, max_epochs, …"""
         return self.sessions[-1]["sweep"] if self.sessions else {}
+
+    def judge_by(self, constraint: Bounds) -> None:
+        """Have only reports that fulfil it be the best of a trial, from now on."""
+        self.constraint = constraint
+        for judged in (*self.trials.values(), *self.groups.values()):
+            judged.constraint = constraint
 
     @property
     def repeats(self) -> int:
@@ -247,6 +262,7 @@ class Sweep:
         kind = event["event"]
         if kind == "session":
             self.sessions.append({k: v for k, v in event.items() if k != "event"} | {"last_at": event["at"]})
+            self.judge_by(self.header.get("constraint", {}))
             for trial in self.trials.values():  # what ran when the last session broke off has to run again
                 if trial.status == "RUNNING":
                     trial.status = "PENDING"
@@ -256,9 +272,9 @@ class Sweep:
             self.sessions[-1] |= {"ended": event["at"], "outcome": event["outcome"]}
             return
         if kind == "trial":
-            trial = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"])
+            trial = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"], constraint=self.constraint)
             self.trials[trial.trial_id] = trial
-            self.groups.setdefault(trial.index, Group(trial.index, self.repeats)).trials.append(trial)
+            self.groups.setdefault(trial.index, Group(trial.index, self.repeats, self.constraint)).trials.append(trial)
             return
         if kind == "node":
             self.nodes.append({key: event[key] for key in ("node", "state", "at")})

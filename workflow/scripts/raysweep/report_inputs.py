@@ -245,6 +245,7 @@ def read_inputs(
         model_dir=path_to_best.parent / "model",
         plan=read_yaml(path_to_plan) if path_to_plan is not None and path_to_plan.exists() else None,
     )
+    inputs.sweep.judge_by(inputs.best.get("constraint", {}))
     # One that was made of a part of the trials, or of another number of them, says nothing of what all took.
     if inputs.plan and not inputs.plan["num_trials"] == inputs.plan["trials_left"] == inputs.about["num_trials"]:
         inputs.plan = None
