@@ -68,9 +68,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"scheduler": "ahsa"},
         f"{HERE}.scheduler.name: 'ahsa' is not allowed: one of none, asha, hyperband, median",
     ),
-    "what is not built yet": (
-        {"scheduler": "pbt"},
-        f"{HERE}.scheduler.name: 'pbt' is not yet supported. Allowed so far: one of none, asha, hyperband, median",
+    "population based training without a setting that can change": (
+        {"scheduler": "pbt", "search_space": {"lr": 0.1, "batch_size": 4}},
+        f"{HERE}.scheduler.name: 'pbt' is not allowed: it changes settings in the middle of a training, and nothing that is searched can change then."
+        " Allowed: a distribution for lr, batch_size or the like",
     ),
     "more CPUs than a node has": (
         {"trial_resources": {"cpu": 12, "gpu": 0}},

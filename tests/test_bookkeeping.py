@@ -91,6 +91,7 @@ class Kept:
                 "deadline": None,
                 "verify_lock": lambda: None,
                 "in_company": False,
+                "taken_over": {},
                 **options,
             },
         )

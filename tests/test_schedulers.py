@@ -9,6 +9,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 from raysweep.record import Result, Sweep, Trial
 from raysweep.schedulers import Shielded, make_scheduler, replay
 
+NO_RECORD: Any = None  # only population based training reads it
+
 
 class Stub:
     def __init__(self, trial_id: str) -> None:
@@ -18,7 +20,7 @@ class Stub:
 
 
 def scheduler(**options: Any) -> Any:
-    made = make_scheduler({"scheduler": options, "max_epochs": 9})
+    made = make_scheduler({"scheduler": options, "max_epochs": 9}, NO_RECORD, {})
     made.set_search_properties("score", "max")
     return made
 
@@ -42,7 +44,7 @@ def recorded(values: dict[str, list[float]], finished: bool = True) -> Sweep:
     ],
 )
 def test_each_name_gives_tunes_own_scheduler(options: dict[str, Any], kind: type) -> None:
-    assert isinstance(make_scheduler({"scheduler": options, "max_epochs": 9}), kind)
+    assert isinstance(make_scheduler({"scheduler": options, "max_epochs": 9}, NO_RECORD, {}), kind)
 
 
 def test_asha_decides_after_a_replay_as_if_it_had_seen_the_reports() -> None:

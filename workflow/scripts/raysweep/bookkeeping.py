@@ -141,6 +141,7 @@ class Bookkeeper(Callback):
         deadline: Deadline | None,
         verify_lock: Callable[[], None],
         in_company: bool,
+        taken_over: dict[str, dict[str, Any]],
     ) -> None:
         self.record, self.sampler, self.progress, self.partial_outputs = record, sampler, progress, partial_outputs
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
@@ -163,6 +164,7 @@ class Bookkeeper(Callback):
         # What is finished and has checkpoints: of these only the best keep them.
         self.keeping = [judged for judged in record.sweep.judged if judged.finished and any(trial.checkpoints for trial in judged.members)]
         self.last_event = self.last_step = time.monotonic()
+        self.taken_over = taken_over  # trial_id → from whom it goes on, of population based training (schedulers.PBT)
         self.in_company = in_company  # whether trials share processes, see seats.py
         self.verify_lock, self.verified = verify_lock, -math.inf
 
@@ -225,6 +227,10 @@ class Bookkeeper(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         def write() -> None:
+            if taken := self.taken_over.pop(trial.trial_id, None):
+                for path in self.state_of(trial).checkpoints.values():  # nobody goes on from those any more
+                    shutil.rmtree(self.record.path.parent / path, ignore_errors=True)
+                self.record.write("take_over", trial=trial.trial_id, **taken)
             restored = trial.latest_checkpoint_result
             epoch = restored.metrics["training_iteration"] if restored else 0
             self.record.write("start", trial=trial.trial_id, node=self.node, from_epoch=epoch)

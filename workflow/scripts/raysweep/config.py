@@ -16,7 +16,7 @@ from .bounds import BOUNDS
 from .environment import env_key, extras_of, lists
 from .errors import ConfigError
 from .sources import find_target, local_sources
-from .space import Choice, Distribution, Normal, Numeric, grids_of, num_combinations, parse_space, point_of
+from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, num_combinations, parse_space, point_of
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
@@ -350,22 +350,31 @@ class _Check:
                     raise self.refuse((*path, key), f"{sweep[key]!r} is not allowed beside trainable: it belongs to model")
         if (grace := sweep["scheduler"].get("grace_period", 1)) > sweep["max_epochs"]:
             raise self.refuse((*path, "scheduler", "grace_period"), f"{grace} is not allowed: at most max_epochs, {sweep['max_epochs']}")
-        if sweep["scheduler"]["name"] == "hyperband":
-            if sweep["repeats"] > 1:
-                message = (
-                    f"{sweep['repeats']} is not allowed with scheduler hyperband, which pauses trials one by one: 1, or scheduler asha"
-                )
-                raise self.refuse((*path, "repeats"), message)
-            if (name := sweep["search_algorithm"]["name"]) not in ("random", "grid"):
-                message = f"{name!r} is not allowed with scheduler hyperband, which takes all configurations before there is a result to learn from"
-                raise self.refuse((*path, "search_algorithm"), f"{message}: random or grid, or scheduler asha")
-            if sweep["max_concurrent"] is not None:
-                message = f"{sweep['max_concurrent']} is not allowed with scheduler hyperband, which fills whole brackets"
-                raise self.refuse((*path, "max_concurrent"), f"{message}: leave it out, or take scheduler asha")
-            if sweep["trial_resources"]["gpu"] == "auto":
-                message = "auto is not allowed with scheduler hyperband, which starts whole brackets before a trial could be measured"
-                raise self.refuse((*path, "trial_resources", "gpu"), f"{message}: a number, or scheduler asha")
+        if (scheduler := sweep["scheduler"]["name"]) in ("hyperband", "pbt"):
+            self.takes_all(path, sweep, scheduler)
+        if scheduler == "pbt" and not any(
+            isinstance(d, Distribution) and (kind == "trainable" or key in TRAINING_KEYS) for key, d in space.items()
+        ):
+            message = "'pbt' is not allowed: it changes settings in the middle of a training, and nothing that is searched can change then"
+            raise self.refuse((*path, "scheduler", "name"), f"{message}. Allowed: a distribution for lr, batch_size or the like")
         self.resources(path, sweep)
+
+    def takes_all(self, path: KeyPath, sweep: dict[str, Any], scheduler: str) -> None:
+        """Refuse what does not go with a scheduler that is handed all trials, and pauses them."""
+        if sweep["repeats"] > 1:
+            message = f"{sweep['repeats']} is not allowed with scheduler {scheduler}, which pauses trials one by one: 1, or scheduler asha"
+            raise self.refuse((*path, "repeats"), message)
+        if (name := sweep["search_algorithm"]["name"]) not in ("random", "grid"):
+            message = (
+                f"{name!r} is not allowed with scheduler {scheduler}, which takes all configurations before there is a result to learn from"
+            )
+            raise self.refuse((*path, "search_algorithm"), f"{message}: random or grid, or scheduler asha")
+        if sweep["max_concurrent"] is not None:
+            message = f"{sweep['max_concurrent']} is not allowed with scheduler {scheduler}, which takes all trials"
+            raise self.refuse((*path, "max_concurrent"), f"{message}: leave it out, or take scheduler asha")
+        if sweep["trial_resources"]["gpu"] == "auto":
+            message = f"auto is not allowed with scheduler {scheduler}, which starts all trials before one could be measured"
+            raise self.refuse((*path, "trial_resources", "gpu"), f"{message}: a number, or scheduler asha")
 
     def options(self, path: KeyPath, given: dict[str, Any]) -> dict[str, Any]:
         """A search algorithm or scheduler with the defaults of its options."""
@@ -376,8 +385,6 @@ class _Check:
         if path[-1] == "search_algorithm" and isinstance(name, str) and ":" in name:
             self.searcher((*path, "name"), name)
             return dict(given)  # its options go to its constructor
-        if name == "pbt":
-            raise self.refuse((*path, "name"), f"'pbt' is not yet supported. Allowed so far: one of {', '.join(known)}")
         if not isinstance(name, str) or name not in known:
             or_own = ", or module:Class of a searcher of Ray Tune's" if path[-1] == "search_algorithm" else ""
             raise self.refuse((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_own}")

@@ -166,6 +166,8 @@ def run_tune(job: dict[str, Any]) -> None:
         outputs = PartialOutputs(state_dir, job["name"], sweep["metric"], sweep["mode"], job["header"]["provenance"]) if searching else None
         deadline = Deadline.of(job["started"], job["ends"], job["walltime_margin_s"])
         is_over = lambda: deadline is not None and deadline.is_near()  # noqa: E731
+        scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}}, record, space)
+        scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         bookkeeper = Bookkeeper(
             record,
             sampler,
@@ -185,6 +187,7 @@ def run_tune(job: dict[str, Any]) -> None:
             deadline=deadline,
             verify_lock=lock.verify,
             in_company=fusion is not None,
+            taken_over=getattr(scheduler, "taken_over", {}),
         )
 
         def at_a_time() -> int:
@@ -193,13 +196,11 @@ def run_tune(job: dict[str, Any]) -> None:
 
         JudgedTrial.judge = staticmethod(bookkeeper.judge)
         JudgedTrial.adapt = staticmethod(bookkeeper.give_share)
-        scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}})
-        scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         replay(scheduler, record.sweep, sweep["metric"])
         if record.sweep.repeats > 1:
             scheduler = Grouped(scheduler, record.sweep, sweep["metric"])
         budget_s = job["time_budget_s"]
-        fills_brackets = searching and sweep["scheduler"]["name"] == "hyperband"
+        takes_all = searching and sweep["scheduler"]["name"] in ("hyperband", "pbt")
         # How many wait for a process at a time is for RecordedSearch to say: with Tune's own number processes start one after the other.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"])
         search = RecordedSearch(
@@ -207,8 +208,9 @@ def run_tune(job: dict[str, Any]) -> None:
             sampler,
             total=job["total"],
             seed=sweep["seed"],
-            # HyperBand fills a bracket before it compares, so it is handed all trials; Tune starts as many as the nodes hold.
-            max_concurrent=lambda: 1 if bookkeeper.measures_gpu else math.inf if fills_brackets else at_a_time(),
+            # HyperBand fills a bracket before it compares, and a population is compared as a whole, so they are handed all trials; Tune starts as many as
+            # the nodes hold.
+            max_concurrent=lambda: 1 if bookkeeper.measures_gpu else math.inf if takes_all else at_a_time(),
             measures_gpu=lambda: bookkeeper.measures_gpu,
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
             is_over=is_over,

@@ -100,7 +100,13 @@ class Stage:
         }
 
     def job(
-        self, purpose: str, record: Path, header: dict[str, Any], tasks: list[dict[str, Any]] | None, allocation: Allocation
+        self,
+        purpose: str,
+        record: Path,
+        header: dict[str, Any],
+        tasks: list[dict[str, Any]] | None,
+        allocation: Allocation,
+        schedule: list[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """What the driver is told; see driver.py."""
         return {
@@ -115,6 +121,7 @@ class Stage:
             "max_epochs": header["max_epochs"],
             "total": header["num_trials"],
             "tasks": tasks,
+            "schedule": schedule or [],
             "time_budget_s": seconds(self.sweep["time_budget"]) if purpose == "search" else None,
             "trial_resources": (resources := trial_resources(self.sweep, allocation)),
             "packs_gpus": purpose == "search" and self.sweep["trial_resources"]["gpu"] == "auto" and resources["gpu"] > 0,
@@ -275,6 +282,9 @@ def confirm(stage: Stage) -> None:
         if on == "test"
         else "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"
     )
+    schedule = best.get("schedule", [])
+    if schedule and "model" not in sweep:
+        note += "; with the last configuration throughout, not with the schedule by which it came about"
     seeds = confirm_seeds(sweep["seed"], sweep["confirm"]["seeds"], {trial.seed for trial in recorded.trials.values()})
     tasks = [
         {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": best["config"]}
@@ -284,14 +294,14 @@ def confirm(stage: Stage) -> None:
         tasks.append({"trial": "published", "seed": seeds[0], "task": "evaluate", "config": best["config"]})
     # The name holds all that the result depends on, so that a confirmation of another winner never mixes with this one.
     identity = hashlib.sha256(
-        json.dumps([best["provenance"]["identity"], best["epochs"], best["trial_id"], tasks], sort_keys=True).encode()
+        json.dumps([best["provenance"]["identity"], best["epochs"], best["trial_id"], tasks, *schedule], sort_keys=True).encode()
     ).hexdigest()
     path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
     confirmed = read_sweep(path_to_record)
     if not confirmed.is_complete(len(tasks), None) or any(trial.status == "ERROR" for trial in confirmed.trials.values()):
         logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, len(seeds), best["epochs"])
         allocation = stage.allocation()
-        job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation)
+        job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation, schedule)
         stage.run_agents(job, allocation)
         confirmed = read_sweep(path_to_record)
     write_confirmed(

@@ -77,6 +77,7 @@ def best_of(sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[s
         "trial_id": best_member(judged, result, metric, mode).trial_id,
         "config": judged.config,
         "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
+        **({"schedule": judged.schedule} if isinstance(judged, Trial) and judged.schedule else {}),
         **({"repeats": repeats} if repeats else {}),
         **({"constraint": sweep.constraint} if sweep.constraint else {}),
         "epochs": result.epoch,

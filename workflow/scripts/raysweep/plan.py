@@ -126,7 +126,7 @@ def share_of_epochs(scheduler: dict[str, Any], max_epochs: int) -> float:
     Of ASHA and HyperBand one of `reduction_factor` goes on at each rung; the median rule stops half after its grace period.
     """
     name = scheduler["name"]
-    if name == "none":
+    if name in ("none", "pbt"):
         return 1.0
     if name == "median":
         return (scheduler["grace_period"] + max_epochs) / (2 * max_epochs)

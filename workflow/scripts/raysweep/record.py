@@ -17,7 +17,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from .bounds import Bounds, all_hold
 from .errors import RaysweepError
 
 # Events after which the file is on the disk, not only in the system's memory: losing them would lose or repeat a trial.
-DURABLE = frozenset({"session", "trial", "start", "checkpoint", "failure", "finish", "session_end"})
+DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
 
 DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURABLE))
 
@@ -65,6 +65,7 @@ class Result:
     metrics: dict[str, float]
     time_s: float  # training time of the trial up to this report, over all its attempts
     at: str
+    is_inherited: bool = False  # from a trial whose weights this one took over: its own it is not
 
 
 class Judged:
@@ -95,7 +96,11 @@ class Judged:
 
     def best(self, metric: str, mode: Mode) -> Result | None:
         """The report with the best value of `metric`, of those that fulfil the constraint; of equal ones the earliest."""
-        finite = [r for r in self.results if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, self.constraint)]
+        finite = [
+            r
+            for r in self.results
+            if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, self.constraint) and not r.is_inherited
+        ]
         if not finite:
             return None
         sign = 1 if mode == "max" else -1
@@ -128,10 +133,20 @@ class Trial(Judged):
     ended: str | None = None
     error: str | None = None
     constraint: Bounds = field(default_factory=dict)
+    # With population based training the configurations by which its weights came about: {from_epoch, config}; empty where it is the one that it has.
+    schedule: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def members(self) -> list[Trial]:
         return [self]
+
+    def take_over(self, donor: Trial, epoch: int, config: dict[str, Any], path: str) -> None:
+        """Go on as another trial was after `epoch`, whose checkpoint lies at `path`, with another configuration."""
+        before = donor.schedule or [{"from_epoch": 0, "config": donor.config}]
+        self.schedule = [one for one in before if one["from_epoch"] < epoch] + [{"from_epoch": epoch, "config": config}]
+        self.config = config
+        self.results = [replace(result, is_inherited=True) for result in donor.results if result.epoch <= epoch]
+        self.checkpoints = {epoch: path}
 
     @property
     def num_failures(self) -> int:
@@ -299,6 +314,8 @@ class Sweep:
         elif kind == "result":
             trial.results.append(Result(event["epoch"], event["metrics"], event["time_s"], event["at"]))
             trial.attempts[-1]["node"] = event["node"]
+        elif kind == "take_over":
+            trial.take_over(self.trials[event["donor"]], event["epoch"], event["config"], event["path"])
         elif kind == "pause":  # by a scheduler that waits for other trials, or by us, since time is nearly up
             trial.status = "PENDING"
         elif kind == "failure":  # it will be tried again

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container
+import random
+import shutil
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
-from .record import Sweep
+from .record import Record, Sweep
+from .seeds import sampler_seed
+from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
+from .trial import OWN
 
 logger = logging.getLogger("raysweep")
 
@@ -23,10 +38,85 @@ class HyperBand(HyperBandScheduler):
             bracket.is_being_processed = False
 
 
-def make_scheduler(sweep: dict[str, Any]) -> TrialScheduler:
+class PBT(PopulationBasedTraining):
+    """Tune's population based training, but what a trial takes over from a better one it takes from our record, which knows it.
+
+    Tune would have the better trial save itself, and hand over a checkpoint that nobody keeps; here the other trial gets a copy of the latest one that is
+    recorded. What was taken over is written down when the trial goes on (`taken_over`): its report of a moment before comes first.
+    (M. Jaderberg et al., https://arxiv.org/abs/1711.09846)
+    """
+
+    def __init__(self, record: Record, space: dict[str, Any], keys: Sequence[str], seed: int, **options: Any) -> None:
+        # A function that explores, since Tune wants something to mutate; ours does it all.
+        super().__init__(time_attr="training_iteration", custom_explore_fn=dict, log_config=False, **options)
+        self.record, self.space, self.keys = record, space, keys
+        self.random = random.Random(seed)
+        self.taken_over: dict[str, dict[str, Any]] = {}  # trial_id → what the record is to be told of it
+
+    def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, upper_quantile: list[Any], lower_quantile: list[Any]) -> None:
+        if trial in lower_quantile:
+            self._exploit(tune_controller, trial, self.random.choice(upper_quantile))
+
+    def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+        donor, state_dir = self.record.sweep.trials[trial_to_clone.trial_id], self.record.path.parent
+        there = [epoch for epoch, path in donor.checkpoints.items() if (state_dir / path).is_dir()]
+        result = next((result for result in donor.results if there and result.epoch == max(there)), None)
+        if result is None:
+            logger.debug("trial %s has no checkpoint that trial %s could take over", donor.trial_id, trial.trial_id)
+            return
+        source = state_dir / donor.checkpoints[result.epoch]
+        # Beside the trial's own, whose names begin otherwise; a copy, since the other trial's is deleted when it has a later one.
+        folder = Path(trial.local_path) / f"taken_over_{len(list(Path(trial.local_path).glob('taken_over_*'))):06d}"
+        shutil.copytree(source, folder)
+        config = self.explored(donor.config)
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        own = {key: value for key, value in trial.config.items() if key == OWN}
+        trial.set_config({**config, **own})
+        metrics = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
+        trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _TrainingResult(
+            checkpoint=Checkpoint.from_directory(folder), metrics=metrics
+        )
+        path = str(folder.relative_to(state_dir))
+        self.taken_over[trial.trial_id] = {"donor": donor.trial_id, "epoch": result.epoch, "config": config, "path": path}
+        mine, its = self._trial_state[trial], self._trial_state[trial_to_clone]
+        mine.last_perturbation_time, mine.last_train_time = its.last_perturbation_time, result.epoch
+        self._num_perturbations += 1
+        logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, result.epoch, config)
+
+    def explored(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A configuration near another one: each key is drawn anew, or multiplied, or, of a list, moved by one place."""
+        found = flattened(config)
+        for key in self.keys:
+            d, value = self.space[key], value_at(config, key)
+            if self.random.random() < self._resample_probability or value is None:
+                found[key] = d.quantile(self.random.random())
+            elif isinstance(d, Choice):
+                at = d.values.index(value) if value in d.values else 0
+                found[key] = d.values[min(max(at + self.random.choice((-1, 1)), 0), len(d.values) - 1)]
+            else:
+                found[key] = near(d, value * self.random.choice(self._perturbation_factors))
+        return nested(found)
+
+
+def near(d: Numeric | Normal, value: float) -> Any:
+    """The value of a distribution that is the nearest."""
+    if isinstance(d, Normal):
+        return value
+    value = min(max(value, d.low), d.high - 1 if d.integer else d.high)
+    return round(value) if d.integer else quantized(value, d.low, d.high, d.step) if d.step else value
+
+
+def mutable_keys(sweep: dict[str, Any], space: dict[str, Any]) -> list[str]:
+    """What may change in the middle of a training: of a model what the training is set by, since its form is that of the weights; of a function all."""
+    return [key for key, d in space.items() if isinstance(d, Distribution) and ("trainable" in sweep or key in TRAINING_KEYS)]
+
+
+def make_scheduler(sweep: dict[str, Any], record: Record, space: dict[str, Any]) -> TrialScheduler:
     """The scheduler of a sweep of a validated config. The metric and mode are set by Tune."""
     options = dict(sweep["scheduler"])
     name = options.pop("name")
+    if name == "pbt":
+        return PBT(record, space, mutable_keys(sweep, space), sampler_seed(sweep["seed"], len(record.sweep.trials)), **options)
     if name == "asha":
         return ASHAScheduler(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
     if name == "hyperband":
@@ -66,6 +156,8 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
     """
     if isinstance(scheduler, HyperBandScheduler) and recorded.trials:
         logger.info("HyperBand does not remember its brackets: the trials that are left form new ones.")
+    if isinstance(scheduler, PBT) and recorded.trials:
+        logger.info("Population based training compares the trials that are left anew.")
     if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
         return
     stubs = {judged.trial_id: _Recorded(judged.trial_id) for judged in recorded.judged}

@@ -43,14 +43,24 @@ class Trainer:
     ) -> None:
         torch.manual_seed(seed)
         self.model = model_class(**{k: v for k, v in config.items() if k not in TRAINING_KEYS}).to(device)
-        settings = {k: v for k, v in config.items() if k in TRAINING_KEYS - {"batch_size"}}
-        if "betas" in settings:
-            settings["betas"] = tuple(settings["betas"])
-        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), **settings)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
         self.loss = getattr(F, loss)
         self.order_seed = order_seed
         self.device = device
+
+    def _settings(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What the optimiser is to be set to."""
+        self.settings = {k: v for k, v in config.items() if k in TRAINING_KEYS - {"batch_size"}}
+        if "betas" in self.settings:
+            self.settings["betas"] = tuple(self.settings["betas"])
+        return self.settings
+
+    def change(self, config: dict[str, Any]) -> None:
+        """Go on with other settings of the training."""
+        self.batch_size = int(config["batch_size"])
+        for group in self.optimizer.param_groups:
+            group.update(self._settings(config))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,10 +100,12 @@ class Trainer:
         torch.save(state, folder / STATE_FILE)
 
     def load(self, folder: Path) -> int:
-        """Go back to what `save` wrote; returns its epoch."""
+        """Go back to what `save` wrote, but with this trainer's settings, which may be others; returns its epoch."""
         load_model(self.model, str(folder / MODEL_FILE), device=str(self.device))
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location=self.device)
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group.update(self.settings)
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

@@ -155,14 +155,20 @@ def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[
 
 
 def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
-    """Train on all training data, validation part included, for as many epochs as the best trial had; evaluate on the test set, once."""
+    """Train on all training data, validation part included, for as many epochs as the best trial had; evaluate on the test set, once.
+
+    Where its settings changed on the way (population based training) they change here at the same epochs.
+    """
     import torch
 
     trainer = _trainer(model_class, config, seed, job)
     parts = [arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     train_loss = 0.0
+    changes = {one["from_epoch"]: one["config"] for one in job["schedule"]}
     for epoch in range(1, job["max_epochs"] + 1):
+        if epoch - 1 in changes:
+            trainer.change(changes[epoch - 1])
         train_loss = trainer.train_epoch(images, labels, epoch)
     return {**trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
 
