@@ -156,3 +156,18 @@ class TestPointsFirst:
         assert (told.value, told.params["u"]) == (0.9, 0.5)
         sampler.propose(1)
         assert len(sampler.sampler.study.trials) == 2
+
+
+def test_optuna_searches_branches_and_goes_on() -> None:
+    space = parse_space({"net": {"one_of": [{"kind": "a", "x": {"uniform": [0, 1]}}, {"kind": "b", "y": {"uniform": [2, 3]}}]}})
+    sweep = Sweep()
+    for index in range(12):
+        config = optuna(sweep, space=space).propose(index)
+        assert config["net"].keys() in ({"kind", "x"}, {"kind", "y"})
+        one = Trial(f"{index:05d}", index, 0, 0, config, "TERMINATED")
+        one.results = [Result(1, {"score": config["net"].get("y", 0.0)}, 1.0, f"{index:03d}")]
+        sweep.trials[one.trial_id] = one
+    sampler = optuna(sweep, space=space)
+    assert len(sampler.study.trials) == 12
+    assert {trial.state.name for trial in sampler.study.trials} == {"COMPLETE"}
+    assert {trial.config["net"]["kind"] for trial in sweep.trials.values()} == {"a", "b"}

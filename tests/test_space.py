@@ -18,11 +18,14 @@ from raysweep.space import (
     configuration,
     fill,
     flattened,
+    is_conditional,
     nested,
     num_combinations,
     parse_distribution,
     parse_space,
     quantized,
+    shown_key,
+    values_in,
 )
 
 # One of each, with decimals that do not end in binary.
@@ -308,3 +311,78 @@ def test_fill_draws_once_for_each_distribution_under_its_whole_key() -> None:
     asked = []
     fill(parse_space({"a": {"b": {"uniform": [0, 1]}}, "c": 1, "d": {"grid": [1]}}), lambda key, _: asked.append(key))
     assert asked == ["a/b", "d"]
+
+
+CONDITIONAL = {
+    "lr": {"uniform": [0, 1]},
+    "net": {
+        "one_of": [
+            {"kind": "flat", "width": {"randint": [1, 9]}},
+            {
+                "kind": "deep",
+                "width": {"choice": [16, 32]},
+                "tail": {"one_of": [{"drop": {"uniform": [0, 0.5]}}, {"pool": {"choice": ["max", "mean"]}}]},
+            },
+        ]
+    },
+}
+
+
+def test_a_branch_brings_its_own_keys_and_no_others() -> None:
+    space = parse_space(CONDITIONAL)
+    assert is_conditional(space)
+    assert [shown_key(key) for key in space] == [
+        "lr",
+        "net",
+        "net/kind",
+        "net/width",
+        "net/kind",
+        "net/width",
+        "net/tail",
+        "net/tail/drop",
+        "net/tail/pool",
+    ]
+    forms = set()
+    for index in range(60):
+        config = configuration(space, 0, index)
+        net = config["net"]
+        if net["kind"] == "flat":
+            assert net.keys() == {"kind", "width"}
+            assert net["width"] in range(1, 9)
+        else:
+            assert net["width"] in (16, 32)
+            assert set(net["tail"]) in ({"drop"}, {"pool"})
+        forms.add((net["kind"], *net.get("tail", ())))
+        values = values_in(space, config)
+        assert values is not None
+        assert fill(space, lambda key, d, values=values: values[key]) == config
+    assert forms == {("flat",), ("deep", "drop"), ("deep", "pool")}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lr": 2.0, "net": {"kind": "flat", "width": 3}},
+        {"lr": 0.5, "net": {"kind": "flat", "width": 16}},
+        {"lr": 0.5, "net": {"kind": "flat"}},
+        {"lr": 0.5, "net": {"kind": "deep", "width": 16, "tail": {"drop": 0.9}}},
+        {"lr": 0.5},
+    ],
+)
+def test_what_is_of_no_branch_is_of_another_space(config: dict[str, Any]) -> None:
+    assert values_in(parse_space(CONDITIONAL), config) is None
+
+
+@pytest.mark.parametrize(
+    ("branches", "begin"),
+    [
+        ([{"a": 1}], "search_space.net.one_of: [{'a': 1}] is not allowed: a list of at least two spaces"),
+        ([{"a": 1}, 3], "search_space.net.one_of: [{'a': 1}, 3] is not allowed: a list of at least two spaces"),
+        ([{"a": 1}, {"b": {"grid": [1, 2]}}], "search_space.net.one_of.1: grid is not allowed below one_of: choice"),
+        ([{"a": 1}, {"b": {"uniform": [2, 1]}}], "search_space.net.one_of.1.b.uniform: "),
+    ],
+)
+def test_branches_that_are_refused(branches: list[Any], begin: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_space({"net": {"one_of": branches}})
+    assert str(refused.value).startswith(begin)

@@ -16,7 +16,7 @@ from .bounds import BOUNDS
 from .environment import env_key, extras_of, lists
 from .errors import ConfigError
 from .sources import find_target, local_sources
-from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, num_combinations, parse_space, point_of
+from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, is_conditional, num_combinations, parse_space, point_of
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
@@ -352,6 +352,8 @@ class _Check:
             raise self.refuse((*path, "scheduler", "grace_period"), f"{grace} is not allowed: at most max_epochs, {sweep['max_epochs']}")
         if (scheduler := sweep["scheduler"]["name"]) in ("hyperband", "pbt"):
             self.takes_all(path, sweep, scheduler)
+        if scheduler == "pbt" and is_conditional(space):
+            raise self.refuse((*path, "scheduler", "name"), "'pbt' is not allowed where search_space has one_of: asha, or choice")
         if scheduler == "pbt" and not any(
             isinstance(d, Distribution) and (kind == "trainable" or key in TRAINING_KEYS) for key, d in space.items()
         ):
@@ -429,6 +431,9 @@ class _Check:
                 )
 
     def points(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
+        if sweep["points_to_evaluate"] and is_conditional(space):
+            message = "is not allowed where search_space has one_of: no points, or choice"
+            raise self.refuse((*path, "points_to_evaluate"), message)
         if sweep["points_to_evaluate"] and grids_of(space):
             message = "is not allowed where search_space has grid values, which are all gone through: choice, or no points"
             raise self.refuse((*path, "points_to_evaluate"), message)

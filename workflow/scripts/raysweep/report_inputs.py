@@ -14,7 +14,7 @@ from typing import Any
 from .errors import RaysweepError
 from .files import read_yaml
 from .record import Judged, Mode, Sweep, Trial, read_sweep
-from .space import Choice, Distribution, Normal, Numeric, flattened, parse_space
+from .space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
 
@@ -147,7 +147,11 @@ class Inputs:
     @cached_property
     def keys(self) -> list[Key]:
         """The keys of the search space, then others that configurations have."""
-        space = parse_space(self.about["search_space"])
+        space: dict[str, Any] = {}
+        for key, d in parse_space(self.about["search_space"]).items():
+            name = shown_key(key)
+            if not (isinstance(d, Choice) and d.name == ONE_OF):  # whose branches have the values
+                space[name] = d if name not in space or space[name] == d else None  # two branches may mean different things by it
         configs = [flattened(t.config) for t in self.trials]
         names = list(space) + [name for config in configs for name in config if name not in space]
         keys = []

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from .record import Judged, Mode, Sweep
 from .seeds import sampler_seed
-from .space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at
+from .space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at, values_in
 
 NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # between which a normal distribution is searched
 
@@ -107,8 +107,8 @@ class OptunaSampler:
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """Add a configuration as a running trial."""
-        values = {key: value_at(config, key) for key in self.distributions}
-        if not all(self.space[key].contains(value) for key, value in values.items()):
+        values = values_in(self.space, config)
+        if values is None:
             return  # from an earlier, different search space: Optuna could not place it
         parameters = {key: parameter_of(self.space[key], value) for key, value in values.items()}
         running = self.optuna.trial.create_trial(

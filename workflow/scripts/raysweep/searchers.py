@@ -23,7 +23,7 @@ from .record import Judged, Mode, Sweep
 from .samplers import NORMAL_QUANTILES, parameter_of, value_of
 from .seeds import sampler_seed
 from .sources import find_target, load_target
-from .space import Choice, Distribution, Normal, fill, flattened, value_at
+from .space import Choice, Distribution, Normal, fill, flattened, values_in
 
 logger = logging.getLogger("raysweep")
 
@@ -125,8 +125,8 @@ class TuneSampler:
             result = None if best is None else {self.metric: best.metrics[self.metric], "training_iteration": best.epoch}
             self.searcher.on_trial_complete(trial.trial_id, result, error=best is None)
             return True
-        values = {key: value_at(trial.config, key) for key in self.distributions}
-        if best is None or not all(self.distributions[key].contains(value) for key, value in values.items()):
+        values = values_in(self.space, trial.config)
+        if best is None or values is None:
             return True  # there is nothing to tell, or not of this space
         try:
             parameters = {key: parameter_of(self.distributions[key], value) for key, value in values.items()}

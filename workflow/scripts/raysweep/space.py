@@ -9,6 +9,7 @@ names and the meaning that they have in Ray Tune (https://docs.ray.io/en/latest/
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -153,6 +154,7 @@ def parse_distribution(name: str, arguments: Any) -> Distribution:
     return Numeric(name, float(low), float(high), log, integer, None if step is None else float(step))
 
 
+ONE_OF = "one_of"  # of several spaces: a key whose value has other keys in each
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
@@ -164,9 +166,9 @@ def parse_space(space: dict[str, Any], where: str = "search_space") -> dict[str,
     flat: dict[str, Any] = {}
     for key, value in space.items():
         here = f"{where}.{key}"
-        if not isinstance(key, str) or not key or SEPARATOR in key or key.startswith("_"):
+        if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
             raise ConfigError(
-                f"{where}: the key {key!r} is not allowed: a name that neither is empty, holds a slash, nor starts with an underscore"
+                f"{where}: the key {key!r} is not allowed: a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
             )
         if not isinstance(value, dict):
             if isinstance(value, list):
@@ -182,12 +184,42 @@ def parse_space(space: dict[str, Any], where: str = "search_space") -> dict[str,
                 flat[key] = parse_distribution(name, arguments)
             except ConfigError as error:
                 raise ConfigError(f"{here}.{name}: {error}") from None
+        elif value.keys() == {ONE_OF}:
+            flat |= _parse_branches(key, value[ONE_OF], f"{here}.{ONE_OF}")
         elif not value:
             raise ConfigError(f"{here}: {{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")
         else:
             # A misspelt distribution would pass for a nested space with a list in it, which is refused above with the list's key.
             flat |= {f"{key}{SEPARATOR}{inner}": v for inner, v in parse_space(value, here).items()}
     return flat
+
+
+def _parse_branches(key: str, branches: Any, here: str) -> dict[str, Any]:
+    """A space that is one of several: {key: which of them, "key[0]/inner": …, "key[1]/other": …}."""
+    if not isinstance(branches, list) or len(branches) < 2 or not all(isinstance(branch, dict) and branch for branch in branches):
+        raise ConfigError(f"{here}: {branches!r} is not allowed: a list of at least two spaces")
+    flat: dict[str, Any] = {key: Choice(ONE_OF, tuple(range(len(branches))))}
+    for number, branch in enumerate(branches):
+        parsed = parse_space(branch, f"{here}.{number}")
+        if any(isinstance(d, Choice) and d.name == "grid" for d in parsed.values()):
+            raise ConfigError(f"{here}.{number}: grid is not allowed below {ONE_OF}: choice")
+        flat |= {f"{key}[{number}]{SEPARATOR}{inner}": d for inner, d in parsed.items()}
+    return flat
+
+
+def is_conditional(space: dict[str, Any]) -> bool:
+    """Whether some keys of a flat space are there only where others have certain values."""
+    return any(isinstance(d, Choice) and d.name == ONE_OF for d in space.values())
+
+
+def shown_key(key: str) -> str:
+    """What a key of a flat space is called in a configuration: net[1]/width → net/width."""
+    return re.sub(r"\[\d+\]", "", key)
+
+
+def _conditions(key: str) -> list[tuple[str, int]]:
+    """Under which branches a key of a flat space lies: [(key of the choice, which of it)], the outermost first."""
+    return [(key[: match.start()], int(match[1])) for match in re.finditer(r"\[(\d+)\]", key)]
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -222,8 +254,52 @@ def value_at(config: dict[str, Any], key: str) -> Any:
 
 
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
-    """The nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space."""
-    return nested({key: draw(key, d) if isinstance(d, Distribution) else d for key, d in space.items()})
+    """The nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space.
+
+    Branches of a `one_of` that were not drawn are left out.
+    """
+    found: dict[str, Any] = {}
+    drawn: dict[str, int] = {}
+    for key, d in space.items():
+        if any(drawn.get(choice) != number for choice, number in _conditions(key)):
+            continue
+        value = draw(key, d) if isinstance(d, Distribution) else d
+        if isinstance(d, Choice) and d.name == ONE_OF:
+            drawn[key] = value
+        else:
+            found[shown_key(key)] = value
+    return nested(found)
+
+
+def values_in(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
+    """The values of all distributions of a flat space in a configuration; of those in branches that it does not have, the middle.
+
+    None where it is not of this space. Of branches that a configuration may both be, the first counts.
+    """
+    found: dict[str, Any] = {}
+    for key, d in space.items():
+        if any(found.get(choice) != number for choice, number in _conditions(key)):
+            if isinstance(d, Distribution):
+                found[key] = d.quantile(0.5)
+        elif isinstance(d, Choice) and d.name == ONE_OF:
+            found[key] = next((number for number in d.values if _is_in(space, f"{key}[{number}]{SEPARATOR}", config)), None)
+        elif isinstance(d, Distribution):
+            found[key] = value_at(config, shown_key(key))
+    return found if all(space[key].contains(value) for key, value in found.items()) else None
+
+
+def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
+    """Whether a configuration has what a branch has: its constants, and values for its distributions."""
+    for key, d in space.items():
+        if not key.startswith(branch) or _conditions(key.removeprefix(branch)):
+            continue
+        if not has(config, shown_key(key)):
+            return False
+        value = value_at(config, shown_key(key))
+        is_choice = isinstance(d, Choice) and d.name == ONE_OF
+        if not is_choice and not (d.contains(value) if isinstance(d, Distribution) else value == d):
+            return False
+    return True
 
 
 def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
