@@ -1,7 +1,8 @@
-"""The documents: their links lead somewhere, and what they tell people to type exists."""
+"""The documents: their links lead somewhere, what they tell people to type exists, and what they say that one sees is what the sources say."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -63,3 +64,77 @@ def test_the_command_that_the_readme_gives_for_the_tests_is_the_one_that_ci_runs
     tests = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Tests")[2]
     assert commands_of(tests)[:1] == [["make", "test"]]
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+# ------------------------------------------------------------------------------------------------------------------ troubleshooting
+
+VALUE = "\0"  # stands for each value that is put into a message
+
+
+def messages_of(path: Path) -> list[str]:
+    """The texts in a file of the workflow, with VALUE where a value is put in."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        tree = ast.parse(source)
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [
+            "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
+            if isinstance(node, ast.JoinedStr)
+            else node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+            if id(node) not in docstrings
+        ]
+        return [re.sub(r"%[-.\d]*[sdfg]", VALUE, " ".join(text.split())) for text in texts]
+    # Of make and of Snakemake: lines. A comment is no message.
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith("#")]
+    return [re.sub(r"\$\(\w+\)|\$\$\w+", VALUE, line) for line in lines]
+
+
+def that_say(messages: list[str], symptom: str) -> set[str]:
+    """The messages that a document quotes so, in which `<…>` is one value, and `…` any text."""
+    parts = re.split(r"(<[^<>]+>| ?… ?)", symptom)
+    words = [VALUE if part.startswith("<") else ".*" if "…" in part else re.escape(part) for part in parts]
+    return {message for message in messages if re.search("".join(words), message)}
+
+
+def symptoms() -> list[str]:
+    """All that the first columns of docs/troubleshooting.md quote. Where a symptom is no line, it is told in words."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ") and not line.startswith("| you see")]
+    return [quoted for row in rows for quoted in re.findall(r"`([^`]+)`", row) if " " in quoted]
+
+
+MESSAGES = [
+    message
+    for path in (*sorted((ROOT / "workflow").rglob("*.py")), *sorted((ROOT / "workflow").rglob("*.smk")), ROOT / "Makefile")
+    for message in messages_of(path)
+]
+
+
+@pytest.mark.parametrize("symptom", symptoms())
+def test_what_one_sees_is_what_the_sources_say(symptom: str) -> None:
+    found = that_say(MESSAGES, symptom)
+    assert found, "no text in workflow/ or the Makefile is like this: has the message changed?"
+    words = re.sub(r"<[^<>]+>|…", "", symptom)
+    assert len(found) == 1 or len(re.findall(r"\w", words)) >= 12, f"too little to be told from others: {found}"
+
+
+def test_a_message_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    source = 'raise WorldError(\n    f"{node}: no room at {folder}: "\n    f"{free} GB are free"\n)\nlogger.info("%s: %d trials are done", name, 3)\n'
+    quoted = ["<node>: no room at <folder>: <free> GB", "no room at … GB are free", "<sweep>: <number> trials are done"]
+    changes = [
+        ("no room at", "no space at"),
+        (" GB", " MB"),
+        ("trials are", "of {all} trials are"),
+        ("{folder}: ", "{folder}, "),
+        ("%d", "3"),
+    ]
+    path = tmp_path / "module.py"
+    path.write_text(source)
+    assert all(that_say(messages_of(path), one) for one in quoted)
+    for old, new in changes:
+        path.write_text(source.replace(old, new))
+        assert not all(that_say(messages_of(path), one) for one in quoted), new
+    path.write_text('"""No room at {folder} is what a docstring says."""\n')
+    assert not that_say(messages_of(path), "No room at {folder} is what")
