@@ -66,6 +66,13 @@ def test_the_command_that_the_readme_gives_for_the_tests_is_the_one_that_ci_runs
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
 
 
+def test_the_diagram_has_every_rule_that_makes_a_result() -> None:
+    diagram = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("```")[1]
+    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.stem != "check"]
+    rules = {rule for path in files for rule in re.findall(r"(?m)^rule (\w+):", path.read_text(encoding="utf-8"))}
+    assert rules == set(re.findall(r"(?<![\w/.])[a-z]+_[a-z]+\b|\b(?:confirm|report|compare)\b(?!\.)", diagram))
+
+
 # ------------------------------------------------------------------------------------------------------------------ troubleshooting
 
 VALUE = "\0"  # stands for each value that is put into a message
