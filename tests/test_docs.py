@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,30 @@ def test_the_command_that_the_readme_gives_for_the_tests_is_the_one_that_ci_runs
     tests = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Tests")[2]
     assert commands_of(tests)[:1] == [["make", "test"]]
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+def build(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """The site, as `make docs` builds it, in the environment of the tests."""
+    [line] = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if " -m sphinx " in line]
+    options = [str(output) if word == "resources/docs" else word for word in line.partition(" -m sphinx ")[2].split()]
+    return subprocess.run([sys.executable, "-m", "sphinx", *options], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_site_has_a_page_for_each_document(tmp_path: Path) -> None:
+    done = build(ROOT, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.relative_to(tmp_path).with_suffix(".md") for path in tmp_path.rglob("*.html")}
+    assert {path.relative_to(ROOT) for path in DOCUMENTS} <= pages
+
+
+def test_a_link_of_the_site_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")
+    (tmp_path / "docs" / "index.md").write_text("# A page\n\n[that](other.md) and [this](#a-page)\n")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0
+    assert "other.md" in done.stderr
+    assert "a-page" not in done.stderr
 
 
 def test_the_diagram_has_every_rule_that_makes_a_result() -> None:

@@ -105,7 +105,7 @@ def test_without_network_says_so_in_one_line(clone: Path) -> None:
 
 
 def test_clean_leaves_results_and_records(clone: Path) -> None:
-    for folder in ("results/a", "state/a", "resources/data", "resources/env/k", "resources/env-test", ".venv"):
+    for folder in ("results/a", "state/a", "resources/data", "resources/env/k", "resources/env-test", "resources/docs", ".venv"):
         (clone / folder).mkdir(parents=True)
     assert make(clone, "clean").returncode == 0
     assert sorted(path.name for path in clone.iterdir()) == ["Makefile", "resources", "results", "state", "workflow"]
