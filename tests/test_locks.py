@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import uv
 
-ENVS = Path(__file__).parents[1] / "workflow" / "envs"
+ROOT = Path(__file__).parents[1]
+ENVS = ROOT / "workflow" / "envs"
 LOCKS = ("controller", "node", "dashboard", "docs", "dev")
 PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
 
@@ -73,3 +76,20 @@ def test_has_a_wheel_of_everything(name: str, platform: str, tmp_path: Path) -> 
     if "error sending request" in run.stderr:
         pytest.skip("no network: the package index is out of reach")
     assert run.returncode == 0, run.stderr
+
+
+def test_a_list_of_ones_own_is_locked_as_the_documents_say(tmp_path: Path) -> None:
+    command = ".venv/bin/uv pip compile --universal --python-version 3.11 sweeps/mine/requirements.in -o sweeps/mine/requirements.txt"
+    assert f"```bash\n{command}\n" in (ROOT / "docs" / "own-models.md").read_text()
+    begin = [sys.executable, str(ROOT / "workflow/scripts/new_sweep.py"), "--name", "mine", "--like", "tabular"]
+    subprocess.run(begin, cwd=tmp_path, check=True, capture_output=True)
+    shutil.copytree(ENVS, tmp_path / "workflow" / "envs")
+    lock = tmp_path / "sweeps" / "mine" / "requirements.txt"
+    lock.unlink()
+    argv = command.replace(".venv/bin/uv", uv.find_uv_bin()).split()
+    run = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "error sending request" in run.stderr:
+        pytest.skip("no network: the package index is out of reach")
+    assert run.returncode == 0, run.stderr
+    locked = re.findall(r"(?m)^([a-z0-9-]+)==", lock.read_text())
+    assert {"scikit-learn", "ray", "torch"} <= set(locked)
