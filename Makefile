@@ -5,11 +5,12 @@
 #   make new-sweep NAME=mine [LIKE=images|tabular|function]    begin a sweep of your own, from an example that runs
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
 #   make bench    measure what the README says, beside what it is compared with [ONLY=words] [ROUNDS=n] [DATA=folder]
+#   make docs     the documents as a site, in resources/docs
 #   make lock     lock the requirements again [UPGRADE=1]    make clean   remove what the set-up and the tests made
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo new-sweep test lint faults bench lock watch clean env-test
+.PHONY: setup demo new-sweep test lint docs faults bench lock watch clean env-test
 # The controller's environment must not see another one that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -17,7 +18,7 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-SOURCES := workflow/scripts tests benchmarks examples
+SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/rules
 
 setup: .venv/.complete
@@ -70,6 +71,16 @@ lint: env-test
 test: lint
 	$(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
 
+# In an environment of its own, without torch. A link that leads nowhere ends it.
+docs: setup
+	@.venv/bin/python workflow/scripts/build_env.py \
+	  --python .venv/bin/python \
+	  --requirements $(ENVS)/docs.in \
+	  --output-dir resources/env-docs \
+	  --log logs/env-docs.log
+	@resources/env-docs/venv/bin/python -m sphinx --quiet --fail-on-warning --conf-dir docs . resources/docs
+	@echo "Documents: $$PWD/resources/docs/docs/index.html"
+
 faults: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")
 
@@ -78,7 +89,7 @@ bench: env-test
 	  $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(DATA),--data-dir "$(DATA)")
 
 lock: setup
-	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/dev $(ENVS)/searchers $(ENVS)/trackers examples/tabular/requirements; do \
+	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/searchers $(ENVS)/trackers examples/tabular/requirements; do \
 	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $$name.in --output-file $$name.txt || exit 1; \
 	done
 
@@ -87,4 +98,4 @@ watch: setup
 
 # Never state/ or results/: they cannot be made again for nothing.
 clean:
-	rm -rf .venv resources/env resources/env-test resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf .venv resources/env resources/env-test resources/env-docs resources/docs resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

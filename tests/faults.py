@@ -1,4 +1,4 @@
-"""Kills parts of sweeps at random moments, and looks at what it costs: `make faults` writes docs/faults.md, and six kills are part of `make test`.
+"""Kills parts of sweeps at random moments, and looks at what it costs: `make faults` writes the table of docs/faults.md, and six kills are part of `make test`.
 
 Each kill is a SIGKILL, or a node that loses its power. After it the same command is given again, as a user would, until the sweep is complete; then
 it must have exactly the trials and configurations of a sweep that nobody disturbed, and no trial that was finished may have been run again.
@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 import sweeping
+from config_reference import with_table
 from raysweep.record import Sweep, Trial
 from raysweep.space import configuration, parse_space
 from slurm.cluster import REPOSITORY, SlurmCluster
@@ -217,8 +218,6 @@ def table(faults: list[Fault], seed: int, took_s: float) -> str:
     where = f"on {os.cpu_count()} CPUs with Python {platform.python_version()} and Ray {ray.__version__}"
     kills = sum(fault.times for fault in faults)
     lines = [
-        "# Faults, and what they cost",
-        "",
         f"Written by `make faults` on {datetime.now(UTC):%Y-%m-%d}, {where}: {kills} kills in {took_s / 60:.0f} minutes, seed {seed}.",
         "",
         f"Each sweep has {NUM_SAMPLES} trials, which save a checkpoint an epoch. A part of it is killed at a random moment of its first",
@@ -257,7 +256,7 @@ def main() -> None:
     else:
         faults += kill_nodes_and_controllers(args.slurm, rng).values()
     text = table(faults, seed, time.monotonic() - began)
-    args.output.write_text(text, encoding="utf-8")
+    args.output.write_text(with_table(args.output.read_text(encoding="utf-8"), text, args.output), encoding="utf-8")
     print(text)
     if any(fault.lost or fault.run_twice for fault in faults):
         sys.exit("Error: a trial was lost, or run twice")

@@ -81,6 +81,19 @@ def test_one_that_may_be_at_work_keeps_its_locks_and_is_named(
     )
 
 
+def test_unlock_removes_the_locks_of_one_that_is_not_there_any_more(checkout: checkouts.Project) -> None:
+    checkout.write(".snakemake/locks/0.output.lock", "resources/data/cifar10/manifest.yaml\n")
+    leave(checkout.root, "elsewhere", host="login7")
+    refused = checkout.snakemake("--cores", "1", "--touch")
+    assert refused.returncode == 1
+    assert "A Snakemake is at work in this folder: process" in refused.stderr
+    assert is_locked(checkout.root)
+    done = checkout.snakemake("--unlock")
+    assert done.returncode == 0, done.stderr
+    assert not is_locked(checkout.root)
+    assert "A Snakemake is at work" not in checkout.snakemake("-n").stderr
+
+
 @pytest.mark.parametrize("host", [socket.gethostname(), "login7"])
 def test_locks_that_are_younger_than_what_a_snakemake_left_are_not_its_own(
     tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]

@@ -171,6 +171,10 @@ def test_a_forced_sweep_brings_its_confirmation_and_report(finished: Project) ->
     assert rules(finished, "-R", "run_sweep") == SWEEP_AND_AFTER
 
 
+def test_data_that_are_staged_again_bring_the_sweep(finished: Project) -> None:
+    assert rules(finished, "-R", "stage_data", "--configfile", "config/config.yaml") == {"stage_data", *SWEEP_AND_AFTER}
+
+
 def test_a_project_that_was_moved_has_nothing_to_do(finished: Project, tmp_path: Path) -> None:
     moved = tmp_path / "moved here"
     shutil.copytree(finished.root, moved, symlinks=True)  # keeps the files' times, as mv does

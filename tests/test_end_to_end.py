@@ -181,7 +181,7 @@ def test_forcing_the_sweep_writes_the_same_outputs_from_the_record_without_ray(p
     folder = project.folder / "results/one"
     before = {name: (folder / name).read_bytes() for name in ("trials.csv", "best.yaml", "model/model.safetensors")}
     record = (project.folder / "state/one/record.jsonl").read_bytes()
-    run = project.snakemake("results/one/best.yaml", "--forcerun", "run_sweep")
+    run = project.snakemake("results/one/best.yaml", "-R", "run_sweep")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Ray is up" not in run.stdout + run.stderr
     assert {name: (folder / name).read_bytes() for name in before} == before

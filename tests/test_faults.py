@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from config_reference import with_table
 from faults import PARTS, Fault, check_whole, compare, kill_until, table
 from raysweep.record import Sweep, Trial
+from sweeping import REPOSITORY
 
 
 def test_six_kills_cost_no_finished_trial(tmp_path: Path) -> None:
@@ -39,3 +41,12 @@ def test_what_is_lost_or_run_twice_is_counted() -> None:
 def test_a_sweep_that_is_not_as_an_undisturbed_one_is_noticed() -> None:
     with pytest.raises(AssertionError):
         check_whole(Sweep(trials={"00000": trial("00000", "TERMINATED", 1)}))
+
+
+def test_what_is_measured_takes_the_place_of_the_table_before_and_of_nothing_else() -> None:
+    page = REPOSITORY / "docs" / "faults.md"
+    text = page.read_text(encoding="utf-8")
+    before, _, measured = with_table(text, table([Fault("GCS", times=3)], 7, 60), page).partition("Written by `make faults` on ")
+    assert text.startswith(before)
+    assert before.endswith("## Measured\n\n<!-- begin of the generated table -->\n\n")
+    assert [line.split(" | ")[:2] for line in measured.splitlines() if line.startswith("| ")][1:] == [["| Ray's GCS: SIGKILL", "3"]]

@@ -192,6 +192,13 @@ def test_a_changed_trainable_sets_the_old_state_aside_by_name(project: Project) 
     assert f"s starts anew, since what its trials depend on has changed; the old state is kept in {aside}." in run.stderr
     assert (aside / "record.jsonl").exists()
     assert project.record("s").header["identity"] != identity
+    # The change is undone, and the old state has its name again.
+    project.write("user.py", TRAINABLES)
+    (project.folder / "state" / "s").rename(project.folder / "state" / "away")
+    aside.rename(project.folder / "state" / "s")
+    run = project.run("run_sweep", "s")
+    assert (run.returncode, "starts anew" in run.stderr, "Ray is up" in run.stderr) == (0, False, False), run.stderr
+    assert project.record("s").header["identity"] == identity
 
 
 def test_resume_false_starts_anew(project: Project) -> None:

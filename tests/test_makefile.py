@@ -1,4 +1,4 @@
-"""The set-up, as `make setup` does it in a fresh clone whose path holds a space and a quote."""
+"""The set-up, as `make setup` does it in a fresh clone whose path holds a space and a quote, and what one types after it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import project as checkouts
+
 ROOT = Path(__file__).parents[1]
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the discard port
 
@@ -16,7 +18,7 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens on the discard port
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     folder = tmp_path / "it's a clone"
-    shutil.copytree(ROOT / "workflow" / "envs", folder / "workflow" / "envs")
+    checkouts.copy_to(folder)
     shutil.copy(ROOT / "Makefile", folder)
     (tmp_path / "bin").mkdir()
     return folder
@@ -54,8 +56,11 @@ def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) ->
     (clone / ".venv" / "bin").mkdir(parents=True)  # as an interrupted set-up leaves it
     (clone / ".venv" / "bin" / "python").touch()
     installed(make(clone, "setup"))
-    asked = subprocess.run([clone / ".venv" / "bin" / "snakemake", "--version"], capture_output=True, text=True, check=True)
-    assert asked.stdout.startswith("9.")
+    assert make(clone, "new-sweep", "NAME=mine").stdout.startswith("sweeps/mine/ is yours to change")
+    typed = "source .venv/bin/activate; snakemake --cores all --configfile sweeps/mine/config.yaml --dry-run"
+    dry = subprocess.run(["bash", "-c", typed], cwd=clone, capture_output=True, text=True, check=False)
+    assert "results/mine/report.html" in dry.stdout + dry.stderr
+    assert errors(make(clone, "watch", "SWEEP=mine"))[0].startswith("Error: There is no record of")
     again = make(clone, "setup")
     assert (again.returncode, again.stdout) == (0, "make: Nothing to be done for 'setup'.\n")
     # A virtualenv's programs begin with the path of its Python: after a move they do not start.
@@ -105,10 +110,19 @@ def test_without_network_says_so_in_one_line(clone: Path) -> None:
 
 
 def test_clean_leaves_results_and_records(clone: Path) -> None:
-    for folder in ("results/a", "state/a", "resources/data", "resources/env/k", "resources/env-test", ".venv"):
+    for folder in ("results/a", "state/a", "resources/data", "resources/env/k", "resources/env-test", "resources/docs", ".venv"):
         (clone / folder).mkdir(parents=True)
     assert make(clone, "clean").returncode == 0
-    assert sorted(path.name for path in clone.iterdir()) == ["Makefile", "resources", "results", "state", "workflow"]
+    assert sorted(path.name for path in clone.iterdir()) == [
+        "Makefile",
+        "Snakefile",
+        "config",
+        "examples",
+        "resources",
+        "results",
+        "state",
+        "workflow",
+    ]
     assert [path.name for path in (clone / "resources").iterdir()] == ["data"]
 
 

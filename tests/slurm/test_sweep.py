@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,11 +116,19 @@ def test_a_node_whose_gpu_is_not_there_is_named_in_snakemakes_own_output_with_a_
     assert "Traceback" not in project.log()
 
 
-@pytest.mark.parametrize("around", [["salloc", "--ntasks=1"], ["srun", "--ntasks=1"]])
+@pytest.mark.parametrize(
+    "around",
+    [["salloc", "--ntasks=1"], ["srun", "--ntasks=1"], ["sbatch", "--wait", "--time=10", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
+    ids=lambda around: around[0],
+)
 def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProject, around: list[str]) -> None:
     project.sweep()
-    done = project.cluster.run([*around, *project.command("results/s/best.yaml")], cwd=project.folder)
-    assert "has been submitted with SLURM jobid" in done.stdout + done.stderr
+    command = project.command("results/s/best.yaml")
+    if around[-1] == "--wrap":
+        command = [shlex.join(map(str, command))]
+    done = project.cluster.run([*around, *command], cwd=project.folder)
+    printed = "".join(path.read_text() for path in project.folder.glob("slurm-*.out"))  # of what was wrapped
+    assert "has been submitted with SLURM jobid" in done.stdout + done.stderr + printed
     [fact] = seen(project)
     assert fact["total"]["CPU"] == 6
 

@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_logging(None)
     old = arguments.readme.read_text(encoding="utf-8")
-    new = with_table(old, table(load_schema()))
+    new = with_table(old, table(load_schema()), arguments.readme)
     if old == new:
         return
     if arguments.check:
@@ -36,12 +36,12 @@ def main() -> None:
     logger.info("%s: table written", arguments.readme)
 
 
-def with_table(readme: str, table: str) -> str:
-    """The text of the README with `table` between its two marks. Raises RaysweepError where a mark is missing."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_table(text: str, table: str, path: Path) -> str:
+    """The text of a document with `table` between its two marks. Raises RaysweepError where a mark is missing."""
+    before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise RaysweepError(f"config/README.md has lost one of its marks: it needs the lines {BEGIN.strip()} and {END.strip()}")
+        raise RaysweepError(f"{path} has lost one of its marks: it needs the lines {BEGIN.strip()} and {END.strip()}")
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 

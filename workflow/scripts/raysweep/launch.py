@@ -47,7 +47,7 @@ class Stage:
     def identity(self) -> str:
         """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
 
-        docs/how-it-works.md says which keys these are, and why.
+        docs/faults.md says which keys these are.
         """
         env = self.config["env"]
         # The lock says what is installed, but for wheels that the site or the user chose.
