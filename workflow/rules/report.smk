@@ -21,7 +21,7 @@ rule report:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "report.py",
-        record=lambda w: STATE / w.sweep / "record.jsonl",
+        record=lambda w: placed(STATE) / w.sweep / "record.jsonl",
         data_manifest=lambda w, input: ["--data-manifest", input.data[0]] if input.data else [],
     shell:
         "{params.interpreter:q} {params.script:q}"
@@ -52,8 +52,8 @@ rule compare:
         interpreter=PYTHON,
         script=SCRIPTS / "compare.py",
         sweeps=list(SWEEPS),
-        results_dir=RESULTS,
-        state_dir=STATE,
+        results_dir=placed(RESULTS),
+        state_dir=placed(STATE),
     shell:
         "{params.interpreter:q} {params.script:q}"
         " --sweeps {params.sweeps:q}"
