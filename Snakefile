@@ -24,7 +24,7 @@ report: "workflow/report/workflow.rst"
 
 # Everything: the report of each sweep, all it is made from, and where there are several, the page that compares them.
 rule all:
-    default_target: True
+    default_target: not workflow.default_target  # a workflow that has this as a module may have named its own
     input:
         expand(RESULTS / "{sweep}" / "report.html", sweep=SWEEPS),
         [RESULTS / "comparison.html"] if len(SWEEPS) > 1 else [],

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.config import PATH_TO_SCHEMA, env_arguments, num_trials, seconds, validated, with_numbers
+from raysweep.config import PATH_TO_SCHEMA, Module, env_arguments, keys_of, num_trials, seconds, validated, with_numbers
 from raysweep.errors import ConfigError
 
 ROOT = PATH_TO_SCHEMA.parents[1]
@@ -248,6 +248,38 @@ def test_a_refusal_names_the_file_that_says_it(root: Path) -> None:
     more.write_text("sweeps: {s: {scheduler: ahsa}}")
     assert place(config(scheduler="ahsa")) == "sub/more.yaml", "the short form"
     assert place({**config(), "state_dir": "."}) == "sub/more.yaml", "of a default only the surroundings are in a file"
+
+
+def test_where_the_config_of_a_module_stands() -> None:
+    part: dict[str, Any] = {"sweeps": {}}
+    assert keys_of(part, part) == ()
+    assert keys_of(part, {"a": 1, "b": {"c": part}}) == ("b", "c")
+    assert keys_of(part, {"a": {"sweeps": {}}}) is None, "only its like"
+
+
+def test_a_refusal_of_a_modules_config_names_the_file_and_the_keys_of_the_other_workflow(root: Path) -> None:
+    path = root / "outer.yaml"
+    path.write_text(yaml.safe_dump({"title": "t", "deep": {"part": config(num_samples=0)}}))
+
+    def refusal_of(part: dict[str, Any], module: Module) -> str:
+        with pytest.raises(ConfigError) as caught:
+            validated(part, [path], root, module)
+        return str(caught.value)
+
+    place = "sweeps.s.num_samples: 0 is not allowed"
+    assert refusal_of(config(num_samples=0), Module("m", ("deep", "part"))).startswith(f"outer.yaml: deep.part.{place}")
+    assert refusal_of(config(num_samples=0), Module("m", None)).startswith(f"module m: {place}")
+    assert refusal_of(config(num_samples=-1), Module("m", ("deep", "part"))).startswith("module m: deep.part.sweeps.s.num_samples: -1")
+    assert refusal_of(config(num_samples=0), Module("m", ("title", "x"))).startswith(f"module m: title.x.{place}")
+
+
+def test_the_requirements_of_a_module_are_those_that_come_with_the_workflow(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("def train(config): ...\n")
+    assert validated(own(), [], tmp_path, Module("m", None))["env"]["requirements"] == str(ROOT / "workflow/envs/node.in")
+    (tmp_path / "mine.in").write_text("ray\n")
+    (tmp_path / "mine.txt").write_text("ray==2\n")
+    given = own() | {"env": {"requirements": "mine.in"}}
+    assert validated(given, [], tmp_path, Module("m", None))["env"]["requirements"] == "mine.in"
 
 
 @pytest.mark.parametrize("value", [None, [], 5, "x", {}])

@@ -126,6 +126,23 @@ def test_a_run_names_itself_and_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / ".snakemake/raysweep").iterdir()) == []
 
 
+def test_the_run_of_several_modules_is_one_that_begins_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSWEEP_RUN_DIR", "")
+    run = controller.the_run(tmp_path)
+    assert controller.the_run(tmp_path) is run
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.log").write_text("old")
+        run.logs_dirs.append(tmp_path / name)
+    run.begin()
+    folder = run.dir
+    (tmp_path / "a" / "x.log").write_text("older, and new")
+    run.begin()
+    assert run.dir == folder
+    assert run.log_sizes == {tmp_path / "a" / "x.log": 3, tmp_path / "b" / "x.log": 3}
+    assert [path.name for path in (tmp_path / ".snakemake/raysweep").iterdir()] == [folder.name]
+
+
 def test_slurm_is_reached_through_our_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in slurm_client.OWN_VARIABLES:
         monkeypatch.setenv(name, "")
@@ -153,7 +170,7 @@ def run(tmp_path: Path) -> Run:
 
 def failed(run: Run, rule: str = "run_sweep", **resources: Any) -> Failed:
     resources = {"slurm_account": "def-x", "slurm_partition": "", "runtime": 90, "nodes": 2, "mem_mb": 4000, "_cores": 6} | resources
-    return Failed(rule, "lenet", run.logs_dir / rule / "lenet.log", resources)
+    return Failed(rule, "lenet", run.logs_dirs[0] / rule / "lenet.log", resources)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +214,10 @@ def test_a_refusal_says_what_to_change(run: Run, said: str, advice: str) -> None
     assert text.startswith(f"sweep lenet: Slurm refused the job: {re.sub('^.*(error|failed): ', '', said)}. {advice}")
 
 
-def test_the_runtime_of_a_confirmation_is_a_key_of_its_own(run: Run) -> None:
-    text = run.why(failed(run, "confirm"), {"what": "rule_confirm_wildcards_lenet", "refused": "Requested time limit is invalid"}, "")
-    assert text.startswith("sweep lenet, confirm: Slurm refused the job: ")
+@pytest.mark.parametrize("rule", ["confirm", "tuning_confirm"])  # the latter in a module
+def test_the_runtime_of_a_confirmation_is_a_key_of_its_own(run: Run, rule: str) -> None:
+    text = run.why(failed(run, rule), {"what": f"rule_{rule}_wildcards_lenet", "refused": "Requested time limit is invalid"}, "")
+    assert text.startswith(f"sweep lenet, {rule}: Slurm refused the job: ")
     assert "Change sweeps.lenet.confirm.runtime (now 90 minutes)" in text
 
 
@@ -234,11 +252,11 @@ def test_the_runtime_of_a_confirmation_is_a_key_of_its_own(run: Run) -> None:
 )
 def test_what_slurm_did_to_a_job_says_what_to_do(run: Run, note: dict[str, Any], line: str) -> None:
     text = run.why(failed(run), {"job": "7", "what": WHAT, "log": "7.log"} | note, "")
-    assert text == f"sweep lenet: {line.format(logs=run.logs_dir)}"
+    assert text == f"sweep lenet: {line.format(logs=run.logs_dirs[0])}"
 
 
 def test_a_job_that_failed_by_itself_has_said_why_in_its_log(run: Run) -> None:
-    with (run.logs_dir / "run_sweep/lenet.log").open("a") as stream:
+    with (run.logs_dirs[0] / "run_sweep/lenet.log").open("a") as stream:
         stream.write("2025-01-02 00:00:00,000 INFO Error: not this\n2025-01-02 00:00:01,000 ERROR Error: lenet: all 20 trials failed.\n")
     note = {"job": "7", "what": WHAT, "log": "7.log", "state": "FAILED"}
     assert run.why(failed(run), note, "") == "sweep lenet: all 20 trials failed"
@@ -269,6 +287,7 @@ slurm_client.append(run.dir, what="rule_run_sweep_wildcards_c", refused="sweep c
 rule = Job(name="run_sweep")
 jobs = [Job(rule=rule, wildcards=[sweep], log=["x.log"], resources={}) for sweep in "caab"]
 run.explain(jobs, [])
+run.explain(jobs, [])  # as by two modules
 print("Snakemake's last words", file=sys.stderr)
 """
     env = user_environment() | {"PYTHONPATH": str(Path(controller.__file__).parents[1])}

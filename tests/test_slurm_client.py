@@ -363,6 +363,19 @@ def test_a_second_job_of_a_sweep_is_not_submitted_while_a_fake_squeue_shows_the_
     assert read_notes(run_dir)[1][COMMENT]["by_us"]
 
 
+def test_a_job_of_a_workflow_that_has_us_as_a_module_may_have_its_like_with_a_fake_squeue(fakes: Fakes, run_dir: Path) -> None:
+    (run_dir / "outputs.json").write_text("{}")
+    fakes.answer("squeue", out=f"8|RUNNING|n1|n1|{COMMENT} in /projects/state\n")
+    fakes.answer("sbatch", out="13\n")
+    assert call("sbatch", *submit_arguments(run_dir), run_dir=run_dir).stdout == "13\n"
+    assert read_notes(run_dir)[0]["13"]["what"] == COMMENT
+    # How it ended is known; its outputs are none of ours.
+    script = f"true{slurm_client.ending(run_dir, COMMENT)}"
+    subprocess.run(["sh", "-c", script], env=os.environ | {"SLURM_JOB_ID": "13"}, check=True)
+    assert slurm_client.exit_code(run_dir, "13") == "0"
+    assert list((run_dir.parents[1] / "incomplete").iterdir()) == []
+
+
 def test_nothing_is_submitted_while_a_fake_squeue_cannot_tell_of_a_first_job(fakes: Fakes, run_dir: Path) -> None:
     fakes.answer("squeue", code=1)
     fakes.answer("sbatch", out="13\n")

@@ -55,7 +55,7 @@ rule check_nodes:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "check_cluster.py",
-        env_dir=ENV,
+        env_dir=placed(ENV),
         cache_dir=["--cache-dir", config["env"]["cache_dir"]] if config["env"]["cache_dir"] else [],
     shell:
         "{params.interpreter:q} {params.script:q} nodes"

@@ -4,26 +4,37 @@ import re
 import sys
 from pathlib import Path
 
+# This may be a module of another workflow, whose folder, config and prefix are not ours: docs/as-a-module.md.
+RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+if not RULES.is_dir():
+    sys.exit(f"Error: {workflow.current_basedir} is no folder here, and its rules need the scripts beside it: name a clone's Snakefile")
+CHECKOUT = RULES.parents[1]
+SCRIPTS = CHECKOUT / "workflow" / "scripts"
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+
 # Snakemake itself holds the name `workflow`, so the package is imported from its folder.
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+sys.path.insert(0, str(SCRIPTS))
 from raysweep.allocation import slurm_extra
-from raysweep.config import env_arguments, minutes, validated
-from raysweep.controller import Run, answer_signals_in_a_thread, cancel_all_on_ctrl_c, quote_python, quote_words, say_as_much_as
+from raysweep.config import Module, env_arguments, keys_of, minutes, validated
+from raysweep.controller import answer_signals_in_a_thread, as_hooks, cancel_all_on_ctrl_c, quote_python, quote_words, say_as_much_as, the_run
 from raysweep.environment import env_key
 from raysweep.errors import ConfigError
 from raysweep.files import write_yaml
 from raysweep.sources import local_sources, target_of
 
+sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names
+
 ROOT = Path.cwd()
 
+MODULE = Module(workflow.modifier.namespace, keys_of(config, workflow.modifier_stack[0].globals["config"])) if IS_MODULE else None
+
 try:
-    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT)
+    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, MODULE)
 except ConfigError as error:
     sys.exit(f"Error: {error}")
 
 # Given to rules as paths: of these, unlike text, no change makes a job run again, so the project may be moved.
 PYTHON = Path(sys.executable)
-SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 # What trials may use: in a job what Slurm gave to it, else this machine.
 ALLOCATION = Path("slurm" if workflow.remote_exec else "local")
 RESULTS = Path(config["results_dir"])
@@ -39,9 +50,21 @@ answer_signals_in_a_thread()
 cancel_all_on_ctrl_c()
 if not workflow.remote_exec:
     say_as_much_as(workflow.output_settings)
-RUN = Run(ROOT, LOGS)
-if workflow.is_main_process:
+
+
+# Snakemake changes the paths of a module where they are input, output or log, and nowhere else.
+PATHS = workflow.modifier.path_modifier
+
+
+def placed(path):
+    """Where a folder of ours lies, for a parameter or the config of a stage."""
+    return Path(PATHS.replace_prefix(f"{path}/"))
+
+
+RUN = the_run(ROOT)
+if workflow.is_main_process and not RUN.logs_dirs:  # once, though several modules may be this workflow
     RUN.clear_up()
+RUN.logs_dirs.append(placed(LOGS))
 
 
 wildcard_constraints:
@@ -52,8 +75,10 @@ wildcard_constraints:
 def config_of(sweep):
     """The merged config as far as it concerns one sweep."""
     dataset = SWEEPS[sweep]["dataset"]
+    folders = {key: str(placed(config[key])) for key in ("results_dir", "state_dir", "resources_dir")} if IS_MODULE else {}
     return {
         **config,
+        **folders,
         "datasets": {name: values for name, values in config["datasets"].items() if name == dataset},
         "sweeps": {sweep: SWEEPS[sweep]},
     }
@@ -61,26 +86,44 @@ def config_of(sweep):
 
 def config_file(sweep):
     """Where the stages of a sweep read its config. A path, so that only what a rule names as `trigger` makes it run again."""
-    return STATE / ".config" / f"{sweep}.yaml"
+    return placed(STATE) / ".config" / f"{sweep}.yaml"
 
 
-# Written when jobs are about to start, so not in a dry run.
-onstart:
+def own(jobs):
+    """Those of the jobs that are this workflow's, whether it is a module or not."""
+    return [job for job in jobs if not job.is_group() and Path(str(job.rule.basedir)) == RULES]
+
+
+# When jobs are about to start, so not in a dry run.
+def begin():
     for sweep in SWEEPS:
         write_yaml(config_file(sweep), config_of(sweep))
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(Path(workflow.basedir) / "cluster" / "bin", STATE, workflow.dag.needrun_jobs())
+        RUN.use_slurm(CHECKOUT / "cluster" / "bin", placed(STATE), own(workflow.dag.needrun_jobs()))
+
+
+def explain(log):
+    RUN.explain([job for job in own(workflow.scheduler.failed) if not job.is_local], log)
+
+
+onstart:
+    begin()
 
 
 onerror:
-    RUN.explain([job for job in workflow.scheduler.failed if not job.is_local], log)
+    explain(log)
+
+
+# Of a module Snakemake runs neither.
+if IS_MODULE:
+    as_hooks(begin, explain)
 
 
 def sources_of(sweep):
     """The files that define what a sweep trains."""
     paths = local_sources(target_of(SWEEPS[sweep], ROOT))
-    return [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+    return [local(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)) for path in paths]
 
 
 def imports_of(sweep):

@@ -17,7 +17,7 @@ rule stage_data:
         checksum=lambda w: config["datasets"][w.dataset]["checksum"],
         validation_fraction=lambda w: config["datasets"][w.dataset]["validation_fraction"],
         seed=lambda w: config["datasets"][w.dataset]["seed"],
-        downloads_dir=Path(config["resources_dir"]) / "downloads",
+        downloads_dir=placed(config["resources_dir"]) / "downloads",
         output_dir=subpath(output.manifest, parent=True),
     shell:
         "{params.interpreter:q} {params.script:q}"

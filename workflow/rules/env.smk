@@ -5,8 +5,8 @@
 # The environment itself, which all sweeps share.
 rule install_env:
     input:
-        requirements=config["env"]["requirements"],
-        lock=Path(config["env"]["requirements"]).with_suffix(".txt"),
+        requirements=local(config["env"]["requirements"]),
+        lock=local(str(Path(config["env"]["requirements"]).with_suffix(".txt"))),
     output:
         ENV / "env.yaml",
     log:

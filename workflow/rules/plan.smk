@@ -18,7 +18,7 @@ rule plan:
         script=SCRIPTS / "plan.py",
         sweeps=list(SWEEPS),
         configs=[config_file(sweep) for sweep in SWEEPS],
-        env_dir=ENV,
+        env_dir=placed(ENV),
         # For the jobs that the sweeps would be where Snakemake submits jobs, else for this machine.
         allocation=Path("slurm" if workflow.non_local_exec else "local"),
     shell:

@@ -21,8 +21,8 @@ rule report:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "report.py",
-        record=lambda w: STATE / w.sweep / "record.jsonl",
-        plan=lambda w: STATE / ".plan" / f"{w.sweep}.yaml",
+        record=lambda w: placed(STATE) / w.sweep / "record.jsonl",
+        plan=lambda w: placed(STATE) / ".plan" / f"{w.sweep}.yaml",
         data_manifest=lambda w, input: ["--data-manifest", input.data[0]] if input.data else [],
     shell:
         "{params.interpreter:q} {params.script:q}"
@@ -54,8 +54,8 @@ rule compare:
         interpreter=PYTHON,
         script=SCRIPTS / "compare.py",
         sweeps=list(SWEEPS),
-        results_dir=RESULTS,
-        state_dir=STATE,
+        results_dir=placed(RESULTS),
+        state_dir=placed(STATE),
     shell:
         "{params.interpreter:q} {params.script:q}"
         " --sweeps {params.sweeps:q}"

@@ -40,7 +40,7 @@ rule run_sweep:
         script=SCRIPTS / "run_sweep.py",
         trigger=lambda w: {key: SWEEPS[w.sweep].get(key) for key in TRIGGERS},
         config=lambda w: config_file(w.sweep),
-        env_dir=ENV,
+        env_dir=placed(ENV),
         allocation=ALLOCATION,
     shell:
         "{params.interpreter:q} {params.script:q}"
@@ -77,7 +77,7 @@ rule confirm:
         script=SCRIPTS / "confirm.py",
         seeds=lambda w: SWEEPS[w.sweep]["confirm"]["seeds"],
         config=lambda w: config_file(w.sweep),
-        env_dir=ENV,
+        env_dir=placed(ENV),
         allocation=ALLOCATION,
     shell:
         "{params.interpreter:q} {params.script:q}"

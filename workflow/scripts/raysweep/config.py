@@ -6,6 +6,7 @@ import copy
 import difflib
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,29 @@ def minutes(time: float | str) -> int:
     return math.ceil((seconds(time) or 0) / 60)
 
 
-def validated(config: dict[str, Any], paths: list[Path], root: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Module:
+    """Whose config it is where the workflow is a module of another: its name, and the keys under which the other's config has it, if it does."""
+
+    name: str
+    keys: KeyPath | None
+
+
+def keys_of(part: Any, whole: Any) -> KeyPath | None:
+    """The keys under which `part` itself, not its like, lies in `whole`; None where it does not."""
+    if part is whole:
+        return ()
+    below = whole.items() if isinstance(whole, dict) else ()
+    return next(((key, *keys) for key, value in below if (keys := keys_of(part, value)) is not None), None)
+
+
+def validated(config: dict[str, Any], paths: list[Path], root: Path, module: Module | None = None) -> dict[str, Any]:
     """The config with defaults filled in and numbers read as numbers.
 
     `paths` are the files it came from, the later the stronger; file names in it are relative to `root`. Raises ConfigError: one line with
     file, key, value and what is allowed.
     """
-    return _Check(config, paths, root).validated()
+    return _Check(config, paths, root, module).validated()
 
 
 def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -148,10 +165,17 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _refuse_repeated_keys(paths: list[Path]) -> None:
+def _refuse_repeated_keys(paths: list[Path], keys: KeyPath) -> None:
+    """Refuse them in what lies under `keys`."""
     for path in paths:
         with path.open(encoding="utf-8") as stream:
-            yaml.load(stream, _StrictLoader)
+            loader = _StrictLoader(stream)
+            node = loader.get_single_node()
+            for key in keys:
+                pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+                node = next((inner for name, inner in pairs if name.value == str(key)), None)
+            if node is not None:
+                loader.construct_document(node)
 
 
 def _nearest(key: str, known: dict[str, Any]) -> str:
@@ -180,15 +204,17 @@ def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
 class _Check:
     """One pass over a config, from the outside in; the first mistake ends it."""
 
-    def __init__(self, config: dict[str, Any], paths: list[Path], root: Path) -> None:
+    def __init__(self, config: dict[str, Any], paths: list[Path], root: Path, module: Module | None) -> None:
         self.given = config
         self.config = with_numbers(config)
-        self.paths = paths
         self.root = root
+        self.module = module
+        self.keys = (module.keys if module else None) or ()
+        self.paths = [] if module and module.keys is None else paths
         self.schema = load_schema()
 
     def validated(self) -> dict[str, Any]:
-        _refuse_repeated_keys(self.paths)
+        _refuse_repeated_keys(self.paths, self.keys)
         sweeps = self.config.get("sweeps")
         for sweep in sweeps.values() if isinstance(sweeps, dict) else ():
             for key in ("search_algorithm", "scheduler"):
@@ -196,6 +222,9 @@ class _Check:
                     sweep[key] = {"name": sweep[key]}  # the short form
         self.against_schema(self.config, self.schema, ())
         self.config = _with_defaults(self.config, self.schema)
+        if self.module and "requirements" not in self.given.get("env", {}):
+            own = PATH_TO_SCHEMA.parents[1] / self.config["env"]["requirements"]
+            self.config["env"]["requirements"] = str(own.relative_to(self.root) if own.is_relative_to(self.root) else own)
         self.texts()
         self.folders()
         self.environment()
@@ -204,11 +233,14 @@ class _Check:
         return self.config
 
     def refuse(self, path: KeyPath, message: str) -> ConfigError:
-        return ConfigError(f"{self.file_of(path)}: {_dotted(path)}: {message}")
+        return ConfigError(f"{self.file_of(path)}: {self.dotted(path)}: {message}")
+
+    def dotted(self, path: KeyPath) -> str:
+        return _dotted((*self.keys, *path))
 
     def file_of(self, path: KeyPath) -> str:
-        """The last file that sets the key to what it is, else --config; for a missing key the same of what is around it."""
-        contents = [(file, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in reversed(self.paths)]
+        """The last file that sets the key to what it is, else --config or the module; for a missing key the same of what is around it."""
+        contents = [(file, _at(yaml.safe_load(file.read_text(encoding="utf-8")), self.keys)) for file in reversed(self.paths)]
         nearest = next(path[:n] for n in range(len(path), -1, -1) if _at(self.given, path[:n]) is not _MISSING)
         value = _at(self.given, nearest)
         for file, content in contents:
@@ -216,7 +248,7 @@ class _Check:
             # Maps may be merged from several files; NaN is equal to itself as text only.
             if repr(its_value) == repr(value) or (isinstance(value, dict) and isinstance(its_value, dict)):
                 return str(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
-        return "--config"
+        return f"module {self.module.name}" if self.module else "--config"
 
     def against_schema(self, value: Any, schema: dict[str, Any], path: KeyPath) -> None:
         """Refuse the first thing in `value` that its schema does not allow, outermost first."""
@@ -330,7 +362,7 @@ class _Check:
         for key in ("search_algorithm", "scheduler"):
             sweep[key] = self.options((*path, key), sweep[key])
         try:
-            space = parse_space(sweep["search_space"], _dotted((*path, "search_space")))
+            space = parse_space(sweep["search_space"], self.dotted((*path, "search_space")))
         except ConfigError as error:
             raise ConfigError(f"{self.file_of((*path, 'search_space'))}: {error}") from None
         self.fits_algorithm(path, space, sweep["search_algorithm"]["name"])

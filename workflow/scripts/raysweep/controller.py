@@ -13,8 +13,9 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,23 @@ def say_as_much_as(output: Any) -> None:
         os.environ[SAYS] = says
 
 
+def as_hooks(start: Callable[[], None], fail: Callable[[Iterable[str]], None]) -> None:
+    """Have Snakemake call these when jobs are about to start and when some have failed, as it does `onstart` and `onerror` of the main Snakefile, but not
+    those of a module."""
+    scheduler: Any = sys.modules["snakemake.scheduling.job_scheduler"].JobScheduler
+    as_it_was = scheduler.schedule
+
+    def schedule(self: Any) -> bool:
+        if self.workflow.dryrun or self.workflow.execution_settings.no_hooks:
+            return as_it_was(self)
+        start()
+        if not (succeeded := as_it_was(self)):
+            fail(self.workflow.logger_manager.get_logfile())
+        return succeeded
+
+    scheduler.schedule = schedule
+
+
 def what_of(job: Any) -> str:
     """What the Slurm plugin calls one of Snakemake's jobs."""
     return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")
@@ -119,7 +137,7 @@ class Failed:
     def to_change(self, said: str) -> str:
         """What to do about something that Slurm said."""
         allocation = f"sweeps.{self.sweep or '<name>'}.allocation"
-        runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule == "confirm" else f"{allocation}.runtime"
+        runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule.endswith("confirm") else f"{allocation}.runtime"
         now = {key: "empty" if value == "" else value for key, value in self.resources.items()}
         now = dict.fromkeys(("slurm_account", "slurm_partition", "qos", "runtime", "nodes", "mem_mb", "_cores"), "not set") | now
         or_partition = f"or slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
@@ -143,8 +161,9 @@ class Failed:
 class Run:
     """One run of Snakemake in the folder `root`. What it needs for itself lies in a folder below .snakemake, which goes when it ends."""
 
-    def __init__(self, root: Path, logs_dir: Path) -> None:
-        self.runs_dir, self.locks_dir, self.logs_dir = root / ".snakemake" / "raysweep", root / ".snakemake" / "locks", logs_dir
+    def __init__(self, root: Path, *logs_dirs: Path) -> None:
+        self.runs_dir, self.locks_dir, self.logs_dirs = root / ".snakemake" / "raysweep", root / ".snakemake" / "locks", list(logs_dirs)
+        self.said: set[str] = set()
 
     def clear_up(self) -> None:
         """Remove the locks of a Snakemake that was killed on this machine; name one that may be at work, which Snakemake's own words on locks do not."""
@@ -163,14 +182,16 @@ class Run:
                 other.take_away()
 
     def begin(self) -> None:
-        """Say who holds the locks from now on. What logs hold is of earlier runs."""
+        """Say who holds the locks from now on: once, whoever asks for it again. What logs hold is of earlier runs."""
+        if hasattr(self, "dir"):
+            return
         self.runs_dir.mkdir(parents=True, exist_ok=True)
         self.dir = Path(tempfile.mkdtemp(dir=self.runs_dir))
         atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
         with written_aside(self.dir / WHO) as stream:
             json.dump(this_process(), stream)
         os.environ[slurm_client.RUN_DIR] = str(self.dir)  # by which the next one knows what this one has started
-        self.log_sizes = {path: path.stat().st_size for path in self.logs_dir.rglob("*.log")}
+        self.log_sizes = {path: path.stat().st_size for logs_dir in self.logs_dirs for path in logs_dir.rglob("*.log")}
 
     def use_slurm(self, bin_dir: Path, state_dir: Path, jobs: Iterable[Any]) -> None:
         """Put our `squeue`, `sacct` and `sbatch` between the Slurm plugin and Slurm, see slurm_client.py. `jobs` are Snakemake's, before they run."""
@@ -187,11 +208,12 @@ class Run:
         submitted, refused = slurm_client.read_notes(self.dir)
         last = refused | {note["what"]: note for note in submitted.values() if "what" in note}
         said = "".join(Path(path).read_text(errors="replace") for path in snakemake_logs)
-        lines = []
+        lines = set()
         for job in jobs:
             failed = Failed(job.rule.name, "_".join(job.wildcards), Path(next(iter(job.log), os.devnull)), dict(job.resources))
-            lines.append(f"Error: {self.why(failed, last.get(what_of(job)), said)}.\n")
-        atexit.register(sys.stderr.write, "".join(dict.fromkeys(sorted(lines))))
+            lines.add(f"Error: {self.why(failed, last.get(what_of(job)), said)}.\n")
+        atexit.register(sys.stderr.write, "".join(sorted(lines - self.said)))
+        self.said |= lines
 
     def why(self, failed: Failed, note: dict[str, Any] | None, said: str) -> str:
         """Why a job failed, and what to do, by the last that is known of it."""
@@ -238,6 +260,12 @@ class Run:
             text = stream.read().decode(errors="replace")
         found = re.findall(r"^\S+ \S+ (?:ERROR|CRITICAL) Error: (.*)$", text, re.MULTILINE)
         return found[-1] if found else None
+
+
+@cache
+def the_run(root: Path) -> Run:
+    """The run of this process: one, though several modules of Snakemake may be this workflow."""
+    return Run(root)
 
 
 @dataclass(frozen=True)

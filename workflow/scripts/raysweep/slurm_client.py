@@ -30,7 +30,7 @@ PYTHON = "RAYSWEEP_PYTHON"  # what runs this file
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON)
 NOTES = "notes.jsonl"
 SCRIPT = "/dev/stdin"  # whence sbatch has the job's commands
-OUTPUTS = "outputs.json"  # of each job that may be submitted (what → one of them)
+OUTPUTS = "outputs.json"  # of each of our jobs that may be submitted (what → one of them)
 
 STARTED = time.monotonic()
 DEADLINE_S = 50  # of all questions to Slurm together; the plugin waits 60 s for an answer
@@ -226,14 +226,19 @@ def incomplete_mark(output: str) -> Path:
     return Path("incomplete", *(f"@{folder}" for folder in folders), last)
 
 
+def our_outputs(run_dir: Path) -> dict[str, str]:
+    """An output of each job that is ours. A workflow that has us as a module submits others as well."""
+    return json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8"))
+
+
 def ending(run_dir: Path, what: str) -> str:
     """What a job does last: it says how it ended, by which alone a job can be judged that slurmctld has forgotten and accounting does not know.
 
     And it marks its outputs as incomplete again. Snakemake's part in the job takes the mark away, which the Snakemake that submitted it shall
     do when it has seen the job's end and noted what the outputs were made from. Where that one has died, the next one has them made again.
     """
-    outputs = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8"))
-    mark = shlex.quote(str(run_dir.parents[1] / incomplete_mark(outputs[what])))
+    output = our_outputs(run_dir).get(what)
+    mark = shlex.quote(str(run_dir.parents[1] / incomplete_mark(output)) if output else os.devnull)
     said = f'{shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit'  # the folder is gone where that Snakemake has ended
     return f'\ncode=$?\n{{ echo \'{{}}\' > {mark}; echo "$code" > {said}; }} 2> /dev/null\nexit "$code"'
 
@@ -243,7 +248,7 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
     what = option(arguments, "--comment")
     # The sweep's folder is part of its name: two configs may have a sweep of one name each.
     comment = f"{what} in {os.environ[STATE_DIR]}"
-    refusal = refusal_of_second(what, comment)
+    refusal = refusal_of_second(what, comment) if what in our_outputs(run_dir) else None
     if arguments[-1] != SCRIPT:
         refusal = (
             "cluster/config.yaml lacks slurm-pass-command-as-script: true, without which a shell could run what stands in a path or a text"
