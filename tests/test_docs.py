@@ -82,6 +82,8 @@ RUN_BY = {
     "snakemake --cores all --until build_env": "test_dry_run.py::test_single_stages_and_targets",
     "snakemake --cores all -R run_sweep": "test_end_to_end.py::test_forcing_the_sweep_writes_the_same_outputs_from_the_record_without_ray",
     "snakemake --cores all -R stage_data --configfile sweeps/mine/config.yaml": "test_dry_run.py::test_data_that_are_staged_again_bring_the_sweep",
+    "snakemake --cores all plan": "test_plan.py::test_steps_of_the_real_model_are_timed",
+    "snakemake --cores all --quiet": "test_controller.py::test_our_lines_follow_snakemakes_quiet",
     "snakemake --report report.zip": "test_end_to_end.py::test_snakemakes_own_report_has_the_results_with_their_captions",
     ".venv/bin/uv pip compile --universal --python-version 3.11 sweeps/mine/requirements.in -o sweeps/mine/requirements.txt": (
         "test_locks.py::test_a_list_of_ones_own_is_locked_as_the_documents_say"
@@ -89,6 +91,7 @@ RUN_BY = {
     "snakemake check_cluster --executor slurm --profile cluster --configfile my.yaml": (
         "slurm/test_check_cluster.py::test_all_is_well_on_two_nodes_and_asked_again_it_looks_again"
     ),
+    "snakemake plan --executor slurm --profile cluster --configfile my.yaml": "slurm/test_sweep.py::test_confirm_and_report_follow_on_one_node",
     "snakemake --executor slurm --profile cluster --configfile my.yaml": "slurm/test_sweep.py::test_confirm_and_report_follow_on_one_node",
     "snakemake --executor slurm --profile cluster --set-resources run_sweep:runtime=180 run_sweep:constraint=skylake --set-threads run_sweep=8": (
         "slurm/test_sweep.py::test_three_nodes_without_gpus_and_what_set_resources_gives_counts"
@@ -101,6 +104,9 @@ ON_SLURM = "snakemake --executor slurm --profile cluster"
 # … → why no test runs it.
 NOT_RUN = {
     "module load python/3.11": "a site's own command",
+    "git clone '<this' 'repository>' raysweep": "the address is the reader's",
+    "'(cd' 'raysweep;' make 'setup)'": "sets up another clone; test_makefile.py runs `make setup`, and test_module.py what follows",
+    "source raysweep/.venv/bin/activate": "the same",
     f"{ON_SLURM} --configfile my.yaml config/alliance.yaml": "needs that site's modules and wheelhouse; test_dry_run.py reads its config",
     f"{ON_SLURM} --configfile my.yaml config/plain-slurm.yaml": "downloads PyTorch to a cluster; test_dry_run.py reads its config",
     f"{ON_SLURM} --until build_env --configfile my.yaml config/no-network.yaml": "downloads PyTorch's CUDA build; test_dry_run.py reads its config",
@@ -195,7 +201,7 @@ def test_a_link_of_the_site_that_leads_nowhere_is_an_error(tmp_path: Path) -> No
 
 def test_the_diagram_has_every_rule_that_makes_a_result() -> None:
     diagram = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("```")[1]
-    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.stem != "check"]
+    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.stem not in ("check", "plan")]  # which only print
     rules = {rule for path in files for rule in re.findall(r"(?m)^rule (\w+):", path.read_text(encoding="utf-8"))}
     assert rules == set(re.findall(r"(?<![\w/.])[a-z]+_[a-z]+\b|\b(?:confirm|report|compare)\b(?!\.)", diagram))
 

@@ -142,3 +142,5 @@ def test_confirm_and_report_follow_on_one_node(project: SlurmProject) -> None:
     assert re.search(r"Ray is up after [\d.]+ s: 2 CPUs, 0 GPUs", confirm)
     again = project.cluster.run(project.command(), cwd=project.folder)
     assert "Nothing to be done" in again.stdout + again.stderr
+    planned = project.cluster.run(project.command("plan"), cwd=project.folder)
+    assert re.search(r"\n  trials      1, 0 of them left: 1 at a time, .*\n  nodes       2, with 4 CPUs\n", planned.stdout + planned.stderr)

@@ -16,7 +16,15 @@ IS_MODULE = not workflow.modifier.is_main_snakefile()
 sys.path.insert(0, str(SCRIPTS))
 from raysweep.allocation import slurm_extra
 from raysweep.config import Module, env_arguments, keys_of, minutes, validated
-from raysweep.controller import answer_signals_in_a_thread, as_hooks, cancel_all_on_ctrl_c, quote_python, quote_words, say_as_much_as, the_run
+from raysweep.controller import (
+    answer_signals_in_a_thread,
+    as_hooks,
+    cancel_all_on_ctrl_c,
+    quote_python,
+    quote_words,
+    say_as_much_as,
+    the_run,
+)
 from raysweep.environment import env_key
 from raysweep.errors import ConfigError
 from raysweep.files import write_yaml
