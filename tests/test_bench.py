@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,21 @@ def test_the_results_that_are_kept_are_whole() -> None:
         for row in rows:
             [figure] = [figure for figure in FIGURES if figure.name == row["figure"]]
             assert list(row.values()) == row_of(figure, runs), path
+
+
+def test_the_documents_quote_the_ratios_of_the_table() -> None:
+    speed = (bench.RESULTS.parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
+    [table] = re.findall(r"\]\(\.\./benchmarks/results/([\w-]+)\.md\)", speed)
+    with (bench.RESULTS / f"{table}.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    compared = [row["ratio"] for row in rows if row["ratio"] and "÷ ours at" not in row["figure"]]
+    measured, bounds = (speed.partition(heading)[2].partition("\n## ")[0] for heading in ("## What was measured", "## What bounds it"))
+    assert re.findall(r"(?m)^\| .* \| ([\d.]+) \|$", measured) == compared
+    missed = [row["ratio"] for row in rows if row["met"] == "no"]
+    assert re.findall(r"(?m)^\| [^|]+ \| [\d.]+ \| ([\d.]+) \|", bounds) == missed
+    readme = (bench.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    sweeps = sorted(float(row["ratio"]) for row in rows if row["figure"].startswith("sweep of") and "reference" in row["figure"])
+    assert re.findall(r"were ([\d.]+) to ([\d.]+) times as fast", readme) == [(f"{sweeps[0]}", f"{sweeps[-1]}")]
 
 
 def test_the_reference_is_a_sweep_that_runs(tmp_path: Path) -> None:

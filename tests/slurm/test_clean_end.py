@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slurm.cluster import SlurmCluster, wait_until
@@ -70,10 +71,9 @@ class Sweeps(SlurmProject):
             if where == self.node_killed[name] and what in line and "/raylet" not in line and (name == "srun" or "srun --" not in line)
         }
         assert found, f"{name}: there is nothing to kill"
-        for pid in found:
+        # srun has two processes, of which the second, when the first is gone, has Slurm kill the agents.
+        for pid in [pid for pid in found if name != "srun" or psutil.Process(pid).ppid() not in found]:
             os.kill(pid, signal.SIGKILL)
-            if name == "srun":  # its second process then has Slurm kill the agents
-                break
 
     def said(self) -> list[str]:
         self.output, _ = self.process.communicate(timeout=400)

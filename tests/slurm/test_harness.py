@@ -23,8 +23,8 @@ LISTEN = "import socket; s = socket.create_server(('', 4000)); s.accept()"
 def start_daemon(cluster: SlurmCluster, node: str) -> int:
     """Have a job on a node leave a process behind; returns its pid on this machine."""
     cluster.run(["srun", f"--nodelist={node}", "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & sleep 0.1"])
-    ((pid, line),) = cluster.node_processes(node).items()
-    assert line == "sleep 1000"
+    wait_until(lambda: list(cluster.node_processes(node).values()) == ["sleep 1000"], "the daemon alone is there")
+    [pid] = cluster.node_processes(node)
     return pid
 
 
@@ -59,13 +59,15 @@ def test_nodes_reach_each_other_and_nothing_else(slurm: SlurmCluster) -> None:
 @pytest.mark.skipif(not IS_ROOT, reason="only root can be a second user")
 def test_a_second_user_has_jobs_of_his_own(slurm: SlurmCluster) -> None:
     assert slurm.run([sys.executable, "-c", "import os; print(os.getuid())"], user=GUEST).stdout == f"{GUEST_UID}\n"
-    job = slurm.sbatch("--wrap", "id -un; sleep 1000", user=GUEST)
+    job = slurm.sbatch("--nodelist=node1", "--wrap", "id -un; sleep 1000", user=GUEST)
     output = slurm.base / "home" / GUEST / f"slurm-{job}.out"
-    wait_until(lambda: output.exists() and output.read_text() == f"{GUEST}\n", "his job writes in his home")
-    assert output.stat().st_uid == GUEST_UID
-    assert "sleep 1000" in slurm.node_processes("node1", GUEST_UID).values()
-    assert slurm.node_processes("node1", os.getuid()) == {}
-    slurm.run(["scancel", job], user=GUEST)
+    try:
+        wait_until(lambda: output.exists() and output.read_text() == f"{GUEST}\n", "his job writes in his home")
+        assert output.stat().st_uid == GUEST_UID
+        wait_until(lambda: "sleep 1000" in slurm.node_processes("node1", GUEST_UID).values(), "his job sleeps")
+        assert slurm.node_processes("node1", os.getuid()) == {}
+    finally:
+        slurm.run(["scancel", job], user=GUEST)
     wait_until(lambda: slurm.job_state(job) == "CANCELLED" and not slurm.node_processes("node1"), "his job is gone")
 
 
