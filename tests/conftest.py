@@ -11,7 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 import project as checkouts
 import sweeping
 
-LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_report_page")
+LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_report_page", "test_module")
 
 
 class ByModule(LoadScopeScheduling):

@@ -41,7 +41,7 @@ def test_its_jobs_and_those_of_the_outer_workflow_reach_slurm_and_a_failure_is_t
     said = (run.stdout + run.stderr).splitlines()
     assert run.returncode == 1
     assert [line for line in said if line.startswith("Error: ")] == said[-1:], run.stdout + run.stderr
-    assert said[-1].startswith("Error: sweep s, tuning_run_sweep: all its trials failed") or "out of ideas" in said[-1], said[-1]
+    assert said[-1].startswith("Error: sweep s, tuning_run_sweep: all 1 trials failed, 1 of them so: RuntimeError: out of ideas"), said[-1]
     project.write("ideas", "")
     run = project.cluster.run(command, cwd=project.folder)
     assert (project.folder / "paper.txt").read_text().startswith("node")
