@@ -113,7 +113,7 @@ def test_mistakes_are_one_line(contained: Project, env: dict[str, Any], line: st
 def test_without_apptainer_it_is_one_line(contained: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = contained.folder / "programs"
     programs.mkdir()
-    for name in ("bash", "sh", "env"):
+    for name in ("bash", "sh", "env", "which"):
         (programs / name).symlink_to(f"/bin/{name}" if Path(f"/bin/{name}").exists() else f"/usr/bin/{name}")
     monkeypatch.setenv("PATH", str(programs))
     run = contained.snakemake("--until", "build_env")

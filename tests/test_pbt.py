@@ -90,7 +90,7 @@ def test_the_worse_trial_takes_over_a_copy_of_the_better_ones_recorded_checkpoin
             local = tmp_path / "tune" / trial_id
             manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None), _latest_checkpoint_result=None)
             trial: Any = SimpleNamespace(
-                trial_id=trial_id, config={"lr": 0.01, "_raysweep": {"seed": trial_id}}, local_path=str(local), status="RUNNING"
+                trial_id=trial_id, config={"lr": 0.01, "_raysweep": {"seed": trial_id}}, path=str(local), status="RUNNING"
             )
             trial.run_metadata = SimpleNamespace(checkpoint_manager=manager)
             trial.set_config = lambda config, trial=trial: setattr(trial, "config", config)

@@ -82,7 +82,7 @@ RICH: dict[str, Any] = {
     "search_space": {
         "lr": {"loguniform": [1e-4, 1e-1]},
         "net": {"width": {"randint": [16, 256]}, "act": {"choice": ["relu", HOSTILE]}},
-        'a.b[0] "quoted"': {"uniform": [0, 1]},
+        'a.b(0) "quoted"': {"uniform": [0, 1]},
     },
     "name": "sweep <i>one</i>",
 }
@@ -129,7 +129,7 @@ def test_the_figures_show_every_trial(browser: Any, tmp_path: Path) -> None:
     assert browser.execute_script(points, "#chart-timeline .mark-rect path") >= len(inputs.attempts) + 1
     texts = browser.find_element(By.ID, "chart-parallel").text
     assert "net/width" in texts
-    assert 'a.b[0] "quoted"' in browser.find_element(By.ID, "chart-key3").text
+    assert 'a.b(0) "quoted"' in browser.find_element(By.ID, "chart-key3").text
 
 
 def test_what_mattered_is_said_from_thirty_trials_up(browser: Any, tmp_path: Path) -> None:

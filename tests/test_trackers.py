@@ -7,7 +7,6 @@ import logging
 import struct
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,36 +66,15 @@ def test_each_trial_has_its_curve_and_its_hyper_parameters_and_those_added_later
         assert any("hparams" in value.tag for event in events for value in event.summary.value)
 
 
-@pytest.fixture(scope="module")
-def python_with_trackers(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Python that has what the tests' has, and what workflow/envs/trackers.in asks for besides."""
-    folder = tmp_path_factory.mktemp("env") / "with trackers"
-    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(folder)], check=True, capture_output=True)
-    python = str(folder / "bin" / "python")
-    wanted = [
-        line
-        for line in (REPOSITORY / "workflow/envs/trackers.txt").read_text().splitlines()
-        if line.startswith(("mlflow", "wandb", "sqlalchemy", "alembic"))
-    ]
-    installed = subprocess.run(
-        ["uv", "pip", "install", "--quiet", "--python", python, *wanted], check=False, capture_output=True, text=True
-    )
-    if installed.returncode:
-        pytest.skip(f"mlflow and wandb cannot be had here: {installed.stderr.splitlines()[-1]}")
-    (folder / sysconfig.get_path("purelib", vars={"base": ""}).strip("/") / "tests.pth").write_text(sysconfig.get_path("purelib"))
-    return python
-
-
-def test_mlflow_and_wandb_have_a_run_for_each_trial(project: Project, python_with_trackers: str) -> None:
-    env = ENV | {"python": python_with_trackers, "requirements": str(REPOSITORY / "workflow/envs/trackers.in")}
+def test_mlflow_and_wandb_have_a_run_for_each_trial(project: Project) -> None:
     sweep = sweep_of(
         "climb", num_samples=2, max_epochs=3, search_space={"x": {"uniform": [0, 1]}, "net": {"width": 3}}, mlflow="local", wandb="mine"
     )
-    project.configure(env=env, sweeps={"s": sweep})
+    project.configure(env=ENV | {"requirements": str(REPOSITORY / "workflow/envs/trackers.in")}, sweeps={"s": sweep})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "is told no more" not in run.stdout + run.stderr
-    argv = [python_with_trackers, "-c", READ_MLFLOW, f"sqlite:///{project.folder / 'state/s/mlflow.db'}"]
+    argv = [sys.executable, "-c", READ_MLFLOW, f"sqlite:///{project.folder / 'state/s/mlflow.db'}"]
     shown = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     trials = project.record("s").trials
     assert shown == {

@@ -65,8 +65,11 @@ class PBT(PopulationBasedTraining):
             logger.debug("trial %s has no checkpoint that trial %s could take over", donor.trial_id, trial.trial_id)
             return
         source = state_dir / donor.checkpoints[result.epoch]
-        # Beside the trial's own, whose names begin otherwise; a copy, since the other trial's is deleted when it has a later one.
-        folder = Path(trial.local_path) / f"taken_over_{len(list(Path(trial.local_path).glob('taken_over_*'))):06d}"
+        # Beside the trial's own, whose names begin otherwise; a copy, since the other trial's is deleted when it has a later one. Of earlier copies the latest
+        # stays, of which the record speaks until it has heard of this one.
+        folder = Path(trial.path) / f"taken_over_{self._num_perturbations:06d}"
+        for old in sorted(folder.parent.glob("taken_over_*"))[:-1]:
+            shutil.rmtree(old)
         shutil.copytree(source, folder)
         config = self.explored(donor.config)
         tune_controller.pause_trial(trial, should_checkpoint=False)
@@ -190,6 +193,7 @@ class Grouped(TrialScheduler):
         # index of the configuration → epoch → trial_id → value; of what is recorded the scheduler knows, see replay().
         self.reported: dict[int, dict[int, dict[str, float]]] = {}
         self.told: dict[int, int] = {}
+        self.added: set[int] = set()
         for index, group in recorded.groups.items():
             self.told[index] = group.epochs
             for trial in group.trials:
@@ -232,9 +236,11 @@ class Grouped(TrialScheduler):
         return {**result, self.metric_told: sum(values.values()) / len(values)}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if self._index(trial) not in self.ended:
-            self.ended[self._index(trial)] = set()
-            self.inner.on_trial_add(tune_controller, self._stub(self._index(trial)))
+        index = self._index(trial)
+        self.ended.setdefault(index, set())
+        if index not in self.added:
+            self.added.add(index)
+            self.inner.on_trial_add(tune_controller, self._stub(index))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         index = self._index(trial)

@@ -23,7 +23,7 @@ from .record import Judged, Mode, Sweep
 from .samplers import NORMAL_QUANTILES, parameter_of, value_of
 from .seeds import sampler_seed
 from .sources import find_target, load_target
-from .space import Choice, Distribution, Normal, fill, flattened, values_in
+from .space import Choice, Distribution, Normal, fill, flattened, nested, values_in
 
 logger = logging.getLogger("raysweep")
 
@@ -68,11 +68,6 @@ class TuneSampler:
         self.name, self.space, self.metric, self.mode = name, space, metric, mode
         self.distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
         self.searcher = self._made(load_searcher(name, root), options, sampler_seed(seed, len(recorded.trials)))
-        domains = {key: _domain(d) for key, d in self.distributions.items()}
-        if not self.searcher.set_search_properties(metric, mode, domains):
-            raise RaysweepError(
-                f"search_algorithm {name}: it takes no search space and metric from outside, as it has its own. Leave them to the config"
-            )
         described = json.dumps([name, options, {key: repr(d) for key, d in space.items()}, metric, mode, seed], sort_keys=True)
         self.state = state_dir / f"searcher-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
         self.told: set[str] = set()
@@ -93,10 +88,17 @@ class TuneSampler:
         seeds = {key: seed for key in SEED_OPTIONS[:2] if key in known and key not in options}
         if self.name == "ax":
             seeds = {"random_seed": seed}
+        domains = nested({key: _domain(d) for key, d in self.distributions.items()})
         try:
-            return searcher(**seeds, **options)
-        except Exception as error:  # of the user's options, or of a library that is not there
+            made = searcher(**seeds, **options)
+            takes_ours = made.set_search_properties(self.metric, self.mode, domains)
+        except Exception as error:  # of the user's options, or of a library that is not there or of another version
             raise RaysweepError(f"search_algorithm {self.name}: {type(error).__name__}: {error}") from None
+        if not takes_ours:
+            raise RaysweepError(
+                f"search_algorithm {self.name}: it takes no search space and metric from outside, as it has its own. Leave them to the config"
+            )
+        return made
 
     def propose(self, index: int) -> dict[str, Any] | None:
         trial_id = f"{index:05d}"
