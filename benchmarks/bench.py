@@ -58,6 +58,15 @@ FIGURES = (
     Figure("memory (PSS) of ten concurrent trials: reference ÷ ours", "MB", "memory/reference", "memory/ours", 5),
     Figure("snakemake -n, whole process", "s", None, "dry run", 2, at_least=False),
 )
+# With a GPU: what it is for, the sweeps and their steps; on both sides as many trials at a time as there are cores.
+GPU_FIGURES = (
+    Figure("sweep of LeNet on one GPU: reference ÷ ours", "s", "lenet/reference", "lenet/auto", 20),
+    Figure("sweep of a perceptron (user's own) on one GPU: reference ÷ ours", "s", "perceptron/reference", "perceptron/auto", 20),
+    Figure("sweep of strided convolutions (user's own) on one GPU: reference ÷ ours", "s", "strided/reference", "strided/auto", 20),
+    Figure("sweep of LeNet on one GPU: fuse off ÷ fuse auto", "s", "lenet/off", "lenet/auto", 2),
+    Figure("step at batch size 2 on one GPU: plain PyTorch ÷ ours", "µs", "step 2/reference", "step 2/fused", 4),
+    Figure("step at batch size 16 on one GPU: plain PyTorch ÷ ours", "µs", "step 16/reference", "step 16/fused", 1.2),
+)
 
 
 class Runs:
@@ -103,7 +112,7 @@ def row_of(figure: Figure, runs: Runs) -> list[str] | None:
 
 
 def write_tables(runs: Runs, stem: Path) -> None:
-    rows = {figure: row for figure in FIGURES if (row := row_of(figure, runs))}
+    rows = {figure: row for figure in figures() if (row := row_of(figure, runs))}
     columns = ["figure", "unit", "reference", "ours", "ratio", "goal", "met"]
     with stem.with_name(f"{stem.name}.csv").open("w", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([columns, *rows.values()])
@@ -138,10 +147,17 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def figures() -> tuple[Figure, ...]:
+    return GPU_FIGURES if has_gpu() else FIGURES
+
+
 def describe_machine() -> str:
+    import torch
+
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return (
         f"{len(os.sched_getaffinity(0))} cores ({model[1] if model else platform.machine()}), {psutil.virtual_memory().total / 1e9:.0f} GB"
+        + (f", {torch.cuda.get_device_name()}" if has_gpu() else "")
     )
 
 
@@ -166,13 +182,13 @@ def chosen(sides: dict[str, Callable[[], Measured]], only: str) -> list[str]:
     words = [word.strip() for word in only.split(",") if word.strip()]
     wanted = [
         side
-        for figure in FIGURES
+        for figure in figures()
         if not words or any(word in f"{figure.name} {figure.reference} {figure.ours}" for word in words)
         for side in (figure.reference, figure.ours)
         if side
     ]
     if not wanted:
-        sys.exit(f"Error: no figure has {only!r} in its name. There are: {'; '.join(figure.name for figure in FIGURES)}")
+        sys.exit(f"Error: no figure has {only!r} in its name. There are: {'; '.join(figure.name for figure in figures())}")
     return [side for side in sides if side in wanted]
 
 
@@ -187,7 +203,8 @@ def main() -> None:
     stem = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name_of_machine()}"
     runs = Runs(stem.with_name(f"{stem.name}.runs.csv"))
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:  # nodes of the Slurm for tests share folders below /tmp
-        bench = Bench(Path(folder), data_in(args.data_dir, args.resources_dir / "data").resolve(), args.resources_dir / "wheels")
+        machine = {"cpus": len(os.sched_getaffinity(0)), "gpus": 1} if has_gpu() else {}
+        bench = Bench(Path(folder), data_in(args.data_dir, args.resources_dir / "data").resolve(), args.resources_dir / "wheels", **machine)
         sides = bench.sides()
         for number in range(args.rounds):
             for side in chosen(sides, args.only):

@@ -62,8 +62,8 @@ class Measured:
 class Bench:
     """The machine, the data and a folder for it all. `data_dir` holds cifar-10-batches-py."""
 
-    def __init__(self, folder: Path, data_dir: Path, wheels_dir: Path, cpus: int = 2) -> None:
-        self.folder, self.data_dir, self.wheels_dir, self.cpus = folder, data_dir, wheels_dir, cpus
+    def __init__(self, folder: Path, data_dir: Path, wheels_dir: Path, cpus: int = 2, gpus: int = 0) -> None:
+        self.folder, self.data_dir, self.wheels_dir, self.cpus, self.gpus = folder, data_dir, wheels_dir, cpus, gpus
 
     def sides(self) -> dict[str, Callable[[], Measured]]:
         """All that can be measured here, by name."""
@@ -119,7 +119,7 @@ class Bench:
             "--configs",
             str(path),
         ]
-        return [*argv, "--at-a-time", str(at_a_time), "--cpus", str(self.cpus)]
+        return [*argv, "--at-a-time", str(at_a_time), "--cpus", str(self.cpus), "--gpus", str(self.gpus)]
 
     def reference_sweep(self, model: str) -> Measured:
         found = output_of(self.reference_command(model, at_a_time=self.cpus))
@@ -156,8 +156,9 @@ class Bench:
             sweep = {"dataset": "cifar10", "metric": "accuracy", "search_space": SPACE, "num_samples": NUM_SAMPLES, "seed": SEED} | sweep
         else:
             project.write("user.py", NO_OP)
-        allocation = {"cpus_per_node": self.cpus, "mem_mb_per_node": 16_000}
-        project.configure(sweeps={"s": {"trial_resources": {"cpu": 1}, "allocation": allocation} | sweep}, **options)
+        allocation = {"cpus_per_node": self.cpus, "gpus_per_node": self.gpus, "mem_mb_per_node": 16_000}
+        resources = {"cpu": 1, "gpu": "auto" if self.gpus else 0}
+        project.configure(sweeps={"s": {"trial_resources": resources, "allocation": allocation} | sweep}, **options)
         if "model" in sweep:
             staged = project.snakemake("--until", "stage_data")
             assert staged.returncode == 0, staged.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from bench import FIGURES, Figure, Runs, chosen, row_of, write_tables
+from bench import FIGURES, GPU_FIGURES, Figure, Runs, chosen, row_of, write_tables
 from measures import MODELS, REFERENCE, Bench, Measured
 
 RATIO = Figure("a sweep: reference ÷ ours", "s", "a/reference", "a/auto", 6)
@@ -52,7 +52,7 @@ def test_runs_are_written_at_once_and_found_again_with_their_accuracies(tmp_path
 
 
 def test_the_table_has_the_columns_that_it_must_have_and_how_often_each_side_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "FIGURES", (RATIO,))
+    monkeypatch.setattr(bench, "figures", lambda: (RATIO,))
     runs = runs_of(tmp_path / "r.csv", a_reference=[600, 620], a_auto=[100])
     runs.add("a/auto", Measured(101, (0.5, 0.25)))
     write_tables(runs, tmp_path / "today")
@@ -65,10 +65,12 @@ def test_the_table_has_the_columns_that_it_must_have_and_how_often_each_side_ran
     assert "| a/auto | 0.500 | 0.50 0.25 |" in text
 
 
-def test_every_side_of_every_figure_can_be_measured_and_is_found_by_a_word(tmp_path: Path) -> None:
+def test_every_side_of_every_figure_can_be_measured_and_is_found_by_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "figures", lambda: FIGURES)  # wherever this runs
     sides = Bench(tmp_path, tmp_path, tmp_path).sides()
     named = {side for figure in FIGURES for side in (figure.reference, figure.ours) if side}
     assert named == set(sides)
+    assert {side for figure in GPU_FIGURES for side in (figure.reference, figure.ours)} < named
     assert chosen(sides, "") == list(sides)
     assert chosen(sides, "memory, snakemake -n") == ["memory/reference", "memory/ours", "dry run"]
     with pytest.raises(SystemExit, match="no figure has 'nothing such' in its name"):
@@ -84,22 +86,23 @@ def test_the_results_that_are_kept_are_whole() -> None:
             rows = list(csv.DictReader(stream))
         runs = Runs(path.with_name(f"{path.stem}.runs.csv"))
         for row in rows:
-            [figure] = [figure for figure in FIGURES if figure.name == row["figure"]]
+            [figure] = [figure for figure in (*FIGURES, *GPU_FIGURES) if figure.name == row["figure"]]
             assert list(row.values()) == row_of(figure, runs), path
 
 
 def test_the_documents_quote_the_ratios_of_the_table() -> None:
     speed = (bench.RESULTS.parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
-    [table] = re.findall(r"\]\(\.\./benchmarks/results/([\w-]+)\.md\)", speed)
-    with (bench.RESULTS / f"{table}.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = []
+    for table in re.findall(r"\]\(\.\./benchmarks/results/([\w-]+)\.md\)", speed):
+        with (bench.RESULTS / f"{table}.csv").open(newline="") as stream:
+            rows += list(csv.DictReader(stream))
     compared = [row["ratio"] for row in rows if row["ratio"] and "÷ ours at" not in row["figure"]]
     measured, bounds = (speed.partition(heading)[2].partition("\n## ")[0] for heading in ("## What was measured", "## What bounds it"))
     assert re.findall(r"(?m)^\| .* \| ([\d.]+) \|$", measured) == compared
     missed = [row["ratio"] for row in rows if row["met"] == "no"]
     assert re.findall(r"(?m)^\| [^|]+ \| [\d.]+ \| ([\d.]+) \|", bounds) == missed
     readme = (bench.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    sweeps = sorted(float(row["ratio"]) for row in rows if row["figure"].startswith("sweep of") and "reference" in row["figure"])
+    sweeps = sorted(float(row["ratio"]) for row in rows if re.fullmatch(r"sweep of [^:]*(?<!GPU): reference ÷ ours", row["figure"]))
     assert re.findall(r"were ([\d.]+) to ([\d.]+) times as fast", readme) == [(f"{sweeps[0]}", f"{sweeps[-1]}")]
 
 
