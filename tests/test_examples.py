@@ -105,6 +105,19 @@ def test_pictures_that_were_drawn_for_the_example_are_not_copied(checkout: Any) 
     assert len(list((checkout.root / "sweeps/mine/pictures").rglob("*.png"))) == 3 * 150
 
 
+def test_what_could_not_be_drawn_leaves_no_half_sweep_behind(checkout: Any) -> None:
+    argv = [sys.executable, "workflow/scripts/new_sweep.py", "--name", "mine", "--like", "images"]
+    drawing = checkout.root / "examples/images/draw_pictures.py"
+    text = drawing.read_text()
+    drawing.write_text(text.replace("picture.save(", "raise OSError(28, 'No space left on device', "))
+    run = subprocess.run(argv, cwd=checkout.root, check=False, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert len(run.stderr.splitlines()) == 1
+    assert list((checkout.root / "sweeps").iterdir()) == []
+    drawing.write_text(text)
+    subprocess.run(argv, cwd=checkout.root, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("path", ["examples/images/pictures/x.png", "sweeps/mine/config.yaml"])
 def test_what_the_examples_leave_is_not_committed(path: str) -> None:
     assert subprocess.run(["git", "check-ignore", path], cwd=REPOSITORY, capture_output=True).returncode == 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import shutil
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 from raysweep.config import load_schema
@@ -27,20 +27,23 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
     folder = root / "sweeps" / name
     if folder.exists():
         raise ConfigError(f"NAME: {folder.relative_to(root)} exists already. Give another name, or take it away.")
-    shutil.copytree(EXAMPLES / like, folder, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
-    for path in folder.iterdir():
-        text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
-        if path.name == "config.yaml":
-            # Data sets of two sweeps must not lie in one place. In quotes, since YAML takes some names for numbers.
-            for old, new in (
-                (f"  {like}:", f'  "{name}":'),
-                ("  pictures:", f'  "{name}":'),
-                ("    dataset: pictures", f'    dataset: "{name}"'),
-            ):
-                text = re.sub(rf"^{old}$", new, text, flags=re.MULTILINE)
-        path.write_text(text, encoding="utf-8")
-    if (folder / DRAWS).exists():
-        subprocess.run([sys.executable, folder / DRAWS], check=True)
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:  # so that it is there as a whole or not at all
+        new = shutil.copytree(EXAMPLES / like, Path(aside) / name, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
+        for path in new.iterdir():
+            text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
+            if path.name == "config.yaml":
+                # Data sets of two sweeps must not lie in one place. In quotes, since YAML takes some names for numbers.
+                for old, its in (
+                    (f"  {like}:", f'  "{name}":'),
+                    ("  pictures:", f'  "{name}":'),
+                    ("    dataset: pictures", f'    dataset: "{name}"'),
+                ):
+                    text = re.sub(rf"^{old}$", its, text, flags=re.MULTILINE)
+            path.write_text(text, encoding="utf-8")
+        if (new / DRAWS).exists():
+            runpy.run_path(str(new / DRAWS), run_name="__main__")
+        new.rename(folder)
     return folder
 
 
