@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from raysweep.record import Record, read_sweep
@@ -183,7 +184,7 @@ def test_a_population_of_a_function(project: Project) -> None:
     options = {"name": "pbt", **OPTIONS}
     project.configure(
         sweeps={
-            "s": sweep_of("climb", num_samples=4, max_epochs=6, scheduler=options, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.1})
+            "s": sweep_of("climb", num_samples=4, max_epochs=6, scheduler=options, confirm={"seeds": 2}, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.1})
         }
     )
     run = project.run("run_sweep", "s")
@@ -201,6 +202,17 @@ def test_a_population_of_a_function(project: Project) -> None:
     winner = trials[best["trial_id"]]
     assert best.get("schedule", []) == winner.schedule
     assert (project.folder / "results/s/model/epoch").read_text() == str(best["epochs"])
+    # The confirmation of one that changed twice: whoever won, its schedule is now that of the test.
+    best["schedule"] = [{"from_epoch": epoch, "config": {"x": x, "pause_s": 0.1}} for epoch, x in ((0, 0.2), (2, 0.4), (3, 0.7))]
+    best |= {"config": best["schedule"][-1]["config"], "epochs": 6}
+    (project.folder / "results/s/best.yaml").write_text(yaml.safe_dump(best))
+    run = project.run("confirm", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    [path] = (project.folder / "state/s").glob("confirm-*/record.jsonl")
+    for trial in read_sweep(path).trials.values():
+        assert (trial.status, trial.schedule) == ("TERMINATED", best["schedule"])
+        assert [result.metrics["score"] for result in trial.results] == pytest.approx([0.2, 0.4, 1.2, 2.8, 3.5, 4.2])
+    assert project.result("s", "confirmed.yaml")["mean"] == pytest.approx(4.2)
 
 
 @pytest.mark.parametrize("fuse", ["off", "on"])

@@ -123,7 +123,7 @@ def run_tune(job: dict[str, Any]) -> None:
     from .bookkeeping import Bookkeeper, EndOfTrial
     from .fusing import begin as begin_fusion
     from .samplers import ListSampler, make_sampler
-    from .schedulers import Grouped, Shielded, make_scheduler, replay
+    from .schedulers import Grouped, Replay, Shielded, make_scheduler, replay
     from .search import JudgedTrial, RecordedSearch
     from .seats import seated
     from .trackers import trackers
@@ -166,7 +166,8 @@ def run_tune(job: dict[str, Any]) -> None:
         outputs = PartialOutputs(state_dir, job["name"], sweep["metric"], sweep["mode"], job["header"]["provenance"]) if searching else None
         deadline = Deadline.of(job["started"], job["ends"], job["walltime_margin_s"])
         is_over = lambda: deadline is not None and deadline.is_near()  # noqa: E731
-        scheduler = make_scheduler(sweep if searching else {**sweep, "scheduler": {"name": "none"}}, record, space)
+        # A model goes through its schedule by itself, see trial.confirm_model.
+        scheduler = make_scheduler(sweep, record, space) if searching else Replay(record, job["schedule"] if "trainable" in sweep else [])
         scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         bookkeeper = Bookkeeper(
             record,

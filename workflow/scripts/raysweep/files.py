@@ -34,10 +34,17 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+class _Plain(yaml.SafeDumper):
+    """What stands in two places is written twice, since nobody reads `&id001` for a value."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def write_yaml(path: Path, value: Any) -> None:
     """Write `value` as YAML, keys in the order given."""
     with written_aside(path) as stream:
-        yaml.safe_dump(value, stream, sort_keys=False, allow_unicode=True, width=120)
+        yaml.dump(value, stream, _Plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_yaml(path: Path) -> Any:

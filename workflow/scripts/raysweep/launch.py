@@ -283,11 +283,14 @@ def confirm(stage: Stage) -> None:
         else "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"
     )
     schedule = best.get("schedule", [])
-    if schedule and "model" not in sweep:
+    replays = schedule and "model" not in sweep and on == "validation"
+    if schedule and not replays and "model" not in sweep:
         note += "; with the last configuration throughout, not with the schedule by which it came about"
+        schedule = []
+    config = schedule[0]["config"] if replays else best["config"]
     seeds = confirm_seeds(sweep["seed"], sweep["confirm"]["seeds"], {trial.seed for trial in recorded.trials.values()})
     tasks = [
-        {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": best["config"]}
+        {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": config}
         for n, seed in enumerate(seeds, start=1)
     ]
     if "model" in sweep:

@@ -20,7 +20,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from .record import Record, Sweep
+from .record import Record, Sweep, Trial
 from .seeds import sampler_seed
 from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
 from .trial import OWN
@@ -38,11 +38,40 @@ class HyperBand(HyperBandScheduler):
             bracket.is_being_processed = False
 
 
+def hand_over(record: Record, tune_controller: Any, trial: Any, donor: Trial, epoch: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Pause a trial of Tune's, to go on with another configuration from the checkpoint that `donor` recorded after `epoch`.
+
+    Returns what the record is to be told when it does (event `take_over`): the report of a moment before comes first.
+    """
+    state_dir = record.path.parent
+    result = next(result for result in donor.results if result.epoch == epoch)
+    # Beside the trial's own, whose names begin otherwise; a copy, since the donor's is deleted when it has a later one. Of earlier copies the latest stays,
+    # of which the record speaks until it has heard of this one.
+    earlier = sorted(Path(trial.path).glob("taken_over_*"))
+    for old in earlier[:-1]:
+        shutil.rmtree(old)
+    number = int(earlier[-1].name.rpartition("_")[2]) + 1 if earlier else 0
+    folder = shutil.copytree(state_dir / donor.checkpoints[epoch], Path(trial.path) / f"taken_over_{number:06d}")
+    tune_controller.pause_trial(trial, should_checkpoint=False)
+    trial.set_config({**config, **{key: value for key, value in trial.config.items() if key == OWN}})
+    metrics = {"training_iteration": epoch, "time_total_s": result.time_s, **result.metrics}
+    trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _TrainingResult(
+        checkpoint=Checkpoint.from_directory(folder), metrics=metrics
+    )
+    return {"donor": donor.trial_id, "epoch": epoch, "config": config, "path": str(folder.relative_to(state_dir))}
+
+
+def latest_checkpoint_epoch(trial: Trial, state_dir: Path) -> int:
+    """0 where there is none. Those of the epoch that is just being reported are not recorded yet."""
+    reported = {result.epoch for result in trial.results}
+    return max((epoch for epoch, path in trial.checkpoints.items() if epoch in reported and (state_dir / path).is_dir()), default=0)
+
+
 class PBT(PopulationBasedTraining):
     """Tune's population based training, but what a trial takes over from a better one it takes from our record, which knows it.
 
     Tune would have the better trial save itself, and hand over a checkpoint that nobody keeps; here the other trial gets a copy of the latest one that is
-    recorded. What was taken over is written down when the trial goes on (`taken_over`): its report of a moment before comes first.
+    recorded.
     (M. Jaderberg et al., https://arxiv.org/abs/1711.09846)
     """
 
@@ -58,33 +87,17 @@ class PBT(PopulationBasedTraining):
             self._exploit(tune_controller, trial, self.random.choice(upper_quantile))
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
-        donor, state_dir = self.record.sweep.trials[trial_to_clone.trial_id], self.record.path.parent
-        there = [epoch for epoch, path in donor.checkpoints.items() if (state_dir / path).is_dir()]
-        result = next((result for result in donor.results if there and result.epoch == max(there)), None)
-        if result is None:
+        donor = self.record.sweep.trials[trial_to_clone.trial_id]
+        epoch = latest_checkpoint_epoch(donor, self.record.path.parent)
+        if not epoch:
             logger.debug("trial %s has no checkpoint that trial %s could take over", donor.trial_id, trial.trial_id)
             return
-        source = state_dir / donor.checkpoints[result.epoch]
-        # Beside the trial's own, whose names begin otherwise; a copy, since the other trial's is deleted when it has a later one. Of earlier copies the latest
-        # stays, of which the record speaks until it has heard of this one.
-        folder = Path(trial.path) / f"taken_over_{self._num_perturbations:06d}"
-        for old in sorted(folder.parent.glob("taken_over_*"))[:-1]:
-            shutil.rmtree(old)
-        shutil.copytree(source, folder)
         config = self.explored(donor.config)
-        tune_controller.pause_trial(trial, should_checkpoint=False)
-        own = {key: value for key, value in trial.config.items() if key == OWN}
-        trial.set_config({**config, **own})
-        metrics = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
-        trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _TrainingResult(
-            checkpoint=Checkpoint.from_directory(folder), metrics=metrics
-        )
-        path = str(folder.relative_to(state_dir))
-        self.taken_over[trial.trial_id] = {"donor": donor.trial_id, "epoch": result.epoch, "config": config, "path": path}
+        self.taken_over[trial.trial_id] = hand_over(self.record, tune_controller, trial, donor, epoch, config)
         mine, its = self._trial_state[trial], self._trial_state[trial_to_clone]
-        mine.last_perturbation_time, mine.last_train_time = its.last_perturbation_time, result.epoch
+        mine.last_perturbation_time, mine.last_train_time = its.last_perturbation_time, epoch
         self._num_perturbations += 1
-        logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, result.epoch, config)
+        logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, epoch, config)
 
     def explored(self, config: dict[str, Any]) -> dict[str, Any]:
         """A configuration near another one: each key is drawn anew, or multiplied, or, of a list, moved by one place."""
@@ -127,6 +140,27 @@ def make_scheduler(sweep: dict[str, Any], record: Record, space: dict[str, Any])
     if name == "median":
         return MedianStoppingRule(time_attr="training_iteration", **options)
     return FIFOScheduler()
+
+
+class Replay(FIFOScheduler):
+    """Has each trial change its configuration at the epochs at which those weights did that a population came to (record.Trial.schedule).
+
+    It learns of an epoch's checkpoint with the next report, goes back to it, and takes that epoch again in the new way.
+    """
+
+    def __init__(self, record: Record, schedule: Sequence[dict[str, Any]]) -> None:
+        super().__init__()
+        self.record, self.schedule = record, schedule
+        self.taken_over: dict[str, dict[str, Any]] = {}  # as of PBT
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        own = self.record.sweep.trials[trial.trial_id]
+        epoch = latest_checkpoint_epoch(own, self.record.path.parent)
+        due = [one["config"] for one in self.schedule if 0 < one["from_epoch"] <= epoch]
+        if not due or due[-1] == own.config:
+            return TrialScheduler.CONTINUE
+        self.taken_over[trial.trial_id] = hand_over(self.record, tune_controller, trial, own, epoch, due[-1])
+        return TrialScheduler.NOOP
 
 
 class _Recorded:
