@@ -184,7 +184,14 @@ def test_a_population_of_a_function(project: Project) -> None:
     options = {"name": "pbt", **OPTIONS}
     project.configure(
         sweeps={
-            "s": sweep_of("climb", num_samples=4, max_epochs=6, scheduler=options, confirm={"seeds": 2}, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.1})
+            "s": sweep_of(
+                "climb",
+                num_samples=4,
+                max_epochs=6,
+                scheduler=options,
+                confirm={"seeds": 2},
+                search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.1},
+            )
         }
     )
     run = project.run("run_sweep", "s")

@@ -243,7 +243,9 @@ def go_on(stage: Stage, lock: Lock) -> None:
         )
     if not recorded.is_complete(total, seconds(stage.sweep["time_budget"])):
         done = sum(trial.finished for trial in recorded.trials.values())
-        logger.info("%s: %d trials%s.", stage.name, total, f", {done} of them done before" if done else "")
+        each = stage.sweep["repeats"]
+        repeats = f" ({total // each} configurations, {each} times each)" if each > 1 else ""
+        logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
         allocation = stage.allocation()
         header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"], stage.sweep["repeats"])
         job = stage.job("search", path_to_record, header, None, allocation)
@@ -287,6 +289,8 @@ def confirm(stage: Stage) -> None:
     if schedule and not replays and "model" not in sweep:
         note += "; with the last configuration throughout, not with the schedule by which it came about"
         schedule = []
+    elif schedule:
+        note += "; its settings changed at the same epochs"
     config = schedule[0]["config"] if replays else best["config"]
     seeds = confirm_seeds(sweep["seed"], sweep["confirm"]["seeds"], {trial.seed for trial in recorded.trials.values()})
     tasks = [

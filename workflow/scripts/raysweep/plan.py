@@ -285,7 +285,7 @@ class Planner:
             at_a_time=max(1, at_a_time),
             start_s=START_S,
             source=f"{len(trials)} trials of this sweep" + (", on other nodes than it would have now" if elsewhere else ""),
-            together="as those were",
+            together=f"as those were: {'together' if fused else 'one by one'}",
         )
 
     def measured_speed(self) -> Speed | str:
@@ -341,6 +341,12 @@ def run_measurement(stage: Stage, told: dict[str, Any]) -> dict[str, Any]:
 def lines_of(plan: Plan) -> list[tuple[str, str]]:
     """What to show of a plan: name and text of each line."""
     speed, cpus, gpus = plan.speed, *(sum(node[kind] for node in plan.nodes) for kind in ("cpus", "gpus"))
+    fits = ""
+    if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
+        fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"
+    confirm = ("confirm", f"at most {duration(plan.confirm_s.high)}{fits}")
+    if not plan.trials_left:
+        return [("trials", f"{plan.num_trials}, all done"), confirm]
     trials = f"{plan.num_trials}" + (f", {plan.trials_left} of them left" if plan.trials_left < plan.num_trials else "")
     at_least = "at least " if plan.measures_gpu else ""
     lines = [
@@ -363,11 +369,7 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
         lines.append(
             ("fits", f"{words[plan.fits]} ({duration(plan.runtime_s)} for trials; about {plan.largest_num_trials} trials would fit)")
         )
-    fits = ""
-    if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
-        fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"
-    lines.append(("confirm", f"at most {duration(plan.confirm_s.high)}{fits}"))
-    return lines
+    return [*lines, confirm]
 
 
 def _spread(low: float, mean: float, high: float) -> str:

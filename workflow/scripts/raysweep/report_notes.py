@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .outputs import values_at
 from .progress import duration
@@ -44,6 +44,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
 
 
+def as_text(value: Any) -> str:
+    """A value of a configuration as the report shows it."""
+    return number(value) if is_number(value) else str(value)
+
+
 def plural(count: int, noun: str, many: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
@@ -70,6 +75,8 @@ def notes(inputs: Inputs) -> list[Note]:
         *_course(inputs),
         _seeded(inputs),
         _repeats(inputs),
+        _constraint(inputs),
+        _schedule(inputs),
     ]
     return [note for note in found if note is not None]
 
@@ -100,13 +107,15 @@ def _tie(inputs: Inputs) -> Note | None:
     near = tied(inputs)
     if not near:
         return Note(
-            "good", "The winner stands alone", f"None of the other {plural(others, 'trial')} lies within {seeds} of it on validation."
+            "good",
+            "The winner stands alone",
+            f"None of the other {plural(others, compared_as(inputs))} lies within {seeds} of it on validation.",
         )
     named = ", ".join(f"{trial.trial_id} ({number(value)})" for trial, value in near[:5]) + (" and others" if len(near) > 5 else "")
     return Note(
         "warn",
         "It is a tie" if len(near) == 1 else f"It is a tie among {len(near) + 1:,}",
-        f"{len(near):,} of the other {plural(others, 'trial')} {'lies' if len(near) == 1 else 'lie'} within {seeds} of the winner on "
+        f"{len(near):,} of the other {plural(others, compared_as(inputs))} {'lies' if len(near) == 1 else 'lie'} within {seeds} of the winner on "
         f"validation: {named}. Chance decides their order as much as merit does; take the one that is cheapest or simplest.",
     )
 
@@ -141,6 +150,43 @@ def _repeats(inputs: Inputs) -> Note | None:
         "They were stopped as one, and chosen by their mean at the same epoch; one that failed with a seed cannot win. The best, with the standard deviation"
         f" over their seeds: {'; '.join(shown)}.",
     )
+
+
+def _constraint(inputs: Inputs) -> Note | None:
+    """With bounds within which alone a report may win: how many never were there."""
+    bounds = inputs.best.get("constraint")
+    if not bounds:
+        return None
+    limits = [f"{metric} {kind.replace('_', ' ')} {number(value)}" for metric, bound in bounds.items() for kind, value in bound.items()]
+    reported = sum(one.status != "ERROR" and one.has_reported(inputs.metric) for one in inputs.sweep.judged)
+    return Note(
+        "info",
+        f"Only reports with {' and '.join(limits)} could win",
+        f"{plural(reported - len(inputs.compared), compared_as(inputs))} of {reported:,} never had one. The scheduler saw {inputs.metric} alone.",
+    )
+
+
+def _schedule(inputs: Inputs) -> Note | None:
+    """Of a population: by which settings the winner's weights came about."""
+    schedule = inputs.best.get("schedule")
+    if not schedule:
+        return None
+    first, *later = [flattened(one["config"]) for one in schedule]
+    changed = [key for key in first if any(config.get(key) != first[key] for config in later)]
+    steps = [
+        f"from epoch {one['from_epoch'] + 1} " + ", ".join(f"{key} {as_text(config.get(key))}" for key in changed)
+        for one, config in zip(schedule, [first, *later], strict=True)
+    ]
+    return Note(
+        "info",
+        "The winner’s settings changed on the way",
+        f"It took over the weights of better trials, and settings near theirs: {'; '.join(steps)}. The confirmation was {inputs.confirmed['note']}.",
+    )
+
+
+def compared_as(inputs: Inputs) -> str:
+    """What trials are compared as, in a word."""
+    return "configuration" if inputs.sweep.repeats > 1 else "trial"
 
 
 def _confirmation(inputs: Inputs) -> Note | None:
