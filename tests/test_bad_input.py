@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown scheduler": (
         {"scheduler": "ahsa"},
-        f"{HERE}.scheduler.name: 'ahsa' is not allowed: one of none, asha, hyperband, median",
+        f"{HERE}.scheduler.name: 'ahsa' is not allowed: one of none, asha, hyperband, median, pbt",
     ),
     "population based training without a setting that can change": (
         {"scheduler": "pbt", "search_space": {"lr": 0.1, "batch_size": 4}},

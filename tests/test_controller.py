@@ -357,7 +357,7 @@ def test_our_lines_follow_snakemakes_quiet(tmp_path: Path, arguments: list[str],
     function = {"dataset": "generated", "trainable": "user.py:f", "search_space": {"x": 1}, "metric": "m"}
     project.write("user.py", "def f(config):\n    return {'m': 1}\n")
     project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={"s": function})
-    run = project.snakemake(*arguments, "resources/data/generated/manifest.yaml")
+    run = project.snakemake("resources/data/generated/manifest.yaml", *arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     line = (project.folder / "logs/stage_data/generated.log").read_text().splitlines()[-1].split(" ", 3)[3]
     assert (line in run.stdout + run.stderr) == is_said

@@ -86,7 +86,7 @@ def test_a_list_of_ones_own_is_locked_as_the_documents_say(tmp_path: Path) -> No
     shutil.copytree(ENVS, tmp_path / "workflow" / "envs")
     lock = tmp_path / "sweeps" / "mine" / "requirements.txt"
     lock.unlink()
-    argv = command.replace(".venv/bin/uv", uv.find_uv_bin()).split()
+    argv = [uv.find_uv_bin(), *command.split()[1:]]
     run = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     if "error sending request" in run.stderr:
         pytest.skip("no network: the package index is out of reach")

@@ -128,7 +128,7 @@ def test_trials_at_a_time_are_a_mean_over_time_and_never_exceed_the_places(tmp_p
 
 
 def test_all_figures_are_files_too_in_colours_and_with_their_data(tmp_path: Path) -> None:
-    hostile = 'a<b> "b" var(--no) [0].c'
+    hostile = 'a<b> "b" var(--no) (0).c'
     space = {"lr": {"loguniform": [1e-4, 1e-1]}, hostile: {"uniform": [0, 1]}}
     inputs = made(tmp_path, num_trials=40, max_epochs=4, scheduler={"name": "asha"}, search_space=space)
     (tmp_path / "figures").mkdir()

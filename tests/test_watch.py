@@ -187,7 +187,7 @@ def test_off_a_terminal_it_prints_once_within_eighty_columns(tmp_path: Path) -> 
         nodes=("a-very-long-name-of-a-node-01.example.org", "node-2"),
         search_space={
             "lr": {"loguniform": [1e-4, 1e-1]},
-            "net": {"width": {"randint": [16, 256]}, "name[0]": {"choice": ["日本語" * 20, "[b]"]}},
+            "net": {"width": {"randint": [16, 256]}, "name(0)": {"choice": ["日本語" * 20, "[b]"]}},
         },
         name="lenet",
         metric="accuracy_of_the_validation_set",

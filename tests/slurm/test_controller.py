@@ -127,4 +127,6 @@ def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: Slurm
     code, lines = ended(process)
     assert code == 1
     assert not [line for line in lines if "Unable to cancel" in line or "Traceback" in line]
-    wait_until(lambda: sorted(slurm.job_state(job) for job in workflow.jobs()) == ["CANCELLED", "COMPLETED"], "the other job is cancelled")
+    said = "\n".join(lines)
+    states = lambda: sorted(slurm.job_state(job) for job in workflow.jobs())  # noqa: E731
+    wait_until(lambda: states() == ["CANCELLED", "COMPLETED"], f"the other job is cancelled: {states()}\n{said}")

@@ -143,4 +143,7 @@ def test_confirm_and_report_follow_on_one_node(project: SlurmProject) -> None:
     again = project.cluster.run(project.command(), cwd=project.folder)
     assert "Nothing to be done" in again.stdout + again.stderr
     planned = project.cluster.run(project.command("plan"), cwd=project.folder)
-    assert re.search(r"\n  trials      1, 0 of them left: 1 at a time, .*\n  nodes       2, with 4 CPUs\n", planned.stdout + planned.stderr)
+    assert re.search(r"\nsweep s\n  trials      1, all done\n  confirm     at most ", planned.stdout + planned.stderr)
+    project.sweep(nodes=2, cpus=2, num_samples=3)
+    planned = project.cluster.run(project.command("plan"), cwd=project.folder)
+    assert re.search(r"\n  trials      3, 2 of them left: 2 at a time, .*\n  nodes       2, with 4 CPUs\n", planned.stdout + planned.stderr)
