@@ -21,7 +21,7 @@ rule plan:
         configs=[config_file(sweep) for sweep in SWEEPS],
         env_dir=placed(ENV),
         # For the jobs that the sweeps would be where Snakemake submits jobs, else for this machine.
-        allocation=Path("slurm" if workflow.non_local_exec else "local"),
+        allocation=lambda w: Path("slurm" if workflow.non_local_exec else "local"),
     shell:
         "{params.interpreter:q} {params.script:q}"
         " --sweeps {params.sweeps:q}"
