@@ -180,7 +180,7 @@ def _schedule(inputs: Inputs) -> Note | None:
     return Note(
         "info",
         "The winner’s settings changed on the way",
-        f"It took over the weights of better trials, and settings near theirs: {'; '.join(steps)}. The confirmation was {inputs.confirmed['note']}.",
+        f"It took over the weights of better trials, and settings near theirs: {'; '.join(steps)}.",
     )
 
 
@@ -361,7 +361,8 @@ def _seeded(inputs: Inputs) -> Note:
     if searcher not in ("random", "grid"):
         text += f" What {searcher} proposes depends also on which trials had ended by then."
     if about["scheduler"]["name"] != "none":
-        text += " When a trial is stopped depends on which others had got that far, so it may differ in another run."
+        what = "From which other a trial takes over" if about["scheduler"]["name"] == "pbt" else "When a trial is stopped"
+        text += f" {what} depends on which others had got that far, so it may differ in another run."
     if any(node["gpus"] for session in inputs.sweep.sessions for node in session["nodes"]):
         text += " On GPUs sums are not always added in the same order, so that values may differ in the last digits."
     return Note("info", "What was seeded", text)
