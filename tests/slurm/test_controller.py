@@ -117,7 +117,7 @@ def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: Slurm
     (programs / "squeue").write_text(f'#!/bin/sh\n: > "{tmp_path}/asking"\nsleep 4\nexec "{real}" "$@"\n')
     (programs / "squeue").chmod(0o755)
     process = slurm.popen(
-        ["sh", "-c", f'PATH="{programs}:$PATH"; exec "$@"', "sh", *workflow.argv("--jobs", "2", "--config", "sweeps=a,b")],
+        ["sh", "-c", f'PATH="{programs}:$PATH"; exec "$@"', "sh", *workflow.argv("--jobs", "2", "--config", "sweeps=a,b", "runtime=20")],
         cwd=workflow.folder,
     )
     wait_until(lambda: [slurm.job_state(job) for job in workflow.jobs()].count("COMPLETED") == 1, "one job ends, the other runs")
