@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raysweep.bounds import all_hold, any_holds
 from raysweep.record import Record
 from sweeping import Project, sweep_of
 
@@ -45,6 +46,22 @@ def test_only_reports_within_it_count(tmp_path: Path) -> None:
         best = trial.best("score", "max")
         assert best is not None
         assert best.epoch == 4
+
+
+def test_what_is_no_number_is_within_no_bound() -> None:
+    assert not any_holds({"val_acc": None}, {"val_acc": {"at_least": 0.9}})
+    assert not all_hold({"size": "large"}, {"size": {"at_most": 2}})
+
+
+def test_where_none_was_within_it_the_best_model_is_kept_for_another_constraint(project: Project) -> None:
+    project.write("user.py", GROWING)
+    project.configure(sweeps={"s": sweep({"size": {"at_most": 5}})})
+    assert project.run("run_sweep", "s").returncode == 1
+    project.configure(sweeps={"s": sweep({})})
+    assert project.run("run_sweep", "s").returncode == 0
+    best = project.result("s", "best.yaml")
+    assert (best["config"]["x"], best["epochs"], best["model_epoch"]) == (2, 4, 4)
+    assert (project.folder / "results/s/model/epoch").read_text() == "4"
 
 
 def test_the_winner_is_within_the_constraint_and_another_one_takes_no_trial_anew(project: Project) -> None:

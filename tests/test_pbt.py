@@ -147,7 +147,11 @@ def test_the_record_keeps_by_which_configurations_weights_came_about(tmp_path: P
         assert [one["from_epoch"] for one in first.schedule] == [0, 3, 4]
         again = read_sweep(record.path).trials
         assert again["00000"].schedule == first.schedule
+        assert [again["00000"].config_at(epoch) for epoch in (0, 3, 4)] == [one["config"] for one in first.schedule]
         assert again["00001"].results == second.results
+        # Where no checkpoint is left it begins as the one did from which its weights come.
+        record.write("start", trial="00000", node="n", from_epoch=0)
+        assert (first.config, first.schedule, first.results) == (again["00000"].config_at(0), [], [])
 
 
 def test_a_training_that_is_changed_on_the_way_is_the_one_that_took_over(tmp_path: Path) -> None:
@@ -210,7 +214,7 @@ def test_a_population_of_a_function(project: Project) -> None:
     assert best.get("schedule", []) == winner.schedule
     assert (project.folder / "results/s/model/epoch").read_text() == str(best["epochs"])
     # The confirmation of one that changed twice: whoever won, its schedule is now that of the test.
-    best["schedule"] = [{"from_epoch": epoch, "config": {"x": x, "pause_s": 0.1}} for epoch, x in ((0, 0.2), (2, 0.4), (3, 0.7))]
+    best["schedule"] = [{"from_epoch": epoch, "config": {"x": x, "pause_s": 0.1}} for epoch, x in ((0, 0.2), (2, 0.4), (5, 0.7))]
     best |= {"config": best["schedule"][-1]["config"], "epochs": 6}
     (project.folder / "results/s/best.yaml").write_text(yaml.safe_dump(best))
     run = project.run("confirm", "s")
@@ -218,7 +222,7 @@ def test_a_population_of_a_function(project: Project) -> None:
     [path] = (project.folder / "state/s").glob("confirm-*/record.jsonl")
     for trial in read_sweep(path).trials.values():
         assert (trial.status, trial.schedule) == ("TERMINATED", best["schedule"])
-        assert [result.metrics["score"] for result in trial.results] == pytest.approx([0.2, 0.4, 1.2, 2.8, 3.5, 4.2])
+        assert [result.metrics["score"] for result in trial.results] == pytest.approx([0.2, 0.4, 1.2, 1.6, 2.0, 4.2])
     assert project.result("s", "confirmed.yaml")["mean"] == pytest.approx(4.2)
 
 

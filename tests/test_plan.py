@@ -113,6 +113,9 @@ def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: P
     # As slow as is likely, six trials take 46 s, of the 280 s that are left for trials: 36 more.
     assert plan.largest_num_trials == 6 + 36
     assert plan.hours("cpus").expected == pytest.approx(60 * 6 / 3600)
+    short = planner(project, on_slurm=True, **values | {"num_samples": 1000, "time_budget": 1}).plan()  # a minute
+    assert isinstance(short, Plan)
+    assert short.walltime_s.high == pytest.approx(20 + 60 + 40, abs=1)
     assert dict(lines_of(plan))["confirm"] == "at most 1m55s: more than confirm.runtime, 1m00s, may be needed"
     # Two waves of the four seeds on the two CPUs of one node, 40 s each.
     assert plan.confirm_s.expected == 100

@@ -166,6 +166,19 @@ def test_a_configuration_is_over_when_one_of_its_trials_failed_and_stays_so(tmp_
         assert again.result(second, 1, 0.9) == "STOP"
 
 
+def test_a_failure_after_which_a_trial_is_tried_again_decides_nothing(tmp_path: Path) -> None:
+    with recorded(tmp_path) as record:
+        first, second = begin(record, 0, 0), begin(record, 0, 1)
+        told = Told(record)
+        told.add(first)
+        told.add(second)
+        told.scheduler.on_trial_error(None, SimpleNamespace(trial_id=first, is_tried_again=True))
+        told.add(first)
+        assert told.result(second, 1, 0.9) == "CONTINUE"
+        assert told.result(first, 1, 0.9) == "CONTINUE"
+        assert told.inner.heard == [("add", "00000"), ("00000", 1, 0.9)]
+
+
 def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
     with recorded(tmp_path) as record:
         first, second = begin(record, 0, 0), begin(record, 0, 1)
@@ -175,6 +188,16 @@ def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
         assert told.result(second, 1, 0.9) == "CONTINUE"
         assert told.result(second, 2, 0.9) == "CONTINUE"
         assert told.inner.heard == [("00000", 2, 0.8)]
+
+
+def test_one_that_raises_once_is_tried_again_and_its_configuration_goes_on(project: Project) -> None:
+    space = {"kind": {"grid": ["raise", "nothing"]}}
+    project.configure(sweeps={"s": sweep_of("stumbles", repeats=2, search_space=space, max_epochs=3)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    trials = project.record("s").trials.values()
+    assert {(trial.status, trial.epochs) for trial in trials} == {("TERMINATED", 3)}
+    assert sum(trial.num_failures for trial in trials) == 1
 
 
 def test_a_sweep_is_won_by_the_best_mean(project: Project) -> None:

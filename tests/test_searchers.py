@@ -122,6 +122,16 @@ def test_a_searcher_that_has_no_more_says_how_many_there_are(own: Asked) -> None
         own.begin()
 
 
+def test_a_state_that_is_torn_is_begun_anew(own: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    own.begin()
+    [state] = [path for path in own.folder.glob("searcher-*") if path.suffix != ".json"]
+    state.write_bytes(b"")
+    own.go_on()
+    assert "mine.py:Counting cannot read the state that it saved (EOFError: Ran out of input): it learns anew" in caplog.text
+    searcher: Any = own.sampler.searcher
+    assert searcher.state["given"] == 0
+
+
 def test_one_that_cannot_be_told_of_other_trials_says_so(own: Asked, caplog: pytest.LogCaptureFixture) -> None:
     own.begin()
     own.end(0, 0.5)
@@ -170,6 +180,13 @@ def test_a_librarys_searcher_stays_within_the_space_and_learns(tmp_path: Path, n
         if index == 3:
             asked.go_on()
     assert asked.sampler.told == {f"{index:05d}" for index in range(6)}
+
+
+def test_ax_goes_on_after_trials_that_failed(tmp_path: Path) -> None:
+    asked = Asked(tmp_path, "ax", parse_space({"x": {"uniform": [0, 1]}}))
+    for index in range(8):
+        assert asked.begin() is not None
+        asked.end(index, None)
 
 
 def test_trials_of_another_search_algorithm_are_told_to_one_that_takes_them(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from typing import IO, Any
 import psutil
 
 from .allocation import Node, Task, submit_host, usable_gpus, visible_gpus, without_slurm
-from .environment import Environment
+from .environment import Environment, seen_in_container
 from .errors import RaysweepError, WorldError
 from .packing import unpack
 from .sources import SCRIPTS_DIR
@@ -371,10 +371,9 @@ class Agent:
         env = ray_environment(folder, len(self.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         if environment.container is not None:
             job = start["job"]
-            seen = [folder, temp_dir.parent, job.get("root"), job.get("data_dir"), job.get("record") and Path(job["record"]).parent]
-            env["APPTAINER_BIND"] = ",".join(
-                dict.fromkeys([*filter(None, [env.get("APPTAINER_BIND")]), *(str(path) for path in seen if path)])
-            )
+            state_dir = job.get("record") and Path(job["record"]).parent
+            model_dir = job.get("model_dir") if job.get("purpose") == "confirm" else None
+            env = seen_in_container(env, [folder, temp_dir.parent, job.get("root"), job.get("data_dir"), state_dir, model_dir])
         self.say("environment")
         own = own_address(self.nodes, self.rank)
         head = None if self.rank == 0 else self.wait("address")["address"]

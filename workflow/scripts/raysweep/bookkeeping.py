@@ -142,6 +142,7 @@ class Bookkeeper(Callback):
         verify_lock: Callable[[], None],
         in_company: bool,
         taken_over: dict[str, dict[str, Any]],
+        goes_back: Callable[[str], bool] = lambda trial_id: False,
     ) -> None:
         self.record, self.sampler, self.progress, self.partial_outputs = record, sampler, progress, partial_outputs
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
@@ -165,6 +166,7 @@ class Bookkeeper(Callback):
         self.keeping = [judged for judged in record.sweep.judged if judged.finished and any(trial.checkpoints for trial in judged.members)]
         self.last_event = self.last_step = time.monotonic()
         self.taken_over = taken_over  # trial_id → from whom it goes on, of population based training (schedulers.PBT)
+        self.goes_back = goes_back  # whether a trial takes its last epoch once more, see schedulers.Replay
         self.in_company = in_company  # whether trials share processes, see seats.py
         self.verify_lock, self.verified = verify_lock, -math.inf
 
@@ -227,10 +229,6 @@ class Bookkeeper(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         def write() -> None:
-            if taken := self.taken_over.pop(trial.trial_id, None):
-                for path in self.state_of(trial).checkpoints.values():  # nobody goes on from those any more
-                    shutil.rmtree(self.record.path.parent / path, ignore_errors=True)
-                self.record.write("take_over", trial=trial.trial_id, **taken)
             restored = trial.latest_checkpoint_result
             epoch = restored.metrics["training_iteration"] if restored else 0
             self.record.write("start", trial=trial.trial_id, node=self.node, from_epoch=epoch)
@@ -246,8 +244,10 @@ class Bookkeeper(Callback):
         self.heard[trial.trial_id] = self.last_event = time.monotonic()
         if self.node is None and result["node_ip"] not in self.names:
             self.names |= self.names_of_nodes()
-        self.guarded(
-            lambda: self.record.write(
+        trial.is_tried_again = False  # what failed before has been
+
+        def write() -> None:
+            self.record.write(
                 "result",
                 trial=trial.trial_id,
                 epoch=result["training_iteration"],
@@ -255,7 +255,14 @@ class Bookkeeper(Callback):
                 time_s=round(result["time_total_s"], 3),
                 node=self.node or self.names.get(result["node_ip"], result["node_ip"]),
             )
-        )
+            # Its scheduler was asked before. Now, since until the trial goes on the other one may have become something else.
+            if taken := self.taken_over.pop(trial.trial_id, None):
+                before = list(self.state_of(trial).checkpoints.values())
+                self.record.write("take_over", trial=trial.trial_id, **taken)
+                for path in before:  # nobody goes on from those any more
+                    shutil.rmtree(self.record.path.parent / path, ignore_errors=True)
+
+        self.guarded(write)
 
     def pack_gpus(self, memory_mb: tuple[int, int] | None) -> None:
         """Have trials that start from now on share GPUs, as many as find room by what the first one takes, which had one for itself."""
@@ -369,7 +376,7 @@ class Bookkeeper(Callback):
         if judged.finished and any(trial.checkpoints for trial in judged.members):
             self.keeping.append(judged)
         # Another trial's best may just have been surpassed.
-        self.keeping.sort(key=lambda one: one.rank(self.metric, self.mode))
+        self.keeping.sort(key=lambda one: (one.rank(self.metric, self.mode)[0], one.rank(self.metric, self.mode, {})))
         for surpassed in self.keeping[self.keep_checkpoints :]:
             for trial in surpassed.members:
                 self.prune(trial, keep_best=False)
@@ -381,7 +388,8 @@ class Bookkeeper(Callback):
         Where it is one of several with its configuration the best epoch is theirs, which may still be one that not all of them have come to.
         """
         judged = self.record.sweep.judged_as(trial)
-        best = judged.counted(self.metric, self.mode) if keep_best else None
+        # Where none is within the constraint: another one may be set afterwards.
+        best = (judged.counted(self.metric, self.mode) or judged.counted(self.metric, self.mode, {})) if keep_best else None
         kept = {best.epoch} if best else set()
         if trial.checkpoints and (not judged.finished or (best and best.epoch not in trial.checkpoints)):
             kept.add(max(trial.checkpoints))
@@ -410,7 +418,7 @@ class EndOfTrial(Stopper):
             self.bookkeeper.reasons[trial_id] = reason
             return True
         if result["training_iteration"] >= self.bookkeeper.max_epochs:
-            return True
+            return not self.bookkeeper.goes_back(trial_id)
         if any_holds(result, self.stop):
             self.bookkeeper.ended.add(trial_id)
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
@@ -11,8 +12,12 @@ Bounds = dict[str, dict[str, float]]
 
 
 def _held(metrics: dict[str, Any], bounds: Bounds) -> list[bool]:
-    """For each bound whether it holds; what was not reported holds none."""
-    return [metric in metrics and BOUNDS[kind](metrics[metric], value) for metric, bound in bounds.items() for kind, value in bound.items()]
+    """For each bound whether it holds; what was not reported, or is no number, holds none."""
+    return [
+        isinstance(metrics.get(metric), numbers.Real) and BOUNDS[kind](metrics[metric], value)
+        for metric, bound in bounds.items()
+        for kind, value in bound.items()
+    ]
 
 
 def any_holds(metrics: dict[str, Any], bounds: Bounds) -> bool:

@@ -189,6 +189,7 @@ def run_tune(job: dict[str, Any]) -> None:
             verify_lock=lock.verify,
             in_company=fusion is not None,
             taken_over=getattr(scheduler, "taken_over", {}),
+            **({"goes_back": lambda trial_id: scheduler.due(trial_id) is not None} if isinstance(scheduler, Replay) else {}),
         )
 
         def at_a_time() -> int:
@@ -229,7 +230,7 @@ def run_tune(job: dict[str, Any]) -> None:
                     name=EXPERIMENT,
                     storage_path=str(scratch),
                     stop=EndOfTrial(bookkeeper, stop),
-                    callbacks=[bookkeeper, *(trackers(sweep, job["name"], state_dir) if searching else [])],
+                    callbacks=[bookkeeper, *(trackers(sweep, job["name"], state_dir, job["header"]["identity"]) if searching else [])],
                     verbose=0,
                 ),
             )

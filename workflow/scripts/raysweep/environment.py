@@ -100,6 +100,12 @@ def in_container(container: str | None, argv: Sequence[str]) -> list[str]:
     return ["apptainer", "exec", *nvidia, "--env", "PYTHONNOUSERSITE=1", "--bind", str(SCRIPTS_DIR), container, *argv]
 
 
+def seen_in_container(env: dict[str, str], folders: Iterable[Path | str | None]) -> dict[str, str]:
+    """The same variables, with folders that are to be seen in an image beside those that the user has named."""
+    named = [env["APPTAINER_BIND"]] if env.get("APPTAINER_BIND") else []
+    return env | {"APPTAINER_BIND": ",".join(dict.fromkeys([*named, *(str(folder) for folder in folders if folder)]))}
+
+
 def lock_of(requirements: Path) -> Path:
     """The lock that lies beside a requirements file: node.in → node.txt."""
     return requirements.with_suffix(".txt")

@@ -297,7 +297,7 @@ def confirm(stage: Stage) -> None:
         {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": config}
         for n, seed in enumerate(seeds, start=1)
     ]
-    if "model" in sweep:
+    if "model" in sweep and best["model_epoch"] is not None:
         tasks.append({"trial": "published", "seed": seeds[0], "task": "evaluate", "config": best["config"]})
     # The name holds all that the result depends on, so that a confirmation of another winner never mixes with this one.
     identity = hashlib.sha256(

@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .bounds import all_hold
 from .errors import RaysweepError
 from .files import replace_directory, write_yaml, written_aside
 from .record import Judged, Mode, Result, Sweep, Trial
 from .space import flattened
 
 NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"
+NOT_KEPT = (
+    "This trial has become the best one afterwards, by another constraint; its checkpoints had been deleted by then (keep_checkpoints).\n"
+)
 
 
 def write_trials(path: Path, sweep: Sweep, metric: str, mode: Mode) -> None:
@@ -49,11 +53,16 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, m
         common = statistics.mode(reasons) if reasons else "none was run"
         # Snakemake deletes the outputs of a rule that failed, so the reasons are kept elsewhere too.
         write_trials(state_dir / "trials.csv", sweep, metric, mode)
-        if len(reasons) < len(sweep.trials):
+        if sweep.constraint and len(reasons) < len(sweep.trials):
             bounds = ", ".join(f"{key}: {bound}" for key, bound in sweep.constraint.items())
             raise RaysweepError(
                 f"{name}: no trial without an error has a report within the constraint ({bounds}). All are in {state_dir / 'trials.csv'}. Loosen"
                 f" sweeps.{name}.constraint and run again: no trial is lost"
+            )
+        if len(reasons) < len(sweep.trials):
+            raise RaysweepError(
+                f"{name}: no configuration has {sweep.repeats} trials without an error, {len(reasons)} of {len(sweep.trials)} trials failed,"
+                f" {reasons.count(common)} of them so: {common}. All are in {state_dir / 'trials.csv'}. Mend it, or give the sweep more time, and run again"
             )
         raise RaysweepError(
             f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. All reasons are in"
@@ -94,8 +103,10 @@ def values_at(judged: Judged, result: Result, metric: str) -> list[float]:
 
 def best_member(judged: Judged, result: Result, metric: str, mode: Mode) -> Trial:
     """Of the trials of one configuration the best at that epoch, whose model is published."""
-    values = values_at(judged, result, metric)
-    return judged.members[values.index((max if mode == "max" else min)(values))]
+    reports = [(trial, report) for trial in judged.members for report in trial.results if report.epoch == result.epoch]
+    # The mean may be within bounds that one of them is not.
+    reports = [(trial, report) for trial, report in reports if all_hold(report.metrics, judged.constraint)] or reports
+    return (max if mode == "max" else min)(reports, key=lambda one: one[1].metrics[metric])[0]
 
 
 class PartialOutputs:
@@ -127,7 +138,7 @@ def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> i
     if not there:
         shutil.rmtree(model_dir, ignore_errors=True)
         with written_aside(model_dir / "README.txt") as stream:
-            stream.write(NO_CHECKPOINT)
+            stream.write(NOT_KEPT if trial.checkpoints else NO_CHECKPOINT)
         return None
     chosen = epoch if epoch in there else max(there)
     replace_directory(there[chosen], model_dir)

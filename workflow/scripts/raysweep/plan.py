@@ -21,7 +21,7 @@ from typing import Any
 from .allocation import Allocation, Node, trial_resources
 from .config import num_trials, seconds
 from .driver import capacity
-from .environment import process_environment
+from .environment import process_environment, seen_in_container
 from .errors import RaysweepError
 from .files import write_yaml
 from .launch import RECORD, Stage, reason_to_start_anew
@@ -198,6 +198,10 @@ class Planner:
         self.identity = identity
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep["resume"]) else recorded
         self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
+        share = self.recorded.gpu_share if self.sweep["trial_resources"]["gpu"] == "auto" else None
+        self.has_share = share is not None
+        if share is not None and self.resources["gpu"]:
+            self.resources["gpu"] = share
         held = capacity(self.nodes, self.resources["cpu"], self.resources["gpu"])
         self.capacity = min(held, self.sweep["max_concurrent"] or held)
 
@@ -210,6 +214,10 @@ class Planner:
         expected_s = self.seconds(speed, share)
         walltime = Range(expected_s * (1 - speed.uncertainty), expected_s, self.seconds(speed, most) * (1 + speed.uncertainty))
         walltime = walltime.plus(speed.start_s) if self.left else Range(0.0, 0.0, 0.0)
+        if (budget_s := seconds(self.sweep["time_budget"])) is not None:
+            # No trial begins after it; the last ones go on to their end.
+            most_s = max(0.0, budget_s - self.recorded.used_s) + speed.start_s + max(speed.epoch_s) * self.sweep["max_epochs"]
+            walltime = Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
         runtime_s = self.runtime_s() if self.on_slurm else None
         epoch_s = statistics.fmean(speed.epoch_s)
         confirm_waves = math.ceil(self.sweep["confirm"]["seeds"] / max(1, self.confirm_capacity()))
@@ -221,12 +229,15 @@ class Planner:
             trials_left=self.left,
             at_a_time=min(speed.at_a_time, max(self.left, 1)),
             waves=math.ceil(self.left / speed.at_a_time),
-            measures_gpu=self.sweep["trial_resources"]["gpu"] == "auto" and self.resources["gpu"] > 0 and speed.speed_up == 1,
+            measures_gpu=self.sweep["trial_resources"]["gpu"] == "auto"
+            and not self.has_share
+            and self.resources["gpu"] > 0
+            and speed.speed_up == 1,
             nodes=self.nodes,
             speed=speed,
             walltime_s=walltime,
             runtime_s=runtime_s,
-            largest_num_trials=None if runtime_s is None else self.largest(speed, walltime, runtime_s),
+            largest_num_trials=None if runtime_s is None else self.largest(speed, runtime_s),
             confirm_s=Range(START_S, confirm_s, confirm_s * (1 + speed.uncertainty)),
             confirm_runtime_s=seconds(self.sweep["confirm"]["runtime"]) if self.on_slurm else None,
         )
@@ -255,13 +266,15 @@ class Planner:
             return sum(durations_s) / (speed.speed_up * speed.processes)
         return makespan_s(durations_s, speed.at_a_time)
 
-    def largest(self, speed: Speed, walltime: Range, runtime_s: float) -> int:
+    def largest(self, speed: Speed, runtime_s: float) -> int:
         """With how many trials the sweep would still end in time, were it as slow as is likely."""
         if not self.left:
             return self.total
-        each_s = (walltime.high - speed.start_s) / self.left
-        more = max(0, int((runtime_s - speed.start_s) / each_s))
-        combinations = num_combinations(self.space)
+        left_s = max(0.0, runtime_s - speed.start_s)
+        trial_s = statistics.fmean(speed.epoch_s) * self.expected_share()[1] * self.sweep["max_epochs"] * (1 + speed.uncertainty)
+        waves = int(left_s / trial_s) * speed.at_a_time
+        more = waves if speed.speed_up == 1 else int(left_s * speed.speed_up * speed.processes / trial_s)
+        combinations = num_combinations(self.space) * self.sweep["repeats"]
         return max(self.total - self.left, (self.total - self.left + more) // combinations * combinations)
 
     def recorded_speed(self) -> Speed | None:
@@ -270,18 +283,19 @@ class Planner:
         paces_s = [trial.time_s / trial.epochs for trial in trials]
         if not paces_s:
             return None
-        # What a trial took in company counts as if it had been alone: as many run at a time now as then.
         fused = self.recorded.fused if self.recorded.fused and self.recorded.fused["why_not"] is None else None
         at_a_time = fused["processes"] * fused["seats"] if fused else self.capacity
-        mean_s = statistics.fmean(paces_s)
-        spread = statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
+        # In company the epoch of each takes as long as that of all in its process.
+        alone = fused["speed_up"] / fused["seats"] if fused else 1.0
+        mean_s = alone * statistics.fmean(paces_s)
+        spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
         then, now = self.recorded.sessions[-1]["nodes"], self.nodes
         elsewhere = sorted((n["cpus"], n["gpus"]) for n in then) != sorted((n["cpus"], n["gpus"]) for n in now)
         return Speed(
             epoch_s=[mean_s] * max(1, self.left),
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread) + (0.25 if elsewhere else 0)),
-            speed_up=1.0,
-            processes=1,
+            speed_up=fused["speed_up"] if fused else 1.0,
+            processes=fused["processes"] if fused else 1,
             at_a_time=max(1, at_a_time),
             start_s=START_S,
             source=f"{len(trials)} trials of this sweep" + (", on other nodes than it would have now" if elsewhere else ""),
@@ -297,7 +311,11 @@ class Planner:
             configs = [configuration(self.space, self.sweep["seed"], 0)]
         header = self.stage.header(self.identity, self.total, self.sweep["max_epochs"])
         job = self.stage.job("search", self.stage.state_dir / RECORD, header, None, self.allocation)
-        told = {"job": job | {"nodes": self.nodes}, "configs": chosen(configs[:LOOKED_AT]), "capacity": self.capacity}
+        told = {
+            "job": job | {"nodes": self.nodes},
+            "configs": chosen(configs[:: math.ceil(len(configs) / LOOKED_AT)]),
+            "capacity": self.capacity,
+        }
         found = run_measurement(self.stage, told)
         points = found["points"]
 
@@ -326,7 +344,7 @@ class Planner:
 def run_measurement(stage: Stage, told: dict[str, Any]) -> dict[str, Any]:
     """What measure.py finds, in the environment of the trials. Raises RaysweepError where the model cannot be trained."""
     argv = stage.environment.command([str(SCRIPTS_DIR / "measure_steps.py")])
-    env = process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}
+    env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.root, stage.data_dir])
     try:
         run = subprocess.run(argv, input=json.dumps(told), env=env, capture_output=True, text=True, timeout=MEASURE_DEADLINE_S, check=False)
     except subprocess.TimeoutExpired:

@@ -94,25 +94,26 @@ class Judged:
         """Whether there is a value to compare, be it one that may win or not."""
         return any(math.isfinite(result.metrics.get(metric, math.nan)) for result in self.results)
 
-    def best(self, metric: str, mode: Mode) -> Result | None:
-        """The report with the best value of `metric`, of those that fulfil the constraint; of equal ones the earliest."""
+    def best(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
+        """The report with the best value of `metric`, of those that fulfil the constraint (its own, unless another is given); of equal ones the earliest."""
+        constraint = self.constraint if constraint is None else constraint
         finite = [
             r
             for r in self.results
-            if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, self.constraint) and not r.is_inherited
+            if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, constraint) and not r.is_inherited
         ]
         if not finite:
             return None
         sign = 1 if mode == "max" else -1
         return max(finite, key=lambda r: (sign * r.metrics[metric], -r.epoch))
 
-    def counted(self, metric: str, mode: Mode) -> Result | None:
+    def counted(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
         """The best report, if the trial may win: one that ended in an error may not."""
-        return None if self.status == "ERROR" else self.best(metric, mode)
+        return None if self.status == "ERROR" else self.best(metric, mode, constraint)
 
-    def rank(self, metric: str, mode: Mode) -> tuple[float, str]:
+    def rank(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> tuple[float, str]:
         """A key that sorts the best trial first, of equal ones the lowest trial_id, and those that cannot win last."""
-        result = self.counted(metric, mode)
+        result = self.counted(metric, mode, constraint)
         return math.inf if result is None else result.metrics[metric] * (-1 if mode == "max" else 1), self.trial_id
 
 
@@ -147,6 +148,18 @@ class Trial(Judged):
         self.config = config
         self.results = [replace(result, is_inherited=True) for result in donor.results if result.epoch <= epoch]
         self.checkpoints = {epoch: path}
+
+    def config_at(self, epoch: int) -> dict[str, Any]:
+        """The configuration with which it goes on after `epoch`."""
+        return next((one["config"] for one in reversed(self.schedule) if one["from_epoch"] <= epoch), self.config)
+
+    def go_back_to(self, epoch: int) -> None:
+        """Forget what came after `epoch`, from whose checkpoint it goes on."""
+        self.config = self.config_at(epoch)
+        held = [one for one in self.schedule if one["from_epoch"] <= epoch]
+        self.schedule = held if len(held) > 1 else []
+        self.results = [r for r in self.results if r.epoch <= epoch]
+        self.checkpoints = {e: path for e, path in self.checkpoints.items() if e <= epoch}
 
     @property
     def num_failures(self) -> int:
@@ -309,8 +322,7 @@ class Sweep:
             trial.status, trial.ended, trial.error = "RUNNING", None, None
             trial.attempts.append({"node": event["node"], "at": event["at"], "from_epoch": event["from_epoch"]})
             # A new attempt repeats the epochs after its checkpoint: what the broken attempt said of them no longer counts.
-            trial.results = [r for r in trial.results if r.epoch <= event["from_epoch"]]
-            trial.checkpoints = {e: path for e, path in trial.checkpoints.items() if e <= event["from_epoch"]}
+            trial.go_back_to(event["from_epoch"])
         elif kind == "result":
             trial.results.append(Result(event["epoch"], event["metrics"], event["time_s"], event["at"]))
             trial.attempts[-1]["node"] = event["node"]

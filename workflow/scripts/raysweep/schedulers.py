@@ -20,6 +20,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from .files import flush_folder
 from .record import Record, Sweep, Trial
 from .seeds import sampler_seed
 from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
@@ -41,7 +42,7 @@ class HyperBand(HyperBandScheduler):
 def hand_over(record: Record, tune_controller: Any, trial: Any, donor: Trial, epoch: int, config: dict[str, Any]) -> dict[str, Any]:
     """Pause a trial of Tune's, to go on with another configuration from the checkpoint that `donor` recorded after `epoch`.
 
-    Returns what the record is to be told when it does (event `take_over`): the report of a moment before comes first.
+    Returns what the record is to be told after the report at which this was decided (event `take_over`).
     """
     state_dir = record.path.parent
     result = next(result for result in donor.results if result.epoch == epoch)
@@ -52,6 +53,7 @@ def hand_over(record: Record, tune_controller: Any, trial: Any, donor: Trial, ep
         shutil.rmtree(old)
     number = int(earlier[-1].name.rpartition("_")[2]) + 1 if earlier else 0
     folder = shutil.copytree(state_dir / donor.checkpoints[epoch], Path(trial.path) / f"taken_over_{number:06d}")
+    flush_folder(folder)
     tune_controller.pause_trial(trial, should_checkpoint=False)
     trial.set_config({**config, **{key: value for key, value in trial.config.items() if key == OWN}})
     metrics = {"training_iteration": epoch, "time_total_s": result.time_s, **result.metrics}
@@ -153,13 +155,18 @@ class Replay(FIFOScheduler):
         self.record, self.schedule = record, schedule
         self.taken_over: dict[str, dict[str, Any]] = {}  # as of PBT
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        own = self.record.sweep.trials[trial.trial_id]
+    def due(self, trial_id: str) -> tuple[int, dict[str, Any]] | None:
+        """The epoch to go back to and the configuration to go on with, where a change is due."""
+        own = self.record.sweep.trials[trial_id]
         epoch = latest_checkpoint_epoch(own, self.record.path.parent)
-        due = [one["config"] for one in self.schedule if 0 < one["from_epoch"] <= epoch]
-        if not due or due[-1] == own.config:
+        configs = [one["config"] for one in self.schedule if 0 < one["from_epoch"] <= epoch]
+        return (epoch, configs[-1]) if configs and configs[-1] != own.config else None
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if (due := self.due(trial.trial_id)) is None:
             return TrialScheduler.CONTINUE
-        self.taken_over[trial.trial_id] = hand_over(self.record, tune_controller, trial, own, epoch, due[-1])
+        own = self.record.sweep.trials[trial.trial_id]
+        self.taken_over[trial.trial_id] = hand_over(self.record, tune_controller, trial, own, *due)
         return TrialScheduler.NOOP
 
 
@@ -278,7 +285,8 @@ class Grouped(TrialScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         index = self._index(trial)
-        if index not in self.over:
+        # Tune says so of failures too after which it tries the trial again.
+        if index not in self.over and not getattr(trial, "is_tried_again", False):
             self.over.add(index)  # what fails with one seed cannot win
             self.inner.on_trial_error(tune_controller, self._stub(index))
 

@@ -137,16 +137,17 @@ class RecordedSearch(SearchAlgorithm):
 
     def _tune_trial(self, trial: Trial) -> TuneTrial:
         task = self.tasks[trial.index]["task"] if self.tasks else "search"
+        epoch = self.latest_checkpoint(trial)
+        config = trial.config_at(epoch)
         spec = {
             **self.spec,
-            "config": {**trial.config, OWN: {"seed": trial.seed, "task": task, "measures_gpu": self.measures_gpu()}},
+            "config": {**config, OWN: {"seed": trial.seed, "task": task, "measures_gpu": self.measures_gpu()}},
             "trial_dirname_creator": _dirname,
         }
         tune_trial = _create_trial_from_spec(
-            spec, _make_parser(), trial_id=trial.trial_id, evaluated_params=dict(trial.config), experiment_tag=trial.trial_id
+            spec, _make_parser(), trial_id=trial.trial_id, evaluated_params=dict(config), experiment_tag=trial.trial_id
         )
         tune_trial.__class__ = JudgedTrial  # Tune's function makes no other
-        epoch = self.latest_checkpoint(trial)
         if epoch:
             result = next(r for r in trial.results if r.epoch == epoch)
             tune_trial._restore_checkpoint_result = _TrainingResult(

@@ -12,6 +12,8 @@ import inspect
 import json
 import logging
 import os
+import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,19 @@ class TuneSampler:
     ) -> None:
         self.name, self.space, self.metric, self.mode = name, space, metric, mode
         self.distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
-        self.searcher = self._made(load_searcher(name, root), options, sampler_seed(seed, len(recorded.trials)))
+        make = partial(self._made, load_searcher(name, root), options, sampler_seed(seed, len(recorded.trials)))
+        self.searcher = make()
         described = json.dumps([name, options, {key: repr(d) for key, d in space.items()}, metric, mode, seed], sort_keys=True)
         self.state = state_dir / f"searcher-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+        self.asked: set[str] = set()
         self.told: set[str] = set()
         self.elsewhere: set[str] = set()  # trials that it did not propose
-        self._restore()
+        self.saved: tuple[int, int] | None = None  # how many it had been asked for and told of
+        try:
+            self._restore()
+        except Exception as error:  # of a file that a power loss tore, or of a class that has become another one
+            logger.warning("%s cannot read the state that it saved (%s: %s): it learns anew.", name, type(error).__name__, error)
+            self.searcher, self.asked, self.told = make(), set(), set()
         forgotten = 0
         for trial in recorded.judged:
             if trial.trial_id not in self.asked:
@@ -85,9 +94,11 @@ class TuneSampler:
 
     def _made(self, searcher: type[Searcher], options: dict[str, Any], seed: int) -> Searcher:
         known = inspect.signature(searcher.__init__).parameters
-        seeds = {key: seed for key in SEED_OPTIONS[:2] if key in known and key not in options}
+        seeds = {key: seed for key in SEED_OPTIONS if key in known and key not in options}
         if self.name == "ax":
-            seeds = {"random_seed": seed}
+            # Else it waits for the results of a few trials before it proposes others, those of failed ones included, which it never gets.
+            seeds = {"random_seed": seed} | {"enforce_sequential_optimization": False}
+            seeds = {key: value for key, value in seeds.items() if key not in options}
         domains = nested({key: _domain(d) for key, d in self.distributions.items()})
         try:
             made = searcher(**seeds, **options)
@@ -139,7 +150,9 @@ class TuneSampler:
 
     def _save(self) -> None:
         """Both files under one name that is new, and then the one that tells of it, so that a kill leaves either the old state or the new one."""
-        aside = self.state.with_suffix(f".{len(self.asked)}-{len(self.told)}")
+        if self.saved == (len(self.asked), len(self.told)):
+            return
+        aside = self.state.with_suffix(f".{len(self.asked)}-{len(self.told)}-{uuid.uuid4().hex[:8]}")
         try:
             self.searcher.save(str(aside))
         except NotImplementedError:
@@ -148,17 +161,18 @@ class TuneSampler:
         new = self.state.with_suffix(".new")
         new.write_text(json.dumps(known))
         os.replace(new, self.state.with_suffix(".json"))
+        self.saved = len(self.asked), len(self.told)
         for old in self.state.parent.glob(f"{self.state.name}.*-*"):
             if old != aside:
                 old.unlink()
 
     def _restore(self) -> None:
-        self.asked: set[str] = set()
         index = self.state.with_suffix(".json")
         if index.exists():
             known = json.loads(index.read_text())
             self.searcher.restore(str(self.state.with_name(known["file"])))
             self.asked, self.told = set(known["asked"]), set(known["told"])
+            self.saved = len(self.asked), len(self.told)
 
 
 def _domain(d: Distribution) -> Any:

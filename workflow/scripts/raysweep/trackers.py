@@ -22,7 +22,7 @@ from .trial import OWN
 logger = logging.getLogger("raysweep")
 
 
-def trackers(sweep: dict[str, Any], name: str, state_dir: Path) -> list[Callback]:
+def trackers(sweep: dict[str, Any], name: str, state_dir: Path, identity: str) -> list[Callback]:
     """Those that a sweep of a validated config asks for. What they write here lies in `state_dir`. Raises RaysweepError where one is not installed."""
     found: list[Callback] = []
     if sweep["tensorboard"]:
@@ -31,7 +31,7 @@ def trackers(sweep: dict[str, Any], name: str, state_dir: Path) -> list[Callback
         if sweep["mlflow"] is not None:
             found.append(Lenient("MLflow", mlflow(sweep["mlflow"], name, state_dir)))
         if sweep["wandb"] is not None:
-            found.append(Lenient("Weights & Biases", wandb(sweep["wandb"], name, state_dir)))
+            found.append(Lenient("Weights & Biases", wandb(sweep["wandb"], name, state_dir, identity)))
     except ImportError as error:
         raise RaysweepError(f"{name}: {error}. Add it to env.requirements") from None
     return found
@@ -115,6 +115,10 @@ def mlflow(tracking_uri: str, name: str, state_dir: Path) -> LoggerCallback:
     """A run for each trial, in the experiment `name`: on a server, in a file of sqlite, or, for `local`, in the sweep's state folder."""
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+    # The driver waits for a server meanwhile; MLflow itself would for many minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
     class MLflow(MLflowLoggerCallback):
         """Tune's own. A list or a map in a configuration is one parameter, not many."""
 
@@ -128,7 +132,7 @@ def mlflow(tracking_uri: str, name: str, state_dir: Path) -> LoggerCallback:
     return MLflow(f"sqlite:///{state_dir.absolute() / 'mlflow.db'}" if tracking_uri == "local" else tracking_uri, experiment_name=name)
 
 
-def wandb(project: str, name: str, state_dir: Path) -> LoggerCallback:
+def wandb(project: str, name: str, state_dir: Path, identity: str) -> LoggerCallback:
     """A run for each trial, in the group `name`, written to the sweep's state folder; `wandb sync` takes it to a server, from where there is a network."""
     os.environ["WANDB_MODE"] = "offline"
     from ray.air.integrations import wandb as integration
@@ -137,4 +141,11 @@ def wandb(project: str, name: str, state_dir: Path) -> LoggerCallback:
         raise ModuleNotFoundError("No module named 'wandb'")
     folder = state_dir.absolute() / "wandb"
     folder.mkdir(exist_ok=True)
-    return integration.WandbLoggerCallback(project=project, group=name, dir=str(folder), mode="offline")
+
+    class WandB(integration.WandbLoggerCallback):
+        """Tune's own. An id is a run's alone in its whole project, so it says of which sweep it is."""
+
+        def _start_logging_actor(self, trial: Any, exclude_results: list[str], **options: Any) -> None:
+            super()._start_logging_actor(trial, exclude_results, **{**options, "id": f"{name}-{identity[:8]}-{trial.trial_id}"})
+
+    return WandB(project=project, group=name, dir=str(folder), mode="offline")
