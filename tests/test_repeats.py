@@ -191,7 +191,7 @@ def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
 
 
 def test_one_that_raises_once_is_tried_again_and_its_configuration_goes_on(project: Project) -> None:
-    space = {"kind": {"grid": ["raise", "nothing"]}}
+    space = {"kind": {"grid": ["segfault", "nothing"]}}
     project.configure(sweeps={"s": sweep_of("stumbles", repeats=2, search_space=space, max_epochs=3)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
