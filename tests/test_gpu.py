@@ -152,7 +152,7 @@ def test_trials_that_find_no_room_on_the_gpu_get_more_of_it(project: Project) ->
     assert {trial.status for trial in record.trials.values()} == {"TERMINATED"}
     assert record.is_crowded
     assert record.gpu_share is not None
-    assert record.gpu_share >= 0.25
+    assert record.gpu_share >= 0.1  # of about 0.06 that the first one takes, doubled at least once
 
 
 def test_a_trial_that_asks_for_no_gpu_sees_none(project: Project) -> None:
