@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from raysweep.data import stage
 from raysweep.record import Record, read_sweep
 from raysweep.schedulers import PBT, mutable_keys
 from raysweep.space import parse_space
@@ -27,6 +28,18 @@ SPACE = parse_space(
         "fixed": 3,
     }
 )
+NET = """
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(48, 10)
+
+    def forward(self, x):
+        return self.out(F.avg_pool2d(x, 8).flatten(1))
+"""
 OPTIONS = {"perturbation_interval": 1, "quantile_fraction": 0.5, "resample_probability": 0.25}
 
 
@@ -227,11 +240,13 @@ def test_a_population_of_a_function(project: Project) -> None:
 
 
 @pytest.mark.parametrize("fuse", ["off", "on"])
-def test_a_population_of_a_model_and_its_confirmation(tmp_path: Path, fuse: str) -> None:
-    project = Project(tmp_path / "a project")
+def test_a_population_of_a_model_and_its_confirmation(project: Project, fuse: str) -> None:
+    project.write("net.py", NET)
+    facts = {"checksum": "none", "validation_fraction": 0.1, "seed": 0, "downloads_dir": project.folder}
+    stage(name="generated", source="synthetic", output_dir=project.folder / "resources/data/generated", **facts)
     sweep = {
         "dataset": "generated",
-        "model": "raysweep.models.lenet:LeNet",
+        "model": "net.py:Net",
         "search_space": {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [32, 64]}},
         "metric": "accuracy",
         "num_samples": 4,
@@ -242,9 +257,10 @@ def test_a_population_of_a_model_and_its_confirmation(tmp_path: Path, fuse: str)
         "fuse": fuse,
     }
     project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={"s": sweep})
-    run = project.snakemake("results/s/confirmed.yaml" if fuse == "on" else "results/s/best.yaml")
-    assert run.returncode == 0, run.stdout + run.stderr
+    for rule in ("run_sweep", "confirm"):
+        run = project.run(rule, "s")
+        assert run.returncode == 0, run.stdout + run.stderr
     trials = project.record("s").trials
     assert {(trial.status, trial.epochs) for trial in trials.values()} == {("TERMINATED", 3)}
     assert any(trial.schedule for trial in trials.values())
-    assert fuse == "off" or project.result("s", "confirmed.yaml")["n"] == 1
+    assert project.result("s", "confirmed.yaml")["n"] == 1
