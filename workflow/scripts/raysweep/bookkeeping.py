@@ -142,7 +142,6 @@ class Bookkeeper(Callback):
         verify_lock: Callable[[], None],
         in_company: bool,
         taken_over: dict[str, dict[str, Any]],
-        goes_back: Callable[[str], bool] = lambda trial_id: False,
     ) -> None:
         self.record, self.sampler, self.progress, self.partial_outputs = record, sampler, progress, partial_outputs
         self.metric, self.mode, self.max_epochs = metric, mode, max_epochs
@@ -166,7 +165,6 @@ class Bookkeeper(Callback):
         self.keeping = [judged for judged in record.sweep.judged if judged.finished and any(trial.checkpoints for trial in judged.members)]
         self.last_event = self.last_step = time.monotonic()
         self.taken_over = taken_over  # trial_id → from whom it goes on, of population based training (schedulers.PBT)
-        self.goes_back = goes_back  # whether a trial takes its last epoch once more, see schedulers.Replay
         self.in_company = in_company  # whether trials share processes, see seats.py
         self.verify_lock, self.verified = verify_lock, -math.inf
 
@@ -404,8 +402,8 @@ class Bookkeeper(Callback):
 class EndOfTrial(Stopper):
     """Ends a trial after `max_epochs`, once it has come far enough, or at a report that cannot be used; the experiment after a fault, and before time is up."""
 
-    def __init__(self, bookkeeper: Bookkeeper, stop: Bounds) -> None:
-        self.bookkeeper = bookkeeper
+    def __init__(self, bookkeeper: Bookkeeper, stop: Bounds, goes_back: Callable[[str], bool] = lambda trial_id: False) -> None:
+        self.bookkeeper, self.goes_back = bookkeeper, goes_back  # whether a trial takes its last epoch once more, see schedulers.Replay
         self.stop = stop  # of the config: how far a trial need not go
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -418,7 +416,7 @@ class EndOfTrial(Stopper):
             self.bookkeeper.reasons[trial_id] = reason
             return True
         if result["training_iteration"] >= self.bookkeeper.max_epochs:
-            return not self.bookkeeper.goes_back(trial_id)
+            return not self.goes_back(trial_id)
         if any_holds(result, self.stop):
             self.bookkeeper.ended.add(trial_id)
             return True

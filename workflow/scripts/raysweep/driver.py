@@ -167,7 +167,8 @@ def run_tune(job: dict[str, Any]) -> None:
         deadline = Deadline.of(job["started"], job["ends"], job["walltime_margin_s"])
         is_over = lambda: deadline is not None and deadline.is_near()  # noqa: E731
         # A model goes through its schedule by itself, see trial.confirm_model.
-        scheduler = make_scheduler(sweep, record, space) if searching else Replay(record, job["schedule"] if "trainable" in sweep else [])
+        replaying = Replay(record, job["schedule"] if "trainable" in sweep else [])  # of a confirmation; else there is none
+        scheduler = make_scheduler(sweep, record, space) if searching else replaying
         scheduler.set_search_properties(sweep["metric"], sweep["mode"])
         bookkeeper = Bookkeeper(
             record,
@@ -189,7 +190,6 @@ def run_tune(job: dict[str, Any]) -> None:
             verify_lock=lock.verify,
             in_company=fusion is not None,
             taken_over=getattr(scheduler, "taken_over", {}),
-            **({"goes_back": lambda trial_id: scheduler.due(trial_id) is not None} if isinstance(scheduler, Replay) else {}),
         )
 
         def at_a_time() -> int:
@@ -229,7 +229,7 @@ def run_tune(job: dict[str, Any]) -> None:
                 run_config=tune.RunConfig(
                     name=EXPERIMENT,
                     storage_path=str(scratch),
-                    stop=EndOfTrial(bookkeeper, stop),
+                    stop=EndOfTrial(bookkeeper, stop, lambda trial_id: replaying.due(trial_id) is not None),
                     callbacks=[bookkeeper, *(trackers(sweep, job["name"], state_dir, job["header"]["identity"]) if searching else [])],
                     verbose=0,
                 ),

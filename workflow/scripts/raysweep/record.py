@@ -149,6 +149,11 @@ class Trial(Judged):
         self.results = [replace(result, is_inherited=True) for result in donor.results if result.epoch <= epoch]
         self.checkpoints = {epoch: path}
 
+    def latest_checkpoint(self, state_dir: Path) -> int:
+        """The last epoch of which it has both a result and a checkpoint that is still there; 0 without any."""
+        reported = {result.epoch for result in self.results}
+        return max((e for e, path in self.checkpoints.items() if e in reported and (state_dir / path).is_dir()), default=0)
+
     def config_at(self, epoch: int) -> dict[str, Any]:
         """The configuration with which it goes on after `epoch`."""
         return next((one["config"] for one in reversed(self.schedule) if one["from_epoch"] <= epoch), self.config)

@@ -63,12 +63,6 @@ def hand_over(record: Record, tune_controller: Any, trial: Any, donor: Trial, ep
     return {"donor": donor.trial_id, "epoch": epoch, "config": config, "path": str(folder.relative_to(state_dir))}
 
 
-def latest_checkpoint_epoch(trial: Trial, state_dir: Path) -> int:
-    """0 where there is none. Those of the epoch that is just being reported are not recorded yet."""
-    reported = {result.epoch for result in trial.results}
-    return max((epoch for epoch, path in trial.checkpoints.items() if epoch in reported and (state_dir / path).is_dir()), default=0)
-
-
 class PBT(PopulationBasedTraining):
     """Tune's population based training, but what a trial takes over from a better one it takes from our record, which knows it.
 
@@ -90,7 +84,7 @@ class PBT(PopulationBasedTraining):
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         donor = self.record.sweep.trials[trial_to_clone.trial_id]
-        epoch = latest_checkpoint_epoch(donor, self.record.path.parent)
+        epoch = donor.latest_checkpoint(self.record.path.parent)
         if not epoch:
             logger.debug("trial %s has no checkpoint that trial %s could take over", donor.trial_id, trial.trial_id)
             return
@@ -158,7 +152,7 @@ class Replay(FIFOScheduler):
     def due(self, trial_id: str) -> tuple[int, dict[str, Any]] | None:
         """The epoch to go back to and the configuration to go on with, where a change is due."""
         own = self.record.sweep.trials[trial_id]
-        epoch = latest_checkpoint_epoch(own, self.record.path.parent)
+        epoch = own.latest_checkpoint(self.record.path.parent)
         configs = [one["config"] for one in self.schedule if 0 < one["from_epoch"] <= epoch]
         return (epoch, configs[-1]) if configs and configs[-1] != own.config else None
 
@@ -222,15 +216,55 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
             scheduler.on_trial_complete(nobody_else, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
 
 
-class Grouped(TrialScheduler):
+class Passing(TrialScheduler):
+    """Passes everything to another scheduler."""
+
+    def __init__(self, inner: TrialScheduler) -> None:
+        super().__init__()
+        self.inner = inner
+
+    @property
+    def metric(self) -> str | None:
+        return self.inner.metric
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        return False
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return self.inner.set_search_properties(metric, mode, **spec)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.inner.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self.inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        return self.inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return self.inner.debug_string()
+
+
+class Grouped(Passing):
     """Shows another scheduler the trials of one configuration as one: it is told their mean once all have come to an epoch, and what it decides holds for all.
 
     A trial that is ahead of the others, and learns that they are stopped, ends with its next report.
     """
 
     def __init__(self, inner: TrialScheduler, recorded: Sweep, metric: str) -> None:
-        super().__init__()
-        self.inner, self.recorded, self.metric_told = inner, recorded, metric
+        super().__init__(inner)
+        self.recorded, self.metric_told = recorded, metric
         # index of the configuration → epoch → trial_id → value; of what is recorded the scheduler knows, see replay().
         self.reported: dict[int, dict[int, dict[str, float]]] = {}
         self.told: dict[int, int] = {}
@@ -245,17 +279,6 @@ class Grouped(TrialScheduler):
         self.ended: dict[int, set[str]] = {
             index: {trial.trial_id for trial in group.trials if trial.finished} for index, group in recorded.groups.items()
         }
-
-    @property
-    def metric(self) -> str | None:
-        return self.inner.metric
-
-    @property
-    def supports_buffered_results(self) -> bool:
-        return False
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return self.inner.set_search_properties(metric, mode, **spec)
 
     def _note(self, index: int, epoch: int, trial_id: str, value: Any) -> None:
         if value is not None:
@@ -311,12 +334,6 @@ class Grouped(TrialScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """The others of its configuration may go on."""
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        return self.inner.choose_trial_to_run(tune_controller)
-
-    def debug_string(self) -> str:
-        return self.inner.debug_string()
-
 
 class _Live:
     """Tune's controller without the trials that have ended: for each choice Tune's schedulers look at all, which of 10,000 takes 2 ms."""
@@ -331,35 +348,14 @@ class _Live:
         return getattr(self.tune_controller, name)
 
 
-class Shielded(TrialScheduler):
-    """Passes everything to another scheduler, but the end of a trial whose results lack a usable metric, which is an error, and lets no trial
+class Shielded(Passing):
+    """Takes for an error the end of a trial whose results lack a usable metric, and lets no trial
     begin or go on once `is_over`."""
 
     def __init__(self, inner: TrialScheduler, unusable: Container[str], is_over: Callable[[], bool]) -> None:
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner)
         self.unusable = unusable
         self.is_over = is_over
-
-    @property
-    def metric(self) -> str | None:
-        return self.inner.metric
-
-    @property
-    def supports_buffered_results(self) -> bool:
-        return False
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return self.inner.set_search_properties(metric, mode, **spec)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self.inner.on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self.inner.on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return self.inner.on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if trial.trial_id in self.unusable:
@@ -367,11 +363,5 @@ class Shielded(TrialScheduler):
         else:
             self.inner.on_trial_complete(tune_controller, trial, result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        self.inner.on_trial_remove(tune_controller, trial)
-
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         return None if self.is_over() else self.inner.choose_trial_to_run(_Live(tune_controller))
-
-    def debug_string(self) -> str:
-        return self.inner.debug_string()

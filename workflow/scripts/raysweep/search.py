@@ -9,7 +9,6 @@ Ray is pinned, and tests/test_search.py fails when they change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ray.train._internal.session import _TrainingResult
@@ -137,7 +136,7 @@ class RecordedSearch(SearchAlgorithm):
 
     def _tune_trial(self, trial: Trial) -> TuneTrial:
         task = self.tasks[trial.index]["task"] if self.tasks else "search"
-        epoch = self.latest_checkpoint(trial)
+        epoch = trial.latest_checkpoint(self.record.path.parent)
         config = trial.config_at(epoch)
         spec = {
             **self.spec,
@@ -155,13 +154,6 @@ class RecordedSearch(SearchAlgorithm):
                 metrics={"training_iteration": epoch, "time_total_s": result.time_s, **result.metrics},
             )
         return tune_trial
-
-    def latest_checkpoint(self, trial: Trial) -> int:
-        """The last epoch of which the trial has both a result and a checkpoint that is still there; 0 without any."""
-        reported = {result.epoch for result in trial.results}
-        return max(
-            (e for e, path in trial.checkpoints.items() if e in reported and Path(self.record.path.parent, path).is_dir()), default=0
-        )
 
 
 def _dirname(trial: TuneTrial) -> str:
