@@ -160,6 +160,9 @@ def test_a_second_run_does_nothing(project: Project) -> None:
         ({"num_samples": 4}, ["run_sweep"]),
         ({"search_space": {"lr": 0.1, "batch_size": 16}}, ["run_sweep"]),
         ({"max_epochs": 3}, ["run_sweep"]),
+        ({"repeats": 2}, ["run_sweep"]),
+        ({"stop": {"accuracy": {"at_least": 0.9}}}, ["run_sweep"]),
+        ({"constraint": {"loss": {"at_most": 9}}}, ["run_sweep"]),
         ({"confirm": {"seeds": 5}}, ["confirm"]),
     ],
 )

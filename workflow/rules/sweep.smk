@@ -3,7 +3,7 @@
 # What a sweep needs to go on after an interruption lies in state/<sweep>/, never in an output: Snakemake deletes the outputs of a failed job.
 
 # A change of these runs a sweep again: it then goes on from its record, or starts anew where its identity has changed.
-TRIGGERS = ("dataset", "model", "trainable", "loss", "optimizer", "search_space", "search_algorithm", "num_samples")
+TRIGGERS = ("dataset", "model", "trainable", "loss", "optimizer", "search_space", "search_algorithm", "num_samples", "repeats")
 TRIGGERS += ("metric", "mode", "max_epochs", "stop", "constraint", "scheduler", "seed", "time_budget", "keep_checkpoints")
 
 
