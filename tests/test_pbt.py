@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -17,7 +18,7 @@ from raysweep.record import Record, read_sweep
 from raysweep.schedulers import PBT, mutable_keys
 from raysweep.space import parse_space
 from raysweep.training import Trainer
-from sweeping import Project, sweep_of
+from sweeping import Project, sweep_of, wait_until
 
 SPACE = parse_space(
     {
@@ -197,7 +198,7 @@ def test_a_training_that_is_changed_on_the_way_is_the_one_that_took_over(tmp_pat
         assert torch.equal(a, b)
 
 
-def test_a_population_of_a_function(project: Project) -> None:
+def test_a_population_of_a_function_whose_driver_is_killed_after_a_take_over(project: Project) -> None:
     options = {"name": "pbt", **OPTIONS}
     project.configure(
         sweeps={
@@ -211,6 +212,15 @@ def test_a_population_of_a_function(project: Project) -> None:
             )
         }
     )
+    process = project.start("run_sweep", "s")
+    path = project.folder / "state/s/record.jsonl"
+    wait_until(lambda: path.exists() and '"take_over"' in path.read_text(), "a trial takes over from another")
+    [driver] = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if any("drive.py" in word for word in child.cmdline())
+    ]
+    driver.kill()
+    process.communicate()
+    assert process.returncode != 0
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     trials = project.record("s").trials
