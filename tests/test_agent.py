@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import stat
 import subprocess
 import sys
@@ -22,6 +24,19 @@ def test_the_private_folder_is_private_and_gone_at_the_end(tmp_path: Path) -> No
     with agent.private_folder(tmp_path) as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
+
+
+def test_a_signal_while_the_private_folder_is_being_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = os.mkdir
+
+    def mkdir_and_signal(path: Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_and_signal)
+    with pytest.raises(KeyboardInterrupt), agent.ended_by_signals(), agent.private_folder(tmp_path):
+        pytest.fail("the signal has come before")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_agent_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:

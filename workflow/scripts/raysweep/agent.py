@@ -25,12 +25,12 @@ import json
 import logging
 import os
 import queue
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,8 +71,10 @@ LEAST_OBJECT_STORE_MB = 100
 def private_folder(base: Path) -> Iterator[Path]:
     """A folder in `base` that only this user can enter; removed at the end, or, after a SIGKILL, by the next agent that passes by."""
     remove_left_behind(base)
-    folder = Path(tempfile.mkdtemp(prefix="rs-", dir=base))
+    # Named before it is made, with as many bits as nobody guesses: a signal that comes while it is being made finds it, too.
+    folder = base / f"rs-{secrets.token_urlsafe(6)}"
     try:
+        folder.mkdir(mode=0o700)
         # The lock tells a folder in use from one left behind. `base` is a disk of this node, where locks can be relied on.
         with (folder / "lock.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
