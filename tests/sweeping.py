@@ -52,6 +52,27 @@ def climb(config, befalls=lambda epoch: None):
                 stream.write(str(epoch))
             tune.report({"score": config["x"] * epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
 
+def company(least):
+    """How many trials are at this point at once, this one among them; waits until there were `least`. The first of all does not wait."""
+    def is_made(path):
+        try:
+            open(path, "x").close()
+        except FileExistsError:
+            return False
+        return True
+    os.makedirs("here", exist_ok=True)
+    mine = tempfile.mkstemp(dir="here")[1]
+    waits, seen, end = not is_made("first"), 0, time.monotonic() + 120
+    while waits and not os.path.exists("met") and time.monotonic() < end:
+        seen = max(seen, len(os.listdir("here")))
+        if seen >= least:
+            is_made("met")
+        time.sleep(0.1)
+    time.sleep(1)  # for one too many
+    seen = max(seen, len(os.listdir("here")))
+    os.remove(mine)
+    return seen
+
 def stumbles(config):
     """As `climb`, but in its second epoch something happens, once."""
     import signal

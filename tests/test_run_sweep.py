@@ -165,22 +165,18 @@ def test_parts_of_a_gpu_that_torch_cannot_see_limit_how_many_trials_share_it(pro
         "user.py",
         TRAINABLES
         + """
-def alone(config):
-    visible = os.environ["CUDA_VISIBLE_DEVICES"]
-    start = time.time()
-    time.sleep(1.5)
-    tune.report({"score": 1, "start": start, "end": time.time(), "visible": int(visible)})
+def meets(config):
+    tune.report({"score": 1, "seen": company(2), "visible": int(os.environ["CUDA_VISIBLE_DEVICES"])})
 """,
     )
     resources = {"trial_resources": {"cpu": 0.5, "gpu": 0.5}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
-    project.configure(sweeps={"s": sweep_of("alone", num_samples=4, **resources)})
+    project.configure(sweeps={"s": sweep_of("meets", num_samples=5, **resources)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "2 CPUs, 1 GPUs" in run.stderr
-    times = [trial.results[0].metrics for trial in project.record("s").trials.values()]
-    assert [t["visible"] for t in times] == [0] * 4
-    at_a_time = [sum(t["start"] <= other["start"] < t["end"] for other in times) for t in times]
-    assert max(at_a_time) == 2  # by its CPUs alone it would be four
+    reports = [trial.results[0].metrics for trial in project.record("s").trials.values()]
+    assert [report["visible"] for report in reports] == [0] * 5
+    assert max(report["seen"] for report in reports) == 2  # by its CPUs alone it would be four
 
 
 def test_what_a_users_files_keep_at_their_top_level_is_each_trials_own_though_workers_stay(project: Project) -> None:
@@ -211,24 +207,23 @@ def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_m
 ) -> None:
     fake = project.folder / "bin" / "nvidia-smi"
     fake.parent.mkdir()
+    project.write("user.py", TRAINABLES + "\ndef meets(config):\n    tune.report({'score': 1, 'seen': company(4)})\n")
     fake.write_text("#!/bin/sh\necho \"$@\" >> asked\necho '2200, 10000'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    space = {"x": {"uniform": [0, 1]}, "pause_s": 0.5}
     resources = {"trial_resources": {"cpu": 0.2, "gpu": "auto"}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
-    project.configure(sweeps={"s": sweep_of("climb", num_samples=8, max_epochs=2, search_space=space, **resources)})
+    project.configure(sweeps={"s": sweep_of("meets", num_samples=8, **resources)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "The first trial takes 2200 of 10000 MB of its GPU: up to 4 share one (trial_resources.gpu: 0.25 would" in run.stderr
     assert (project.folder / "asked").read_text() == "--id=0 --query-gpu=memory.used,memory.total --format=csv,noheader,nounits\n", "once"
     record = project.record("s")
     assert (record.gpu_share, record.gpu_memory_mb, record.is_crowded) == (0.25, (2200, 10000), False)
-    spans = [(trial.attempts[0]["at"], trial.ended) for trial in record.trials.values()]
-    at_a_time = [sum(start <= other < (end or "") for other, _ in spans) for start, end in spans]
-    assert at_a_time[0] < 4, "until it is measured it is alone"
-    assert sorted({sum(start <= moment < (end or "") for start, end in spans) for moment, _ in spans})[-1] in (4, 5)  # with the first one
-    assert all(not set(result.metrics) - {"score"} for trial in record.trials.values() for result in trial.results)
+    seen = [trial.results[0].metrics["seen"] for trial in record.trials.values()]
+    assert seen[0] == 1, "until it is measured it is alone"
+    assert max(seen) == 4
+    assert all(not set(result.metrics) - {"score", "seen"} for trial in record.trials.values() for result in trial.results)
 
 
 def test_a_share_that_was_recorded_on_a_made_up_gpu_can_be_set_lower_and_is_nothing_where_there_is_no_gpu(
@@ -246,16 +241,14 @@ def test_a_share_that_was_recorded_on_a_made_up_gpu_can_be_set_lower_and_is_noth
         "user.py",
         TRAINABLES
         + """
-def returns_late(config):
-    start = time.time()
-    time.sleep(3)
-    return {"score": 1, "start": start, "end": time.time()}  # its only report: it never calls tune.report
+def returns(config):
+    return {"score": 1, "seen": company(2)}  # its only report: it never calls tune.report
 """,
     )
 
     def succeeds(num_samples: int, gpu: object) -> str:
         resources = {"trial_resources": {"cpu": 0.5, "gpu": gpu}, "allocation": allocation}
-        project.configure(sweeps={"s": sweep_of("returns_late", num_samples=num_samples, **resources)})
+        project.configure(sweeps={"s": sweep_of("returns", num_samples=num_samples, **resources)})
         run = project.run("run_sweep", "s")
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stderr
@@ -263,8 +256,8 @@ def returns_late(config):
     assert "The first trial takes 9999 of 10000 MB of its GPU: up to 1 share one" in succeeds(1, "auto")
     assert project.record("s").gpu_share == 1
     succeeds(3, 0.5)
-    one, other = [trial.results[0].metrics for trial in project.record("s").trials.values()][1:]
-    assert max(one["start"], other["start"]) < min(one["end"], other["end"]), "they share it, as the user has it"
+    seen = [trial.results[0].metrics["seen"] for trial in project.record("s").trials.values()]
+    assert (seen[0], max(seen[1:])) == (1, 2), "they share it, as the user has it"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "There is no GPU here: the trials run on the CPU." in succeeds(4, 0.5)
     assert [trial.status for trial in project.record("s").trials.values()] == ["TERMINATED"] * 4

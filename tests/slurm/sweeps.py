@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,7 +158,13 @@ def project_on(cluster: SlurmCluster, folder: Path, user: str | None = None) -> 
 
 def wait_until_idle(cluster: SlurmCluster) -> None:
     """Until nothing of ours is left on any node, and no job: one that is not quite over keeps its nodes, and the next would get others."""
-    wait_until(lambda: left_on(cluster) == [], f"nothing is left: {left_on(cluster)}")
+    try:
+        wait_until(lambda: left_on(cluster) == [], f"nothing is left: {left_on(cluster)}")
+    except AssertionError:  # this test has failed, but the next ones have done nothing
+        for node in cluster.nodes_on:
+            for path in cluster.node_path(node, "/mnt").glob("*/*"):
+                shutil.rmtree(path)
+        raise
     wait_until(lambda: cluster.run(["squeue", "--noheader"]).stdout == "", "no job is left")
 
 
