@@ -504,8 +504,8 @@ def test_mistakes(root: Path, given: dict[str, Any], expected: str) -> None:
 
 
 def test_yaml_reads_off_and_on_as_booleans(root: Path) -> None:
-    for value in (False, True, "off", "on", "auto"):
-        assert check(root, config(fuse=value))["sweeps"]["s"]["fuse"] == value
+    for value, meant in ((False, "off"), (True, "on"), ("off", "off"), ("on", "on"), ("auto", "auto")):
+        assert check(root, config(fuse=value))["sweeps"]["s"]["fuse"] == meant
 
 
 def test_the_table_of_the_readme_fits_the_schema() -> None:

@@ -110,6 +110,14 @@ def test_mistakes_are_one_line(contained: Project, env: dict[str, Any], line: st
     assert run.stderr.splitlines()[-1] == f"Error: c.yaml: {line}"
 
 
+def test_a_path_that_apptainer_would_cut_is_named_at_once(contained: Project) -> None:
+    contained.configure(**contained.config() | {"state_dir": "one, two"})
+    run = contained.snakemake("--dry-run")
+    assert run.returncode == 1
+    told = "an image is not allowed here: Apptainer takes a comma or colon for the end of a path, as in"
+    assert run.stderr.splitlines()[-1] == f"Error: c.yaml: env.container: {told} {contained.folder}/one, two"
+
+
 def test_without_apptainer_it_is_one_line(contained: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = contained.folder / "programs"
     programs.mkdir()

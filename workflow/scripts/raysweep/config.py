@@ -16,7 +16,7 @@ import yaml
 from .bounds import BOUNDS
 from .environment import env_key, extras_of, lists
 from .errors import ConfigError
-from .sources import find_target, local_sources
+from .sources import SCRIPTS_DIR, find_target, local_sources
 from .space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, is_conditional, num_combinations, parse_space, point_of
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[3] / "config" / "schema.yaml"
@@ -229,6 +229,7 @@ class _Check:
         self.folders()
         self.environment()
         for name, sweep in self.config["sweeps"].items():
+            sweep["fuse"] = {True: "on", False: "off"}.get(sweep["fuse"], sweep["fuse"])  # as YAML 1.1 reads on and off
             self.sweep(("sweeps", name), sweep)
         return self.config
 
@@ -332,6 +333,10 @@ class _Check:
             if not (self.root / env["container"]).exists():
                 message = f"{env['container']!r} is not allowed: there is no such image. Make one from workflow/envs/image.def"
                 raise self.refuse(("env", "container"), message)
+            for folder in (SCRIPTS_DIR, *(self.root / self.config[key] for key in ("resources_dir", "state_dir", "results_dir"))):
+                if {",", ":"} & set(str(folder)):  # the list of what an image sees has no quotes
+                    message = f"an image is not allowed here: Apptainer takes a comma or colon for the end of a path, as in {folder}"
+                    raise self.refuse(("env", "container"), message)
         try:
             env_key(**env_arguments(self.config, self.root))
             has_dashboard = not self.config["ray"]["dashboard"] or "default" in extras_of(self.root / env["requirements"], "ray")
@@ -518,7 +523,7 @@ class _Check:
 
     def resources(self, path: KeyPath, sweep: dict[str, Any]) -> None:
         trial, allocation = sweep["trial_resources"], sweep["allocation"]
-        if "trainable" in sweep and sweep["fuse"] in ("on", True):
+        if "trainable" in sweep and sweep["fuse"] == "on":
             raise self.refuse(
                 (*path, "fuse"), "'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"
             )

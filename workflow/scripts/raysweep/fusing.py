@@ -52,8 +52,7 @@ def begin(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: 
     `capacity` is how many trials the nodes hold by what each takes. Log and record say which way, and why. Raises RaysweepError where the config insists.
     """
     sweep = job["sweep"]
-    wish = {True: "on", False: "off"}.get(sweep["fuse"], sweep["fuse"])
-    if wish == "off":
+    if sweep["fuse"] == "off":
         return None
     layout = Layout.of(job, record.sweep, capacity)
     why = why_not_at_all(sweep, space, record.sweep)
@@ -62,7 +61,7 @@ def begin(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: 
     found = why or needless or _start(job, space, record, layout)
     if isinstance(found, Fusion):
         return found
-    if wish == "on" and not needless:
+    if sweep["fuse"] == "on" and not needless:
         raise RaysweepError(
             f"{job['name']}: its trials cannot be trained together, as `fuse: on` asks: {found}. Set sweeps.{job['name']}.fuse to auto"
         )

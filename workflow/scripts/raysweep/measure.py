@@ -86,7 +86,7 @@ def _seconds(action: Callable[[], Any]) -> float:
 def _together(job: dict[str, Any], capacity: int) -> dict[str, Any]:
     """Whether trials would be trained together, and what that gives: what the sweep itself looks at when it begins."""
     sweep = job["sweep"]
-    if sweep["fuse"] in ("off", False):
+    if sweep["fuse"] == "off":
         return {"why_not": "fuse is off"}
     space, recorded = parse_space(sweep["search_space"]), read_sweep(Path(job["record"]))
     layout = Layout.of(job, recorded, capacity)
