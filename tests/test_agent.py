@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -37,6 +40,56 @@ def test_a_signal_while_the_private_folder_is_being_made_leaves_nothing(tmp_path
     with pytest.raises(KeyboardInterrupt), agent.ended_by_signals(), agent.private_folder(tmp_path):
         pytest.fail("the signal has come before")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_the_private_folder_is_being_removed_does_not_stop_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def signal_and_remove(path: Path, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        remove(path, **options)
+
+    with pytest.raises(KeyboardInterrupt), agent.ended_by_signals():
+        with agent.private_folder(tmp_path) as folder:
+            (folder / "venv").mkdir()
+            monkeypatch.setattr(shutil, "rmtree", signal_and_remove)
+        pytest.fail("the signal has its effect when the folder is gone")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_agent_was_killed_in_removing_is_found_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: path.rename(tmp_path / path.name) and sys.exit())  # the first is the last
+    with pytest.raises(SystemExit), agent.private_folder(tmp_path) as folder:
+        (folder / "venv").mkdir()
+        (folder / "venv/file").write_text("large")
+    monkeypatch.undo()
+    assert (folder / "lock").exists()
+    agent.remove_left_behind(tmp_path)
+    assert not folder.exists()
+
+
+def test_what_nohup_has_a_process_ignore_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with agent.ended_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("whose", ["of another node", "of another user"])
+def test_only_folders_of_this_node_and_user_are_removed(tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "rs-other"
+    other.mkdir()
+    (other / "lock").write_text(socket.gethostname() if "user" in whose else "node7")
+    if "user" in whose:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    agent.remove_left_behind(tmp_path)
+    assert (other / "lock").read_text() != ""
+    assert other.exists()
 
 
 def test_what_a_killed_agent_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def test_the_record_takes_finite_numbers_and_nothing_of_tunes_own() -> None:
         "training_iteration": 1,
         "time_total_s": 2.0,
         "pid": 3,
+        7: 0.25,
     }
-    assert numbers_of(reported) == {"score": 0.5, "n": 3}
+    assert numbers_of(reported) == {"score": 0.5, "n": 3, "7": 0.25}
 
 
 @pytest.mark.parametrize(

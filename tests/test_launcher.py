@@ -147,6 +147,22 @@ def test_an_agent_that_was_killed_is_known_by_sruns_words(tmp_path: Path, rank: 
         assert said.messages[-1] == "n2 is lost: its agent ended: srun: error: n2: task 1: Killed. The sweep goes on without it."
 
 
+def test_what_a_sites_prolog_prints_is_passed_over_in_any_encoding(tmp_path: Path) -> None:
+    script = "sys.stdout.buffer.write(b'loading caf\\xe9\\n'); sys.stdout.flush(); sys.stderr.buffer.write(b'caf\\xe9\\n'); sys.stderr.flush()\n"
+    script += "".join(f"say(**{message!r})\n" for message in [*up("n1"), DONE])
+    allocation = Scripted(NODES[:1], "7", started=time.time(), script=script, told=tmp_path / "told")
+    assert launcher.run(allocation, tmp_path, {}, tmp_path / "log") == 0
+
+
+def test_a_terminal_that_is_gone_does_not_hold_up_what_writes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    much = "print('x' * 2**20, file=sys.stderr, flush=True)\n"  # more than a pipe holds
+    script = much + "".join(f"say(**{message!r})\n" for message in [*up("n1"), DONE])
+    allocation = Scripted(NODES[:1], "7", started=time.time(), script=script, told=tmp_path / "told")
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert launcher.run(allocation, tmp_path, {}, tmp_path / "log") == 0
+
+
 def test_without_slurm_the_one_node_needs_no_name(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     script = "".join(f"say(**{message!r})\n" for message in [*up("n1"), {"node": "n1", "event": "failed", "why": "Ray's head ended"}])
     with pytest.raises(WorldError, match=r"^Ray's head ended$"):

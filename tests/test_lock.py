@@ -19,7 +19,7 @@ from raysweep.lock import Lock
 from raysweep.processes import this_process
 from sweeping import SCRIPTS
 
-JOB = {"id": "17", "restarts": 0}
+JOB = {"id": "17", "cluster": None, "restarts": 0}
 
 
 def held_by(folder: Path, **who: Any) -> Path:
@@ -113,11 +113,30 @@ def test_a_job_that_nobody_can_be_asked_about_is_taken_for_alive(state: Path, tm
         pass
 
 
+@pytest.mark.parametrize(("ours", "alive"), [("north", True), ("south", False)])
+def test_a_job_of_another_cluster_is_taken_for_alive_with_a_fake_scontrol(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: str, alive: bool
+) -> None:
+    held_by(state, job=JOB | {"cluster": "south"}, host="node9")
+    fake_scontrol(tmp_path, monkeypatch, f"ClusterName             = {ours}\nJobId=17 JobState=CANCELLED Restarts=0")
+    for name in (None, ours):  # on a login node, and in a job
+        if name is not None:
+            monkeypatch.setenv("SLURM_CLUSTER_NAME", name)
+            held_by(state, job=JOB | {"cluster": "south"}, host="node9")
+        if alive:
+            with pytest.raises(RaysweepError, match="job 17"), Lock(state, "sweep s"):
+                pass
+        else:
+            with Lock(state, "sweep s"):
+                pass
+
+
 def test_a_lock_of_this_job_names_it_with_a_fake_scontrol(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_scontrol(tmp_path, monkeypatch, "JobId=17 JobState=RUNNING Restarts=2")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "ours")
     with Lock(state, "sweep s", job=this_job()):
-        assert json.loads((state / "lock").read_text())["job"] == {"id": "17", "restarts": 2}
+        assert json.loads((state / "lock").read_text())["job"] == {"id": "17", "cluster": "ours", "restarts": 2}
 
 
 def test_of_many_that_start_at_a_time_one_gets_it(state: Path) -> None:

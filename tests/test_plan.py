@@ -91,12 +91,9 @@ def test_a_function_without_a_record_is_not_guessed_at(project: Project) -> None
     assert str(planner(project).plan()).startswith("how long a function of your own takes is seen when it has run: set num_samples to 2")
 
 
-def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: Project) -> None:
-    allocation = {"cpus_per_node": 2, "nodes": 3, "runtime": 10, "walltime_margin": 5}
-    values = {"num_samples": 12, "max_epochs": 4, "allocation": allocation, "confirm": {"seeds": 4, "runtime": 1}}
-    identity = planner(project, **values).identity
+def record_six_trials(project: Project, identity: str, nodes: list[dict[str, Any]]) -> None:
+    """Write the record of a sweep in which six trials have taken 10 s an epoch."""
     with Record(project.folder / "state/s/record.jsonl") as record:
-        nodes = [{"name": f"n{number}", "cpus": 2, "gpus": 0} for number in range(3)]
         record.write("session", sweep={"identity": identity}, host="h", pid=1, nodes=nodes)
         for index in range(6):
             trial = f"{index:05d}"
@@ -105,6 +102,31 @@ def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: P
             for epoch in range(1, 5):
                 record.write("result", trial=trial, epoch=epoch, metrics={"score": 0.1}, time_s=10.0 * epoch, node="n0")
             record.write("finish", trial=trial, status="TERMINATED", error=None)
+
+
+def test_what_a_trial_took_of_a_gpu_says_how_many_share_one(project: Project) -> None:
+    values = {
+        "num_samples": 20,
+        "max_epochs": 4,
+        "allocation": {"cpus_per_node": 12, "gpus_per_node": 1, "nodes": 2},
+        "trial_resources": {"cpu": 1, "gpu": "auto"},
+    }
+    record_six_trials(project, planner(project, on_slurm=True, **values).identity, [{"name": "n0", "cpus": 12, "gpus": 1}])
+    unmeasured = planner(project, on_slurm=True, **values).plan()
+    with Record(project.folder / "state/s/record.jsonl") as record:
+        record.write("gpu_share", gpu=0.25, used_mb=2200, total_mb=10000)
+    measured = planner(project, on_slurm=True, **values).plan()
+    assert isinstance(unmeasured, Plan)
+    assert isinstance(measured, Plan)
+    assert (unmeasured.at_a_time, unmeasured.waves, unmeasured.measures_gpu) == (2, 7, True)
+    assert (measured.at_a_time, measured.waves, measured.measures_gpu) == (8, 2, False)
+
+
+def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: Project) -> None:
+    allocation = {"cpus_per_node": 2, "nodes": 3, "runtime": 10, "walltime_margin": 5}
+    values = {"num_samples": 12, "max_epochs": 4, "allocation": allocation, "confirm": {"seeds": 4, "runtime": 1}}
+    nodes = [{"name": f"n{number}", "cpus": 2, "gpus": 0} for number in range(3)]
+    record_six_trials(project, planner(project, **values).identity, nodes)
     plan = planner(project, on_slurm=True, **values).plan()
     assert isinstance(plan, Plan)
     assert (plan.num_trials, plan.trials_left, plan.at_a_time, plan.waves) == (12, 6, 6, 1)

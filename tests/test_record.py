@@ -229,6 +229,17 @@ def test_reading_changes_nothing_while_the_driver_writes(tmp_path: Path) -> None
         assert path.read_bytes() == before
 
 
+def test_what_a_driver_that_was_cut_off_still_writes_is_nobodys(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Record(path) as cut_off:
+        cut_off.write("session", sweep={"name": "s"})
+        with Record(path) as record:
+            record.write("session", sweep={"name": "s"})
+            cut_off.write("session_end", outcome="complete", spent_s=1.0)
+            record.write("session_end", outcome="interrupted", spent_s=2.0)
+    assert [session.get("outcome") for session in read_sweep(path).sessions] == [None, "interrupted"]
+
+
 def test_only_the_place_of_a_record_is_pickled(tmp_path: Path) -> None:
     with Record(tmp_path / "r.jsonl") as record:
         assert pickle.loads(pickle.dumps(record)).__dict__ == {"path": tmp_path / "r.jsonl"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from raysweep.trackers import Lenient
+from raysweep.trackers import Lenient, mlflow
 from raysweep.trial import OWN
 from sweeping import ENV, REPOSITORY, Project, sweep_of
 
@@ -102,3 +103,16 @@ def test_one_that_fails_is_told_no_more_and_the_sweep_goes_on(caplog: pytest.Log
         tracker.log_trial_start(trial)
     assert told == [("00003", {"x": 1})]
     assert caplog.messages == ["MLflow is told no more of this sweep, which goes on: ConnectionError: no such host"]
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # the user's own setting counts
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = Lenient("MLflow", mlflow(f"http://127.0.0.1:{silent.getsockname()[1]}", "s", tmp_path))
+        with caplog.at_level(logging.WARNING):
+            tracker.setup()
+    assert not tracker.is_well
+    [message] = [message for message in caplog.messages if message.startswith("MLflow is told no more of this sweep, which goes on: ")]
+    assert "Read timed out" in message

@@ -214,6 +214,14 @@ def test_without_a_record_it_ends_with_one_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_record_in_which_nothing_stands_yet_is_none(tmp_path: Path) -> None:
+    with Record(tmp_path / "state/lenet/record.jsonl"):
+        pass
+    done = run(tmp_path, "--once")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: There is no record of any sweep below state yet.")
+
+
 def test_a_sweep_without_any_trial_yet_is_shown(tmp_path: Path) -> None:
     with Record(tmp_path / "state/lenet/record.jsonl") as record:
         record.write("session", sweep=header(), host="login-1", pid=1, nodes=[])

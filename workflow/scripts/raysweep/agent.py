@@ -52,6 +52,7 @@ RAY_DEADLINE_S = 120
 TICK_S = 3  # how often the launcher says that it lives …
 SILENT_TICKS = 6  # … and how often it may fail to: when the first node is lost, the others are to be free again within 30 s
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after it has asked (KillWait)
 JOB_FILE = "job.json"
 # Ray puts sockets below its folder, and the path of a socket ends at 107 bytes: 43 are left for the folder.
@@ -78,20 +79,33 @@ def private_folder(base: Path) -> Iterator[Path]:
         # The lock tells a folder in use from one left behind. `base` is a disk of this node, where locks can be relied on.
         with (folder / "lock.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(socket.gethostname())
+            lock.flush()
             (folder / "lock.new").rename(folder / "lock")
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with uninterrupted():
+            _remove(folder)
 
 
 def remove_left_behind(base: Path) -> None:
-    """Remove the private folders of this user's agents that were killed."""
+    """Remove the private folders of this user's agents that were killed on this node: TMPDIR may be one that all nodes share."""
     for lock_path in base.glob("rs-*/lock"):
         with contextlib.suppress(OSError):  # in use, gone, or somebody else's
-            if lock_path.parent.stat().st_uid == os.getuid():
-                with lock_path.open("w") as lock:
+            if lock_path.parent.lstat().st_uid == os.getuid():
+                with lock_path.open("r+") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(lock_path.parent, ignore_errors=True)
+                    if lock.read() == socket.gethostname():
+                        _remove(lock_path.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a private folder. Its lock goes last: by that, what a SIGKILL leaves of it is found."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_short(base: Path) -> bool:
@@ -164,8 +178,11 @@ class Children:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end this process through the `finally` blocks; the first one does, so that no other ends those."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """SIGINT, SIGTERM and SIGHUP end this process through the `finally` blocks; the first one does, so that no other ends those.
+
+    What `nohup`, or a shell that puts a command in the background, has this process ignore stays ignored.
+    """
+    numbers = [number for number in ENDING if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in numbers:
@@ -178,6 +195,20 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP wait for the end of the block."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        os.kill(os.getpid(), came[0])
 
 
 def ray_environment(folder: Path, number_of_nodes: int) -> dict[str, str]:
@@ -356,7 +387,8 @@ class Agent:
                 try:
                     self.bring_up(folder, ray_folder / "ray")
                 finally:
-                    self.children.end()
+                    with uninterrupted():
+                        self.children.end()
         except OSError as error:
             raise WorldError(f"{local_dir}: {error.strerror or error}") from None
 

@@ -187,14 +187,20 @@ def submit_host() -> str | None:
 
 
 def this_job() -> dict[str, Any] | None:
-    """The job of Slurm that this process runs in: its id, and how often it was started again. None outside of one."""
-    job_id = os.environ.get("SLURM_JOB_ID")
-    return None if job_id is None else {"id": job_id, "restarts": restarts_of(scontrol("show", "job", job_id))}
+    """The job of Slurm that this process runs in: its id, its cluster, and how often it was started again. None outside of one."""
+    if (job_id := os.environ.get("SLURM_JOB_ID")) is None:
+        return None
+    return {"id": job_id, "cluster": os.environ.get("SLURM_CLUSTER_NAME"), "restarts": restarts_of(scontrol("show", "job", job_id))}
 
 
 def is_over(job: dict[str, Any]) -> bool:
-    """Whether a job, as this_job() gave it, has ended or was started again since. Slurm forgets old jobs. False where it cannot be asked."""
+    """Whether a job, as this_job() gave it, has ended or was started again since. Slurm forgets old jobs. False where it cannot be asked.
+
+    That of another cluster on the same file system cannot: here its number is no job's, or another one's.
+    """
     try:
+        if job["cluster"] is not None and job["cluster"] != _cluster():
+            return False
         now = scontrol("show", "job", job["id"])
     except WorldError as error:
         return "Invalid job id" in str(error)
@@ -208,6 +214,10 @@ def is_over(job: dict[str, Any]) -> bool:
         "SIGNALING",
         "STAGE_OUT",
     )
+
+
+def _cluster() -> str | None:
+    return os.environ.get("SLURM_CLUSTER_NAME") or _first(r"\bClusterName\s*=\s*(\S+)", scontrol("show", "config"))
 
 
 def restarts_of(job: str) -> int:

@@ -48,7 +48,7 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
     """The finite numbers among what a trial reported, without what Tune adds of its own."""
     return {
         key: value if isinstance(value, int) else float(value)
-        for key, value in result.items()
+        for key, value in ((str(key), value) for key, value in result.items())
         if key not in NOT_METRICS
         and not key.startswith("config/")
         and isinstance(value, numbers.Real)

@@ -15,7 +15,7 @@ It gets a job, a map that the launcher wrote as JSON:
     trial_resources  {cpu, gpu} of a trial, as this allocation can give it
     packs_gpus   whether what the first trial takes of its GPU says how many share one
     time_budget_s  time after which no new trial starts, in seconds, or null
-    slurm_job, slurm_restarts  id of the job of Slurm, or null, and how often it was started again
+    slurm_job, slurm_cluster, slurm_restarts  id of the job of Slurm, or null, its cluster, and how often it was started again
     started, ends  when that job began and will end, in seconds since the epoch, or null
     walltime_margin_s  how long before its end the driver saves and ends, in seconds
     resubmit     how often the job may be started again by itself
@@ -132,7 +132,7 @@ def run_tune(job: dict[str, Any]) -> None:
     stop = sweep["stop"] if searching else {}  # a confirmation trains as long as the best trial did
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
-    slurm_job = None if job["slurm_job"] is None else {"id": job["slurm_job"], "restarts": job["slurm_restarts"]}
+    slurm_job = None if job["slurm_job"] is None else {"id": job["slurm_job"], "cluster": job["slurm_cluster"], "restarts": job["slurm_restarts"]}
     with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job) as lock, Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
             # One that was moved a moment before a kill is where it was to be moved to.

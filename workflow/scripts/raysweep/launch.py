@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ class Stage:
             "trial_resources": (resources := trial_resources(self.sweep, allocation)),
             "packs_gpus": purpose == "search" and self.sweep["trial_resources"]["gpu"] == "auto" and resources["gpu"] > 0,
             "slurm_job": allocation.job_id,
+            "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
             "slurm_restarts": allocation.restarts,
             "started": allocation.started,
             "ends": allocation.ends,

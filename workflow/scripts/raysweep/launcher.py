@@ -34,6 +34,13 @@ STAGES = {"": "it has not answered", "environment": "it waits for Ray's head", "
 STAGES_OF_HEAD = STAGES | {"environment": "its Ray is starting"}
 
 
+def show(line: str) -> None:
+    """Print a line. That nobody reads it any more (`| tee` was ended, the disk is full) is no reason to stop listening."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
 class Launcher:
     """One run of the agents. `say` broadcasts to them; what they say arrives in `messages`."""
 
@@ -56,7 +63,10 @@ class Launcher:
         self.program = "srun" if self.allocation.job_id else "the agent"
         pipe = subprocess.PIPE
         try:
-            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+            # A site's prolog may speak another encoding.
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+            )
         except OSError as error:
             raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
         assert self.process.stdin
@@ -90,14 +100,13 @@ class Launcher:
             try:
                 self.messages.put(json.loads(line))
             except ValueError:  # a site's own prolog
-                sys.stderr.write(line)
+                show(line)
         self.messages.put(None)
 
     def relay(self, stream: IO[str]) -> None:
         """Pass on what the driver and `srun` have for the terminal."""
         for line in stream:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+            show(line)
             if line.startswith(("srun: error", "slurmstepd")):
                 logger.debug("%s", line.strip())
                 self.last_words.append(line.strip())

@@ -59,7 +59,8 @@ class Lock:
         try:
             os.link(mine, self.path)
         except FileExistsError:
-            return False
+            # NFS may have made the link and lost its answer: then the file has both names.
+            return mine.stat().st_nlink == 2
         finally:
             mine.unlink()
         return True

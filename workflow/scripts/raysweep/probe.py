@@ -219,7 +219,10 @@ def _probes(allocation: Allocation) -> Iterator[tuple[subprocess.Popen[str], que
 
     def listen(stream: IO[str]) -> None:
         for line in stream:
-            messages.put(json.loads(line))
+            try:
+                messages.put(json.loads(line))
+            except ValueError:  # a site's own prolog
+                logger.debug("%s", line.strip())
         messages.put(None)
 
     def note(stream: IO[str]) -> None:
@@ -230,7 +233,7 @@ def _probes(allocation: Allocation) -> Iterator[tuple[subprocess.Popen[str], que
                 messages.put({"rank": rank, "gone": True})
 
     pipe = subprocess.PIPE
-    process = subprocess.Popen(allocation.command(argv), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(allocation.command(argv), stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace")
     readers = [threading.Thread(target=read, args=(stream,)) for read, stream in ((listen, process.stdout), (note, process.stderr))]
     for reader in readers:
         reader.start()

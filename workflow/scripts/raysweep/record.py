@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from .bounds import Bounds, all_hold
 from .errors import RaysweepError
+from .files import written_aside
 
 # Events after which the file is on the disk, not only in the system's memory: losing them would lose or repeat a trial.
 DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
@@ -391,8 +392,11 @@ class Record:
         for event, crc, offset in read_events(path):
             self.sweep.apply(event)
             end, self._crc = offset, crc
+        if path.exists():
+            # Without a torn last line, and as another file: what a driver on a node that was cut off still writes does not get between our lines.
+            with path.open("rb") as stream, written_aside(path, "wb") as aside:
+                aside.write(stream.read(end))
         self._file = path.open("ab")
-        self._file.truncate(end)  # cuts off a torn last line
 
     def write(self, event: str, **values: Any) -> None:
         """Append an event, and fold it into `sweep`. Raises OSError when the disk is full."""

@@ -215,13 +215,12 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
     live_view = console.is_terminal and not once
     path = find_record(state_dir, names)
     what = f"{' or '.join(names)} below {state_dir}" if names else f"any sweep below {state_dir}"
-    if path is None and not live_view:
-        raise RaysweepError(
-            f"There is no record of {what} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
-        )
     if not live_view:
-        assert path is not None
-        console.print(view(read_sweep(path), console.width, None))
+        if path is None or not (sweep := read_sweep(path)).sessions:
+            raise RaysweepError(
+                f"There is no record of {what} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
+            )
+        console.print(view(sweep, console.width, None))
         return
     if path is None:
         logger.info("Waiting for the record of %s … (Ctrl-C ends)", what)
