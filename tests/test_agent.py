@@ -42,6 +42,11 @@ def test_a_signal_while_the_private_folder_is_being_made_leaves_nothing(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def unpack_into(folder: Path) -> None:
+    (folder / "venv").mkdir()
+    (folder / "venv/file").write_text("large")
+
+
 def test_a_signal_while_the_private_folder_is_being_removed_does_not_stop_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove = shutil.rmtree
 
@@ -49,19 +54,20 @@ def test_a_signal_while_the_private_folder_is_being_removed_does_not_stop_that(t
         os.kill(os.getpid(), signal.SIGTERM)
         remove(path, **options)
 
-    with pytest.raises(KeyboardInterrupt), agent.ended_by_signals():
-        with agent.private_folder(tmp_path) as folder:
-            (folder / "venv").mkdir()
-            monkeypatch.setattr(shutil, "rmtree", signal_and_remove)
-        pytest.fail("the signal has its effect when the folder is gone")
+    monkeypatch.setattr(shutil, "rmtree", signal_and_remove)
+    with pytest.raises(KeyboardInterrupt), agent.ended_by_signals(), agent.private_folder(tmp_path) as folder:
+        unpack_into(folder)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_an_agent_was_killed_in_removing_is_found_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: path.rename(tmp_path / path.name) and sys.exit())  # the first is the last
+    def remove_one_and_die(path: Path, **options: Any) -> None:
+        path.rename(tmp_path / "removed")
+        raise SystemExit
+
+    monkeypatch.setattr(shutil, "rmtree", remove_one_and_die)
     with pytest.raises(SystemExit), agent.private_folder(tmp_path) as folder:
-        (folder / "venv").mkdir()
-        (folder / "venv/file").write_text("large")
+        unpack_into(folder)
     monkeypatch.undo()
     assert (folder / "lock").exists()
     agent.remove_left_behind(tmp_path)

@@ -465,3 +465,17 @@ class TestFolderOfImages:
             stage(tmp_path, tmp_path / "own", checksum="md5:" + "0" * 32)
         with pytest.raises(ConfigError, match=r"datasets\.cifar10\.test_fraction: 0\.01 of 10 images leaves test without any"):
             stage(tmp_path, draw(tmp_path / "few", {"a": 5, "b": 5}), test_fraction=0.01)
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("source", "pictures"), ("validation_fraction", 0.3), ("seed", 9), ("image_size", 64), ("test_fraction", 0.5)]
+)
+def test_a_set_that_another_project_has_staged_under_the_same_name_is_not_taken_for_ours(tmp_path: Path, key: str, other: Any) -> None:
+    manifest = stage(tmp_path, "synthetic", checksum="none")
+    ours = {"source": "synthetic", "validation_fraction": manifest["validation_fraction"], "seed": manifest["seed"]}
+    wanted = {**ours, "image_size": None, "test_fraction": None}
+    data.refuse_another(tmp_path / "out", manifest, "d", wanted)
+    with pytest.raises(
+        WorldError, match=rf"out was staged with {key} .*, and datasets\.d\.{key} is {other!r}: .*give the set another name"
+    ):
+        data.refuse_another(tmp_path / "out", manifest, "d", wanted | {key: other})

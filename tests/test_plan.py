@@ -172,7 +172,7 @@ def test_steps_of_the_real_model_are_timed(tmp_path: Path) -> None:
         plan = yaml.safe_load((project.folder / f"state/.plan/{name}.yaml").read_text())
         assert (plan["num_trials"], plan["trials_left"]) == (40, 40)
         assert plan["source"].startswith("steps of 6 configurations, timed on this machine's CPU")
-        assert 20 < plan["walltime_s"]["low"] < plan["walltime_s"]["expected"] < plan["walltime_s"]["high"] < 600
+        assert 20 < plan["walltime_s"]["low"] < plan["walltime_s"]["expected"] < plan["walltime_s"]["high"] < 10_000
         assert plan["cpu_hours"]["expected"] == pytest.approx(2 * plan["walltime_s"]["expected"] / 3600, rel=0.02)
     assert plan["at_a_time"] == 2
     assert "together    no: fuse is off" in said

@@ -202,6 +202,30 @@ def keeps(config):
     assert len({report["worker"] for report in reports}) < 8, "no process for each"
 
 
+def test_a_file_that_is_edited_while_the_sweep_runs_changes_it_not_and_is_not_confirmed(project: Project) -> None:
+    project.write("helper.py", "SCORE = 1\n")
+    project.write(
+        "user.py",
+        """
+from helper import SCORE
+from ray import tune
+
+def edits(config):
+    open("helper.py", "w").write("SCORE = 2\\n")
+    open("user.py", "a").write("# edited\\n")
+    tune.report({"score": SCORE})
+""",
+    )
+    project.configure(sweeps={"s": sweep_of("edits", num_samples=4, max_concurrent=1, max_failures=0)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert [trial.results[0].metrics["score"] for trial in project.record("s").trials.values()] == [1] * 4
+    confirmed = project.run("confirm", "s")
+    assert confirmed.returncode == 1
+    assert confirmed.stderr.splitlines()[-1].startswith("Error: s: what its trials depend on has changed since they ran")
+    assert "Traceback" not in confirmed.stderr
+
+
 def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_made_up_gpu(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

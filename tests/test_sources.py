@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import inspect
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from raysweep.errors import ConfigError
-from raysweep.sources import SCRIPTS_DIR, defined_names_of, find_target, load_target, local_sources, sources_sha256, target_of
+from raysweep.sources import SCRIPTS_DIR, Code, defined_names_of, find_target, load_target, local_sources, target_of
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -188,22 +190,50 @@ def test_the_packages_that_a_module_lies_in_are_run_too(tmp_path: Path) -> None:
     assert found("lib/nets/net.py:Net", tmp_path) == {"lib/nets/net.py"}
 
 
-def test_the_checksum_is_of_the_contents_whatever_the_place_and_order(tmp_path: Path) -> None:
-    write(tmp_path, {"a.py": "1\n", "b.py": "2\n", "moved/c.py": "2\n"})
-    one = sources_sha256([tmp_path / "a.py", tmp_path / "b.py"])
-    assert sources_sha256([tmp_path / "moved/c.py", tmp_path / "a.py"]) == one
-    write(tmp_path, {"b.py": "3\n"})
-    assert sources_sha256([tmp_path / "a.py", tmp_path / "b.py"]) != one
-    assert sources_sha256([tmp_path / "a.py"]) != one
-
-
 @pytest.fixture
 def clean_modules() -> object:
-    before, path = set(sys.modules), list(sys.path)
+    before, path, finders = set(sys.modules), list(sys.path), list(sys.meta_path)
     yield
-    sys.path[:] = path
+    sys.path[:], sys.meta_path[:] = path, finders
     for name in set(sys.modules) - before:
         del sys.modules[name]
+
+
+def test_the_checksum_is_of_the_contents_whatever_the_place_and_order(tmp_path: Path) -> None:
+    def sha256() -> str:
+        return Code.read(find_target("a.py:x", tmp_path)).sha256()
+
+    write(tmp_path, {"a.py": "x = 1\nimport b\n", "b.py": "2\n"})
+    one = sha256()
+    (tmp_path / "b.py").unlink()
+    write(tmp_path, {"b/__init__.py": "2\n"})
+    assert sha256() == one
+    write(tmp_path, {"b/__init__.py": "3\n"})
+    assert sha256() != one
+
+
+@pytest.mark.usefixtures("clean_modules")
+@pytest.mark.parametrize("target", ["lib/train.py:train", "lib.train:train"])
+def test_what_was_read_is_what_is_imported_though_the_files_have_changed(tmp_path: Path, target: str) -> None:
+    own = "beside" if ".py" in target else "lib.beside"
+    write(
+        tmp_path,
+        {
+            "lib/__init__.py": "",
+            "lib/train.py": f"from {own} import value\nimport {own} as other\ncount = []\ndef train(): count.append(value); return count, __file__\n",
+            "lib/beside.py": "value = 1\n",
+        },
+    )
+    said = json.dumps(Code.read(find_target(target, tmp_path)).as_dict())
+    write(tmp_path, {"lib/train.py": "def train(): return 0\n"})
+    (tmp_path / "lib/beside.py").unlink()
+    code = Code.told(json.loads(said))
+    train, module = code.load()
+    assert train() == ([1], str(tmp_path / "lib/train.py"))
+    assert code.load()[1] is module
+    again, _ = code.load(anew=True)
+    assert again() == ([1], str(tmp_path / "lib/train.py")), "what it kept at its top level is new"
+    assert "value = 1" in inspect.getsource(module.other)  # of a file that is not there any more
 
 
 @pytest.mark.usefixtures("clean_modules")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from raysweep.lock import Lock
 from raysweep.models.lenet import LeNet
 from raysweep.training import MODEL_FILE, STATE_FILE, Trainer
 from sweeping import Project, sweep_of, wait_until
@@ -70,7 +71,7 @@ def test_a_folder_that_others_can_write_to_is_refused_in_one_line(project: Proje
 
 
 def test_a_second_run_is_refused_with_the_name_of_the_first_which_goes_on(project: Project) -> None:
-    project.configure(sweeps={"s": sweep_of("climb", max_epochs=100, search_space={"x": 1, "pause_s": 0.2})})
+    project.configure(sweeps={"s": sweep_of("climb", max_epochs=10**4, search_space={"x": 1, "pause_s": 0.2})})
     first = project.start("run_sweep", "s")
     wait_until(lambda: (project.folder / "state/s/record.jsonl").exists(), "the first one is at work")
     second = project.run("run_sweep", "s")
@@ -79,8 +80,23 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_which_goes_on(projec
     assert line.startswith(f"Error: sweep s: another run is at work on it: process {first.pid} on {os.uname().nodename}.")
     assert first.poll() is None
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
+    first.communicate(timeout=180)
     assert not (project.folder / "state/s/lock").exists()
+
+
+def test_a_second_command_leaves_the_config_of_the_first_alone(project: Project) -> None:
+    project.configure(sweeps={"s": sweep_of("climb", max_epochs=1)})
+    assert project.snakemake("--until", "build_env").returncode == 0
+    path = project.folder / "state/.config/s.yaml"
+    of_the_first = path.read_text()
+    project.configure(sweeps={"s": sweep_of("climb", max_epochs=2)})
+    with Lock(project.folder / "state/s", "sweep s"):  # by this process, which is alive
+        second = project.snakemake("results/s/best.yaml")
+        assert second.returncode == 1
+        assert "Error: sweep s: another run is at work on it: process" in second.stdout + second.stderr
+        assert path.read_text() == of_the_first
+    assert project.snakemake("--until", "build_env", "-R", "build_env").returncode == 0
+    assert path.read_text() != of_the_first
 
 
 def test_files_do_not_grow_with_the_number_of_trials(project: Project) -> None:
@@ -91,6 +107,7 @@ def test_files_do_not_grow_with_the_number_of_trials(project: Project) -> None:
     assert run.returncode == 0, run.stderr
     counted = [int(line) for line in (project.folder / "counted").read_text().split()]
     assert len(counted) == 24
+    print("COUNTED", counted)
     assert max(counted[12:]) <= max(counted[:12]) + 4, "with four at a time some have not been removed yet"
     left = sorted(str(path.relative_to(project.folder / "state/s")) for path in (project.folder / "state/s").rglob("*"))
     assert len([path for path in left if path.startswith("checkpoints/")]) == 2, "the best one's folder, and its file"

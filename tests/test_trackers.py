@@ -115,4 +115,4 @@ def test_a_server_that_never_answers_is_not_waited_for(
             tracker.setup()
     assert not tracker.is_well
     [message] = [message for message in caplog.messages if message.startswith("MLflow is told no more of this sweep, which goes on: ")]
-    assert "Read timed out" in message
+    assert "ReadTimeoutError" in message

@@ -28,6 +28,7 @@ from raysweep.controller import (
 from raysweep.environment import env_key
 from raysweep.errors import ConfigError
 from raysweep.files import write_yaml
+from raysweep.lock import is_held
 from raysweep.sources import local_sources, target_of
 
 sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names
@@ -105,7 +106,8 @@ def own(jobs):
 # When jobs are about to start, so not in a dry run.
 def begin():
     for sweep in SWEEPS:
-        write_yaml(config_file(sweep), config_of(sweep))
+        if not is_held(placed(STATE) / sweep):  # a job that is started again reads this file once more; another run will be refused
+            write_yaml(config_file(sweep), config_of(sweep))
     RUN.begin()
     if workflow.non_local_exec:
         RUN.use_slurm(CHECKOUT / "cluster" / "bin", placed(STATE), own(workflow.dag.needrun_jobs()))

@@ -59,6 +59,17 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
     return read_yaml(data_dir / MANIFEST)
 
 
+def refuse_another(data_dir: Path, manifest: dict[str, Any], name: str, wanted: dict[str, Any]) -> None:
+    """Raise WorldError where the set that is staged is not the one of the config, as where projects share a `resources_dir` and a name in it."""
+    found = {**manifest, "image_size": manifest["image_shape"][-1]}
+    for key in ("source", "validation_fraction", "seed", "image_size", "test_fraction"):
+        if wanted[key] not in (None, found.get(key)):
+            raise WorldError(
+                f"{data_dir} was staged with {key} {found.get(key)!r}, and datasets.{name}.{key} is {wanted[key]!r}: if another project shares that folder, "
+                f"give the set another name; else stage it anew (-R stage_data)."
+            )
+
+
 def load_split(data_dir: Path, split: str) -> Arrays:
     """Images, uint8 [n, 3, height, width], and labels, int64 [n], of "train", "validation" or "test".
 

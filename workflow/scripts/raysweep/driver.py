@@ -5,6 +5,7 @@ It gets a job, a map that the launcher wrote as JSON:
     purpose      "search" or "confirm"; or "check", which only looks at the nodes (probe_ray.py) and has a map of its own
     name, sweep  the sweep's name and its section of the validated config
     header       what the record's session says of the sweep (identity, versions, …)
+    code         what is trained, and the user's files that it needs (sources.Code)
     root         folder in which Snakemake was started
     record       path of the record; checkpoints and Tune's scratch lie beside it
     data_dir     folder of the staged data, or null
@@ -132,7 +133,9 @@ def run_tune(job: dict[str, Any]) -> None:
     stop = sweep["stop"] if searching else {}  # a confirmation trains as long as the best trial did
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
-    slurm_job = None if job["slurm_job"] is None else {"id": job["slurm_job"], "cluster": job["slurm_cluster"], "restarts": job["slurm_restarts"]}
+    slurm_job = (
+        None if job["slurm_job"] is None else {"id": job["slurm_job"], "cluster": job["slurm_cluster"], "restarts": job["slurm_restarts"]}
+    )
     with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job) as lock, Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
             # One that was moved a moment before a kill is where it was to be moved to.

@@ -14,7 +14,7 @@ from typing import Any
 from . import __version__, launcher
 from .allocation import Allocation, this_job, trial_resources
 from .config import num_trials, seconds
-from .data import read_manifest
+from .data import read_manifest, refuse_another
 from .environment import Environment, lock_of
 from .errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
 from .files import read_yaml, sha256_of_file, write_yaml
@@ -23,7 +23,7 @@ from .outputs import write_confirmed, write_outputs
 from .packing import pack
 from .record import Sweep, read_sweep
 from .seeds import confirm_seeds
-from .sources import defined_names_of, local_sources, sources_sha256, target_of
+from .sources import Code, defined_names_of, target_of
 
 logger = logging.getLogger("raysweep")
 RECORD = "record.jsonl"
@@ -42,8 +42,12 @@ class Stage:
         self.state_dir = root / config["state_dir"] / name
         self.data_dir = root / config["resources_dir"] / "data" / self.sweep["dataset"] if self.sweep["dataset"] else None
         self.environment = Environment.load(env_dir)
-        self.target = target_of(self.sweep, root)
-        self.data_sha256 = read_manifest(self.data_dir)["data_sha256"] if self.data_dir else None
+        self.code = Code.read(target_of(self.sweep, root))
+        self.data_sha256 = None
+        if self.data_dir:
+            manifest = read_manifest(self.data_dir)
+            refuse_another(self.data_dir, manifest, self.sweep["dataset"], config["datasets"][self.sweep["dataset"]])
+            self.data_sha256 = manifest["data_sha256"]
 
     def identity(self) -> str:
         """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
@@ -60,7 +64,7 @@ class Stage:
         }
         parts |= {"stop": self.sweep["stop"]} if self.sweep["stop"] else {}
         parts |= {"repeats": self.sweep["repeats"]} if self.sweep["repeats"] > 1 else {}
-        parts |= {"sources": sources_sha256(local_sources(self.target)), "data": self.data_sha256, "lock": lock}
+        parts |= {"sources": self.code.sha256(), "data": self.data_sha256, "lock": lock}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def provenance(self, identity: str) -> dict[str, Any]:
@@ -115,6 +119,7 @@ class Stage:
             "name": self.name,
             "sweep": self.sweep,
             "header": header,
+            "code": self.code.as_dict(),
             "root": str(self.root),
             "record": str(record),
             "data_dir": str(self.data_dir) if self.data_dir else None,
@@ -278,8 +283,13 @@ def run_confirm(stage: Stage) -> None:
 def confirm(stage: Stage) -> None:
     best = read_yaml(stage.results_dir / "best.yaml")
     recorded = read_sweep(stage.state_dir / RECORD)
+    if best["provenance"]["identity"] != stage.identity():
+        raise RaysweepError(
+            f"{stage.name}: what its trials depend on has changed since they ran (a file of yours that was edited meanwhile?), so there is nothing to"
+            " confirm. Undo that, or run the same command again, which starts the sweep anew"
+        )
     sweep = stage.sweep
-    has_confirm = "trainable" in sweep and "confirm" in defined_names_of(stage.target.path)
+    has_confirm = "trainable" in sweep and "confirm" in defined_names_of(stage.code.target.path)
     on = "test" if "model" in sweep or has_confirm else "validation"
     note = (
         "trained on all training data, evaluated on the test set"

@@ -74,10 +74,11 @@ class Launcher:
         assert self.process.stderr
         readers = [
             threading.Thread(target=self.listen, args=(self.process.stdout,), daemon=True),
-            threading.Thread(target=self.relay, args=(self.process.stderr,), daemon=True),
+            relay := threading.Thread(target=self.relay, args=(self.process.stderr,), daemon=True),
             # A thread of its own, since the rest may wait for a file system in trouble.
             threading.Thread(target=self.show_life, daemon=True),
         ]
+        self.relay_thread = relay
         for reader in readers:
             reader.start()
         try:
@@ -180,7 +181,9 @@ class Launcher:
 
     def end(self) -> str:
         """How the program that carries the agents has ended."""
-        if (code := self.process.wait()) < 0:
+        code = self.process.wait()
+        self.relay_thread.join(END_DEADLINE_S)  # its last words may be on their way
+        if code < 0:
             return f"{self.program} was killed (signal {-code})"
         return f"{self.program} ended with exit code {code}: {' | '.join(self.last_words[-3:]) or 'it said nothing'}"
 

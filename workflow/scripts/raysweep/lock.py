@@ -108,6 +108,14 @@ def holder(other: dict[str, Any]) -> str | None:
     return None if here and started(other["pid"]) != other["started"] else where
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another run is at work on the sweep whose state lies in `folder`, as far as is known."""
+    try:
+        return (other := read(folder / "lock")) is not None and holder(other) is not None
+    except RaysweepError:
+        return True
+
+
 def refuse_if_others_write(folder: Path) -> None:
     """What lies there is believed, so only this user may have written it. Raises RaysweepError."""
     status = folder.stat()

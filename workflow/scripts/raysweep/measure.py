@@ -14,7 +14,7 @@ import torch
 from .engine import Engine
 from .fusing import Layout, told_to_engines, why_not_as_seen, why_not_at_all
 from .record import read_sweep
-from .sources import load_target, target_of
+from .sources import Code
 from .space import parse_space
 from .training import Trainer
 from .trial import arrays
@@ -37,7 +37,7 @@ def measure(job: dict[str, Any], configs: list[dict[str, Any]], capacity: int) -
     device = torch.device("cuda" if torch.cuda.is_available() and job["trial_resources"]["gpu"] else "cpu")
     job = {**job, "trial_resources": {**job["trial_resources"], "gpu": job["trial_resources"]["gpu"] if device.type == "cuda" else 0}}
     torch.set_num_threads(max(1, int(job["trial_resources"]["cpu"])))
-    model_class, _ = load_target(target_of(sweep, Path(job["root"])))
+    model_class, _ = Code.told(job["code"]).load()
     train, validation = (arrays(job["data_dir"], split, device) for split in ("train", "validation"))
     points = []
     for number, config in enumerate(configs):

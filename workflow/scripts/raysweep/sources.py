@@ -7,13 +7,16 @@ directory or beside this one.
 from __future__ import annotations
 
 import ast
+import base64
+import functools
 import hashlib
+import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from .errors import ConfigError
@@ -143,12 +146,104 @@ def local_sources(target: Target) -> list[Path]:
     return sorted(found)
 
 
-def sources_sha256(paths: list[Path]) -> str:
+def sources_sha256(contents: Iterable[bytes]) -> str:
     """One SHA-256 over the contents of source files, whatever their place."""
     digest = hashlib.sha256()
-    for content in sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths):
+    for content in sorted(hashlib.sha256(content).digest() for content in contents):
         digest.update(content)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Code:
+    """A target, and all that it needs of the user's files as they were when they were read.
+
+    People go on to edit their files while a sweep runs for hours. What trains is what was there at its start, whenever and wherever a process
+    begins that imports it.
+    """
+
+    target: Target
+    contents: dict[Path, bytes]
+
+    @classmethod
+    def read(cls, target: Target) -> Code:
+        """Raises ConfigError as `local_sources` does."""
+        return cls(target, {path: path.read_bytes() for path in local_sources(target)})
+
+    @classmethod
+    def told(cls, said: dict[str, Any]) -> Code:
+        """What `as_dict` said, in another process."""
+        target = Target(Path(said["path"]), said["name"], said["module"])
+        return cls(target, {Path(path): base64.b64decode(content) for path, content in said["contents"].items()})
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        contents = {str(path): base64.b64encode(content).decode() for path, content in self.contents.items()}
+        return {"path": str(self.target.path), "name": self.target.name, "module": self.target.module, "contents": contents}
+
+    def sha256(self) -> str:
+        return sources_sha256(self.contents.values())
+
+    def load(self, *, anew: bool = False) -> tuple[Any, ModuleType]:
+        """Import the target: the object of that name, and its module. `anew`: although this process has done so before."""
+        if anew:
+            files = {str(path) for path in self.contents}
+            for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in files]:
+                del sys.modules[name]
+        _FINDER.keep(self)
+        return load_target(self.target)
+
+
+class _KeptLoader(importlib.machinery.SourceFileLoader):
+    """Loads a module from a content that was read before. Without the bytecode that lies beside the file, which may be another content's by now."""
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self.content = content
+
+    def get_data(self, path: str) -> bytes:
+        return self.content if path == self.path else super().get_data(path)
+
+    def get_code(self, fullname: str) -> CodeType:
+        return _compiled(self.content, self.path)
+
+
+@functools.cache
+def _compiled(content: bytes, path: str) -> CodeType:
+    return compile(content, path, "exec", dont_inherit=True)
+
+
+class _KeptFinder:
+    """Finds the modules of the code that is kept before Python looks for their files, and nothing else."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, Path] = {}  # by the names of the modules
+        self.contents: dict[Path, bytes] = {}
+
+    def keep(self, code: Code) -> None:
+        root = code.target.import_root
+        for path in code.contents:
+            parts = path.relative_to(root).with_suffix("").parts
+            self.paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        self.contents |= code.contents
+        if self not in sys.meta_path:  # behind what is built in, as a folder on sys.path would be
+            sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return self.spec(fullname, self.paths[fullname]) if fullname in self.paths else None
+
+    def spec(self, name: str, path: Path) -> importlib.machinery.ModuleSpec | None:
+        """How to import a file under a name: by what is kept of it, or where nothing is, by what is there."""
+        if path not in self.contents:
+            return importlib.util.spec_from_file_location(name, path)
+        folders = [str(path.parent)] if path.name == "__init__.py" else None
+        loader = _KeptLoader(name, str(path), self.contents[path])
+        return importlib.util.spec_from_file_location(name, path, loader=loader, submodule_search_locations=folders)
+
+
+_FINDER = _KeptFinder()
 
 
 def load_target(target: Target) -> tuple[Any, ModuleType]:
@@ -161,7 +256,7 @@ def load_target(target: Target) -> tuple[Any, ModuleType]:
     else:
         name = f"raysweep_user_{hashlib.sha256(str(target.path).encode()).hexdigest()[:12]}"
         if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, target.path)
+            spec = _FINDER.spec(name, target.path)
             assert spec is not None  # it ends in .py
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)

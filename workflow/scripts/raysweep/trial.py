@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ray.tune.utils import flatten_dict
 
 from .allocation import NVIDIA_SMI_DEADLINE_S
 from .data import load_split
-from .sources import load_target, local_sources, target_of
+from .sources import Code
 
 # The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
 OWN = "_raysweep"
@@ -38,10 +37,8 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
     if job["data_dir"]:
         os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
     shield_reports(job["sweep"]["metric"], own["measures_gpu"])
-    found = target_of(job["sweep"], Path(job["root"]))
-    if "trainable" in job["sweep"]:
-        forget(local_sources(found))
-    target, module = load_target(found)
+    # A worker runs many trials, and what a user's file keeps at its top level, such as a seed, is one trial's own.
+    target, module = Code.told(job["code"]).load(anew="trainable" in job["sweep"])
     if own["task"] == "confirm" and "trainable" in job["sweep"]:
         return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
     if "trainable" in job["sweep"]:
@@ -49,13 +46,6 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
         # Where it returns its only report Tune has not been told of anything before.
         return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if own["measures_gpu"] and isinstance(returned, dict) else returned
     return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
-
-
-def forget(sources: Iterable[Path]) -> None:
-    """Have the user's own files imported anew: a worker runs many trials, and what a file keeps at its top level, such as a seed, is one trial's own."""
-    files = {str(path) for path in sources}
-    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in files]:
-        del sys.modules[name]
 
 
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:
