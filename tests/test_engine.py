@@ -14,6 +14,7 @@ import torch
 import raysweep.engine
 from raysweep.data import stage
 from raysweep.engine import Engine
+from raysweep.sources import Code, find_target
 from raysweep.trial import OWN
 
 NET = """
@@ -45,6 +46,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
     monkeypatch.chdir(tmp_path)  # an engine goes to the user's folder
     before = torch.get_num_threads()
     yield {
+        "code": Code.read(find_target("net.py:Net", tmp_path)).as_dict(),
         "root": str(tmp_path),
         "data_dir": str(tmp_path / "data"),
         "max_epochs": 1,
@@ -66,7 +68,7 @@ def trained(engine: Engine, *keys: str) -> list[dict[str, Any]]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     return [results[key] for key in keys]
 
 

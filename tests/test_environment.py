@@ -388,7 +388,7 @@ def test_target_that_does_not_import(recipe: Recipe, code: str, reason: str) -> 
     assert "add what it needs to node.in" in str(caught.value)
 
 
-@pytest.mark.parametrize("target", ["mine.py:train", "mine:train", "raysweep.record:Trial"])
+@pytest.mark.parametrize("target", ["mine.py:train", "mine:train", "raysweep.bounds:Bounds"])
 def test_target_that_imports(recipe: Recipe, target: str) -> None:
     Path("helper.py").write_text("import apple\n")
     Path("mine.py").write_text("import helper\ndef train(config): ...\n")
