@@ -52,6 +52,13 @@ def climb(config, befalls=lambda epoch: None):
                 stream.write(str(epoch))
             tune.report({"score": config["x"] * epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
 
+def rests(config):
+    """As `climb`, but after `free_epochs` it waits for the file `go`."""
+    def befalls(epoch):
+        while epoch > config.get("free_epochs", 2) and not os.path.exists("go"):
+            time.sleep(0.1)
+    climb(config, befalls)
+
 def company(least):
     """How many trials are at this point at once, this one among them; waits until there were `least`. The first of all does not wait."""
     def is_made(path):
@@ -136,7 +143,7 @@ class Project:
 
     def finished(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a command of the user's in his folder, to its end."""
-        return subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, check=False, env=user_environment(), timeout=300)
+        return subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, check=False, env=user_environment(), timeout=900)
 
     def stage_command(self, stage: str, sweep: str) -> list[str]:
         """How the rule `stage` calls its script."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -185,7 +186,7 @@ def test_all_that_a_child_started_ends_with_it(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(agent.SCRIPTS_DIR)!r})
 import os, pathlib, time
 from raysweep import agent
-agent.GRACE_S = 0.5
+agent.GRACE_S = 3
 log = pathlib.Path({str(tmp_path / "log")!r})
 children = agent.Children()
 child = children.start([sys.executable, "-c", {code!r}], dict(os.environ), log)
@@ -211,14 +212,15 @@ time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert psutil.pid_exists(child)
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.is_running()
     parent.kill()
     parent.wait()
     end = time.monotonic() + 20
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def run(project: Project, like: str) -> dict[str, Any]:
     project.write("env.yaml", yaml.safe_dump({"env": ENV}))
     argv = [sys.executable, "-m", *command.split(), "--snakefile", str(REPOSITORY / "Snakefile")]
     done = subprocess.run(
-        [*argv[:-2], "env.yaml", *argv[-2:]], cwd=project.folder, env=user_environment(), capture_output=True, text=True, timeout=300
+        [*argv[:-2], "env.yaml", *argv[-2:]], cwd=project.folder, env=user_environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project.folder / "results/mine/report.html").stat().st_size > 10_000

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
 from torch import nn
 
+from faults import part_of
 from raysweep.data import stage
 from raysweep.record import Record, read_sweep
 from raysweep.schedulers import PBT, mutable_keys
@@ -203,24 +203,24 @@ def test_a_population_of_a_function_whose_driver_is_killed_after_a_take_over(pro
     project.configure(
         sweeps={
             "s": sweep_of(
-                "climb",
+                "rests",
                 num_samples=4,
                 max_epochs=6,
                 scheduler=options,
                 confirm={"seeds": 2},
-                search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.1},
+                search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.1, "free_epochs": 4},
             )
         }
     )
     process = project.start("run_sweep", "s")
     path = project.folder / "state/s/record.jsonl"
     wait_until(lambda: path.exists() and '"take_over"' in path.read_text(), "a trial takes over from another")
-    [driver] = [
-        child for child in psutil.Process(process.pid).children(recursive=True) if any("drive.py" in word for word in child.cmdline())
-    ]
+    driver = part_of(process, "driver")
+    assert driver
     driver.kill()
     process.communicate()
     assert process.returncode != 0
+    project.write("go", "")
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     trials = project.record("s").trials

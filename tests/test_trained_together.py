@@ -130,23 +130,23 @@ def test_hyperband_pauses_them(project: Project) -> None:
 
 
 def test_when_their_process_is_killed_they_go_on_in_another_one(project: Project) -> None:
-    configure(project, s=sweep_with(fuse="on", max_epochs=3, max_failures=0, search_space={"pause_s": 0.004}))
+    configure(project, s=sweep_with(fuse="on", max_epochs=15, max_failures=0, search_space={"pause_s": 0.004}))
     process = project.start("run_sweep", "s")
-    wait_until(lambda: sum(trial.epochs for trial in project.record("s").trials.values()) >= 6, "each has reported")
+    wait_until(lambda: sum(bool(trial.checkpoints) for trial in project.record("s").trials.values()) == 6, "each has saved something")
     (engine,) = engines(project)
     engine.kill()
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "The process in which trials are trained together has ended" in said
     for trial in project.record("s").trials.values():
-        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", [1, 2, 3])
+        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 16)))
         assert {failure["error"] for failure in trial.failures} <= {"the process in which it trained with others ended"}
         assert trial.num_failures == 0
         assert trial.attempts[-1]["from_epoch"] >= 1
 
 
 def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Project) -> None:
-    sweep = sweep_with(fuse="on", max_epochs=4, search_space={"pause_s": 0.004})
+    sweep = sweep_with(fuse="on", max_epochs=15, search_space={"pause_s": 0.004})
     configure(project, s=sweep)
     for fuse in ("on", "off"):
         configure(project, s=sweep | {"fuse": fuse})
@@ -154,11 +154,11 @@ def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Pro
         before = sum(trial.epochs for trial in project.record("s").trials.values())
         wait_until(lambda: sum(trial.epochs for trial in project.record("s").trials.values()) > before, "it goes on")  # noqa: B023
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
     configure(project, s=sweep)
     succeeds(project, "s")
     for trial in project.record("s").trials.values():
-        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", [1, 2, 3, 4])
+        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 16)))
     assert any(attempt["from_epoch"] for trial in project.record("s").trials.values() for attempt in trial.attempts)
 
 
@@ -191,12 +191,13 @@ def test_where_no_two_are_left_there_is_nothing_to_refuse(project: Project) -> N
 
 
 def test_what_hangs_is_ended_with_its_process(project: Project) -> None:
-    configure(project, s=sweep_with(fuse="on", num_samples=2, max_epochs=4, max_failures=0, trial_timeout="2s"))
+    configure(project, s=sweep_with(fuse="on", num_samples=2, max_epochs=50, max_failures=0, trial_timeout="5s"))
     process = project.start("run_sweep", "s")
     wait_until(lambda: sum(trial.epochs for trial in project.record("s").trials.values()) > 0, "it has begun")
     project.write("hang", "")
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     trials = project.record("s").trials.values()
+    # For how long they were waited for depends on how much faster they are together, which was measured.
     errors = [trial.error for trial in trials if trial.status == "ERROR"]
     assert len(errors) == len(trials), said
-    assert all(re.fullmatch(r"it reported nothing for \d+s \(trial_timeout\), so it was ended", error or "") for error in errors)
+    assert all(re.fullmatch(r"it reported nothing for (\d+m)?\d+s \(trial_timeout\), so it was ended", error or "") for error in errors)

@@ -147,7 +147,7 @@ class SlurmCluster:
 
     def close(self) -> None:
         """End all that runs on the cluster, and remove its folder."""
-        self._supervisor.communicate(timeout=60)
+        self._supervisor.communicate(timeout=300)
         if self._supervisor.returncode or self.base.exists():
             raise RuntimeError(f"the cluster in {self.base} did not end well (exit code {self._supervisor.returncode})")
 
@@ -277,7 +277,7 @@ class SlurmCluster:
         full_env = self.env(user) | dict(env or {})
         return subprocess.Popen(self.command(argv, node, user, cwd), env=full_env, start_new_session=True, **(defaults | options))
 
-    def run(self, argv: Sequence[object], check: bool = True, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, argv: Sequence[object], check: bool = True, timeout: float = 900, **how: Any) -> subprocess.CompletedProcess[str]:
         """Run a user's command to its end; `how` as in `popen`. When it fails, or takes too long, the error shows all that it wrote."""
         process = self.popen(argv, **{"stderr": subprocess.PIPE, **how})
         try:

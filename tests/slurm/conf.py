@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 
 SUBNET = "10.77.0"
-# A task's folder on the node's own disk. Nothing removes it: the tests look for what is left.
+# A task's folder on the node's own disk. Nothing removes it: the tests look for what is left. A node waits for as long as a test's $HOLD/<node> is there.
 TASK_PROLOG = """#!/bin/sh
+while [ -n "$HOLD" ] && [ -e "$HOLD/$(hostname)" ]; do sleep 0.1; done
 scratch=/mnt/$SLURM_JOB_USER.$SLURM_JOB_ID.0
 mkdir -p -m 700 "$scratch"
 echo "export SLURM_TMPDIR=$scratch"
@@ -30,8 +31,10 @@ class Options:
     scratch: bool = True  # whether there is a $SLURM_TMPDIR
     accounting: bool = False
     kill_wait_s: int = 30
-    min_job_age_s: int = 300
-    slurmd_timeout_s: int = 10
+    min_job_age_s: int = 3600
+    # The loss of a node is noticed after these, but on a busy machine a node that is there may be silent for some time.
+    slurmd_timeout_s: int = 300
+    message_timeout_s: int = 30
     slurm_conf_extra: str = ""  # lines that may overrule others
 
     @property
@@ -75,7 +78,7 @@ def write_conf(base: Path, options: Options, packages: Path) -> None:
         "EnforcePartLimits": "ALL",  # what can never run is refused
         "ReturnToService": 2,
         "SlurmdTimeout": options.slurmd_timeout_s,
-        "MessageTimeout": 5,  # so that a node without power is noticed sooner
+        "MessageTimeout": options.message_timeout_s,
         "KillWait": options.kill_wait_s,
         "MinJobAge": options.min_job_age_s,
     }

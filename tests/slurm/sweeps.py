@@ -92,11 +92,11 @@ class SlurmProject(Project):
         self.write("user.py", sweeping.TRAINABLES + TRAINABLES)
         python_in(folder)
 
-    def sweep(self, function: str = "seen", *, nodes: int = 1, cpus: int = 6, gpus: int = 0, runtime: object = 10, **values: Any) -> None:
+    def sweep(self, function: str = "seen", *, nodes: int = 1, cpus: int = 6, gpus: int = 0, runtime: object = 60, **values: Any) -> None:
         """One sweep, `s`, with a trainable of this module."""
         allocation = {"nodes": nodes, "cpus_per_node": cpus, "gpus_per_node": gpus, "mem_mb_per_node": 4000, "runtime": runtime}
         own = values.pop("allocation", {})
-        self.configure(sweeps={"s": sweep_of(function, allocation=allocation | own, confirm={"seeds": 1, "runtime": 5}, **values)})
+        self.configure(sweeps={"s": sweep_of(function, allocation=allocation | own, confirm={"seeds": 1, "runtime": 60}, **values)})
 
     def command(self, *arguments: object) -> list[object]:
         return [python_in(self.folder), *COMMAND, *arguments, "--configfile", "c.yaml"]
@@ -121,7 +121,7 @@ class SlurmProject(Project):
             found[:] = re.findall(rf"^(\d+) rule_run_sweep_wildcards_{name} in {re.escape(str(self.folder))}/", jobs, re.MULTILINE)
             return found != []
 
-        wait_until(listed, f"the job of {name} is submitted")
+        wait_until(listed, f"the job of {name} is submitted", 400)
         [job] = found
         return job
 
@@ -196,18 +196,19 @@ def processes_of(cluster: SlurmCluster, job: str) -> dict[int, tuple[str, str]]:
 
 def listening(pid: int) -> list[tuple[str, int]]:
     """Addresses and ports on which a process, of whatever node, listens or takes datagrams. (psutil looks at this machine's own network only.)"""
-    sockets = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it was closed just now
-            sockets.add(os.readlink(entry))
     found = []
-    for protocol in ("tcp", "tcp6", "udp", "udp6"):
-        for line in Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            if f"socket:[{inode}]" in sockets and (state == "0A" or protocol.startswith("udp")):
-                words, port = local.split(":")
-                numbers = b"".join(bytes.fromhex(words[start : start + 8])[::-1] for start in range(0, len(words), 8))
-                found.append((str(ipaddress.ip_address(numbers)), int(port, 16)))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+        sockets = set()
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed just now
+                sockets.add(os.readlink(entry))
+        for protocol in ("tcp", "tcp6", "udp", "udp6"):
+            for line in Path(f"/proc/{pid}/net/{protocol}").read_text().splitlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if f"socket:[{inode}]" in sockets and (state == "0A" or protocol.startswith("udp")):
+                    words, port = local.split(":")
+                    numbers = b"".join(bytes.fromhex(words[start : start + 8])[::-1] for start in range(0, len(words), 8))
+                    found.append((str(ipaddress.ip_address(numbers)), int(port, 16)))
     return found
 
 

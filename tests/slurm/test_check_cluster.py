@@ -47,7 +47,7 @@ def test_all_is_well_on_two_nodes_and_asked_again_it_looks_again(project: SlurmP
     assert found["TCP"] == ("ok", "each node reaches each other")
     assert found["node-local disk"][1].startswith("/mnt/")
     assert re.search(r"Ray is up on 2 of 2 nodes after .* 4 CPUs, 0 GPUs .*; a task ran on each node", found["Ray cluster"][1])
-    assert re.search(r"2 × \(2 CPUs, 4000 MB\), 10 minutes: could start at", found["sweep s"][1])
+    assert re.search(r"2 × \(2 CPUs, 4000 MB\), 60 minutes: could start at", found["sweep s"][1])
     assert "torch" not in found, "no GPUs were asked for"
     assert max(map(len, printed[printed.index("Slurm, 20") :].split("check_cluster: ")[0].splitlines())) <= 100
     assert list((project.folder / "state").glob(".check/*")) == []

@@ -5,6 +5,7 @@ All ways to end are seen in one run, at the same time, since to bring up a clust
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from slurm.cluster import SlurmCluster, wait_until
 from slurm.sweeps import SlurmProject, left_of, processes_of, wait_until_idle
 from sweeping import sweep_of
 
-END_S = 35  # Slurm kills 30 s after it has asked (KillWait)
+END_S = 90  # Slurm kills 30 s after it has asked (KillWait)
 BEGIN_S = 400  # eight sweeps begin at once
 ON_TWO_NODES = ("agent", "worker", "srun")
 # Of a sweep's job, what is killed: a part of its command line, and on which of the job's nodes.
@@ -56,10 +57,11 @@ class Sweeps(SlurmProject):
         return self.cluster.popen(self.command(*(f"results/{name}/best.yaml" for name in sweeps)), cwd=self.folder)
 
     def wait_for_trials(self, name: str) -> None:
-        """Until two trials run."""
+        """Until two trials run, and the one that does not wait is done."""
         log = self.folder / "logs" / "run_sweep" / f"{name}.log"
-        running = lambda: sum(trial.status == "RUNNING" for trial in self.record(name).trials.values())  # noqa: E731
-        wait_until(lambda: running() == 2, f"the trials of {name} run: {log.exists() and log.read_text()}", BEGIN_S)
+        first = ["TERMINATED"] if self.config()["sweeps"][name]["trainable"].endswith(":waits_but_first") else []
+        states = lambda: sorted(trial.status for trial in self.record(name).trials.values() if trial.status != "PENDING")  # noqa: E731
+        wait_until(lambda: states() == ["RUNNING"] * 2 + first, f"the trials of {name} run: {log.exists() and log.read_text()}", BEGIN_S)
 
     def kill(self, name: str) -> None:
         """What is in KILLED. The command lines of `srun` and of Ray's raylet have the agent's on them too, or one like it."""
@@ -72,8 +74,11 @@ class Sweeps(SlurmProject):
         }
         assert found, f"{name}: there is nothing to kill"
         # srun has two processes, of which the second, when the first is gone, has Slurm kill the agents.
-        for pid in [pid for pid in found if name != "srun" or psutil.Process(pid).ppid() not in found]:
-            os.kill(pid, signal.SIGKILL)
+        victims = [pid for pid in found if name != "srun" or psutil.Process(pid).ppid() not in found]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # of several, none is to act on the end of another
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def said(self) -> list[str]:
         self.output, _ = self.process.communicate(timeout=400)
@@ -102,12 +107,12 @@ class Ends:
 @pytest.fixture(scope="module")
 def ends(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
     base = tmp_path_factory.mktemp("ends")
-    ways = {"limit": ("waits", 1), "cancelled": ("waits_but_first", 10)}
-    ways |= dict.fromkeys(("driver", "launcher", "srun", "agent"), ("waits", 10))
+    ways = {"limit": ("waits", 1), "cancelled": ("waits_but_first", 60)}
+    ways |= dict.fromkeys(("driver", "launcher", "srun", "agent"), ("waits", 60))
     ends = Ends(
         Sweeps(slurm, base / "they fail", ways),
-        Sweeps(slurm, base / "they end well", {"worker": ("waits", 10)}),
-        Sweeps(slurm, base / "is interrupted", {"interrupted": ("waits", 10)}),
+        Sweeps(slurm, base / "they end well", {"worker": ("waits", 60)}),
+        Sweeps(slurm, base / "is interrupted", {"interrupted": ("waits", 60)}),
     )
     try:
         for project in ends.projects.values():

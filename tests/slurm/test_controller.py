@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,22 @@ from slurm.cluster import ACCOUNT, SlurmCluster, wait_until
 from slurm.tiny import Workflow, ended
 
 Factory = Callable[..., SlurmCluster]
+Begin = Callable[[str], Workflow]
 WAIT = 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"'
+
+
+@pytest.fixture
+def begin(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Begin]:
+    """Makes the workflow of a test, with that job. What a test that failed has left on the cluster, the next ones do not meet."""
+    begun: list[Workflow] = []
+
+    def begin(job: str) -> Workflow:
+        begun.append(Workflow(slurm, tmp_path / "a project", job))
+        return begun[-1]
+
+    yield begin
+    for job in [job for workflow in begun for job in workflow.jobs()]:
+        slurm.run(["scancel", job], check=False)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +51,8 @@ WAIT = 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"'
         ),
     ],
 )
-def test_what_slurm_refuses_is_the_last_line(slurm: SlurmCluster, tmp_path: Path, arguments: list[str], line: str) -> None:
-    workflow = Workflow(slurm, tmp_path / "a project", "true")
+def test_what_slurm_refuses_is_the_last_line(begin: Begin, arguments: list[str], line: str) -> None:
+    workflow = begin("true")
     code, lines = workflow.run(*arguments)
     assert code == 1
     assert lines[-1] == line
@@ -58,11 +73,12 @@ def test_an_account_that_does_not_exist_is_the_last_line(start_slurm: Factory) -
     assert code == 0
 
 
-def test_a_job_for_which_no_nodes_are_free_in_time_is_given_up(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_job_for_which_no_nodes_are_free_in_time_is_given_up(slurm: SlurmCluster, begin: Begin) -> None:
     """With what `max_wait: 1` asks for, see test_allocation.py."""
-    workflow = Workflow(slurm, tmp_path / "a project", "true")
+    workflow = begin("true")
     others = slurm.sbatch("--nodes=3", "--exclusive", "--wrap=sleep 600")
     try:
+        wait_until(lambda: slurm.job_state(others) == "RUNNING", "others have the nodes")
         code, lines = workflow.run("--config", "runtime=1", "options=--deadline=now+2minutes")
     finally:
         slurm.run(["scancel", others])
@@ -71,8 +87,8 @@ def test_a_job_for_which_no_nodes_are_free_in_time_is_given_up(slurm: SlurmClust
     assert "within allocation.max_wait. Change sweeps.a.allocation (nodes, " in lines[-1]
 
 
-def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: SlurmCluster, tmp_path: Path) -> None:
-    workflow = Workflow(slurm, tmp_path / "a project", WAIT)
+def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: SlurmCluster, begin: Begin) -> None:
+    workflow = begin(WAIT)
     process = workflow.start()
     job = workflow.running_job()
     os.kill(process.pid, signal.SIGKILL)
@@ -96,11 +112,13 @@ def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: 
     assert (workflow.folder / "reported_on").read_text() == "login\n"
 
 
-def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, tmp_path: Path) -> None:
-    workflow = Workflow(slurm, tmp_path / "a project", WAIT)
+def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, begin: Begin) -> None:
+    workflow = begin(WAIT)
     process = workflow.start()
     job = workflow.running_job()
     assert slurm.run(["squeue", "--noheader", f"--jobs={job}", "--format=%C"]).stdout.strip() == "10"  # whatever `local-cores` says
+    notes = lambda: "".join(path.read_text() for path in workflow.folder.glob(".snakemake/raysweep/*/notes.jsonl"))  # noqa: E731
+    wait_until(lambda: '"state": "RUNNING"' in notes(), f"Snakemake knows of its job: {notes()}")
     os.killpg(process.pid, signal.SIGINT)
     code, lines = ended(process)
     assert code == 1
@@ -109,8 +127,8 @@ def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, tmp_path: Path) -> None:
     assert not (workflow.folder / "results/a").exists()
 
 
-def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: SlurmCluster, tmp_path: Path) -> None:
-    workflow = Workflow(slurm, tmp_path / "a project", f'if [ "$1" = b ]; then hostname > "$2"; exit; fi; {WAIT}')
+def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: SlurmCluster, begin: Begin, tmp_path: Path) -> None:
+    workflow = begin(f'if [ "$1" = b ]; then hostname > "$2"; exit; fi; {WAIT}')
     programs = tmp_path / "slow"
     programs.mkdir()
     real = slurm.run(["sh", "-c", "command -v squeue"]).stdout.strip()
@@ -120,7 +138,8 @@ def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: Slurm
         ["sh", "-c", f'PATH="{programs}:$PATH"; exec "$@"', "sh", *workflow.argv("--jobs", "2", "--config", "sweeps=a,b", "runtime=20")],
         cwd=workflow.folder,
     )
-    wait_until(lambda: [slurm.job_state(job) for job in workflow.jobs()].count("COMPLETED") == 1, "one job ends, the other runs")
+    states = lambda: sorted(str(slurm.job_state(job)) for job in workflow.jobs())  # noqa: E731
+    wait_until(lambda: states() == ["COMPLETED", "RUNNING"], "one job ends, the other runs")
     (tmp_path / "asking").unlink(missing_ok=True)
     wait_until((tmp_path / "asking").exists, "Snakemake asks for the states of its jobs")
     os.killpg(process.pid, signal.SIGINT)
@@ -128,5 +147,4 @@ def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: Slurm
     assert code == 1
     assert not [line for line in lines if "Unable to cancel" in line or "Traceback" in line]
     said = "\n".join(lines)
-    states = lambda: sorted(slurm.job_state(job) for job in workflow.jobs())  # noqa: E731
     wait_until(lambda: states() == ["CANCELLED", "COMPLETED"], f"the other job is cancelled: {states()}\n{said}")

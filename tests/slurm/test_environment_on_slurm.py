@@ -45,7 +45,7 @@ def project(slurm: SlurmCluster, tmp_path: Path, wheelhouse: Path) -> Iterator[S
     home = tmp_path / "home"
     home.mkdir()
     (home / ".bash_profile").write_text(PROFILE)
-    sweep = sweep_of("waits", allocation={"nodes": 2, "cpus_per_node": 2, "runtime": 10}, num_samples=2, trial_resources={"cpu": 2})
+    sweep = sweep_of("waits", allocation={"nodes": 2, "cpus_per_node": 2, "runtime": 60}, num_samples=2, trial_resources={"cpu": 2})
     env = {"python": os.path.realpath(sys.executable), "modules": ["made-up/1.0", "arrow"]}
     env |= {"requirements": str(wheelhouse / "ray.in"), "wheels": str(wheelhouse)}
     with project_on(slurm, tmp_path / "a project") as project:

@@ -22,7 +22,11 @@ LISTEN = "import socket; s = socket.create_server(('', 4000)); s.accept()"
 
 def start_daemon(cluster: SlurmCluster, node: str) -> int:
     """Have a job on a node leave a process behind; returns its pid on this machine."""
-    cluster.run(["srun", f"--nodelist={node}", "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & sleep 0.1"])
+    # The job ends once the daemon has a session of its own, and not before: Slurm would end it, too.
+    daemon = (
+        "setsid sh -c 'touch /tmp/daemon; exec sleep 1000' >/dev/null 2>&1 & while [ ! -e /tmp/daemon ]; do sleep 0.1; done; rm /tmp/daemon"
+    )
+    cluster.run(["srun", f"--nodelist={node}", "sh", "-c", daemon])
     wait_until(lambda: list(cluster.node_processes(node).values()) == ["sleep 1000"], "the daemon alone is there")
     [pid] = cluster.node_processes(node)
     return pid
@@ -79,7 +83,7 @@ def test_a_job_that_can_never_run_is_refused(slurm: SlurmCluster, refused: str) 
 
 
 def test_a_node_without_power_is_noticed_and_jobs_outlive_the_controller(start_slurm: Callable[..., SlurmCluster]) -> None:
-    cluster = start_slurm(nodes=2, gpus=0, slurmd_timeout_s=3)
+    cluster = start_slurm(nodes=2, gpus=0, slurmd_timeout_s=15, message_timeout_s=5)
     left = start_daemon(cluster, "node2")
     job = cluster.sbatch("--nodelist=node1", "--wrap", "sleep 1000")
     wait_until(lambda: cluster.job_state(job) == "RUNNING", "the job runs")
@@ -109,10 +113,15 @@ def test_nothing_is_left_at_the_end(start_slurm: Callable[..., SlurmCluster]) ->
     client = cluster.popen(["sh", "-c", "setsid sleep 1000 & wait"])
     wait_until(lambda: psutil.Process(client.pid).children(), "a command that nobody ends runs on the login machine")
     (supervisor,) = [child for child in psutil.Process().children() if is_alive(child) and child.cmdline()[-1] == str(cluster.base)]
-    processes = [supervisor, *supervisor.children(recursive=True), *psutil.Process(client.pid).children()]
-    assert sorted(process.name() for process in processes if process.name() != "unshare") == [
-        *("munged", "python", "sh", "sleep", "sleep", "slurmctld", "slurmd", "slurmscriptd")
-    ]
+    processes: list[psutil.Process] = []
+
+    def names() -> list[str]:
+        processes[:] = [supervisor, *supervisor.children(recursive=True), *psutil.Process(client.pid).children()]
+        found = [process.name() for process in processes if is_alive(process)]
+        return sorted(name for name in found if name != "unshare")
+
+    expected = ["munged", "python", "sh", "sleep", "sleep", "slurmctld", "slurmd", "slurmscriptd"]
+    wait_until(lambda: names() == expected, "all of them are there, and nothing else")
     cluster.close()
     assert [process for process in processes if is_alive(process)] == []
     assert not cluster.base.exists()

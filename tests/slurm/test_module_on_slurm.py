@@ -34,7 +34,7 @@ def project(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmProject]:
 
 def test_its_jobs_and_those_of_the_outer_workflow_reach_slurm_and_a_failure_is_the_last_line(project: SlurmProject) -> None:
     project.write("Snakefile", SNAKEFILE)
-    sweep = sweep_of("failing", num_samples=1, max_failures=0, allocation={"cpus_per_node": 2, "mem_mb_per_node": 2000, "runtime": 10})
+    sweep = sweep_of("failing", num_samples=1, max_failures=0, allocation={"cpus_per_node": 2, "mem_mb_per_node": 2000, "runtime": 60})
     project.write("config.yaml", yaml.safe_dump({"tuning": {"env": ENV, "sweeps": {"s": sweep}}}))
     command = [python_in(project.folder), IMPATIENT, "--executor", "slurm", "--profile", REPOSITORY / "cluster", "paper"]
     run = project.cluster.run(command, cwd=project.folder, check=False)

@@ -96,7 +96,7 @@ def test_jobs_that_slurmctld_has_forgotten_are_judged_by_what_they_left(start_sl
     wait_until(lambda: all(cluster.job_state(job) == "RUNNING" for job in jobs.values()), "both jobs run")
     os.kill(process.pid, signal.SIGSTOP)
     (workflow.folder / "go").touch()
-    wait_until(lambda: all(cluster.job_state(job) is None for job in jobs.values()), "both jobs are forgotten")
+    wait_until(lambda: all(cluster.job_state(job) is None for job in jobs.values()), "both jobs are forgotten", 300)
     os.kill(process.pid, signal.SIGCONT)
     code, lines = ended(process)
     assert code == 1

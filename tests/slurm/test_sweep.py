@@ -15,7 +15,6 @@ from slurm.sweeps import SlurmProject, project_on, seen
 
 # The GPUs of the test cluster are symbolic links to /dev/null, which Slurm counts and hands out. The driver's program has to agree.
 NVIDIA_SMI = """#!/bin/sh
-while [ -e "$HOLD/$(hostname)" ]; do sleep 0.1; done
 [ -e "$BROKEN/$(hostname)" ] && echo "No devices were found" && exit 6
 echo "GPU 0: made up (UUID: GPU-0)"
 echo "GPU 1: made up (UUID: GPU-1)"
@@ -30,7 +29,7 @@ def project(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmProject]:
 
 @pytest.fixture
 def gpus(project: SlurmProject, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder; its hold/<node> makes that node wait, its broken/<node> breaks that node's GPUs."""
+    """A folder; its hold/<node> makes that node wait (see TASK_PROLOG), its broken/<node> breaks that node's GPUs."""
     folder = project.folder.parent
     for name in ("bin", "hold", "broken"):
         (folder / name).mkdir()
@@ -95,9 +94,9 @@ def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_with_a_made_up_nvid
     (gpus / "hold" / "node3").touch()
     project.sweep("waits", nodes=3, gpus=1, allocation={"min_nodes": 2}, num_samples=3, trial_resources={"cpu": 1, "gpu": 1})
     run = project.start()
-    wait_until(lambda: "Ray is up on 2 of 3 nodes" in project.log() and project.begun() == 2, f"two nodes begin: {project.log()}")
+    wait_until(lambda: "Ray is up on 2 of 3 nodes" in project.log() and project.begun() == 2, f"two nodes begin: {project.log()}", 400)
     (gpus / "hold" / "node3").unlink()
-    wait_until(lambda: project.begun() == 3, f"the third trial runs on the third node: {project.log()}")
+    wait_until(lambda: project.begun() == 3, f"the third trial runs on the third node: {project.log()}", 400)
     (project.folder / "go").touch()
     assert run.wait(400) == 0
     assert re.search(r"node3 has joined after [\d.]+ s: 3 of 3 nodes", project.log())
@@ -118,7 +117,7 @@ def test_a_node_whose_gpu_is_not_there_is_named_in_snakemakes_own_output_with_a_
 
 @pytest.mark.parametrize(
     "around",
-    [["salloc", "--ntasks=1"], ["srun", "--ntasks=1"], ["sbatch", "--wait", "--time=10", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
+    [["salloc", "--ntasks=1"], ["srun", "--ntasks=1"], ["sbatch", "--wait", "--time=60", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
     ids=lambda around: around[0],
 )
 def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProject, around: list[str]) -> None:

@@ -11,8 +11,9 @@ from slurm.cluster import SlurmCluster, wait_until
 from slurm.sweeps import SlurmProject, project_on
 from sweeping import sweep_of
 
-# A job of two minutes has half of that: bringing Ray up is part of it, so that these trials, of a second an epoch, never come to their end at once.
-EPOCHS = 58
+# A job has half of its time, and bringing Ray up is part of that. Trials of a second an epoch have more epochs than that has seconds.
+RUNTIME_MINUTES = 6
+EPOCHS = 200
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +21,11 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
     """Three sweeps at a time: one that may start itself again, one that may not, and one that Slurm starts again."""
     with project_on(slurm, tmp_path_factory.mktemp("walltime") / "a project") as project:
         allocation = {"cpus_per_node": 2, "gpus_per_node": 0, "mem_mb_per_node": 1000}
-        allocations = {"goes_on": {"runtime": 2, "resubmit": 9}, "stops": {"runtime": 2}, "requeued": {"runtime": 10}}
-        space = {"x": {"uniform": [0, 1]}, "pause_s": 1}
+        short = {"runtime": RUNTIME_MINUTES}
+        allocations = {"goes_on": short | {"resubmit": 30}, "stops": short, "requeued": {"runtime": 60}}
         project.configure(
             sweeps={
-                name: sweep_of("climb", allocation=allocation | own, num_samples=2, max_epochs=EPOCHS, search_space=space, max_failures=0)
+                name: sweep_of("dawdles", allocation=allocation | own, num_samples=2, max_epochs=EPOCHS, max_failures=0)
                 for name, own in allocations.items()
             }
         )
@@ -35,6 +36,9 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         partial = project.folder / "state" / "requeued" / "best.yaml"
         wait_until(partial.exists, "what is best so far can be read")
         project.best_so_far = yaml.safe_load(partial.read_text())
+        wait_until(lambda: len(project.record("goes_on").sessions) > 1, f"it has started itself again: {project.log('goes_on')}", 600)
+        wait_until(lambda: project.record("stops").sessions[-1].get("outcome") is not None, f"it stops: {project.log('stops')}", 400)
+        (project.folder / "go").touch()
         project.said, _ = run.communicate(timeout=900)
         project.code = run.returncode
         yield project

@@ -53,7 +53,7 @@ rule run_sweep:
         nodes=config.get("nodes", 1),
         tasks=config.get("nodes", 1),
         mem_mb=100,
-        runtime=config.get("runtime", 2),
+        runtime=config.get("runtime", 30),
         slurm_extra=" ".join(["--ntasks-per-node=1 --no-kill", config.get("options", "")]),
     shell:
         "sh job.sh {{wildcards.sweep}} {{output:q}} {{log:q}}"
@@ -86,17 +86,17 @@ class Workflow:
         """Run it to its end: exit code, and all lines that it wrote."""
         return ended(self.start(*arguments))
 
-    def jobs(self) -> list[str]:
+    def jobs(self, states: str = "all") -> list[str]:
         """Ids of the jobs of this workflow, oldest first."""
-        lines = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i %Z"]).stdout.splitlines()
+        lines = self.cluster.run(["squeue", "--noheader", f"--states={states}", "--format=%i %Z"]).stdout.splitlines()
         jobs = [line.split(None, 1) for line in lines]
         return sorted((job for job, folder in jobs if folder == str(self.folder)), key=int)
 
     def running_job(self) -> str:
         """The id of the one job that runs, when it does."""
-        squeue = ["squeue", "--noheader", "--states=running", "--format=%i"]
-        wait_until(lambda: self.cluster.run(squeue).stdout.strip(), "the job runs")
-        return self.cluster.run(squeue).stdout.strip()
+        wait_until(lambda: self.jobs("running") != [], "the job runs")
+        [job] = self.jobs("running")
+        return job
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
