@@ -1,4 +1,4 @@
-"""Kills parts of sweeps at random moments, and looks at what it costs: `make faults` writes the table of docs/faults.md, and six kills are part of `make test`.
+"""Kills parts of sweeps at random moments and looks at what it costs: `make faults` writes the table of docs/faults.md, and five kills are part of `make test`.
 
 Each kill is a SIGKILL, or a node that loses its power. After it the same command is given again, as a user would, until the sweep is complete; then
 it must have exactly the trials and configurations of a sweep that nobody disturbed, and no trial that was finished may have been run again.
@@ -193,7 +193,7 @@ def kill_on_slurm(cluster: SlurmCluster, kind: str, number: int, rng: random.Ran
 def kill_nodes_and_controllers(times: int, rng: random.Random) -> dict[str, Fault]:
     faults = {kind: Fault(kind) for kind in ("node", "controller")}
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    with SlurmCluster(base, slurmd_timeout_s=15, message_timeout_s=5) as cluster:
+    with SlurmCluster(base, slurmd_timeout_s=10, message_timeout_s=5) as cluster:
         for number in range(times):
             for kind, fault in faults.items():
                 kill_on_slurm(cluster, kind, number, rng, fault)

@@ -34,7 +34,7 @@ class Options:
     min_job_age_s: int = 3600
     # The loss of a node is noticed after these, but on a busy machine a node that is there may be silent for some time.
     slurmd_timeout_s: int = 300
-    message_timeout_s: int = 30
+    message_timeout_s: int = 10
     slurm_conf_extra: str = ""  # lines that may overrule others
 
     @property

@@ -83,7 +83,7 @@ def test_a_job_that_can_never_run_is_refused(slurm: SlurmCluster, refused: str) 
 
 
 def test_a_node_without_power_is_noticed_and_jobs_outlive_the_controller(start_slurm: Callable[..., SlurmCluster]) -> None:
-    cluster = start_slurm(nodes=2, gpus=0, slurmd_timeout_s=15, message_timeout_s=5)
+    cluster = start_slurm(nodes=2, gpus=0, slurmd_timeout_s=10, message_timeout_s=5)
     left = start_daemon(cluster, "node2")
     job = cluster.sbatch("--nodelist=node1", "--wrap", "sleep 1000")
     wait_until(lambda: cluster.job_state(job) == "RUNNING", "the job runs")

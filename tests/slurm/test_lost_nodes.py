@@ -16,7 +16,7 @@ from slurm.sweeps import SlurmProject, processes_of, project_on
 
 @pytest.fixture
 def cluster(start_slurm: Factory) -> SlurmCluster:
-    return start_slurm(slurmd_timeout_s=15, message_timeout_s=5)
+    return start_slurm(slurmd_timeout_s=10, message_timeout_s=5)
 
 
 @pytest.fixture

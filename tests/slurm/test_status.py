@@ -60,7 +60,7 @@ def test_whatever_ends_a_job_ends_the_run_with_a_line_that_says_it(start_slurm: 
 
 
 def test_a_run_outlives_the_absence_of_slurmctld(start_slurm: Factory) -> None:
-    cluster = start_slurm(nodes=1)
+    cluster = start_slurm(nodes=1, message_timeout_s=5)
     workflow = Workflow(cluster, cluster.shared / "without slurmctld", 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"')
     process = workflow.start()
     workflow.running_job()

@@ -12,8 +12,8 @@ from slurm.sweeps import SlurmProject, project_on
 from sweeping import sweep_of
 
 # A job has half of its time, and bringing Ray up is part of that. Trials of a second an epoch have more epochs than that has seconds.
-RUNTIME_MINUTES = 6
-EPOCHS = 200
+RUNTIME_MINUTES = 4
+EPOCHS = 150
 
 
 @pytest.fixture(scope="module")
