@@ -75,6 +75,20 @@ def test_what_an_agent_was_killed_in_removing_is_found_by_the_next_one(tmp_path:
     assert not folder.exists()
 
 
+def test_a_signal_that_is_ignored_does_not_swallow_the_one_that_waits_behind_it() -> None:
+    def both_come() -> None:
+        with agent.uninterrupted():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), agent.ended_by_signals():
+            both_come()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_what_nohup_has_a_process_ignore_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -72,7 +72,7 @@ LEAST_OBJECT_STORE_MB = 100
 def private_folder(base: Path) -> Iterator[Path]:
     """A folder in `base` that only this user can enter; removed at the end, or, after a SIGKILL, by the next agent that passes by."""
     remove_left_behind(base)
-    # Named before it is made, with as many bits as nobody guesses: a signal that comes while it is being made finds it, too.
+    # mkdtemp would tell its name only when it is made, and a signal in between would leave it for ever.
     folder = base / f"rs-{secrets.token_urlsafe(6)}"
     try:
         folder.mkdir(mode=0o700)
@@ -207,8 +207,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        os.kill(os.getpid(), came[0])
+    for late in came:  # the first may be one that is ignored
+        os.kill(os.getpid(), late)
 
 
 def ray_environment(folder: Path, number_of_nodes: int) -> dict[str, str]:
@@ -217,30 +217,27 @@ def ray_environment(folder: Path, number_of_nodes: int) -> dict[str, str]:
     kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(foreign)}
     if number_of_nodes == 1:
         kept |= ONE_NODE
-    return (
-        kept
-        | {
-            "PYTHONPATH": str(SCRIPTS_DIR),
-            "PYTHONUNBUFFERED": "1",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU sees none
-            "RAY_DEDUP_LOGS": "0",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else ending takes 30 s, and Slurm kills after 30
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # else the other nodes notice the loss of the head after 60 s
-            "RAY_timeout_ms_task_wait_for_death_info": "30000",  # else, on a node with much to do, a trial that crashed is one of a node that is lost
-            "RAY_prestart_worker_first_driver": "0",  # else a process for each CPU is started that no trial uses
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            # Where ray[default] is installed, three servers of figures ask nobody for a token, two of them on ports that are the same for all heads of a
-            # machine. One can be turned off; for the others, which take 0 for a port of the kernel's, there is only a port that cannot be.
-            "RAY_enable_metrics_collection": "0",
-            "AUTOSCALER_METRIC_PORT": "65536",
-            "DASHBOARD_METRIC_PORT": "65536",
-            "TMPDIR": str(folder / "tmp"),  # what trials leave there goes with the folder
-        }
-    )
+    return kept | {
+        "PYTHONPATH": str(SCRIPTS_DIR),
+        "PYTHONUNBUFFERED": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU sees none
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else ending takes 30 s, and Slurm kills after 30
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # else the other nodes notice the loss of the head after 60 s
+        "RAY_timeout_ms_task_wait_for_death_info": "30000",  # else a crash on a busy node passes for the loss of the node
+        "RAY_prestart_worker_first_driver": "0",  # else a process for each CPU is started that no trial uses
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # Where ray[default] is installed, three servers of figures ask nobody for a token, two of them on ports that are the same for all heads of a
+        # machine. One can be turned off; for the others, which take 0 for a port of the kernel's, there is only a port that cannot be.
+        "RAY_enable_metrics_collection": "0",
+        "AUTOSCALER_METRIC_PORT": "65536",
+        "DASHBOARD_METRIC_PORT": "65536",
+        "TMPDIR": str(folder / "tmp"),  # what trials leave there goes with the folder
+    }
 
 
 def write_token(path: Path, token: str) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -146,14 +146,6 @@ def local_sources(target: Target) -> list[Path]:
     return sorted(found)
 
 
-def sources_sha256(contents: Iterable[bytes]) -> str:
-    """One SHA-256 over the contents of source files, whatever their place."""
-    digest = hashlib.sha256()
-    for content in sorted(hashlib.sha256(content).digest() for content in contents):
-        digest.update(content)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Code:
     """A target, and all that it needs of the user's files as they were when they were read.
@@ -182,7 +174,11 @@ class Code:
         return {"path": str(self.target.path), "name": self.target.name, "module": self.target.module, "contents": contents}
 
     def sha256(self) -> str:
-        return sources_sha256(self.contents.values())
+        """One SHA-256 over the contents of the files, whatever their place."""
+        digest = hashlib.sha256()
+        for content in sorted(hashlib.sha256(content).digest() for content in self.contents.values()):
+            digest.update(content)
+        return digest.hexdigest()
 
     def load(self, *, anew: bool = False) -> tuple[Any, ModuleType]:
         """Import the target: the object of that name, and its module. `anew`: although this process has done so before."""
