@@ -88,6 +88,7 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on(
     project: Project, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.configure(sweeps={"s": sweep_of("rests", max_epochs=3, num_samples=2, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.5})})
+    project.build_env()  # else the first test of all does so below, and torch makes a folder in its TMPDIR
     folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(folder))
     process = project.start("run_sweep", "s")
