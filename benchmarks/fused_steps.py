@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from raysweep.fused import Company, prepared, seconds_per_row
-from raysweep.sources import find_target, load_target
-from raysweep.training import Trainer
+from raysweep.training.stacked import Company, prepared, seconds_per_row
+from raysweep.training.trainer import Trainer
+from raysweep.usercode.target import find_target, load_target
 
 MEMBERS = 10
 

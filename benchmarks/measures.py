@@ -20,10 +20,10 @@ from typing import Any
 
 import psutil
 
-from raysweep.environment import Recipe, build_environment
-from raysweep.fusing import KEEP_MEMORY
-from raysweep.packing import pack, unpack
-from raysweep.space import configuration, parse_space
+from raysweep.config.space import configuration, parse_space
+from raysweep.environment.archive import pack, unpack
+from raysweep.environment.build import Recipe, build_environment
+from raysweep.tune.slots.fusing import KEEP_MEMORY
 from slurm.cluster import SlurmCluster
 from slurm.packages import reason_to_skip
 from slurm.sweeps import project_on

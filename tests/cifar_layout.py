@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raysweep import cifar10
+from raysweep.data import cifar10
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = [*cifar10.TRAIN_MD5, *cifar10.TEST_MD5]

@@ -11,7 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 import project as checkouts
 import sweeping
 
-LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_report_page", "test_module")
+ON_SLURM = Path(__file__).parent / "slurm"
+LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_page", "test_module")
 
 
 class ByModule(LoadScopeScheduling):
@@ -22,7 +23,7 @@ class ByModule(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "slurm" if "/slurm/" in module else module
+        return "slurm" if module.startswith("tests/slurm/") else module
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
@@ -31,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModul
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on Slurm come first, and then the long ones, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: (item.path.parent.name != "slurm", LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)))
+    items.sort(key=lambda item: (item.path.parent != ON_SLURM, LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)))
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ import psutil
 
 import sweeping
 from config_reference import with_table
-from raysweep.record import Sweep, Trial
-from raysweep.space import configuration, parse_space
+from raysweep.config.space import configuration, parse_space
+from raysweep.record.record import Sweep, Trial
 from slurm.cluster import REPOSITORY, SlurmCluster
 from slurm.packages import reason_to_skip
 from slurm.sweeps import SlurmProject, project_on

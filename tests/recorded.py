@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from raysweep import record
-from raysweep.files import write_yaml
-from raysweep.record import Record, Sweep
-from raysweep.space import configuration, flattened, parse_space
+from raysweep.common.files import write_yaml
+from raysweep.config.space import configuration, flattened, parse_space
+from raysweep.record import record
+from raysweep.record.record import Record, Sweep
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 LENET_SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8, 16]}}

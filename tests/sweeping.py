@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from raysweep.config import validated
-from raysweep.record import Sweep, read_sweep
+from raysweep.config.load import validated
+from raysweep.record.record import Sweep, read_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"

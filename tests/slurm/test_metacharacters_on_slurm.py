@@ -1,4 +1,4 @@
-"""The same texts as in tests/test_metacharacters.py on their way through `sbatch`, with a real Slurm."""
+"""The same texts as in tests/integration/test_metacharacters.py on their way through `sbatch`, with a real Slurm."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_metacharacters import FREE, HARMLESS, config_with, value_of
 
 import project
 from metacharacters import given, stand_in
 from slurm.cluster import REPOSITORY, SlurmCluster
 from slurm.sweeps import IMPATIENT
-from test_metacharacters import FREE, HARMLESS, config_with, value_of
 
 NASTY = " ".join(HARMLESS.values())
 

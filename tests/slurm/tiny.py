@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
-from raysweep.controller import Run, cancel_all_on_ctrl_c, quote_python, quote_words
+from raysweep.slurm.executor import Run, cancel_all_on_ctrl_c, quote_python, quote_words
 
 quote_python()
 quote_words()

@@ -14,9 +14,9 @@ IS_MODULE = not workflow.modifier.is_main_snakefile()
 
 # Snakemake itself holds the name `workflow`, so the package is imported from its folder.
 sys.path.insert(0, str(SCRIPTS))
-from raysweep.allocation import slurm_extra
-from raysweep.config import Module, env_arguments, keys_of, minutes, validated
-from raysweep.controller import (
+from raysweep.slurm.allocation import slurm_extra
+from raysweep.config.load import Module, env_arguments, keys_of, minutes, validated
+from raysweep.slurm.executor import (
     answer_signals_in_a_thread,
     as_hooks,
     cancel_all_on_ctrl_c,
@@ -25,11 +25,11 @@ from raysweep.controller import (
     say_as_much_as,
     the_run,
 )
-from raysweep.environment import env_key
-from raysweep.errors import ConfigError
-from raysweep.files import write_yaml
-from raysweep.lock import is_held
-from raysweep.sources import local_sources, target_of
+from raysweep.environment.build import env_key
+from raysweep.common.errors import ConfigError
+from raysweep.common.files import write_yaml
+from raysweep.cluster.lock import is_held
+from raysweep.usercode.target import local_sources, target_of
 
 sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names
 
@@ -139,14 +139,14 @@ def sources_of(sweep):
 def imports_of(sweep):
     """What the driver and the trials of a sweep import: parts of this workflow, with the libraries behind them, and what the sweep trains."""
     section = SWEEPS[sweep]
-    names = ["raysweep.bookkeeping", "raysweep.search", "raysweep.schedulers"]
+    names = ["raysweep.tune.record_callback", "raysweep.tune.search", "raysweep.tune.schedulers"]
     algorithm = section["search_algorithm"]["name"]
     if algorithm in ("optuna", "hyperopt", "ax") or ".py:" in algorithm:
         names.append(algorithm)
     elif ":" in algorithm:  # a library's class
         names.append(algorithm.rpartition(":")[0])
     names += [name for name in ("mlflow", "wandb") if section[name] is not None]
-    return [*names, "raysweep.training", section["model"]] if "model" in section else [*names, section["trainable"]]
+    return [*names, "raysweep.training.trainer", section["model"]] if "model" in section else [*names, section["trainable"]]
 
 
 def staged(sweep, *splits):

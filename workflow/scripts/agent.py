@@ -1,9 +1,9 @@
-"""Entry point of the agent, started once on each node by the launcher. It talks through standard input and output; see raysweep/agent.py."""
+"""Entry point of the agent, started once on each node by the launcher. It talks through standard input and output; see raysweep/cluster/agent.py."""
 
 import os
 import sys
 
-from raysweep.agent import Agent
+from raysweep.cluster.agent import Agent
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from raysweep.environment import Recipe, build_environment
-from raysweep.errors import run_entry_point, set_up_logging
-from raysweep.packing import pack
+from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.environment.archive import pack
+from raysweep.environment.build import Recipe, build_environment
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from raysweep.check_cluster import run_login, run_nodes, run_table
-from raysweep.errors import run_entry_point, set_up_logging
+from raysweep.cluster.check import run_login, run_nodes, run_table
+from raysweep.common.errors import run_entry_point, set_up_logging
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from raysweep.environment import check_import
-from raysweep.errors import run_entry_point, set_up_logging
-from raysweep.files import written_aside
+from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.common.files import written_aside
+from raysweep.environment.build import check_import
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from raysweep.errors import run_entry_point, set_up_logging
-from raysweep.report_comparison import read_sweeps, write_comparison
+from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.report.comparison import read_sweeps, write_comparison
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from raysweep.config import PATH_TO_SCHEMA, allowed, load_schema
-from raysweep.errors import RaysweepError, logger, run_entry_point, set_up_logging
-from raysweep.files import written_aside
+from raysweep.common.errors import RaysweepError, logger, run_entry_point, set_up_logging
+from raysweep.common.files import written_aside
+from raysweep.config.load import PATH_TO_SCHEMA, allowed, load_schema
 
 PATH_TO_README = PATH_TO_SCHEMA.with_name("README.md")
 BEGIN, END = "<!-- begin of the generated table -->\n", "<!-- end of the generated table -->\n"

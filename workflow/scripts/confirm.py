@@ -1,7 +1,7 @@
 """Entry point of the rule confirm."""
 
-from raysweep.errors import run_entry_point
-from raysweep.launch import run_confirm, stage_from_command_line
+from raysweep.common.errors import run_entry_point
+from raysweep.stages.sweep import run_confirm, stage_from_command_line
 
 
 def main() -> None:

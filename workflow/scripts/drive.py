@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from raysweep.errors import run_entry_point, set_up_logging
+from raysweep.common.errors import run_entry_point, set_up_logging
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log, os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
-    from raysweep.driver import drive, import_all  # here, so that a failing import is told like any other failure
+    from raysweep.tune.driver import drive, import_all  # here, so that a failing import is told like any other failure
 
     import_all()
     while not args.job.exists():

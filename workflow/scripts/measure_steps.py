@@ -4,15 +4,15 @@ import json
 import os
 import sys
 
-from raysweep.errors import run_entry_point
+from raysweep.common.errors import run_entry_point
 
 
 def main() -> None:
-    from raysweep.fusing import KEEP_MEMORY
+    from raysweep.tune.slots.fusing import KEEP_MEMORY
 
     if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when a process begins
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
-    from raysweep.measure import measure
+    from raysweep.tune.measure import measure
 
     print(json.dumps(measure(**json.load(sys.stdin))))
 

@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from raysweep.config import load_schema
-from raysweep.errors import ConfigError, run_entry_point
+from raysweep.common.errors import ConfigError, run_entry_point
+from raysweep.config.load import load_schema
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DRAWS = "draw_pictures.py"  # what an example runs once, for data to begin with

@@ -7,10 +7,10 @@ import logging
 import textwrap
 from pathlib import Path
 
-from raysweep.errors import run_entry_point, set_up_logging
-from raysweep.files import read_yaml
-from raysweep.launch import Stage
-from raysweep.plan import Planner, keep, lines_of, plan_path
+from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.common.files import read_yaml
+from raysweep.stages.plan import Planner, keep, lines_of, plan_path
+from raysweep.stages.sweep import Stage
 
 COLUMNS, NAME_COLUMNS = 80, 12
 logger = logging.getLogger("raysweep")

@@ -1,9 +1,9 @@
-"""Entry point of the look at a node, started once on each by check_cluster. It talks through standard input and output; see raysweep/probe.py."""
+"""Entry point of the look at a node, started once on each by check_cluster. It talks through standard input and output; see raysweep/cluster/probe.py."""
 
 import os
 import sys
 
-from raysweep.probe import look_at_node
+from raysweep.cluster.probe import look_at_node
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from raysweep.errors import run_entry_point, set_up_logging
-from raysweep.report import write_report
-from raysweep.report_inputs import read_inputs
-from raysweep.report_study import write_journal
+from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.report.inputs import read_inputs
+from raysweep.report.optuna_study import write_journal
+from raysweep.report.report import write_report
 
 
 def main() -> None:

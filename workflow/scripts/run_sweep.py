@@ -1,7 +1,7 @@
 """Entry point of the rule run_sweep."""
 
-from raysweep.errors import run_entry_point
-from raysweep.launch import run_sweep, stage_from_command_line
+from raysweep.common.errors import run_entry_point
+from raysweep.stages.sweep import run_sweep, stage_from_command_line
 
 
 def main() -> None:

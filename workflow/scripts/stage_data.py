@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from raysweep import data
-from raysweep.errors import run_entry_point, set_up_logging
+from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.data import stage as data
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from raysweep.errors import logger, run_entry_point, set_up_logging
-from raysweep.watch import places, watch
+from raysweep.common.errors import logger, run_entry_point, set_up_logging
+from raysweep.stages.watch import places, watch
 
 
 def main() -> None:

@@ -1,0 +1,281 @@
+"""The documents: their links lead somewhere, what they tell people to type exists, and what they say that one sees is what the sources say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted(path for pattern in ("*.md", "docs/*.md", "config/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern))
+
+
+def prose_of(text: str) -> str:
+    """Markdown without its blocks of code, in which brackets are no links."""
+    return re.sub(r"(?ms)^```.*?^```", "", text)
+
+
+def anchors_of(text: str) -> set[str]:
+    """What its headings are called in links, as GitHub makes it of their text."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose_of(text))
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each command in its blocks of shell."""
+    lines = [line for block in re.findall(r"(?ms)^```bash\n(.*?)^```", text) for line in block.replace("\\\n", " ").splitlines()]
+    commands = [words for line in lines if (words := shlex.split(line, comments=True))]
+    return commands + [shlex.split(word) for words in commands for word in words if " " in word]  # such as that of sbatch --wrap
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_are_there(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose_of(document.read_text(encoding="utf-8")))
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            assert link.startswith("https://"), link
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), f"{document.name}: {link}"
+        if anchor:
+            assert anchor in anchors_of(target.read_text(encoding="utf-8")), f"{document.name}: {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_targets_of_make_and_files_that_commands_name_are_there(document: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?m)^([a-z-]+):", makefile))
+    own = ("my.yaml", "sweeps/mine/")  # what the reader writes, or has `make new-sweep` write
+    for words in commands_of(document.read_text(encoding="utf-8")):
+        if words[0] == "make":
+            named = [word for word in words[1:] if "=" not in word]
+            assert set(named) <= targets, words
+        for word in words:
+            if re.fullmatch(r"[^ =]+\.(yaml|py|in)", word) and not word.startswith(own):
+                assert (ROOT / word).exists(), f"{document.name}: {word}"
+
+
+# ------------------------------------------------------------------------------------------------------------------ commands
+
+SETS_UP = "test_makefile.py::test_sets_up_and_then_does_nothing_until_the_folder_is_moved"
+# What a document has people type → the test that runs it, maybe in a smaller case; or the file with which continuous integration does.
+RUN_BY = {
+    "make setup": SETS_UP,
+    "source .venv/bin/activate": SETS_UP,
+    "make new-sweep NAME=mine": SETS_UP,
+    "make watch": SETS_UP,
+    "make watch SWEEP=mine": SETS_UP,
+    "make demo": ".github/workflows/ci.yml",
+    "make test": ".ci/run",
+    "snakemake -n": "test_dry_run.py::test_a_clean_checkout_runs_every_rule_once_and_a_dry_run_makes_no_file",
+    "snakemake --cores all": "test_examples.py::test_a_model_on_a_folder_of_images",
+    "snakemake --cores all --configfile sweeps/mine/config.yaml": "test_examples.py::test_a_model_on_a_folder_of_images",
+    "snakemake --cores all results/mine/best.yaml": "test_end_to_end.py::test_a_models_own_file_is_trained_and_its_change_starts_anew",
+    "snakemake --cores all --until build_env": "test_dry_run.py::test_single_stages_and_targets",
+    "snakemake --cores all -R run_sweep": "test_end_to_end.py::test_forcing_the_sweep_writes_the_same_outputs_from_the_record_without_ray",
+    "snakemake --cores all -R stage_data --configfile sweeps/mine/config.yaml": "test_dry_run.py::test_data_that_are_staged_again_bring_the_sweep",
+    "snakemake --cores all plan": "test_plan.py::test_steps_of_the_real_model_are_timed",
+    "snakemake --cores all --quiet": "test_controller.py::test_our_lines_follow_snakemakes_quiet",
+    "snakemake --report report.zip": "test_end_to_end.py::test_snakemakes_own_report_has_the_results_with_their_captions",
+    ".venv/bin/uv pip compile --universal --python-version 3.11 sweeps/mine/requirements.in -o sweeps/mine/requirements.txt": (
+        "test_locks.py::test_a_list_of_ones_own_is_locked_as_the_documents_say"
+    ),
+    "snakemake check_cluster --executor slurm --profile cluster --configfile my.yaml": (
+        "slurm/test_check_cluster.py::test_all_is_well_on_two_nodes_and_asked_again_it_looks_again"
+    ),
+    "snakemake plan --executor slurm --profile cluster --configfile my.yaml": "slurm/test_sweep.py::test_confirm_and_report_follow_on_one_node",
+    "snakemake --executor slurm --profile cluster --configfile my.yaml": "slurm/test_sweep.py::test_confirm_and_report_follow_on_one_node",
+    "snakemake --executor slurm --profile cluster --set-resources run_sweep:runtime=180 run_sweep:constraint=skylake --set-threads run_sweep=8": (
+        "slurm/test_sweep.py::test_three_nodes_without_gpus_and_what_set_resources_gives_counts"
+    ),
+    "sbatch --time=1-00:00 --cpus-per-task=2 --mem=4G --wrap 'snakemake --executor slurm --profile cluster --configfile my.yaml'": (
+        "slurm/test_sweep.py::test_from_inside_a_job_the_same_command_submits_new_jobs"
+    ),
+}
+ON_SLURM = "snakemake --executor slurm --profile cluster"
+# … → why no test runs it.
+NOT_RUN = {
+    "module load python/3.11": "a site's own command",
+    "git clone '<this' 'repository>' raysweep": "the address is the reader's",
+    "'(cd' 'raysweep;' make 'setup)'": "sets up another clone; test_makefile.py runs `make setup`, and test_module.py what follows",
+    "source raysweep/.venv/bin/activate": "the same",
+    f"{ON_SLURM} --configfile my.yaml config/alliance.yaml": "needs that site's modules and wheelhouse; test_dry_run.py reads its config",
+    f"{ON_SLURM} --configfile my.yaml config/plain-slurm.yaml": "downloads PyTorch to a cluster; test_dry_run.py reads its config",
+    f"{ON_SLURM} --until build_env --configfile my.yaml config/no-network.yaml": "downloads PyTorch's CUDA build; test_dry_run.py reads its config",
+    f"{ON_SLURM} --configfile my.yaml config/no-network.yaml": "goes on after the one above",
+    "apptainer build image.sif workflow/envs/image.def": "needs Apptainer, a builder's rights and a network; test_container.py runs what uses the image",
+    "make bench": "takes hours; test_bench.py has the parts",
+    "make bench ONLY=step,snakemake ROUNDS=1": "takes minutes, and measures nothing while tests run; test_bench.py finds figures by such words",
+    "make bench DATA=folder": "needs CIFAR-10",
+    "resources/env-test/venv/bin/python -m pytest tests/slurm/test_sweep.py": "is a part of `make test`",
+}
+
+
+def commands() -> set[str]:
+    """What the documents have people type: the commands of their blocks of shell, and those of the README's table."""
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
+    rows = [command for text in texts for command in re.findall(r"(?m)^\| `((?:snakemake|make) [^`]+)` \|", text)]
+    return {shlex.join(words) for text in texts for words in commands_of(text)} | set(rows)
+
+
+def essential_words(command: str) -> set[str]:
+    """A command without what is the reader's own (his files, his names, the values that he gives), and without `snakemake`, which helpers call."""
+    words = [part for word in shlex.split(command) for part in word.split()]  # also those that sbatch is to wrap
+    own = r"snakemake|my\.yaml|(sweeps|results)/mine/.*"
+    return {re.split("(?<=[=:])", word)[0] for word in words if not re.fullmatch(own, word)}
+
+
+def source_of(module: Path) -> str:
+    """A module of tests with the helpers that it imports."""
+    text = module.read_text(encoding="utf-8")
+    helpers = [ROOT / "tests" / f"{name.replace('.', '/')}.py" for name in re.findall(r"(?m)^(?:from|import) ([\w.]+)", text)]
+    return "\n".join([text, *(helper.read_text(encoding="utf-8") for helper in helpers if helper.is_file())])
+
+
+def lacking(command: str, text: str) -> list[str]:
+    """The essential words of a command that a text does not have."""
+    words = {word: re.escape(word) + ("" if word.endswith(("=", ":")) else r"(?![\w-])") for word in essential_words(command)}
+    return sorted(word for word, pattern in words.items() if not re.search(rf"(?<![\w-]){pattern}", text))
+
+
+def test_every_command_is_run_by_a_test_or_is_said_why_not() -> None:
+    assert commands() == RUN_BY.keys() | NOT_RUN.keys()
+    assert not RUN_BY.keys() & NOT_RUN.keys()
+
+
+@pytest.mark.parametrize("command", RUN_BY)
+def test_what_runs_a_command_is_there_and_has_its_words(command: str) -> None:
+    module, _, name = RUN_BY[command].partition("::")
+    if not name:
+        assert re.search(rf"(?m)\b{re.escape(command)}$", (ROOT / module).read_text(encoding="utf-8"))
+        return
+    path = next(path for path in (ROOT / "tests" / module, ROOT / "tests/integration" / module) if path.exists())
+    assert re.search(rf"(?m)^def {name}\(", path.read_text(encoding="utf-8")), f"{module} has no {name}"
+    assert lacking(command, source_of(path)) == []
+
+
+def test_a_word_that_a_test_does_not_have_is_noticed() -> None:
+    text = 'run(["snakemake", "--cores", "2", "--set-resources", "run_sweep:mem_mb=3000", f"--time={minutes}"])'
+    assert lacking("snakemake --cores results/mine/best.yaml --set-resources run_sweep:runtime=9 --time=5", text) == []
+    assert lacking("snakemake --cores -n", text) == ["-n"]
+    assert lacking("sbatch --wrap 'snakemake --core --configfile my.yaml'", text) == ["--configfile", "--core", "--wrap", "sbatch"]
+    assert lacking("snakemake --set-resources confirm:runtime=9", text) == ["confirm:"]
+
+
+def test_the_command_that_the_readme_gives_for_the_tests_is_the_one_that_ci_runs() -> None:
+    tests = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Tests")[2]
+    assert commands_of(tests)[:1] == [["make", "test"]]
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+def build(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """The site, as `make docs` builds it, in the environment of the tests."""
+    [line] = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if " -m sphinx " in line]
+    options = [str(output) if word == "resources/docs" else word for word in line.partition(" -m sphinx ")[2].split()]
+    return subprocess.run([sys.executable, "-m", "sphinx", *options], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_site_has_a_page_for_each_document(tmp_path: Path) -> None:
+    done = build(ROOT, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.relative_to(tmp_path).with_suffix(".md") for path in tmp_path.rglob("*.html")}
+    assert {path.relative_to(ROOT) for path in DOCUMENTS} <= pages
+
+
+def test_a_link_of_the_site_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")
+    (tmp_path / "docs" / "index.md").write_text("# A page\n\n[that](other.md) and [this](#a-page)\n")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0
+    assert "other.md" in done.stderr
+    assert "a-page" not in done.stderr
+
+
+def test_the_diagram_has_every_rule_that_makes_a_result() -> None:
+    diagram = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("```")[1]
+    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.stem not in ("check", "plan")]  # which only print
+    rules = {rule for path in files for rule in re.findall(r"(?m)^rule (\w+):", path.read_text(encoding="utf-8"))}
+    assert rules == set(re.findall(r"(?<![\w/.])[a-z]+_[a-z]+\b|\b(?:confirm|report|compare)\b(?!\.)", diagram))
+
+
+# ------------------------------------------------------------------------------------------------------------------ troubleshooting
+
+VALUE = "\0"  # stands for each value that is put into a message
+
+
+def messages_of(path: Path) -> list[str]:
+    """The texts in a file of the workflow, with VALUE where a value is put in."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        tree = ast.parse(source)
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [
+            "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
+            if isinstance(node, ast.JoinedStr)
+            else node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+            if id(node) not in docstrings
+        ]
+        return [re.sub(r"%[-.\d]*[sdfg]", VALUE, " ".join(text.split())) for text in texts]
+    # Of make and of Snakemake: lines. A comment is no message.
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith("#")]
+    return [re.sub(r"\$\(\w+\)|\$\$\w+", VALUE, line) for line in lines]
+
+
+def that_say(messages: list[str], symptom: str) -> set[str]:
+    """The messages that a document quotes so, in which `<…>` is one value, and `…` any text."""
+    parts = re.split(r"(<[^<>]+>| ?… ?)", symptom)
+    words = [VALUE if part.startswith("<") else ".*" if "…" in part else re.escape(part) for part in parts]
+    return {message for message in messages if re.search("".join(words), message)}
+
+
+def symptoms() -> list[str]:
+    """All that the first columns of docs/troubleshooting.md quote. Where a symptom is no line, it is told in words."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ") and not line.startswith("| you see")]
+    return [quoted for row in rows for quoted in re.findall(r"`([^`]+)`", row) if " " in quoted]
+
+
+MESSAGES = [
+    message
+    for path in (*sorted((ROOT / "workflow").rglob("*.py")), *sorted((ROOT / "workflow").rglob("*.smk")), ROOT / "Makefile")
+    for message in messages_of(path)
+]
+
+
+@pytest.mark.parametrize("symptom", symptoms())
+def test_what_one_sees_is_what_the_sources_say(symptom: str) -> None:
+    found = that_say(MESSAGES, symptom)
+    assert found, "no text in workflow/ or the Makefile is like this: has the message changed?"
+    words = re.sub(r"<[^<>]+>|…", "", symptom)
+    assert len(found) == 1 or len(re.findall(r"\w", words)) >= 12, f"too little to be told from others: {found}"
+
+
+def test_a_message_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    source = 'raise WorldError(\n    f"{node}: no room at {folder}: "\n    f"{free} GB are free"\n)\nlogger.info("%s: %d trials are done", name, 3)\n'
+    quoted = ["<node>: no room at <folder>: <free> GB", "no room at … GB are free", "<sweep>: <number> trials are done"]
+    changes = [
+        ("no room at", "no space at"),
+        (" GB", " MB"),
+        ("trials are", "of {all} trials are"),
+        ("{folder}: ", "{folder}, "),
+        ("%d", "3"),
+    ]
+    path = tmp_path / "module.py"
+    path.write_text(source)
+    assert all(that_say(messages_of(path), one) for one in quoted)
+    for old, new in changes:
+        path.write_text(source.replace(old, new))
+        assert not all(that_say(messages_of(path), one) for one in quoted), new
+    path.write_text('"""No room at {folder} is what a docstring says."""\n')
+    assert not that_say(messages_of(path), "No room at {folder} is what")

@@ -1,0 +1,95 @@
+"""The locks: usable on every platform that the workflow names, and free of anything that ties them to one place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uv
+
+ROOT = Path(__file__).parents[2]
+ENVS = ROOT / "workflow" / "envs"
+LOCKS = ("controller", "node", "dashboard", "docs", "dev")
+PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
+
+
+def pins(name: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for line in (ENVS / f"{name}.txt").read_text().splitlines():
+        package, version = re.fullmatch(r"([a-z0-9-]+)==([^\s;]+)(?: ; .+)?", line).groups()  # type: ignore[union-attr]
+        found.setdefault(package, set()).add(version)
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_holds_names_versions_and_markers_only(name: str) -> None:
+    # `pins` matches whole lines, so that an index address, a path, a hash or an option fails here
+    found = pins(name)
+    assert len(found) > 30
+    assert not [version for versions in found.values() for version in versions if "+" in version], (
+        "a local version exists on one index only"
+    )
+
+
+def test_holds_every_requirement() -> None:
+    for name in LOCKS:
+        asked = re.findall(r"^([a-z][a-z0-9-]*)", (ENVS / f"{name}.in").read_text(), re.MULTILINE)
+        assert set(asked) <= set(pins(name)), name
+
+
+def test_tests_run_on_the_versions_that_users_have() -> None:
+    dev, node = pins("dev"), pins("node")
+    for package in ("ray", "torch", "torchvision", "numpy", "optuna"):
+        assert dev[package] == node[package], package
+    assert pins("docs").items() <= dev.items()
+
+
+def test_the_dashboard_changes_nothing_else() -> None:
+    assert pins("node").items() <= pins("dashboard").items()
+
+
+def test_holds_back_what_has_to_be_held_back() -> None:
+    for bound in re.findall(r"^([a-z-]+)<([\d.]+)", (ENVS / "held.txt").read_text(), re.MULTILINE):
+        package, limit = bound
+        for version in pins("node")[package]:
+            assert tuple(map(int, version.split("."))) < tuple(map(int, limit.split("."))), f"{package} {version}"
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", LOCKS)
+def test_has_a_wheel_of_everything(name: str, platform: str, tmp_path: Path) -> None:
+    """Resolves the lock for a platform from wheels alone, without installing: a package with no wheel for it fails."""
+    argv = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-deps", "--python-version", "3.11", "--python-platform", platform]
+    argv += ["--only-binary", ":all:", "--no-binary", "connection-pool"]  # Snakemake needs that one, which is pure Python without a wheel
+    run = subprocess.run(
+        [*argv, str(ENVS / f"{name}.txt"), "--output-file", str(tmp_path / "out.txt")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # torch's wheels ask for it
+        check=False,
+    )
+    if "error sending request" in run.stderr:
+        pytest.skip("no network: the package index is out of reach")
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_list_of_ones_own_is_locked_as_the_documents_say(tmp_path: Path) -> None:
+    command = ".venv/bin/uv pip compile --universal --python-version 3.11 sweeps/mine/requirements.in -o sweeps/mine/requirements.txt"
+    assert f"```bash\n{command}\n" in (ROOT / "docs" / "own-models.md").read_text()
+    begin = [sys.executable, str(ROOT / "workflow/scripts/new_sweep.py"), "--name", "mine", "--like", "tabular"]
+    subprocess.run(begin, cwd=tmp_path, check=True, capture_output=True)
+    shutil.copytree(ENVS, tmp_path / "workflow" / "envs")
+    lock = tmp_path / "sweeps" / "mine" / "requirements.txt"
+    lock.unlink()
+    argv = [uv.find_uv_bin(), *command.split()[1:]]
+    run = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "error sending request" in run.stderr:
+        pytest.skip("no network: the package index is out of reach")
+    assert run.returncode == 0, run.stderr
+    locked = re.findall(r"(?m)^([a-z0-9-]+)==", lock.read_text())
+    assert {"scikit-learn", "ray", "torch"} <= set(locked)

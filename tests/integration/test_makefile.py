@@ -1,0 +1,133 @@
+"""The set-up, as `make setup` does it in a fresh clone whose path holds a space and a quote, and what one types after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import project as checkouts
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = "http://127.0.0.1:9"  # nothing listens on the discard port
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    folder = tmp_path / "it's a clone"
+    checkouts.copy_to(folder)
+    shutil.copy(ROOT / "Makefile", folder)
+    (tmp_path / "bin").mkdir()
+    return folder
+
+
+def make(clone: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    # MAKE…: this may itself run under `make test`
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    path = f"{clone.parent / 'bin'}:{environ['PATH']}"
+    return subprocess.run(
+        ["make", *arguments], cwd=clone, env=environ | {"PATH": path} | variables, capture_output=True, text=True, check=False
+    )
+
+
+def errors(run: subprocess.CompletedProcess[str]) -> list[str]:
+    """What it says on stderr, but for make's own closing line."""
+    return [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
+
+
+def fake_python(clone: Path, name: str, script: str) -> None:
+    path = clone.parent / "bin" / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def installed(run: subprocess.CompletedProcess[str]) -> None:
+    """Skip where a set-up had no network; otherwise it must have worked."""
+    if "error sending request" in run.stderr or "No matching distribution" in run.stderr:
+        pytest.skip("no network: the package index is out of reach")
+    assert run.returncode == 0, run.stderr
+    assert "Setting up .venv" in run.stdout
+
+
+def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) -> None:
+    (clone / ".venv" / "bin").mkdir(parents=True)  # as an interrupted set-up leaves it
+    (clone / ".venv" / "bin" / "python").touch()
+    installed(make(clone, "setup"))
+    assert make(clone, "new-sweep", "NAME=mine").stdout.startswith("sweeps/mine/ is yours to change")
+    typed = "source .venv/bin/activate; snakemake --cores all --configfile sweeps/mine/config.yaml --dry-run"
+    dry = subprocess.run(["bash", "-c", typed], cwd=clone, capture_output=True, text=True, check=False)
+    assert "results/mine/report.html" in dry.stdout + dry.stderr
+    assert errors(make(clone, "watch", "SWEEP=mine"))[0].startswith("Error: There is no record of")
+    again = make(clone, "setup")
+    assert (again.returncode, again.stdout) == (0, "make: Nothing to be done for 'setup'.\n")
+    # A virtualenv's programs begin with the path of its Python: after a move they do not start.
+    clone = clone.rename(clone.with_name("it's, moved (here)"))
+    snakemake = [clone / ".venv" / "bin" / "snakemake", "--version"]
+    assert subprocess.run(snakemake, capture_output=True, check=False).returncode != 0
+    installed(make(clone, "setup"))
+    assert subprocess.run(snakemake, capture_output=True, text=True, check=True).stdout.startswith("9.")
+    assert make(clone, "setup").stdout == again.stdout
+    (clone / ".venv" / ".complete").unlink()
+    assert "Setting up .venv" in make(clone, "--dry-run", "setup").stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 3.8", "Error: mypython is Python 3.8. Name a Python 3.11 or newer: make setup PYTHON=python3.12"),
+        ("echo 3.10", "Error: mypython is Python 3.10. Name a Python 3.11 or newer: make setup PYTHON=python3.12"),
+        ("exit 127", "Error: mypython does not run. Name a Python 3.11 or newer: make setup PYTHON=python3.12"),
+        (
+            "[ $1 = -c ] && echo 3.13",
+            "Error: mypython cannot make a virtualenv. On Debian and Ubuntu install python3.13-venv, or name another PYTHON.",
+        ),
+    ],
+)
+def test_a_python_that_will_not_do(clone: Path, script: str, said: str) -> None:
+    fake_python(clone, "mypython", script)
+    run = make(clone, "setup", PYTHON="mypython")
+    assert run.returncode != 0
+    assert errors(run) == [said]
+    assert not (clone / ".venv" / ".complete").exists()
+
+
+def test_without_network_says_so_in_one_line(clone: Path) -> None:
+    nowhere = {
+        "PIP_INDEX_URL": f"{NOWHERE}/simple",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_RETRIES": "0",
+        "PIP_FIND_LINKS": "",
+    }
+    run = make(clone, "setup", PIP_CONFIG_FILE=os.devnull, **nowhere)
+    assert run.returncode != 0
+    (line,) = errors(run)
+    assert line.startswith("Error: the set-up could not install its packages; with the network at hand run it again.")
+    assert not (clone / ".venv" / ".complete").exists()
+
+
+def test_clean_leaves_results_and_records(clone: Path) -> None:
+    for folder in ("results/a", "state/a", "resources/data", "resources/env/k", "resources/env-test", "resources/docs", ".venv"):
+        (clone / folder).mkdir(parents=True)
+    assert make(clone, "clean").returncode == 0
+    assert sorted(path.name for path in clone.iterdir()) == [
+        "Makefile",
+        "Snakefile",
+        "config",
+        "examples",
+        "resources",
+        "results",
+        "state",
+        "workflow",
+    ]
+    assert [path.name for path in (clone / "resources").iterdir()] == ["data"]
+
+
+def test_watch_passes_on_what_it_is_given(clone: Path) -> None:
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".complete").write_text(f"{clone}\n")
+    said = make(clone, "--dry-run", "watch", "CONFIG=my config.yaml", "SWEEP=demo").stdout
+    assert said.strip() == '.venv/bin/python workflow/scripts/watch.py --configfile "my config.yaml" --sweep "demo"'

@@ -1,0 +1,207 @@
+"""What a sweep will take, before it is paid for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raysweep.config.load import validated
+from raysweep.data.stage import stage
+from raysweep.record.record import Record
+from raysweep.stages.plan import Plan, Planner, Range, Speed, chosen, lines_of, makespan_s, predicted_row_s, share_of_epochs, spread_of
+from raysweep.stages.sweep import Stage
+from sweeping import REPOSITORY, Project, sweep_of
+
+SPEED = Speed([2.0] * 10, 0.2, 1.0, 1, 4, 20.0, "steps", "no: fuse is off")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "max_epochs", "share"),
+    [
+        ({"name": "none"}, 9, 1),
+        # 1 epoch of all, 2 more of a third, 6 more of a ninth: 1 + 2/3 + 6/9 of 9.
+        ({"name": "asha", "grace_period": 1, "reduction_factor": 3}, 9, (1 + 2 / 3 + 6 / 9) / 9),
+        ({"name": "asha", "grace_period": 4, "reduction_factor": 2}, 6, (4 + 2 / 2) / 6),
+        ({"name": "hyperband", "reduction_factor": 3}, 9, (1 + 2 / 3 + 6 / 9) / 9),
+        ({"name": "median", "grace_period": 2, "min_samples_required": 3}, 10, 0.6),
+        ({"name": "asha", "grace_period": 1, "reduction_factor": 4}, 1, 1),
+    ],
+)
+def test_the_part_of_all_epochs_that_a_scheduler_leaves(scheduler: dict[str, Any], max_epochs: int, share: float) -> None:
+    assert share_of_epochs(scheduler, max_epochs) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("at_a_time", "seconds"), [(1, 14), (2, 9), (3, 6), (9, 5)])
+def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> None:
+    assert makespan_s([5, 2, 3, 4], at_a_time) == seconds
+
+
+def test_between_measured_batch_sizes_a_step_has_a_cost_of_its_own_and_one_for_each_row() -> None:
+    points = [{"batch_size": size, "row_s": 0.001 + 0.02 / size} for size in (2, 16, 16)]
+    for size in (2, 3, 8, 16):
+        assert predicted_row_s(points, "row_s", size) == pytest.approx(0.001 + 0.02 / size)
+    assert predicted_row_s(points, "row_s", 1) == pytest.approx(2 * 0.011)
+    assert predicted_row_s(points, "row_s", 64) == pytest.approx(0.001 + 0.02 / 16)
+
+
+def test_the_spread_is_that_of_models_which_take_different_times() -> None:
+    same = [{"batch_size": size, "row_s": 0.001 + 0.02 / size} for size in (2, 4, 4, 8, 16)]
+    assert spread_of(same) == pytest.approx(0)
+    slow = [*same, {"batch_size": 8, "row_s": 3 * same[3]["row_s"]}]
+    assert spread_of(slow) > 0.3
+    assert spread_of(same[:1]) == 0
+
+
+def test_the_configurations_that_are_measured_differ_as_all_do() -> None:
+    assert [
+        config["batch_size"] for config in chosen([{"batch_size": size} for size in (64, 2, 4, 8, 16, 32, 128, 256, 512, 1024, 2048)])
+    ] == [
+        2,
+        8,
+        32,
+        128,
+        512,
+        2048,
+    ]
+    assert chosen([{"batch_size": 4}]) == [{"batch_size": 4}]
+
+
+@pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])
+def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
+    nodes = [{"name": "a", "cpus": 6, "gpus": 2}, {"name": "b", "cpus": 6, "gpus": 2}]
+    plan = Plan("s", 10, 10, 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
+    assert plan.fits == fits
+    assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
+    assert plan.hours("cpus").high == pytest.approx(0.3)
+    assert ("fits" in dict(lines_of(plan))) == (runtime_s is not None)
+
+
+def planner(project: Project, on_slurm: bool = False, **values: object) -> Planner:
+    project.configure(sweeps={"s": sweep_of("climb", **values)})
+    project.build_env()
+    config = validated(project.config(), [project.folder / "c.yaml"], project.folder)
+    return Planner(Stage(config, "s", project.folder, project.folder / "env", project.folder / "log", threads=2), on_slurm)
+
+
+def test_a_function_without_a_record_is_not_guessed_at(project: Project) -> None:
+    assert str(planner(project).plan()).startswith("how long a function of your own takes is seen when it has run: set num_samples to 2")
+
+
+def record_six_trials(project: Project, identity: str, nodes: list[dict[str, Any]]) -> None:
+    """Write the record of a sweep in which six trials have taken 10 s an epoch."""
+    with Record(project.folder / "state/s/record.jsonl") as record:
+        record.write("session", sweep={"identity": identity}, host="h", pid=1, nodes=nodes)
+        for index in range(6):
+            trial = f"{index:05d}"
+            record.write("trial", trial=trial, index=index, repeat=0, seed=index, config={"x": 0.5})
+            record.write("start", trial=trial, node="n0", from_epoch=0)
+            for epoch in range(1, 5):
+                record.write("result", trial=trial, epoch=epoch, metrics={"score": 0.1}, time_s=10.0 * epoch, node="n0")
+            record.write("finish", trial=trial, status="TERMINATED", error=None)
+
+
+def test_what_a_trial_took_of_a_gpu_says_how_many_share_one(project: Project) -> None:
+    values = {
+        "num_samples": 20,
+        "max_epochs": 4,
+        "allocation": {"cpus_per_node": 12, "gpus_per_node": 1, "nodes": 2},
+        "trial_resources": {"cpu": 1, "gpu": "auto"},
+    }
+    record_six_trials(project, planner(project, on_slurm=True, **values).identity, [{"name": "n0", "cpus": 12, "gpus": 1}])
+    unmeasured = planner(project, on_slurm=True, **values).plan()
+    with Record(project.folder / "state/s/record.jsonl") as record:
+        record.write("gpu_share", gpu=0.25, used_mb=2200, total_mb=10000)
+    measured = planner(project, on_slurm=True, **values).plan()
+    assert isinstance(unmeasured, Plan)
+    assert isinstance(measured, Plan)
+    assert (unmeasured.at_a_time, unmeasured.waves, unmeasured.measures_gpu) == (2, 7, True)
+    assert (measured.at_a_time, measured.waves, measured.measures_gpu) == (8, 2, False)
+
+
+def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: Project) -> None:
+    allocation = {"cpus_per_node": 2, "nodes": 3, "runtime": 10, "walltime_margin": 5}
+    values = {"num_samples": 12, "max_epochs": 4, "allocation": allocation, "confirm": {"seeds": 4, "runtime": 1}}
+    nodes = [{"name": f"n{number}", "cpus": 2, "gpus": 0} for number in range(3)]
+    record_six_trials(project, planner(project, **values).identity, nodes)
+    plan = planner(project, on_slurm=True, **values).plan()
+    assert isinstance(plan, Plan)
+    assert (plan.num_trials, plan.trials_left, plan.at_a_time, plan.waves) == (12, 6, 6, 1)
+    assert plan.walltime_s == Range(pytest.approx(20 + 40 * 0.85), 60, pytest.approx(20 + 40 * 1.15))
+    assert plan.speed.source == "6 trials of this sweep"
+    assert plan.runtime_s == 300
+    assert plan.fits == "yes"
+    # As slow as is likely, six trials take 46 s, of the 280 s that are left for trials: 36 more.
+    assert plan.largest_num_trials == 6 + 36
+    assert plan.hours("cpus").expected == pytest.approx(60 * 6 / 3600)
+    short = planner(project, on_slurm=True, **values | {"num_samples": 1000, "time_budget": 1}).plan()  # a minute
+    assert isinstance(short, Plan)
+    assert short.walltime_s.high == pytest.approx(20 + 60 + 40, abs=1)
+    assert dict(lines_of(plan))["confirm"] == "at most 1m55s: more than confirm.runtime, 1m00s, may be needed"
+    # Two waves of the four seeds on the two CPUs of one node, 40 s each.
+    assert plan.confirm_s.expected == 100
+
+    done = planner(project, **{**values, "num_samples": 6}).plan()
+    assert isinstance(done, Plan)
+    assert (done.trials_left, done.walltime_s) == (0, Range(0, 0, 0))
+
+
+def test_steps_of_the_real_model_are_timed(tmp_path: Path) -> None:
+    project = Project(tmp_path / "a project")
+    sweep = {
+        "dataset": "generated",
+        "model": "raysweep.models.lenet:LeNet",
+        "search_space": {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [16, 32]}},
+        "metric": "accuracy",
+        "num_samples": 40,
+        "max_epochs": 3,
+        "allocation": {"cpus_per_node": 2},
+    }
+    function = {"dataset": None, "trainable": "user.py:f", "search_space": {"x": 1}, "metric": "m"}
+    project.write("user.py", "def f(config):\n    return {'m': 1}\n")
+    project.configure(
+        datasets={"generated": {"source": "synthetic"}}, sweeps={"one": sweep, "other": {**sweep, "fuse": "off"}, "mine": function}
+    )
+    run = project.snakemake("plan")
+    said = run.stdout + run.stderr
+    assert run.returncode == 0, said
+    for name in ("one", "other"):
+        plan = yaml.safe_load((project.folder / f"state/.plan/{name}.yaml").read_text())
+        assert (plan["num_trials"], plan["trials_left"]) == (40, 40)
+        assert plan["source"].startswith("steps of 6 configurations, timed on this machine's CPU")
+        assert 20 < plan["walltime_s"]["low"] < plan["walltime_s"]["expected"] < plan["walltime_s"]["high"] < 10_000
+        assert plan["cpu_hours"]["expected"] == pytest.approx(2 * plan["walltime_s"]["expected"] / 3600, rel=0.02)
+    assert plan["at_a_time"] == 2
+    assert "together    no: fuse is off" in said
+    assert "sweep mine" in said
+    assert "set num_samples to 2" in " ".join(said.split())
+    assert not (project.folder / "state/.plan/mine.yaml").exists()
+    assert not (project.folder / "state/one").exists()  # nothing that a sweep would take for its own
+    table = [line for line in said.splitlines() if line.startswith("  ") and "timed on this" in line]
+    assert table
+    assert all(len(line) <= 80 for line in table)
+
+
+def test_a_model_that_cannot_be_trained_is_one_line(project: Project) -> None:
+    facts = {"checksum": "none", "validation_fraction": 0.1, "seed": 0, "downloads_dir": project.folder}
+    stage(name="generated", source="synthetic", output_dir=project.folder / "resources/data/generated", **facts)
+    project.write(
+        "model.py",
+        "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        raise ValueError('no such shape')\n",
+    )
+    space = {"lr": 0.1, "batch_size": 16}
+    sweep = {"dataset": "generated", "model": "model.py:Net", "search_space": space, "metric": "accuracy"}
+    project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={"s": sweep})
+    project.build_env()
+    checked = project.folder / "checked.yaml"
+    checked.write_text(yaml.safe_dump(validated(project.config(), [project.folder / "c.yaml"], project.folder)))
+    argv = [sys.executable, str(REPOSITORY / "workflow/scripts/plan.py"), "--sweeps", "s", "--configs", str(checked), "--env-dir", "env"]
+    run = project.finished([*argv, "--allocation", "local", "--threads", "2", "--log", "logs/plan.log"])
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert (
+        run.stderr == "Error: s: its model cannot be trained: ValueError: optimizer got an empty parameter list (logs/plan.log has more)\n"
+    )

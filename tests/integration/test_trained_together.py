@@ -1,0 +1,204 @@
+"""Sweeps whose trials are trained together, on a real Ray: the same trials as one by one, none of which has a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from raysweep.data.stage import stage
+from sweeping import Project, ours, wait_until
+
+MODELS = """
+import os
+import time
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, pause_s=0.0):
+        super().__init__()
+        self.hidden, self.out, self.pause_s = nn.Linear(48, 16), nn.Linear(16, 10), pause_s
+
+    def forward(self, x):
+        time.sleep(self.pause_s)
+        while os.path.exists("hang"):
+            time.sleep(0.1)
+        return self.out(F.relu(self.hidden(F.avg_pool2d(x, 8).flatten(1))))
+
+class Normalised(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    project = Project(tmp_path / "a project")
+    project.write("net.py", MODELS)
+    facts = {"checksum": "none", "validation_fraction": 0.1, "seed": 0, "downloads_dir": tmp_path}
+    stage(name="generated", source="synthetic", output_dir=project.folder / "resources" / "data" / "generated", **facts)
+    yield project
+    assert ours(project.folder) == [], "processes were left behind"
+
+
+def sweep_with(**values: Any) -> dict[str, Any]:
+    space = {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [16, 32, 64]}}
+    sweep = {
+        "dataset": "generated",
+        "model": "net.py:Net",
+        "metric": "accuracy",
+        "num_samples": 6,
+        "max_epochs": 2,
+        "allocation": {"cpus_per_node": 1},
+        **values,
+    }
+    return sweep | {"search_space": space | values.get("search_space", {})}
+
+
+def configure(project: Project, **sweeps: dict[str, Any]) -> None:
+    project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps=sweeps)
+
+
+def succeeds(project: Project, name: str) -> str:
+    """What a run said that brought the sweep to its end."""
+    run = project.run("run_sweep", name)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stderr
+
+
+def engines(project: Project) -> list[psutil.Process]:
+    """The processes in which trials of this project are trained together."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::EngineProcess") and process.cwd() == str(project.folder):
+                found.append(process)
+        except psutil.Error:  # it ended just now
+            continue
+    return found
+
+
+def test_the_same_trials_as_one_by_one(project: Project) -> None:
+    two = {"cpus_per_node": 2}
+    configure(project, together=sweep_with(fuse="on", allocation=two), alone=sweep_with(fuse="off", allocation=two))
+    said = succeeds(project, "together")
+    assert "together: trials are trained together, up to 3 in each of 2 processes, " in said
+    assert "trained" not in succeeds(project, "alone")
+    together, alone = project.record("together"), project.record("alone")
+    assert together.fused is not None
+    assert {key: together.fused[key] for key in ("why_not", "processes", "seats")} == {"why_not": None, "processes": 2, "seats": 3}
+    assert alone.fused is None
+    for trial, other in zip(together.trials.values(), alone.trials.values(), strict=True):
+        assert (trial.config, trial.seed, trial.status, trial.epochs) == (other.config, other.seed, "TERMINATED", 2)
+        for result, its in zip(trial.results, other.results, strict=True):
+            assert result.metrics == pytest.approx(its.metrics, rel=1e-3)
+    assert (project.folder / "results/together/model/model.safetensors").is_file()
+    assert len(list((project.folder / "state/together/checkpoints").iterdir())) == 1
+    with (project.folder / "results/together/trials.csv").open(newline="") as stream:
+        assert [row["epochs"] for row in csv.DictReader(stream)] == ["2"] * 6
+
+
+def test_a_scheduler_stops_them_one_by_one_and_others_take_their_seats(project: Project) -> None:
+    asha = {"name": "asha", "grace_period": 1, "reduction_factor": 2}
+    configure(project, s=sweep_with(fuse="on", num_samples=10, max_epochs=4, max_concurrent=4, scheduler=asha))
+    assert "up to 4 in one process" in succeeds(project, "s")
+    trials = list(project.record("s").trials.values())
+    assert {trial.status for trial in trials} == {"STOPPED", "TERMINATED"}
+    assert all(len(trial.attempts) == 1 for trial in trials)
+    assert all(trial.epochs == 4 for trial in trials if trial.status == "TERMINATED")
+    starts, ends = sorted(trial.started or "" for trial in trials), sorted(trial.ended or "" for trial in trials)
+    assert all(start >= end for start, end in zip(starts[4:], ends, strict=False)), "no more than four at a time"
+
+
+def test_hyperband_pauses_them(project: Project) -> None:
+    configure(project, s=sweep_with(fuse="on", num_samples=6, max_epochs=3, scheduler={"name": "hyperband", "reduction_factor": 3}))
+    succeeds(project, "s")
+    assert {trial.status for trial in project.record("s").trials.values()} <= {"STOPPED", "TERMINATED"}
+
+
+def test_when_their_process_is_killed_they_go_on_in_another_one(project: Project) -> None:
+    configure(project, s=sweep_with(fuse="on", max_epochs=8, max_failures=0, search_space={"pause_s": 0.004}))
+    process = project.start("run_sweep", "s")
+    wait_until(lambda: sum(bool(trial.checkpoints) for trial in project.record("s").trials.values()) == 6, "each has saved something")
+    (engine,) = engines(project)
+    engine.kill()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "The process in which trials are trained together has ended" in said
+    for trial in project.record("s").trials.values():
+        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 9)))
+        assert {failure["error"] for failure in trial.failures} <= {"the process in which it trained with others ended"}
+        assert trial.num_failures == 0
+        assert trial.attempts[-1]["from_epoch"] >= 1
+
+
+def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Project) -> None:
+    sweep = sweep_with(fuse="on", max_epochs=8, search_space={"pause_s": 0.004})
+    configure(project, s=sweep)
+    saved = lambda: sum(max(trial.checkpoints, default=0) for trial in project.record("s").trials.values())  # noqa: E731
+    for fuse in ("on", "off"):
+        configure(project, s=sweep | {"fuse": fuse})
+        before = saved()
+        process = project.start("run_sweep", "s")
+        wait_until(lambda: saved() > before, "it goes on, and saves that")  # noqa: B023
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=180)
+    configure(project, s=sweep)
+    succeeds(project, "s")
+    for trial in project.record("s").trials.values():
+        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 9)))
+    assert any(attempt["from_epoch"] for trial in project.record("s").trials.values() for attempt in trial.attempts)
+
+
+def test_one_that_diverges_fails_alone(project: Project) -> None:
+    lr = {"grid": [0.01, 1e30, 0.02]}
+    configure(project, s=sweep_with(fuse="on", metric="loss", mode="min", num_samples=1, max_failures=1, search_space={"lr": lr}))
+    succeeds(project, "s")
+    trials = list(project.record("s").trials.values())
+    assert [trial.status for trial in trials] == ["TERMINATED", "ERROR", "TERMINATED"]
+    assert trials[1].error is not None
+    assert trials[1].error.startswith("FloatingPointError: reported loss = ")
+    assert (trials[1].num_failures, trials[0].failures) == (2, [])
+
+
+def test_a_model_that_cannot_be_is_trained_one_by_one_or_refused(project: Project) -> None:
+    why = "it changes its buffers in training, as batch normalisation does"
+    sweep = sweep_with(model="net.py:Normalised", num_samples=2, max_epochs=1, max_concurrent=2)
+    configure(project, auto=sweep, forced=sweep | {"fuse": "on"})
+    assert f"auto: trials are trained one by one: {why}." in succeeds(project, "auto")
+    assert project.record("auto").fused == {"why_not": why}
+    refused = project.run("run_sweep", "forced")
+    assert refused.returncode == 1
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]
+    assert line == f"Error: forced: its trials cannot be trained together, as `fuse: on` asks: {why}. Set sweeps.forced.fuse to auto"
+
+
+def test_where_no_two_are_left_there_is_nothing_to_refuse(project: Project) -> None:
+    configure(project, s=sweep_with(fuse="on", num_samples=1, max_epochs=1))
+    assert "s: trials are trained one by one: no two of 1 share a device." in succeeds(project, "s")
+
+
+def test_what_hangs_is_ended_with_its_process(project: Project) -> None:
+    configure(project, s=sweep_with(fuse="on", num_samples=2, max_epochs=50, max_failures=0, trial_timeout="5s"))
+    process = project.start("run_sweep", "s")
+    wait_until(lambda: sum(trial.epochs for trial in project.record("s").trials.values()) > 0, "it has begun")
+    project.write("hang", "")
+    said, _ = process.communicate(timeout=300)
+    trials = project.record("s").trials.values()
+    # For how long they were waited for depends on how much faster they are together, which was measured.
+    errors = [trial.error for trial in trials if trial.status == "ERROR"]
+    assert len(errors) == len(trials), said
+    assert all(re.fullmatch(r"it reported nothing for (\d+m)?\d+s \(trial_timeout\), so it was ended", error or "") for error in errors)

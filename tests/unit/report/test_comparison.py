@@ -1,0 +1,113 @@
+"""The page that compares sweeps: what it holds against what, and what it says of the differences."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.common.files import read_yaml, write_yaml
+from raysweep.report.comparison import groups, read_sweeps, render, verdict
+from recorded import write_outputs, write_record
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def finished(folder: Path, name: str, outputs: dict[str, Any] | None = None, **sweep: Any) -> str:
+    """A sweep of that name below the folder, as the workflow leaves it; returns its name."""
+    write_outputs(folder, write_record(folder / "state" / name / "record.jsonl", name=name, **sweep), **(outputs or {}))
+    return name
+
+
+def with_result(folder: Path, name: str, values: list[float]) -> str:
+    """A sweep whose confirmed seeds have these values."""
+    from statistics import fmean, stdev
+
+    finished(folder, name, num_trials=3)
+    path = folder / "results" / name / "confirmed.yaml"
+    seeds = [{"seed": i, "value": value, "error": None} for i, value in enumerate(values)]
+    spread = stdev(values) if len(values) > 1 else None
+    write_yaml(path, read_yaml(path) | {"seeds": seeds, "n": len(values), "mean": fmean(values), "standard_deviation": spread})
+    return name
+
+
+def compared(folder: Path, *names: str) -> list[Any]:
+    return read_sweeps(list(names), folder / "results", folder / "state")
+
+
+def test_only_sweeps_of_one_metric_on_one_data_set_measured_in_one_way_are_held_against_each_other(tmp_path: Path) -> None:
+    functions = {"dataset": None, "model": None, "optimizer": None, "loss": None}
+    names = [
+        finished(tmp_path, "own", trainable="one.py:train", **functions),
+        finished(tmp_path, "others", trainable="two.py:train", **functions),
+        finished(tmp_path, "a"),
+        finished(tmp_path, "b", seed=1),
+        finished(tmp_path, "other_metric", metric="loss", mode="min"),
+        finished(tmp_path, "other_data", dataset="mine"),
+        finished(tmp_path, "repeated", {"on": "validation"}),
+    ]
+    found = groups(compared(tmp_path, *names))
+    assert [sorted(one.name for one in group) for group in found] == [
+        ["own"],
+        ["others"],
+        ["a", "b"],
+        ["other_metric"],
+        ["other_data"],
+        ["repeated"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        (
+            [0.80, 0.81, 0.82],
+            [0.60, 0.61, 0.62],
+            "one is better than other by 0.2; by chance alone it would be more than 0.0227 in one of 20 cases.",
+        ),
+        (
+            [0.80, 0.90, 1.00],
+            [0.79, 0.89, 0.99],
+            "one and other are 0.01 apart: chance may explain it, which makes it up to 0.227 in 19 of 20 cases.",
+        ),
+        ([0.8, 0.8, 0.8], [0.60, 0.61, 0.62], "one and other are 0.19 apart. All seeds of one of them gave the same value"),
+        ([0.80, 0.81], [0.60, 0.61, 0.62], "Whether one and other differ cannot be said: it takes 3 confirmed seeds of each."),
+    ],
+)
+def test_a_difference_is_called_one_where_it_is_more_than_chance(tmp_path: Path, one: list[float], other: list[float], says: str) -> None:
+    [group] = groups(compared(tmp_path, with_result(tmp_path, "other", other), with_result(tmp_path, "one", one)))
+    assert [found.name for found in group] == ["one", "other"]
+    assert verdict(group).startswith(says)
+
+
+def test_the_lowest_is_the_best_where_low_is_good_and_a_sweep_without_a_result_comes_last(tmp_path: Path) -> None:
+    for name, value in (("high", 0.9), ("low", 0.1), ("none", None)):
+        finished(tmp_path, name, num_trials=3, metric="loss", mode="min")
+        path = tmp_path / "results" / name / "confirmed.yaml"
+        write_yaml(path, read_yaml(path) | {"mean": value})
+    [group] = groups(compared(tmp_path, "none", "high", "low"))
+    assert [one.name for one in group] == ["low", "high", "none"]
+
+
+def test_the_page_names_every_sweep_and_links_its_report(tmp_path: Path) -> None:
+    names = [finished(tmp_path, f"s{i}", seed=i) for i in range(8)]
+    page = render(compared(tmp_path, *names))
+    for name in names:
+        assert f'<a href="{name}/report.html">{name}</a>' in page
+    assert "8 sweeps compared" in page
+
+
+def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path) -> None:
+    names = [finished(tmp_path, "a"), finished(tmp_path, "b")]
+    command = [sys.executable, str(ROOT / "workflow/scripts/compare.py"), "--sweeps", *names]
+    command += ["--results-dir", str(tmp_path / "results"), "--state-dir", str(tmp_path / "state"), "--output", str(tmp_path / "c.html")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "c.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    (tmp_path / "results/b/confirmed.yaml").unlink()
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1
+    assert "b/confirmed.yaml" in failed.stderr

@@ -1,0 +1,83 @@
+"""The journal that optuna-dashboard opens holds the sweep, whichever algorithm searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from raysweep.report.inputs import Inputs, read_inputs, seconds_between
+from raysweep.report.optuna_study import write_journal
+from recorded import write_outputs, write_record
+
+SPACE = {
+    "lr": {"loguniform": [1e-4, 1e-1]},
+    "net": {"width": {"randint": [16, 257]}, "act": {"choice": ["relu", None]}, "layers": {"choice": [[8], [8, 4]]}},
+    "fixed": 3,
+}
+
+
+def written(folder: Path, **sweep: Any) -> tuple[Inputs, optuna.Study]:
+    """A made-up sweep, and what Optuna reads from its journal."""
+    inputs = read_inputs(folder / "record.jsonl", **write_outputs(folder, write_record(folder / "record.jsonl", **sweep)))
+    path = folder / "optuna.journal"
+    write_journal(inputs, path)
+    assert sorted(other.name for other in folder.iterdir() if "journal" in other.name) == ["optuna.journal"]
+    return inputs, optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(path))))
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_every_finished_trial_is_there_with_its_values_epoch_by_epoch(tmp_path: Path, mode: str) -> None:
+    inputs, study = written(
+        tmp_path,
+        num_trials=30,
+        max_epochs=8,
+        mode=mode,
+        scheduler={"name": "asha"},
+        search_space=SPACE,
+        failed={4: "out of memory"},
+        running=2,
+    )
+    assert study.study_name == "lenet"
+    assert study.metric_names == ["accuracy"]
+    trials = {trial.user_attrs["trial_id"]: trial for trial in study.trials}
+    states = {"TERMINATED": TrialState.COMPLETE, "STOPPED": TrialState.PRUNED, "ERROR": TrialState.FAIL}
+    assert {key: trial.state for key, trial in trials.items()} == {
+        t.trial_id: states[t.status] for t in inputs.trials if t.status in states
+    }
+    assert set(states.values()) == {trial.state for trial in study.trials}
+    assert trials["00004"].user_attrs["error"] == "out of memory"
+    for trial in inputs.trials:
+        if trial.trial_id in trials:
+            found = trials[trial.trial_id]
+            assert found.intermediate_values == {result.epoch: result.metrics["accuracy"] for result in trial.results}
+            assert found.params["lr"] == trial.config["lr"]
+            assert isinstance(found.distributions["net/width"], optuna.distributions.IntDistribution)
+            assert (found.datetime_complete - found.datetime_start).total_seconds() == pytest.approx(
+                seconds_between(trial.started, trial.ended), abs=0.01
+            )
+            assert found.params["net/width"] == trial.config["net"]["width"]
+            assert found.params["net/act"] == trial.config["net"]["act"]
+            assert found.params["net/layers"] == str(trial.config["net"]["layers"])
+            assert "fixed" not in found.params
+    assert study.best_value == inputs.ranked[0][1]
+
+
+def test_it_is_written_anew_each_time(tmp_path: Path) -> None:
+    written(tmp_path, num_trials=5)
+    (tmp_path / "record.jsonl").unlink()
+    _, study = written(tmp_path, num_trials=7)
+    assert len(study.trials) == 7
+
+
+def test_a_trial_that_ended_without_a_value_is_no_result(tmp_path: Path) -> None:
+    inputs, _ = written(tmp_path, num_trials=4)
+    inputs.trials[0].results.clear()
+    write_journal(inputs, tmp_path / "optuna.journal")
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal"))))
+    assert [trial.state for trial in study.trials].count(TrialState.FAIL) == 1

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raysweep.record.record import Record
+from raysweep.tune.driver import capacity, finish_whole
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "most"),
+    [
+        ([(2, 0)], 1, 0, 2),
+        ([(2, 0)], 3, 0, 0),
+        ([(10, 1)], 1, 0.1, 10),  # the wiki's job
+        ([(10, 1)], 1, 0.3, 3),
+        ([(10, 2)], 1, 0.4, 4),  # a part does not cross the edge of a GPU
+        ([(10, 2)], 1, 2, 1),
+        ([(10, 3)], 1, 2, 1),
+        ([(4, 1), (2, 1)], 1, 0.5, 4),
+        ([(4, 0)], 0.5, 0, 8),
+    ],
+)
+def test_capacity_follows_from_the_resources(nodes: list[tuple[int, int]], cpus: float, gpus: float, most: int) -> None:
+    assert capacity([{"cpus": c, "gpus": g} for c, g in nodes], cpus, gpus) == most
+
+
+def test_what_was_cut_off_after_its_last_report_is_finished(tmp_path: Path) -> None:
+    with Record(tmp_path / "record.jsonl") as record:
+        record.write("session", sweep={}, host="h", pid=1, nodes=[])
+        for number, scores in enumerate(([0.1, 0.2, 0.3], [0.1, 0.9], [0.1], [])):
+            trial = f"{number:05d}"
+            record.write("trial", trial=trial, index=number, repeat=0, seed=0, config={})
+            record.write("start", trial=trial, node="n", from_epoch=0)
+            for epoch, score in enumerate(scores, start=1):
+                record.write("result", trial=trial, epoch=epoch, metrics={"score": score}, time_s=1.0, node="n")
+        finish_whole(record, "score", 3, {"score": {"at_least": 0.9}})
+        assert [trial.status for trial in record.sweep.trials.values()] == ["TERMINATED", "TERMINATED", "RUNNING", "RUNNING"]

@@ -1,0 +1,362 @@
+"""Search spaces: what the config says, and how configurations are drawn from it.
+
+A value of the space is a distribution (a map with one key, its name), a nested space (any other map) or a constant. Distributions have the
+names and the meaning that they have in Ray Tune (https://docs.ray.io/en/latest/tune/api/search_space.html): upper bounds are excluded for
+`randint` and `lograndint`, included for `quniform` and `qloguniform`. The drawing is our own, so that configuration i stays a function of
+(seed, i) whatever the version of Ray, and needs no Ray where the report is made.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from raysweep.common.errors import ConfigError
+
+# Keys of a search space that set the training of a `model`; all others go to the model's constructor.
+TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
+PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # what JSON holds, and so the record
+SEPARATOR = "/"  # of the keys of a nested space, as in `config/optimizer/lr`
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A distribution over numbers: uniform between two bounds, on a linear or a logarithmic scale, perhaps rounded to a step."""
+
+    name: str
+    low: float
+    high: float  # excluded for integers
+    log: bool = False
+    integer: bool = False
+    step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its values are whole numbers."""
+        return self.integer or (self.step is not None and self.step.is_integer())
+
+    def contains(self, value: Any) -> bool:
+        """Whether it may be drawn, but for the step."""
+        is_number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= (self.high - 1 if self.integer else self.high)
+
+    @property
+    def range(self) -> str:
+        return f"a {'whole ' if self.integer else ''}number from {self.low:g} to {self.high - self.integer:g}"
+
+    def quantile(self, u: float) -> float | int:
+        """The value below which a fraction `u` in [0, 1) of the distribution lies."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + u * (high - low)
+        if self.log:
+            value = math.exp(value)
+        value = min(max(value, self.low), self.high)
+        if self.integer:
+            return min(math.floor(value), int(self.high) - 1)
+        return quantized(value, self.low, self.high, self.step) if self.step else value
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A normal distribution."""
+
+    mean: float
+    standard_deviation: float
+    name: str = "normal"
+    range = "a number"
+
+    def contains(self, value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def cumulative(self, value: float) -> float:
+        """The fraction of the distribution that lies below `value`."""
+        return NormalDist(self.mean, self.standard_deviation).cdf(value)
+
+    def quantile(self, u: float) -> float:
+        return NormalDist(self.mean, self.standard_deviation).inv_cdf(min(max(u, 1e-12), 1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a list of values: drawn at random (`choice`), or each in turn (`grid`)."""
+
+    name: str
+    values: tuple[Any, ...]
+
+    def contains(self, value: Any) -> bool:
+        return any(value == other and type(value) is type(other) for other in self.values)  # True is 1 else
+
+    @property
+    def range(self) -> str:
+        return "one of " + ", ".join(str(value) for value in self.values)
+
+    def quantile(self, u: float) -> Any:
+        return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
+
+
+Distribution = Numeric | Normal | Choice
+
+
+def quantized(value: float, low: float, high: float, step: float) -> float:
+    """`value` rounded to a multiple of `step` that lies within the bounds, without the noise of binary fractions."""
+    # ASSUME a step has at most 12 significant decimals
+    steps = min(max(round(value / step), math.ceil(low / step - 1e-9)), math.floor(high / step + 1e-9))
+    return float(f"{steps * step:.12g}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds a value of YAML and gives it back as it was; dates, sets and bytes are none."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)
+
+
+def parse_distribution(name: str, arguments: Any) -> Distribution:
+    """The distribution `name` with the arguments of the config. Raises ConfigError, with a text that begins with the value."""
+    if name in ("choice", "grid"):
+        if not isinstance(arguments, list) or not arguments:
+            raise ConfigError(f"{arguments!r} is not allowed: {name} takes a list of at least one value")
+        for value in arguments:
+            if not _is_plain(value):
+                raise ConfigError(f"{value!r} is not allowed: {name} takes {PLAIN}, and lists and maps of those")
+        return Choice(name, tuple(arguments))
+    expected = {"normal": "[mean, standard deviation]", "quniform": "[lower, upper, step]", "qloguniform": "[lower, upper, step]"}.get(
+        name, "[lower, upper]"
+    )
+    if (
+        not isinstance(arguments, list)
+        or len(arguments) != expected.count(",") + 1
+        or not all(isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a) for a in arguments)
+    ):
+        raise ConfigError(f"{arguments!r} is not allowed: {name} takes {expected}, all of them numbers")
+    if name == "normal":
+        if arguments[1] <= 0:
+            raise ConfigError(f"{arguments!r} is not allowed: the standard deviation must be above 0")
+        return Normal(float(arguments[0]), float(arguments[1]))
+    low, high, step = (*arguments, None)[:3]
+    log, integer = "log" in name, name.endswith("randint")
+    if log and low <= 0:
+        raise ConfigError(f"{arguments!r} is not allowed: the bounds of {name} must be above 0")
+    if low >= high:
+        raise ConfigError(f"{arguments!r} is not allowed: the lower bound of {name} must be below the upper one")
+    if integer and not all(float(a).is_integer() for a in arguments):
+        raise ConfigError(f"{arguments!r} is not allowed: the bounds of {name} must be whole numbers (the upper one is excluded)")
+    if step is not None and (step <= 0 or math.floor(high / step + 1e-9) < math.ceil(low / step - 1e-9)):
+        raise ConfigError(
+            f"{arguments!r} is not allowed: the step of {name} must be above 0, and a multiple of it must lie within the bounds"
+        )
+    return Numeric(name, float(low), float(high), log, integer, None if step is None else float(step))
+
+
+ONE_OF = "one_of"  # of several spaces: a key whose value has other keys in each
+DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
+
+
+def parse_space(space: dict[str, Any], where: str = "search_space") -> dict[str, Any]:
+    """Flatten a search space of the config into {"key" or "outer/inner": distribution or constant}.
+
+    Raises ConfigError; its text begins with the key in question.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in space.items():
+        here = f"{where}.{key}"
+        if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
+            raise ConfigError(
+                f"{where}: the key {key!r} is not allowed: a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
+            )
+        if not isinstance(value, dict):
+            if isinstance(value, list):
+                raise ConfigError(
+                    f"{here}: {value!r} is not allowed: a distribution, a nested space or a constant. To draw from a list write {{choice: […]}}"
+                )
+            if not _is_plain(value):
+                raise ConfigError(f"{here}: {value!r} is not allowed: a distribution, a nested space or a constant: {PLAIN}")
+            flat[key] = value
+        elif len(value) == 1 and next(iter(value)) in DISTRIBUTIONS:
+            name, arguments = next(iter(value.items()))
+            try:
+                flat[key] = parse_distribution(name, arguments)
+            except ConfigError as error:
+                raise ConfigError(f"{here}.{name}: {error}") from None
+        elif value.keys() == {ONE_OF}:
+            flat |= _parse_branches(key, value[ONE_OF], f"{here}.{ONE_OF}")
+        elif not value:
+            raise ConfigError(f"{here}: {{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")
+        else:
+            # A misspelt distribution would pass for a nested space with a list in it, which is refused above with the list's key.
+            flat |= {f"{key}{SEPARATOR}{inner}": v for inner, v in parse_space(value, here).items()}
+    return flat
+
+
+def _parse_branches(key: str, branches: Any, here: str) -> dict[str, Any]:
+    """A space that is one of several: {key: which of them, "key[0]/inner": …, "key[1]/other": …}."""
+    if not isinstance(branches, list) or len(branches) < 2 or not all(isinstance(branch, dict) and branch for branch in branches):
+        raise ConfigError(f"{here}: {branches!r} is not allowed: a list of at least two spaces")
+    flat: dict[str, Any] = {key: Choice(ONE_OF, tuple(range(len(branches))))}
+    for number, branch in enumerate(branches):
+        parsed = parse_space(branch, f"{here}.{number}")
+        if any(isinstance(d, Choice) and d.name == "grid" for d in parsed.values()):
+            raise ConfigError(f"{here}.{number}: grid is not allowed below {ONE_OF}: choice")
+        flat |= {f"{key}[{number}]{SEPARATOR}{inner}": d for inner, d in parsed.items()}
+    return flat
+
+
+def is_conditional(space: dict[str, Any]) -> bool:
+    """Whether some keys of a flat space are there only where others have certain values."""
+    return any(isinstance(d, Choice) and d.name == ONE_OF for d in space.values())
+
+
+def shown_key(key: str) -> str:
+    """What a key of a flat space is called in a configuration: net[1]/width → net/width."""
+    return re.sub(r"\[\d+\]", "", key)
+
+
+def _conditions(key: str) -> list[tuple[str, int]]:
+    """Under which branches a key of a flat space lies: [(key of the choice, which of it)], the outermost first."""
+    return [(key[: match.start()], int(match[1])) for match in re.finditer(r"\[(\d+)\]", key)]
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Undo the flattening: {"a/b": 1} → {"a": {"b": 1}}."""
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        *outer, last = key.split(SEPARATOR)
+        level = result
+        for name in outer:
+            level = level.setdefault(name, {})
+        level[last] = value
+    return result
+
+
+def flattened(config: dict[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a/b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}{SEPARATOR}{inner}": v for inner, v in flattened(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def value_at(config: dict[str, Any], key: str) -> Any:
+    """What a nested configuration holds for a key of the flat space; None where it has no such key."""
+    value: Any = config
+    for name in key.split(SEPARATOR):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
+    """The nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space.
+
+    Branches of a `one_of` that were not drawn are left out.
+    """
+    found: dict[str, Any] = {}
+    drawn: dict[str, int] = {}
+    for key, d in space.items():
+        if any(drawn.get(choice) != number for choice, number in _conditions(key)):
+            continue
+        value = draw(key, d) if isinstance(d, Distribution) else d
+        if isinstance(d, Choice) and d.name == ONE_OF:
+            drawn[key] = value
+        else:
+            found[shown_key(key)] = value
+    return nested(found)
+
+
+def values_in(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
+    """The values of all distributions of a flat space in a configuration; of those in branches that it does not have, the middle.
+
+    None where it is not of this space. Of branches that a configuration may both be, the first counts.
+    """
+    found: dict[str, Any] = {}
+    for key, d in space.items():
+        if any(found.get(choice) != number for choice, number in _conditions(key)):
+            if isinstance(d, Distribution):
+                found[key] = d.quantile(0.5)
+        elif isinstance(d, Choice) and d.name == ONE_OF:
+            found[key] = next((number for number in d.values if _is_in(space, f"{key}[{number}]{SEPARATOR}", config)), None)
+        elif isinstance(d, Distribution):
+            found[key] = value_at(config, shown_key(key))
+    return found if all(space[key].contains(value) for key, value in found.items()) else None
+
+
+def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
+    """Whether a configuration has what a branch has: its constants, and values for its distributions."""
+    for key, d in space.items():
+        if not key.startswith(branch) or _conditions(key.removeprefix(branch)):
+            continue
+        if not has(config, shown_key(key)):
+            return False
+        value = value_at(config, shown_key(key))
+        is_choice = isinstance(d, Choice) and d.name == ONE_OF
+        if not is_choice and not (d.contains(value) if isinstance(d, Distribution) else value == d):
+            return False
+    return True
+
+
+def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """What a point, nested as the space is, says of the distributions of a flat space: {key: value}.
+
+    Raises ConfigError, with a text that begins with the key, where the space has no such distribution, or it no such value.
+    """
+    distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
+    for given in point:
+        if not isinstance(given, str) or SEPARATOR in given:
+            raise ConfigError(f"{given}: is not allowed: a point is nested as search_space is, with text as keys")
+    found = {key: value_at(point, key) for key in distributions if has(point, key)}
+    for given in flattened(point):
+        if not any(given == key or given.startswith(f"{key}{SEPARATOR}") for key in found):
+            raise ConfigError(
+                f"{given.replace(SEPARATOR, '.')}: is not searched. Allowed: {', '.join(distributions).replace(SEPARATOR, '.')}"
+            )
+    for key, value in found.items():
+        if not distributions[key].contains(value):
+            raise ConfigError(f"{key.replace(SEPARATOR, '.')}: {value!r} is not allowed: {distributions[key].range}, as search_space says")
+    return found
+
+
+def has(config: dict[str, Any], key: str) -> bool:
+    """Whether a nested configuration holds a key of the flat space."""
+    value: Any = config
+    for name in key.split(SEPARATOR):
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
+
+
+def grids_of(space: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The keys of a flat space that are gone through one by one, with their values."""
+    return {key: d.values for key, d in space.items() if isinstance(d, Choice) and d.name == "grid"}
+
+
+def num_combinations(space: dict[str, Any]) -> int:
+    """How many combinations the `grid` values of a flat space have; 1 without any."""
+    return math.prod(len(values) for values in grids_of(space).values())
+
+
+def configuration(space: dict[str, Any], seed: int, index: int) -> dict[str, Any]:
+    """Configuration `index` of a flat space: a function of (seed, index) alone.
+
+    As in Ray Tune the grid is gone through once for each sample: consecutive indices differ in the grid's values, the last key fastest.
+    Each key draws from a generator of its own, so that a key that is added, or whose bounds change, leaves the others' values as they are.
+    """
+    grids = grids_of(space)
+    position = np.unravel_index(index % num_combinations(space), [len(v) for v in grids.values()]) if grids else ()
+    on_grid = {key: values[i] for (key, values), i in zip(grids.items(), position, strict=True)}
+
+    def draw(key: str, distribution: Distribution) -> Any:
+        if key in on_grid:
+            return on_grid[key]
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, *key.encode()])))
+        return distribution.quantile(generator.random())
+
+    return fill(space, draw)

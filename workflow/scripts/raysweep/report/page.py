@@ -1,0 +1,61 @@
+"""The frame of a page: one HTML file with its styles, scripts and figures, which loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from raysweep.report.charts import CONFIG, Spec, text_of
+from raysweep.report.notes import number, plural
+
+TEMPLATES_DIR = Path(__file__).parent / "templates"
+
+
+def when(at: str | None) -> str:
+    """An ISO 8601 time in UTC as the page shows it."""
+    return "" if at is None else datetime.fromisoformat(at).strftime("%-d %b %Y, %H:%M:%S UTC")
+
+
+def html_page(template: str, specs: dict[str, Spec], data: dict[str, dict[str, list[Any]]], **values: Any) -> str:
+    """The template filled in with these values, and its figures by the ids of their places."""
+    # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
+    bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "plural": plural, "when": when, "value": text_of}
+    return environment.get_template(template).render(
+        **values,
+        chart_json=_json_in_html({"config": CONFIG, "specs": specs, "data": data}),
+        made_with=f"Vega-Lite, bundled by vl-convert {importlib.metadata.version('vl-convert-python')}",
+        css=Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8")),
+        bundle=Markup(bundle),
+        code=Markup(code),
+        script_sources=f"{_sha256_source(bundle)} {_sha256_source(code)}",
+    )
+
+
+def _sha256_source(text: str) -> str:
+    """A script as a Content-Security-Policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json_in_html(value: Any) -> Markup:
+    """JSON that stands in a <script> element and cannot end it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(
+        text.replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )

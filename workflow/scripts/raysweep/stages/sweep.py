@@ -1,0 +1,340 @@
+"""The stages `run_sweep` and `confirm`: what is left to do is worked out from the record, done by the agents, and rendered."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysweep import __version__
+from raysweep.cluster import launcher
+from raysweep.cluster.lock import DRIVER_LOCK, Lock
+from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
+from raysweep.common.files import read_yaml, sha256_of_file, write_yaml
+from raysweep.common.seeds import confirm_seeds
+from raysweep.config.load import num_trials, seconds
+from raysweep.data.stage import read_manifest, refuse_another
+from raysweep.environment.archive import pack
+from raysweep.environment.build import Environment, lock_of
+from raysweep.record.outputs import write_confirmed, write_outputs
+from raysweep.record.record import Sweep, read_sweep
+from raysweep.slurm.allocation import Allocation, this_job, trial_resources
+from raysweep.usercode.target import Code, defined_names_of, target_of
+
+logger = logging.getLogger("raysweep")
+RECORD = "record.jsonl"
+
+
+class Stage:
+    """A sweep of a validated config, in its folders. `config` holds the one sweep `name`; relative paths start at `root`."""
+
+    def __init__(
+        self, config: dict[str, Any], name: str, root: Path, env_dir: Path, path_to_log: Path, *, in_slurm: bool = False, threads: int = 1
+    ) -> None:
+        self.config, self.name, self.root, self.env_dir, self.path_to_log = config, name, root, env_dir, path_to_log
+        self.in_slurm, self.threads = in_slurm, threads
+        self.sweep = config["sweeps"][name]
+        self.results_dir = root / config["results_dir"] / name
+        self.state_dir = root / config["state_dir"] / name
+        self.data_dir = root / config["resources_dir"] / "data" / self.sweep["dataset"] if self.sweep["dataset"] else None
+        self.environment = Environment.load(env_dir)
+        self.code = Code.read(target_of(self.sweep, root))
+        self.data_sha256 = None
+        if self.data_dir:
+            manifest = read_manifest(self.data_dir)
+            refuse_another(self.data_dir, manifest, self.sweep["dataset"], config["datasets"][self.sweep["dataset"]])
+            self.data_sha256 = manifest["data_sha256"]
+
+    def identity(self) -> str:
+        """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
+
+        docs/faults.md says which keys these are.
+        """
+        env = self.config["env"]
+        # The lock says what is installed, but for wheels that the site or the user chose.
+        locked = env["wheels"] not in ("site", "none")
+        lock = sha256_of_file(lock_of(self.root / env["requirements"])) if locked else self.environment.environment_sha256
+        parts = {
+            key: self.sweep.get(key)
+            for key in ("model", "trainable", "loss", "optimizer", "metric", "mode", "seed", "max_epochs", "scheduler")
+        }
+        parts |= {"stop": self.sweep["stop"]} if self.sweep["stop"] else {}
+        parts |= {"repeats": self.sweep["repeats"]} if self.sweep["repeats"] > 1 else {}
+        parts |= {"sources": self.code.sha256(), "data": self.data_sha256, "lock": lock}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def provenance(self, identity: str) -> dict[str, Any]:
+        """Where the trials of a session come from."""
+        return {
+            "workflow_version": __version__,
+            "identity": identity,
+            "environment_sha256": self.environment.environment_sha256,
+            "data_sha256": self.data_sha256,
+        }
+
+    def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> dict[str, Any]:
+        """What the record's session says of the sweep, for the report and `make watch`."""
+        keys = (
+            "metric",
+            "mode",
+            "seed",
+            "search_space",
+            "search_algorithm",
+            "scheduler",
+            "dataset",
+            "model",
+            "trainable",
+            "optimizer",
+            "loss",
+        )
+        return {
+            "name": self.name,
+            "identity": identity,
+            "num_trials": total,
+            "max_epochs": max_epochs,
+            "repeats": repeats,
+            **{key: self.sweep.get(key) for key in keys},
+            "trial_resources": self.sweep["trial_resources"],
+            "constraint": self.sweep["constraint"],
+            "version": __version__,
+            "provenance": self.provenance(identity),
+        }
+
+    def job(
+        self,
+        purpose: str,
+        record: Path,
+        header: dict[str, Any],
+        tasks: list[dict[str, Any]] | None,
+        allocation: Allocation,
+        schedule: list[dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """What the driver is told; see driver.py."""
+        return {
+            "purpose": purpose,
+            "name": self.name,
+            "sweep": self.sweep,
+            "header": header,
+            "code": self.code.as_dict(),
+            "root": str(self.root),
+            "record": str(record),
+            "data_dir": str(self.data_dir) if self.data_dir else None,
+            "model_dir": str(self.results_dir / "model"),
+            "max_epochs": header["max_epochs"],
+            "total": header["num_trials"],
+            "tasks": tasks,
+            "schedule": schedule or [],
+            "time_budget_s": seconds(self.sweep["time_budget"]) if purpose == "search" else None,
+            "trial_resources": (resources := trial_resources(self.sweep, allocation)),
+            "packs_gpus": purpose == "search" and self.sweep["trial_resources"]["gpu"] == "auto" and resources["gpu"] > 0,
+            "slurm_job": allocation.job_id,
+            "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+            "slurm_restarts": allocation.restarts,
+            "started": allocation.started,
+            "ends": allocation.ends,
+            "walltime_margin_s": seconds(self.sweep["allocation"]["walltime_margin"]),
+            "resubmit": self.sweep["allocation"]["resubmit"],
+        }
+
+    def allocation(self) -> Allocation:
+        """What this run may use: what Slurm gave to its job, or what there is of this machine."""
+        return Allocation.of_slurm() if self.in_slurm else Allocation.local(self.sweep["allocation"], self.threads)
+
+    def lock(self) -> Lock:
+        """What keeps a second run of the sweep away."""
+        return Lock(self.state_dir, f"sweep {self.name}", job=this_job() if self.in_slurm else None)
+
+    def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
+        """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""
+        # That of a driver which is dead goes here: Slurm's commands may not be on the PATH that the modules leave to the driver.
+        with Lock(Path(job["record"]).parent, f"sweep {self.name}", DRIVER_LOCK):
+            pass
+        if self.in_slurm:
+            pack(self.env_dir)  # done before, but where the environment was built for a run on that machine alone
+        code = launcher.run(
+            allocation,
+            self.env_dir,
+            job,
+            self.path_to_log,
+            min_nodes=self.sweep["allocation"]["min_nodes"],
+            dashboard=self.config["ray"]["dashboard"],
+            cache_dir=self.config["env"]["cache_dir"],
+        )
+        if code == START_AGAIN:
+            try:
+                allocation.start_again()
+            except WorldError as error:
+                raise WorldError(f"{self.name}: incomplete, resumable: {error}. Run the same command again") from None
+        if code < 0:
+            raise RaysweepError(
+                f"{self.name}: the driver was killed (signal {-code}): see {self.path_to_log}. Run the same command again to go on"
+            )
+        if code in (1, BUG, 130):
+            sys.exit(code)  # the driver has said why, see run_entry_point
+        if code:
+            raise RaysweepError(f"{self.name}: the driver ended with exit code {code}: see {self.path_to_log}")
+
+
+def stage_from_command_line(description: str | None) -> Stage:
+    """The stage that an entry point was called for."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--sweep", required=True, help="name of the sweep")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with the validated config of this sweep")
+    parser.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
+    parser.add_argument(
+        "--allocation", choices=["local", "slurm"], required=True, help="this machine, or the job of Slurm that this runs in"
+    )
+    parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake grants on this machine")
+    parser.add_argument("--log", type=Path, required=True)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    in_slurm = args.allocation == "slurm"
+    return Stage(read_yaml(args.config), args.sweep, Path.cwd(), args.env_dir, args.log, in_slurm=in_slurm, threads=args.threads)
+
+
+def set_aside(state_dir: Path, identity: str) -> Path:
+    """Rename the state of a sweep, by the identity it has; nothing is deleted."""
+    number = 1
+    while (target := state_dir.with_name(f"{state_dir.name}.before-{identity[:8]}{f'-{number}' if number > 1 else ''}")).exists():
+        number += 1
+    state_dir.rename(target)
+    return target
+
+
+def reason_to_start_anew(recorded: Sweep, identity: str, resume: bool) -> str | None:
+    """Why what is recorded does not count any more, or None."""
+    if not recorded.sessions:
+        return None
+    if recorded.header["identity"] != identity:
+        return "what its trials depend on has changed"
+    if recorded.trials and all(trial.status == "ERROR" for trial in recorded.trials.values()):
+        return "all its trials failed"
+    return None if resume else "resume is false"
+
+
+def provenance_of(recorded: Sweep) -> dict[str, Any]:
+    """Where the trials come from, by the sessions that ran them; not by what is installed while the outputs are written."""
+    provenance = dict(recorded.header["provenance"])
+    environments = [session["sweep"]["provenance"]["environment_sha256"] for session in recorded.sessions]
+    if earlier := [one for one in dict.fromkeys(environments) if one != environments[-1]]:
+        provenance["earlier_environments"] = earlier
+    return provenance
+
+
+def run_sweep(stage: Stage) -> None:
+    """Bring a sweep to its end, and write its outputs from the record.
+
+    Raises RaysweepError when it is not complete, when all trials failed, and when another run is at work on it.
+    """
+    with stage.lock() as lock:
+        go_on(stage, lock)
+
+
+def go_on(stage: Stage, lock: Lock) -> None:
+    identity = stage.identity()
+    path_to_record = stage.state_dir / RECORD
+    recorded = read_sweep(path_to_record)
+    if why := reason_to_start_anew(recorded, identity, stage.sweep["resume"]):
+        aside = set_aside(stage.state_dir, recorded.header["identity"])
+        lock.follow(aside)
+        logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, why, aside)
+        recorded = Sweep()
+    total = num_trials(stage.sweep)
+    if len(recorded.trials) > total:
+        logger.info(
+            "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
+        )
+    if not recorded.is_complete(total, seconds(stage.sweep["time_budget"])):
+        done = sum(trial.finished for trial in recorded.trials.values())
+        each = stage.sweep["repeats"]
+        repeats = f" ({total // each} configurations, {each} times each)" if each > 1 else ""
+        logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
+        allocation = stage.allocation()
+        header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"], stage.sweep["repeats"])
+        job = stage.job("search", path_to_record, header, None, allocation)
+        stage.run_agents(job, allocation)
+        recorded = read_sweep(path_to_record)
+    recorded.judge_by(stage.sweep["constraint"])  # which may have changed since the trials ran
+    write_outputs(
+        stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep["metric"], stage.sweep["mode"], provenance_of(recorded)
+    )
+    write_yaml(stage.results_dir / "config.yaml", stage.config)
+    best = read_yaml(stage.results_dir / "best.yaml")
+    logger.info(
+        "%s: best %s %.4g, trial %s: %s",
+        stage.name,
+        best["metric"]["name"],
+        best["metric"]["value"],
+        best["trial_id"],
+        json.dumps(best["config"]),
+    )
+
+
+def run_confirm(stage: Stage) -> None:
+    """Train the best configuration anew with seeds that no trial used, on all training data, and look at the test set: here and nowhere else."""
+    with stage.lock():
+        confirm(stage)
+
+
+def confirm(stage: Stage) -> None:
+    best = read_yaml(stage.results_dir / "best.yaml")
+    recorded = read_sweep(stage.state_dir / RECORD)
+    if best["provenance"]["identity"] != stage.identity():
+        raise RaysweepError(
+            f"{stage.name}: what its trials depend on has changed since they ran (a file of yours that was edited meanwhile?), so there is nothing to"
+            " confirm. Undo that, or run the same command again, which starts the sweep anew"
+        )
+    sweep = stage.sweep
+    has_confirm = "trainable" in sweep and "confirm" in defined_names_of(stage.code.target.path)
+    on = "test" if "model" in sweep or has_confirm else "validation"
+    note = (
+        "trained on all training data, evaluated on the test set"
+        if on == "test"
+        else "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"
+    )
+    schedule = best.get("schedule", [])
+    replays = schedule and "model" not in sweep and on == "validation"
+    if schedule and not replays and "model" not in sweep:
+        note += "; with the last configuration throughout, not with the schedule by which it came about"
+        schedule = []
+    elif schedule:
+        note += "; its settings changed at the same epochs"
+    config = schedule[0]["config"] if replays else best["config"]
+    seeds = confirm_seeds(sweep["seed"], sweep["confirm"]["seeds"], {trial.seed for trial in recorded.trials.values()})
+    tasks = [
+        {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": config}
+        for n, seed in enumerate(seeds, start=1)
+    ]
+    if "model" in sweep and best["model_epoch"] is not None:
+        tasks.append({"trial": "published", "seed": seeds[0], "task": "evaluate", "config": best["config"]})
+    # The name holds all that the result depends on, so that a confirmation of another winner never mixes with this one.
+    identity = hashlib.sha256(
+        json.dumps([best["provenance"]["identity"], best["epochs"], best["trial_id"], tasks, *schedule], sort_keys=True).encode()
+    ).hexdigest()
+    path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
+    confirmed = read_sweep(path_to_record)
+    if not confirmed.is_complete(len(tasks), None) or any(trial.status == "ERROR" for trial in confirmed.trials.values()):
+        logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, len(seeds), best["epochs"])
+        allocation = stage.allocation()
+        job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation, schedule)
+        stage.run_agents(job, allocation)
+        confirmed = read_sweep(path_to_record)
+    write_confirmed(
+        stage.results_dir / "confirmed.yaml",
+        confirmed,
+        stage.name,
+        sweep["metric"],
+        sweep["mode"],
+        best["config"],
+        best["epochs"],
+        on,
+        note,
+    )
+    result = read_yaml(stage.results_dir / "confirmed.yaml")
+    spread = f" ± {result['standard_deviation']:.2g}" if result["standard_deviation"] is not None else ""
+    logger.info("%s: %s on %s %.4g%s (n = %d).", stage.name, sweep["metric"], on, result["mean"], spread, result["n"])

@@ -1,0 +1,245 @@
+"""A table of a sweep in the terminal, and a plot of its best value so far, from its record: during the run and after it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import plotext
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raysweep.common.errors import ConfigError, RaysweepError, logger
+from raysweep.common.files import read_yaml
+from raysweep.config.space import flattened
+from raysweep.record.progress import duration
+from raysweep.record.record import Sweep, Trial, read_sweep
+from raysweep.report.notes import number
+
+INTERVAL_S = 1.0
+PLOT_HEIGHT = 9  # rows
+NODE_WIDTH = 12
+QUIET_S = 300.0  # without a new line in the record before we say how old the last one is
+STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "STOPPED": "yellow", "ERROR": "red", "PENDING": "dim"}
+
+
+# --- which record -----------------------------------------------------------------------------------------------------------------
+
+
+def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path | None) -> tuple[Path, list[str]]:
+    """The state folder, and the names of the sweeps in question (none: all that lie in it).
+
+    Raises ConfigError for a config that cannot be read, or does not have the sweep.
+    """
+    names = [] if sweep_name is None else [sweep_name]
+    if path_to_config is None:
+        return state_dir or Path("state"), names
+    if not path_to_config.is_file():
+        raise ConfigError(f"--configfile {path_to_config}: there is no such file")
+    config = read_yaml(path_to_config)
+    sweeps = config.get("sweeps") if isinstance(config, dict) else None
+    if not isinstance(sweeps, dict):
+        raise ConfigError(f"--configfile {path_to_config}: it has no sweeps. Give the file that Snakemake ran with")
+    if sweep_name is not None and sweep_name not in sweeps:
+        raise ConfigError(f"--sweep {sweep_name}: {path_to_config} does not have it; it has {', '.join(sweeps)}")
+    return state_dir or Path(config.get("state_dir", "state")), names or list(sweeps)
+
+
+def find_record(state_dir: Path, names: list[str]) -> Path | None:
+    """The most recently written record below `state_dir`, of one of the sweeps `names`, if any are given.
+
+    A record within the folder of another one is of that sweep's confirmation and left out.
+    """
+    found = [
+        path
+        for path in state_dir.rglob("record.jsonl")
+        if (not names or path.parent.name in names) and not path.parent.parent.joinpath(path.name).exists()
+    ]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+# --- what it tells ----------------------------------------------------------------------------------------------------------------
+
+
+def state_of(sweep: Sweep) -> str:
+    """`running`, the outcome of the last session, or `cut off` where its driver is no longer there."""
+    last = sweep.sessions[-1]
+    if "outcome" in last:
+        return last["outcome"]
+    if last["host"] == socket.gethostname():
+        try:
+            os.kill(last["pid"], 0)
+        except ProcessLookupError:
+            return "cut off"
+        except PermissionError:
+            pass  # it lives, under another user
+    return "running"
+
+
+def seconds_since(at: str) -> float:
+    return max((datetime.now(UTC) - datetime.fromisoformat(at)) / timedelta(seconds=1), 0.0)
+
+
+def progress_values(sweep: Sweep) -> list[float]:
+    """The best value so far after each trial that ended without error, in the order in which they ended."""
+    metric, mode = sweep.header["metric"], sweep.header["mode"]
+    better = max if mode == "max" else min
+    values: list[float] = []
+    for trial in sorted((t for t in sweep.trials.values() if t.ended and t.status != "ERROR"), key=lambda t: t.ended or ""):
+        if result := trial.best(metric, mode):
+            value = result.metrics[metric]
+            values.append(better(values[-1], value) if values else value)
+    return values
+
+
+def in_order(sweep: Sweep) -> list[Trial]:
+    """The trials as the table shows them: running ones, then the best first, then those that cannot win."""
+    metric, mode = sweep.header["metric"], sweep.header["mode"]
+    return sorted(sweep.trials.values(), key=lambda trial: (trial.status != "RUNNING", *trial.rank(metric, mode)))
+
+
+# --- how it looks -----------------------------------------------------------------------------------------------------------------
+
+
+def summary(sweep: Sweep, width: int) -> Text:
+    """Name and state, counts, times and the best value: a few lines, none wider than `width`."""
+    about, state = sweep.header, state_of(sweep)
+    statuses = [t.status for t in sweep.trials.values()]
+    done = sum(t.finished for t in sweep.trials.values())
+    running = statuses.count("RUNNING") if state == "running" else 0
+    elapsed = sweep.used_s + (seconds_since(sweep.sessions[-1]["last_at"]) if state == "running" else 0)
+    counts = [f"{done}/{about['num_trials']} trials done", f"{running} running", f"{statuses.count('STOPPED')} stopped early"]
+    lines = [f"{about['name']}: {state}", ", ".join([*counts, f"{statuses.count('ERROR')} failed", f"{duration(elapsed)} elapsed"])]
+    if best := sweep.best_trial(about["metric"], about["mode"]):
+        trial, result = best
+        lines.append(f"best {about['metric']} {number(result.metrics[about['metric']])} at epoch {result.epoch} of trial {trial.trial_id}")
+        lines.append(settings(trial.config))
+    quiet_s = seconds_since(sweep.sessions[-1]["last_at"])
+    if state == "running" and quiet_s > QUIET_S:
+        lines.append(f"nothing new for {duration(quiet_s)}: is the driver on {sweep.sessions[-1]['host']} still alive?")
+    text = Text("\n".join(shortened(line, width) for line in lines))
+    text.highlight_words([lines[0]], "bold")
+    return text
+
+
+def settings(config: dict[str, Any]) -> str:
+    """A configuration in one line."""
+    return " ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in flattened(config).items())
+
+
+def shortened(text: str, width: int) -> str:
+    """`text`, cut with an ellipsis where it is wider than `width` cells."""
+    text = text.replace("\n", " ")
+    return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)) + "…"
+
+
+def end_of(text: str, width: int) -> str:
+    """The last `width` cells of a name: nodes differ at their end."""
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def table_of(sweep: Sweep, width: int, rows: int) -> Table:
+    """At most `rows` trials, each in one line of `width` cells."""
+    about, trials = sweep.header, in_order(sweep)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
+    table.add_column("trial", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("config", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("epoch", no_wrap=True, justify="right")
+    table.add_column(about["metric"][:12], no_wrap=True, justify="right")
+    table.add_column("node", no_wrap=True)
+    table.add_column("time", no_wrap=True, justify="right")
+    shown = trials if len(trials) <= rows else trials[: max(rows - 1, 0)]
+    for trial in shown:
+        result = trial.best(about["metric"], about["mode"])
+        what = trial.error if trial.error else settings(trial.config)
+        table.add_row(
+            trial.trial_id,
+            Text(trial.status, style=STYLES[trial.status]),
+            Text(what.replace("\n", " ")),  # Text: brackets in a user's words are not markup
+            f"{trial.epochs}/{about['max_epochs']}",
+            "" if result is None else number(result.metrics[about["metric"]]),
+            Text(end_of(trial.node or "", NODE_WIDTH)),
+            duration(trial.time_s),
+        )
+    if len(shown) < len(trials):
+        table.add_row("", "", Text(f"… and {len(trials) - len(shown):,} more", style="dim"))
+    return table
+
+
+def plot_of(sweep: Sweep, width: int) -> Text:
+    """Best value so far against the number of trials that ended; empty before the second one."""
+    values = progress_values(sweep)
+    if len(values) < 2:
+        return Text("")
+    figure = plotext.figure
+    figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(width, PLOT_HEIGHT)
+    ended = list(range(1, len(values) + 1))
+    steps = [(x, y) for i, y in enumerate(values) for x in (ended[i], ended[min(i + 1, len(values) - 1)])]
+    line = figure.signal([x for x, _ in steps], [y for _, y in steps], marker="hd")
+    line.lines()
+    figure.draw(line)
+    ticks = sorted({1, len(values), *(round(1 + i * (len(values) - 1) / 4) for i in range(1, 4))})
+    figure.ruler("x").ticks(ticks, [str(tick) for tick in ticks])
+    return Text.assemble((f"best {sweep.header['metric']} so far, by trials that ended\n", "bold"), Text.from_ansi(str(figure.build())))
+
+
+def view(sweep: Sweep, width: int, height: int | None) -> Group:
+    """All of it. `height`: rows of the terminal, which it does not exceed; None for as many as it takes."""
+    head, plot = summary(sweep, width), plot_of(sweep, width)
+    rows = len(sweep.trials)
+    if height is not None:
+        used = len(head.plain.splitlines()) + 3  # blank lines and the table's titles
+        if height - used - PLOT_HEIGHT - 1 < 4:
+            plot = Text("")
+        rows = max(height - used - (len(plot.plain.splitlines()) if plot.plain else 0) - 1, 1)
+    parts: list[Any] = [head, Text(""), table_of(sweep, width, rows)]
+    return Group(*parts, Text(""), plot) if plot.plain else Group(*parts)
+
+
+def watch(state_dir: Path, names: list[str], once: bool) -> None:
+    """Follow the sweep until its driver ends; off a terminal, or with `once`, print it once.
+
+    Raises RaysweepError where there is no record and nobody to wait for one.
+    """
+    console = Console(highlight=False)
+    live_view = console.is_terminal and not once
+    path = find_record(state_dir, names)
+    what = f"{' or '.join(names)} below {state_dir}" if names else f"any sweep below {state_dir}"
+    if not live_view:
+        if path is None or not (sweep := read_sweep(path)).sessions:
+            raise RaysweepError(
+                f"There is no record of {what} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
+            )
+        console.print(view(sweep, console.width, None))
+        return
+    if path is None:
+        logger.info("Waiting for the record of %s … (Ctrl-C ends)", what)
+    while path is None:
+        time.sleep(INTERVAL_S)
+        path = find_record(state_dir, names)
+    follow(path, console)
+
+
+def follow(path: Path, console: Console) -> None:
+    """Show the record at `path` again and again, until its sweep is no longer running."""
+    size, sweep = -1, Sweep()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            if path.stat().st_size != size:
+                size = path.stat().st_size
+                sweep = read_sweep(path)
+            if sweep.sessions:  # not so while the first line is being written
+                live.update(view(sweep, console.width, console.height), refresh=True)
+                if state_of(sweep) != "running":
+                    return
+            time.sleep(INTERVAL_S)

@@ -1,0 +1,174 @@
+"""What a trial runs, in a worker process of Ray: the training of a `model`, or the user's own Tune function."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import numbers
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.utils import flatten_dict
+
+from raysweep.data.stage import load_split
+from raysweep.slurm.allocation import NVIDIA_SMI_DEADLINE_S
+from raysweep.usercode.target import Code
+
+# The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
+OWN = "_raysweep"
+GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: taken and total, or None
+
+
+def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
+    """The function that Tune runs for every trial, whatever the sweep trains. `job` is described in driver.py."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line for each checkpoint
+    config = dict(config)
+    own = config.pop(OWN)
+    # The folder in which the user started Snakemake, so that the relative paths of his function mean what he means.
+    os.chdir(job["root"])
+    os.environ["RAYSWEEP_SEED"] = str(own["seed"])
+    os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job["max_epochs"])
+    if job["data_dir"]:
+        os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
+    shield_reports(job["sweep"]["metric"], own["measures_gpu"])
+    # A worker runs many trials, and what a user's file keeps at its top level, such as a seed, is one trial's own.
+    target, module = Code.told(job["code"]).load(anew="trainable" in job["sweep"])
+    if own["task"] == "confirm" and "trainable" in job["sweep"]:
+        return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
+    if "trainable" in job["sweep"]:
+        returned = target(config)
+        # Where it returns its only report Tune has not been told of anything before.
+        return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if own["measures_gpu"] and isinstance(returned, dict) else returned
+    return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
+
+
+def check_finite(metric: str, metrics: dict[str, Any]) -> None:
+    """Raises FloatingPointError where the metric is NaN or infinite."""
+    value = metrics.get(metric)
+    if isinstance(value, numbers.Real) and not math.isfinite(value):
+        raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
+
+
+def gpu_memory_mb() -> tuple[int, int] | None:
+    """What is taken of this process's GPU, by whomever, and what it has, in MB; None where nobody can say."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) // 2**20, total // 2**20
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    argv = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_DEADLINE_S).stdout
+        used, total = (int(number) for number in said.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return used, total
+
+
+def shield_reports(metric: str, measures_gpu: bool) -> None:
+    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and what it saved with that is nothing to go on from.
+
+    `measures_gpu`: the first report says besides what the trial takes of its GPU.
+    """
+    report = getattr(tune.report, "of_tune", tune.report)  # a worker runs many trials
+
+    @functools.wraps(report)
+    def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        nonlocal measures_gpu
+        if isinstance(metrics, dict):
+            check_finite(metric, flatten_dict(metrics))
+            if measures_gpu:
+                metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
+                measures_gpu = False
+        return report(metrics, *arguments, **options)
+
+    checked.of_tune = report  # type: ignore[attr-defined]
+    tune.report = checked
+
+
+def _checked(metrics: Any) -> dict[str, Any]:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"confirm() must return a map of test metrics but returned {metrics!r}")
+    return metrics
+
+
+@functools.cache
+def arrays(data_dir: str, split: str, device: Any) -> tuple[Any, Any]:
+    """Images and labels of a split as tensors: memory-mapped on a CPU, copied once per process to a GPU."""
+    import torch
+
+    images, labels = load_split(Path(data_dir), split)
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> Any:
+    import torch
+
+    from raysweep.training.trainer import Trainer
+
+    if job["trial_resources"]["gpu"] and not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} cannot use the GPU that the trial was given: see env.torch_backend")
+    # Several processes with torch's default number of threads each stall one another.
+    torch.set_num_threads(max(1, int(job["sweep"]["trial_resources"]["cpu"])))
+    return Trainer(
+        model_class,
+        config,
+        loss=job["sweep"]["loss"],
+        optimizer=job["sweep"]["optimizer"],
+        seed=seed,
+        order_seed=job["sweep"]["seed"],
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
+def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> None:
+    """Train on the training part, report on the validation part after each epoch, and checkpoint."""
+    trainer = _trainer(model_class, config, seed, job)
+    train, validation = (arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
+    epoch = 0
+    if checkpoint := tune.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            epoch = trainer.load(Path(folder))
+    while epoch < job["max_epochs"]:
+        epoch += 1
+        train_loss = trainer.train_epoch(*train, epoch)
+        metrics = {**trainer.evaluate(*validation), "train_loss": train_loss}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.save(Path(folder), epoch)
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
+    """Train on all training data, validation part included, for as many epochs as the best trial had; evaluate on the test set, once.
+
+    Where its settings changed on the way (population based training) they change here at the same epochs.
+    """
+    import torch
+
+    trainer = _trainer(model_class, config, seed, job)
+    parts = [arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    train_loss = 0.0
+    changes = {one["from_epoch"]: one["config"] for one in job["schedule"]}
+    for epoch in range(1, job["max_epochs"] + 1):
+        if epoch - 1 in changes:
+            trainer.change(changes[epoch - 1])
+        train_loss = trainer.train_epoch(images, labels, epoch)
+    return {**trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
+
+
+def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
+    """The test metrics of the model that the sweep published."""
+    from safetensors.torch import load_model
+
+    from raysweep.training.trainer import MODEL_FILE
+
+    trainer = _trainer(model_class, config, seed, job)
+    load_model(trainer.model, str(Path(job["model_dir"]) / MODEL_FILE), device=str(trainer.device))
+    return trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device))
