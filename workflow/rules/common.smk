@@ -15,7 +15,7 @@ IS_MODULE = not workflow.modifier.is_main_snakefile()
 # Snakemake itself holds the name `workflow`, so the package is imported from its folder.
 sys.path.insert(0, str(SCRIPTS))
 from raysweep.slurm.allocation import slurm_extra
-from raysweep.config.load import Module, env_arguments, keys_of, minutes, validated
+from raysweep.config.load import Module, env_arguments, keys_of, validated
 from raysweep.slurm.executor import (
     answer_signals_in_a_thread,
     as_hooks,
@@ -26,8 +26,10 @@ from raysweep.slurm.executor import (
     the_run,
 )
 from raysweep.environment.build import env_key
+from raysweep.common.durations import minutes
 from raysweep.common.errors import ConfigError
 from raysweep.common.files import write_yaml
+from raysweep.common.machine import usable_cpus
 from raysweep.cluster.lock import is_held
 from raysweep.usercode.target import local_sources, target_of
 

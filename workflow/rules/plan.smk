@@ -1,6 +1,5 @@
 # in:  the staged data, the node environment, the files that define what is trained, and what there is of records
 # out: what each sweep will take, printed. Made anew whenever it is asked for: snakemake --cores all plan
-import os
 
 
 # Before a sweep is paid for: how many trials at a time, how long, how many GPU- and CPU-hours, and whether that fits into its allocation.
@@ -13,7 +12,7 @@ rule plan:
         LOGS / "plan.log",
     localrule: True
     # Alone on this machine: what others run meanwhile would be in the figures.
-    threads: len(os.sched_getaffinity(0))
+    threads: usable_cpus()
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "plan.py",

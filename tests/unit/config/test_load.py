@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysweep.common.errors import ConfigError
-from raysweep.config.load import PATH_TO_SCHEMA, Module, env_arguments, keys_of, num_trials, seconds, validated, with_numbers
+from raysweep.config.load import PATH_TO_SCHEMA, Module, env_arguments, keys_of, num_trials, validated, with_numbers
 
 ROOT = PATH_TO_SCHEMA.parents[1]
 
@@ -143,14 +143,6 @@ def test_with_numbers_is_a_copy() -> None:
     copy = with_numbers(given)
     assert copy == given
     assert copy["a"]["b"][1] is not given["a"]["b"][1]
-
-
-@pytest.mark.parametrize(
-    ("time", "expected"),
-    [(None, None), (1, 60), (0.5, 30), ("90s", 90), ("3h", 10800), ("1d12h", 129600), ("1h 30m", 5400), ("1.5m", 90)],
-)
-def test_times(time: float | str | None, expected: float | None) -> None:
-    assert seconds(time) == expected
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,10 @@ from typing import IO, Any
 import psutil
 
 from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.common.gpus import usable_gpus, visible_gpus
 from raysweep.environment.archive import unpack
 from raysweep.environment.build import Environment, seen_in_container
-from raysweep.slurm.allocation import Node, Task, submit_host, usable_gpus, visible_gpus, without_slurm
+from raysweep.slurm.allocation import Node, Task, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")

@@ -24,9 +24,9 @@ from typing import Any
 from raysweep.cluster import launcher
 from raysweep.cluster.agent import GRACE_S, LEAST_OBJECT_STORE_MB, OBJECT_STORE_SHARE
 from raysweep.cluster.probe import SHARED_DEADLINE_S, Facts, probe, type_of_disk
+from raysweep.common.durations import minutes
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
-from raysweep.config.load import minutes
 from raysweep.environment.archive import ARCHIVE, UNPACKED_TO_PACKED, pack
 from raysweep.environment.build import Environment
 from raysweep.slurm.allocation import Allocation, Node, slurm_extra

@@ -34,8 +34,9 @@ import psutil
 from raysweep.cluster.agent import object_store_mb, own_address
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
+from raysweep.common.gpus import usable_gpus, visible_gpus
 from raysweep.environment.build import Environment
-from raysweep.slurm.allocation import Allocation, Node, Task, ended_tasks, usable_gpus, visible_gpus
+from raysweep.slurm.allocation import Allocation, Node, Task, ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")

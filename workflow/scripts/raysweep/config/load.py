@@ -34,7 +34,6 @@ PATH_TO_SCHEMA = Path(__file__).resolve().parents[4] / "config" / "schema.yaml"
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
 PACKAGES = {"hyperopt": "hyperopt", "ax": "ax-platform"}  # of search algorithms that need one of their own
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 KeyPath = tuple[str | int, ...]
 
@@ -42,20 +41,6 @@ KeyPath = tuple[str | int, ...]
 def load_schema() -> dict[str, Any]:
     with PATH_TO_SCHEMA.open(encoding="utf-8") as stream:
         return yaml.safe_load(stream)
-
-
-def seconds(time: float | str | None) -> float | None:
-    """A time of the config in seconds: a number is minutes, as Snakemake takes `runtime`; text has units, such as 90s or 1d12h."""
-    if time is None:
-        return None
-    if isinstance(time, str):
-        return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", time))
-    return time * 60
-
-
-def minutes(time: float | str) -> int:
-    """A time of the config in whole minutes, rounded up, as `sbatch` takes it."""
-    return math.ceil((seconds(time) or 0) / 60)
 
 
 @dataclass(frozen=True)

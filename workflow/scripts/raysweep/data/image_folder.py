@@ -9,7 +9,6 @@ All are brought to squares of one size: scaled, as much as the shorter side need
 from __future__ import annotations
 
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from raysweep.common.errors import WorldError
+from raysweep.common.machine import usable_cpus
 
 logger = logging.getLogger("raysweep")
 
@@ -70,7 +70,7 @@ def _files_of_classes(root: Path) -> dict[str, list[Path]]:
 def _read_part(files: dict[str, list[Path]], size: int) -> tuple[np.ndarray, np.ndarray]:
     paths = [path for of_class in files.values() for path in of_class]
     images = np.empty((len(paths), 3, size, size), np.uint8)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         for row, image in enumerate(pool.map(partial(_read_image, size=size), paths)):
             images[row] = image
     return images, np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])

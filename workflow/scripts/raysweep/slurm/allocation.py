@@ -10,7 +10,6 @@ import datetime
 import logging
 import os
 import re
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -19,12 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raysweep.common.durations import minutes
 from raysweep.common.errors import RaysweepError, WorldError
-from raysweep.config.load import minutes
+from raysweep.common.gpus import usable_gpus
+from raysweep.common.machine import usable_cpus
 
 logger = logging.getLogger("raysweep")
 SLURM_DEADLINE_S = 120  # slurmctld may be restarted, or have much to do
-NVIDIA_SMI_DEADLINE_S = 60
 
 
 @dataclass(frozen=True)
@@ -263,34 +263,6 @@ def _seconds_since_epoch(job: str, key: str) -> float | None:
         return datetime.datetime.fromisoformat(text).timestamp()
     except ValueError:  # Unknown, N/A
         return None
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def usable_gpus() -> int:
-    """NVIDIA GPUs that this process may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return visible_gpus()[0]
-
-
-def visible_gpus() -> tuple[int, str]:
-    """How many GPUs, or slices of GPUs, NVIDIA's driver shows here, and the same in words."""
-    if not shutil.which("nvidia-smi"):
-        return 0, "there is no nvidia-smi"
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        return 0, f"nvidia-smi does not answer within {NVIDIA_SMI_DEADLINE_S} s"
-    if listed.returncode != 0:
-        return 0, f"nvidia-smi says {' '.join((listed.stdout + listed.stderr).split())[:200]}"
-    lines = [line.strip() for line in listed.stdout.splitlines()]
-    number = max(sum(line.startswith(kind) for line in lines) for kind in ("GPU ", "MIG "))
-    return number, f"nvidia-smi lists {number}"
 
 
 def available_mem_mb() -> int:

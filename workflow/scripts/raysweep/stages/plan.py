@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raysweep.common.durations import seconds
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import write_yaml
-from raysweep.config.load import num_trials, seconds
+from raysweep.config.load import num_trials
 from raysweep.config.space import configuration, num_combinations, parse_space
 from raysweep.environment.build import process_environment, seen_in_container
 from raysweep.record.progress import duration

@@ -14,10 +14,11 @@ from typing import Any
 from raysweep import __version__
 from raysweep.cluster import launcher
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
+from raysweep.common.durations import seconds
 from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
 from raysweep.common.files import read_yaml, sha256_of_file, write_yaml
 from raysweep.common.seeds import confirm_seeds
-from raysweep.config.load import num_trials, seconds
+from raysweep.config.load import num_trials
 from raysweep.data.stage import read_manifest, refuse_another
 from raysweep.environment.archive import pack
 from raysweep.environment.build import Environment, lock_of

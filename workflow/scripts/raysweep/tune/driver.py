@@ -43,8 +43,8 @@ from typing import Any
 
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.bounds import Bounds, any_holds
+from raysweep.common.durations import seconds
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
-from raysweep.config.load import seconds
 from raysweep.config.space import parse_space
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine

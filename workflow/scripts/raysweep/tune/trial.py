@@ -7,7 +7,6 @@ import logging
 import math
 import numbers
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 from ray import tune
 from ray.tune.utils import flatten_dict
 
+from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.data.stage import load_split
-from raysweep.slurm.allocation import NVIDIA_SMI_DEADLINE_S
 from raysweep.usercode.target import Code
 
 # The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
@@ -61,14 +60,7 @@ def gpu_memory_mb() -> tuple[int, int] | None:
     if torch is not None and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
         return (total - free) // 2**20, total // 2**20
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-    argv = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_DEADLINE_S).stdout
-        used, total = (int(number) for number in said.split(","))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    return used, total
+    return first_gpu_memory_mb()
 
 
 def shield_reports(metric: str, measures_gpu: bool) -> None:
