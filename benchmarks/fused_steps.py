@@ -10,7 +10,8 @@ import torch
 
 from raysweep.training.stacked import Company, prepared, seconds_per_row
 from raysweep.training.trainer import Trainer
-from raysweep.usercode.target import find_target, load_target
+from raysweep.usercode.freeze import load_target
+from raysweep.usercode.target import find_target
 
 MEMBERS = 10
 

@@ -15,7 +15,8 @@ import raysweep.tune.slots.engine
 from raysweep.data.stage import stage
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.trial import OWN
-from raysweep.usercode.target import Code, find_target
+from raysweep.usercode.freeze import Code
+from raysweep.usercode.target import find_target
 
 NET = """
 from torch import nn
@@ -46,7 +47,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
     monkeypatch.chdir(tmp_path)  # an engine goes to the user's folder
     before = torch.get_num_threads()
     yield {
-        "code": Code.read(find_target("net.py:Net", tmp_path)).as_dict(),
+        "code": Code.read(find_target("net.py:Net", tmp_path)).to_json(),
         "root": str(tmp_path),
         "data_dir": str(tmp_path / "data"),
         "max_epochs": 1,

@@ -62,7 +62,8 @@ for name in sys.argv[2:]:
     print(f"raysweep imports {name}", flush=True)
     try:
         if ":" in name:
-            from raysweep.usercode.target import find_target, load_target
+            from raysweep.usercode.freeze import load_target
+            from raysweep.usercode.target import find_target
             load_target(find_target(name, Path.cwd()))
         else:
             importlib.import_module(name)

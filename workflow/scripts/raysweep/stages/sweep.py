@@ -25,7 +25,8 @@ from raysweep.environment.build import Environment, lock_of
 from raysweep.record.outputs import write_confirmed, write_outputs
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, this_job, trial_resources
-from raysweep.usercode.target import Code, defined_names_of, target_of
+from raysweep.usercode.freeze import Code
+from raysweep.usercode.target import defined_names_of, target_of
 
 logger = logging.getLogger("raysweep")
 RECORD = "record.jsonl"
@@ -121,7 +122,7 @@ class Stage:
             "name": self.name,
             "sweep": self.sweep,
             "header": header,
-            "code": self.code.as_dict(),
+            "code": self.code.to_json(),
             "root": str(self.root),
             "record": str(record),
             "data_dir": str(self.data_dir) if self.data_dir else None,

@@ -17,7 +17,7 @@ from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.fusing import Layout, told_to_engines, why_not_as_seen, why_not_at_all
 from raysweep.tune.trial import arrays
-from raysweep.usercode.target import Code
+from raysweep.usercode.freeze import Code
 
 logger = logging.getLogger("raysweep")
 
@@ -37,7 +37,7 @@ def measure(job: dict[str, Any], configs: list[dict[str, Any]], capacity: int) -
     device = torch.device("cuda" if torch.cuda.is_available() and job["trial_resources"]["gpu"] else "cpu")
     job = {**job, "trial_resources": {**job["trial_resources"], "gpu": job["trial_resources"]["gpu"] if device.type == "cuda" else 0}}
     torch.set_num_threads(max(1, int(job["trial_resources"]["cpu"])))
-    model_class, _ = Code.told(job["code"]).load()
+    model_class, _ = Code.from_json(job["code"]).load()
     train, validation = (arrays(job["data_dir"], split, device) for split in ("train", "validation"))
     points = []
     for number, config in enumerate(configs):

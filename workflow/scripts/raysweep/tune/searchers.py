@@ -25,7 +25,8 @@ from raysweep.common.seeds import sampler_seed
 from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
 from raysweep.record.record import Judged, Mode, Sweep
 from raysweep.tune.samplers import NORMAL_QUANTILES, parameter_of, value_of
-from raysweep.usercode.target import find_target, load_target
+from raysweep.usercode.freeze import load_target
+from raysweep.usercode.target import find_target
 
 logger = logging.getLogger("raysweep")
 

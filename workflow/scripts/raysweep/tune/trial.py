@@ -17,7 +17,7 @@ from ray.tune.utils import flatten_dict
 
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.data.stage import load_split
-from raysweep.usercode.target import Code
+from raysweep.usercode.freeze import Code
 
 # The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
 OWN = "_raysweep"
@@ -37,7 +37,7 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
         os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
     shield_reports(job["sweep"]["metric"], own["measures_gpu"])
     # A worker runs many trials, and what a user's file keeps at its top level, such as a seed, is one trial's own.
-    target, module = Code.told(job["code"]).load(anew="trainable" in job["sweep"])
+    target, module = Code.from_json(job["code"]).load(anew="trainable" in job["sweep"])
     if own["task"] == "confirm" and "trainable" in job["sweep"]:
         return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
     if "trainable" in job["sweep"]:

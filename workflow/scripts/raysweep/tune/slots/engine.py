@@ -27,7 +27,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from raysweep.training.stacked import Company, bytes_of_member, prepared, seconds_per_row, seconds_per_row_alone, unfolded, why_not
 from raysweep.training.trainer import Trainer
 from raysweep.tune.trial import OWN, arrays, check_finite
-from raysweep.usercode.target import Code
+from raysweep.usercode.freeze import Code
 
 logger = logging.getLogger("raysweep")
 
@@ -104,7 +104,7 @@ class Engine:
             raise RuntimeError(f"PyTorch {torch.__version__} cannot use the GPU that the engine was given: see env.torch_backend")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.memory_bytes = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else memory_mb * 1e6
-        self.model_class, _ = Code.told(job["code"]).load()
+        self.model_class, _ = Code.from_json(job["code"]).load()
         self.train_data, self.validation_data = (arrays(job["data_dir"], split, self.device) for split in ("train", "validation"))
         self.node_ip = get_node_ip_address()
         self.company = Company(job["fuse"]["micro_batch_size"], job["fuse"]["share_rows"])

@@ -1,0 +1,142 @@
+"""The code that a run carries: the user's files as they were at its start, imported from memory and not from the disk."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from raysweep.usercode.target import Target, local_sources
+
+
+@dataclass(frozen=True)
+class Code:
+    """A target, and all files of the user that the target needs, with the content that they had when they were read.
+
+    Users edit their files while a sweep runs for hours. Every process of the run imports the content that the files had at the start of the
+    run, whenever and wherever the process begins.
+    """
+
+    target: Target
+    contents: dict[Path, bytes]
+
+    @classmethod
+    def read(cls, target: Target) -> Code:
+        """Return the target with the present content of its files. Raises ConfigError as `local_sources` does."""
+        return cls(target, {path: path.read_bytes() for path in local_sources(target)})
+
+    @classmethod
+    def from_json(cls, code: dict[str, Any]) -> Code:
+        """Return the code that `to_json` has written, possibly in another process."""
+        target = Target(Path(code["path"]), code["name"], code["module"])
+        return cls(target, {Path(path): base64.b64decode(content) for path, content in code["contents"].items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the code as an object that JSON can hold."""
+        contents = {str(path): base64.b64encode(content).decode() for path, content in self.contents.items()}
+        return {"path": str(self.target.path), "name": self.target.name, "module": self.target.module, "contents": contents}
+
+    def sha256(self) -> str:
+        """Return one SHA-256 over the contents of the files; the places of the files do not change it."""
+        digest = hashlib.sha256()
+        for content in sorted(hashlib.sha256(content).digest() for content in self.contents.values()):
+            digest.update(content)
+        return digest.hexdigest()
+
+    def load(self, *, anew: bool = False) -> tuple[Any, ModuleType]:
+        """Import the target and return the object of that name and its module. `anew`: import it again in a process that has it already."""
+        if anew:
+            files = {str(path) for path in self.contents}
+            for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in files]:
+                del sys.modules[name]
+        _FINDER.add(self)
+        return load_target(self.target)
+
+
+class _FrozenLoader(importlib.machinery.SourceFileLoader):
+    """Loads a module from a content that was read before.
+
+    The bytecode beside the file is not used, because it may belong to another content by now.
+    """
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self.content = content
+
+    def get_data(self, path: str) -> bytes:
+        return self.content if path == self.path else super().get_data(path)
+
+    def get_code(self, fullname: str) -> CodeType:
+        return _compile(self.content, self.path)
+
+
+@functools.cache
+def _compile(content: bytes, path: str) -> CodeType:
+    return compile(content, path, "exec", dont_inherit=True)
+
+
+class _FrozenFinder:
+    """Finds the modules of frozen code, and no others, before Python looks for their files."""
+
+    def __init__(self) -> None:
+        self.path_of_module: dict[str, Path] = {}
+        self.contents: dict[Path, bytes] = {}
+
+    def add(self, code: Code) -> None:
+        """Have this process import the files of `code` with the content that `code` holds."""
+        root = code.target.import_root
+        for path in code.contents:
+            parts = path.relative_to(root).with_suffix("").parts
+            self.path_of_module[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        self.contents |= code.contents
+        if self not in sys.meta_path:  # behind the finder of built-in modules, as a folder on sys.path would be
+            sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return self.spec(fullname, self.path_of_module[fullname]) if fullname in self.path_of_module else None
+
+    def spec(self, name: str, path: Path) -> importlib.machinery.ModuleSpec | None:
+        """Return how to import a file under a name: from its frozen content, or from the disk where no content was frozen."""
+        if path not in self.contents:
+            return importlib.util.spec_from_file_location(name, path)
+        folders = [str(path.parent)] if path.name == "__init__.py" else None
+        loader = _FrozenLoader(name, str(path), self.contents[path])
+        return importlib.util.spec_from_file_location(name, path, loader=loader, submodule_search_locations=folders)
+
+
+_FINDER = _FrozenFinder()
+
+
+def load_target(target: Target) -> tuple[Any, ModuleType]:
+    """Import the target's file into this process, and return the object of that name and its module."""
+    root = str(target.import_root)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    if target.module is not None:
+        module = importlib.import_module(target.module)
+    else:
+        name = f"raysweep_user_{hashlib.sha256(str(target.path).encode()).hexdigest()[:12]}"
+        if name not in sys.modules:
+            spec = _FINDER.spec(name, target.path)
+            assert spec is not None  # because the path ends in .py
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        module = sys.modules[name]
+    return getattr(module, target.name), module
