@@ -1,5 +1,6 @@
 # What a person types here. Paths are relative to this folder, which may have spaces in its name.
 #   make demo     set up, run the whole workflow on embedded data, print the report's path
+#   make check    before each commit: the checks of the sources and the fast unit tests, in three minutes on two cores
 #   make test     set up, check and test everything          make lint    only the checks of the sources
 #   make setup    only the set-up: .venv/bin/snakemake       make watch   follow a sweep [CONFIG=file] [SWEEP=name]
 #   make new-sweep NAME=mine [LIKE=images|tabular|function]    begin a sweep of your own, from an example that runs
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo new-sweep test lint docs faults bench lock watch clean env-test
+.PHONY: setup demo new-sweep check test lint docs faults bench lock watch clean env-test
 # The controller's environment must not see another one that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -18,6 +19,8 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
+# Two workers, see tests/conftest.py. The line with the results comes last, after the coverage.
+PYTEST := $(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/rules
 
@@ -60,16 +63,19 @@ env-test: setup
 	  --output-dir resources/env-test \
 	  --log logs/env-test.log
 
-# `python -m`: where the folder was moved, the programs that begin with the path of their Python do not start.
+# Started with `python`, because a program of a virtualenv begins with the path of its Python and does not start after the folder was moved.
 lint: env-test
 	$(DEV)/ruff format --check $(SOURCES)
 	$(DEV)/ruff check $(SOURCES)
 	$(DEV)/python -m snakefmt --check $(SNAKEFILES)
 	$(DEV)/python -m mypy
+	PYTHONPATH=workflow/scripts $(DEV)/python $(DEV)/lint-imports --no-cache --no-logo
 
-# Two workers, see tests/conftest.py. The results' line comes last, after the coverage.
+check: lint
+	$(PYTEST) -m "not slow" tests/unit
+
 test: lint
-	$(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 # In an environment of its own, without torch. A link that leads nowhere ends it.
 docs: setup
