@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from raysweep import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(path for pattern in ("*.md", "docs/*.md", "config/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern))
 
@@ -75,6 +77,7 @@ RUN_BY = {
     "make watch SWEEP=mine": SETS_UP,
     "make demo": ".github/workflows/ci.yml",
     "make test": ".ci/run",
+    "make check": ".pre-commit-config.yaml",
     "snakemake -n": "test_dry_run.py::test_a_clean_checkout_runs_every_rule_once_and_a_dry_run_makes_no_file",
     "snakemake --cores all": "test_examples.py::test_a_model_on_a_folder_of_images",
     "snakemake --cores all --configfile sweeps/mine/config.yaml": "test_examples.py::test_a_model_on_a_folder_of_images",
@@ -174,6 +177,15 @@ def test_the_command_that_the_readme_gives_for_the_tests_is_the_one_that_ci_runs
     tests = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Tests")[2]
     assert commands_of(tests)[:1] == [["make", "test"]]
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+def test_the_version_is_the_same_wherever_the_version_stands() -> None:
+    version = re.search(r"(?m)^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    released = re.search(r"(?m)^## (\d\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    assert version
+    assert released
+    assert version[1] == released[1] == __version__
+    assert f"date-released: {released[2]}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def build(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
