@@ -1,4 +1,4 @@
-# What a person types here. Paths are relative to this folder, which may have spaces in its name.
+# The commands of this project. Paths are relative to this folder, which may have spaces in its name.
 #   make demo     set up, run the whole workflow on embedded data, print the report's path
 #   make check    before each commit: the checks of the sources and the fast unit tests, in three minutes on two cores
 #   make test     set up, check and test everything          make lint    only the checks of the sources
@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: setup demo new-sweep check test lint docs faults bench lock watch clean env-test
-# The controller's environment must not see another one that happens to be active.
+# The controller's environment must not see packages of another environment that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 PYTHON ?= python3
@@ -26,8 +26,8 @@ SNAKEFILES := Snakefile workflow/rules
 
 setup: .venv/.complete
 
-# Compiled, since a first dry run would else spend two seconds on that. The stamp comes last: an interrupted set-up starts again from nothing.
-# It names the folder, since a virtualenv does not survive a move.
+# The set-up compiles the packages, because the first dry run would otherwise take two seconds longer. The stamp is written last, so that an interrupted
+# set-up starts again from nothing. The stamp holds the path of this folder, because a virtualenv does not survive a move.
 ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
 .PHONY: .venv/.complete
 endif
@@ -55,7 +55,7 @@ demo: setup
 new-sweep: setup
 	@.venv/bin/python workflow/scripts/new_sweep.py --name "$(NAME)" --like "$(or $(LIKE),images)"
 
-# The tests' environment is built by the workflow's own rule script, which so tests itself; it is fast where nothing has changed.
+# The workflow's own script builds the environment of the tests, which is a test of the script. The script is fast where nothing has changed.
 env-test: setup
 	@.venv/bin/python workflow/scripts/build_env.py \
 	  --python .venv/bin/python \
@@ -77,7 +77,7 @@ check: lint
 test: lint
 	$(PYTEST) --cov --cov-report=term
 
-# In an environment of its own, without torch. A link that leads nowhere ends it.
+# The documents have an environment of their own, without torch. A broken link is an error.
 docs: setup
 	@.venv/bin/python workflow/scripts/build_env.py \
 	  --python .venv/bin/python \
@@ -102,6 +102,6 @@ lock: setup
 watch: setup
 	@.venv/bin/python workflow/scripts/watch.py $(if $(CONFIG),--configfile "$(CONFIG)") $(if $(SWEEP),--sweep "$(SWEEP)")
 
-# Never state/ or results/: they cannot be made again for nothing.
+# state/ and results/ stay, because making them again takes time on a cluster.
 clean:
 	rm -rf .venv resources/env resources/env-test resources/env-docs resources/docs resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

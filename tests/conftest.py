@@ -12,13 +12,15 @@ import project as checkouts
 import sweeping
 
 ON_SLURM = Path(__file__).parent / "slurm"
+# The modules that take longest, in the order in which they run.
 LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_page", "test_module")
 
 
 class ByModule(LoadScopeScheduling):
-    """One worker has all tests on Slurm, which would get in each other's way on two cores; the other has the rest, module by module.
+    """A scheduler that gives all tests on Slurm to one worker, and the other tests to the other worker, module by module.
 
-    (xdist_group is no way to say so: with pytest 9.2 xdist 3.8 takes no notice of it, pytest-xdist#1386.)
+    Two tests on Slurm at a time would be too much for two cores. The mark `xdist_group` cannot be used, because xdist 3.8 ignores the mark with pytest 9.2
+    (pytest-xdist#1386).
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -31,19 +33,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModul
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Slurm come first, and then the long ones, so that no worker is left with one of them at the end."""
+    """Sort the tests: tests on Slurm first, then the long modules, so that no worker runs a long module alone at the end."""
     items.sort(key=lambda item: (item.path.parent != ON_SLURM, LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)))
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> checkouts.Project:
-    """A clean checkout, in a folder whose name holds spaces."""
+    """Return a clean checkout, in a folder whose name holds spaces."""
     return checkouts.copy_to(tmp_path / "a clean checkout")
 
 
 @pytest.fixture(autouse=True)
 def _own_logger() -> Iterator[None]:
-    """Give the package's logger back as it was: entry points send it to the terminal and to logs of their own."""
+    """Restore the package's logger after each test, because entry points add a terminal and log files to the logger."""
     logger = logging.getLogger("raysweep")
     before = logger.level, logger.propagate, list(logger.handlers)
     yield
@@ -55,7 +57,7 @@ def _own_logger() -> Iterator[None]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[sweeping.Project]:
-    """A folder of a user with his trainables; at the end of the test no process of his may be left."""
+    """Return a user's folder with trainables, and fail if a process of the user is left at the end of the test."""
     project = sweeping.Project(tmp_path / "a project")  # paths with spaces are part of every test
     project.write("user.py", sweeping.TRAINABLES)
     yield project

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -131,3 +133,20 @@ def test_watch_passes_on_what_it_is_given(clone: Path) -> None:
     (clone / ".venv" / ".complete").write_text(f"{clone}\n")
     said = make(clone, "--dry-run", "watch", "CONFIG=my config.yaml", "SWEEP=demo").stdout
     assert said.strip() == '.venv/bin/python workflow/scripts/watch.py --configfile "my config.yaml" --sweep "demo"'
+
+
+def test_check_is_lint_and_the_fast_unit_tests_and_test_is_lint_and_all_tests(clone: Path) -> None:
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".complete").write_text(f"{clone}\n")
+    lint, check, test = (make(clone, "--dry-run", target).stdout for target in ("lint", "check", "test"))
+    programs = re.findall(r"(?m)(ruff format --check|ruff check|snakefmt --check|mypy$|lint-imports)", lint)
+    assert programs == ["ruff format --check", "ruff check", "snakefmt --check", "mypy", "lint-imports"]
+    assert check.startswith(lint)
+    assert test.startswith(lint)
+    assert check.removeprefix(lint).strip().endswith('-m "not slow" tests/unit')
+    assert test.removeprefix(lint).strip().endswith("--cov --cov-report=term")
+
+
+def test_the_modules_that_run_first_exist() -> None:
+    [names] = re.findall(r"(?m)^LONG = (.+)$", (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    assert set(ast.literal_eval(names)) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
