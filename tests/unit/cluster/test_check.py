@@ -288,6 +288,7 @@ def test_torch_has_to_compute_on_every_gpu_of_each_node() -> None:
 # ---------------------------------------------------------------------------------------------------------------- on this machine
 
 
+@pytest.mark.slow
 def test_this_machine_is_looked_at_like_a_node(project: sweeping.Project) -> None:
     project.configure(sweeps={"s": sweeping.sweep_of("climb")})
     project.build_env()

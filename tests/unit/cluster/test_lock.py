@@ -139,6 +139,7 @@ def test_a_lock_of_this_job_names_it_with_a_fake_scontrol(state: Path, tmp_path:
         assert json.loads((state / "lock").read_text())["job"] == {"id": "17", "cluster": "ours", "restarts": 2}
 
 
+@pytest.mark.slow
 def test_of_many_that_start_at_a_time_one_gets_it(state: Path) -> None:
     held_by(state)  # a dead one, which all of them find
     code = f"""

@@ -27,7 +27,7 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --force-prefers-reduced-motion --window-size=1400,1000"
 )
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")]
 HOSTILE = '</script><img src="http://127.0.0.1:9/x.png" onerror="window.broken = 1"><b>x</b>'
 
 

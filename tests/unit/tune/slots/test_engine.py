@@ -73,6 +73,7 @@ def trained(engine: Engine, *keys: str) -> list[dict[str, Any]]:
     return [results[key] for key in keys]
 
 
+@pytest.mark.slow
 def test_a_step_that_is_compiled_trains_as_each_does_alone(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raysweep.tune.slots.engine, "COMPILING_S", 0)
     engine = Engine(job, threads=1, memory_mb=4000)
