@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, what they tell people to type exists, and what they say that one sees is what the sources say."""
+"""The links of the documents lead to a target, their commands exist and a test runs them, and the messages that they quote stand in the sources."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ DOCUMENTS = sorted(path for pattern in ("*.md", "docs/*.md", "config/*.md", "ben
 
 
 def prose_of(text: str) -> str:
-    """Markdown without its blocks of code, in which brackets are no links."""
+    """Return Markdown without the blocks of code, in which brackets are no links."""
     return re.sub(r"(?ms)^```.*?^```", "", text)
 
 
 def anchors_of(text: str) -> set[str]:
-    """What its headings are called in links, as GitHub makes it of their text."""
+    """Return the anchors of the headings, as GitHub derives them from the text."""
     headings = re.findall(r"(?m)^#+ (.+)$", prose_of(text))
     plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The words of each command in its blocks of shell."""
+    """Return the words of each command in the blocks of shell."""
     lines = [line for block in re.findall(r"(?ms)^```bash\n(.*?)^```", text) for line in block.replace("\\\n", " ").splitlines()]
     commands = [words for line in lines if (words := shlex.split(line, comments=True))]
-    return commands + [shlex.split(word) for words in commands for word in words if " " in word]  # such as that of sbatch --wrap
+    return commands + [shlex.split(word) for words in commands for word in words if " " in word]  # such as the argument of sbatch --wrap
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings_that_are_there(document: Path) -> None:
+def test_links_lead_to_files_and_headings_that_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", prose_of(document.read_text(encoding="utf-8")))
     for link in links:
         if re.match(r"[a-z]+:", link):
@@ -52,23 +52,23 @@ def test_links_lead_to_files_and_headings_that_are_there(document: Path) -> None
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_targets_of_make_and_files_that_commands_name_are_there(document: Path) -> None:
+def test_targets_of_make_and_files_in_commands_exist(document: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"(?m)^([a-z-]+):", makefile))
-    own = ("my.yaml", "sweeps/mine/")  # what the reader writes, or has `make new-sweep` write
+    of_the_reader = ("my.yaml", "sweeps/mine/")  # files that the reader or `make new-sweep` writes
     for words in commands_of(document.read_text(encoding="utf-8")):
         if words[0] == "make":
             named = [word for word in words[1:] if "=" not in word]
             assert set(named) <= targets, words
         for word in words:
-            if re.fullmatch(r"[^ =]+\.(yaml|py|in)", word) and not word.startswith(own):
+            if re.fullmatch(r"[^ =]+\.(yaml|py|in)", word) and not word.startswith(of_the_reader):
                 assert (ROOT / word).exists(), f"{document.name}: {word}"
 
 
 # ------------------------------------------------------------------------------------------------------------------ commands
 
 SETS_UP = "test_makefile.py::test_sets_up_and_then_does_nothing_until_the_folder_is_moved"
-# What a document has people type → the test that runs it, maybe in a smaller case; or the file with which continuous integration does.
+# A command in a document → the test that runs the command, maybe in a smaller case, or the file with which CI or git runs the command.
 RUN_BY = {
     "make setup": SETS_UP,
     "source .venv/bin/activate": SETS_UP,
@@ -104,7 +104,7 @@ RUN_BY = {
     ),
 }
 ON_SLURM = "snakemake --executor slurm --profile cluster"
-# … → why no test runs it.
+# A command in a document → the reason why no test runs the command.
 NOT_RUN = {
     "module load python/3.11": "a site's own command",
     "git clone '<this' 'repository>' raysweep": "the address is the reader's",
@@ -113,7 +113,7 @@ NOT_RUN = {
     f"{ON_SLURM} --configfile my.yaml config/alliance.yaml": "needs that site's modules and wheelhouse; test_dry_run.py reads its config",
     f"{ON_SLURM} --configfile my.yaml config/plain-slurm.yaml": "downloads PyTorch to a cluster; test_dry_run.py reads its config",
     f"{ON_SLURM} --until build_env --configfile my.yaml config/no-network.yaml": "downloads PyTorch's CUDA build; test_dry_run.py reads its config",
-    f"{ON_SLURM} --configfile my.yaml config/no-network.yaml": "goes on after the one above",
+    f"{ON_SLURM} --configfile my.yaml config/no-network.yaml": "continues after the command above",
     "apptainer build image.sif workflow/envs/image.def": "needs Apptainer, a builder's rights and a network; test_container.py runs what uses the image",
     "make bench": "takes hours; test_bench.py has the parts",
     "make bench ONLY=step,snakemake ROUNDS=1": "takes minutes, and measures nothing while tests run; test_bench.py finds figures by such words",
@@ -123,57 +123,57 @@ NOT_RUN = {
 
 
 def commands() -> set[str]:
-    """What the documents have people type: the commands of their blocks of shell, and those of the README's table."""
+    """Return the commands in the documents: the commands in blocks of shell, and the commands in the table of the README."""
     texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
     rows = [command for text in texts for command in re.findall(r"(?m)^\| `((?:snakemake|make) [^`]+)` \|", text)]
     return {shlex.join(words) for text in texts for words in commands_of(text)} | set(rows)
 
 
 def essential_words(command: str) -> set[str]:
-    """A command without what is the reader's own (his files, his names, the values that he gives), and without `snakemake`, which helpers call."""
-    words = [part for word in shlex.split(command) for part in word.split()]  # also those that sbatch is to wrap
-    own = r"snakemake|my\.yaml|(sweeps|results)/mine/.*"
-    return {re.split("(?<=[=:])", word)[0] for word in words if not re.fullmatch(own, word)}
+    """Return the words of a command without the reader's files, names and values, and without `snakemake`, which helpers of the tests call."""
+    words = [part for word in shlex.split(command) for part in word.split()]  # also the words that sbatch wraps
+    of_the_reader = r"snakemake|my\.yaml|(sweeps|results)/mine/.*"
+    return {re.split("(?<=[=:])", word)[0] for word in words if not re.fullmatch(of_the_reader, word)}
 
 
 def source_of(module: Path) -> str:
-    """A module of tests with the helpers that it imports."""
+    """Return the text of a module of tests, followed by the text of the helpers that the module imports."""
     text = module.read_text(encoding="utf-8")
     helpers = [ROOT / "tests" / f"{name.replace('.', '/')}.py" for name in re.findall(r"(?m)^(?:from|import) ([\w.]+)", text)]
     return "\n".join([text, *(helper.read_text(encoding="utf-8") for helper in helpers if helper.is_file())])
 
 
-def lacking(command: str, text: str) -> list[str]:
-    """The essential words of a command that a text does not have."""
+def missing_words(command: str, text: str) -> list[str]:
+    """Return the essential words of a command that a text does not have."""
     words = {word: re.escape(word) + ("" if word.endswith(("=", ":")) else r"(?![\w-])") for word in essential_words(command)}
     return sorted(word for word, pattern in words.items() if not re.search(rf"(?<![\w-]){pattern}", text))
 
 
-def test_every_command_is_run_by_a_test_or_is_said_why_not() -> None:
+def test_every_command_has_a_test_or_a_reason() -> None:
     assert commands() == RUN_BY.keys() | NOT_RUN.keys()
     assert not RUN_BY.keys() & NOT_RUN.keys()
 
 
 @pytest.mark.parametrize("command", RUN_BY)
-def test_what_runs_a_command_is_there_and_has_its_words(command: str) -> None:
+def test_the_test_of_a_command_exists_and_has_the_words_of_the_command(command: str) -> None:
     module, _, name = RUN_BY[command].partition("::")
     if not name:
         assert re.search(rf"(?m)\b{re.escape(command)}$", (ROOT / module).read_text(encoding="utf-8"))
         return
     path = next(path for path in (ROOT / "tests" / module, ROOT / "tests/integration" / module) if path.exists())
     assert re.search(rf"(?m)^def {name}\(", path.read_text(encoding="utf-8")), f"{module} has no {name}"
-    assert lacking(command, source_of(path)) == []
+    assert missing_words(command, source_of(path)) == []
 
 
-def test_a_word_that_a_test_does_not_have_is_noticed() -> None:
+def test_a_word_that_is_missing_in_a_test_is_an_error() -> None:
     text = 'run(["snakemake", "--cores", "2", "--set-resources", "run_sweep:mem_mb=3000", f"--time={minutes}"])'
-    assert lacking("snakemake --cores results/mine/best.yaml --set-resources run_sweep:runtime=9 --time=5", text) == []
-    assert lacking("snakemake --cores -n", text) == ["-n"]
-    assert lacking("sbatch --wrap 'snakemake --core --configfile my.yaml'", text) == ["--configfile", "--core", "--wrap", "sbatch"]
-    assert lacking("snakemake --set-resources confirm:runtime=9", text) == ["confirm:"]
+    assert missing_words("snakemake --cores results/mine/best.yaml --set-resources run_sweep:runtime=9 --time=5", text) == []
+    assert missing_words("snakemake --cores -n", text) == ["-n"]
+    assert missing_words("sbatch --wrap 'snakemake --core --configfile my.yaml'", text) == ["--configfile", "--core", "--wrap", "sbatch"]
+    assert missing_words("snakemake --set-resources confirm:runtime=9", text) == ["confirm:"]
 
 
-def test_the_command_that_the_readme_gives_for_the_tests_is_the_one_that_ci_runs() -> None:
+def test_ci_runs_the_command_that_the_readme_names_for_the_tests() -> None:
     tests = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Tests")[2]
     assert commands_of(tests)[:1] == [["make", "test"]]
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
@@ -189,7 +189,7 @@ def test_the_version_is_the_same_wherever_the_version_stands() -> None:
 
 
 def build(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    """The site, as `make docs` builds it, in the environment of the tests."""
+    """Build the site of the documents in `folder` with the options of `make docs`, in the environment of the tests."""
     [line] = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if " -m sphinx " in line]
     options = [str(output) if word == "resources/docs" else word for word in line.partition(" -m sphinx ")[2].split()]
     return subprocess.run([sys.executable, "-m", "sphinx", *options], cwd=folder, capture_output=True, text=True, timeout=120)
@@ -214,18 +214,18 @@ def test_a_link_of_the_site_that_leads_nowhere_is_an_error(tmp_path: Path) -> No
 
 def test_the_diagram_has_every_rule_that_makes_a_result() -> None:
     diagram = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("```")[1]
-    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.stem not in ("check", "plan")]  # which only print
+    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.stem not in ("check", "plan")]  # these two only print
     rules = {rule for path in files for rule in re.findall(r"(?m)^rule (\w+):", path.read_text(encoding="utf-8"))}
     assert rules == set(re.findall(r"(?<![\w/.])[a-z]+_[a-z]+\b|\b(?:confirm|report|compare)\b(?!\.)", diagram))
 
 
 # ------------------------------------------------------------------------------------------------------------------ troubleshooting
 
-VALUE = "\0"  # stands for each value that is put into a message
+VALUE = "\0"  # stands for each value in a message
 
 
 def messages_of(path: Path) -> list[str]:
-    """The texts in a file of the workflow, with VALUE where a value is put in."""
+    """Return the texts in a file of the workflow, with VALUE in the place of each value."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         tree = ast.parse(source)
@@ -239,20 +239,20 @@ def messages_of(path: Path) -> list[str]:
             if id(node) not in docstrings
         ]
         return [re.sub(r"%[-.\d]*[sdfg]", VALUE, " ".join(text.split())) for text in texts]
-    # Of make and of Snakemake: lines. A comment is no message.
+    # A message of the Makefile or of a Snakefile is a line. A comment is no message.
     lines = [line for line in source.splitlines() if not line.lstrip().startswith("#")]
     return [re.sub(r"\$\(\w+\)|\$\$\w+", VALUE, line) for line in lines]
 
 
-def that_say(messages: list[str], symptom: str) -> set[str]:
-    """The messages that a document quotes so, in which `<…>` is one value, and `…` any text."""
+def matching_messages(messages: list[str], symptom: str) -> set[str]:
+    """Return the messages that match the quotation `symptom`, in which `<…>` is one value and `…` is any text."""
     parts = re.split(r"(<[^<>]+>| ?… ?)", symptom)
     words = [VALUE if part.startswith("<") else ".*" if "…" in part else re.escape(part) for part in parts]
     return {message for message in messages if re.search("".join(words), message)}
 
 
 def symptoms() -> list[str]:
-    """All that the first columns of docs/troubleshooting.md quote. Where a symptom is no line, it is told in words."""
+    """Return the quotations in the first columns of docs/troubleshooting.md. A symptom that is no message stands there in words, without quotation."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ") and not line.startswith("| you see")]
     return [quoted for row in rows for quoted in re.findall(r"`([^`]+)`", row) if " " in quoted]
@@ -266,14 +266,14 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("symptom", symptoms())
-def test_what_one_sees_is_what_the_sources_say(symptom: str) -> None:
-    found = that_say(MESSAGES, symptom)
-    assert found, "no text in workflow/ or the Makefile is like this: has the message changed?"
+def test_a_quoted_message_stands_in_the_sources(symptom: str) -> None:
+    messages = matching_messages(MESSAGES, symptom)
+    assert messages, "no text in workflow/ or the Makefile matches: has the message changed?"
     words = re.sub(r"<[^<>]+>|…", "", symptom)
-    assert len(found) == 1 or len(re.findall(r"\w", words)) >= 12, f"too little to be told from others: {found}"
+    assert len(messages) == 1 or len(re.findall(r"\w", words)) >= 12, f"the quotation is too short, it matches {messages}"
 
 
-def test_a_message_that_has_changed_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_message_is_an_error(tmp_path: Path) -> None:
     source = 'raise WorldError(\n    f"{node}: no room at {folder}: "\n    f"{free} GB are free"\n)\nlogger.info("%s: %d trials are done", name, 3)\n'
     quoted = ["<node>: no room at <folder>: <free> GB", "no room at … GB are free", "<sweep>: <number> trials are done"]
     changes = [
@@ -285,9 +285,9 @@ def test_a_message_that_has_changed_is_noticed(tmp_path: Path) -> None:
     ]
     path = tmp_path / "module.py"
     path.write_text(source)
-    assert all(that_say(messages_of(path), one) for one in quoted)
+    assert all(matching_messages(messages_of(path), quotation) for quotation in quoted)
     for old, new in changes:
         path.write_text(source.replace(old, new))
-        assert not all(that_say(messages_of(path), one) for one in quoted), new
+        assert not all(matching_messages(messages_of(path), quotation) for quotation in quoted), new
     path.write_text('"""No room at {folder} is what a docstring says."""\n')
-    assert not that_say(messages_of(path), "No room at {folder} is what")
+    assert not matching_messages(messages_of(path), "No room at {folder} is what")

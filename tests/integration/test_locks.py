@@ -1,4 +1,4 @@
-"""The locks: usable on every platform that the workflow names, and free of anything that ties them to one place."""
+"""The lock files can be used on every platform that the workflow names, and name no package index, path or machine."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-a
 
 
 def pins(name: str) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    """Return the locked versions of each package of the lock file `name`."""
+    versions: dict[str, set[str]] = {}
     for line in (ENVS / f"{name}.txt").read_text().splitlines():
         package, version = re.fullmatch(r"([a-z0-9-]+)==([^\s;]+)(?: ; .+)?", line).groups()  # type: ignore[union-attr]
-        found.setdefault(package, set()).add(version)
-    return found
+        versions.setdefault(package, set()).add(version)
+    return versions
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_holds_names_versions_and_markers_only(name: str) -> None:
-    # `pins` matches whole lines, so that an index address, a path, a hash or an option fails here
-    found = pins(name)
-    assert len(found) > 30
-    assert not [version for versions in found.values() for version in versions if "+" in version], (
-        "a local version exists on one index only"
-    )
+    # `pins` matches whole lines, so that the address of an index, a path, a hash or an option is an error.
+    locked = pins(name)
+    assert len(locked) > 30
+    assert not [version for versions in locked.values() for version in versions if "+" in version], "only one index has a local version"
 
 
 def test_holds_every_requirement() -> None:
     for name in LOCKS:
-        asked = re.findall(r"^([a-z][a-z0-9-]*)", (ENVS / f"{name}.in").read_text(), re.MULTILINE)
-        assert set(asked) <= set(pins(name)), name
+        requirements = re.findall(r"^([a-z][a-z0-9-]*)", (ENVS / f"{name}.in").read_text(), re.MULTILINE)
+        assert set(requirements) <= set(pins(name)), name
 
 
 def test_tests_run_on_the_versions_that_users_have() -> None:
@@ -63,9 +62,9 @@ def test_holds_back_what_has_to_be_held_back() -> None:
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", LOCKS)
 def test_has_a_wheel_of_everything(name: str, platform: str, tmp_path: Path) -> None:
-    """Resolves the lock for a platform from wheels alone, without installing: a package with no wheel for it fails."""
+    """Resolve the lock for a platform from wheels alone, without installing. A package that has no wheel for the platform is an error."""
     argv = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-deps", "--python-version", "3.11", "--python-platform", platform]
-    argv += ["--only-binary", ":all:", "--no-binary", "connection-pool"]  # Snakemake needs that one, which is pure Python without a wheel
+    argv += ["--only-binary", ":all:", "--no-binary", "connection-pool"]  # Snakemake needs connection-pool: pure Python, but no wheel
     run = subprocess.run(
         [*argv, str(ENVS / f"{name}.txt"), "--output-file", str(tmp_path / "out.txt")],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The set-up, as `make setup` does it in a fresh clone whose path holds a space and a quote, and what one types after it."""
+"""`make setup` in a fresh clone whose path holds a space and a quote, the commands that follow, and the other rules of the Makefile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def make(clone: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    # MAKE…: this may itself run under `make test`
+    # `make test` may have started this test, and sets variables MAKE… that would change the make below.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     path = f"{clone.parent / 'bin'}:{environ['PATH']}"
     return subprocess.run(
@@ -36,7 +36,7 @@ def make(clone: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 
 def errors(run: subprocess.CompletedProcess[str]) -> list[str]:
-    """What it says on stderr, but for make's own closing line."""
+    """Return the lines on stderr without the closing line of make."""
     return [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
 
 
@@ -47,7 +47,7 @@ def fake_python(clone: Path, name: str, script: str) -> None:
 
 
 def installed(run: subprocess.CompletedProcess[str]) -> None:
-    """Skip where a set-up had no network; otherwise it must have worked."""
+    """Skip the test where the set-up had no network, and otherwise assert that the set-up succeeded."""
     if "error sending request" in run.stderr or "No matching distribution" in run.stderr:
         pytest.skip("no network: the package index is out of reach")
     assert run.returncode == 0, run.stderr
@@ -55,7 +55,7 @@ def installed(run: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) -> None:
-    (clone / ".venv" / "bin").mkdir(parents=True)  # as an interrupted set-up leaves it
+    (clone / ".venv" / "bin").mkdir(parents=True)  # an interrupted set-up leaves such a folder
     (clone / ".venv" / "bin" / "python").touch()
     installed(make(clone, "setup"))
     assert make(clone, "new-sweep", "NAME=mine").stdout.startswith("sweeps/mine/ is yours to change")
@@ -65,7 +65,7 @@ def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) ->
     assert errors(make(clone, "watch", "SWEEP=mine"))[0].startswith("Error: There is no record of")
     again = make(clone, "setup")
     assert (again.returncode, again.stdout) == (0, "make: Nothing to be done for 'setup'.\n")
-    # A virtualenv's programs begin with the path of its Python: after a move they do not start.
+    # The programs of a virtualenv begin with the path of its Python, and do not start after a move.
     clone = clone.rename(clone.with_name("it's, moved (here)"))
     snakemake = [clone / ".venv" / "bin" / "snakemake", "--version"]
     assert subprocess.run(snakemake, capture_output=True, check=False).returncode != 0
@@ -77,7 +77,7 @@ def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "error"),
     [
         ("echo 3.8", "Error: mypython is Python 3.8. Name a Python 3.11 or newer: make setup PYTHON=python3.12"),
         ("echo 3.10", "Error: mypython is Python 3.10. Name a Python 3.11 or newer: make setup PYTHON=python3.12"),
@@ -88,11 +88,11 @@ def test_sets_up_and_then_does_nothing_until_the_folder_is_moved(clone: Path) ->
         ),
     ],
 )
-def test_a_python_that_will_not_do(clone: Path, script: str, said: str) -> None:
+def test_an_unusable_python_is_one_line(clone: Path, script: str, error: str) -> None:
     fake_python(clone, "mypython", script)
     run = make(clone, "setup", PYTHON="mypython")
     assert run.returncode != 0
-    assert errors(run) == [said]
+    assert errors(run) == [error]
     assert not (clone / ".venv" / ".complete").exists()
 
 
@@ -128,11 +128,11 @@ def test_clean_leaves_results_and_records(clone: Path) -> None:
     assert [path.name for path in (clone / "resources").iterdir()] == ["data"]
 
 
-def test_watch_passes_on_what_it_is_given(clone: Path) -> None:
+def test_watch_passes_config_and_sweep_to_the_script(clone: Path) -> None:
     (clone / ".venv").mkdir()
     (clone / ".venv" / ".complete").write_text(f"{clone}\n")
-    said = make(clone, "--dry-run", "watch", "CONFIG=my config.yaml", "SWEEP=demo").stdout
-    assert said.strip() == '.venv/bin/python workflow/scripts/watch.py --configfile "my config.yaml" --sweep "demo"'
+    commands = make(clone, "--dry-run", "watch", "CONFIG=my config.yaml", "SWEEP=demo").stdout
+    assert commands.strip() == '.venv/bin/python workflow/scripts/watch.py --configfile "my config.yaml" --sweep "demo"'
 
 
 def test_check_is_lint_and_the_fast_unit_tests_and_test_is_lint_and_all_tests(clone: Path) -> None:
