@@ -22,7 +22,8 @@ import psutil
 
 from raysweep.config.space import configuration, parse_space
 from raysweep.environment.archive import pack, unpack
-from raysweep.environment.build import Recipe, build_environment
+from raysweep.environment.build import build_environment
+from raysweep.environment.requirements import EnvironmentSpec
 from raysweep.tune.slots.fusing import KEEP_MEMORY
 from slurm.cluster import SlurmCluster
 from slurm.packages import reason_to_skip
@@ -219,7 +220,7 @@ class Bench:
     def built(self) -> Path:
         """Our environment of the same wheels, built and packed, as it is once where the network is."""
         folder = self.folder / "built"
-        recipe = Recipe(
+        recipe = EnvironmentSpec(
             python=sys.executable, modules=(), requirements=self.requirements, wheels=str(self.wheels_dir), torch_backend="auto", gpu=False
         )
         build_environment(recipe, folder)

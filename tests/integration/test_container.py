@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from raysweep.environment import build as environment
-from raysweep.environment.build import in_container
+from raysweep.environment.commands import in_container
 from sweeping import ENV, Project, sweep_of
 
 STAND_IN = """#!/bin/sh

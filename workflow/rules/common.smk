@@ -25,7 +25,7 @@ from raysweep.slurm.executor import (
     say_as_much_as,
     the_run,
 )
-from raysweep.environment.build import env_key
+from raysweep.environment.requirements import env_key
 from raysweep.common.durations import minutes
 from raysweep.common.errors import ConfigError
 from raysweep.common.files import write_yaml
@@ -51,7 +51,7 @@ ALLOCATION = Path("slurm" if workflow.remote_exec else "local")
 RESULTS = Path(config["results_dir"])
 STATE = Path(config["state_dir"])
 DATA = Path(config["resources_dir"]) / "data"
-ENV = Path(config["resources_dir"]) / "env" / env_key(**env_arguments(config, ROOT))
+ENV = Path(config["resources_dir"]) / "env" / env_key(env_arguments(config, ROOT))
 LOGS = Path("logs")
 SWEEPS = config["sweeps"]
 

@@ -20,7 +20,7 @@ rule install_env:
         wheels=config["env"]["wheels"],
         torch_backend=config["env"]["torch_backend"],
         container=["--container", config["env"]["container"]] if config["env"]["container"] else [],
-        gpu=["--gpu"] if env_arguments(config, ROOT)["gpu"] else [],
+        gpu=["--gpu"] if env_arguments(config, ROOT).gpu else [],
         # A path, so that no change of the executor makes it, and all that follows, run again: a job packs what it finds unpacked.
         pack=lambda w: Path("yes" if workflow.non_local_exec else "no"),
         output_dir=subpath(output[0], parent=True),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
 from raysweep.environment.archive import pack
-from raysweep.environment.build import Recipe, build_environment
+from raysweep.environment.build import build_environment
+from raysweep.environment.requirements import EnvironmentSpec
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_logging(arguments.log)
     build_environment(
-        Recipe(
+        EnvironmentSpec(
             python=arguments.python,
             modules=tuple(arguments.modules),
             requirements=arguments.requirements,

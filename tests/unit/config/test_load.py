@@ -207,7 +207,7 @@ def test_a_gpu_that_any_sweep_asks_for_changes_the_environment_only_where_it_dec
     def serves_gpus(gpus: int, **env: str) -> bool:
         given = config() | {"env": env}
         given["sweeps"]["other"] = sweep(allocation={"gpus_per_node": gpus})
-        return env_arguments(check(root, given), root)["gpu"]
+        return env_arguments(check(root, given), root).gpu
 
     assert serves_gpus(1)
     assert not serves_gpus(0)

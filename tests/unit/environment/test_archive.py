@@ -17,7 +17,9 @@ import yaml
 from raysweep.common.errors import WorldError
 from raysweep.environment import archive as packing
 from raysweep.environment.archive import pack, unpack
-from raysweep.environment.build import Environment, Recipe, build_environment
+from raysweep.environment.build import build_environment
+from raysweep.environment.manifest import Environment
+from raysweep.environment.requirements import EnvironmentSpec
 from raysweep.usercode.target import SCRIPTS_DIR
 from wheels import make_wheel
 
@@ -36,7 +38,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "node.txt").write_text("apple==1.2\ntemplate==1.0\n")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("UV_CACHE_DIR", str(folder / "cache"))
-        build_environment(Recipe(sys.executable, (), folder / "node.in", str(folder / "wheels"), "auto", gpu=False), folder / "env")
+        build_environment(
+            EnvironmentSpec(sys.executable, (), folder / "node.in", str(folder / "wheels"), "auto", gpu=False), folder / "env"
+        )
     return folder / "env"
 
 
@@ -187,7 +191,7 @@ def test_a_node_without_the_python_under_it(env_dir: Path, disk: Path) -> None:
 
 def archive_of(env_dir: Path) -> None:
     """Pack without compiling, for which it takes a Python that runs."""
-    packing._write(env_dir / "env.tar", env_dir / "venv")
+    packing._write_archive(env_dir / "env.tar", env_dir / "venv")
 
 
 def mounted(options: str, env_dir: Path, disk: Path, program: str) -> str:
@@ -219,7 +223,7 @@ def test_a_disk_that_the_archive_does_not_fit_on(env_dir: Path, disk: Path) -> N
     copy = "import shutil; shutil.copytree(env_dir, disk / 'env', symlinks=True); "
     fill = "(disk / 'filler').write_bytes(bytes(shutil.disk_usage(disk).free - 2**15)); "
     said = mounted("size=4m", env_dir, disk, f"{copy}{fill}packing.pack(disk / 'env')")
-    assert said.startswith(f"{disk}/env/env.tar, the copy that nodes get of the environment beside it: the disk is full.")
+    assert said.startswith(f"{disk}/env/env.tar, the copy of the environment for the nodes, cannot be written: the disk is full.")
 
 
 # ------------------------------------------------------------------------------------------------------------ kept between jobs

@@ -43,7 +43,8 @@ import psutil
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.gpus import usable_gpus, visible_gpus
 from raysweep.environment.archive import unpack
-from raysweep.environment.build import Environment, seen_in_container
+from raysweep.environment.commands import seen_in_container
+from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node, Task, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
 

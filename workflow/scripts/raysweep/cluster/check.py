@@ -28,7 +28,7 @@ from raysweep.common.durations import minutes
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
 from raysweep.environment.archive import ARCHIVE, UNPACKED_TO_PACKED, pack
-from raysweep.environment.build import Environment
+from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation, Node, slurm_extra
 from raysweep.slurm.executor import PROFILE, Failed
 

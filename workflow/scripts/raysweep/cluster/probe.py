@@ -35,7 +35,7 @@ from raysweep.cluster.agent import object_store_mb, own_address
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
 from raysweep.common.gpus import usable_gpus, visible_gpus
-from raysweep.environment.build import Environment
+from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation, Node, Task, ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
 

@@ -27,7 +27,7 @@ from raysweep.config.space import (
     parse_space,
     point_of,
 )
-from raysweep.environment.build import env_key, extras_of, lists
+from raysweep.environment.requirements import EnvironmentSpec, env_key, extras_of, lists
 from raysweep.usercode.target import SCRIPTS_DIR, find_target, local_sources
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[4] / "config" / "schema.yaml"
@@ -68,20 +68,20 @@ def validated(config: dict[str, Any], paths: list[Path], root: Path, module: Mod
     return _Check(config, paths, root, module).validated()
 
 
-def env_arguments(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """What `env_key` takes, from a validated config."""
+def env_arguments(config: dict[str, Any], root: Path) -> EnvironmentSpec:
+    """Return what a validated config asks of the environment."""
     env = config["env"]
     asks_for_gpus = any(sweep["allocation"]["gpus_per_node"] for sweep in config["sweeps"].values())
-    return {
-        "python": env["python"],
-        "modules": env["modules"],
-        "requirements": root / env["requirements"],
-        "wheels": env["wheels"],
-        "torch_backend": env["torch_backend"],
-        "container": env["container"],
-        # Only where it decides what is built: a sweep that asks for a GPU is not to bring another environment to all others in vain.
-        "gpu": asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
-    }
+    return EnvironmentSpec(
+        python=env["python"],
+        modules=tuple(env["modules"]),
+        requirements=root / env["requirements"],
+        wheels=env["wheels"],
+        torch_backend=env["torch_backend"],
+        container=env["container"],
+        # Only where it decides what is built, because a sweep that asks for a GPU must not give another environment to all other sweeps in vain.
+        gpu=asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
+    )
 
 
 def num_trials(sweep: dict[str, Any]) -> int:
@@ -334,7 +334,7 @@ class _Check:
                     message = f"an image is not allowed here: Apptainer takes a comma or colon for the end of a path, as in {folder}"
                     raise self.refuse(("env", "container"), message)
         try:
-            env_key(**env_arguments(self.config, self.root))
+            env_key(env_arguments(self.config, self.root))
             has_dashboard = not self.config["ray"]["dashboard"] or "default" in extras_of(self.root / env["requirements"], "ray")
         except ConfigError as error:
             raise self.refuse(("env", "requirements"), str(error)) from None

@@ -23,7 +23,7 @@ from raysweep.common.errors import RaysweepError
 from raysweep.common.files import write_yaml
 from raysweep.config.load import num_trials
 from raysweep.config.space import configuration, num_combinations, parse_space
-from raysweep.environment.build import process_environment, seen_in_container
+from raysweep.environment.commands import process_environment, seen_in_container
 from raysweep.record.progress import duration
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources

@@ -21,7 +21,8 @@ from raysweep.common.seeds import confirm_seeds
 from raysweep.config.load import num_trials
 from raysweep.data.stage import read_manifest, refuse_another
 from raysweep.environment.archive import pack
-from raysweep.environment.build import Environment, lock_of
+from raysweep.environment.manifest import Environment
+from raysweep.environment.requirements import lock_of
 from raysweep.record.outputs import write_confirmed, write_outputs
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, this_job, trial_resources

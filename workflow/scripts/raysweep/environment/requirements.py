@@ -1,0 +1,132 @@
+"""What the config asks of the environment: the section `env`, and the requirements file with its lock beside it (node.in, node.txt)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from raysweep.common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """The section `env` of the config."""
+
+    python: str
+    modules: tuple[str, ...]
+    requirements: Path
+    wheels: str  # download | site | none | a folder of wheels
+    torch_backend: str
+    gpu: bool  # whether torch_backend: auto has to serve GPUs, of this machine or of other ones
+    container: str | None = None
+
+    @property
+    def takes_python_as_it_is(self) -> bool:
+        """Whether the environment of `python` is used without installing anything."""
+        return self.wheels == "none"
+
+
+def lock_of(requirements: Path) -> Path:
+    """Return the lock that lies beside a requirements file: node.in → node.txt."""
+    return requirements.with_suffix(".txt")
+
+
+def env_key(spec: EnvironmentSpec) -> str:
+    """Return the name of an environment's folder: 12 hexadecimal digits over the section `env` and the contents of requirements and lock.
+
+    The key is the same on login and compute nodes, because no process is asked. Raises ConfigError for a missing file.
+    """
+    words = [spec.python, list(spec.modules), spec.wheels, spec.torch_backend, spec.gpu]
+    digest = hashlib.sha256(json.dumps(words).encode())
+    if spec.container is not None:
+        image = Path(spec.container)
+        if not image.exists():
+            raise ConfigError(
+                f"env.container: {spec.container!r} is not allowed: there is no such image. Make one from workflow/envs/image.def"
+            )
+        # Size and time stand for the content, because reading a whole image takes longer than everything else before a job.
+        digest.update(f"{spec.container} {image.stat().st_size} {image.stat().st_mtime_ns}".encode())
+    for path in (*requirements_files(spec.requirements), lock_of(spec.requirements)):
+        if not path.is_file():
+            raise _missing_file(path, spec.requirements)
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def _missing_file(path: Path, requirements: Path) -> ConfigError:
+    if path.suffix == ".in":
+        return ConfigError(
+            f"{path} is missing, the requirements file (env.requirements): name one that exists; its lock lies beside it, as .txt"
+        )
+    return ConfigError(
+        f"{path} is missing, the lock of env.requirements: make it with `uv pip compile --universal {requirements} -o {path}`"
+    )
+
+
+def requirements_files(path: Path) -> list[Path]:
+    """Return a requirements file and the files that it includes."""
+    files = [path]
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if match := re.match(r"\s*(?:-r|--requirement)[ =]\s*(\S+)", line):
+                files += requirements_files(path.parent / match[1])
+    return files
+
+
+def parse_requirements(path: Path) -> list[Requirement]:
+    """Return the requirements of a file and of the files that it includes, without those whose markers exclude this machine.
+
+    Raises ConfigError for a line that is no requirement.
+    """
+    requirements = []
+    for file in requirements_files(path):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            text = re.sub(r"(^|\s)#.*", "", line).strip()
+            if not text or text.startswith("-"):
+                continue
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement as error:
+                raise ConfigError(f"{file}: {text!r} is not a requirement: {error}") from None
+            if requirement.marker is None or requirement.marker.evaluate():
+                requirements.append(requirement)
+    return requirements
+
+
+def extras_of(requirements: Path, package: str) -> set[str]:
+    """Return the extras that a requirements file asks for with a package: ray[default,tune] → default, tune."""
+    return {extra for r in parse_requirements(requirements) if canonicalize_name(r.name) == package for extra in r.extras}
+
+
+def lists(requirements: Path, package: str) -> bool:
+    """Return whether a requirements file asks for a package."""
+    return any(canonicalize_name(r.name) == package for r in parse_requirements(requirements))
+
+
+def modules_to_try(path: Path) -> list[str]:
+    """Return the modules whose import shows whether an environment works.
+
+    These are the libraries whose wheels can be installed and yet not work, and the modules by which Ray detects its extras.
+    """
+    names = {canonicalize_name(r.name) for r in parse_requirements(path)}
+    module_of_extra = {"tune": "ray.tune", "default": "ray.dashboard.optional_deps"}
+    libraries = [name for name in ("torch", "torchvision", "ray") if canonicalize_name(name) in names]
+    return libraries + [module for extra, module in module_of_extra.items() if extra in extras_of(path, "ray")]
+
+
+def missing_requirements(path: Path, packages: dict[str, str]) -> list[str]:
+    """Return the requirements of a file that `packages`, versions by normalised names, do not fulfil, each with the version that is there."""
+    missing = []
+    for requirement in parse_requirements(path):
+        version = packages.get(canonicalize_name(requirement.name))
+        if version is None:
+            missing.append(str(requirement))
+        elif not requirement.specifier.contains(version, prereleases=True):
+            missing.append(f"{requirement} (it has {version})")
+    return missing

@@ -1,0 +1,228 @@
+"""How packages get into a virtualenv: downloaded, from a folder of wheels, or from the wheelhouse of the site. The only module that runs uv."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from packaging.utils import canonicalize_name
+
+from raysweep.common.errors import ConfigError, WorldError, is_full_disk
+from raysweep.common.gpus import visible_gpus
+from raysweep.environment.commands import last_line, run_captured, with_modules
+from raysweep.environment.requirements import EnvironmentSpec, lists, lock_of
+
+logger = logging.getLogger(__name__)
+
+# The size of an environment with torch on the disk, in GB: measured with torch 2.13 and Ray 2.60, and rounded up.
+CPU_BUILD_GB = 1.7
+CUDA_BUILD_GB = 5.2
+WITHOUT_TORCH_GB = 0.3
+PYPI_BUILD = "PyPI's build: 2.5 GB to download, 5 GB on disk" if sys.platform == "linux" else "PyPI's build"
+
+
+def make_venv(folder: Path, base_python: str, modules: Sequence[str]) -> None:
+    """Make an empty virtualenv that may be renamed."""
+    arguments = ["--quiet", "--relocatable", "--no-project", "--python", base_python, str(folder)]
+    _check(_run_uv(["venv", *arguments], modules), "The virtualenv cannot be made")
+
+
+def install(python: Path, env_dir: Path, spec: EnvironmentSpec, base_python: str) -> None:
+    """Install the requirements into the virtualenv of `python`, whose final place is in `env_dir`.
+
+    Raises ConfigError or WorldError, with one line that names the key of the config or the fault of the world.
+    """
+    if spec.wheels == "download":
+        _install_by_download(python, env_dir, spec)
+    elif spec.wheels == "site":
+        _install_from_site(python, env_dir, spec, base_python)
+    else:
+        _install_from_folder(python, env_dir, spec)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sources of wheels
+
+
+def _install_by_download(python: Path, env_dir: Path, spec: EnvironmentSpec) -> None:
+    """Install the requirements in the versions of the lock.
+
+    The lock only constrains, because torch's CPU build does not depend on the CUDA packages that the lock holds for PyPI's build.
+    """
+    arguments = ["--python", str(python), "--requirements", str(spec.requirements), "--constraints", str(lock_of(spec.requirements))]
+    failure, size_gb, backend = "The environment cannot be resolved", WITHOUT_TORCH_GB, None
+    if lists(spec.requirements, "torch"):
+        backend = _choose_torch_backend(spec, arguments)
+        size_gb = CPU_BUILD_GB if backend == "cpu" or sys.platform == "darwin" else CUDA_BUILD_GB
+    if backend is not None and backend != "pypi":
+        arguments += ["--torch-backend", backend]
+        failure = f"env.torch_backend: {backend!r} cannot be had; use auto, which falls back on PyPI's build, or pypi. uv says"
+    plan = _check(_install(spec, "--dry-run", "--verbose", *arguments), failure, is_about_torch_index="--torch-backend" in arguments)
+    uncached = re.findall(r"uncached distribution: (\S+?)==", plan.stderr)
+    # All packages but torch and its CUDA packages are small.
+    to_cache_gb = size_gb if re.search(r"torch|nvidia|cuda|triton", " ".join(uncached)) else WITHOUT_TORCH_GB if uncached else 0.0
+    _check_space(env_dir, size_gb, to_cache_gb)
+    if uncached:
+        logger.info("Packages to download to uv's cache: %d (up to %.1f GB on disk)", len(uncached), to_cache_gb)
+    _check(_install(spec, *arguments), "The environment cannot be installed")
+
+
+def _choose_torch_backend(spec: EnvironmentSpec, arguments: Sequence[str]) -> str:
+    """Return the backend to ask uv for, or `pypi` for PyPI's build of torch.
+
+    ASSUME PyPI has the CPU build of torch for macOS, and for Linux a CUDA build, which runs without a GPU as well.
+    """
+    if sys.platform == "darwin":
+        return "pypi"
+    if spec.torch_backend != "auto":
+        return spec.torch_backend
+    if spec.gpu:
+        count, reason = visible_gpus()
+        if count == 0:
+            logger.info("A sweep asks for GPUs, but this machine has none to choose a build by (%s): installing %s", reason, PYPI_BUILD)
+            return "pypi"
+    backend = "auto" if spec.gpu else "cpu"
+    # A dry run resolves, and resolving needs torch's index. One short try, because that index may well be out of reach.
+    probe = _install(spec, "--dry-run", "--torch-backend", backend, *arguments, UV_HTTP_RETRIES="1", UV_HTTP_CONNECT_TIMEOUT="5")
+    if probe.returncode == 0:
+        return backend
+    logger.debug("torch's own index fails: %s", _uv_reason(probe.stderr))
+    logger.info("torch's own index is out of reach: installing %s", PYPI_BUILD)
+    return "pypi"
+
+
+def _install_from_folder(python: Path, env_dir: Path, spec: EnvironmentSpec) -> None:
+    """Install from a folder of wheels, in the versions of the lock, without network."""
+    folder = Path(spec.wheels)
+    if not folder.is_dir():
+        raise ConfigError(f"env.wheels: {spec.wheels!r} is not allowed: download, site, none, or a folder of wheels that exists")
+    arguments = ["--python", str(python), "--offline", "--no-index", "--find-links", str(folder.absolute())]
+    arguments += ["--requirements", str(spec.requirements), "--constraints", str(lock_of(spec.requirements))]
+    failure = f"env.wheels: the folder {folder} lacks what {spec.requirements} and its lock ask for; put the wheel there. uv says"
+    plan = _check(_install(spec, "--dry-run", *arguments), failure)
+    chosen = {(canonicalize_name(name), version) for name, version in re.findall(r"^ \+ (\S+?)==(\S+)", plan.stderr, re.MULTILINE)}
+    wheels = [path for path in folder.glob("*.whl") if (canonicalize_name(path.name.split("-")[0]), path.name.split("-")[1]) in chosen]
+    size_gb = _unpacked_gb(wheels)
+    _check_space(env_dir, size_gb, size_gb)
+    _check(_install(spec, *arguments), failure)
+
+
+def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_python: str) -> None:
+    """Install what the site's pip chooses from the site's wheelhouse for the names and minimum versions of the requirements.
+
+    pip resolves, because only pip reads the site's configuration, and it sees the packages of the loaded modules; uv then installs exactly
+    the files that pip chose.
+    """
+    report, listed = (python.parent.parent / name for name in ("pip-report.json", "site-wheels.txt"))
+    argv = [
+        base_python,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "--disable-pip-version-check",
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--no-index",
+    ]
+    resolved = run_captured(with_modules(spec.modules, [*argv, "--report", str(report), "--requirement", str(spec.requirements)]))
+    logger.debug("pip printed: %s", resolved.stderr)
+    if resolved.returncode != 0:
+        if "no such option" in resolved.stderr or "No module named pip" in resolved.stderr:
+            raise ConfigError(f"env.wheels: site needs pip 22.3 or newer for {base_python}: load a newer Python module, or set env.python")
+        reason = next(iter(re.findall(r"^ERROR: (.*?)\.?$", resolved.stderr, re.MULTILINE)[-1:]), last_line(resolved.stderr))
+        raise ConfigError(
+            f"env.wheels: the site's wheelhouse lacks what {spec.requirements} asks for: {reason}. "
+            "Load the modules that bring it (env.modules), ask for less, or use wheels: download where the network is"
+        )
+    items = json.loads(report.read_text(encoding="utf-8"))["install"]
+    chosen = [(item["metadata"]["name"], item["download_info"]["url"]) for item in items]
+    if not chosen:  # the modules bring everything
+        return
+    size_gb = _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:"))
+    _check_space(env_dir, size_gb, size_gb)
+    listed.write_text("".join(f"{name} @ {url}\n" for name, url in chosen), encoding="utf-8")
+    arguments = ["--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)]
+    _check(_install(spec, *arguments), "The site's wheels do not install")
+
+
+# ---------------------------------------------------------------------------------------------------------------- space
+
+
+def _unpacked_gb(wheels: Iterable[Path]) -> float:
+    """Return the size of the files in wheels, in GB."""
+    return sum(member.file_size for path in wheels for member in zipfile.ZipFile(path).infolist()) / 1e9
+
+
+def _check_space(env_dir: Path, needed_gb: float, to_cache_gb: float) -> None:
+    """Raise WorldError where the file systems of uv's cache and of the environment lack space.
+
+    On one file system the environment takes no space of its own, because its files are links to those of the cache.
+    """
+    cache = Path(_check(_run_uv(["cache", "dir"]), "uv does not work").stdout.strip())
+    while not cache.exists():
+        cache = cache.parent
+    places = [(cache, to_cache_gb, "uv's cache, which UV_CACHE_DIR moves")]
+    if cache.stat().st_dev != env_dir.stat().st_dev:
+        places.append((env_dir, needed_gb, "the environment, which resources_dir in the config moves"))
+    for path, size_gb, purpose in places:
+        free_gb = shutil.disk_usage(path).free / 1e9
+        if free_gb < size_gb:
+            raise WorldError(f"Not enough disk space at {path} for {purpose}: {free_gb:.1f} GB are free, {size_gb:.1f} GB are needed.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- uv
+
+
+def _install(spec: EnvironmentSpec, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `uv pip install`."""
+    return _run_uv(["pip", "install", *arguments], spec.modules, **variables)
+
+
+def _run_uv(arguments: Sequence[str], modules: Sequence[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the uv of the controller's environment, with the user's own settings (UV_*, proxies).
+
+    The modules are loaded first, because uv runs a Python to learn about it, and that Python may need libraries of the modules.
+    """
+    import uv  # only the controller's environment has it
+
+    argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *arguments]
+    logger.debug("uv %s", " ".join(argv[1:]))
+    run = run_captured(with_modules(modules, argv), UV_PYTHON_DOWNLOADS="never", **variables)  # else uv downloads a Python that is missing
+    logger.debug("%s", "\n".join(line for line in (run.stderr or run.stdout).splitlines() if not line.startswith(("DEBUG ", "TRACE "))))
+    return run
+
+
+def _check(run: subprocess.CompletedProcess[str], failure: str, *, is_about_torch_index: bool = False) -> subprocess.CompletedProcess[str]:
+    """Return a run of uv that succeeded. Raises a one-line error for one that failed.
+
+    The error is about the full disk or the network where uv's reason is, else it is `failure` with uv's reason. Where the network fails and
+    the run asked torch's index, `failure` is the better beginning, because it names the setting that avoids that index.
+    """
+    if run.returncode == 0:
+        return run
+    reason = _uv_reason(run.stderr)
+    if is_full_disk(run.stderr) or "quota exceeded" in run.stderr.lower():
+        raise WorldError(f"The disk is full: {reason}. Free some space (`uv cache prune` helps), then run the same command again.")
+    if not re.search(r"error sending request|Failed to (fetch|download)|operation timed out|error decoding response body", run.stderr):
+        raise ConfigError(f"{failure}: {reason}")
+    remedy = "Run it again where the network is: on a cluster run `--until build_env` on a login node first"
+    if is_about_torch_index:
+        raise WorldError(f"{failure}: {reason}. {remedy}.")
+    raise WorldError(f"A download failed: {reason}. {remedy}. UV_DEFAULT_INDEX names a mirror; uv reads no pip configuration.")
+
+
+def _uv_reason(stderr: str) -> str:
+    """Return uv's error with its causes, in one line."""
+    lines = [line.strip() for line in stderr.splitlines()]
+    parts = [line.split(": ", 1)[1] for line in lines if line.startswith(("error: ", "cause: "))]
+    return ": ".join(parts).rstrip(".") or last_line(stderr)
