@@ -5,27 +5,8 @@ from typing import Any
 
 import pytest
 
-from raysweep.record.progress import ProgressLine, duration
+from raysweep.record.progress import ProgressLine
 from raysweep.record.record import Sweep
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0s"),
-        (0.4, "0s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (185, "3m05s"),
-        (3599.5, "1h00m"),
-        (7620, "2h07m"),
-        (86399, "23h59m"),
-        (86400, "1d00h"),
-        (356400, "4d03h"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def sweep(*trials: tuple[str, float | None], metric: str = "accuracy") -> Sweep:

@@ -17,11 +17,12 @@ import pytest
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml, write_yaml
+from raysweep.common.text import number
 from raysweep.config.space import Numeric
 from raysweep.record.record import Record, read_sweep
 from raysweep.report.charts import MAX_CURVES, MAX_POINTS, shared_data
 from raysweep.report.inputs import Clock, Inputs, Key, position_in_range, read_inputs
-from raysweep.report.notes import Note, failures, notes, number, tied
+from raysweep.report.notes import Note, failures, notes, tied
 from raysweep.report.report import charts_of, render, snippet, write_report
 from recorded import header, write_outputs, write_record
 
@@ -308,13 +309,6 @@ def test_keys_nested_constant_and_gone_from_the_space(tmp_path: Path) -> None:
     assert [key.varies for key in keys.values()] == [True, True, False, False]
     assert keys["net/width"].categories == [8, 16]
     assert Key("x", None, (3, "b", 1)).categories == [3, "b", 1]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(3, "3"), (3.0, "3"), (0.00314159, "0.003142"), (1e-07, "1e-07"), (12345678, "12345678"), (0.5, "0.5")]
-)
-def test_numbers(value: float, text: str) -> None:
-    assert number(value) == text
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------------------

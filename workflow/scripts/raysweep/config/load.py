@@ -15,6 +15,7 @@ import yaml
 
 from raysweep.common.bounds import BOUNDS
 from raysweep.common.errors import ConfigError
+from raysweep.common.numeric import is_number
 from raysweep.config.space import (
     TRAINING_KEYS,
     Choice,
@@ -483,7 +484,7 @@ class _Check:
             if not isinstance(metric, str) or (is_model and metric not in MODEL_METRICS):
                 which = f"one of {', '.join(MODEL_METRICS)}, which model reports" if is_model else "the name of a metric"
                 raise self.refuse((*path, metric), f"{metric!r} is not allowed: {which}")
-            if not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(_is_number, bound.values()))):
+            if not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(is_number, bound.values()))):
                 raise self.refuse((*path, metric), f"{bound!r} is not allowed: {{at_least: number}} or {{at_most: number}}")
 
     def model(self, path: KeyPath, sweep: dict[str, Any], space: dict[str, Any]) -> None:
@@ -510,8 +511,8 @@ class _Check:
             message = "whole numbers of at least 1, from randint, lograndint, choice, grid, or quniform or qloguniform with a whole step"
             raise self.refuse((*path, "search_space", "batch_size"), f"{batch_size.name} is not allowed here: {message}")
         for key, allowed_text, is_allowed in (
-            ("lr", "numbers above 0", lambda v: _is_number(v) and v > 0),
-            ("batch_size", "whole numbers of at least 1", lambda v: _is_number(v) and float(v).is_integer() and v >= 1),
+            ("lr", "numbers above 0", lambda v: is_number(v) and v > 0),
+            ("batch_size", "whole numbers of at least 1", lambda v: is_number(v) and float(v).is_integer() and v >= 1),
         ):
             for value in _extremes(space[key]):
                 if not is_allowed(value):
@@ -544,10 +545,6 @@ class _Check:
                 )
         if least["gpu"] > 1 and not float(least["gpu"]).is_integer():
             raise self.refuse((*path, "trial_resources", "gpu"), f"{trial['gpu']} is not allowed: a part of one GPU, or whole GPUs")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _extremes(value: Any) -> list[Any]:

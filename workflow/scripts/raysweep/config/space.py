@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from raysweep.common.errors import ConfigError
+from raysweep.common.numeric import is_finite_number
 
 # Keys of a search space that set the training of a `model`; all others go to the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
@@ -72,7 +73,7 @@ class Normal:
     range = "a number"
 
     def contains(self, value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_finite_number(value)
 
     def cumulative(self, value: float) -> float:
         """The fraction of the distribution that lies below `value`."""
@@ -129,11 +130,7 @@ def parse_distribution(name: str, arguments: Any) -> Distribution:
     expected = {"normal": "[mean, standard deviation]", "quniform": "[lower, upper, step]", "qloguniform": "[lower, upper, step]"}.get(
         name, "[lower, upper]"
     )
-    if (
-        not isinstance(arguments, list)
-        or len(arguments) != expected.count(",") + 1
-        or not all(isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a) for a in arguments)
-    ):
+    if not isinstance(arguments, list) or len(arguments) != expected.count(",") + 1 or not all(map(is_finite_number, arguments)):
         raise ConfigError(f"{arguments!r} is not allowed: {name} takes {expected}, all of them numbers")
     if name == "normal":
         if arguments[1] <= 0:

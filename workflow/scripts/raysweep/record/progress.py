@@ -5,22 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
+from raysweep.common.text import duration
 from raysweep.record.record import Mode, Sweep
 
 logger = logging.getLogger("raysweep")
 INTERVAL_S = 10.0
-
-
-def duration(seconds: float) -> str:
-    """12s, 3m05s, 2h07m, 4d03h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 class ProgressLine:

@@ -11,11 +11,12 @@ import json
 import math
 from typing import Any
 
+from raysweep.common.numeric import is_finite_number
+from raysweep.common.text import number, value_text
 from raysweep.config.space import Numeric, flattened
 from raysweep.record.record import Trial
 from raysweep.report.analysis import LEVELS, Importance, Rung, at_a_time, hours_at, landscape, unit_of_cost
-from raysweep.report.inputs import CONTINUED, Attempt, Inputs, Key, is_number, position_in_range
-from raysweep.report.notes import number
+from raysweep.report.inputs import CONTINUED, Attempt, Inputs, Key, position_in_range
 
 Spec = dict[str, Any]
 
@@ -83,11 +84,6 @@ WINNER_MARK: Spec = {
 }
 
 
-def text_of(value: Any) -> str:
-    """A value of a configuration as a label."""
-    return value if isinstance(value, str) else number(value) if is_number(value) else json.dumps(value)
-
-
 def shared_data(inputs: Inputs, keys: list[Key]) -> dict[str, dict[str, list[Any]]]:
     """The named data of the figures, a list a column; `trials` are worst first, so that the best are drawn on top."""
     clock = inputs.clock
@@ -106,7 +102,7 @@ def shared_data(inputs: Inputs, keys: list[Key]) -> dict[str, dict[str, list[Any
     }
     for i, key in enumerate(keys):
         values = [config.get(key.name) for config in configs]
-        columns[f"config{i}"] = values if key.numeric else [None if v is None else text_of(v) for v in values]
+        columns[f"config{i}"] = values if key.numeric else [None if v is None else value_text(v) for v in values]
         columns[f"axis{i}"] = [None if v is None else round(key.position(v), 4) for v in values]
     columns["axis_metric"] = [None if v is None else round(_metric_position(inputs, v), 4) for v in columns["value"]]
     curves, _ = _curves(inputs)
@@ -148,7 +144,7 @@ def _x_of(i: int, key: Key) -> Spec:
             "field": f"config{i}",
             "type": "nominal",
             "title": key.name,
-            "sort": [text_of(v) for v in key.categories],
+            "sort": [value_text(v) for v in key.categories],
             "axis": {"labelAngle": 0, "labelLimit": 90},
         }
     low, high = key.span
@@ -323,7 +319,7 @@ def parallel_coordinates(inputs: Inputs, keys: list[Key]) -> Spec:
 def _ticks(key: Key) -> list[tuple[float, str]]:
     """Labels of an axis of the parallel coordinates: (position, text)."""
     if not key.numeric:
-        return [(key.position(v), text_of(v)[:18]) for v in key.categories]
+        return [(key.position(v), value_text(v)[:18]) for v in key.categories]
     low, high = key.span
     if low == high:
         return [(0.5, number(low))]
@@ -400,7 +396,7 @@ def _curves(inputs: Inputs) -> tuple[dict[str, list[Any]], str]:
     if any(len(t.results) > MAX_POINTS for t in chosen):
         said.append(f"Of each curve at most {MAX_POINTS} epochs are drawn.")
     for trial in reversed(chosen):
-        points = [(r.epoch, r.metrics[inputs.metric]) for r in trial.results if is_number(r.metrics.get(inputs.metric))]
+        points = [(r.epoch, r.metrics[inputs.metric]) for r in trial.results if is_finite_number(r.metrics.get(inputs.metric))]
         for epoch, value in _thinned(points, trial, inputs):
             columns["trial"].append(trial.trial_id)
             columns["epoch"].append(epoch)

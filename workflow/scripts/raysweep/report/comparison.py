@@ -8,12 +8,11 @@ from typing import Any
 
 from raysweep.common.errors import logger
 from raysweep.common.files import read_yaml, written_aside
-from raysweep.record.progress import duration
+from raysweep.common.text import duration, number
 from raysweep.record.record import read_sweep
 from raysweep.report.analysis import cost, hours_at, unit_of_cost
 from raysweep.report.charts import Spec, best_until, chart, metric_scale
 from raysweep.report.inputs import Inputs
-from raysweep.report.notes import number
 from raysweep.report.page import html_page
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), which people with any colour vision tell apart, as the page has them; then again, dashed.

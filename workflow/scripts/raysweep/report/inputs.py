@@ -13,6 +13,7 @@ from typing import Any
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
+from raysweep.common.numeric import is_finite_number
 from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
 from raysweep.record.record import Judged, Mode, Sweep, Trial, read_sweep
 
@@ -34,7 +35,7 @@ class Key:
     @property
     def numeric(self) -> bool:
         """Whether its values are points on a scale, not names: numbers, unless they were chosen from a list."""
-        return not isinstance(self.distribution, Choice) and all(is_number(v) for v in self.values)
+        return not isinstance(self.distribution, Choice) and all(is_finite_number(v) for v in self.values)
 
     @property
     def log(self) -> bool:
@@ -45,7 +46,7 @@ class Key:
         """The values in the order in which an axis shows them: those of the list, and others that occur; numbers by size."""
         offered = list(self.distribution.values) if isinstance(self.distribution, Choice) else []
         found = offered + [v for v in self.values if v not in offered]
-        return sorted(found) if all(is_number(v) for v in found) else found
+        return sorted(found) if all(is_finite_number(v) for v in found) else found
 
     @property
     def span(self) -> tuple[float, float]:
@@ -187,10 +188,6 @@ def position_in_range(distribution: Numeric, value: float) -> float:
     if distribution.log:
         return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def seconds_between(start: str, end: str) -> float:

@@ -7,14 +7,15 @@ import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from raysweep.common.numeric import is_finite_number
+from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.space import Choice, Numeric, flattened
 from raysweep.record.outputs import values_at
-from raysweep.record.progress import duration
 from raysweep.record.record import Judged, Trial
 from raysweep.report.analysis import repeated_s
-from raysweep.report.inputs import Inputs, Key, is_number, position_in_range
+from raysweep.report.inputs import Inputs, Key, position_in_range
 
 EDGE_FRACTION = 0.05  # of a range, at each end
 FEW_STEPS = 20  # an integer range with fewer values has no outer 5 %: there its ends are judged as those of a list
@@ -35,22 +36,6 @@ class Failure:
 
     cause: str  # in the words of the first trial that it ended
     trials: list[Trial] = field(default_factory=list)
-
-
-def number(value: float) -> str:
-    """A number as the report shows it: four significant digits, whole numbers in full."""
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
-
-
-def as_text(value: Any) -> str:
-    """A value of a configuration as the report shows it."""
-    return number(value) if is_number(value) else str(value)
-
-
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def failures(trials: list[Trial]) -> list[Failure]:
@@ -174,7 +159,7 @@ def _schedule(inputs: Inputs) -> Note | None:
     first, *later = [flattened(one["config"]) for one in schedule]
     changed = [key for key in first if any(config.get(key) != first[key] for config in later)]
     steps = [
-        f"from epoch {one['from_epoch'] + 1} " + ", ".join(f"{key} {as_text(config.get(key))}" for key in changed)
+        f"from epoch {one['from_epoch'] + 1} " + ", ".join(f"{key} {value_text(config.get(key))}" for key in changed)
         for one, config in zip(schedule, [first, *later], strict=True)
     ]
     return Note(
@@ -208,7 +193,7 @@ def _steps(distribution: Numeric) -> float:
 def _edges(inputs: Inputs) -> Iterator[Note]:
     config = flattened(inputs.winner.config)
     for key in inputs.keys:
-        if key.name in config and is_number(config[key.name]) and (note := _edge(key, config[key.name])):
+        if key.name in config and is_finite_number(config[key.name]) and (note := _edge(key, config[key.name])):
             yield note
 
 
@@ -232,7 +217,7 @@ def _edge(key: Key, value: float) -> Note | None:
     if isinstance(distribution, Numeric):
         values = [distribution.low, distribution.high - 1 if distribution.integer else distribution.high]
         enough = _steps(distribution) >= 3
-    elif isinstance(distribution, Choice) and all(is_number(v) for v in distribution.values):
+    elif isinstance(distribution, Choice) and all(is_finite_number(v) for v in distribution.values):
         values = sorted(distribution.values)
         enough = len(set(values)) >= 3  # of two values, one of them always lies at an end
     else:

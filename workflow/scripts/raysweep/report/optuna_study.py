@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.common.numeric import is_finite_number
 from raysweep.record.record import Trial
-from raysweep.report.inputs import Inputs, Key, is_number
+from raysweep.report.inputs import Inputs, Key
 
 if TYPE_CHECKING:
     import optuna
@@ -77,7 +78,7 @@ def _frozen(inputs: Inputs, trial: Trial, keys: list[Key], distributions: dict[s
         value=value if state == "COMPLETE" else None,
         params=params,
         distributions={name: distributions[name] for name in params},
-        intermediate_values={epoch: value for epoch, value in values.items() if is_number(value)},
+        intermediate_values={epoch: value for epoch, value in values.items() if is_finite_number(value)},
         user_attrs={"trial_id": trial.trial_id, "status": trial.status, "seed": trial.seed}
         | ({"node": trial.node} if trial.node else {})
         | ({"error": trial.error} if trial.error else {}),

@@ -14,8 +14,8 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from raysweep.report.charts import CONFIG, Spec, text_of
-from raysweep.report.notes import number, plural
+from raysweep.common.text import number, plural, value_text
+from raysweep.report.charts import CONFIG, Spec
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 
@@ -32,7 +32,7 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, dict[str, l
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "plural": plural, "when": when, "value": text_of}
+    environment.filters |= {"number": number, "plural": plural, "when": when, "value": value_text}
     return environment.get_template(template).render(
         **values,
         chart_json=_json_in_html({"config": CONFIG, "specs": specs, "data": data}),

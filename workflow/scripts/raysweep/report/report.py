@@ -14,14 +14,15 @@ from typing import Any
 
 from raysweep.common.errors import logger
 from raysweep.common.files import written_aside
+from raysweep.common.numeric import is_finite_number
+from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.space import TRAINING_KEYS, flattened
-from raysweep.record.progress import duration
 from raysweep.record.record import Trial
 from raysweep.report import analysis as report_analysis
 from raysweep.report import charts as report_charts
 from raysweep.report import figures as report_figures
-from raysweep.report.inputs import Inputs, is_number
-from raysweep.report.notes import failures, notes, number, plural, tied
+from raysweep.report.inputs import Inputs
+from raysweep.report.notes import failures, notes, tied
 from raysweep.report.page import html_page, when
 from raysweep.usercode.target import find_target
 
@@ -116,7 +117,7 @@ def _relative(path: Path, root: Path) -> str:
 def _table(inputs: Inputs) -> dict[str, Any]:
     """The table of all trials, best first, failed ones last: its columns, of numbers or of words, and its rows."""
     columns = [("trial", False), ("status", False), (inputs.metric, True), ("epoch of it", True), ("epochs", True)]
-    columns += [(key.name, all(is_number(v) for v in key.values)) for key in inputs.keys]
+    columns += [(key.name, all(is_finite_number(v) for v in key.values)) for key in inputs.keys]
     columns += [("time (s)", True), ("node", False), ("started", False), ("seed", True), ("error", False)]
     order = {t.trial_id: i for i, (t, _) in enumerate(inputs.ranked)}
     rows = [_row(inputs, t) for t in sorted(inputs.trials, key=lambda t: (order.get(t.trial_id, len(order)), t.trial_id))]
@@ -140,7 +141,7 @@ def _row(inputs: Inputs, trial: Trial) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     """A value in a table: numbers so that JavaScript reads them again."""
-    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else report_charts.text_of(value)
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else value_text(value)
 
 
 def _counts(inputs: Inputs) -> dict[str, int]:

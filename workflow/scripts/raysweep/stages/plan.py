@@ -21,10 +21,10 @@ from typing import Any
 from raysweep.common.durations import seconds
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import write_yaml
+from raysweep.common.text import duration
 from raysweep.config.load import num_trials
 from raysweep.config.space import configuration, num_combinations, parse_space
 from raysweep.environment.commands import process_environment, seen_in_container
-from raysweep.record.progress import duration
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.sweep import RECORD, Stage, reason_to_start_anew

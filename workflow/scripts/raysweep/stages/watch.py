@@ -18,10 +18,9 @@ from rich.text import Text
 
 from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.files import read_yaml
+from raysweep.common.text import duration, number
 from raysweep.config.space import flattened
-from raysweep.record.progress import duration
 from raysweep.record.record import Sweep, Trial, read_sweep
-from raysweep.report.notes import number
 
 INTERVAL_S = 1.0
 PLOT_HEIGHT = 9  # rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import os
 import re
 import shutil
@@ -24,8 +23,10 @@ from ray.tune.utils import flatten_dict
 from raysweep.common.bounds import Bounds, any_holds
 from raysweep.common.errors import WorldError, is_full_disk
 from raysweep.common.files import flush_folder
+from raysweep.common.numeric import is_finite_number, is_number
+from raysweep.common.text import duration
 from raysweep.record.outputs import PartialOutputs
-from raysweep.record.progress import ProgressLine, duration
+from raysweep.record.progress import ProgressLine
 from raysweep.record.record import Mode, Record, Trial
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.samplers import Sampler
@@ -49,11 +50,7 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
     return {
         key: value if isinstance(value, int) else float(value)
         for key, value in ((str(key), value) for key, value in result.items())
-        if key not in NOT_METRICS
-        and not key.startswith("config/")
-        and isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
+        if key not in NOT_METRICS and not key.startswith("config/") and is_finite_number(value)
     }
 
 
@@ -65,7 +62,7 @@ def unusable(result: dict[str, Any], metric: str) -> str | None:
         )
         return f"reported no {metric} (it reported {reported})"
     value = result[metric]
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if not is_number(value):
         return f"reported {metric} = {str(value)[:80]!r}, which is not a number"
     return None if math.isfinite(value) else f"reported {metric} = {value}, which is not finite"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import numbers
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from ray import tune
 from ray.tune.utils import flatten_dict
 
 from raysweep.common.gpus import first_gpu_memory_mb
+from raysweep.common.numeric import is_number
 from raysweep.data.stage import load_split
 from raysweep.usercode.freeze import Code
 
@@ -50,7 +50,7 @@ def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:
     """Raises FloatingPointError where the metric is NaN or infinite."""
     value = metrics.get(metric)
-    if isinstance(value, numbers.Real) and not math.isfinite(value):
+    if is_number(value) and not math.isfinite(value):
         raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
 
 
