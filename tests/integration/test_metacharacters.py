@@ -18,7 +18,7 @@ from metacharacters import TEXTS, given, stand_in, texts_of_the_schema
 from project import Project as Checkout
 from raysweep.common.errors import ConfigError
 from raysweep.config.load import validated
-from raysweep.slurm.executor import quote_words
+from raysweep.slurm.snakemake_private import quote_words
 from sweeping import SCRIPTS, Project, sweep_of
 
 # Keys that take any text but one that begins with a hyphen, that has the curly brackets of Snakemake's wildcards, or that is more than a line.

@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
-from raysweep.slurm.executor import Run, cancel_all_on_ctrl_c, quote_python, quote_words
+from raysweep.slurm.runs import Run
+from raysweep.slurm.snakemake_private import adapt_snakemake, outputs_of, rule_job
 
-quote_python()
-quote_words()
-cancel_all_on_ctrl_c()
+adapt_snakemake()
 RUN = Run(Path.cwd(), Path("logs"))
 if workflow.is_main_process:
     RUN.clear_up()
@@ -27,11 +26,11 @@ if workflow.is_main_process:
 onstart:
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"), workflow.dag.needrun_jobs())
+        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"), outputs_of(workflow.dag.needrun_jobs()))
 
 
 onerror:
-    RUN.explain([job for job in workflow.scheduler.failed if not job.is_local], log)
+    RUN.explain([rule_job(job) for job in workflow.scheduler.failed if not job.is_local], log)
 
 
 rule report:

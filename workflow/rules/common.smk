@@ -10,21 +10,13 @@ if not RULES.is_dir():
     sys.exit(f"Error: {workflow.current_basedir} is no folder here, and its rules need the scripts beside it: name a clone's Snakefile")
 CHECKOUT = RULES.parents[1]
 SCRIPTS = CHECKOUT / "workflow" / "scripts"
-IS_MODULE = not workflow.modifier.is_main_snakefile()
 
 # Snakemake itself holds the name `workflow`, so the package is imported from its folder.
 sys.path.insert(0, str(SCRIPTS))
 from raysweep.slurm.allocation import slurm_extra
-from raysweep.config.load import Module, env_arguments, keys_of, validated
-from raysweep.slurm.executor import (
-    answer_signals_in_a_thread,
-    as_hooks,
-    cancel_all_on_ctrl_c,
-    quote_python,
-    quote_words,
-    say_as_much_as,
-    the_run,
-)
+from raysweep.config.load import env_arguments, validated
+from raysweep.slurm.runs import the_run
+from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
 from raysweep.environment.requirements import env_key
 from raysweep.common.durations import minutes
 from raysweep.common.errors import ConfigError
@@ -37,10 +29,10 @@ sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names
 
 ROOT = Path.cwd()
 
-MODULE = Module(workflow.modifier.namespace, keys_of(config, workflow.modifier_stack[0].globals["config"])) if IS_MODULE else None
+INCLUSION = Inclusion.of(workflow, RULES, config)
 
 try:
-    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, MODULE)
+    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, INCLUSION.module)
 except ConfigError as error:
     sys.exit(f"Error: {error}")
 
@@ -55,23 +47,12 @@ ENV = Path(config["resources_dir"]) / "env" / env_key(env_arguments(config, ROOT
 LOGS = Path("logs")
 SWEEPS = config["sweeps"]
 
-quote_python()
-quote_words()
-answer_signals_in_a_thread()
-cancel_all_on_ctrl_c()
+adapt_snakemake()
 if not workflow.remote_exec:
-    say_as_much_as(workflow.output_settings)
+    inherit_verbosity(workflow.output_settings)
 
 
-# Snakemake changes the paths of a module where they are input, output or log, and nowhere else.
-PATHS = workflow.modifier.path_modifier
-
-
-def placed(path):
-    """Where a folder of ours lies, for a parameter or the config of a stage."""
-    return Path(PATHS.replace_prefix(f"{path}/"))
-
-
+placed = INCLUSION.placed
 RUN = the_run(ROOT)
 if workflow.is_main_process and not RUN.logs_dirs:  # once, though several modules may be this workflow
     RUN.clear_up()
@@ -86,7 +67,7 @@ wildcard_constraints:
 def config_of(sweep):
     """The merged config as far as it concerns one sweep."""
     dataset = SWEEPS[sweep]["dataset"]
-    folders = {key: str(placed(config[key])) for key in ("results_dir", "state_dir", "resources_dir")} if IS_MODULE else {}
+    folders = {key: str(placed(config[key])) for key in ("results_dir", "state_dir", "resources_dir")} if INCLUSION.module else {}
     return {
         **config,
         **folders,
@@ -100,11 +81,6 @@ def config_file(sweep):
     return placed(STATE) / ".config" / f"{sweep}.yaml"
 
 
-def own(jobs):
-    """Those of the jobs that are this workflow's, whether it is a module or not."""
-    return [job for job in jobs if not job.is_group() and Path(str(job.rule.basedir)) == RULES]
-
-
 # When jobs are about to start, so not in a dry run.
 def begin():
     for sweep in SWEEPS:
@@ -112,11 +88,11 @@ def begin():
             write_yaml(config_file(sweep), config_of(sweep))
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(CHECKOUT / "cluster" / "bin", placed(STATE), own(workflow.dag.needrun_jobs()))
+        RUN.use_slurm(CHECKOUT / "cluster" / "bin", placed(STATE), INCLUSION.outputs_to_make())
 
 
 def explain(log):
-    RUN.explain([job for job in own(workflow.scheduler.failed) if not job.is_local], log)
+    RUN.explain(INCLUSION.submitted_jobs_that_failed(), log)
 
 
 onstart:
@@ -127,9 +103,7 @@ onerror:
     explain(log)
 
 
-# Of a module Snakemake runs neither.
-if IS_MODULE:
-    as_hooks(begin, explain)
+INCLUSION.call_in_time(begin, explain)
 
 
 def sources_of(sweep):

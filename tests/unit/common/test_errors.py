@@ -11,7 +11,7 @@ import pytest
 from raysweep.common import errors
 from raysweep.common.errors import (
     BUG,
-    SAYS,
+    VERBOSITY_ENV,
     ConfigError,
     RaysweepError,
     WorldError,
@@ -119,7 +119,7 @@ def test_an_exit_of_the_scripts_own_passes() -> None:
 def test_the_user_sees_as_much_as_he_wants_and_the_log_has_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, is_asked_for: bool, seen: str
 ) -> None:
-    monkeypatch.setenv(SAYS, says)
+    monkeypatch.setenv(VERBOSITY_ENV, says)
     terminal = io.StringIO()
     set_up_logging(tmp_path / "log", terminal, is_asked_for=is_asked_for)
     for level in ("debug", "info", "warning"):

@@ -18,7 +18,17 @@ from snakemake_executor_plugin_slurm.job_status_query import query_job_status_sa
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 
 from raysweep.slurm import status as slurm_client
-from raysweep.slurm.status import HOPELESS, append, incomplete_mark, is_status_query, is_submission, read_notes, status
+from raysweep.slurm.status import (
+    HOPELESS,
+    JobNote,
+    RefusalNote,
+    append,
+    incomplete_mark,
+    is_status_query,
+    is_submission,
+    read_notes,
+    status,
+)
 
 BIN = Path(__file__).parents[3] / "cluster" / "bin"
 FAKE = """#!/bin/sh
@@ -206,9 +216,9 @@ def test_a_job_that_nobody_knows_is_not_taken_for_complete_and_fails_after_a_whi
     fakes.answer("squeue")
     fakes.answer("sacct", out=accounted)
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
-    since = read_notes(run_dir)[0]["12"]["missing_since"]
+    since = read_notes(run_dir).jobs["12"].missing_since
     assert status(run_dir, "a-run") == {"12": "RUNNING"}
-    assert read_notes(run_dir)[0]["12"]["missing_since"] == since
+    assert read_notes(run_dir).jobs["12"].missing_since == since
     append(run_dir, job="12", missing_since=time.time() - slurm_client.FORGOTTEN_S - 1)
     assert status(run_dir, "a-run") == {"12": "FAILED"}
 
@@ -248,7 +258,7 @@ def test_a_job_that_waits_for_what_will_not_come_is_cancelled_by_a_fake_scancel(
     assert fakes.calls("scancel") == []  # once may be a moment of Slurm's
     status(run_dir, "a-run")
     assert fakes.calls("scancel") == ["--state=PENDING 12"]
-    assert read_notes(run_dir)[0]["12"]["hopeless"] == reason
+    assert read_notes(run_dir).jobs["12"].hopeless == reason
 
 
 @pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
@@ -311,7 +321,7 @@ def test_a_fake_sbatch_gets_the_job_which_will_say_how_it_ended(fakes: Fakes, ru
     fakes.answer("sbatch", out="13;a-cluster\n")
     done = call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
     assert (done.returncode, done.stdout, done.stderr) == (0, "13;a-cluster\n", "")
-    assert read_notes(run_dir)[0]["13"] == {"job": "13", "what": COMMENT, "log": f"{run_dir}/13.log"}
+    assert read_notes(run_dir).jobs["13"] == JobNote("13", COMMENT, f"{run_dir}/13.log")
     text = "\n".join(fakes.calls("sbatch"))
     assert "--comment rule_run_sweep_wildcards_lenet in /projects/state " in text
     script = (fakes.folder / "sbatch.stdin").read_text()
@@ -347,7 +357,7 @@ def test_what_a_fake_sbatch_refuses_is_passed_on_and_noted(fakes: Fakes, run_dir
     fakes.answer("sbatch", err="sbatch: error: no\n", code=1)
     done = call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "sbatch: error: no\n")
-    assert read_notes(run_dir)[1] == {COMMENT: {"what": COMMENT, "refused": "sbatch: error: no\n"}}
+    assert read_notes(run_dir).refusals == {COMMENT: RefusalNote(COMMENT, "sbatch: error: no\n")}
 
 
 def test_a_second_job_of_a_sweep_is_not_submitted_while_a_fake_squeue_shows_the_first(fakes: Fakes, run_dir: Path) -> None:
@@ -360,7 +370,7 @@ def test_a_second_job_of_a_sweep_is_not_submitted_while_a_fake_squeue_shows_the_
         " (`make watch` follows it) and run the same command again, or end it with `scancel 8`\n"
     )
     assert fakes.calls("sbatch") == []
-    assert read_notes(run_dir)[1][COMMENT]["by_us"]
+    assert read_notes(run_dir).refusals[COMMENT].by_us
 
 
 def test_a_job_of_a_workflow_that_has_us_as_a_module_may_have_its_like_with_a_fake_squeue(fakes: Fakes, run_dir: Path) -> None:
@@ -368,7 +378,7 @@ def test_a_job_of_a_workflow_that_has_us_as_a_module_may_have_its_like_with_a_fa
     fakes.answer("squeue", out=f"8|RUNNING|n1|n1|{COMMENT} in /projects/state\n")
     fakes.answer("sbatch", out="13\n")
     assert call("sbatch", *submit_arguments(run_dir), run_dir=run_dir).stdout == "13\n"
-    assert read_notes(run_dir)[0]["13"]["what"] == COMMENT
+    assert read_notes(run_dir).jobs["13"].what == COMMENT
     # How it ended is known; its outputs are none of ours.
     script = f"true{slurm_client.ending(run_dir, COMMENT)}"
     subprocess.run(["sh", "-c", script], env=os.environ | {"SLURM_JOB_ID": "13"}, check=True)

@@ -30,7 +30,7 @@ from raysweep.common.files import written_aside
 from raysweep.environment.archive import ARCHIVE, UNPACKED_TO_PACKED, pack
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation, Node, slurm_extra
-from raysweep.slurm.executor import PROFILE, Failed
+from raysweep.slurm.explanations import PROFILE, RuleJob
 
 logger = logging.getLogger("raysweep")
 
@@ -247,7 +247,7 @@ def sweep_fits(name: str, allocation: dict[str, Any], answer: Answer, reasons: A
         "_cores": allocation["cpus_per_node"],
         "runtime": minutes(allocation["runtime"]),
     }
-    advice = Failed("run_sweep", name, Path(os.devnull), now | resources).to_change(said)
+    advice = RuleJob("run_sweep", name, resources=now | resources).advice_for(said)
     return failed(title, f"{each}: Slurm says {said!r}{out}", advice + (", or wait for nodes to return" if out else ""))
 
 

@@ -12,7 +12,7 @@ from typing import TextIO
 
 logger = logging.getLogger("raysweep")
 
-SAYS = "RAYSWEEP_SAYS"  # set where Snakemake was called with --quiet or --verbose; its jobs inherit it
+VERBOSITY_ENV = "RAYSWEEP_SAYS"  # set where Snakemake was called with --quiet or --verbose; its jobs inherit it
 LEVELS = {"little": logging.WARNING, "all": logging.DEBUG}
 BUG = 70
 START_AGAIN = 75  # EX_TEMPFAIL: the driver asks for its job to be started again
@@ -36,14 +36,14 @@ class WorldError(RaysweepError):
 def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, is_asked_for: bool = False) -> None:
     """Send what this package says to the user (plain text, to stderr unless told otherwise), and all of it, with the time, to the log of the rule.
 
-    The user sees as much as SAYS in the environment says; what he asked for, such as a table, in any case.
+    The user sees as much as VERBOSITY_ENV in the environment says; what he asked for, such as a table, in any case.
     """
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     plain = logging.StreamHandler(terminal)
-    level = LEVELS.get(os.environ.get(SAYS, ""), logging.INFO)
+    level = LEVELS.get(os.environ.get(VERBOSITY_ENV, ""), logging.INFO)
     plain.setLevel(min(level, logging.INFO) if is_asked_for else level)
     plain.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(plain)

@@ -1,0 +1,66 @@
+"""The executors that this workflow registers in the place of the plugins' own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shlex
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import snakemake_executor_plugin_slurm as slurm
+import snakemake_executor_plugin_slurm_jobstep as jobstep
+
+from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
+
+
+def job(number: int) -> Any:
+    return SimpleNamespace(external_jobid=str(number))
+
+
+def executor_of(kind: type[Any]) -> Any:
+    """An executor without a workflow, whose threads are not started."""
+    executor = object.__new__(kind)
+    executor.logger, executor._submitted_job_clusters = SimpleNamespace(), set()
+    return executor
+
+
+@pytest.mark.parametrize("kind", [SlurmExecutor, JobstepExecutor])
+def test_the_path_of_python_is_quoted(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/a $(touch no) folder/python")
+    assert shlex.split(executor_of(kind).get_python_executable()) == ["/a $(touch no) folder/python"]
+
+
+def test_a_ctrl_c_during_a_query_cancels_all_jobs_with_a_fake_scancel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho \"$@\" >> '{tmp_path}/calls'\n")
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    asked: list[Any] = []
+
+    async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+        asked.extend(active_jobs)
+        yield active_jobs[0]
+
+    monkeypatch.setattr(slurm.Executor, "check_active_jobs", check_active_jobs)  # the plugin's, which would start Slurm's programs
+    executor = executor_of(SlurmExecutor)
+
+    async def query() -> None:
+        jobs = [job(7), job(8)]
+        async for still_active in executor.check_active_jobs(jobs):
+            assert still_active is jobs[0]
+            executor.cancel_jobs([job(9)])  # submitted during the query
+
+    asyncio.run(query())
+    assert [one.external_jobid for one in asked] == ["7", "8"]
+    assert (tmp_path / "calls").read_text() == "7 8 9\n"
+
+
+def test_the_plugins_methods_are_as_the_subclasses_expect() -> None:
+    assert list(inspect.signature(slurm.Executor.check_active_jobs).parameters) == ["self", "active_jobs"]
+    assert list(inspect.signature(slurm.Executor.cancel_jobs).parameters) == ["self", "active_jobs"]
+    assert list(inspect.signature(slurm.Executor.get_python_executable).parameters) == ["self"]
+    assert list(inspect.signature(jobstep.Executor.get_python_executable).parameters) == ["self"]

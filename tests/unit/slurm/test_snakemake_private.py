@@ -1,0 +1,227 @@
+"""Each private name of Snakemake that this workflow uses: a test fails when the name changes."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, SimpleNamespace
+from typing import Any
+
+import pytest
+import snakemake.api  # first: its parts import each other
+import snakemake.jobs
+import snakemake.workflow
+import snakemake_executor_plugin_slurm as slurm_plugin
+import snakemake_executor_plugin_slurm_jobstep as jobstep_plugin
+from snakemake.path_modifier import PathModifier
+from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+from snakemake_interface_executor_plugins import utils
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+from raysweep.common.errors import VERBOSITY_ENV
+from raysweep.slurm import snakemake_private
+from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
+from raysweep.slurm.explanations import RuleJob
+from raysweep.slurm.snakemake_private import (
+    Inclusion,
+    Scheduler,
+    adapt_snakemake,
+    inherit_verbosity,
+    outputs_of,
+    plugin_comment,
+    rule_job,
+)
+
+
+def names_in(function: Callable[..., Any]) -> set[str]:
+    """All names that a function uses, those of the functions within it included."""
+
+    def names(code: CodeType) -> set[str]:
+        return {str(one.argval) for one in dis.get_instructions(code) if one.opname.startswith(("LOAD", "STORE"))} | {
+            name for constant in code.co_consts if isinstance(constant, CodeType) for name in names(constant)
+        }
+
+    return names(inspect.unwrap(function).__code__)
+
+
+@pytest.fixture
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake is put back at the end as it was."""
+    plugins = ExecutorPluginRegistry().plugins
+    monkeypatch.setattr(utils, "format_cli_value", utils.format_cli_value)
+    monkeypatch.setattr(snakemake.workflow, "JobScheduler", JobScheduler)
+    for name, plugin in (("slurm", slurm_plugin), ("slurm-jobstep", jobstep_plugin)):
+        monkeypatch.setattr(plugins[name], "executor", plugin.Executor)
+    monkeypatch.setattr(snakemake_private, "_hooks", [])
+
+
+def parts() -> list[Any]:
+    """Each place in Snakemake that is changed, as it is now."""
+    plugins = ExecutorPluginRegistry().plugins
+    return [utils.format_cli_value, snakemake.workflow.JobScheduler, plugins["slurm"].executor, plugins["slurm-jobstep"].executor]
+
+
+@pytest.mark.usefixtures("as_it_was")
+def test_snakemake_is_adapted_once_however_often_the_workflow_is_included() -> None:
+    before = parts()
+    adapt_snakemake()
+    once = parts()
+    adapt_snakemake()
+    assert parts() == once == [snakemake_private.format_cli_value, Scheduler, SlurmExecutor, JobstepExecutor]
+    assert Scheduler.__bases__ == (JobScheduler,)
+    assert not set(map(id, once)) & set(map(id, before))
+    assert utils.format_cli_arg("--a", "it's") == "--a 'it'\"'\"'s'"
+
+
+def test_the_plugin_registry_keeps_the_executor_that_the_scheduler_starts() -> None:
+    plugins = ExecutorPluginRegistry().plugins
+    assert {"slurm", "slurm-jobstep"} <= set(plugins)
+    assert ExecutorPluginRegistry().get_plugin("slurm") is plugins["slurm"], "one registry, one entry"
+    assert "executor_plugin" in inspect.signature(JobScheduler.__init__).parameters
+    assert "executor" in names_in(JobScheduler.__init__), "which is read when the scheduler begins, after the Snakefile"
+
+
+def test_the_workflow_takes_the_scheduler_from_its_modules_globals() -> None:
+    assert "JobScheduler" in names_in(snakemake.workflow.Workflow.execute)
+    assert {"dryrun", "execution_settings", "no_hooks", "logger_manager", "get_logfile"} <= names_in(snakemake.workflow.Workflow.execute)
+    assert "exit_gracefully" in names_in(JobScheduler.__init__), "the handler of SIGTERM"
+    assert list(inspect.signature(JobScheduler.schedule).parameters) == ["self"]
+
+
+def test_all_words_for_a_shell_go_through_one_function() -> None:
+    assert "format_cli_value" in names_in(utils.format_cli_pos_arg)
+    assert list(inspect.signature(utils.format_cli_value).parameters) == ["value", "quote", "base64_encode"]
+
+
+def test_a_signal_does_not_wait_for_the_code_that_it_interrupts() -> None:
+    code = """
+import signal, threading
+from raysweep.slurm.snakemake_private import Scheduler
+scheduler = object.__new__(Scheduler)
+scheduler._lock, scheduler._open_jobs, scheduler._user_kill = threading.Lock(), threading.Semaphore(0), None
+signal.signal(signal.SIGTERM, scheduler.exit_gracefully)
+with scheduler._lock:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+scheduler._open_jobs.acquire()
+print(scheduler._user_kill)
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(snakemake_private.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "graceful\n"
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A scheduler whose jobs are done, or fail where its `_errors` are set."""
+    monkeypatch.setattr(snakemake_private, "_hooks", [])
+    scheduler = object.__new__(Scheduler)
+    scheduler.workflow = SimpleNamespace(
+        dryrun=False,
+        execution_settings=SimpleNamespace(no_hooks=False),
+        logger_manager=SimpleNamespace(get_logfile=lambda: ["a.log"]),
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    yield scheduler
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_the_hooks_of_modules_are_called_in_the_run_of_their_workflow(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch, succeeds: bool
+) -> None:
+    called: list[str] = []
+
+    def schedule(self: Any) -> bool:
+        called.append("jobs")
+        return succeeds
+
+    monkeypatch.setattr(JobScheduler, "schedule", schedule)  # Snakemake's, which would run jobs
+    for name, workflow in (("a", scheduler.workflow), ("b", scheduler.workflow), ("other", SimpleNamespace())):
+        inclusion = Inclusion(workflow, Path(), SimpleNamespace(name=name), None)  # type: ignore[arg-type]
+        inclusion.call_in_time(lambda name=name: called.append(f"{name} starts"), lambda log, name=name: called.append(f"{name}: {log}"))  # type: ignore[misc]
+    Inclusion(scheduler.workflow, Path(), None, None).call_in_time(lambda: called.append("main"), lambda log: None)
+    assert scheduler.schedule() == succeeds
+    assert called == ["a starts", "b starts", "jobs", *([] if succeeds else ["a: ['a.log']", "b: ['a.log']"])]
+    called.clear()
+    scheduler.workflow.execution_settings.no_hooks = True
+    scheduler.schedule()
+    assert called == ["jobs"]
+
+
+def snakemakes_job(**changes: Any) -> Any:
+    wildcards = {"sweep": "lenet"}
+    attributes = {"rule": SimpleNamespace(name="run_sweep", basedir="/w/rules"), "wildcards": list(wildcards.values())}
+    attributes |= {"wildcards_dict": wildcards, "output": ["trials.csv", "best.yaml"], "log": ["x.log"], "resources": {"nodes": 2}}
+    attributes |= {"is_group": lambda: False, "is_local": False}
+    return SimpleNamespace(**attributes | changes)
+
+
+def test_a_job_is_called_as_the_plugin_calls_it() -> None:
+    job = snakemakes_job()
+    assert rule_job(job) == RuleJob("run_sweep", "lenet", "rule_run_sweep_wildcards_lenet", Path("x.log"), {"nodes": 2})
+    assert plugin_comment(snakemakes_job(wildcards=[])) == "rule_run_sweep"
+    for name in ("wildcard_str", "get_job_wildcards", "rule_"):
+        assert name in inspect.getsource(slurm_plugin.Executor.run_job)
+    assert (
+        f"rule_run_sweep_wildcards_{get_job_wildcards(SimpleNamespace(wildcards=['a/b', 'c'], is_group=lambda: False))}"
+        == plugin_comment(snakemakes_job(wildcards=["a/b", "c"]))
+    )
+    assert outputs_of([job, snakemakes_job(output=[])]) == {"rule_run_sweep_wildcards_lenet": "trials.csv"}
+
+
+def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
+    own, local = snakemakes_job(), snakemakes_job(is_local=True, wildcards=["b"])
+    foreign = snakemakes_job(rule=SimpleNamespace(name="paper", basedir="/outer"))
+    group = snakemakes_job(is_group=lambda: True)
+    jobs = [own, local, foreign, group]
+    workflow = SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs), scheduler=SimpleNamespace(failed=jobs))
+    inclusion = Inclusion(workflow, Path("/w/rules"), None, None)
+    assert list(inclusion.outputs_to_make()) == ["rule_run_sweep_wildcards_lenet", "rule_run_sweep_wildcards_b"]
+    assert inclusion.submitted_jobs_that_failed() == [rule_job(own)]
+
+
+def test_snakemakes_jobs_have_what_is_read_of_them() -> None:
+    assert {"is_group", "is_local", "resources", "wildcards", "log", "output", "rule"} <= set(dir(snakemake.jobs.Job)) | names_in(
+        snakemake.jobs.Job.__init__
+    )
+    assert hasattr(snakemake.workflow.DAG, "needrun_jobs")
+    assert "failed" in names_in(JobScheduler.__init__)
+    assert "basedir" in dir(snakemake.workflow.Rule) or "basedir" in names_in(snakemake.workflow.Rule.__init__)
+
+
+def test_an_inclusion_is_read_of_the_modifier_in_force() -> None:
+    assert {"is_main_snakefile", "globals", "namespace", "path_modifier"} <= names_in(snakemake.workflow.WorkflowModifier.__init__) | set(
+        dir(snakemake.workflow.WorkflowModifier)
+    )
+    assert {"modifier", "modifier_stack"} <= set(dir(snakemake.workflow.Workflow)) | names_in(snakemake.workflow.Workflow.__post_init__)
+    assert hasattr(PathModifier, "replace_prefix")
+    part: dict[str, Any] = {"sweeps": {}}
+    modifier = SimpleNamespace(
+        is_main_snakefile=lambda: False, namespace="tuning", path_modifier=SimpleNamespace(replace_prefix=lambda path: f"a/{path}")
+    )
+    outer = SimpleNamespace(globals={"config": {"tuning": part}})
+    inclusion = Inclusion.of(SimpleNamespace(modifier=modifier, modifier_stack=[outer]), Path("/w/rules"), part)
+    assert inclusion.module is not None
+    assert (inclusion.module.name, inclusion.module.keys) == ("tuning", ("tuning",))
+    assert inclusion.placed("results") == Path("a/results")
+
+
+@pytest.mark.parametrize(
+    ("quiet", "verbose", "expected"),
+    [((), False, None), (("RULES",), False, None), (("PROGRESS",), False, "little"), (("ALL",), False, "little"), (("ALL",), True, "all")],
+)
+def test_how_much_is_printed_follows_snakemake(
+    monkeypatch: pytest.MonkeyPatch, quiet: tuple[str, ...], verbose: bool, expected: str | None
+) -> None:
+    monkeypatch.setenv(VERBOSITY_ENV, "")
+    monkeypatch.delenv(VERBOSITY_ENV)
+    inherit_verbosity(SimpleNamespace(quiet=[SimpleNamespace(name=name) for name in quiet], verbose=verbose))
+    assert os.environ.get(VERBOSITY_ENV) == expected

@@ -1,0 +1,140 @@
+"""Why a job failed, in one line for the user: Slurm's messages, and the setting of the config or of the profile that the user should change."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from raysweep.slurm.status import JobNote, RefusalNote, name_of
+
+PROFILE = "cluster/config.yaml"
+RUN_AGAIN = "Run the same command again to go on"
+
+
+class Setting(Enum):
+    """What the user should change."""
+
+    SLURM_IS_AWAY = auto()  # nothing: the user should wait
+    MACHINE = auto()
+    LIMITS = auto()
+    ACCOUNT = auto()
+    QOS = auto()
+    RUNTIME = auto()
+    NODES = auto()
+    PARTITION = auto()
+    GPUS = auto()
+    MEMORY = auto()
+    ALLOCATION = auto()  # any part of the sweep's allocation, or the partition
+
+
+# A pattern in sbatch's refusals (slurm_errno.c) and in the reasons of jobs that wait (slurm.h) → the setting that the user should change.
+# The first pattern that matches counts.
+SETTING_FOR_REASON = (
+    (r"Unable to contact|connect failure|timed out|squeue does not answer", Setting.SLURM_IS_AWAY),
+    (r"No such file or directory: '(sinfo|sbatch|sacctmgr|sshare)'", Setting.MACHINE),
+    (r"violates accounting|AccountingPolicy|^(Assoc|QOS)(Max|Min)", Setting.LIMITS),
+    (r"(?i)\baccount\b|InvalidAccount|AccountNotAllowed", Setting.ACCOUNT),
+    (r"(?i)\bqos\b|InvalidQOS|QOSNotAllowed", Setting.QOS),
+    (r"(?i)time limit|TimeLimit|--time", Setting.RUNTIME),
+    (r"(?i)node count|PartitionNodeLimit|more (processors|nodes)", Setting.NODES),
+    (r"(?i)invalid partition|partition name|permitted to use this partition", Setting.PARTITION),
+    (r"(?i)gres|generic resource|TRES", Setting.GPUS),
+    (r"(?i)memory", Setting.MEMORY),
+)
+
+
+@dataclass(frozen=True)
+class RuleJob:
+    """A job of Snakemake for one rule."""
+
+    rule: str
+    sweep: str = ""  # "" for a rule that has no sweep
+    comment: str = ""  # the name by which the Slurm plugin submits the job
+    log: Path = Path(os.devnull)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Return the name by which a user knows the job."""
+        return name_of(self.rule, self.sweep)
+
+    def advice_for(self, reason: str) -> str:
+        """Return the advice for a message or a reason of Slurm's."""
+        return self.advice(next((setting for pattern, setting in SETTING_FOR_REASON if re.search(pattern, reason)), Setting.ALLOCATION))
+
+    def advice(self, setting: Setting) -> str:
+        """Return the sentence that tells the user to change `setting`, with its present value."""
+        allocation = f"sweeps.{self.sweep or '<name>'}.allocation"
+        runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule.endswith("confirm") else f"{allocation}.runtime"
+        now = {key: "empty" if value == "" else value for key, value in self.resources.items()}
+        now = dict.fromkeys(("slurm_account", "slurm_partition", "qos", "runtime", "nodes", "mem_mb", "_cores"), "not set") | now
+        or_partition = f"or slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
+        size = f"{allocation} (nodes, cpus_per_node, gpus_per_node, gpu_type, mem_mb_per_node)"
+        return {
+            Setting.SLURM_IS_AWAY: "Run the same command again when Slurm answers",
+            Setting.MACHINE: "Run it where Slurm's commands are, on a login node",
+            Setting.LIMITS: f"Ask for less in {size} or {runtime}, or name another account or partition in {PROFILE}",
+            Setting.ACCOUNT: f"Change slurm_account (now {now['slurm_account']}) {or_partition}",
+            Setting.QOS: f"Change qos (now {now['qos']}) in {PROFILE}",
+            Setting.RUNTIME: f"Change {runtime} (now {now['runtime']} minutes), {or_partition}",
+            Setting.NODES: f"Change {allocation}.nodes (now {now['nodes']}) or cpus_per_node (now {now['_cores']}), {or_partition}",
+            Setting.PARTITION: f"Change slurm_partition (now {now['slurm_partition']}) in {PROFILE}; `sinfo --summarize` lists what there is",
+            Setting.GPUS: f"Change {allocation}.gpus_per_node or gpu_type; `sinfo -o '%P %G'` lists what there is",
+            Setting.MEMORY: f"Change {allocation}.mem_mb_per_node (now {now['mem_mb']})",
+            Setting.ALLOCATION: f"Change {size}, {or_partition}",
+        }[setting]
+
+
+def explanation(job: RuleJob, note: JobNote | RefusalNote | None, snakemake_log: str, last_error: str | None) -> str:
+    """Return one line on why `job` failed and what the user can do.
+
+    `note`: the latest note on the job, None where the job was not even submitted. `last_error`: the last error that the job wrote into its own log.
+    """
+    if note is None:
+        return _not_submitted(job, snakemake_log)
+    if isinstance(note, RefusalNote):
+        return _refused(job, note)
+    return _ended(job, note, last_error)
+
+
+def _not_submitted(job: RuleJob, snakemake_log: str) -> str:
+    """Explain a job that the Slurm plugin did not submit. The plugin writes the exception into Snakemake's log."""
+    exceptions = re.findall(rf"Exception in run_job for rule {job.rule}: (.*?)(?:\nTraceback|\n\[|\Z)", snakemake_log, re.DOTALL)
+    if not exceptions:
+        return f"{job.name}: the job was not submitted: Snakemake says why above"
+    reason = " ".join(exceptions[-1].split()).rstrip(".")
+    return f"{job.name}: the job was not submitted: {reason}. {job.advice_for(reason)}"
+
+
+def _refused(job: RuleJob, note: RefusalNote) -> str:
+    """Explain a job that `sbatch`, or this workflow in the place of `sbatch`, refused."""
+    lines = (re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", line) for line in note.refused.splitlines())
+    reason = "; ".join(lines)
+    return reason if note.by_us else f"{job.name}: Slurm refused the job: {reason}. {job.advice_for(reason)}"
+
+
+def _ended(job: RuleJob, note: JobNote, last_error: str | None) -> str:
+    """Explain a job that Slurm accepted."""
+    slurm_job = f"job {note.job}"
+    if note.state == "CANCELLED" and note.hopeless is not None:
+        return f"{job.name}: {slurm_job} could never start ({note.hopeless}), so it was cancelled. {job.advice_for(note.hopeless)}"
+    explanations = {
+        "CANCELLED": f"{slurm_job} was cancelled. {RUN_AGAIN}",
+        "PREEMPTED": f"Slurm took the nodes of {slurm_job} for another, of higher priority. {RUN_AGAIN}",
+        "NODE_FAIL": f"{slurm_job} lost its node. {RUN_AGAIN}",
+        "BOOT_FAIL": f"a node for {slurm_job} did not boot. {RUN_AGAIN}",
+        "TIMEOUT": f"{slurm_job} reached its time limit. {RUN_AGAIN}. {job.advice(Setting.RUNTIME)}, to need fewer jobs",
+        "OUT_OF_MEMORY": f"{slurm_job} needed more memory than it was given. {job.advice(Setting.MEMORY)}",
+        "DEADLINE": f"no nodes were free for {slurm_job} within allocation.max_wait. {job.advice(Setting.ALLOCATION)}, or wait longer",
+        "COMPLETED": f"{slurm_job} ended well, but what it wrote is not seen here. {RUN_AGAIN}, or raise latency-wait in {PROFILE}",
+    }
+    if note.state in explanations:
+        return f"{job.name}: {explanations[note.state]}"
+    if last_error is None:
+        return f"{job.name}: {slurm_job} failed: see {job.log} and {note.log}"
+    return f"{job.name}: {last_error.removeprefix(f'{job.sweep}: ').rstrip('.')}"

@@ -1,0 +1,169 @@
+"""The Snakemake that a user starts: its folder, the locks that a killed Snakemake left, and the last lines on jobs that failed."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from raysweep.common.files import written_aside
+from raysweep.common.processes import pid_namespace, started, this_process
+from raysweep.slurm import status
+from raysweep.slurm.explanations import RuleJob, explanation
+from raysweep.slurm.status import JobNote, RefusalNote
+
+PROCESS_FILE = "controller.json"  # in the folder of a run: the Snakemake process that began the run
+
+
+class Run:
+    """One run of Snakemake in the folder `root`. The run keeps its files in a folder below .snakemake, which is removed when the run ends."""
+
+    def __init__(self, root: Path, *logs_dirs: Path) -> None:
+        self.runs_dir, self.locks_dir, self.logs_dirs = root / ".snakemake" / "raysweep", root / ".snakemake" / "locks", list(logs_dirs)
+        self.dir: Path | None = None  # the run's own folder, once the run has begun
+        self.log_sizes: dict[Path, int] = {}  # of the logs when the run began: the text before is of earlier runs
+        self.printed_lines: set[str] = set()
+
+    def clear_up(self) -> None:
+        """Remove the locks of a Snakemake that was killed on this machine.
+
+        Name a Snakemake that may be at work, because Snakemake's own message on locks does not name the process.
+        """
+        locked_at = min((path.stat().st_mtime for path in self.locks_dir.glob("*.lock")), default=math.inf)
+        previous_runs = [run for path in sorted(self.runs_dir.glob(f"*/{PROCESS_FILE}")) if (run := PreviousRun.read(path)) is not None]
+        # A run takes its locks before it writes its process file: locks that are younger than the file are not the run's own.
+        holders = [run for run in previous_runs if run.since >= locked_at]
+        for run in holders:
+            if message := run.message_if_at_work():
+                print(message, file=sys.stderr)
+        if holders and not any(run.message_if_at_work() for run in holders) and holders[0].remove_folder():
+            shutil.rmtree(self.locks_dir, ignore_errors=True)  # the end of another Snakemake removes the folder as well
+        for run in previous_runs:
+            if not run.message_if_at_work():
+                run.remove_folder()
+
+    def begin(self) -> Path:
+        """Write down that this process holds the locks from now on, and return the run's folder. Only the first call does anything.
+
+        The text that the logs hold at this moment is of earlier runs.
+        """
+        if self.dir is not None:
+            return self.dir
+        self.runs_dir.mkdir(parents=True, exist_ok=True)
+        self.dir = Path(tempfile.mkdtemp(dir=self.runs_dir))
+        atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
+        with written_aside(self.dir / PROCESS_FILE) as stream:
+            json.dump(this_process(), stream)
+        os.environ[status.RUN_DIR] = str(self.dir)  # by this variable the next Snakemake knows the processes that this one started
+        self.log_sizes = {path: path.stat().st_size for logs_dir in self.logs_dirs for path in logs_dir.rglob("*.log")}
+        return self.dir
+
+    def use_slurm(self, bin_dir: Path, state_dir: Path, outputs: Mapping[str, str]) -> None:
+        """Put the `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm, see status.py.
+
+        `outputs`: one output of each of this workflow's jobs that are about to run, by the plugin's comment.
+        """
+        (self.begin() / status.OUTPUTS).write_text(json.dumps(dict(outputs)), encoding="utf-8")
+        os.environ |= {
+            status.STATE_DIR: str(state_dir.resolve()),
+            status.PYTHON: sys.executable,
+            "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def explain(self, jobs: Iterable[RuleJob], snakemake_logs: Iterable[str]) -> None:
+        """Print one line for each of the `jobs` that failed elsewhere, as the last lines of Snakemake.
+
+        A job that failed on this machine has written its own error to the terminal.
+        """
+        notes = status.read_notes(self.begin())
+        latest: dict[str, JobNote | RefusalNote] = {**notes.refusals, **{note.what: note for note in notes.jobs.values() if note.what}}
+        snakemake_log = "".join(Path(path).read_text(errors="replace") for path in snakemake_logs)
+        lines = {f"Error: {explanation(job, latest.get(job.comment), snakemake_log, self.last_error(job.log))}.\n" for job in jobs}
+        atexit.register(sys.stderr.write, "".join(sorted(lines - self.printed_lines)))
+        self.printed_lines |= lines
+
+    def last_error(self, log: Path) -> str | None:
+        """Return the last error in the log of a rule, or None where this run wrote none."""
+        if not log.is_file():
+            return None
+        with log.open("rb") as stream:
+            before = self.log_sizes.get(log, 0)
+            stream.seek(before if before <= log.stat().st_size else 0)
+            text = stream.read().decode(errors="replace")
+        errors = re.findall(r"^\S+ \S+ (?:ERROR|CRITICAL) Error: (.*)$", text, re.MULTILINE)
+        return errors[-1] if errors else None
+
+
+@cache
+def the_run(root: Path) -> Run:
+    """Return the run of this process. The process has one run, though several modules of Snakemake may be this workflow."""
+    return Run(root)
+
+
+@dataclass(frozen=True)
+class PreviousRun:
+    """A Snakemake in this folder, as described by the process file that it wrote."""
+
+    folder: Path
+    since: float  # when the process file was written, in seconds since the epoch
+    uid: int
+    host: str
+    pids: str
+    pid: int
+    started: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> PreviousRun | None:
+        """Return the run that wrote the process file `path`, or None where the run has just ended."""
+        try:
+            file = path.stat()
+            process = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        return cls(path.parent, file.st_mtime, file.st_uid, **process)
+
+    def message_if_at_work(self) -> str | None:
+        """Return a line for the user where the run may be at work, or None where the run and all its processes have provably ended.
+
+        Only for a run on this machine, under this user, can the end be proved.
+        """
+        is_visible = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
+        if not is_visible or started(self.pid) == self.started:
+            return (
+                f"A Snakemake is at work in this folder: process {self.pid} on {self.host}. If it is not there any more:"
+                " `snakemake --unlock`, then the same command again."
+            )
+        # The jobs of a killed Snakemake on this machine outlive it, and a sweep has one record.
+        if pids := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self.is_environment(path)]:
+            return (
+                f"A Snakemake that was killed has left processes at work in this folder: {' '.join(pids)}. Wait for their end, or end them"
+                f" with `kill {' '.join(pids)}`, then the same command again."
+            )
+        return None
+
+    def is_environment(self, path: Path) -> bool:
+        """Return whether the file `path` is the environment of a process that the run started."""
+        try:
+            return f"{status.RUN_DIR}={self.folder}".encode() in path.read_bytes().split(b"\0")
+        except OSError:  # the process has just ended, or belongs to another user
+            return False
+
+    def remove_folder(self) -> bool:
+        """Remove the folder of the run. When several Snakemakes try at the same time, only one gets True."""
+        aside = self.folder.with_name(f"{self.folder.name}.over")
+        try:
+            self.folder.rename(aside)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(aside)
+        return True
