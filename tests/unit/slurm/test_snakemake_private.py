@@ -100,6 +100,7 @@ def test_all_words_for_a_shell_go_through_one_function() -> None:
     assert list(inspect.signature(utils.format_cli_value).parameters) == ["value", "quote", "base64_encode"]
 
 
+@pytest.mark.slow
 def test_a_signal_does_not_wait_for_the_code_that_it_interrupts() -> None:
     code = """
 import signal, threading
