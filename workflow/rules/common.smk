@@ -13,7 +13,7 @@ SCRIPTS = CHECKOUT / "workflow" / "scripts"
 
 # Snakemake itself holds the name `workflow`, so the package is imported from its folder.
 sys.path.insert(0, str(SCRIPTS))
-from raysweep.slurm.allocation import slurm_extra
+from raysweep.slurm.commands import slurm_extra
 from raysweep.config.load import env_arguments, validated
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity

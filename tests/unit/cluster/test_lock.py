@@ -16,7 +16,7 @@ from raysweep.cluster import lock
 from raysweep.cluster.lock import Lock
 from raysweep.common.errors import RaysweepError
 from raysweep.common.processes import this_process
-from raysweep.slurm.allocation import this_job
+from raysweep.slurm.allocation import SlurmJob
 from sweeping import SCRIPTS
 
 JOB = {"id": "17", "cluster": None, "restarts": 0}
@@ -135,7 +135,7 @@ def test_a_lock_of_this_job_names_it_with_a_fake_scontrol(state: Path, tmp_path:
     fake_scontrol(tmp_path, monkeypatch, "JobId=17 JobState=RUNNING Restarts=2")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "ours")
-    with Lock(state, "sweep s", job=this_job()):
+    with Lock(state, "sweep s", job=SlurmJob.current()):
         assert json.loads((state / "lock").read_text())["job"] == {"id": "17", "cluster": "ours", "restarts": 2}
 
 

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import ast
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.slurm import allocation
 from raysweep.slurm.allocation import (
+    VARIABLES,
     Allocation,
     Node,
+    SlurmJob,
+    SlurmVariables,
     Task,
     available_mem_mb,
-    ended_tasks,
-    slurm_extra,
     trial_resources,
     without_slurm,
 )
@@ -107,6 +111,7 @@ def test_a_job_of_slurm_without_enough_is_told_where_to_ask_for_more() -> None:
 
 # Uneven, with typed and split GPUs, as 22.05 prints it.
 JOB = """JobId=7 JobName=x
+   JobState=RUNNING Reason=None Requeue=1 Restarts=2 BatchFlag=1
    StartTime=2026-11-25T04:16:56 EndTime=Unknown Deadline=N/A
    ReqNodeList=(null) ExcNodeList=(null)
    NodeList=n[1-3]
@@ -135,6 +140,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "ours")
     return tmp_path
 
 
@@ -149,6 +155,7 @@ def test_a_job_has_what_a_made_up_scontrol_says_in_the_order_of_sruns_tasks(scon
     assert job.nodes[2].mem_mb > 0, "where Slurm does not hand out memory, what is free"
     assert (job.job_id, job.ends) == ("7", None)
     assert job.started is not None
+    assert (job.cluster, job.restarts) == ("ours", 2)
     command = job.command(["python", "agent.py"])
     assert command[0] == "srun"
     assert {"--nodes=3", "--ntasks=3", "--cpus-per-task=5", "--no-kill", "--overlap"} <= set(command)
@@ -171,19 +178,6 @@ def test_a_made_up_scontrol_that_refuses_is_one_line(scontrol: Path, monkeypatch
         Allocation.of_slurm()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "--ntasks-per-node=1 --no-kill"),
-        ({"gpus_per_node": 2}, "--ntasks-per-node=1 --no-kill --gpus-per-node=2"),
-        ({"gpus_per_node": 1, "gpu_type": "a100_3g.20gb"}, "--ntasks-per-node=1 --no-kill --gpus-per-node=a100_3g.20gb:1"),
-        ({"max_wait": "2h"}, "--ntasks-per-node=1 --no-kill --deadline=now+122minutes"),
-    ],
-)
-def test_what_sbatch_is_told_beside_the_rules_resources(changes: dict[str, Any], words: str) -> None:
-    assert slurm_extra({"gpus_per_node": 0, "gpu_type": None, "max_wait": None} | changes, "90s") == words
-
-
 def test_programs_of_the_users_do_not_take_themselves_for_one_task_of_many() -> None:
     env = {"SLURM_NTASKS": "3", "SLURMD_NODENAME": "n1", "PMIX_RANK": "0", "SRUN_DEBUG": "3", "SLURM_JOB_ID": "7", "HOME": "/h"}
     assert without_slurm(env) == {"SLURM_JOB_ID": "7", "HOME": "/h"}
@@ -198,15 +192,50 @@ def test_a_tasks_folder_is_slurms_if_there_is_one(tmp_path: Path, monkeypatch: p
     assert Task.current(in_slurm=True).local_dir.is_dir()
 
 
-@pytest.mark.parametrize(
-    ("line", "ranks"),
-    [
-        ("srun: error: node2: task 1: Exited with exit code 2\n", [1]),
-        ("srun: error: node[2-5]: tasks 0,2-4: Exited with exit code 1", [0, 2, 3, 4]),
-        ("srun: error: node2: task 10: Killed", [10]),
-        ("slurmstepd: error: execve(): /p/python: No such file or directory", []),
-        ("srun: error: Node failure on node2", []),
-    ],
-)
-def test_a_task_that_has_failed_is_not_waited_for(line: str, ranks: list[int]) -> None:
-    assert ended_tasks(line) == ranks
+def test_a_task_of_srun_has_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    with pytest.raises(WorldError, match="SLURM_PROCID is not set"):
+        Task.current(in_slurm=True)
+
+
+def test_each_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(VARIABLES) == [field.name for field in dataclasses.fields(SlurmVariables)]
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert set(dataclasses.asdict(SlurmVariables.read()).values()) == {None}
+    for variable in VARIABLES.values():
+        monkeypatch.setenv(variable, f"of {variable}")
+    assert dataclasses.asdict(SlurmVariables.read()) == {field: f"of {variable}" for field, variable in VARIABLES.items()}
+
+
+def test_no_other_module_reads_slurms_variables() -> None:
+    """status.py names one in the script of a job, for the shell that runs the script."""
+    package = Path(allocation.__file__).parents[1]
+    readers = set()
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+        ]
+        if any(re.search(r"\bSLURM_[A-Z]", text) for text in texts):
+            readers.add(str(path.relative_to(package)))
+    assert readers == {"slurm/allocation.py", "slurm/status.py"}
+
+
+def test_a_job_of_slurm_is_this_one_until_it_is_started_again(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scontrol / "scontrol").write_text(
+        '#!/bin/sh\n[ "$*" = "show job 7" ] && exec cat "${0%/*}/job"\necho "Invalid job id specified" >&2\nexit 1\n'
+    )
+    job = SlurmJob.current()
+    assert job == SlurmJob("7", "ours", 2)
+    assert not job.is_over()
+    assert dataclasses.replace(job, restarts=1).is_over(), "it was started again since"
+    assert not SlurmJob("8", "other", 0).is_over(), "another cluster's cannot be asked for"
+    assert SlurmJob("8", "ours", 0).is_over(), "Slurm has forgotten it"
+    (scontrol / "job").write_text(JOB.replace("RUNNING", "TIMEOUT"))
+    assert job.is_over()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert SlurmJob.current() is None

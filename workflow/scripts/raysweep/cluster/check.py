@@ -29,7 +29,8 @@ from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
 from raysweep.environment.archive import ARCHIVE, UNPACKED_TO_PACKED, pack
 from raysweep.environment.manifest import Environment
-from raysweep.slurm.allocation import Allocation, Node, slurm_extra
+from raysweep.slurm.allocation import Allocation, Node
+from raysweep.slurm.commands import slurm_extra
 from raysweep.slurm.explanations import PROFILE, RuleJob
 
 logger = logging.getLogger("raysweep")

@@ -22,7 +22,8 @@ from typing import IO, Any
 
 from raysweep.cluster.agent import GRACE_S, TICK_S, ended_by_signals
 from raysweep.common.errors import RaysweepError, WorldError
-from raysweep.slurm.allocation import Allocation, ended_tasks
+from raysweep.slurm.allocation import Allocation
+from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")

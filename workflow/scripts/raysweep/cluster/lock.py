@@ -12,28 +12,29 @@ import os
 import secrets
 import socket
 import stat
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
 from raysweep.common.processes import pid_namespace, started, this_process
-from raysweep.slurm.allocation import is_over
+from raysweep.slurm.allocation import SlurmJob
 
 DRIVER_LOCK = "driver.lock"
 
 
 class Lock:
-    """The file `name` in `folder`, held by this process inside a `with`. `what` is said to a user: sweep lenet. `job`: see allocation.this_job."""
+    """The file `name` in `folder`, held by this process inside a `with`. `what` is said to a user: sweep lenet. `job`: its job of Slurm."""
 
-    def __init__(self, folder: Path, what: str, name: str = "lock", job: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, what: str, name: str = "lock", job: SlurmJob | None = None) -> None:
         self.path, self.what, self.job = folder / name, what, job
 
     def __enter__(self) -> Lock:
         """Raises RaysweepError when another run, which may be alive, holds it, or when others may write to the folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_if_others_write(self.path.parent)
-        self.me = {"token": secrets.token_hex(8), **this_process(), "uid": os.getuid(), "job": self.job}
+        self.me = {"token": secrets.token_hex(8), **this_process(), "uid": os.getuid(), "job": asdict(self.job) if self.job else None}
         while not self._take():
             if (other := read(self.path)) is not None:
                 if who := holder(other):
@@ -102,7 +103,7 @@ def holder(other: dict[str, Any]) -> str | None:
     where = f"process {other['pid']} on {other['host']}"
     if other["job"] is not None:
         where = f"job {other['job']['id']} ({where})"
-        if is_over(other["job"]):
+        if SlurmJob(**other["job"]).is_over():
             return None
     here = (other["host"], other["pids"], other["uid"]) == (socket.gethostname(), pid_namespace(), os.getuid())
     return None if here and started(other["pid"]) != other["started"] else where

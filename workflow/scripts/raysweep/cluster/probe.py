@@ -36,7 +36,8 @@ from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
 from raysweep.common.gpus import usable_gpus, visible_gpus
 from raysweep.environment.manifest import Environment
-from raysweep.slurm.allocation import Allocation, Node, Task, ended_tasks
+from raysweep.slurm.allocation import Allocation, Node, Task
+from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")

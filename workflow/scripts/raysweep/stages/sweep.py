@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
 from raysweep.record.outputs import write_confirmed, write_outputs
 from raysweep.record.record import Sweep, read_sweep
-from raysweep.slurm.allocation import Allocation, this_job, trial_resources
+from raysweep.slurm.allocation import Allocation, SlurmJob, trial_resources
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import defined_names_of, target_of
 
@@ -136,7 +135,7 @@ class Stage:
             "trial_resources": (resources := trial_resources(self.sweep, allocation)),
             "packs_gpus": purpose == "search" and self.sweep["trial_resources"]["gpu"] == "auto" and resources["gpu"] > 0,
             "slurm_job": allocation.job_id,
-            "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+            "slurm_cluster": allocation.cluster,
             "slurm_restarts": allocation.restarts,
             "started": allocation.started,
             "ends": allocation.ends,
@@ -150,7 +149,7 @@ class Stage:
 
     def lock(self) -> Lock:
         """What keeps a second run of the sweep away."""
-        return Lock(self.state_dir, f"sweep {self.name}", job=this_job() if self.in_slurm else None)
+        return Lock(self.state_dir, f"sweep {self.name}", job=SlurmJob.current() if self.in_slurm else None)
 
     def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
         """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""

@@ -49,7 +49,7 @@ from raysweep.config.space import parse_space
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
 from raysweep.record.record import Record
-from raysweep.slurm.allocation import Deadline
+from raysweep.slurm.allocation import Deadline, SlurmJob
 
 logger = logging.getLogger("raysweep")
 
@@ -134,9 +134,7 @@ def run_tune(job: dict[str, Any]) -> None:
     stop = sweep["stop"] if searching else {}  # a confirmation trains as long as the best trial did
     resources = job["trial_resources"]
     state_dir = Path(job["record"]).parent
-    slurm_job = (
-        None if job["slurm_job"] is None else {"id": job["slurm_job"], "cluster": job["slurm_cluster"], "restarts": job["slurm_restarts"]}
-    )
+    slurm_job = None if job["slurm_job"] is None else SlurmJob(job["slurm_job"], job["slurm_cluster"], job["slurm_restarts"])
     with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job) as lock, Record(Path(job["record"])) as record:
         for recorded in record.sweep.trials.values():
             # One that was moved a moment before a kill is where it was to be moved to.

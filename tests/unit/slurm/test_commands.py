@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "--ntasks-per-node=1 --no-kill"),
+        ({"gpus_per_node": 2}, "--ntasks-per-node=1 --no-kill --gpus-per-node=2"),
+        ({"gpus_per_node": 1, "gpu_type": "a100_3g.20gb"}, "--ntasks-per-node=1 --no-kill --gpus-per-node=a100_3g.20gb:1"),
+        ({"max_wait": "2h"}, "--ntasks-per-node=1 --no-kill --deadline=now+122minutes"),
+    ],
+)
+def test_what_sbatch_is_told_beside_the_rules_resources(changes: dict[str, Any], words: str) -> None:
+    assert slurm_extra({"gpus_per_node": 0, "gpu_type": None, "max_wait": None} | changes, "90s") == words
+
+
+@pytest.mark.parametrize(
+    ("line", "ranks"),
+    [
+        ("srun: error: node2: task 1: Exited with exit code 2\n", [1]),
+        ("srun: error: node[2-5]: tasks 0,2-4: Exited with exit code 1", [0, 2, 3, 4]),
+        ("srun: error: node2: task 10: Killed", [10]),
+        ("slurmstepd: error: execve(): /p/python: No such file or directory", []),
+        ("srun: error: Node failure on node2", []),
+    ],
+)
+def test_a_task_that_has_failed_is_not_waited_for(line: str, ranks: list[int]) -> None:
+    assert ended_tasks(line) == ranks
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("NodeList", "n[1-3]"), ("JobState", "RUNNING"), ("Reason", ""), ("Restarts", "2"), ("ClusterName", "ours"), ("List", "")],
+)
+def test_a_field_of_scontrols_text(key: str, value: str) -> None:
+    text = "JobId=7 JobState=RUNNING Reason=\n   ReqNodeList=(null)\n   NodeList=n[1-3] Restarts=2\nClusterName             = ours\n"
+    assert field_of(text, key) == value
+
+
+def test_a_job_that_was_never_started_again() -> None:
+    assert (restarts_in("JobId=7 Restarts=3"), restarts_in("JobId=7")) == (3, 0)
+
+
+def test_a_command_runs_once_on_each_node() -> None:
+    command = on_each_node(["python", "agent.py"], nodes=3, cpus=5)
+    assert command[:4] == ["srun", "--overlap", "--nodes=3", "--ntasks=3"]
+    assert {"--ntasks-per-node=1", "--cpus-per-task=5", "--mem=0", "--no-kill", "--kill-on-bad-exit=0"} <= set(command)
+    assert command[-2:] == ["python", "agent.py"]
