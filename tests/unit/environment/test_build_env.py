@@ -106,6 +106,7 @@ def test_builds_anew_after_it_was_ended_in_the_middle(how: signal.Signals, start
     assert content() == ["env.yaml", "venv"]
 
 
+@pytest.mark.slow
 def test_two_that_build_and_pack_at_once_both_end_well(started: list[subprocess.Popen[str]]) -> None:
     Path("slow").touch()
     builders = [start(started, "--pack", "yes") for _ in range(2)]

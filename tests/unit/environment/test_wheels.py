@@ -164,6 +164,7 @@ def site(spec: EnvironmentSpec, site_python: str, tmp_path: Path, monkeypatch: p
     return replace(spec, python="python", modules=("python/3", "pear"), wheels="site")
 
 
+@pytest.mark.slow
 def test_site_installs_what_its_pip_chooses_after_the_modules(site: EnvironmentSpec) -> None:
     built = build(site)
     assert built.packages == {"apple": "1.5+site", "pear": "7.0+module", "plum": "0.3"}
