@@ -23,6 +23,7 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.files import write_yaml
 from raysweep.common.machine import usable_cpus
 from raysweep.cluster.lock import is_held
+from raysweep.record.identity import rerun_triggers
 from raysweep.usercode.target import local_sources, target_of
 
 sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names

@@ -2,11 +2,6 @@
 # out: results/<sweep>/: trials.csv, best.yaml, model/ and config.yaml; then confirmed.yaml
 # What a sweep needs to go on after an interruption lies in state/<sweep>/, never in an output: Snakemake deletes the outputs of a failed job.
 
-# A change of these runs a sweep again: it then goes on from its record, or starts anew where its identity has changed.
-TRIGGERS = ("dataset", "model", "trainable", "loss", "optimizer", "search_space", "search_algorithm", "num_samples", "repeats")
-TRIGGERS += ("metric", "mode", "max_epochs", "stop", "constraint", "scheduler", "seed", "time_budget", "keep_checkpoints")
-
-
 # The sweep: one allocation, one Ray cluster, as many trials as the config says.
 rule run_sweep:
     input:
@@ -38,7 +33,8 @@ rule run_sweep:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "run_sweep.py",
-        trigger=lambda w: {key: SWEEPS[w.sweep].get(key) for key in TRIGGERS},
+        # A change of these runs the sweep again: the sweep goes on from its record, or starts anew where its identity has changed.
+        trigger=lambda w: rerun_triggers(SWEEPS[w.sweep]),
         config=lambda w: config_file(w.sweep),
         env_dir=placed(ENV),
         allocation=ALLOCATION,

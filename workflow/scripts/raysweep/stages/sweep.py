@@ -22,6 +22,7 @@ from raysweep.data.stage import read_manifest, refuse_another
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
+from raysweep.record.identity import sweep_identity
 from raysweep.record.outputs import write_confirmed, write_outputs
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, SlurmJob, trial_resources
@@ -53,22 +54,12 @@ class Stage:
             self.data_sha256 = manifest["data_sha256"]
 
     def identity(self) -> str:
-        """What a finished trial depends on. Any other key of the config can change, and the sweep goes on.
-
-        docs/faults.md says which keys these are.
-        """
+        """Return the identity of the sweep: all that a finished trial depends on. Any other key of the config can change, and the sweep goes on."""
         env = self.config["env"]
         # The lock says what is installed, but for wheels that the site or the user chose.
         locked = env["wheels"] not in ("site", "none")
         lock = sha256_of_file(lock_of(self.root / env["requirements"])) if locked else self.environment.environment_sha256
-        parts = {
-            key: self.sweep.get(key)
-            for key in ("model", "trainable", "loss", "optimizer", "metric", "mode", "seed", "max_epochs", "scheduler")
-        }
-        parts |= {"stop": self.sweep["stop"]} if self.sweep["stop"] else {}
-        parts |= {"repeats": self.sweep["repeats"]} if self.sweep["repeats"] > 1 else {}
-        parts |= {"sources": self.code.sha256(), "data": self.data_sha256, "lock": lock}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return sweep_identity(self.sweep, sources=self.code.sha256(), data=self.data_sha256, lock=lock)
 
     def provenance(self, identity: str) -> dict[str, Any]:
         """Where the trials of a session come from."""

@@ -1,0 +1,116 @@
+"""What a finished trial depends on: hashes that records of earlier versions hold, and the keys that run a sweep again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raysweep.config.load import validated
+from raysweep.record.identity import EFFECT_OF_KEY, Effect, rerun_triggers, sweep_identity
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def sweep_of(path: str, name: str, **changes: Any) -> dict[str, Any]:
+    """A sweep of the project's own configs, changed."""
+    config = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    config["sweeps"][name] |= changes
+    return dict(validated(config, [ROOT / path], ROOT)["sweeps"][name])
+
+
+def identity(sweep: dict[str, Any], **parts: str) -> str:
+    return sweep_identity(sweep, **{"sources": "s", "data": "d", "lock": "l"} | parts)  # type: ignore[arg-type]
+
+
+# Computed before the table of keys was made, when the formula stood in stages/sweep.py. Another value would set aside the state of every finished sweep.
+LENET, DEMO = ("config/config.yaml", "lenet"), ("config/demo.yaml", "demo")
+HASHES: list[tuple[tuple[str, str], dict[str, Any], str]] = [
+    (LENET, {}, "458851442b00c430eedd10160d2649e32d8ad7b1eb397667b66c6c9f40a70aeb"),
+    (LENET, {"stop": {"accuracy": {"at_least": 0.9}}}, "a1e8e7f3501ffec454dba33657aa5cf070a6a27ebf6d471d7ebd2c52deb5cb73"),
+    (LENET, {"repeats": 2}, "810051952119ed145bf0de440ae53a060463a5859e5e37b32e2d04624a2429fb"),
+    (LENET, {"search_algorithm": "optuna", "num_samples": 3}, "458851442b00c430eedd10160d2649e32d8ad7b1eb397667b66c6c9f40a70aeb"),
+    (LENET, {"scheduler": "median"}, "fbe581e9e41c6c5dee83e368fd81898e95a93be86341581251000afa6e6fbf97"),
+    (LENET, {"seed": 1}, "4fbf17115826cd0842030ed1ee91a5c638d68beb7bd7c4dc509b85a0a769049c"),
+    (DEMO, {}, "d01e80ba47413cf6814084ab30dcf065061dd727ff24b77e6f7cc7abb817e55c"),
+    (DEMO, {"stop": {"accuracy": {"at_least": 0.9}}}, "b0c5b6ef941c26ebf96c2967583ad2336a901a5c9ef2d00fe32afb95ae29c0a5"),
+    (DEMO, {"repeats": 2}, "89da4a68a750acaa807796853343ead59a70f610c7e8da4962e8894ab3c1b857"),
+]
+
+
+@pytest.mark.parametrize(("source", "changes", "expected"), HASHES)
+def test_the_identity_is_that_of_earlier_versions(source: tuple[str, str], changes: dict[str, Any], expected: str) -> None:
+    assert identity(sweep_of(*source, **changes)) == expected
+
+
+@pytest.mark.parametrize("part", ["sources", "data", "lock"])
+def test_code_data_and_lock_are_parts(part: str) -> None:
+    sweep = sweep_of(*LENET)
+    assert identity(sweep, **{part: "other"}) != identity(sweep)
+
+
+CHANGES: dict[str, Any] = {
+    "dataset": "other",
+    "model": "m.py:Other",
+    "trainable": "t.py:f",
+    "loss": "other",
+    "optimizer": "other",
+    "search_space": {"lr": 1},
+    "search_algorithm": {"name": "optuna"},
+    "num_samples": 99,
+    "repeats": 3,
+    "metric": "other",
+    "mode": "min",
+    "max_epochs": 99,
+    "stop": {"accuracy": {"at_least": 1}},
+    "constraint": {"size": {"at_most": 1}},
+    "scheduler": {"name": "median"},
+    "seed": 99,
+    "time_budget": "1h",
+    "keep_checkpoints": 9,
+}
+
+
+def test_each_key_does_what_the_table_says() -> None:
+    sweep = sweep_of(*LENET)
+    assert list(CHANGES) == list(EFFECT_OF_KEY)
+    starts_anew = {key for key, value in CHANGES.items() if identity(sweep | {key: value}) != identity(sweep)}
+    assert starts_anew == {key for key, effect in EFFECT_OF_KEY.items() if effect is not Effect.EXTENDS}
+
+
+def test_the_keys_of_the_table_are_keys_of_the_config() -> None:
+    schema = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text(encoding="utf-8"))
+    keys = schema["properties"]["sweeps"]["additionalProperties"]["properties"]
+    assert set(EFFECT_OF_KEY) <= set(keys)
+
+
+def test_the_document_names_the_keys_of_the_identity() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    [paragraph] = [part for part in text.split("\n\n") if part.startswith("A finished trial depends on")]
+    documented = paragraph.split("When one of these changes")[0]
+    for key, effect in EFFECT_OF_KEY.items():
+        assert (f"`{key}`" in documented) == (effect is not Effect.EXTENDS), key
+
+
+def test_the_rules_parameter_has_the_values_in_the_order_of_the_table() -> None:
+    """Snakemake compares the parameter's text."""
+    triggers = rerun_triggers(sweep_of(*DEMO))
+    assert list(triggers) == [
+        *(
+            "dataset",
+            "model",
+            "trainable",
+            "loss",
+            "optimizer",
+            "search_space",
+            "search_algorithm",
+            "num_samples",
+            "repeats",
+            "metric",
+            "mode",
+        ),
+        *("max_epochs", "stop", "constraint", "scheduler", "seed", "time_budget", "keep_checkpoints"),
+    ]
+    assert (triggers["num_samples"], triggers["trainable"]) == (12, None)
