@@ -1,4 +1,4 @@
-"""Microseconds of a training step of one model among those that are trained together: the engine's own code, compiled, one thread on a CPU."""
+"""Print the microseconds of a training step of one model among those that are trained together: the engine's own code, compiled, one thread on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-from raysweep.training.stacked import Company, prepared, seconds_per_row
+from raysweep.training.spec import TrainingSpec
+from raysweep.training.stacked.timing import seconds_per_row
+from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
+from raysweep.training.stacked.verification import prepare
 from raysweep.training.trainer import Trainer
 from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target
@@ -27,23 +30,13 @@ def main() -> None:
     images = torch.randint(0, 256, (20_000, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (len(images),), device=device)
     model_class, _ = load_target(find_target(args.model, Path.cwd()))
-    trainers = [
-        Trainer(
-            model_class,
-            {"lr": 1e-3, "momentum": 0.9, "batch_size": args.batch_size},
-            loss="cross_entropy",
-            optimizer="sgd",
-            seed=number,
-            order_seed=0,
-            device=device,
-        )
-        for number in range(MEMBERS)
-    ]
-    company = Company(args.batch_size, share_rows=True)
-    found = prepared(company, trainers, images, labels)
-    if isinstance(found, str):
-        raise SystemExit(f"it cannot be prepared: {found}")
-    print(json.dumps({"microseconds": seconds_per_row(found, trainers, images, labels) / MEMBERS * args.batch_size * 1e6}))
+    config = {"lr": 1e-3, "momentum": 0.9, "batch_size": args.batch_size}
+    spec = TrainingSpec("cross_entropy", "sgd", order_seed=0)
+    trainers = [Trainer(model_class, config, spec, seed=number, device=device) for number in range(MEMBERS)]
+    stacked = prepare(StackedTrainer(StackSettings(args.batch_size, share_rows=True)), trainers, images, labels)
+    if isinstance(stacked, str):
+        raise SystemExit(f"The step cannot be compiled or captured: {stacked}")
+    print(json.dumps({"microseconds": seconds_per_row(stacked, trainers, images, labels) / MEMBERS * args.batch_size * 1e6}))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from raysweep.config.space import configuration, parse_space
 from raysweep.environment.archive import pack, unpack
 from raysweep.environment.build import build_environment
 from raysweep.environment.requirements import EnvironmentSpec
-from raysweep.tune.slots.fusing import KEEP_MEMORY
+from raysweep.tune.slots.fusion import KEEP_MEMORY
 from slurm.cluster import SlurmCluster
 from slurm.packages import reason_to_skip
 from slurm.sweeps import project_on

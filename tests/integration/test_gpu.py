@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from raysweep.models.lenet import LeNet
-from raysweep.training.stacked import Company, prepared
+from raysweep.training.spec import TrainingSpec
+from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
+from raysweep.training.stacked.verification import prepare
 from raysweep.training.trainer import Trainer
 from sweeping import Project, ours, sweep_of
 
@@ -77,23 +79,23 @@ def test_a_captured_stack_trains_as_each_model_by_itself(optimizer: str, share_r
 
     def trainer(number: int) -> Trainer:
         config = {"lr": 1e-3, "batch_size": (4, 8, 16)[number % 3]} | ({"momentum": 0.9} if optimizer == "sgd" else {})
-        made = Trainer(LeNet, config, loss="cross_entropy", optimizer=optimizer, seed=number, order_seed=0, device=device)
+        made = Trainer(LeNet, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=number, device=device)
         made.model.double()  # so that nothing but a fault makes a difference
         return made
 
     together = [trainer(number) for number in range(4)]
     alone = copy.deepcopy(together)
-    company = prepared(Company(4, share_rows), together, images, labels)
-    assert isinstance(company, Company), company
-    assert company.captures(device)
+    stacked = prepare(StackedTrainer(StackSettings(4, share_rows)), together, images, labels)
+    assert isinstance(stacked, StackedTrainer), stacked
+    assert stacked.captures(device)
     for epoch in (1, 2):
-        company.train_epoch(together, [epoch] * len(together), images, labels)
+        stacked.train_epoch(together, [epoch] * len(together), images, labels)
         for one in alone:
             one.train_epoch(images, labels, epoch)
         if epoch == 1:  # one leaves, another enters
             together[2] = trainer(5)
             alone[2] = copy.deepcopy(together[2])
-    metrics = company.evaluate(together, images, labels)
+    metrics = stacked.evaluate(together, images, labels)
     for one, other, found in zip(alone, together, metrics, strict=True):
         for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
             assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)

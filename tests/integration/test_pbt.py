@@ -16,6 +16,7 @@ from faults import part_of
 from raysweep.config.space import parse_space
 from raysweep.data.stage import stage
 from raysweep.record.record import Record, read_sweep
+from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.schedulers import PBT, mutable_keys
 from sweeping import Project, sweep_of, wait_until
@@ -183,7 +184,7 @@ def test_a_training_that_is_changed_on_the_way_is_the_one_that_took_over(tmp_pat
     first, then = {"lr": 0.1, "momentum": 0.9, "batch_size": 4}, {"lr": 0.02, "momentum": 0.5, "batch_size": 8}
 
     def trainer(config: dict[str, Any]) -> Trainer:
-        return Trainer(Net, config, loss="cross_entropy", optimizer="sgd", seed=1, order_seed=0, device=torch.device("cpu"))
+        return Trainer(Net, config, TrainingSpec("cross_entropy", "sgd", order_seed=0), seed=1, device=torch.device("cpu"))
 
     one = trainer(first)
     one.train_epoch(images, labels, 1)

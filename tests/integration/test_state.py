@@ -13,6 +13,7 @@ import torch
 
 from raysweep.cluster.lock import Lock
 from raysweep.models.lenet import LeNet
+from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import MODEL_FILE, STATE_FILE, Trainer
 from sweeping import Project, sweep_of, wait_until
 
@@ -44,8 +45,8 @@ class Runs:
 @pytest.mark.parametrize("name", [STATE_FILE, MODEL_FILE])
 @pytest.mark.parametrize("write", [pickle.dump, torch.save])
 def test_a_checkpoint_that_was_exchanged_for_one_with_code_is_refused(tmp_path: Path, name: str, write: Any) -> None:
-    options = {"loss": "cross_entropy", "optimizer": "sgd", "seed": 0, "order_seed": 0, "device": torch.device("cpu")}
-    trainer = Trainer(LeNet, {"lr": 0.1, "batch_size": 2}, **options)
+    spec = TrainingSpec("cross_entropy", "sgd", order_seed=0)
+    trainer = Trainer(LeNet, {"lr": 0.1, "batch_size": 2}, spec, seed=0, device=torch.device("cpu"))
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     trainer.save(folder, 3)

@@ -175,7 +175,7 @@ def test_one_that_diverges_fails_alone(project: Project) -> None:
 
 
 def test_a_model_that_cannot_be_is_trained_one_by_one_or_refused(project: Project) -> None:
-    why = "it changes its buffers in training, as batch normalisation does"
+    why = "the model changes its buffers in training, as batch normalisation does"
     sweep = sweep_with(model="net.py:Normalised", num_samples=2, max_epochs=1, max_concurrent=2)
     configure(project, auto=sweep, forced=sweep | {"fuse": "on"})
     assert f"auto: trials are trained one by one: {why}." in succeeds(project, "auto")
@@ -183,7 +183,7 @@ def test_a_model_that_cannot_be_is_trained_one_by_one_or_refused(project: Projec
     refused = project.run("run_sweep", "forced")
     assert refused.returncode == 1
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]
-    assert line == f"Error: forced: its trials cannot be trained together, as `fuse: on` asks: {why}. Set sweeps.forced.fuse to auto"
+    assert line == f"Error: forced: trials cannot be trained together, as `fuse: on` asks: {why}. Set sweeps.forced.fuse to auto"
 
 
 def test_where_no_two_are_left_there_is_nothing_to_refuse(project: Project) -> None:

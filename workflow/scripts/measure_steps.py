@@ -8,13 +8,13 @@ from raysweep.common.errors import run_entry_point
 
 
 def main() -> None:
-    from raysweep.tune.slots.fusing import KEEP_MEMORY
+    from raysweep.tune.slots.fusion import KEEP_MEMORY
 
     if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when a process begins
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     from raysweep.tune.measure import measure
 
-    print(json.dumps(measure(**json.load(sys.stdin))))
+    print(json.dumps(measure(**json.load(sys.stdin)).to_json()))
 
 
 if __name__ == "__main__":

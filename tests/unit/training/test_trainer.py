@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from raysweep.common.seeds import epoch_order
 from raysweep.models.lenet import LeNet
+from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import MODEL_FILE, Trainer, normalized
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trainer(config: dict[str, object], optimizer: str = "sgd", seed: int = 1, model: type[nn.Module] = Small) -> Trainer:
-    return Trainer(model, config, loss="cross_entropy", optimizer=optimizer, seed=seed, order_seed=0, device=CPU)
+    return Trainer(model, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=seed, device=CPU)
 
 
 def weights(of: Trainer) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The engine in this process: what Tune's calls come to, in the order in which they may come."""
+"""An engine in this process gets Tune's calls in the orders in which they may come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 
 import raysweep.tune.slots.engine
 from raysweep.data.stage import stage
+from raysweep.training.spec import TrainingSpec
 from raysweep.tune.slots.engine import Engine
+from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import OWN
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import find_target
@@ -33,7 +35,7 @@ CONFIGS = [{"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "momentum": 0.9, "batch_
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
     stage(
         name="some",
         source="synthetic",
@@ -46,24 +48,32 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
     (tmp_path / "net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)  # an engine goes to the user's folder
     before = torch.get_num_threads()
-    yield {
-        "code": Code.read(find_target("net.py:Net", tmp_path)).to_json(),
-        "root": str(tmp_path),
-        "data_dir": str(tmp_path / "data"),
-        "max_epochs": 1,
-        "trial_resources": {"cpu": 1, "gpu": 0},
-        "sweep": {"model": "net.py:Net", "loss": "cross_entropy", "optimizer": "sgd", "seed": 0, "metric": "accuracy"},
-        "fuse": {"micro_batch_size": 16, "share_rows": True, "seats": 2, "trials": 2, "samples": CONFIGS, "compiler_threads": 1},
-    }
+    yield EngineJob(
+        root=str(tmp_path),
+        code=Code.read(find_target("net.py:Net", tmp_path)),
+        data_dir=str(tmp_path / "data"),
+        spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
+        metric="accuracy",
+        max_epochs=1,
+        needs_gpu=False,
+        threads=1,
+        compiler_threads=1,
+        memory_mb=4000,
+        micro_batch_size=16,
+        share_rows=True,
+        max_slots=2,
+        trials=2,
+        samples=tuple(CONFIGS),
+    )
     torch.set_num_threads(before)
 
 
-def entered(engine: Engine, key: str, number: int) -> None:
+def enter(engine: Engine, key: str, number: int) -> None:
     engine.enter(key, {**CONFIGS[number], OWN: {"seed": number, "task": "search", "measures_gpu": False}}, storage=None)  # type: ignore[arg-type]
 
 
-def trained(engine: Engine, *keys: str) -> list[dict[str, Any]]:
-    """What these report after a round."""
+def train_round(engine: Engine, *keys: str) -> list[dict[str, Any]]:
+    """Return what these trials report after a round."""
     results: dict[str, dict[str, Any]] = {}
     threads = [threading.Thread(target=lambda key=key: results.update({key: engine.call(key, "train")})) for key in keys]
     for thread in threads:
@@ -73,22 +83,22 @@ def trained(engine: Engine, *keys: str) -> list[dict[str, Any]]:
     return [results[key] for key in keys]
 
 
-@pytest.mark.slow
-def test_a_step_that_is_compiled_trains_as_each_does_alone(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # compiles
+def test_a_compiled_step_trains_as_each_trial_alone(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raysweep.tune.slots.engine, "COMPILING_S", 0)
-    engine = Engine(job, threads=1, memory_mb=4000)
-    seen = engine.look()
-    assert seen["why_not"] is None
-    assert seen["seats"] == 2
+    engine = Engine(job)
+    benchmark = engine.benchmark()
+    assert isinstance(benchmark, Benchmark), benchmark
+    assert benchmark.setup.slots == 2
     if " " in sys.prefix:  # PyTorch 2.13 puts the path of its headers into the compiler's command as it is
-        assert seen["way"].startswith("eager, since it cannot be compiled: CppCompileError")
+        assert benchmark.way.startswith("eager, because the step cannot be compiled: CppCompileError")
     else:
-        assert seen["way"].startswith("compiled in ")
-        assert seen["is_prepared"]
-    engine.open(seen["seats"], seen["is_prepared"], seen["unfolds"])
+        assert benchmark.way.startswith("compiled in ")
+        assert benchmark.setup.is_prepared
+    engine.open(benchmark.setup)
     for number in range(2):
-        entered(engine, str(number), number)
-    results = trained(engine, "0", "1")
+        enter(engine, str(number), number)
+    results = train_round(engine, "0", "1")
     for number, result in enumerate(results):
         alone = engine.trainer(CONFIGS[number], number)
         loss = alone.train_epoch(*engine.train_data, epoch=1)
@@ -97,19 +107,19 @@ def test_a_step_that_is_compiled_trains_as_each_does_alone(job: dict[str, Any], 
         assert result["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_a_trial_that_is_stopped_before_it_has_entered_is_waited_for_by_nobody(job: dict[str, Any]) -> None:
-    engine = Engine(job, threads=1, memory_mb=4000)
-    engine.open(2, is_prepared=False, unfolds=False)
+def test_no_round_waits_for_a_trial_that_is_stopped_before_it_has_entered(job: EngineJob) -> None:
+    engine = Engine(job)
+    engine.open(EngineSetup(2, is_prepared=False, unfolds=False))
     assert engine.call("early", "stop") is None
-    entered(engine, "early", 0)
-    entered(engine, "other", 1)
-    [result] = trained(engine, "other")
+    enter(engine, "early", 0)
+    enter(engine, "other", 1)
+    [result] = train_round(engine, "other")
     assert result["training_iteration"] == 1
-    with pytest.raises(RuntimeError, match="it has left"):
+    with pytest.raises(RuntimeError, match="the trial has left"):
         engine.call("early", "train")
 
 
-def test_convolutions_go_the_first_engines_way(job: dict[str, Any]) -> None:
-    engine = Engine(job, threads=1, memory_mb=4000)
-    engine.open(2, is_prepared=False, unfolds=True)
-    assert engine.company.unfolds
+def test_convolutions_go_the_first_engines_way(job: EngineJob) -> None:
+    engine = Engine(job)
+    engine.open(EngineSetup(2, is_prepared=False, unfolds=True))
+    assert engine.stacked.settings.unfolds

@@ -333,7 +333,7 @@ class Planner:
             speed_up=together["speed_up"] if is_together else 1.0,
             processes=together["processes"] if is_together else 1,
             at_a_time=max(1, together["processes"] * together["seats"] if is_together else self.capacity),
-            start_s=START_S + (together["look_s"] if is_together else 0),
+            start_s=START_S + (found["benchmark_s"] if is_together else 0),
             source=f"steps of {len(points)} configurations, timed on this machine's {found['device']}"
             + (", while trials get a GPU: expect less, or plan on a node that has one" if without_gpu else ""),
             together=f"{together['speed_up']:.1f} times as fast as one by one ({together['way']})"

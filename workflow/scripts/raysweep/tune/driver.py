@@ -89,7 +89,7 @@ def import_all() -> None:
     """Import what every sweep needs, for which there is time while Ray starts."""
     os.environ.update(TUNE_ENVIRONMENT)
     from raysweep.tune import record_callback as bookkeeping  # noqa: F401
-    from raysweep.tune.slots import fusing, seats  # noqa: F401
+    from raysweep.tune.slots import fusion, manager  # noqa: F401
 
 
 def drive(job: dict[str, Any]) -> None:
@@ -126,8 +126,8 @@ def run_tune(job: dict[str, Any]) -> None:
     from raysweep.tune.samplers import ListSampler, make_sampler
     from raysweep.tune.schedulers import Grouped, Replay, Shielded, make_scheduler, replay
     from raysweep.tune.search import JudgedTrial, RecordedSearch
-    from raysweep.tune.slots.fusing import begin as begin_fusion
-    from raysweep.tune.slots.seats import seated
+    from raysweep.tune.slots.fusion import begin_fusion
+    from raysweep.tune.slots.manager import trials_in_slots
     from raysweep.tune.trackers import trackers
 
     sweep, searching = job["sweep"], job["purpose"] == "search"
@@ -236,7 +236,7 @@ def run_tune(job: dict[str, Any]) -> None:
                     verbose=0,
                 ),
             )
-            with seated(fusion.seats) if fusion else contextlib.nullcontext():
+            with trials_in_slots(fusion.slots) if fusion else contextlib.nullcontext():
                 tuner.fit()
         except Exception as error:
             # On a full disk Tune fails in ways of its own, since it cannot write down what failed.

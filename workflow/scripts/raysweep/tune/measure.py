@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +14,72 @@ import torch
 
 from raysweep.config.space import parse_space
 from raysweep.record.record import read_sweep
+from raysweep.training.arrays import load_tensors
+from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
-from raysweep.tune.slots.fusing import Layout, told_to_engines, why_not_as_seen, why_not_at_all
-from raysweep.tune.trial import arrays
+from raysweep.tune.slots.fusion import Layout, engine_job, plan_fusion, reason_by_config
+from raysweep.tune.slots.messages import FusionPlan, NotFused
 from raysweep.usercode.freeze import Code
 
 logger = logging.getLogger("raysweep")
 
 WARM_UP_STEPS = 3
-LEAST_S = 0.7  # that a measurement takes, unless all the data takes less: shorter ones are the clock's, the cache's and the neighbours'
-MOST_ROWS_EVALUATED = 2000
+MIN_MEASURED_S = 0.7  # unless all the data takes less: a shorter time would measure the clock, the cache and other processes
+MAX_ROWS_EVALUATED = 2000
 
 
-def measure(job: dict[str, Any], configs: list[dict[str, Any]], capacity: int) -> dict[str, Any]:
-    """How long training takes. `job` is described in driver.py; `configs` are those to try; `capacity` is how many trials its nodes hold.
+@dataclass(frozen=True)
+class StepTimes:
+    """How long a trial takes alone, with one batch size."""
 
-    Returns {device, rows, validation_rows, points: [{batch_size, row_s, validation_row_s}], together: {why_not} or {speed_up, seats, processes, way,
-    look_s}}: seconds for a row of a trial by itself, and how much faster trials train together, where they do.
+    batch_size: int
+    row_s: float  # for a row of the training part
+    validation_row_s: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How long training takes on this machine."""
+
+    device: str
+    rows: int  # of the training part
+    validation_rows: int
+    points: tuple[StepTimes, ...]
+    together: FusionPlan | NotFused
+    benchmark_s: float  # that the benchmark of training together took
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurement for JSON; `together` has the fields of the record's event `fused`."""
+        return {**asdict(self), "together": self.together.as_event()}
+
+
+def measure(job: dict[str, Any], configs: list[dict[str, Any]], capacity: int) -> Measurement:
+    """Time training steps of some configurations, and benchmark training together.
+
+    `job` is described in driver.py. `capacity` is how many trials the nodes of the job hold.
     """
     os.chdir(job["root"])
-    sweep = job["sweep"]
     device = torch.device("cuda" if torch.cuda.is_available() and job["trial_resources"]["gpu"] else "cpu")
-    job = {**job, "trial_resources": {**job["trial_resources"], "gpu": job["trial_resources"]["gpu"] if device.type == "cuda" else 0}}
+    if device.type == "cpu":  # then the benchmark needs no GPU either
+        job = {**job, "trial_resources": {**job["trial_resources"], "gpu": 0}}
     torch.set_num_threads(max(1, int(job["trial_resources"]["cpu"])))
     model_class, _ = Code.from_json(job["code"]).load()
-    train, validation = (arrays(job["data_dir"], split, device) for split in ("train", "validation"))
+    train, validation = (load_tensors(job["data_dir"], split, device) for split in ("train", "validation"))
     points = []
     for number, config in enumerate(configs):
-        options = {"loss": sweep["loss"], "optimizer": sweep["optimizer"], "order_seed": sweep["seed"]}
-        trainer = Trainer(model_class, config, seed=number, device=device, **options)
-        points.append(
-            {
-                "batch_size": trainer.batch_size,
-                "row_s": _training_row_s(trainer, *train),
-                "validation_row_s": _evaluation_row_s(trainer, *validation),
-            }
-        )
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        "rows": len(train[1]),
-        "validation_rows": len(validation[1]),
-        "points": points,
-        "together": _together(job, capacity),
-    }
+        trainer = Trainer(model_class, config, TrainingSpec.of(job["sweep"]), seed=number, device=device)
+        points.append(StepTimes(trainer.batch_size, _training_row_s(trainer, *train), _evaluation_row_s(trainer, *validation)))
+    began = time.perf_counter()
+    together = _plan_fusion(job, capacity)
+    return Measurement(
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        rows=len(train[1]),
+        validation_rows=len(validation[1]),
+        points=tuple(points),
+        together=together,
+        benchmark_s=time.perf_counter() - began,
+    )
 
 
 def _training_row_s(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -65,44 +88,31 @@ def _training_row_s(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor
     rows = min(2 * few, len(labels))
     while True:
         seconds = _seconds(lambda: trainer.train_epoch(images[:rows], labels[:rows], 1))  # noqa: B023
-        if seconds >= LEAST_S or rows == len(labels):
+        if seconds >= MIN_MEASURED_S or rows == len(labels):
             return seconds / rows
-        rows = min(max(2 * rows, int(1.2 * rows * LEAST_S / seconds)), len(labels))
+        rows = min(max(2 * rows, int(1.2 * rows * MIN_MEASURED_S / seconds)), len(labels))
 
 
 def _evaluation_row_s(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> float:
-    rows = min(MOST_ROWS_EVALUATED, len(labels))
+    rows = min(MAX_ROWS_EVALUATED, len(labels))
     trainer.evaluate(images[:rows], labels[:rows])
     return _seconds(lambda: trainer.evaluate(images[:rows], labels[:rows])) / rows
 
 
 def _seconds(action: Callable[[], Any]) -> float:
-    """How long it takes. It returns numbers, so a GPU has done its work by then."""
+    """Return how long an action takes. The action returns numbers, so a GPU has done its work by then."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-def _together(job: dict[str, Any], capacity: int) -> dict[str, Any]:
-    """Whether trials would be trained together, and what that gives: what the sweep itself looks at when it begins."""
+def _plan_fusion(job: dict[str, Any], capacity: int) -> FusionPlan | NotFused:
+    """Return whether and how trials would be trained together: the decision that the sweep itself makes when it begins."""
     sweep = job["sweep"]
     if sweep["fuse"] == "off":
-        return {"why_not": "fuse is off"}
+        return NotFused("fuse is off")
     space, recorded = parse_space(sweep["search_space"]), read_sweep(Path(job["record"]))
     layout = Layout.of(job, recorded, capacity)
-    if why := why_not_at_all(sweep, space, recorded):
-        return {"why_not": why}
-    if layout.seats < 2:
-        return {"why_not": f"no two of {layout.trials} share a device"}
-    began = time.perf_counter()
-    seen = Engine(told_to_engines(job, space, layout), layout.threads, layout.memory_mb(sweep)).look()
-    if why := why_not_as_seen(seen, sweep):
-        return {"why_not": why}
-    return {
-        "why_not": None,
-        "speed_up": seen["speed_up"],
-        "seats": seen["seats"],
-        "processes": layout.engines,
-        "way": seen["way"],
-        "look_s": time.perf_counter() - began,
-    }
+    if reason := reason_by_config(sweep, space, recorded) or layout.reason_needless:
+        return NotFused(reason)
+    return plan_fusion(Engine(engine_job(job, space, layout)).benchmark(), layout, needs_speed_up=sweep["fuse"] == "auto")

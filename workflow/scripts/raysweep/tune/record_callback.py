@@ -162,7 +162,7 @@ class Bookkeeper(Callback):
         self.keeping = [judged for judged in record.sweep.judged if judged.finished and any(trial.checkpoints for trial in judged.members)]
         self.last_event = self.last_step = time.monotonic()
         self.taken_over = taken_over  # trial_id → from whom it goes on, of population based training (schedulers.PBT)
-        self.in_company = in_company  # whether trials share processes, see seats.py
+        self.in_company = in_company  # whether trials share processes, see slots/manager.py
         self.verify_lock, self.verified = verify_lock, -math.inf
 
     def guarded(self, action: Callable[[], None]) -> None:

@@ -16,7 +16,6 @@ from ray.tune.utils import flatten_dict
 
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
-from raysweep.data.stage import load_split
 from raysweep.usercode.freeze import Code
 
 # The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
@@ -90,39 +89,24 @@ def _checked(metrics: Any) -> dict[str, Any]:
     return metrics
 
 
-@functools.cache
-def arrays(data_dir: str, split: str, device: Any) -> tuple[Any, Any]:
-    """Images and labels of a split as tensors: memory-mapped on a CPU, copied once per process to a GPU."""
-    import torch
-
-    images, labels = load_split(Path(data_dir), split)
-    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-
-
 def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> Any:
     import torch
 
-    from raysweep.training.trainer import Trainer
+    from raysweep.training.spec import TrainingSpec
+    from raysweep.training.trainer import Trainer, select_device
 
-    if job["trial_resources"]["gpu"] and not torch.cuda.is_available():
-        raise RuntimeError(f"PyTorch {torch.__version__} cannot use the GPU that the trial was given: see env.torch_backend")
+    device = select_device(needs_gpu=bool(job["trial_resources"]["gpu"]))
     # Several processes with torch's default number of threads each stall one another.
     torch.set_num_threads(max(1, int(job["sweep"]["trial_resources"]["cpu"])))
-    return Trainer(
-        model_class,
-        config,
-        loss=job["sweep"]["loss"],
-        optimizer=job["sweep"]["optimizer"],
-        seed=seed,
-        order_seed=job["sweep"]["seed"],
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
+    return Trainer(model_class, config, TrainingSpec.of(job["sweep"]), seed=seed, device=device)
 
 
 def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> None:
     """Train on the training part, report on the validation part after each epoch, and checkpoint."""
+    from raysweep.training.arrays import load_tensors
+
     trainer = _trainer(model_class, config, seed, job)
-    train, validation = (arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
+    train, validation = (load_tensors(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
     epoch = 0
     if checkpoint := tune.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -143,8 +127,10 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict
     """
     import torch
 
+    from raysweep.training.arrays import load_tensors
+
     trainer = _trainer(model_class, config, seed, job)
-    parts = [arrays(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
+    parts = [load_tensors(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     train_loss = 0.0
     changes = {one["from_epoch"]: one["config"] for one in job["schedule"]}
@@ -152,15 +138,16 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict
         if epoch - 1 in changes:
             trainer.change(changes[epoch - 1])
         train_loss = trainer.train_epoch(images, labels, epoch)
-    return {**trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
+    return {**trainer.evaluate(*load_tensors(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
 
 
 def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
     """The test metrics of the model that the sweep published."""
     from safetensors.torch import load_model
 
+    from raysweep.training.arrays import load_tensors
     from raysweep.training.trainer import MODEL_FILE
 
     trainer = _trainer(model_class, config, seed, job)
     load_model(trainer.model, str(Path(job["model_dir"]) / MODEL_FILE), device=str(trainer.device))
-    return trainer.evaluate(*arrays(job["data_dir"], "test", trainer.device))
+    return trainer.evaluate(*load_tensors(job["data_dir"], "test", trainer.device))

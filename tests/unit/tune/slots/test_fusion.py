@@ -9,7 +9,8 @@ import pytest
 
 from raysweep.config.space import parse_space
 from raysweep.record.record import Record
-from raysweep.tune.slots.fusing import Layout, batch_sizes_of, micro_batch_size, samples_of, why_not_at_all
+from raysweep.tune.slots.fusion import Layout, batch_sizes_of, engine_job, micro_batch_size, plan_fusion, reason_by_config, sample_configs
+from raysweep.tune.slots.messages import Benchmark, EngineSetup, FusionPlan, NotFused
 
 
 @pytest.mark.parametrize(
@@ -37,14 +38,14 @@ def test_batch_sizes_are_read_from_the_space(space: Any, batch_sizes: list[int])
 
 def test_samples_have_the_smallest_and_the_largest_batch() -> None:
     space = parse_space({"batch_size": {"choice": [2, 4, 8]}, "lr": {"uniform": [0, 1]}, "width": 3})
-    samples = samples_of(space, 0, [2, 4, 8])
+    samples = sample_configs(space, 0, [2, 4, 8])
     assert [sample["batch_size"] for sample in samples] == [2, 4, 8]
     assert len({sample["lr"] for sample in samples}) == 3
     assert {sample["width"] for sample in samples} == {3}
 
 
 @pytest.mark.parametrize(
-    ("sweep", "space", "why"),
+    ("sweep", "space", "reason"),
     [
         ({"model": "m:M"}, {"lr": {"uniform": [0, 1]}, "batch_size": 2, "width": 4}, None),
         ({"trainable": "f.py:f"}, {"lr": 1, "batch_size": 2}, "a Ray Tune function runs in a process of its own"),
@@ -55,9 +56,9 @@ def test_samples_have_the_smallest_and_the_largest_batch() -> None:
         ),
     ],
 )
-def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, Any], space: dict[str, Any], why: str | None) -> None:
+def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, Any], space: dict[str, Any], reason: str | None) -> None:
     with Record(tmp_path / "record.jsonl") as record:
-        assert why_not_at_all(sweep, parse_space(space), record.sweep) == why
+        assert reason_by_config(sweep, parse_space(space), record.sweep) == reason
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, 
         ({"num": 1000}, [(2, 0)], 0, 2, (2, 2, 32)),
     ],
 )
-def test_engines_and_seats(
+def test_engines_and_slots(
     tmp_path: Path, changes: dict[str, Any], nodes: list[tuple[int, int]], gpu: float, capacity: int, expected: tuple[int, int, int]
 ) -> None:
     sweep = {"max_concurrent": None, "search_algorithm": {"name": "random"}} | changes
@@ -79,7 +80,7 @@ def test_engines_and_seats(
     job["nodes"] = [{"name": f"n{number}", "cpus": cpus, "gpus": gpus} for number, (cpus, gpus) in enumerate(nodes)]
     with Record(tmp_path / "record.jsonl") as record:
         layout = Layout.of(job, record.sweep, capacity)
-    assert (layout.engines, layout.engines_per_node, layout.seats) == expected
+    assert (layout.engines, layout.engines_per_node, layout.slots) == expected
 
 
 def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_path: Path) -> None:
@@ -87,6 +88,47 @@ def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_pat
     with Record(tmp_path / "record.jsonl") as record:
         record.write("session", sweep={}, host="h", pid=1, nodes=[])
         record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={"lr": 1, "batch_size": 2, "width": 3})
-        assert why_not_at_all({"model": "m:M"}, space, record.sweep) == "trials of an earlier search space have models of another form"
+        assert reason_by_config({"model": "m:M"}, space, record.sweep) == "trials of an earlier search space have models of another form"
         record.write("finish", trial="00000", status="ERROR", error="died")
-        assert why_not_at_all({"model": "m:M"}, space, record.sweep) is None
+        assert reason_by_config({"model": "m:M"}, space, record.sweep) is None
+
+
+LAYOUT = Layout(trials=20, threads=2, engines=3, engines_per_node=2, slots=7)
+
+
+@pytest.mark.parametrize(
+    ("slots", "speed_up", "needs_speed_up", "plan"),
+    [
+        (5, 2.5, True, FusionPlan(3, 5, 2.5, "eager")),
+        (5, 1.1, False, FusionPlan(3, 5, 1.1, "eager")),
+        (5, 1.123, True, NotFused("together they would be 1.1 times as fast as one by one")),
+        (1, 2.5, False, NotFused("the memory does not hold two trials")),
+    ],
+)
+def test_a_benchmark_decides(slots: int, speed_up: float, needs_speed_up: bool, plan: FusionPlan | NotFused) -> None:
+    benchmark = Benchmark(EngineSetup(slots, is_prepared=False, unfolds=False), speed_up, "eager")
+    assert plan_fusion(benchmark, LAYOUT, needs_speed_up) == plan
+
+
+def test_a_reason_that_the_benchmark_returns_is_kept() -> None:
+    assert plan_fusion(NotFused("dropout"), LAYOUT, needs_speed_up=False) == NotFused("dropout")
+
+
+@pytest.mark.parametrize(("scheduler", "max_epochs", "shares"), [("none", 3, True), ("asha", 1, True), ("asha", 3, False)])
+def test_engines_get_what_they_need_of_the_job(scheduler: str, max_epochs: int, shares: bool) -> None:
+    sweep = {"loss": "cross_entropy", "optimizer": "adam", "seed": 4, "metric": "loss", "max_epochs": max_epochs}
+    sweep |= {"scheduler": {"name": scheduler}, "allocation": {"mem_mb_per_node": 8000}}
+    code = {"path": "/a/net.py", "name": "Net", "module": None, "contents": {}}
+    job = {
+        "root": "/a",
+        "code": code,
+        "data_dir": "/data",
+        "max_epochs": max_epochs,
+        "trial_resources": {"cpu": 2, "gpu": 0},
+        "sweep": sweep,
+    }
+    facts = engine_job(job, parse_space({"batch_size": {"choice": [4, 8]}, "lr": 1}), LAYOUT)
+    assert (facts.code.target.name, facts.spec.order_seed, facts.needs_gpu, facts.share_rows) == ("Net", 4, False, shares)
+    assert (facts.micro_batch_size, facts.max_slots, facts.trials) == (4, 7, 7)
+    assert (facts.threads, facts.compiler_threads, facts.memory_mb) == (2, 4, 3200)
+    assert [sample["batch_size"] for sample in facts.samples] == [4, 8, 8]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from raysweep.training.stacked import capture
+from raysweep.training.stacked.trainer import StackedTrainer
+from raysweep.training.stacked.verification import prepare
+from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA graph is fake: the step itself is replayed. The way of states into the tensors of the capture and out of them is real."""
+    captures = []
+
+    def capture_graph(action: Callable[[], None]) -> Callable[[], None]:
+        captures.append(action)
+        for _ in range(3):
+            action()
+        return action
+
+    monkeypatch.setattr(capture, "capture_graph", capture_graph)
+    monkeypatch.setattr(StackedTrainer, "captures", lambda self, device: self.settings.prepared_for > 0)
+    data = some_data(35)
+    group = trainers(Dense, optimizer)
+    stacked = prepare(stacked_trainer(2, share_rows=False), group, *data)
+    assert isinstance(stacked, StackedTrainer), stacked
+    before = len(captures)
+    assert_members_come_and_go(stacked, group, trainers(Dense, optimizer), data)
+    assert len(captures) == before + 1, "a member that leaves and a member that enters need no other capture"
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_compiled_step_is_the_same(optimizer: str) -> None:
+    images, labels = some_data(19, 4)
+    group, alone = (trainers(Convolutional, optimizer) for _ in range(2))
+    stacked = prepare(stacked_trainer(2), group, images, labels)
+    if " " in sys.prefix:  # PyTorch 2.13 puts the path of its headers into the compiler's command as it is: trials are then trained eager
+        assert stacked == "CppCompileError: C++ compile error"
+        return
+    assert isinstance(stacked, StackedTrainer), stacked
+    stacked.train_epoch(group[:2], [1, 1], images, labels)
+    stacked.train_epoch(group, [2, 2, 1], images, labels)
+    for ours, theirs, epochs in zip(group, alone, ((1, 2), (1, 2), (1,)), strict=True):
+        for epoch in epochs:
+            theirs.train_epoch(images, labels, epoch)
+        assert_same(ours, theirs)
+
+
+@pytest.mark.slow  # compiles
+def test_the_reason_why_a_step_cannot_be_compiled_is_returned() -> None:
+    assert prepare(stacked_trainer(2), trainers(Dense), *some_data(19)) == "NotImplementedError: Cannot access storage of TensorWrapper"

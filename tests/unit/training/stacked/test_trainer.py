@@ -1,0 +1,94 @@
+"""Trials trained together are trained as each is alone: in float64, after hundreds of steps, their weights are the same to 1e-10."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raysweep.models.lenet import LeNet
+from raysweep.tune.slots.fusion import micro_batch_size
+from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("share_rows", [False, True])
+@pytest.mark.parametrize("batch_sizes", [(2, 4, 16), (3, 5, 7), (8, 8, 8), (1, 2, 50)])
+def test_five_hundred_steps_together_are_those_of_each_alone(optimizer: str, share_rows: bool, batch_sizes: tuple[int, ...]) -> None:
+    images, labels = some_data(33)
+    stacked = stacked_trainer(micro_batch_size(list(batch_sizes)), share_rows)
+    together, alone = (trainers(Dense, optimizer, batch_sizes) for _ in range(2))
+    epochs = -(-500 // -(-33 // min(batch_sizes)))
+    for epoch in range(1, epochs + 1):
+        losses = stacked.train_epoch(together, [epoch] * 3, images, labels)
+        assert losses == pytest.approx([trainer.train_epoch(images, labels, epoch) for trainer in alone], rel=1e-7)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "multi_margin_loss"])
+@pytest.mark.parametrize(("model", "side"), [(Convolutional, 4), (LeNet, 32)])
+def test_models_with_convolutions(model: type[nn.Module], side: int, loss: str) -> None:
+    images, labels = some_data(35, side)
+    together, alone = (trainers(model, loss=loss) for _ in range(2))
+    for epoch in (1, 2):
+        stacked_trainer(2).train_epoch(together, [epoch] * 3, images, labels)
+        for trainer in alone:
+            trainer.train_epoch(images, labels, epoch)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+    expected = [trainer.evaluate(images, labels) for trainer in alone]
+    for metrics, alone_metrics in zip(stacked_trainer(2).evaluate(together, images, labels), expected, strict=True):
+        assert metrics == pytest.approx(alone_metrics, rel=1e-9)
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+def test_a_trainer_leaves_and_another_enters_and_epochs_differ(share_rows: bool) -> None:
+    assert_members_come_and_go(stacked_trainer(2, share_rows), trainers(Dense, "adam"), trainers(Dense, "adam"), some_data(19))
+
+
+def test_a_trainer_that_was_trained_together_is_saved_and_continues_alone(tmp_path: Path) -> None:
+    images, labels = some_data(19)
+    together, alone = (trainers(Dense, "sgd") for _ in range(2))
+    stacked_trainer(2).train_epoch(together, [1] * 3, images, labels)
+    for number, (ours, theirs) in enumerate(zip(together, alone, strict=True)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        ours.save(folder, 1)
+        resumed = trainers(Dense, "sgd")[number]
+        assert resumed.load(folder) == 1
+        for epoch in (1, 2):
+            theirs.train_epoch(images, labels, epoch)
+        resumed.train_epoch(images, labels, 2)
+        assert_same(resumed, theirs)
+
+
+def test_a_trainer_that_diverges_does_not_change_the_others() -> None:
+    images, labels = some_data(33)
+    together, alone = (trainers(Dense) for _ in range(2))
+    for group in (together, alone):
+        group[1].optimizer.param_groups[0]["lr"] = 1e300
+    losses = stacked_trainer(2).train_epoch(together, [1] * 3, images, labels)
+    assert not np.isfinite(losses[1])
+    for number in (0, 2):
+        alone[number].train_epoch(images, labels, 1)
+        assert_same(together[number], alone[number])
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+def test_the_other_members_make_no_difference_to_the_last_bit(share_rows: bool) -> None:
+    images, labels = some_data(35, 32)
+    runs = []
+    for companions in ((4,), (16, 2, 2, 8, 4, 4, 16), (2, 2, 16)):
+        group = trainers(LeNet, batch_sizes=(4, *companions), double=False)
+        stacked = stacked_trainer(2, share_rows)
+        for epoch in (1, 2):
+            stacked.train_epoch(group, [epoch, *(1 + number % 2 for number in range(len(companions)))], images, labels)
+        runs.append((group[0].model.state_dict(), stacked.evaluate(group, images, labels)[0]))
+    (first_weights, first_metrics), *other_runs = runs
+    for weights, metrics in other_runs:
+        assert all(torch.equal(first_weights[key], value) for key, value in weights.items())
+        assert metrics["accuracy"] == first_metrics["accuracy"]

@@ -1,0 +1,52 @@
+"""Names and texts of PyTorch without a promise: each of private.py is still what that module takes it for."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from torch.func import vmap
+
+from raysweep.training import private
+
+
+@pytest.mark.parametrize("option", [*private.COMPILER_OPTIONS, private.THREADS_OPTION])
+def test_torch_compile_knows_the_option(option: str) -> None:
+    torch.compile(lambda x: x, options={option: private.compiler_options(threads=2)[option]})  # an unknown option raises RuntimeError
+
+
+def test_an_option_that_inductor_does_not_know_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="Unexpected optimization option"):
+        torch.compile(lambda x: x, options={"no_such_option": True})
+
+
+def test_get_cpp_compiler_and_invalid_cxx_compiler_say_whether_there_is_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config, cpp_builder
+
+    assert inspect.signature(cpp_builder.get_cpp_compiler).parameters == {}
+    compiler = tmp_path / "some-c++"
+    compiler.write_text("#!/bin/sh\necho 'some-c++ 14.2'\n")
+    compiler.chmod(0o755)
+    for path, is_there in ((compiler, True), (tmp_path / "none", False)):
+        monkeypatch.setattr(config.cpp, "cxx", (str(path),))
+        assert private.has_cpp_compiler() is is_there
+
+
+def test_vmap_words_the_error_of_data_dependent_control_flow_as_before() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        vmap(lambda x: x if x > 0 else -x)(torch.ones(2))
+    assert private.is_data_dependent(caught.value)
+    assert not private.is_data_dependent(RuntimeError("another"))
+
+
+def test_torch_compile_puts_the_name_of_the_backend_before_the_error_of_the_compiler() -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def inductor() -> None: ...
+
+    error = BackendCompilerFailed(inductor, ValueError("no\nmore"), None)
+    assert str(error).splitlines()[0].endswith(private.BACKEND_PREFIX_ENDING)
+    assert private.compiler_error(error) == "ValueError: no"
+    assert private.compiler_error(ValueError()) == "ValueError"

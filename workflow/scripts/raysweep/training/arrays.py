@@ -1,0 +1,20 @@
+"""The staged arrays of a data set as tensors on the device that trains."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from raysweep.data.stage import load_split
+
+
+@functools.cache
+def load_tensors(data_dir: str, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images, uint8 [n, channels, height, width], and labels, int64 [n], of a split.
+
+    On a CPU the tensors are memory-mapped, so that the processes of a node share one copy. A GPU gets one copy for each process.
+    """
+    images, labels = load_split(Path(data_dir), split)
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)

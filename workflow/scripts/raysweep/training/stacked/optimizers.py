@@ -1,0 +1,81 @@
+"""SGD, Adam and AdamW of torch.optim for a stack: one update changes all members, each with its own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from raysweep.training.stacked.state import StackState
+from raysweep.training.trainer import Trainer
+
+
+class OptimizerForm(NamedTuple):
+    """The form of an update: the optimiser, and which of its terms are computed."""
+
+    optimizer: str
+    has_momentum: bool
+    decays: bool
+
+    @classmethod
+    def of(cls, trainers: Sequence[Trainer]) -> OptimizerForm:
+        """Return the smallest form that is good for all trainers, which have optimisers of one kind."""
+        optimizer = type(trainers[0].optimizer).__name__.lower()
+        groups = [trainer.optimizer.param_groups[0] for trainer in trainers]
+        return cls(optimizer, any(group.get("momentum") for group in groups), any(group["weight_decay"] for group in groups))
+
+    def joined(self, other: OptimizerForm | None) -> OptimizerForm:
+        """Return a form that is good for the members of both forms. A member that does not use a term has the setting 0 for it."""
+        if other is None:
+            return self
+        return OptimizerForm(self.optimizer, self.has_momentum or other.has_momentum, self.decays or other.decays)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The keys of the tensors that the optimiser keeps for each parameter, as in its state_dict()."""
+        if self.optimizer == "sgd":
+            return ("momentum_buffer",) if self.has_momentum else ()
+        return ("exp_avg", "exp_avg_sq")
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The keys of the optimiser's settings that are single numbers."""
+        return ("lr", "weight_decay", *(("momentum", "nesterov") if self.optimizer == "sgd" else ("eps",)))
+
+
+def update(state: StackState, form: OptimizerForm, gradients: torch.Tensor, gate: torch.Tensor | None) -> None:
+    """Change the weights of the members whose gate is 1 by their gradients, [members, weights]. `gate` is float [members]; None means all members."""
+    settings = {key: values[:, None] for key, values in state.settings.items()}
+    lr, weight_decay = settings["lr"], settings["weight_decay"]
+    gate = torch.ones_like(lr) if gate is None else gate[:, None]
+    state.steps.add_(gate[:, 0])
+    if form.optimizer == "adamw":
+        state.params.mul_(1 - gate * lr * weight_decay)
+    elif form.decays:
+        gradients = gradients + state.params * weight_decay
+    if form.optimizer == "sgd":
+        _update_sgd(state, form, settings, gradients, gate)
+    else:
+        _update_adam(state, settings, gradients, gate)
+
+
+def _update_sgd(
+    state: StackState, form: OptimizerForm, settings: dict[str, torch.Tensor], gradients: torch.Tensor, gate: torch.Tensor
+) -> None:
+    if form.has_momentum:
+        momentum, nesterov = settings["momentum"], settings["nesterov"]
+        velocity = state.moments["momentum_buffer"]
+        velocity.mul_(1 + gate * (momentum - 1)).addcmul_(gradients, gate)
+        gradients = velocity + nesterov * (gradients + (momentum - 1) * velocity)
+    state.params.addcmul_(gradients, -gate * settings["lr"])
+
+
+def _update_adam(state: StackState, settings: dict[str, torch.Tensor], gradients: torch.Tensor, gate: torch.Tensor) -> None:
+    beta1, beta2 = settings["beta1"], settings["beta2"]
+    steps = state.steps.clamp(min=1)[:, None]  # a member without a step yet has a closed gate
+    mean, square = state.moments["exp_avg"], state.moments["exp_avg_sq"]
+    mean.add_((gradients - mean) * (gate * (1 - beta1)))
+    square.mul_(1 - gate * (1 - beta2)).addcmul_(gradients * gradients, gate * (1 - beta2))
+    denominator = square.sqrt() / (1 - beta2**steps).sqrt() + settings["eps"]
+    state.params.addcmul_(mean / denominator, -gate * settings["lr"] / (1 - beta1**steps))

@@ -1,0 +1,79 @@
+"""Trainers as one stack: their weights and optimiser states are put together for an epoch, and given back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from raysweep.training.stacked.optimizers import OptimizerForm
+from raysweep.training.stacked.state import StackState, Tensors, join_row, parameter_shapes, split_row
+from raysweep.training.trainer import Trainer
+
+
+class Stack:
+    """Trainers for one epoch as one StackState; `unstack` gives the state back to the trainers.
+
+    `filled_to`: the stack has at least so many members; copies of the first trainer, which never change, fill it up. A compiled step takes one number of
+    members only.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: OptimizerForm | None = None) -> None:
+        self.trainers = trainers
+        members = [*trainers, *[trainers[0]] * (filled_to - len(trainers))]
+        self.num_fillers = len(members) - len(trainers)
+        self.device, self.dtype = trainers[0].device, trainers[0].dtype
+        self.shapes = parameter_shapes(trainers[0].model)
+        self.form = form or OptimizerForm.of(members)
+        params = torch.stack([join_row([param.detach() for param in member.model.parameters()]) for member in members])
+        per_member = partial(torch.tensor, device=self.device, dtype=self.dtype)
+        steps = per_member([_num_updates(member) for member in members])
+        self.state = StackState(
+            params,
+            {name: torch.stack([m.model.get_buffer(name) for m in members]) for name, _ in trainers[0].model.named_buffers()},
+            {
+                key: torch.stack([join_row([_moment(member, key, param) for param in member.model.parameters()]) for member in members])
+                for key in self.form.moments
+            },
+            steps,
+            _settings(members, self.form),
+            sums=torch.zeros_like(params),
+            losses=torch.zeros_like(steps),
+        )
+
+    def unstack(self) -> None:
+        """Give each trainer its weights and its optimiser's state, as if the trainer had trained alone."""
+        for member, trainer in enumerate(self.trainers):
+            steps = self.state.steps[member].to("cpu", torch.float32)
+            is_plain = self.form.optimizer == "sgd" and not trainer.optimizer.param_groups[0]["momentum"]
+            moments = {} if is_plain else {key: split_row(rows[member], self.shapes) for key, rows in self.state.moments.items()}
+            for name, values in split_row(self.state.params[member], self.shapes).items():
+                param = trainer.model.get_parameter(name)
+                param.data.copy_(values)
+                param.grad = None
+                optimizer_state = {key: parts[name].clone() for key, parts in moments.items()}
+                if self.form.optimizer != "sgd":
+                    optimizer_state["step"] = steps.clone()
+                trainer.optimizer.state[param] = optimizer_state
+
+
+def _settings(members: Sequence[Trainer], form: OptimizerForm) -> Tensors:
+    """Return the settings of the members' optimisers, [members] each."""
+    groups = [member.optimizer.param_groups[0] for member in members]
+    per_member = partial(torch.tensor, device=members[0].device, dtype=members[0].dtype)
+    settings: Tensors = {key: per_member([float(group[key]) for group in groups]) for key in form.settings}
+    if "betas" in groups[0]:
+        settings |= {f"beta{i + 1}": per_member([group["betas"][i] for group in groups]) for i in range(2)}
+    return settings
+
+
+def _moment(trainer: Trainer, key: str, param: nn.Parameter) -> torch.Tensor:
+    moment = trainer.optimizer.state[param].get(key)
+    return torch.zeros_like(param) if moment is None else moment.detach()
+
+
+def _num_updates(trainer: Trainer) -> float:
+    """Return how often the trainer's optimiser has changed the weights, as Adam counts it; 0 where the optimiser does not count."""
+    return next((float(state["step"]) for state in trainer.optimizer.state.values() if "step" in state), 0.0)

@@ -1,0 +1,72 @@
+"""How long training takes, together and alone, and how much memory a member of a stack takes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from raysweep.training.stacked.trainer import EVALUATION_ROWS, StackedTrainer
+from raysweep.training.trainer import Trainer, normalized
+
+MIN_MEASURED_S = 0.2
+FIRST_ROWS = 4 * 130  # of the first measurement
+
+
+def seconds_per_row(stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the time in which these trainers go through one row of the data together. The trainers do not change."""
+    group = [copy.deepcopy(trainer) for trainer in trainers]
+    rows, took_s = FIRST_ROWS // 4, 0.0
+    # The measurement grows so that the time of a round beside its steps counts for little.
+    while not took_s or (took_s < MIN_MEASURED_S and rows < len(labels)):
+        rows = min(4 * rows, len(labels))
+        train = partial(stacked.train_epoch, group, [1] * len(group), images[:rows], labels[:rows])
+        took_s = _seconds(train, group[0].device)
+    return took_s / rows
+
+
+def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the time in which these trainers go through one row of the data one after the other. The trainers do not change."""
+    rows = min(len(labels), FIRST_ROWS)
+    alone = {trainer.batch_size: copy.deepcopy(trainer) for trainer in trainers}  # one trainer stands for all of its batch size
+    took_s = {
+        size: _seconds(partial(trainer.train_epoch, images[:rows], labels[:rows], 1), trainer.device) for size, trainer in alone.items()
+    }
+    return sum(took_s[trainer.batch_size] for trainer in trainers) / rows
+
+
+def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, micro_batch_size: int) -> int:
+    """Return about how much memory one member of a stack takes.
+
+    Counted are the member's weights, gradients, their sums and optimiser states, in its trainer and in the stack; and the tensors that a step, or an
+    evaluation, keeps for its gradient, with as much again for the gradient's own tensors.
+    """
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    rows = max(micro_batch_size, EVALUATION_ROWS)
+    model = copy.deepcopy(trainer.model).train()
+    weights: int = sum(param.nbytes for param in model.parameters())
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        trainer.loss(model(normalized(images[:rows], trainer.dtype)), labels[:rows])
+    return 10 * weights + 2 * sum(kept.values())
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Return the shorter time of two runs: the first run also allocates buffers and chooses kernels."""
+    times = []
+    for _ in range(2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)

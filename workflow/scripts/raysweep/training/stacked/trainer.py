@@ -1,0 +1,158 @@
+"""The stacked trainer: takes trainers through their epochs together."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from raysweep.common.seeds import epoch_order
+from raysweep.training.stacked.capture import CapturedStep, MaskedStep, compile_step
+from raysweep.training.stacked.optimizers import OptimizerForm
+from raysweep.training.stacked.plan import StepPlan, plan_steps
+from raysweep.training.stacked.stack import Stack
+from raysweep.training.stacked.state import StackState, split_row
+from raysweep.training.stacked.step import MicroBatch, StackStep
+from raysweep.training.trainer import Trainer, normalized
+
+EVALUATION_ROWS = 100  # of each member at a time: the same for stacks of all sizes, so that all stacks round alike
+
+
+@dataclass(frozen=True)
+class StackSettings:
+    """The way in which trainers are trained together.
+
+    `share_rows`: the members at one epoch form a stack of their own, which fetches its data once. That is faster where trials are at the same epoch, but it
+    rounds in another way; so a sweep keeps one setting from its beginning to its end.
+    """
+
+    micro_batch_size: int
+    share_rows: bool
+    unfolds: bool = False  # whether convolutions are matrix products, see UnfoldedConvolutions
+    prepared_for: int = 0  # members of a stack whose step is compiled, or captured as a CUDA graph on a GPU; 0: eager
+    compiler_threads: int = 1
+
+
+class StackedTrainer:
+    """Takes trainers through their epochs together, in micro-batches of one size. The trainers may differ from epoch to epoch.
+
+    The trainers must have models of one form (the same arguments of the constructor) and optimisers of one kind, and go through the data in the same order in
+    the same epoch; all else may differ. The numbers of a trainer do not depend on the other trainers of its stack, to the last bit on one CPU.
+    """
+
+    def __init__(self, settings: StackSettings) -> None:
+        self.settings = settings
+        self.form: OptimizerForm | None = None  # grows with the trainers that come: when a trainer leaves, the step stays as it is
+        self._model: nn.Module | None = None
+        self._eager_steps: dict[tuple[OptimizerForm, bool], StackStep] = {}
+        self._masked_steps: dict[tuple[OptimizerForm, bool], MaskedStep] = {}
+        self._captured: dict[tuple[OptimizerForm, bool, int], CapturedStep] = {}
+
+    def captures(self, device: torch.device) -> bool:
+        """Return whether steps on that device are replayed as a CUDA graph."""
+        return self.settings.prepared_for > 0 and device.type == "cuda"
+
+    def train_epoch(self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+        """Take each trainer through its epoch (counted from 1), as Trainer.train_epoch does. Return the mean losses."""
+        groups: dict[int | None, list[int]] = {}
+        for number, (trainer, epoch) in enumerate(zip(trainers, epochs, strict=True)):
+            has_whole_steps = trainer.batch_size % self.settings.micro_batch_size == 0
+            groups.setdefault(epoch if self.settings.share_rows and has_whole_steps else None, []).append(number)
+        losses = [math.nan] * len(trainers)
+        for shared_epoch, numbers in groups.items():
+            group, group_epochs = [trainers[number] for number in numbers], [epochs[number] for number in numbers]
+            with torch.no_grad():
+                group_losses = self._train_group(group, group_epochs, images, labels, shared_epoch is not None)
+            for number, loss in zip(numbers, group_losses, strict=True):
+                losses[number] = loss
+        return losses
+
+    def _train_group(
+        self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor, shared: bool
+    ) -> list[float]:
+        """Take the trainers of one stack through their epochs. `shared`: all take the same rows in each step."""
+        self.form = OptimizerForm.of(trainers).joined(self.form)
+        # A stack of one member would round differently from a stack of more members.
+        stack = Stack(trainers, filled_to=max(2, self.settings.prepared_for), form=self.form)
+        plan = self._plan(stack, epochs, len(labels), shared)
+        if not self.settings.prepared_for:
+            self._run_eager(self._step(self.form, shared, trainers[0]), stack.state, plan, images, labels)
+        elif self.captures(stack.device):
+            step = self._masked_step(self.form, shared, trainers[0])
+            key = self.form, shared, len(labels)
+            if key not in self._captured or self._captured[key].max_steps < len(plan.rows):
+                self._captured[key] = CapturedStep(step, stack.state, plan, images, labels)
+            self._captured[key].run(stack.state, plan)
+        else:
+            self._run_compiled(self._masked_step(self.form, shared, trainers[0]), stack.state, plan, images, labels)
+        stack.unstack()
+        losses: list[float] = (stack.state.losses / len(labels)).tolist()
+        return losses[: len(trainers)]
+
+    def _plan(self, stack: Stack, epochs: Sequence[int], num_rows: int, shared: bool) -> StepPlan:
+        """Return the plan of the stack's epoch. The gates of the members that only fill the stack up stay closed."""
+        trainers, num_fillers = stack.trainers, stack.num_fillers
+        orders = {epoch: epoch_order(trainers[0].order_seed, epoch, num_rows) for epoch in set(epochs)}
+        plan = plan_steps(
+            [orders[epoch] for epoch in [*epochs, *[epochs[0]] * num_fillers]],
+            [trainer.batch_size for trainer in [*trainers, *[trainers[0]] * num_fillers]],
+            self.settings.micro_batch_size,
+            shared,
+        ).to(stack.device, stack.dtype)
+        plan.gates[:, len(trainers) :] = False
+        return plan
+
+    def _run_eager(self, step: StackStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+        is_any_open, are_all_open = plan.gates.any(1).tolist(), plan.gates.all(1).tolist()
+        gates = plan.gates.to(plan.weights.dtype)
+        for number, rows in enumerate(plan.rows):
+            batch = MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number])
+            step.run_eager(state, batch, is_any_open[number], are_all_open[number])
+
+    def _run_compiled(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+        gates = plan.gates.to(plan.weights.dtype)
+        for number, rows in enumerate(plan.rows):
+            step(state, MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number]))
+
+    def _step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> StackStep:
+        """Return the step of stacks of that form, made of the trainer's model on the first call."""
+        if self._model is None:
+            self._model = copy.deepcopy(trainer.model).train()
+        if (form, shared) not in self._eager_steps:
+            step = StackStep(self._model, trainer.loss, form, share_rows=shared, unfolds=self.settings.unfolds)
+            self._eager_steps[form, shared] = step
+        return self._eager_steps[form, shared]
+
+    def _masked_step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> MaskedStep:
+        """Return the same step to be captured, or compiled where steps are not captured."""
+        if (form, shared) not in self._masked_steps:
+            step = self._step(form, shared, trainer).run_masked
+            is_captured = self.captures(trainer.device)
+            self._masked_steps[form, shared] = step if is_captured else compile_step(step, self.settings.compiler_threads)
+        return self._masked_steps[form, shared]
+
+    def evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
+        """Return the metrics that Trainer.evaluate returns, for each trainer."""
+        with torch.inference_mode():
+            correct, total = self._evaluate(trainers, images, labels)
+        sums = zip(correct.tolist(), total.tolist(), strict=True)
+        return [{"accuracy": right / len(labels), "loss": loss / len(labels)} for right, loss in sums][: len(trainers)]
+
+    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the number of correct predictions and the sum of the losses of each member, [members]."""
+        stack = Stack(trainers, filled_to=2)
+        state = stack.state
+        model, loss = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss
+        outputs = vmap(lambda row, buffers, x: functional_call(model, (split_row(row, stack.shapes), buffers), (x,)), in_dims=(0, 0, None))
+        correct = torch.zeros(len(state.steps), dtype=torch.int64, device=stack.device)
+        total = torch.zeros(len(state.steps), dtype=torch.float64, device=stack.device)
+        for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
+            out = outputs(state.params, state.buffers, normalized(x, stack.dtype))
+            correct += (out.argmax(2) == y).sum(1)
+            total += torch.stack([loss(each, y, reduction="sum") for each in out])
+        return correct, total

@@ -1,0 +1,117 @@
+"""Whether a stack trains as each trainer does alone: the comparison in float64, and of faster steps with eager ones."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from raysweep.training.private import compiler_error, is_data_dependent
+from raysweep.training.stacked.state import Tensors
+from raysweep.training.stacked.trainer import StackedTrainer
+from raysweep.training.trainer import Trainer
+
+logger = logging.getLogger("raysweep")
+
+VERIFICATION_ROWS = 130  # for most batch sizes the last batch is then a small one
+TOLERANCE = 1e-9  # of weights in float64, relative: between the stack and a plain loop, after a few steps
+COMPILED_TOLERANCE = 1e-3  # of weights in the model's own precision: compiled code rounds in another way
+MAX_REASON_LENGTH = 200
+
+
+def reason_not_stackable(stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> str | None:
+    """Return why these trainers cannot be trained together; None where a few steps together give the weights of plain training, in float64.
+
+    The trainers do not change. At least two of them should differ in batch size where the trials of the sweep do.
+    """
+    dtypes = {str(param.dtype).removeprefix("torch.") for param in trainers[0].model.parameters()}
+    if dtypes not in ({"float32"}, {"float64"}):
+        return f"the weights are {' and '.join(sorted(dtypes))}, and a stack needs float32 alone or float64 alone"
+    images, labels = images[:VERIFICATION_ROWS], labels[:VERIFICATION_ROWS]
+    alone, together = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
+    for trainer in (*alone, *together):
+        trainer.model.double()
+    try:
+        if reason := _reason_of_plain_epoch(alone, images, labels):
+            return reason
+        stacked.train_epoch(together, [1] * len(together), images, labels)
+        metrics = stacked.evaluate(together, images, labels)
+    except Exception as error:  # a user's model may raise anything
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        if is_data_dependent(error):
+            cause = "the model decides by the values of tensors"
+        return f"torch.func.vmap cannot run the model: {cause[:MAX_REASON_LENGTH]}"
+    if not _have_same_weights(alone, together, TOLERANCE):
+        return "the weights differ from those of plain training"
+    for trainer, stacked_metrics in zip(alone, metrics, strict=True):
+        expected = trainer.evaluate(images, labels)
+        if not all(math.isclose(stacked_metrics[key], expected[key], rel_tol=1e-6, abs_tol=1e-9) for key in expected):
+            return "the validation metrics differ from those of plain training"
+    return None
+
+
+def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> str | None:
+    """Take each trainer through an epoch alone. Return what the models do in training that a stack cannot do; None where there is nothing."""
+    random_before, buffers_before = _random_states(trainers[0].device), _copies(trainers[0].model.named_buffers())
+    for trainer in trainers:
+        trainer.train_epoch(images, labels, 1)
+    if not all(torch.equal(*states) for states in zip(random_before, _random_states(trainers[0].device), strict=True)):
+        return "the model draws random numbers in training, such as for dropout"
+    if any(not torch.equal(buffer, buffers_before[name]) for name, buffer in trainers[0].model.named_buffers()):
+        return "the model changes its buffers in training, as batch normalisation does"
+    return None
+
+
+def prepare(
+    stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor, threads: int = 1
+) -> StackedTrainer | str:
+    """Return a stacked trainer whose step is compiled, or captured on a GPU, for stacks of as many members as `trainers`; or why there is none.
+
+    The trainers do not change. `threads`: of the compiler.
+    """
+    rows = 2 * max(trainer.batch_size for trainer in trainers)  # few, because with a large learning rate all differences grow
+    images, labels = images[:rows], labels[:rows]
+    faster = StackedTrainer(replace(stacked.settings, prepared_for=len(trainers), compiler_threads=threads))
+    eager_copies, faster_copies = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
+    try:
+        faster.train_epoch(faster_copies, [1] * len(trainers), images, labels)
+    except Exception as error:  # the compiler may be broken, or unable to read the model
+        logger.debug("the step could not be prepared", exc_info=True)
+        return compiler_error(error)[:MAX_REASON_LENGTH]
+    stacked.train_epoch(eager_copies, [1] * len(trainers), images, labels)
+    if not _have_same_weights(eager_copies, faster_copies, COMPILED_TOLERANCE, equal_nan=True):
+        return "the weights differ from those of the eager step"
+    return faster
+
+
+def with_unfolded_convolutions(
+    stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor
+) -> StackedTrainer | None:
+    """Return a stacked trainer with convolutions as matrix products; None where the model has no convolutions or where the weights would differ.
+
+    The trainers do not change.
+    """
+    unfolded = StackedTrainer(replace(stacked.settings, unfolds=True, prepared_for=0))
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in trainers[0].model.modules())
+    return unfolded if has_convolutions and reason_not_stackable(unfolded, trainers, images, labels) is None else None
+
+
+def _have_same_weights(some: Sequence[Trainer], others: Sequence[Trainer], tolerance: float, equal_nan: bool = False) -> bool:
+    return all(
+        torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
+        for trainer, other in zip(some, others, strict=True)
+        for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True)
+    )
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _copies(tensors: Iterable[tuple[str, torch.Tensor]]) -> Tensors:
+    return {name: tensor.clone() for name, tensor in tensors}

@@ -1,0 +1,236 @@
+"""Whether the trials of a sweep are trained together (fuse), in how many engines, and how many at a time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+
+from raysweep.common.errors import RaysweepError
+from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
+from raysweep.record.record import Record, Sweep
+from raysweep.training.spec import TrainingSpec
+from raysweep.tune.samplers import is_adaptive
+from raysweep.tune.slots.manager import EngineProcess, SlotManager
+from raysweep.tune.slots.messages import Benchmark, EngineJob, FusionPlan, NotFused
+from raysweep.usercode.freeze import Code
+
+logger = logging.getLogger("raysweep")
+
+MAX_BATCH_SIZES = 4096  # that are looked at one by one, in a space of whole numbers
+MAX_MICRO_BATCH = 64  # rows of a trial: more rows use no device better, and take memory
+MEMORY_SHARE = 0.8  # of a node's memory, for all its engines
+MIN_SPEED_UP = 1.3  # a smaller one is no reason that trials share a process
+MAX_SLOTS = 32  # of an engine: more trials go no faster, while each makes a round longer, and nothing is saved before the end of a round
+BENCHMARK_DEADLINE_S = 900  # torch is imported from a slow disk, and a large model compiled
+SPARE_THREADS = 8  # of an engine, beside two for each trial: one that trains, and one that ends the trial
+
+# An engine frees and allocates large tensors at each step. By default glibc gives them back to the system in between, which costs 2,000 page faults a step, and
+# a fifth of the time: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",  # in the other arenas of a process large blocks are always given back
+    "MALLOC_MMAP_THRESHOLD_": str(2**28),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The engines in which the trials of a sweep are trained together."""
+
+    slots: SlotManager
+    total: int  # trials at a time, over all engines
+    patience: (
+        float  # how many times as long as alone a trial may take to report: it waits for a round, and then for all trials of that round
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The engines of a sweep, one for each GPU or for the CPUs of a trial, and how many slots each would have."""
+
+    trials: int  # that are left
+    threads: int  # of an engine
+    engines: int
+    engines_per_node: int  # on the node that has most
+    slots: int  # of each engine
+
+    def memory_mb(self, sweep: dict[str, Any]) -> float:
+        """Return how much of its node's memory an engine may take."""
+        return float(MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / self.engines_per_node)
+
+    @property
+    def reason_needless(self) -> str | None:
+        """Why there is nothing to train together; None where each engine would have two trials or more."""
+        return None if self.slots > 1 else f"no two of {self.trials} share a device"
+
+    @classmethod
+    def of(cls, job: dict[str, Any], recorded: Sweep, capacity: int) -> Layout:
+        """Return the layout of a job. `capacity` is how many trials the nodes hold by the resources of a trial."""
+        sweep, resources = job["sweep"], job["trial_resources"]
+        left = job["total"] - sum(trial.finished for trial in recorded.trials.values())
+        at_a_time = min(left, sweep["max_concurrent"] or left, capacity if is_adaptive(sweep["search_algorithm"]) else left)
+        threads = max(1, int(resources["cpu"]))
+        per_node = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
+        engines = max(1, min(sum(per_node), at_a_time))
+        return cls(left, threads, engines, max(1, *per_node), min(MAX_SLOTS, math.ceil(at_a_time / engines)))
+
+
+def begin_fusion(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
+    """Start the engines of a sweep, and benchmark whether they are worth it. Return None where trials are trained one by one.
+
+    `capacity` is how many trials the nodes hold by the resources of a trial. Log and record say which way, and why. Raises RaysweepError where the config has
+    `fuse: on` and trials cannot be trained together.
+    """
+    sweep = job["sweep"]
+    if sweep["fuse"] == "off":
+        return None
+    layout = Layout.of(job, record.sweep, capacity)
+    reason = reason_by_config(sweep, space, record.sweep)
+    is_needless = reason is None and layout.reason_needless is not None
+    if reason is None and not is_needless:
+        engines = start_engines(job, space, layout)
+        if not isinstance(engines, NotFused):
+            return _announce(job["name"], record, *engines)
+        reason = engines.reason
+    # That no two trials are left to share a device is no error: it may be the end of a sweep that was interrupted.
+    if sweep["fuse"] == "on" and not is_needless:
+        raise RaysweepError(
+            f"{job['name']}: trials cannot be trained together, as `fuse: on` asks: {reason}. Set sweeps.{job['name']}.fuse to auto"
+        )
+    not_fused = NotFused(reason or str(layout.reason_needless))
+    record.write("fused", **not_fused.as_event())
+    logger.info("%s: trials are trained one by one: %s.", job["name"], not_fused.reason)
+    return None
+
+
+def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -> Fusion:
+    """Write to record and log how trials are trained together."""
+    record.write("fused", **replace(plan, speed_up=round(plan.speed_up, 2)).as_event())
+    place = f"each of {plan.processes} processes" if plan.processes > 1 else "one process"
+    logger.info(
+        "%s: trials are trained together, up to %d in %s, %.1f times as fast as one by one (%s).",
+        name,
+        plan.slots,
+        place,
+        plan.speed_up,
+        plan.way,
+    )
+    return Fusion(slots, plan.processes * plan.slots, patience=2 * max(1.0, plan.slots / plan.speed_up))
+
+
+def reason_by_config(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep) -> str | None:
+    """Return why trials cannot be trained together as far as config and record tell; None where only a benchmark can tell."""
+    if "model" not in sweep:
+        return "a Ray Tune function runs in a process of its own"
+    form = {key: value for key, value in space.items() if key not in TRAINING_KEYS}
+    if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
+        return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
+    unfinished = (flattened(trial.config) for trial in recorded.trials.values() if not trial.finished)
+    if any({key: value for key, value in config.items() if key not in TRAINING_KEYS} != form for config in unfinished):
+        return "trials of an earlier search space have models of another form"
+    return None
+
+
+def batch_sizes_of(space: dict[str, Any]) -> list[int]:
+    """Return the batch sizes that a search space holds, the smallest first; of a wide range only its ends."""
+    batch_size = space["batch_size"]
+    if isinstance(batch_size, Choice):
+        return sorted({int(value) for value in batch_size.values})
+    if isinstance(batch_size, Numeric):
+        low, high = max(1, math.ceil(batch_size.low)), math.floor(batch_size.high) - batch_size.integer
+        step = int(batch_size.step or 1)
+        return [low, high] if (high - low) / step > MAX_BATCH_SIZES else [*range(low, high + 1, step)]
+    return [int(batch_size)]
+
+
+def micro_batch_size(batch_sizes: list[int]) -> int:
+    """Return how many rows of a trial one step takes: the largest divisor of all batch sizes, unless it is much less than the smallest batch size."""
+    smallest, common = batch_sizes[0], math.gcd(*batch_sizes)
+    size = common if 2 * common >= smallest else smallest
+    while size > MAX_MICRO_BATCH and size % 2 == 0:
+        size //= 2
+    return min(size, MAX_MICRO_BATCH)
+
+
+def sample_configs(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> list[dict[str, Any]]:
+    """Return configurations for the benchmark, which differ as those of the sweep do."""
+    sizes = [batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]]
+    return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
+
+
+def engine_job(job: dict[str, Any], space: dict[str, Any], layout: Layout) -> EngineJob:
+    """Return the facts that an engine of that layout needs to know of its sweep."""
+    sweep = job["sweep"]
+    batch_sizes = batch_sizes_of(space)
+    size = micro_batch_size(batch_sizes)
+    # A scheduler stops trials, so that the trials of an engine are at different epochs.
+    has_one_epoch = sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1
+    return EngineJob(
+        root=job["root"],
+        code=Code.from_json(job["code"]),
+        data_dir=job["data_dir"],
+        spec=TrainingSpec.of(sweep),
+        metric=sweep["metric"],
+        max_epochs=job["max_epochs"],
+        needs_gpu=bool(job["trial_resources"]["gpu"]),
+        threads=layout.threads,
+        compiler_threads=layout.threads * layout.engines_per_node,
+        memory_mb=layout.memory_mb(sweep),
+        micro_batch_size=size,
+        share_rows=has_one_epoch and all(batch_size % size == 0 for batch_size in batch_sizes),
+        max_slots=layout.slots,
+        trials=math.ceil(layout.trials / layout.engines),
+        samples=tuple(sample_configs(space, sweep["seed"], batch_sizes)),
+    )
+
+
+def plan_fusion(benchmark: Benchmark | NotFused, layout: Layout, needs_speed_up: bool) -> FusionPlan | NotFused:
+    """Return how trials are trained together after an engine's benchmark, or why they are not. `needs_speed_up`: only where that is faster (fuse: auto)."""
+    if isinstance(benchmark, NotFused):
+        return benchmark
+    if benchmark.setup.slots < 2:
+        return NotFused("the memory does not hold two trials")
+    if benchmark.speed_up < MIN_SPEED_UP and needs_speed_up:
+        return NotFused(f"together they would be {benchmark.speed_up:.2g} times as fast as one by one")
+    return FusionPlan(layout.engines, benchmark.setup.slots, benchmark.speed_up, benchmark.way)
+
+
+def start_engines(job: dict[str, Any], space: dict[str, Any], layout: Layout) -> tuple[SlotManager, FusionPlan] | NotFused:
+    """Start the engines, have the first one benchmark, and return their slots; or why trials are not trained together."""
+    has_gpu = bool(job["trial_resources"]["gpu"])
+    actor_class = ray.remote(EngineProcess).options(
+        num_cpus=1 if has_gpu else layout.threads,
+        num_gpus=int(has_gpu),
+        max_concurrency=2 * layout.slots + SPARE_THREADS,
+        runtime_env={"env_vars": KEEP_MEMORY},
+    )
+    start: Callable[[], Any] = partial(actor_class.remote, engine_job(job, space, layout))
+    actors = [start() for _ in range(layout.engines)]
+    benchmark = _benchmark_of(actors[0])
+    plan = plan_fusion(benchmark, layout, needs_speed_up=job["sweep"]["fuse"] == "auto")
+    if isinstance(plan, NotFused):
+        for actor in actors:
+            ray.kill(actor)
+        return plan
+    assert isinstance(benchmark, Benchmark)  # otherwise there is no plan
+    slots = SlotManager(start, benchmark.setup)
+    for actor in actors:
+        slots.add(actor)
+    return slots, plan
+
+
+def _benchmark_of(actor: Any) -> Benchmark | NotFused:
+    try:
+        benchmark: Benchmark | NotFused = ray.get(actor.benchmark.remote(), timeout=BENCHMARK_DEADLINE_S)
+    except ray.exceptions.GetTimeoutError:
+        return NotFused(f"the benchmark of training together took longer than {BENCHMARK_DEADLINE_S // 60} minutes")
+    except ray.exceptions.RayError as error:
+        return NotFused(f"the process that benchmarks training together failed: {str(error).strip().splitlines()[-1][:200]}")
+    return benchmark

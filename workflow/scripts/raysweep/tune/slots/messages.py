@@ -1,0 +1,81 @@
+"""The typed facts that travel between driver, engines and record. This module needs neither Ray nor PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.training.spec import TrainingSpec
+from raysweep.usercode.freeze import Code
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """The facts that an engine needs to know of its sweep."""
+
+    root: str  # folder in which the user started Snakemake
+    code: Code  # the model's class
+    data_dir: str
+    spec: TrainingSpec
+    metric: str
+    max_epochs: int
+    needs_gpu: bool
+    threads: int  # of PyTorch
+    compiler_threads: int  # of all engines of the node: one engine compiles, and the other engines find its work
+    memory_mb: float  # that the engine may take on a CPU
+    micro_batch_size: int  # rows of a trial in one step
+    share_rows: bool  # whether all trials are at the same epoch and take the same rows, see StackSettings
+    max_slots: int
+    trials: int  # about how many trials the engine trains over the sweep
+    samples: tuple[dict[str, Any], ...]  # configurations that differ as those of the sweep do
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """The way in which an engine trains: the same for all engines of a sweep."""
+
+    slots: int  # trials at a time
+    is_prepared: bool  # whether the step is compiled, or a CUDA graph
+    unfolds: bool  # whether convolutions are matrix products
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What an engine measured before the sweep relies on it."""
+
+    setup: EngineSetup
+    speed_up: float  # how many times as fast as one by one trials are together
+    way: str  # how steps run, in words
+
+
+@dataclass(frozen=True)
+class NotFused:
+    """Trials are trained one by one, for a reason."""
+
+    reason: str
+
+    def as_event(self) -> dict[str, Any]:
+        """Return the fields of the record's event `fused`."""
+        return {"why_not": self.reason}
+
+
+@dataclass(frozen=True)
+class FusionPlan:
+    """Trials are trained together: in how many engines, how many at a time, and how."""
+
+    processes: int  # engines
+    slots: int  # of each engine
+    speed_up: float  # how many times as fast as one by one
+    way: str  # how steps run, in words
+
+    def as_event(self) -> dict[str, Any]:
+        """Return the fields of the record's event `fused`."""
+        return {"why_not": None, "processes": self.processes, "seats": self.slots, "speed_up": self.speed_up, "way": self.way}
+
+    @classmethod
+    def from_event(cls, event: Mapping[str, Any] | None) -> FusionPlan | None:
+        """Return the plan that an event `fused` of a record holds; None where there is no event or where trials were trained one by one."""
+        if event is None or event["why_not"] is not None:
+            return None
+        return cls(event["processes"], event["seats"], event["speed_up"], event["way"])
