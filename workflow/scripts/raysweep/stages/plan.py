@@ -29,6 +29,7 @@ from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.sweep import RECORD, Stage, reason_to_start_anew
 from raysweep.tune.driver import capacity
+from raysweep.tune.slots.messages import FusionPlan
 from raysweep.usercode.target import SCRIPTS_DIR
 
 POINTS = 6  # configurations that are measured
@@ -284,10 +285,10 @@ class Planner:
         paces_s = [trial.time_s / trial.epochs for trial in trials]
         if not paces_s:
             return None
-        fused = self.recorded.fused if self.recorded.fused and self.recorded.fused["why_not"] is None else None
-        at_a_time = fused["processes"] * fused["seats"] if fused else self.capacity
-        # In company the epoch of each takes as long as that of all in its process.
-        alone = fused["speed_up"] / fused["seats"] if fused else 1.0
+        fused = FusionPlan.from_event(self.recorded.fused)
+        at_a_time = fused.processes * fused.slots if fused else self.capacity
+        # Trained together, the epoch of a trial takes as long as the epochs of all trials of its process.
+        alone = fused.speed_up / fused.slots if fused else 1.0
         mean_s = alone * statistics.fmean(paces_s)
         spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
         then, now = self.recorded.sessions[-1]["nodes"], self.nodes
@@ -295,8 +296,8 @@ class Planner:
         return Speed(
             epoch_s=[mean_s] * max(1, self.left),
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread) + (0.25 if elsewhere else 0)),
-            speed_up=fused["speed_up"] if fused else 1.0,
-            processes=fused["processes"] if fused else 1,
+            speed_up=fused.speed_up if fused else 1.0,
+            processes=fused.processes if fused else 1,
             at_a_time=max(1, at_a_time),
             start_s=START_S,
             source=f"{len(trials)} trials of this sweep" + (", on other nodes than it would have now" if elsewhere else ""),
@@ -324,21 +325,20 @@ class Planner:
             parts = (("row_s", "rows"), ("validation_row_s", "validation_rows"))
             return sum(predicted_row_s(points, key, int(config["batch_size"])) * found[rows] for key, rows in parts)
 
-        together = found["together"]
-        is_together = together["why_not"] is None
+        together = FusionPlan.from_event(found["together"])
         without_gpu = self.resources["gpu"] and found["device"] == "CPU"
         return Speed(
             epoch_s=[epoch_s(config) for config in configs],
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread_of(points))),
-            speed_up=together["speed_up"] if is_together else 1.0,
-            processes=together["processes"] if is_together else 1,
-            at_a_time=max(1, together["processes"] * together["seats"] if is_together else self.capacity),
-            start_s=START_S + (found["benchmark_s"] if is_together else 0),
+            speed_up=together.speed_up if together else 1.0,
+            processes=together.processes if together else 1,
+            at_a_time=max(1, together.processes * together.slots if together else self.capacity),
+            start_s=START_S + (found["benchmark_s"] if together else 0),
             source=f"steps of {len(points)} configurations, timed on this machine's {found['device']}"
             + (", while trials get a GPU: expect less, or plan on a node that has one" if without_gpu else ""),
-            together=f"{together['speed_up']:.1f} times as fast as one by one ({together['way']})"
-            if is_together
-            else f"no: {together['why_not']}",
+            together=f"{together.speed_up:.1f} times as fast as one by one ({together.way})"
+            if together
+            else f"no: {found['together']['why_not']}",
         )
 
 
