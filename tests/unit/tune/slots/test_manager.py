@@ -1,10 +1,8 @@
-"""The slots of engines on a real Ray, with small actors in the place of engines."""
+"""The slots of engines, with a fake Ray: futures and actors in this process. tests/integration/test_trained_together.py has the real Ray."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,84 +12,128 @@ from raysweep.common.errors import RaysweepError
 from raysweep.tune.slots.manager import MAX_RESTARTS, SlotManager
 from raysweep.tune.slots.messages import EngineSetup
 
-pytestmark = pytest.mark.slow  # starts Ray
+SETUP = EngineSetup(2, is_prepared=False, unfolds=False)
 
 
-class SmallEngine:
-    """An actor that opens at once, and ends without an error when it is told to."""
+@dataclass(eq=False)
+class Future:
+    """The result of a call of an actor."""
 
-    def __init__(self, ends: bool) -> None:
-        self.ends = ends
-
-    def open(self, setup: EngineSetup) -> None:
-        self.setup = setup
-
-    def wait_for_end(self) -> None:
-        while not self.ends:
-            time.sleep(0.01)
-
-    def enter(self, key: str, config: dict[str, Any], storage: Any) -> None:
-        self.entered = (key, config)
-
-    def call(self, key: str, method: str, *args: Any) -> Any:
-        return (self.entered, key, method, *args)
+    is_ready: bool = False
+    error: Exception | None = None
 
 
-@pytest.fixture(scope="module")
-def actor_class() -> Iterator[Any]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield ray.remote(SmallEngine).options(num_cpus=0, max_concurrency=4)
-    ray.shutdown()
+@dataclass(eq=False)
+class Actor:
+    """An actor whose methods only note that they were called."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def __getattr__(self, method: str) -> Any:
+        actor = self
+
+        class Method:
+            def remote(self, *arguments: Any) -> Future:
+                actor.calls.append((method, *arguments))
+                return Future()
+
+        return Method()
 
 
-def manager(actor_class: Any, engines: list[bool]) -> SlotManager:
-    """Return the slots of engines; each of `engines` says whether that engine ends at once, and its successors live."""
-    slots = SlotManager(lambda: actor_class.remote(False), EngineSetup(2, is_prepared=False, unfolds=False))
-    for ends in engines:
-        slots.add(actor_class.remote(ends))
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
+    """The actors that the fake Ray was told to kill."""
+    actors: list[Actor] = []
+
+    def wait(futures: list[Future], num_returns: int, timeout: float) -> tuple[list[Future], list[Future]]:
+        assert num_returns == len(futures)
+        assert timeout == 0
+        return [future for future in futures if future.is_ready], [future for future in futures if not future.is_ready]
+
+    def get(future: Future) -> None:
+        assert future.is_ready
+        if future.error:
+            raise future.error
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "kill", actors.append)
+    return actors
+
+
+def slots_of(num_engines: int) -> SlotManager:
+    """Return the slots of engines that are open."""
+    slots = SlotManager(Actor, SETUP)
+    for _ in range(num_engines):
+        slots.add(Actor())
+    for engine in slots.engines:
+        engine.opening.is_ready = True
+    slots.update_state()
     return slots
 
 
-def wait_until_open(slots: SlotManager) -> None:
-    deadline = time.monotonic() + 60
-    while not slots.has_resources_ready(None):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_an_engine_that_ends_without_an_error_is_replaced(actor_class: Any, caplog: pytest.LogCaptureFixture) -> None:
-    slots = manager(actor_class, [True])
-    ray.wait([slots.engines[0].end])
-    wait_until_open(slots)
-    assert (slots.restarts, len(slots.engines)) == (1, 1)
-    assert "has ended (it ended without an error)" in caplog.text
-    slots.clear()
-
-
-def test_engines_that_end_again_and_again_end_the_sweep(actor_class: Any) -> None:
-    slots = manager(actor_class, [True])
-    slots.restarts = MAX_RESTARTS
-    ray.wait([slots.engines[0].end])
-    with pytest.raises(RaysweepError, match=f"has ended {MAX_RESTARTS + 1} times: it ended without an error. Set fuse: off"):
-        slots.update_state()
-
-
-def test_trials_fill_the_free_slots_of_all_engines(actor_class: Any) -> None:
-    slots = manager(actor_class, [False, False])
-    deadline = time.monotonic() + 60
-    while any(engine.opening for engine in slots.engines):
-        assert time.monotonic() < deadline
-        slots.update_state()
-    acquired = [slots.acquire_resources(None) for _ in range(4)]
+def test_an_engine_has_no_free_slot_before_it_is_open(killed: list[Actor]) -> None:
+    slots = SlotManager(Actor, SETUP)
+    slots.add(Actor())
+    assert slots.engines[0].actor.calls == [("wait_for_end",), ("open", SETUP)]
+    assert not slots.has_resources_ready(None)
     assert slots.acquire_resources(None) is None
-    assert [engine.taken for engine in slots.engines] == [2, 2]
-    first = acquired[0]
-    assert first is not None
-    assert first.annotate_remote_entities(["a"]) == [first]
-    handle = first.remote(config={"x": 1}, storage=None)
-    ray.get(handle.__ray_ready__.remote())
-    assert ray.get(handle.train.remote(3)) == ((first.key, {"x": 1}), first.key, "train", 3)
-    assert ray.get(handle.__ray_terminate__.remote())[2] == "stop"
-    slots.free_resources(first)
+    slots.engines[0].opening.is_ready = True
+    assert slots.has_resources_ready(None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(None, "it ended without an error"), (ray.exceptions.RayError("a\nnode was lost"), "node was lost")]
+)
+def test_an_engine_that_ends_is_replaced(
+    error: Exception | None, reason: str, killed: list[Actor], caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = slots_of(2)
+    ended = slots.engines[0]
+    ended.end.is_ready, ended.end.error = True, error
+    slots.update_state()
+    assert (slots.restarts, len(slots.engines)) == (1, 2)
+    assert killed == [ended.actor]
+    assert slots.engines[1].actor.calls == [("wait_for_end",), ("open", SETUP)]
+    assert f"has ended ({reason}). The trials continue in another process." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(None, "it ended without an error"), (ray.exceptions.RayError("a\nnode was lost"), "node was lost")]
+)
+def test_engines_that_end_again_and_again_end_the_sweep(error: Exception | None, reason: str, killed: list[Actor]) -> None:
+    slots = slots_of(1)
+    slots.restarts = MAX_RESTARTS
+    slots.engines[0].end.is_ready, slots.engines[0].end.error = True, error
+    with pytest.raises(RaysweepError, match=rf"has ended {MAX_RESTARTS + 1} times: {reason}\. Set fuse: off"):
+        slots.update_state()
+
+
+def test_trials_take_turns_in_the_slots_of_all_engines(killed: list[Actor]) -> None:
+    slots = slots_of(2)
+    acquired = [slots.acquire_resources(None) for _ in range(4)]
+    assert [slot.engine for slot in acquired if slot] == slots.engines * 2
+    assert slots.acquire_resources(None) is None
+    assert not slots.has_resources_ready(None)
+    assert acquired[1] is not None
+    slots.free_resources(acquired[1])
     assert slots.has_resources_ready(None)
     slots.clear()
+    assert len(killed) == 2
+    assert slots.engines == []
+
+
+def test_a_handle_passes_tunes_calls_on_to_the_engine(killed: list[Actor]) -> None:
+    slots = slots_of(1)
+    slot = slots.acquire_resources(None)
+    assert slot is not None
+    assert slot.annotate_remote_entities(["a", "b"]) == [slot, slot]
+    handle = slot.remote(config={"x": 1}, storage="storage")
+    actor = slots.engines[0].actor
+    actor.calls.clear()
+    handle.__ray_ready__.remote()
+    handle.train.remote()
+    handle.__ray_terminate__.remote()
+    assert actor.calls == [("enter", "0", {"x": 1}, "storage"), ("call", "0", "train"), ("call", "0", "stop")]
+    handle.kill()
+    assert killed == [actor]
