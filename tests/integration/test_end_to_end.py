@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_model
 
-from raysweep.data.stage import load_split
+from raysweep.data.split import load_split
 from raysweep.models.lenet import LeNet
 from raysweep.training.trainer import normalized
 from sweeping import REPOSITORY, Project, ours

@@ -10,7 +10,7 @@ import joblib
 import pytest
 import yaml
 
-from raysweep.data.stage import load_split
+from raysweep.data.split import load_split
 from sweeping import ENV, REPOSITORY, Project, ours, user_environment
 
 NEW_SWEEP = REPOSITORY / "workflow/scripts/new_sweep.py"

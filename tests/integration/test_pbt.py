@@ -14,6 +14,7 @@ from torch import nn
 
 from faults import part_of
 from raysweep.config.space import parse_space
+from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.record import Record, read_sweep
 from raysweep.training.spec import TrainingSpec
@@ -253,8 +254,11 @@ def test_a_population_of_a_function_whose_driver_is_killed_after_a_take_over(pro
 @pytest.mark.parametrize("fuse", ["off", "on"])
 def test_a_population_of_a_model_and_its_confirmation(project: Project, fuse: str) -> None:
     project.write("net.py", NET)
-    facts = {"checksum": "none", "validation_fraction": 0.1, "seed": 0, "downloads_dir": project.folder}
-    stage(name="generated", source="synthetic", output_dir=project.folder / "resources/data/generated", **facts)
+    stage(
+        DatasetSpec("generated", "synthetic", "none", validation_fraction=0.1, seed=0),
+        project.folder,
+        project.folder / "resources/data/generated",
+    )
     sweep = {
         "dataset": "generated",
         "model": "net.py:Net",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from raysweep.config.load import validated
+from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.record import Record
 from raysweep.stages.plan import Plan, Planner, Range, Speed, chosen, lines_of, makespan_s, predicted_row_s, share_of_epochs, spread_of
@@ -186,8 +187,11 @@ def test_steps_of_the_real_model_are_timed(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_trained_is_one_line(project: Project) -> None:
-    facts = {"checksum": "none", "validation_fraction": 0.1, "seed": 0, "downloads_dir": project.folder}
-    stage(name="generated", source="synthetic", output_dir=project.folder / "resources/data/generated", **facts)
+    stage(
+        DatasetSpec("generated", "synthetic", "none", validation_fraction=0.1, seed=0),
+        project.folder,
+        project.folder / "resources/data/generated",
+    )
     project.write(
         "model.py",
         "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        raise ValueError('no such shape')\n",

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from sweeping import Project, ours, wait_until
 
@@ -48,8 +49,11 @@ class Normalised(Net):
 def project(tmp_path: Path) -> Iterator[Project]:
     project = Project(tmp_path / "a project")
     project.write("net.py", MODELS)
-    facts = {"checksum": "none", "validation_fraction": 0.1, "seed": 0, "downloads_dir": tmp_path}
-    stage(name="generated", source="synthetic", output_dir=project.folder / "resources" / "data" / "generated", **facts)
+    stage(
+        DatasetSpec("generated", "synthetic", "none", validation_fraction=0.1, seed=0),
+        tmp_path,
+        project.folder / "resources" / "data" / "generated",
+    )
     yield project
     assert ours(project.folder) == [], "processes were left behind"
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
-from raysweep.data import stage as data
+from raysweep.data.manifest import DatasetSpec
+from raysweep.data.stage import stage
 
 
 def main() -> None:
@@ -27,9 +28,18 @@ def main() -> None:
     parser.add_argument("--downloads-dir", required=True, type=Path, help="where downloaded archives are kept")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--log", type=Path)
-    options = vars(parser.parse_args())
-    set_up_logging(options.pop("log"))
-    data.stage(**options)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    spec = DatasetSpec(
+        name=args.name,
+        source=args.source,
+        checksum=args.checksum,
+        validation_fraction=args.validation_fraction,
+        seed=args.seed,
+        image_size=args.image_size,
+        test_fraction=args.test_fraction,
+    )
+    stage(spec, args.downloads_dir, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import cifar_layout
-from raysweep.data import stage as data
+from raysweep.data.manifest import read_manifest
+from raysweep.data.split import load_split
 
 SCRIPT = Path(__file__).parents[3] / "workflow/scripts/stage_data.py"
 
@@ -57,7 +58,7 @@ def test_stages_a_folder(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         f"cifar10: 90 train, 10 validation, 20 test images (from {tmp_path / 'cifar'}) in {tmp_path / 'a folder/data'}",
     ]
-    assert data.read_manifest(tmp_path / "a folder/data")["splits"] == {"train": 90, "validation": 10, "test": 20}
+    assert read_manifest(tmp_path / "a folder/data").splits == {"train": 90, "validation": 10, "test": 20}
     assert "90 train" in (tmp_path / "x.log").read_text()
 
 
@@ -90,7 +91,7 @@ def test_a_full_disk_is_one_line_leaves_nothing_half_written_and_the_next_run_go
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
     assert run(tmp_path, source, small_disk / "data").returncode == 0
-    assert data.load_split(small_disk / "data", "train")[0].shape == (90, 3, 32, 32)
+    assert load_split(small_disk / "data", "train")[0].shape == (90, 3, 32, 32)
 
 
 def test_needs_neither_torch_nor_ray() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import raysweep.tune.slots.engine
+from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.slots.engine import Engine
@@ -36,15 +37,7 @@ CONFIGS = [{"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "momentum": 0.9, "batch_
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
-    stage(
-        name="some",
-        source="synthetic",
-        checksum="none",
-        validation_fraction=0.1,
-        seed=0,
-        downloads_dir=tmp_path / "d",
-        output_dir=tmp_path / "data",
-    )
+    stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path / "d", tmp_path / "data")
     (tmp_path / "net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)  # an engine goes to the user's folder
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html): where it is published, and how to read it without running what it holds.
+"""CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html): where it is published, and how its files are read without running them.
 
-The files are pickles, and a pickle is a program. The unpickler here lends it four names, which numpy's arrays need, and gives its own meaning to each:
-numpy's own functions would follow a forged dtype into memory that is not theirs.
+The files are pickles, and a pickle is a program. The unpickler of this module admits only the four names that numpy's arrays need, and puts a
+stand-in in the place of each, because numpy's own functions would follow a forged dtype into memory outside of the array.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ LAYOUT = f"CIFAR-10's python version has {', '.join(FILE_MD5)}."
 
 IMAGE_SHAPE = (3, 32, 32)
 NUM_CLASSES = 10
-MAX_FILE_BYTES = 256 * 2**20  # a published batch has 31 MB: what claims to be much larger is not read at all
+MAX_FILE_BYTES = 256 * 2**20  # a published batch has 31 MB; a file that claims to be much larger is not read at all
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else value  # the strings of Python 2 come as bytes
+    """Return a string of the pickle, which is bytes where Python 2 has written it."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: an integer type, nothing else."""
+    """A stand-in for numpy.dtype that admits integer types only."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if not re.fullmatch(r"[iu][1248]", _text(code)):
@@ -56,12 +57,12 @@ class _Dtype:
         self.dtype = np.dtype(_text(code))
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        byte_order: Any = _text(state[1])  # the rest describes fields and sizes, which integers do not have
+        byte_order: Any = _text(state[1])  # the other items describe fields and sizes, which integers do not have
         self.dtype = self.dtype.newbyteorder(byte_order)
 
 
 class _Array:
-    """Stands in for numpy.ndarray and for the function that makes an empty one."""
+    """A stand-in for numpy.ndarray and for the function that makes an empty array."""
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0, np.uint8)
@@ -72,14 +73,14 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
+    """Return `text` as bytes: a stand-in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one that pickle uses")
     return text.encode("latin1")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits containers, numbers, strings and integer arrays."""
+    """An unpickler that admits containers, numbers, strings and integer arrays."""
 
     STAND_INS: ClassVar[dict[tuple[str, str], Any]] = {
         **{(f"{core}.multiarray", "_reconstruct"): _Array for core in ("numpy.core", "numpy._core")},  # numpy 1 and 2
@@ -92,52 +93,54 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self.STAND_INS[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a file of images has no use for: it may run code") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of images needs: it may run code") from None
 
 
-def unpickle(data: bytes, where: str) -> dict[str, Any]:
-    """The dict that the pickle `data` holds, keys as str and arrays as numpy's. `where` names the file in errors."""
+def unpickle(data: bytes, place: str) -> dict[str, Any]:
+    """Return the dict in the pickle `data`, keys as str and arrays as numpy's. Raises WorldError; `place` names the file in errors."""
     try:
         value = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
         return {_text(key): item.array if isinstance(item, _Array) else item for key, item in value.items()}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise WorldError(f"{where}: not a file of CIFAR-10: {str(error) or type(error).__name__}. Get the data set again.") from error
+        raise WorldError(f"{place}: not a file of CIFAR-10: {str(error) or type(error).__name__}. Get the data set again.") from error
 
 
-def _read_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    batch = unpickle(data, where)
+def _read_batch(data: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 [n, 3, 32, 32], and the labels, int64 [n], of a batch. Raises WorldError where the file is not a batch."""
+    batch = unpickle(data, place)
     if missing := {"data", "labels"} - batch.keys():
-        raise WorldError(f"{where}: holds no {' and no '.join(map(repr, sorted(missing)))}; a batch of CIFAR-10 has both.")
+        raise WorldError(f"{place}: holds no {' and no '.join(map(repr, sorted(missing)))}; a batch of CIFAR-10 has both.")
     images, width = batch["data"], int(np.prod(IMAGE_SHAPE))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != width or not len(images):
-        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise WorldError(f"{where}: 'data' is {found}; it has to be uint8 [n, {width}] with n of 1 or more.")
+        description = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise WorldError(f"{place}: 'data' is {description}; it has to be uint8 [n, {width}] with n of 1 or more.")
     labels = np.asarray(batch["labels"]) if isinstance(batch["labels"], np.ndarray | list) else np.empty(0)
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
-        raise WorldError(f"{where}: 'labels' has to be {len(images)} integers, one an image.")
+        raise WorldError(f"{place}: 'labels' has to be {len(images)} integers, one an image.")
     if labels.min() < 0 or labels.max() >= NUM_CLASSES:
-        raise WorldError(f"{where}: has labels from {labels.min()} to {labels.max()}; they have to be 0 to {NUM_CLASSES - 1}.")
+        raise WorldError(f"{place}: has labels from {labels.min()} to {labels.max()}; they have to be 0 to {NUM_CLASSES - 1}.")
     return images.reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)
 
 
-def _read_classes(data: bytes, where: str) -> list[str]:
-    names = unpickle(data, where).get("label_names")
+def _read_classes(data: bytes, place: str) -> list[str]:
+    """Return the names of the classes. Raises WorldError where the file does not hold them."""
+    names = unpickle(data, place).get("label_names")
     if not isinstance(names, list) or len(names) != NUM_CLASSES or not all(isinstance(name, str | bytes) for name in names):
-        raise WorldError(f"{where}: 'label_names' has to be a list of {NUM_CLASSES} names.")
+        raise WorldError(f"{place}: 'label_names' has to be a list of {NUM_CLASSES} names.")
     return [_text(name) for name in names]
 
 
-def is_its_folder(folder: Path) -> bool:
-    """Whether the folder is the extracted one, as far as can be seen from the names in it, or the folder around it."""
+def is_cifar_folder(folder: Path) -> bool:
+    """Return whether a folder is, by the names in it, the extracted data set or the folder around it."""
     return (folder / FOLDER).is_dir() or any((folder / name).exists() for name in FILE_MD5)
 
 
 def files_of_folder(folder: Path, verify: bool = False) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file in the extracted folder, which may also be the folder around it.
+    """Yield name and content of each file of the extracted data set; `folder` is its folder or the folder around it.
 
-    With `verify`, a file whose MD5 is not the published one is refused before its content is handed out.
+    Raises WorldError, with `verify` also for a file whose MD5 is not the published one, before its content is yielded.
     """
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
@@ -147,16 +150,16 @@ def files_of_folder(folder: Path, verify: bool = False) -> Iterator[tuple[str, b
             raise WorldError(f"{folder}: has no file {name}. {LAYOUT}")
         _refuse_large(path.stat().st_size, str(path))
         data = path.read_bytes()
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if verify and found != md5:
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if verify and digest != md5:
             raise WorldError(
-                f"{path}: its MD5 is {found}, that of the published file is {md5}. Get the data set again, or, if you trust this folder, set `checksum: none`."
+                f"{path}: its MD5 is {digest}, that of the published file is {md5}. Get the data set again, or, if you trust this folder, set `checksum: none`."
             )
         yield name, data
 
 
 def files_of_archive(archive_path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each of the data set's files in the .tar.gz, in its own order; nothing is extracted to the disk."""
+    """Yield name and content of each of the data set's files in the .tar.gz, in the order of the archive; nothing is extracted to the disk."""
     try:
         with gzip.open(archive_path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
             for member in archive:
@@ -170,31 +173,32 @@ def files_of_archive(archive_path: Path) -> Iterator[tuple[str, bytes]]:
                     content = archive.extractfile(member)
                     assert content is not None
                     yield path.name, content.read()
-            while unzipped.read(2**20):  # only at its end does gzip compare its checksum
+            while unzipped.read(2**20):  # gzip compares its checksum only at the end of the file
                 pass
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise WorldError(f"{archive_path}: not a whole .tar.gz archive ({error}). Get it again: it was cut short or altered.") from error
 
 
-def _refuse_large(num_bytes: int, where: str) -> None:
+def _refuse_large(num_bytes: int, place: str) -> None:
+    """Raise WorldError for a file that is too large to be one of CIFAR-10's."""
     if num_bytes > MAX_FILE_BYTES:
-        raise WorldError(f"{where}: has {num_bytes:,} bytes; a file of CIFAR-10 has at most {MAX_FILE_BYTES:,}. Get the data set again.")
+        raise WorldError(f"{place}: has {num_bytes:,} bytes; a file of CIFAR-10 has at most {MAX_FILE_BYTES:,}. Get the data set again.")
 
 
-def assemble(files: Iterable[tuple[str, bytes]], where: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
-    """Read the data set's files, given as name and content in any order.
+def assemble(files: Iterable[tuple[str, bytes]], place: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    """Return the parts "train" and "test" and the names of the classes, from the data set's files, given as name and content in any order.
 
-    Returns the parts "train" and "test", each images, uint8 [n, 3, 32, 32], and labels, int64 [n], in the published order; and the names of the classes.
+    A part is images, uint8 [n, 3, 32, 32], and labels, int64 [n], in the published order. Raises WorldError where a file is missing.
     """
     batches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     classes: list[str] = []
     for name, data in files:
         if name in META_MD5:
-            classes = _read_classes(data, f"{where}: {name}")
+            classes = _read_classes(data, f"{place}: {name}")
         else:
-            batches[name] = _read_batch(data, f"{where}: {name}")
+            batches[name] = _read_batch(data, f"{place}: {name}")
     if missing := [name for name in FILE_MD5 if name not in batches and not (name in META_MD5 and classes)]:
-        raise WorldError(f"{where}: has no file {', '.join(missing)}. {LAYOUT}")
+        raise WorldError(f"{place}: has no file {', '.join(missing)}. {LAYOUT}")
     parts = {}
     for part, names in (("train", TRAIN_MD5), ("test", TEST_MD5)):
         images, labels = zip(*(batches.pop(name) for name in names), strict=True)

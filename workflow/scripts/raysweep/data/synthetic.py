@@ -1,8 +1,9 @@
 """A generated ten-class data set of CIFAR-10's shape, for a demo that downloads no data: a small network can learn it, but not at any learning rate.
 
-Each class is a coarse random texture. An image shows the texture of its class somewhere shifted, at its own contrast and tint, under a texture of no class
-and pixel noise; one label in ten is drawn at random, so that no model gets all of them right. All of it is integer arithmetic on PCG64's raw output,
-which numpy keeps the same in all versions and on all machines (its Generator's methods it may change): the bytes are the same everywhere.
+Each class is a coarse random texture. An image shows the texture of its class, shifted at random, with a contrast and a tint of its own, under a
+texture of no class and pixel noise. One label in ten is drawn at random, so that no model gets all labels right. The images are made by integer
+arithmetic on PCG64's raw output. numpy keeps that output the same in all versions and on all machines, but may change the methods of its
+Generator; so the bytes are the same everywhere.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ BLOCK = 1_000  # images made at once, to keep the memory low
 
 
 def _draw(bits: np.random.PCG64, upper: int, *shape: int) -> np.ndarray:
-    """Integers in [0, upper), int32, scaled from the high halves of PCG64's 64-bit output."""
+    """Return integers in [0, upper), int32, scaled from the high halves of PCG64's 64-bit output."""
     raw = np.asarray(bits.random_raw(int(np.prod(shape)))).reshape(shape)
-    return ((raw >> np.uint64(32)) * np.uint64(upper) >> np.uint64(32)).astype(np.int32)
+    scaled: np.ndarray = ((raw >> np.uint64(32)) * np.uint64(upper) >> np.uint64(32)).astype(np.int32)
+    return scaled
 
 
 def _draw_textures(bits: np.random.PCG64, n: int) -> np.ndarray:
-    """Textures around 0, int32 [n, 3, 32, 32]: random values on a grid, interpolated linearly, which continue over the edges."""
+    """Return textures around 0, int32 [n, 3, 32, 32]: random values on a grid, interpolated linearly and continued over the edges."""
     step = SIZE // GRID
     distance = np.abs(np.arange(SIZE)[:, None] - step * np.arange(GRID)[None, :])
     weights = np.maximum(step - np.minimum(distance, SIZE - distance), 0).astype(np.int32)  # [32, 4]; each row adds up to `step`
@@ -33,7 +35,8 @@ def _draw_textures(bits: np.random.PCG64, n: int) -> np.ndarray:
 
 
 def _draw_block(bits: np.random.PCG64, prototypes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.arange(n, dtype=np.int64) % len(prototypes)  # as many of each class; nothing may rely on their order
+    """Return `n` images, uint8 [n, 3, 32, 32], and their labels, int64 [n]."""
+    labels = np.arange(n, dtype=np.int64) % len(prototypes)  # the same number of each class; no code may rely on this order
     rows, columns = ((np.arange(SIZE) + _draw(bits, SHIFTS, n, 1)) % SIZE for _ in "yx")
     texture = prototypes[labels[:, None, None], :, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2)
     contrast = 96 + _draw(bits, 128, n, 1, 1, 1)  # of 256
@@ -45,12 +48,13 @@ def _draw_block(bits: np.random.PCG64, prototypes: np.ndarray, n: int) -> tuple[
 
 
 def _draw_split(bits: np.random.PCG64, prototypes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and the labels of a part, drawn in blocks."""
     images, labels = zip(*(_draw_block(bits, prototypes, BLOCK) for _ in range(n // BLOCK)), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
 def generate() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The parts "train" and "test": images, uint8 [n, 3, 32, 32], and labels, int64 [n]. The same bytes on every call."""
+    """Return the parts "train" and "test", each images, uint8 [n, 3, 32, 32], and labels, int64 [n]. The bytes are the same on every call."""
     bits = np.random.PCG64(SEED)
     prototypes = _draw_textures(bits, len(CLASSES))
     return {"train": _draw_split(bits, prototypes, NUM_TRAIN), "test": _draw_split(bits, prototypes, NUM_TEST)}

@@ -18,7 +18,7 @@ from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, 
 from raysweep.common.files import read_yaml, sha256_of_file, write_yaml
 from raysweep.common.seeds import confirm_seeds
 from raysweep.config.load import num_trials
-from raysweep.data.stage import read_manifest, refuse_another
+from raysweep.data.manifest import DatasetSpec, read_manifest
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
@@ -50,8 +50,8 @@ class Stage:
         self.data_sha256 = None
         if self.data_dir:
             manifest = read_manifest(self.data_dir)
-            refuse_another(self.data_dir, manifest, self.sweep["dataset"], config["datasets"][self.sweep["dataset"]])
-            self.data_sha256 = manifest["data_sha256"]
+            manifest.check_spec(self.data_dir, DatasetSpec.from_config(self.sweep["dataset"], config["datasets"][self.sweep["dataset"]]))
+            self.data_sha256 = manifest.data_sha256
 
     def identity(self) -> str:
         """Return the identity of the sweep: all that a finished trial depends on. Any other key of the config can change, and the sweep goes on."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from raysweep.data.stage import load_split
+from raysweep.data.split import load_split
 
 
 @functools.cache

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysweep.common.errors import WorldError
+from raysweep.common.files import sha256_of_file
+from raysweep.data.split import load_split, rows_set_aside
+from staging import stage_into
+
+
+class TestRowsSetAside:
+    def test_takes_the_fraction_of_each_class(self) -> None:
+        labels = np.repeat(np.arange(10), 100)
+        chosen = rows_set_aside(labels, 0.1, seed=0)
+        assert np.bincount(labels[chosen]).tolist() == [10] * 10
+
+    @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.29, 1 / 3, 0.5, 0.99])
+    def test_the_total_is_right_and_no_class_is_off_by_more_than_one(self, fraction: float) -> None:
+        labels = np.repeat(np.arange(7), [1, 2, 3, 50, 51, 52, 100])
+        chosen = rows_set_aside(labels, fraction, seed=3)
+        assert chosen.sum() == round(len(labels) * fraction)
+        assert np.all(np.abs(np.bincount(labels[chosen], minlength=7) - np.bincount(labels) * fraction) < 1)
+
+    def test_the_largest_remainders_are_rounded_up(self) -> None:
+        labels = np.repeat(np.arange(3), [12, 18, 10])  # 1.2, 1.8 and 1.0 of 4
+        assert np.bincount(labels[rows_set_aside(labels, 0.1, seed=0)]).tolist() == [1, 2, 1]
+
+    def test_is_a_function_of_the_seed(self) -> None:
+        labels = np.arange(1000) % 10
+        first, again, other = (rows_set_aside(labels, 0.1, seed) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(first, again)
+        assert (first != other).any()
+
+    def test_chooses_the_same_rows_with_every_version_of_numpy(self) -> None:
+        chosen = np.flatnonzero(rows_set_aside(np.arange(40) % 2, 0.25, seed=0))
+        assert chosen.tolist() == [2, 3, 11, 13, 15, 18, 20, 21, 32, 36]
+
+    def test_does_not_follow_the_order_of_the_rows(self) -> None:
+        chosen = np.flatnonzero(rows_set_aside(np.zeros(10_000, np.int64), 0.5, seed=0))
+        assert 4_800 < chosen.mean() < 5_200
+
+
+class TestLoadSplit:
+    def test_maps_the_files_and_never_writes_to_them(self, tmp_path: Path, archive: Path) -> None:
+        stage_into(tmp_path, archive)
+        images, labels = load_split(tmp_path / "data", "train")
+        assert isinstance(images, np.memmap)
+        assert (images.dtype, images.shape, labels.dtype, labels.shape) == (np.uint8, (90, 3, 32, 32), np.int64, (90,))
+        before = sha256_of_file(tmp_path / "data/train/images.npy")
+        images += 1
+        images.flush()
+        assert sha256_of_file(tmp_path / "data/train/images.npy") == before
+
+    def test_torch_takes_them_without_a_copy_or_a_warning(self, tmp_path: Path, archive: Path) -> None:
+        torch = pytest.importorskip("torch")
+        stage_into(tmp_path, archive)
+        images, _ = load_split(tmp_path / "data", "test")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tensor = torch.from_numpy(images)
+        assert tensor.data_ptr() == images.ctypes.data
+
+    def test_an_incomplete_data_set_is_refused(self, tmp_path: Path, archive: Path) -> None:
+        stage_into(tmp_path, archive)
+        (tmp_path / "data/manifest.yaml").unlink()
+        with pytest.raises(WorldError, match=r"data: holds no complete data set.*Run the rule stage_data"):
+            load_split(tmp_path / "data", "train")
+
+    def test_an_unknown_split_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no split is called 'val': there are train, validation, test"):
+            load_split(tmp_path, "val")
