@@ -31,7 +31,8 @@ def _draw_textures(bits: np.random.PCG64, n: int) -> np.ndarray:
     step = SIZE // GRID
     distance = np.abs(np.arange(SIZE)[:, None] - step * np.arange(GRID)[None, :])
     weights = np.maximum(step - np.minimum(distance, SIZE - distance), 0).astype(np.int32)  # [32, 4]; each row adds up to `step`
-    return weights @ _draw(bits, 256, n, 3, GRID, GRID) @ weights.T // step**2 - 128
+    textures: np.ndarray = weights @ _draw(bits, 256, n, 3, GRID, GRID) @ weights.T // step**2 - 128
+    return textures
 
 
 def _draw_block(bits: np.random.PCG64, prototypes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
