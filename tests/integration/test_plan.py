@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from raysweep.config.load import validated
+from raysweep.config.model import Config
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.record import Record
+from raysweep.slurm.capacity import NodeSize
 from raysweep.stages.plan import Plan, Planner, Range, Speed, chosen, lines_of, makespan_s, predicted_row_s, share_of_epochs, spread_of
 from raysweep.stages.sweep import Stage
 from sweeping import REPOSITORY, Project, sweep_of
@@ -73,7 +75,7 @@ def test_the_configurations_that_are_measured_differ_as_all_do() -> None:
 
 @pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])
 def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
-    nodes = [{"name": "a", "cpus": 6, "gpus": 2}, {"name": "b", "cpus": 6, "gpus": 2}]
+    nodes = [NodeSize("a", 6, 2), NodeSize("b", 6, 2)]
     plan = Plan("s", 10, 10, 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
     assert plan.fits == fits
     assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
@@ -84,7 +86,7 @@ def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
 def planner(project: Project, on_slurm: bool = False, **values: object) -> Planner:
     project.configure(sweeps={"s": sweep_of("climb", **values)})
     project.build_env()
-    config = validated(project.config(), [project.folder / "c.yaml"], project.folder)
+    config = Config.of(validated(project.config(), [project.folder / "c.yaml"], project.folder))
     return Planner(Stage(config, "s", project.folder, project.folder / "env", project.folder / "log", threads=2), on_slurm)
 
 

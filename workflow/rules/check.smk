@@ -6,9 +6,9 @@ import time
 CHECK = STATE / ".check"
 RESOURCES = ("slurm_account", "slurm_partition", "qos", "constraint")  # what the profile may set for all jobs
 # The nodes are looked at in a job of this sweep's shape.
-ALLOCATIONS = {sweep: section["allocation"] for sweep, section in SWEEPS.items()}
-LARGEST = max(ALLOCATIONS.values(), key=lambda one: (one["nodes"], one["gpus_per_node"], one["cpus_per_node"]))
-CHECK_MINUTES = min(20, minutes(LARGEST["runtime"]))  # a bring-up is given 15
+ALLOCATIONS = {name: sweep.allocation for name, sweep in CONFIG.sweeps.items()}
+LARGEST = max(ALLOCATIONS.values(), key=lambda allocation: (allocation.nodes, allocation.gpus_per_node, allocation.cpus_per_node))
+CHECK_MINUTES = min(20, minutes(LARGEST.runtime))  # a bring-up is given 15
 
 
 # What Slurm says of the sweeps, before a job is submitted.
@@ -23,7 +23,7 @@ rule check_login:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "check_cluster.py",
-        allocations=json.dumps(ALLOCATIONS),
+        allocations=json.dumps(to_json(ALLOCATIONS)),
         resources=lambda w, resources: json.dumps({key: str(resources[key]) for key in RESOURCES if key in resources.keys()}),
         # What a run left that did not come to its end is never taken for new.
         asked=time.time(),
@@ -44,12 +44,12 @@ rule check_nodes:
         CHECK / "nodes.json",
     log:
         LOGS / "check_cluster" / "nodes.log",
-    threads: LARGEST["cpus_per_node"]
+    threads: LARGEST.cpus_per_node
     resources:
         mpi="",
-        nodes=LARGEST["nodes"],
-        tasks=LARGEST["nodes"],
-        mem_mb=LARGEST["mem_mb_per_node"],
+        nodes=LARGEST.nodes,
+        tasks=LARGEST.nodes,
+        mem_mb=LARGEST.mem_mb_per_node,
         runtime=CHECK_MINUTES,
         slurm_extra=slurm_extra(LARGEST, CHECK_MINUTES),
     params:

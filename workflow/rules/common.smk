@@ -15,6 +15,7 @@ SCRIPTS = CHECKOUT / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 from raysweep.slurm.commands import slurm_extra
 from raysweep.config.load import env_arguments, validated
+from raysweep.config.model import Config
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
 from raysweep.environment.requirements import env_key
@@ -22,9 +23,10 @@ from raysweep.common.durations import minutes
 from raysweep.common.errors import ConfigError
 from raysweep.common.files import write_yaml
 from raysweep.common.machine import usable_cpus
+from raysweep.common.typed_json import to_json
 from raysweep.cluster.lock import is_held
 from raysweep.record.identity import rerun_triggers
-from raysweep.usercode.target import local_sources, target_of
+from raysweep.usercode.target import find_target, local_sources
 
 sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names
 
@@ -36,6 +38,8 @@ try:
     config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, INCLUSION.module)
 except ConfigError as error:
     sys.exit(f"Error: {error}")
+
+CONFIG = Config.of(config)
 
 # Given to rules as paths: of these, unlike text, no change makes a job run again, so the project may be moved.
 PYTHON = Path(sys.executable)
@@ -109,7 +113,7 @@ INCLUSION.call_in_time(begin, explain)
 
 def sources_of(sweep):
     """The files that define what a sweep trains."""
-    paths = local_sources(target_of(SWEEPS[sweep], ROOT))
+    paths = local_sources(find_target(CONFIG.sweeps[sweep].target, ROOT))
     return [local(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)) for path in paths]
 
 

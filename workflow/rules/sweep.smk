@@ -29,7 +29,7 @@ rule run_sweep:
         tasks=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: minutes(SWEEPS[w.sweep]["allocation"]["runtime"]),
-        slurm_extra=lambda w: slurm_extra(SWEEPS[w.sweep]["allocation"], SWEEPS[w.sweep]["allocation"]["runtime"]),
+        slurm_extra=lambda w: slurm_extra(CONFIG.sweeps[w.sweep].allocation, CONFIG.sweeps[w.sweep].allocation.runtime),
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "run_sweep.py",
@@ -67,7 +67,7 @@ rule confirm:
         tasks=1,
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: minutes(SWEEPS[w.sweep]["confirm"]["runtime"]),
-        slurm_extra=lambda w: slurm_extra(SWEEPS[w.sweep]["allocation"], SWEEPS[w.sweep]["confirm"]["runtime"]),
+        slurm_extra=lambda w: slurm_extra(CONFIG.sweeps[w.sweep].allocation, CONFIG.sweeps[w.sweep].confirm.runtime),
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "confirm.py",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from raysweep.cluster.check import run_login, run_nodes, run_table
 from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.common.typed_json import from_json
+from raysweep.config.model import AllocationConfig
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     set_up_logging(args.log, is_asked_for=True)
     if args.stage == "login":
-        run_login(args.allocations, args.resources, args.output)
+        run_login(from_json(dict[str, AllocationConfig], args.allocations), args.resources, args.output)
     elif args.stage == "nodes":
         run_nodes(args.env_dir, args.cache_dir, args.output, args.log)
     else:

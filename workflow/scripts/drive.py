@@ -16,12 +16,14 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log, os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
+    from raysweep.cluster.job import DriverInput
+    from raysweep.common.typed_json import from_json
     from raysweep.tune.driver import drive, import_all  # here, so that a failing import is told like any other failure
 
     import_all()
     while not args.job.exists():
         time.sleep(0.02)  # its agent writes the file, or ends this process
-    drive(json.loads(args.job.read_text()))
+    drive(from_json(DriverInput, json.loads(args.job.read_text())))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ def main() -> None:
 
     if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when a process begins
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
+    from raysweep.cluster.job import MeasurementInput
+    from raysweep.common.typed_json import from_json
     from raysweep.tune.measure import measure
 
-    print(json.dumps(measure(**json.load(sys.stdin)).to_json()))
+    print(json.dumps(measure(from_json(MeasurementInput, json.load(sys.stdin))).to_json()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
-from raysweep.common.files import read_yaml
+from raysweep.config.model import read_config
 from raysweep.stages.plan import Planner, keep, lines_of, plan_path
 from raysweep.stages.sweep import Stage
 
@@ -27,12 +27,12 @@ def main() -> None:
     args = parser.parse_args()
     set_up_logging(args.log, is_asked_for=True)
     for name, path in zip(args.sweeps, args.configs, strict=True):
-        config = read_yaml(path)
+        config = read_config(path)
         found = Planner(Stage(config, name, Path.cwd(), args.env_dir, args.log, threads=args.threads), args.allocation == "slurm").plan()
         if isinstance(found, str):
             logger.info("\n%s\n", "\n".join(wrapped(f"sweep {name}", found)))
         else:
-            keep(found, plan_path(Path(config["state_dir"]), name))
+            keep(found, plan_path(Path(config.state_dir), name))
             logger.info("\nsweep %s\n%s\n", name, "\n".join(line for row in lines_of(found) for line in wrapped(*row)))
 
 

@@ -11,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysweep.common.errors import ConfigError
-from raysweep.config.load import PATH_TO_SCHEMA, Module, env_arguments, keys_of, num_trials, validated, with_numbers
+from raysweep.config.load import PATH_TO_SCHEMA, Module, env_arguments, keys_of, validated, with_numbers
+from raysweep.config.model import Config
 
 ROOT = PATH_TO_SCHEMA.parents[1]
+
+
+def num_trials(validated_config: dict[str, Any]) -> int:
+    """Return how many trials the only sweep of a config has."""
+    [sweep] = Config.of(validated_config).sweeps.values()
+    return sweep.num_trials
 
 
 def sweep(**changes: Any) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def test_zeros_in_a_time_above_zero(root: Path, time: str) -> None:
     ],
 )
 def test_batch_sizes_that_are_whole(root: Path, distribution: Any) -> None:
-    assert num_trials(check(root, config(search_space={"lr": 1, "batch_size": distribution}))["sweeps"]["s"]) == 1
+    assert num_trials(check(root, config(search_space={"lr": 1, "batch_size": distribution}))) == 1
 
 
 def test_less_loss_is_better(root: Path) -> None:
@@ -217,8 +224,8 @@ def test_a_gpu_that_any_sweep_asks_for_changes_the_environment_only_where_it_dec
 
 def test_num_trials_counts_the_grid_once_for_each_sample(root: Path) -> None:
     space = {"lr": {"grid": [0.1, 0.2, 0.3]}, "batch_size": {"grid": [2, 4]}, "momentum": {"uniform": [0, 1]}}
-    assert num_trials(check(root, config(search_space=space, num_samples=5))["sweeps"]["s"]) == 30
-    assert num_trials(check(root, config(num_samples=5))["sweeps"]["s"]) == 5
+    assert num_trials(check(root, config(search_space=space, num_samples=5))) == 30
+    assert num_trials(check(root, config(num_samples=5))) == 5
 
 
 def test_a_refusal_names_the_file_that_says_it(root: Path) -> None:
@@ -524,5 +531,5 @@ def test_the_example_of_the_readme_is_valid(root: Path) -> None:
     """One example of each distribution, and the sweep that stands above them."""
     blocks = (ROOT / "config/README.md").read_text().split("```yaml\n")[1:]
     example, space = (yaml.safe_load(block.partition("```")[0]) for block in blocks)
-    assert num_trials(check(root, example)["sweeps"]["lenet"]) == 20
-    assert num_trials(check(root, own(**space))["sweeps"]["s"]) == 2
+    assert num_trials(check(root, example)) == 20
+    assert num_trials(check(root, own(**space))) == 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.config.model import SweepConfig
 from raysweep.slurm import allocation
 from raysweep.slurm.allocation import (
     VARIABLES,
@@ -23,16 +24,18 @@ from raysweep.slurm.allocation import (
     trial_resources,
     without_slurm,
 )
+from raysweep.slurm.capacity import NodeSize, TrialResources
+from typed import sweep_config
 
-WANTED = {"cpus_per_node": 10, "gpus_per_node": 1, "mem_mb_per_node": 500}
+WANTED = sweep_config(allocation={"cpus_per_node": 10, "gpus_per_node": 1, "mem_mb_per_node": 500}).allocation
 
 
 def node(**changes: Any) -> Allocation:
     return Allocation((dataclasses.replace(Node("n1", cpus=4, gpus=0, mem_mb=1000), **changes),))
 
 
-def sweep(cpu: float, gpu: float) -> dict[str, Any]:
-    return {"trial_resources": {"cpu": cpu, "gpu": gpu}}
+def sweep(cpu: float, gpu: float) -> SweepConfig:
+    return sweep_config(trial_resources={"cpu": cpu, "gpu": gpu})
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_a_local_allocation_has_the_cpus_that_this_process_may_run_on() -> None:
 def test_a_local_allocation_is_the_smallest_of_config_threads_and_machine(nvidia_smi: Path) -> None:
     [here] = Allocation.local(WANTED, threads=1).nodes
     assert (here.cpus, here.gpus, here.mem_mb) == (1, 1, 500)
-    [here] = Allocation.local(WANTED | {"cpus_per_node": 1, "gpus_per_node": 0, "mem_mb_per_node": 10**9}, threads=10**4).nodes
+    [here] = Allocation.local(dataclasses.replace(WANTED, cpus_per_node=1, gpus_per_node=0, mem_mb_per_node=10**9), threads=10**4).nodes
     assert (here.cpus, here.gpus) == (1, 0)
     assert 0 < here.mem_mb < 10**9
 
@@ -71,18 +74,17 @@ def test_free_memory_is_no_more_than_the_machine_has() -> None:
 
 
 def test_a_trial_takes_what_the_config_says() -> None:
-    assert trial_resources(sweep(2, 0.5), node(gpus=1)) == {"cpu": 2, "gpu": 0.5}
-    assert trial_resources(sweep(4, 0), node()) == {"cpu": 4, "gpu": 0}
+    assert trial_resources(sweep(2, 0.5), node(gpus=1)) == TrialResources(2, 0.5)
+    assert trial_resources(sweep(4, 0), node()) == TrialResources(4, 0)
 
 
 def test_without_a_gpu_trials_run_on_the_cpu_and_a_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
     wanted = sweep(1, 0.1)
     logging.getLogger("raysweep").propagate = True
     with caplog.at_level(logging.INFO, "raysweep"):
-        assert trial_resources(wanted, node()) == {"cpu": 1, "gpu": 0}
-        assert trial_resources(sweep(1, 0), node()) == {"cpu": 1, "gpu": 0}
+        assert trial_resources(wanted, node()) == TrialResources(1, 0)
+        assert trial_resources(sweep(1, 0), node()) == TrialResources(1, 0)
     assert caplog.messages == ["There is no GPU here: the trials run on the CPU."]
-    assert wanted == sweep(1, 0.1), "the config stays as it is"
 
 
 def test_a_trial_that_no_node_can_hold() -> None:
@@ -94,11 +96,11 @@ def test_a_trial_that_no_node_can_hold() -> None:
 
 def test_the_largest_node_decides() -> None:
     both = Allocation((Node("a", 2, 0, 1000), Node("b", 8, 1, 1000)))
-    assert trial_resources(sweep(8, 1), both) == {"cpu": 8, "gpu": 1}
+    assert trial_resources(sweep(8, 1), both) == TrialResources(8, 1)
 
 
 def test_what_a_record_says_of_a_node() -> None:
-    assert Node("a", 2, 1, 1000, "10.0.0.1").as_dict() == {"name": "a", "cpus": 2, "gpus": 1}
+    assert Node("a", 2, 1, 1000, "10.0.0.1").size == NodeSize("a", 2, 1)
 
 
 def test_a_job_of_slurm_without_enough_is_told_where_to_ask_for_more() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra
+from typed import sweep_config
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restart
     ],
 )
 def test_what_sbatch_is_told_beside_the_rules_resources(changes: dict[str, Any], words: str) -> None:
-    assert slurm_extra({"gpus_per_node": 0, "gpu_type": None, "max_wait": None} | changes, "90s") == words
+    assert slurm_extra(sweep_config(allocation=changes).allocation, "90s") == words
 
 
 @pytest.mark.parametrize(

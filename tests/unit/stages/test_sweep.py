@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from raysweep.config.load import validated
+from raysweep.config.model import Config
 from raysweep.record.record import Sweep, Trial
 from raysweep.stages.sweep import Stage, provenance_of, reason_to_start_anew, set_aside
 
@@ -79,7 +80,7 @@ def identity(folder: Path, environment_sha256: str = "e", wheels: str = "downloa
         "modules": [],
     }
     (folder / "env.yaml").write_text(yaml.safe_dump(described | {"packages": {}, "environment_sha256": environment_sha256}))
-    return Stage(validated(config, [folder / "c.yaml"], folder), "s", folder, folder, folder / "log").identity()
+    return Stage(Config.of(validated(config, [folder / "c.yaml"], folder)), "s", folder, folder, folder / "log").identity()
 
 
 @pytest.mark.parametrize("change", [{"metric": "other"}, {"mode": "min"}, {"seed": 1}, {"max_epochs": 2}, {"scheduler": "median"}])

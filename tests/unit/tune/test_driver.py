@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from raysweep.record.record import Record
-from raysweep.tune.driver import capacity, finish_whole
+from raysweep.slurm.capacity import NodeSize, TrialResources, capacity
+from raysweep.tune.driver import finish_whole
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from raysweep.tune.driver import capacity, finish_whole
     ],
 )
 def test_capacity_follows_from_the_resources(nodes: list[tuple[int, int]], cpus: float, gpus: float, most: int) -> None:
-    assert capacity([{"cpus": c, "gpus": g} for c, g in nodes], cpus, gpus) == most
+    assert capacity([NodeSize("n", c, g) for c, g in nodes], TrialResources(cpus, gpus)) == most
 
 
 def test_what_was_cut_off_after_its_last_report_is_finished(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from raysweep.config.space import flattened, parse_space
 from raysweep.record.record import Result, Sweep, Trial
 from raysweep.tune.samplers import IndependentSampler, ListSampler, OptunaSampler, make_sampler
+from typed import sweep_config
 
 SPACE = parse_space(
     {
@@ -39,9 +40,9 @@ def optuna(sweep: Sweep, seed: int = 0, mode: str = "max", space: dict[str, Any]
 
 
 def test_the_configured_sampler_is_made() -> None:
-    sweep = {"search_algorithm": {"name": "grid"}, "seed": 1, "metric": "score", "mode": "max", "points_to_evaluate": []}
+    sweep = sweep_config(search_algorithm={"name": "grid"}, seed=1)
     assert isinstance(make_sampler(sweep, SPACE, Sweep(), Path(), Path()), IndependentSampler)
-    sweep["search_algorithm"] = {"name": "optuna", "n_startup_trials": 1, "multivariate": False}
+    sweep = sweep_config(search_algorithm={"name": "optuna", "n_startup_trials": 1, "multivariate": False}, seed=1)
     assert isinstance(make_sampler(sweep, SPACE, Sweep(), Path(), Path()), OptunaSampler)
 
 
@@ -124,7 +125,7 @@ class TestPointsFirst:
 
     def made(self, sweep: Sweep, points: list[dict[str, Any]] | None = None, algorithm: str = "random") -> Any:
         options = {"name": algorithm} | ({"n_startup_trials": 2, "multivariate": True} if algorithm == "optuna" else {})
-        given = {"search_algorithm": options, "seed": 3, "metric": "score", "mode": "max", "points_to_evaluate": points or self.POINTS}
+        given = sweep_config(search_algorithm=options, seed=3, points_to_evaluate=points or self.POINTS)
         return make_sampler(given, SPACE, sweep, Path(), Path())
 
     def test_they_come_first_and_what_they_leave_out_is_drawn(self) -> None:

@@ -8,6 +8,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 
 from raysweep.record.record import Result, Sweep, Trial
 from raysweep.tune.schedulers import Shielded, make_scheduler, replay
+from typed import sweep_config
 
 NO_RECORD: Any = None  # only population based training reads it
 
@@ -20,7 +21,7 @@ class Stub:
 
 
 def scheduler(**options: Any) -> Any:
-    made = make_scheduler({"scheduler": options, "max_epochs": 9}, NO_RECORD, {})
+    made = make_scheduler(sweep_config(scheduler=options, max_epochs=9, trainable="user.py:train"), NO_RECORD, {})
     made.set_search_properties("score", "max")
     return made
 
@@ -44,7 +45,7 @@ def recorded(values: dict[str, list[float]], finished: bool = True) -> Sweep:
     ],
 )
 def test_each_name_gives_tunes_own_scheduler(options: dict[str, Any], kind: type) -> None:
-    assert isinstance(make_scheduler({"scheduler": options, "max_epochs": 9}, NO_RECORD, {}), kind)
+    assert isinstance(make_scheduler(sweep_config(scheduler=options, max_epochs=9, trainable="user.py:train"), NO_RECORD, {}), kind)
 
 
 def test_asha_decides_after_a_replay_as_if_it_had_seen_the_reports() -> None:

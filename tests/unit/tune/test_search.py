@@ -10,6 +10,7 @@ import pytest
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
+from raysweep.cluster.job import ConfirmTask
 from raysweep.common.seeds import trial_seed
 from raysweep.config.space import parse_space
 from raysweep.record.record import Record
@@ -96,7 +97,7 @@ def test_unfinished_trials_come_first_and_go_on_from_their_last_whole_checkpoint
 
 
 def test_a_confirmation_hands_out_its_tasks(record: Record) -> None:
-    tasks = [{"trial": "confirm-1", "seed": 11, "task": "confirm"}, {"trial": "published", "seed": 11, "task": "evaluate"}]
+    tasks = [ConfirmTask("confirm-1", 11, "confirm", {}), ConfirmTask("published", 11, "evaluate", {})]
     algorithm = search(record, total=2, tasks=tasks)
     trials = [algorithm.next_trial() for _ in range(2)]
     assert [(t.trial_id, t.config[OWN]) for t in trials] == [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.common.errors import ConfigError
-from raysweep.usercode.target import SCRIPTS_DIR, defined_names_of, find_target, local_sources, target_of
+from raysweep.usercode.target import SCRIPTS_DIR, defined_names_of, find_target, local_sources
 from user_files import write_files
 
 
@@ -45,8 +45,6 @@ def test_a_module_of_the_users_hides_one_of_the_workflow(tmp_path: Path) -> None
 
 def test_target_of_a_sweep(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.py": "Net = 1\ndef train(config): ...\n"})
-    assert target_of({"model": "a:Net"}, tmp_path).name == "Net"
-    assert target_of({"trainable": "a.py:train"}, tmp_path).name == "train"
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
     monkeypatch.chdir(tmp_path)  # an engine goes to the user's folder
     before = torch.get_num_threads()
     yield EngineJob(
-        root=str(tmp_path),
+        root=tmp_path,
         code=Code.read(find_target("net.py:Net", tmp_path)),
-        data_dir=str(tmp_path / "data"),
+        data_dir=tmp_path / "data",
         spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
         metric="accuracy",
         max_epochs=1,

@@ -9,8 +9,10 @@ import pytest
 
 from raysweep.config.space import parse_space
 from raysweep.record.record import Record
+from raysweep.slurm.capacity import NodeSize, TrialResources
 from raysweep.tune.slots.fusion import Layout, batch_sizes_of, engine_job, micro_batch_size, plan_fusion, reason_by_config, sample_configs
 from raysweep.tune.slots.messages import Benchmark, EngineSetup, FusionPlan, NotFused
+from typed import search_job, sweep_config
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_samples_have_the_smallest_and_the_largest_batch() -> None:
 )
 def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, Any], space: dict[str, Any], reason: str | None) -> None:
     with Record(tmp_path / "record.jsonl") as record:
-        assert reason_by_config(sweep, parse_space(space), record.sweep) == reason
+        assert reason_by_config(sweep_config(**sweep), parse_space(space), record.sweep) == reason
 
 
 @pytest.mark.parametrize(
@@ -75,11 +77,11 @@ def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, 
 def test_engines_and_slots(
     tmp_path: Path, changes: dict[str, Any], nodes: list[tuple[int, int]], gpu: float, capacity: int, expected: tuple[int, int, int]
 ) -> None:
-    sweep = {"max_concurrent": None, "search_algorithm": {"name": "random"}} | changes
-    job = {"sweep": sweep, "total": changes.get("num", 20), "trial_resources": {"cpu": 1, "gpu": gpu}}
-    job["nodes"] = [{"name": f"n{number}", "cpus": cpus, "gpus": gpus} for number, (cpus, gpus) in enumerate(nodes)]
+    given = {key: value for key, value in changes.items() if key != "num"}
+    job = search_job(tmp_path, sweep_config(model="m:M", **given), total=changes.get("num", 20), trial_resources=TrialResources(1, gpu))
+    sizes = [NodeSize(f"n{number}", cpus, gpus) for number, (cpus, gpus) in enumerate(nodes)]
     with Record(tmp_path / "record.jsonl") as record:
-        layout = Layout.of(job, record.sweep, capacity)
+        layout = Layout.of(job, sizes, record.sweep, capacity)
     assert (layout.engines, layout.engines_per_node, layout.slots) == expected
 
 
@@ -88,9 +90,12 @@ def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_pat
     with Record(tmp_path / "record.jsonl") as record:
         record.write("session", sweep={}, host="h", pid=1, nodes=[])
         record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={"lr": 1, "batch_size": 2, "width": 3})
-        assert reason_by_config({"model": "m:M"}, space, record.sweep) == "trials of an earlier search space have models of another form"
+        assert (
+            reason_by_config(sweep_config(model="m:M"), space, record.sweep)
+            == "trials of an earlier search space have models of another form"
+        )
         record.write("finish", trial="00000", status="ERROR", error="died")
-        assert reason_by_config({"model": "m:M"}, space, record.sweep) is None
+        assert reason_by_config(sweep_config(model="m:M"), space, record.sweep) is None
 
 
 LAYOUT = Layout(trials=20, threads=2, engines=3, engines_per_node=2, slots=7)
@@ -116,17 +121,17 @@ def test_a_reason_that_the_benchmark_returns_is_kept() -> None:
 
 @pytest.mark.parametrize(("scheduler", "max_epochs", "shares"), [("none", 3, True), ("asha", 1, True), ("asha", 3, False)])
 def test_engines_get_what_they_need_of_the_job(scheduler: str, max_epochs: int, shares: bool) -> None:
-    sweep = {"loss": "cross_entropy", "optimizer": "adam", "seed": 4, "metric": "loss", "max_epochs": max_epochs}
-    sweep |= {"scheduler": {"name": scheduler}, "allocation": {"mem_mb_per_node": 8000}}
-    code = {"path": "/a/net.py", "name": "Net", "module": None, "contents": {}}
-    job = {
-        "root": "/a",
-        "code": code,
-        "data_dir": "/data",
-        "max_epochs": max_epochs,
-        "trial_resources": {"cpu": 2, "gpu": 0},
-        "sweep": sweep,
-    }
+    sweep = sweep_config(
+        model="net.py:Net",
+        loss="cross_entropy",
+        optimizer="adam",
+        seed=4,
+        metric="loss",
+        max_epochs=max_epochs,
+        scheduler={"name": scheduler},
+        allocation={"mem_mb_per_node": 8000},
+    )
+    job = search_job(Path("/a"), sweep, data_dir=Path("/data"), trial_resources=TrialResources(2, 0))
     facts = engine_job(job, parse_space({"batch_size": {"choice": [4, 8]}, "lr": 1}), LAYOUT)
     assert (facts.code.target.name, facts.spec.order_seed, facts.needs_gpu, facts.share_rows) == ("Net", 4, False, shares)
     assert (facts.micro_batch_size, facts.max_slots, facts.trials) == (4, 7, 7)

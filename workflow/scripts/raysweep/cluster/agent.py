@@ -40,8 +40,10 @@ from typing import IO, Any
 
 import psutil
 
+from raysweep.cluster.job import DriverInput, Job, RayCluster
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.gpus import usable_gpus, visible_gpus
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.environment.archive import unpack
 from raysweep.environment.commands import seen_in_container
 from raysweep.environment.manifest import Environment
@@ -403,14 +405,12 @@ class Agent:
         environment = (
             unpack(env_dir, folder, start["cache_dir"] and Path(start["cache_dir"])) if start["in_slurm"] else Environment.load(env_dir)
         )
+        job: Job = from_json(Job, start["job"])  # type: ignore[arg-type]
         (folder / "tmp").mkdir()
         write_token(folder / "token", start["token"])
         env = ray_environment(folder, len(self.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         if environment.container is not None:
-            job = start["job"]
-            state_dir = job.get("record") and Path(job["record"]).parent
-            model_dir = job.get("model_dir") if job.get("purpose") == "confirm" else None
-            env = seen_in_container(env, [folder, temp_dir.parent, job.get("root"), job.get("data_dir"), state_dir, model_dir])
+            env = seen_in_container(env, [folder, temp_dir.parent, *job.seen_folders])
         self.say("environment")
         own = own_address(self.nodes, self.rank)
         head = None if self.rank == 0 else self.wait("address")["address"]
@@ -426,7 +426,8 @@ class Agent:
         if driver is not None:
             self.watch(driver, "driver")
             self.say("head", address=address, dashboard=self.how_to_see_it(port, folder) if port else None)
-            self.give_job(folder, {**self.start["job"], "address": address, "node_ip": own})
+            nodes = tuple(node.size for node in self.nodes)
+            self.give_job(folder, DriverInput(job, RayCluster(nodes, start["min_nodes"], address, own)))
         else:
             self.say("worker")
         ended = self.wait("ended")
@@ -436,10 +437,10 @@ class Agent:
             self.say("failed", why=f"{what} ended with exit code {ended['code']} in the middle: {tail_of(log)}")
         self.wait()
 
-    def give_job(self, folder: Path, job: dict[str, Any]) -> None:
+    def give_job(self, folder: Path, driver_input: DriverInput) -> None:
         """Write the file for which the driver waits."""
         aside = folder / "job.json.new"
-        aside.write_text(json.dumps(job))
+        aside.write_text(json.dumps(to_json(driver_input)))
         aside.rename(folder / JOB_FILE)
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:

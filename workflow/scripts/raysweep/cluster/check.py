@@ -19,14 +19,15 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from raysweep.cluster import launcher
 from raysweep.cluster.agent import GRACE_S, LEAST_OBJECT_STORE_MB, OBJECT_STORE_SHARE
+from raysweep.cluster.job import CheckJob
 from raysweep.cluster.probe import SHARED_DEADLINE_S, Facts, probe, type_of_disk
 from raysweep.common.durations import minutes
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
+from raysweep.config.model import AllocationConfig
 from raysweep.environment.archive import ARCHIVE, UNPACKED_TO_PACKED, pack
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation, Node
@@ -230,11 +231,11 @@ def account(config: str, sacctmgr: Answer, wanted: str) -> Check:
     return ok(name, wanted or (f"{yours[0]}, which Slurm takes for you" if yours else "none needed"))
 
 
-def sweep_fits(name: str, allocation: dict[str, Any], answer: Answer, reasons: Answer, resources: dict[str, str]) -> Check:
+def sweep_fits(name: str, allocation: AllocationConfig, answer: Answer, reasons: Answer, resources: dict[str, str]) -> Check:
     """Whether Slurm would take the job of a sweep, by the `answer` of `sbatch --test-only`. `reasons`: why nodes are out of service."""
     title = f"sweep {name}"
-    gpus = f", {allocation['gpus_per_node']} GPUs" if allocation["gpus_per_node"] else ""
-    each = f"{allocation['nodes']} × ({allocation['cpus_per_node']} CPUs{gpus}, {allocation['mem_mb_per_node']} MB), {minutes(allocation['runtime'])} minutes"
+    gpus = f", {allocation.gpus_per_node} GPUs" if allocation.gpus_per_node else ""
+    each = f"{allocation.nodes} × ({allocation.cpus_per_node} CPUs{gpus}, {allocation.mem_mb_per_node} MB), {minutes(allocation.runtime)} minutes"
     if answer.code == 0:
         start = re.search(r"to start at (\S+)", answer.text)
         return ok(title, f"{each}: could start at {start[1]}" if start else each)
@@ -243,27 +244,27 @@ def sweep_fits(name: str, allocation: dict[str, Any], answer: Answer, reasons: A
     said = re.sub(r"^(sbatch: (error: )?|allocation failure: )+", "", last_line(answer.text))
     out = f"; out of service: {'; '.join(reasons.text.splitlines()[:4])}" if reasons.code == 0 and reasons.text else ""
     now = {
-        "nodes": allocation["nodes"],
-        "mem_mb": allocation["mem_mb_per_node"],
-        "_cores": allocation["cpus_per_node"],
-        "runtime": minutes(allocation["runtime"]),
+        "nodes": allocation.nodes,
+        "mem_mb": allocation.mem_mb_per_node,
+        "_cores": allocation.cpus_per_node,
+        "runtime": minutes(allocation.runtime),
     }
     advice = RuleJob("run_sweep", name, resources=now | resources).advice_for(said)
     return failed(title, f"{each}: Slurm says {said!r}{out}", advice + (", or wait for nodes to return" if out else ""))
 
 
-def test_only(allocation: dict[str, Any], resources: dict[str, str]) -> list[str]:
+def test_only(allocation: AllocationConfig, resources: dict[str, str]) -> list[str]:
     """How to ask Slurm whether it would take the job of a sweep: as the plugin asks for it, without submitting it."""
     options = {"slurm_account": "account", "slurm_partition": "partition", "qos": "qos", "constraint": "constraint"}
     return [
-        *("sbatch", "--test-only", f"--nodes={allocation['nodes']}", f"--ntasks={allocation['nodes']}"),
+        *("sbatch", "--test-only", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}"),
         *(
-            f"--cpus-per-task={allocation['cpus_per_node']}",
-            f"--mem={allocation['mem_mb_per_node']}",
-            f"--time={minutes(allocation['runtime'])}",
+            f"--cpus-per-task={allocation.cpus_per_node}",
+            f"--mem={allocation.mem_mb_per_node}",
+            f"--time={minutes(allocation.runtime)}",
         ),
         *(f"--{option}={resources[key]}" for key, option in options.items() if resources.get(key)),
-        *slurm_extra(allocation, allocation["runtime"]).split(),
+        *slurm_extra(allocation, allocation.runtime).split(),
         "--wrap=true",
     ]
 
@@ -299,7 +300,7 @@ def last_line(text: str) -> str:
     return lines[-1].strip() if lines else "it says nothing"
 
 
-def check_login(allocations: dict[str, dict[str, Any]], resources: dict[str, str], root: Path) -> list[Check]:
+def check_login(allocations: dict[str, AllocationConfig], resources: dict[str, str], root: Path) -> list[Check]:
     """What Slurm says. `allocations`: those of the sweeps; `resources`: the profile's. Raises RaysweepError where there is no Slurm."""
     if shutil.which("sbatch") is None:
         raise RaysweepError("check_cluster: there is no sbatch here. Run it where Slurm's commands are, on a login node")
@@ -493,7 +494,7 @@ def ray_comes_up(
     """Bring a Ray cluster up as a sweep does, run a task on each node, and take it down. What tasks say goes to the file `result`."""
     name = "Ray cluster"
     with_torch = "torch" in environment.packages and any(node.gpus for node in allocation.nodes)
-    job = {"purpose": "check", "result": str(result), "torch": with_torch}
+    job = CheckJob(result=result, has_torch=with_torch)
     try:
         code = launcher.run(allocation, env_dir, job, path_to_log, cache_dir=cache_dir)
     except RaysweepError as error:
@@ -545,7 +546,7 @@ def refuse_failed(checks: list[Check], next_step: str) -> None:
         )
 
 
-def run_login(allocations: dict[str, dict[str, Any]], resources: dict[str, str], output: Path) -> None:
+def run_login(allocations: dict[str, AllocationConfig], resources: dict[str, str], output: Path) -> None:
     """The rule check_login. Where a check fails it says so at once: a job could wait for ever, or be in vain."""
     title = f"Slurm, {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
     checks = check_login(allocations, resources, Path.cwd())

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from raysweep.cluster.agent import GRACE_S, TICK_S, ended_by_signals
+from raysweep.cluster.job import Job
 from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.common.typed_json import to_json
 from raysweep.slurm.allocation import Allocation
 from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
@@ -209,7 +211,7 @@ class Launcher:
 def run(
     allocation: Allocation,
     env_dir: Path,
-    job: dict[str, Any],
+    job: Job,
     path_to_log: Path,
     *,
     min_nodes: int | None = None,
@@ -231,7 +233,8 @@ def run(
         "token": secrets.token_hex(32),
         "dashboard": dashboard,
         "log": str(path_to_log.absolute()),
-        "job": job | {"nodes": [node.as_dict() for node in allocation.nodes], "min_nodes": needed},
+        "job": to_json(job),
+        "min_nodes": needed,
     }
     try:
         with ended_by_signals():

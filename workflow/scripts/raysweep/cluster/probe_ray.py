@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import time
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
+from raysweep.cluster.job import CheckJob
 from raysweep.common.files import written_aside
+from raysweep.slurm.capacity import NodeSize
 
 logger = logging.getLogger("raysweep")
 
 TASK_DEADLINE_S = 120
 
 
-def look_through_ray(job: dict[str, Any]) -> None:
+def look_through_ray(job: CheckJob, nodes: Iterable[NodeSize]) -> None:
     """Runs in the driver: one task on each node of the Ray cluster, with all its GPUs. What they say goes to the file `result` of the job."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ids = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
     tasks = {
-        node["name"]: ray.remote(look_from_task)
-        .options(num_gpus=node["gpus"], max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node["name"]], soft=False))
-        .remote(job["torch"])
-        for node in job["nodes"]
+        node.name: ray.remote(look_from_task)
+        .options(num_gpus=node.gpus, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node.name], soft=False))
+        .remote(job.has_torch)
+        for node in nodes
     }
     found: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + TASK_DEADLINE_S
@@ -37,7 +39,7 @@ def look_through_ray(job: dict[str, Any]) -> None:
         except ray.exceptions.RayError as error:
             logger.debug("%s:", name, exc_info=True)
             found[name] = {"wrong": str(error).strip().splitlines()[-1]}
-    with written_aside(Path(job["result"])) as stream:
+    with written_aside(job.result) as stream:
         json.dump(found, stream)
 
 

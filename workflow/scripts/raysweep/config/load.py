@@ -24,7 +24,6 @@ from raysweep.config.space import (
     Numeric,
     grids_of,
     is_conditional,
-    num_combinations,
     parse_space,
     point_of,
 )
@@ -83,11 +82,6 @@ def env_arguments(config: dict[str, Any], root: Path) -> EnvironmentSpec:
         # Only where it decides what is built, because a sweep that asks for a GPU must not give another environment to all other sweeps in vain.
         gpu=asks_for_gpus and env["wheels"] == "download" and env["torch_backend"] == "auto",
     )
-
-
-def num_trials(sweep: dict[str, Any]) -> int:
-    """How many trials a sweep of a validated config has: with each configuration as many as `repeats`."""
-    return sweep["num_samples"] * num_combinations(parse_space(sweep["search_space"])) * sweep["repeats"]
 
 
 def with_numbers(value: Any) -> Any:
@@ -182,7 +176,7 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
     return f"{hint}Allowed: {', '.join(known) or 'no option'}"
 
 
-def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
+def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
     """A copy of `value` with the schema's defaults where keys are missing, in the order of the schema."""
     if isinstance(value, float) and "integer" in schema.get("type", ()):
         return int(value)  # JSON Schema takes 20.0 and 1e2 for whole numbers
@@ -190,11 +184,11 @@ def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
         return value
     known = schema.get("properties", {})
     if isinstance(schema["additionalProperties"], dict):
-        return {key: _with_defaults(inner, schema["additionalProperties"]) for key, inner in value.items()}
+        return {key: with_defaults(inner, schema["additionalProperties"]) for key, inner in value.items()}
     filled = {}
     for key, below in known.items():
         if key in value or "default" in below:
-            filled[key] = _with_defaults(value.get(key, copy.deepcopy(below.get("default"))), below)
+            filled[key] = with_defaults(value.get(key, copy.deepcopy(below.get("default"))), below)
     return filled
 
 
@@ -218,7 +212,7 @@ class _Check:
                 if isinstance(sweep, dict) and isinstance(sweep.get(key), str):
                     sweep[key] = {"name": sweep[key]}  # the short form
         self.against_schema(self.config, self.schema, ())
-        self.config = _with_defaults(self.config, self.schema)
+        self.config = with_defaults(self.config, self.schema)
         if self.module and "requirements" not in self.given.get("env", {}):
             own = PATH_TO_SCHEMA.parents[1] / self.config["env"]["requirements"]
             self.config["env"]["requirements"] = str(own.relative_to(self.root) if own.is_relative_to(self.root) else own)
@@ -436,7 +430,7 @@ class _Check:
             if key not in schema["properties"]:
                 raise self.refuse((*path, key), f"unknown option of {name}. {_nearest(str(key), known[name])}")
         self.against_schema(given, schema, path)
-        return _with_defaults(given, schema)
+        return with_defaults(given, schema)
 
     def searcher(self, path: KeyPath, name: str) -> None:
         """Refuse what cannot be a class; one of a library's is looked for where it is installed, by build_env."""

@@ -13,8 +13,9 @@ from typing import Any
 from raysweep.common.bounds import all_hold
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import replace_directory, write_yaml, written_aside
+from raysweep.config.model import Mode
 from raysweep.config.space import flattened
-from raysweep.record.record import Judged, Mode, Result, Sweep, Trial
+from raysweep.record.record import Judged, Result, Sweep, Trial
 
 NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"
 NOT_KEPT = (

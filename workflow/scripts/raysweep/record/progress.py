@@ -6,7 +6,8 @@ import logging
 import time
 
 from raysweep.common.text import duration
-from raysweep.record.record import Mode, Sweep
+from raysweep.config.model import Mode
+from raysweep.record.record import Sweep
 
 logger = logging.getLogger("raysweep")
 INTERVAL_S = 10.0

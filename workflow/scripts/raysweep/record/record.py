@@ -25,6 +25,7 @@ from typing import Any, Literal
 from raysweep.common.bounds import Bounds, all_hold
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
+from raysweep.config.model import Mode
 
 # Events after which the file is on the disk, not only in the system's memory: losing them would lose or repeat a trial.
 DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
@@ -32,7 +33,6 @@ DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "fa
 DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURABLE))
 
 Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
-Mode = Literal["max", "min"]
 
 
 def now() -> str:

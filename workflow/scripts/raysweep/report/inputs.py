@@ -14,8 +14,9 @@ from typing import Any
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
 from raysweep.common.numeric import is_finite_number
+from raysweep.config.model import Mode
 from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
-from raysweep.record.record import Judged, Mode, Sweep, Trial, read_sweep
+from raysweep.record.record import Judged, Sweep, Trial, read_sweep
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
 

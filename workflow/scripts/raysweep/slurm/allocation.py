@@ -13,13 +13,14 @@ import re
 import socket
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.gpus import usable_gpus
 from raysweep.common.machine import usable_cpus
+from raysweep.config.model import AllocationConfig, SweepConfig
+from raysweep.slurm.capacity import NodeSize, TrialResources
 from raysweep.slurm.commands import SLURM_DEADLINE_S, field_of, hostnames, node_addresses, on_each_node, restarts_in, scontrol
 
 logger = logging.getLogger("raysweep")
@@ -62,9 +63,10 @@ class Node:
     mem_mb: int
     address: str | None = None  # by which the other nodes reach this node; None on this machine, which has no other nodes
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the part of the node that the record keeps."""
-        return {key: value for key, value in asdict(self).items() if key not in ("mem_mb", "address")}
+    @property
+    def size(self) -> NodeSize:
+        """The part of the node that the record keeps."""
+        return NodeSize(self.name, self.cpus, self.gpus)
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,13 @@ class Allocation:
     cluster: str | None = None  # the name of the job's cluster
 
     @classmethod
-    def local(cls, wanted: dict[str, Any], threads: int) -> Allocation:
+    def local(cls, wanted: AllocationConfig, threads: int) -> Allocation:
         """Return this machine: the minimum of what the config asks for, of Snakemake's threads, and of what the machine has."""
         node = Node(
             name=socket.gethostname(),
-            cpus=min(wanted["cpus_per_node"], threads, usable_cpus()),
-            gpus=min(wanted["gpus_per_node"], usable_gpus()) if wanted["gpus_per_node"] else 0,
-            mem_mb=min(wanted["mem_mb_per_node"], available_mem_mb()),
+            cpus=min(wanted.cpus_per_node, threads, usable_cpus()),
+            gpus=min(wanted.gpus_per_node, usable_gpus()) if wanted.gpus_per_node else 0,
+            mem_mb=min(wanted.mem_mb_per_node, available_mem_mb()),
         )
         return cls((node,))
 
@@ -114,6 +116,11 @@ class Allocation:
             ends=_seconds_since_epoch(field_of(job, "EndTime")),
             cluster=variables.cluster,
         )
+
+    @property
+    def slurm_job(self) -> SlurmJob | None:
+        """The job that holds the nodes; None on this machine."""
+        return None if self.job_id is None else SlurmJob(self.job_id, self.cluster, self.restarts)
 
     def command(self, argv: list[str]) -> list[str]:
         """Return the command that runs `argv` once on each node: on this machine, `argv` itself."""
@@ -273,26 +280,26 @@ def available_mem_mb() -> int:
     return min(amounts)
 
 
-def trial_resources(sweep: dict[str, Any], allocation: Allocation) -> dict[str, float]:
+def trial_resources(sweep: SweepConfig, allocation: Allocation) -> TrialResources:
     """Return the CPUs and GPUs of a trial. Without a GPU on this machine trials run on the CPU, and a line says so.
 
     Raises:
         RaysweepError: no node can hold a trial.
     """
-    wanted = dict(sweep["trial_resources"])
-    if wanted["gpu"] == "auto":
-        wanted["gpu"] = 1  # of the first trial; see bookkeeping.py
-    if wanted["gpu"] and not any(node.gpus for node in allocation.nodes):
+    cpu, gpu = sweep.trial_resources.cpu, sweep.trial_resources.gpu
+    if gpu == "auto":
+        gpu = 1  # the first trial has a GPU for itself, and is measured
+    if gpu and not any(node.gpus for node in allocation.nodes):
         if allocation.job_id is not None:
             raise RaysweepError(
-                f"trial_resources.gpu is {wanted['gpu']}, but Slurm gave job {allocation.job_id} no GPU. Ask for one (allocation.gpus_per_node), or for none"
+                f"trial_resources.gpu is {gpu}, but Slurm gave job {allocation.job_id} no GPU. Ask for one (allocation.gpus_per_node), or for none"
             )
         logger.info("There is no GPU here: the trials run on the CPU.")
-        wanted["gpu"] = 0
+        gpu = 0
     most_cpus, most_gpus = max(node.cpus for node in allocation.nodes), max(node.gpus for node in allocation.nodes)
-    if wanted["cpu"] > most_cpus:
+    if cpu > most_cpus:
         raise RaysweepError(
-            f"trial_resources.cpu is {wanted['cpu']}, but "
+            f"trial_resources.cpu is {cpu}, but "
             + (
                 f"Slurm gave job {allocation.job_id} {most_cpus} CPUs a node. Ask for less, or for more (allocation.cpus_per_node)"
                 if allocation.job_id is not None
@@ -300,6 +307,6 @@ def trial_resources(sweep: dict[str, Any], allocation: Allocation) -> dict[str, 
                 " Ask for less, or run with more --cores"
             )
         )
-    if wanted["gpu"] > most_gpus:
-        raise RaysweepError(f"trial_resources.gpu is {wanted['gpu']}, but this run has {most_gpus} GPUs. Ask for less")
-    return wanted
+    if gpu > most_gpus:
+        raise RaysweepError(f"trial_resources.gpu is {gpu}, but this run has {most_gpus} GPUs. Ask for less")
+    return TrialResources(cpu, gpu)

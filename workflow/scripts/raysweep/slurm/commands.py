@@ -6,10 +6,10 @@ import re
 import socket
 import subprocess
 import time
-from typing import Any
 
 from raysweep.common.durations import minutes
 from raysweep.common.errors import WorldError
+from raysweep.config.model import AllocationConfig
 
 SLURM_DEADLINE_S = 120  # slurmctld may be restarted, or have much to do
 
@@ -79,16 +79,16 @@ def ended_tasks(line: str) -> list[int]:
     return [rank for span in spans for rank in range(int(span[0]), int(span[-1]) + 1)]
 
 
-def slurm_extra(allocation: dict[str, Any], runtime: float | str) -> str:
+def slurm_extra(allocation: AllocationConfig, runtime: float | str) -> str:
     """Return the options of `sbatch` that the plugin takes only as the resource `slurm_extra`.
 
     The plugin pastes the options into a shell line, so they hold nothing but checked words and numbers.
     """
     words = ["--ntasks-per-node=1", "--no-kill"]
-    if allocation["gpus_per_node"]:
-        gpu_type = f"{allocation['gpu_type']}:" if allocation["gpu_type"] else ""
-        words.append(f"--gpus-per-node={gpu_type}{allocation['gpus_per_node']}")
-    if allocation["max_wait"] is not None:
+    if allocation.gpus_per_node:
+        gpu_type = f"{allocation.gpu_type}:" if allocation.gpu_type else ""
+        words.append(f"--gpus-per-node={gpu_type}{allocation.gpus_per_node}")
+    if allocation.max_wait is not None:
         # Slurm removes a job that can no longer end before its deadline. The deadline therefore includes the runtime.
-        words.append(f"--deadline=now+{minutes(allocation['max_wait']) + minutes(runtime)}minutes")
+        words.append(f"--deadline=now+{minutes(allocation.max_wait) + minutes(runtime)}minutes")
     return " ".join(words)

@@ -16,19 +16,20 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from raysweep.common.durations import seconds
+from raysweep.cluster.job import MeasurementInput
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import write_yaml
 from raysweep.common.text import duration
-from raysweep.config.load import num_trials
+from raysweep.common.typed_json import to_json
+from raysweep.config.model import Named
 from raysweep.config.space import configuration, num_combinations, parse_space
 from raysweep.environment.commands import process_environment, seen_in_container
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
+from raysweep.slurm.capacity import NodeSize, TrialResources, capacity
 from raysweep.stages.sweep import RECORD, Stage, reason_to_start_anew
-from raysweep.tune.driver import capacity
 from raysweep.tune.slots.messages import FusionPlan
 from raysweep.usercode.target import SCRIPTS_DIR
 
@@ -81,7 +82,7 @@ class Plan:
     at_a_time: int
     waves: int
     measures_gpu: bool  # whether the first trial is to say how many share a GPU
-    nodes: list[dict[str, Any]]  # {name, cpus, gpus}
+    nodes: list[NodeSize]
     speed: Speed
     walltime_s: Range  # of what is left
     runtime_s: float | None  # that the job, with its restarts, has for it; None where there is no limit
@@ -96,9 +97,9 @@ class Plan:
             return "yes"
         return "perhaps" if self.walltime_s.low <= self.runtime_s else "no"
 
-    def hours(self, kind: str) -> Range:
+    def hours(self, kind: Literal["cpus", "gpus"]) -> Range:
         """GPU-hours ("gpus") or CPU-hours ("cpus") of what is left: what the allocation holds, used or not, as a cluster counts them."""
-        return self.walltime_s.times(sum(node[kind] for node in self.nodes) / 3600)
+        return self.walltime_s.times(sum(getattr(node, kind) for node in self.nodes) / 3600)
 
     def as_dict(self) -> dict[str, Any]:
         """For a file."""
@@ -122,21 +123,21 @@ def _rounded(found: Range) -> dict[str, float]:
     return {key: float(f"{value:.3g}") for key, value in asdict(found).items()}
 
 
-def share_of_epochs(scheduler: dict[str, Any], max_epochs: int) -> float:
+def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
     """What part of all epochs a scheduler lets trials train, if it stops as many as it means to.
 
     Of ASHA and HyperBand one of `reduction_factor` goes on at each rung; the median rule stops half after its grace period.
     """
-    name = scheduler["name"]
+    name, options = scheduler.name, scheduler.options
     if name in ("none", "pbt"):
         return 1.0
     if name == "median":
-        return (scheduler["grace_period"] + max_epochs) / (2 * max_epochs)
-    rung, alive, trained = float(scheduler.get("grace_period", 1)), 1.0, 0.0
+        return (options["grace_period"] + max_epochs) / (2 * max_epochs)
+    rung, alive, trained = float(options.get("grace_period", 1)), 1.0, 0.0
     before = 0.0
     while rung < max_epochs:
         trained += alive * (rung - before)
-        before, alive, rung = rung, alive / scheduler["reduction_factor"], rung * scheduler["reduction_factor"]
+        before, alive, rung = rung, alive / options["reduction_factor"], rung * options["reduction_factor"]
     return (trained + alive * (max_epochs - before)) / max_epochs
 
 
@@ -186,26 +187,29 @@ class Planner:
 
     def __init__(self, stage: Stage, on_slurm: bool) -> None:
         self.stage, self.sweep, self.on_slurm = stage, stage.sweep, on_slurm
-        self.space = parse_space(self.sweep["search_space"])
-        self.total = num_trials(self.sweep)
-        wanted = self.sweep["allocation"]
+        self.space = parse_space(self.sweep.search_space)
+        self.total = self.sweep.num_trials
+        wanted = self.sweep.allocation
         if on_slurm:
-            one = {"cpus": wanted["cpus_per_node"], "gpus": wanted["gpus_per_node"], "mem_mb": wanted["mem_mb_per_node"]}
-            self.allocation = Allocation(tuple(Node(f"node{number}", **one) for number in range(1, wanted["nodes"] + 1)), job_id="")
+            nodes = (
+                Node(f"node{number}", wanted.cpus_per_node, wanted.gpus_per_node, wanted.mem_mb_per_node)
+                for number in range(1, wanted.nodes + 1)
+            )
+            self.allocation = Allocation(tuple(nodes), job_id="")
         else:
             self.allocation = Allocation.local(wanted, stage.threads)
-        self.nodes = [node.as_dict() for node in self.allocation.nodes]
+        self.nodes = [node.size for node in self.allocation.nodes]
         self.resources = trial_resources(self.sweep, self.allocation)
         recorded, identity = read_sweep(stage.state_dir / RECORD), stage.identity()
         self.identity = identity
-        self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep["resume"]) else recorded
+        self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
         self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
-        share = self.recorded.gpu_share if self.sweep["trial_resources"]["gpu"] == "auto" else None
+        share = self.recorded.gpu_share if self.sweep.trial_resources.gpu == "auto" else None
         self.has_share = share is not None
-        if share is not None and self.resources["gpu"]:
-            self.resources["gpu"] = share
-        held = capacity(self.nodes, self.resources["cpu"], self.resources["gpu"])
-        self.capacity = min(held, self.sweep["max_concurrent"] or held)
+        if share is not None and self.resources.gpu:
+            self.resources = TrialResources(self.resources.cpu, share)
+        held = capacity(self.nodes, self.resources)
+        self.capacity = min(held, self.sweep.max_concurrent or held)
 
     def plan(self) -> Plan | str:
         """The plan, or why there is none."""
@@ -216,54 +220,50 @@ class Planner:
         expected_s = self.seconds(speed, share)
         walltime = Range(expected_s * (1 - speed.uncertainty), expected_s, self.seconds(speed, most) * (1 + speed.uncertainty))
         walltime = walltime.plus(speed.start_s) if self.left else Range(0.0, 0.0, 0.0)
-        if (budget_s := seconds(self.sweep["time_budget"])) is not None:
+        if (budget_s := self.sweep.time_budget_s) is not None:
             # No trial begins after it; the last ones go on to their end.
-            most_s = max(0.0, budget_s - self.recorded.used_s) + speed.start_s + max(speed.epoch_s) * self.sweep["max_epochs"]
+            most_s = max(0.0, budget_s - self.recorded.used_s) + speed.start_s + max(speed.epoch_s) * self.sweep.max_epochs
             walltime = Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
         runtime_s = self.runtime_s() if self.on_slurm else None
         epoch_s = statistics.fmean(speed.epoch_s)
-        confirm_waves = math.ceil(self.sweep["confirm"]["seeds"] / max(1, self.confirm_capacity()))
+        confirm_waves = math.ceil(self.sweep.confirm.seeds / max(1, self.confirm_capacity()))
         # A confirmation trains by itself, on the validation part too, for as many epochs as the best trial had.
-        confirm_s = START_S + confirm_waves * epoch_s * self.sweep["max_epochs"] * (1 if "trainable" in self.sweep else 1.1)
+        confirm_s = START_S + confirm_waves * epoch_s * self.sweep.max_epochs * (1 if self.sweep.trainable is not None else 1.1)
         return Plan(
             sweep=self.stage.name,
             num_trials=self.total,
             trials_left=self.left,
             at_a_time=min(speed.at_a_time, max(self.left, 1)),
             waves=math.ceil(self.left / speed.at_a_time),
-            measures_gpu=self.sweep["trial_resources"]["gpu"] == "auto"
-            and not self.has_share
-            and self.resources["gpu"] > 0
-            and speed.speed_up == 1,
+            measures_gpu=self.sweep.trial_resources.gpu == "auto" and not self.has_share and self.resources.gpu > 0 and speed.speed_up == 1,
             nodes=self.nodes,
             speed=speed,
             walltime_s=walltime,
             runtime_s=runtime_s,
             largest_num_trials=None if runtime_s is None else self.largest(speed, runtime_s),
             confirm_s=Range(START_S, confirm_s, confirm_s * (1 + speed.uncertainty)),
-            confirm_runtime_s=seconds(self.sweep["confirm"]["runtime"]) if self.on_slurm else None,
+            confirm_runtime_s=self.sweep.confirm.runtime_s if self.on_slurm else None,
         )
 
     def confirm_capacity(self) -> int:
-        return capacity(self.nodes[:1], self.resources["cpu"], self.resources["gpu"])
+        return capacity(self.nodes[:1], self.resources)
 
     def expected_share(self) -> tuple[float, float]:
         """What part of all epochs trials are expected to train, and at most: as those did that are done, else as the scheduler means to."""
         finished = [trial.epochs for trial in self.recorded.trials.values() if trial.status in ("TERMINATED", "STOPPED")]
         if len(finished) >= FEW_TRIALS:
             mean, error = statistics.fmean(finished), statistics.stdev(finished) / math.sqrt(len(finished))
-            return min(1.0, mean / self.sweep["max_epochs"]), min(1.0, (mean + 2 * error) / self.sweep["max_epochs"])
-        return share_of_epochs(self.sweep["scheduler"], self.sweep["max_epochs"]), 1.0
+            return min(1.0, mean / self.sweep.max_epochs), min(1.0, (mean + 2 * error) / self.sweep.max_epochs)
+        return share_of_epochs(self.sweep.scheduler, self.sweep.max_epochs), 1.0
 
     def runtime_s(self) -> float:
         """How long trials may train in the job, and in those that it is started again for."""
-        allocation = self.sweep["allocation"]
-        runtime_s, margin_s = seconds(allocation["runtime"]) or 0.0, seconds(allocation["walltime_margin"]) or 0.0
-        return (runtime_s - min(margin_s, runtime_s / 2)) * (1 + allocation["resubmit"])
+        allocation = self.sweep.allocation
+        return (allocation.runtime_s - min(allocation.walltime_margin_s, allocation.runtime_s / 2)) * (1 + allocation.resubmit)
 
     def seconds(self, speed: Speed, share: float) -> float:
         """How long the trials that are left train, all together, if they train this part of their epochs."""
-        durations_s = [epoch_s * share * self.sweep["max_epochs"] for epoch_s in speed.epoch_s[: self.left]]
+        durations_s = [epoch_s * share * self.sweep.max_epochs for epoch_s in speed.epoch_s[: self.left]]
         if speed.speed_up > 1:
             return sum(durations_s) / (speed.speed_up * speed.processes)
         return makespan_s(durations_s, speed.at_a_time)
@@ -273,10 +273,10 @@ class Planner:
         if not self.left:
             return self.total
         left_s = max(0.0, runtime_s - speed.start_s)
-        trial_s = statistics.fmean(speed.epoch_s) * self.expected_share()[1] * self.sweep["max_epochs"] * (1 + speed.uncertainty)
+        trial_s = statistics.fmean(speed.epoch_s) * self.expected_share()[1] * self.sweep.max_epochs * (1 + speed.uncertainty)
         waves = int(left_s / trial_s) * speed.at_a_time
         more = waves if speed.speed_up == 1 else int(left_s * speed.speed_up * speed.processes / trial_s)
-        combinations = num_combinations(self.space) * self.sweep["repeats"]
+        combinations = num_combinations(self.space) * self.sweep.repeats
         return max(self.total - self.left, (self.total - self.left + more) // combinations * combinations)
 
     def recorded_speed(self) -> Speed | None:
@@ -292,7 +292,7 @@ class Planner:
         mean_s = alone * statistics.fmean(paces_s)
         spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
         then, now = self.recorded.sessions[-1]["nodes"], self.nodes
-        elsewhere = sorted((n["cpus"], n["gpus"]) for n in then) != sorted((n["cpus"], n["gpus"]) for n in now)
+        elsewhere = sorted((n["cpus"], n["gpus"]) for n in then) != sorted((n.cpus, n.gpus) for n in now)
         return Speed(
             epoch_s=[mean_s] * max(1, self.left),
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread) + (0.25 if elsewhere else 0)),
@@ -306,19 +306,15 @@ class Planner:
 
     def measured_speed(self) -> Speed | str:
         """By steps that are timed here; or why they cannot be."""
-        if "trainable" in self.sweep:
+        if self.sweep.trainable is not None:
             return "how long a function of your own takes is seen when it has run: set num_samples to 2, run the sweep, and plan again. The two trials are kept"
-        configs = [configuration(self.space, self.sweep["seed"], index) for index in range(self.total - self.left, self.total)]
+        configs = [configuration(self.space, self.sweep.seed, index) for index in range(self.total - self.left, self.total)]
         if not configs:
-            configs = [configuration(self.space, self.sweep["seed"], 0)]
-        header = self.stage.header(self.identity, self.total, self.sweep["max_epochs"])
-        job = self.stage.job("search", self.stage.state_dir / RECORD, header, None, self.allocation)
-        told = {
-            "job": job | {"nodes": self.nodes},
-            "configs": chosen(configs[:: math.ceil(len(configs) / LOOKED_AT)]),
-            "capacity": self.capacity,
-        }
-        found = run_measurement(self.stage, told)
+            configs = [configuration(self.space, self.sweep.seed, 0)]
+        header = self.stage.header(self.identity, self.total, self.sweep.max_epochs)
+        job = self.stage.search_job(self.stage.state_dir / RECORD, header, self.allocation)
+        some = chosen(configs[:: math.ceil(len(configs) / LOOKED_AT)])
+        found = run_measurement(self.stage, MeasurementInput(job, tuple(self.nodes), tuple(some), self.capacity))
         points = found["points"]
 
         def epoch_s(config: dict[str, Any]) -> float:
@@ -326,7 +322,7 @@ class Planner:
             return sum(predicted_row_s(points, key, int(config["batch_size"])) * found[rows] for key, rows in parts)
 
         together = FusionPlan.from_event(found["together"])
-        without_gpu = self.resources["gpu"] and found["device"] == "CPU"
+        without_gpu = self.resources.gpu and found["device"] == "CPU"
         return Speed(
             epoch_s=[epoch_s(config) for config in configs],
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread_of(points))),
@@ -342,12 +338,14 @@ class Planner:
         )
 
 
-def run_measurement(stage: Stage, told: dict[str, Any]) -> dict[str, Any]:
+def run_measurement(stage: Stage, measurement: MeasurementInput) -> dict[str, Any]:
     """What measure.py finds, in the environment of the trials. Raises RaysweepError where the model cannot be trained."""
     argv = stage.environment.command([str(SCRIPTS_DIR / "measure_steps.py")])
     env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.root, stage.data_dir])
     try:
-        run = subprocess.run(argv, input=json.dumps(told), env=env, capture_output=True, text=True, timeout=MEASURE_DEADLINE_S, check=False)
+        run = subprocess.run(
+            argv, input=json.dumps(to_json(measurement)), env=env, capture_output=True, text=True, timeout=MEASURE_DEADLINE_S, check=False
+        )
     except subprocess.TimeoutExpired:
         raise RaysweepError(f"{stage.name}: some steps of its model were not over within {MEASURE_DEADLINE_S // 60} minutes") from None
     logger.debug("%s", run.stderr)
@@ -359,7 +357,7 @@ def run_measurement(stage: Stage, told: dict[str, Any]) -> dict[str, Any]:
 
 def lines_of(plan: Plan) -> list[tuple[str, str]]:
     """What to show of a plan: name and text of each line."""
-    speed, cpus, gpus = plan.speed, *(sum(node[kind] for node in plan.nodes) for kind in ("cpus", "gpus"))
+    speed, cpus, gpus = plan.speed, *(sum(getattr(node, kind) for node in plan.nodes) for kind in ("cpus", "gpus"))
     fits = ""
     if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
         fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"

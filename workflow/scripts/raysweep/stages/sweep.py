@@ -7,17 +7,20 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from raysweep import __version__
 from raysweep.cluster import launcher
+from raysweep.cluster.job import ConfirmJob, ConfirmTask, ScheduleStep, SearchJob, Walltime
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
-from raysweep.common.durations import seconds
 from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
 from raysweep.common.files import read_yaml, sha256_of_file, write_yaml
 from raysweep.common.seeds import confirm_seeds
-from raysweep.config.load import num_trials
+from raysweep.common.typed_json import from_json, to_json
+from raysweep.config.model import Config, read_config
 from raysweep.data.manifest import DatasetSpec, read_manifest
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
@@ -27,7 +30,7 @@ from raysweep.record.outputs import write_confirmed, write_outputs
 from raysweep.record.record import Sweep, read_sweep
 from raysweep.slurm.allocation import Allocation, SlurmJob, trial_resources
 from raysweep.usercode.freeze import Code
-from raysweep.usercode.target import defined_names_of, target_of
+from raysweep.usercode.target import defined_names_of, find_target
 
 logger = logging.getLogger("raysweep")
 RECORD = "record.jsonl"
@@ -37,29 +40,30 @@ class Stage:
     """A sweep of a validated config, in its folders. `config` holds the one sweep `name`; relative paths start at `root`."""
 
     def __init__(
-        self, config: dict[str, Any], name: str, root: Path, env_dir: Path, path_to_log: Path, *, in_slurm: bool = False, threads: int = 1
+        self, config: Config, name: str, root: Path, env_dir: Path, path_to_log: Path, *, in_slurm: bool = False, threads: int = 1
     ) -> None:
         self.config, self.name, self.root, self.env_dir, self.path_to_log = config, name, root, env_dir, path_to_log
         self.in_slurm, self.threads = in_slurm, threads
-        self.sweep = config["sweeps"][name]
-        self.results_dir = root / config["results_dir"] / name
-        self.state_dir = root / config["state_dir"] / name
-        self.data_dir = root / config["resources_dir"] / "data" / self.sweep["dataset"] if self.sweep["dataset"] else None
+        self.sweep = config.sweeps[name]
+        self.results_dir = root / config.results_dir / name
+        self.state_dir = root / config.state_dir / name
+        self.data_dir = root / config.resources_dir / "data" / self.sweep.dataset if self.sweep.dataset else None
         self.environment = Environment.load(env_dir)
-        self.code = Code.read(target_of(self.sweep, root))
+        self.code = Code.read(find_target(self.sweep.target, root))
         self.data_sha256 = None
         if self.data_dir:
             manifest = read_manifest(self.data_dir)
-            manifest.check_spec(self.data_dir, DatasetSpec.from_config(self.sweep["dataset"], config["datasets"][self.sweep["dataset"]]))
+            assert self.sweep.dataset is not None
+            manifest.check_spec(self.data_dir, DatasetSpec(self.sweep.dataset, **asdict(config.datasets[self.sweep.dataset])))
             self.data_sha256 = manifest.data_sha256
 
     def identity(self) -> str:
         """Return the identity of the sweep: all that a finished trial depends on. Any other key of the config can change, and the sweep goes on."""
-        env = self.config["env"]
+        env = self.config.env
         # The lock says what is installed, but for wheels that the site or the user chose.
-        locked = env["wheels"] not in ("site", "none")
-        lock = sha256_of_file(lock_of(self.root / env["requirements"])) if locked else self.environment.environment_sha256
-        return sweep_identity(self.sweep, sources=self.code.sha256(), data=self.data_sha256, lock=lock)
+        locked = env.wheels not in ("site", "none")
+        lock = sha256_of_file(lock_of(self.root / env.requirements)) if locked else self.environment.environment_sha256
+        return sweep_identity(to_json(self.sweep), sources=self.code.sha256(), data=self.data_sha256, lock=lock)
 
     def provenance(self, identity: str) -> dict[str, Any]:
         """Where the trials of a session come from."""
@@ -91,61 +95,54 @@ class Stage:
             "num_trials": total,
             "max_epochs": max_epochs,
             "repeats": repeats,
-            **{key: self.sweep.get(key) for key in keys},
-            "trial_resources": self.sweep["trial_resources"],
-            "constraint": self.sweep["constraint"],
+            **{key: to_json(getattr(self.sweep, key)) for key in keys},
+            "trial_resources": to_json(self.sweep.trial_resources),
+            "constraint": self.sweep.constraint,
             "version": __version__,
             "provenance": self.provenance(identity),
         }
 
-    def job(
-        self,
-        purpose: str,
-        record: Path,
-        header: dict[str, Any],
-        tasks: list[dict[str, Any]] | None,
-        allocation: Allocation,
-        schedule: list[dict[str, Any]] | None = None,
-    ) -> dict[str, Any]:
-        """What the driver is told; see driver.py."""
+    def search_job(self, record: Path, header: dict[str, Any], allocation: Allocation) -> SearchJob:
+        """Return the job of a driver that runs what is left of the sweep."""
+        base = self._job(record, header, allocation)
+        return SearchJob(**base, packs_gpus=self.sweep.trial_resources.gpu == "auto" and base["trial_resources"].gpu > 0)
+
+    def confirm_job(
+        self, record: Path, header: dict[str, Any], allocation: Allocation, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]
+    ) -> ConfirmJob:
+        """Return the job of a driver that trains the best configuration anew."""
+        base = self._job(record, header, allocation)
+        return ConfirmJob(**base, tasks=tuple(tasks), schedule=tuple(schedule), model_dir=self.results_dir / "model")
+
+    def _job(self, record: Path, header: dict[str, Any], allocation: Allocation) -> dict[str, Any]:
+        """Return the fields of TuneJob."""
         return {
-            "purpose": purpose,
             "name": self.name,
             "sweep": self.sweep,
             "header": header,
-            "code": self.code.to_json(),
-            "root": str(self.root),
-            "record": str(record),
-            "data_dir": str(self.data_dir) if self.data_dir else None,
-            "model_dir": str(self.results_dir / "model"),
+            "code": self.code,
+            "root": self.root,
+            "record": record,
+            "data_dir": self.data_dir,
             "max_epochs": header["max_epochs"],
             "total": header["num_trials"],
-            "tasks": tasks,
-            "schedule": schedule or [],
-            "time_budget_s": seconds(self.sweep["time_budget"]) if purpose == "search" else None,
-            "trial_resources": (resources := trial_resources(self.sweep, allocation)),
-            "packs_gpus": purpose == "search" and self.sweep["trial_resources"]["gpu"] == "auto" and resources["gpu"] > 0,
-            "slurm_job": allocation.job_id,
-            "slurm_cluster": allocation.cluster,
-            "slurm_restarts": allocation.restarts,
-            "started": allocation.started,
-            "ends": allocation.ends,
-            "walltime_margin_s": seconds(self.sweep["allocation"]["walltime_margin"]),
-            "resubmit": self.sweep["allocation"]["resubmit"],
+            "trial_resources": trial_resources(self.sweep, allocation),
+            "slurm_job": allocation.slurm_job,
+            "walltime": Walltime(allocation.started, allocation.ends, self.sweep.allocation.walltime_margin_s),
         }
 
     def allocation(self) -> Allocation:
         """What this run may use: what Slurm gave to its job, or what there is of this machine."""
-        return Allocation.of_slurm() if self.in_slurm else Allocation.local(self.sweep["allocation"], self.threads)
+        return Allocation.of_slurm() if self.in_slurm else Allocation.local(self.sweep.allocation, self.threads)
 
     def lock(self) -> Lock:
         """What keeps a second run of the sweep away."""
         return Lock(self.state_dir, f"sweep {self.name}", job=SlurmJob.current() if self.in_slurm else None)
 
-    def run_agents(self, job: dict[str, Any], allocation: Allocation) -> None:
+    def run_agents(self, job: SearchJob | ConfirmJob, allocation: Allocation) -> None:
         """Do the job. Exits as the driver did where that has said why; raises RaysweepError where it could not."""
         # That of a driver which is dead goes here: Slurm's commands may not be on the PATH that the modules leave to the driver.
-        with Lock(Path(job["record"]).parent, f"sweep {self.name}", DRIVER_LOCK):
+        with Lock(job.state_dir, f"sweep {self.name}", DRIVER_LOCK):
             pass
         if self.in_slurm:
             pack(self.env_dir)  # done before, but where the environment was built for a run on that machine alone
@@ -154,9 +151,9 @@ class Stage:
             self.env_dir,
             job,
             self.path_to_log,
-            min_nodes=self.sweep["allocation"]["min_nodes"],
-            dashboard=self.config["ray"]["dashboard"],
-            cache_dir=self.config["env"]["cache_dir"],
+            min_nodes=self.sweep.allocation.min_nodes,
+            dashboard=self.config.ray.dashboard,
+            cache_dir=self.config.env.cache_dir,
         )
         if code == START_AGAIN:
             try:
@@ -187,7 +184,7 @@ def stage_from_command_line(description: str | None) -> Stage:
     args = parser.parse_args()
     set_up_logging(args.log)
     in_slurm = args.allocation == "slurm"
-    return Stage(read_yaml(args.config), args.sweep, Path.cwd(), args.env_dir, args.log, in_slurm=in_slurm, threads=args.threads)
+    return Stage(read_config(args.config), args.sweep, Path.cwd(), args.env_dir, args.log, in_slurm=in_slurm, threads=args.threads)
 
 
 def set_aside(state_dir: Path, identity: str) -> Path:
@@ -232,31 +229,28 @@ def go_on(stage: Stage, lock: Lock) -> None:
     identity = stage.identity()
     path_to_record = stage.state_dir / RECORD
     recorded = read_sweep(path_to_record)
-    if why := reason_to_start_anew(recorded, identity, stage.sweep["resume"]):
+    if why := reason_to_start_anew(recorded, identity, stage.sweep.resume):
         aside = set_aside(stage.state_dir, recorded.header["identity"])
         lock.follow(aside)
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, why, aside)
         recorded = Sweep()
-    total = num_trials(stage.sweep)
+    total = stage.sweep.num_trials
     if len(recorded.trials) > total:
         logger.info(
             "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
         )
-    if not recorded.is_complete(total, seconds(stage.sweep["time_budget"])):
+    if not recorded.is_complete(total, stage.sweep.time_budget_s):
         done = sum(trial.finished for trial in recorded.trials.values())
-        each = stage.sweep["repeats"]
+        each = stage.sweep.repeats
         repeats = f" ({total // each} configurations, {each} times each)" if each > 1 else ""
         logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
         allocation = stage.allocation()
-        header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep["max_epochs"], stage.sweep["repeats"])
-        job = stage.job("search", path_to_record, header, None, allocation)
-        stage.run_agents(job, allocation)
+        header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
+        stage.run_agents(stage.search_job(path_to_record, header, allocation), allocation)
         recorded = read_sweep(path_to_record)
-    recorded.judge_by(stage.sweep["constraint"])  # which may have changed since the trials ran
-    write_outputs(
-        stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep["metric"], stage.sweep["mode"], provenance_of(recorded)
-    )
-    write_yaml(stage.results_dir / "config.yaml", stage.config)
+    recorded.judge_by(stage.sweep.constraint)  # which may have changed since the trials ran
+    write_outputs(stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep.metric, stage.sweep.mode, provenance_of(recorded))
+    write_yaml(stage.results_dir / "config.yaml", to_json(stage.config))
     best = read_yaml(stage.results_dir / "best.yaml")
     logger.info(
         "%s: best %s %.4g, trial %s: %s",
@@ -283,27 +277,27 @@ def confirm(stage: Stage) -> None:
             " confirm. Undo that, or run the same command again, which starts the sweep anew"
         )
     sweep = stage.sweep
-    has_confirm = "trainable" in sweep and "confirm" in defined_names_of(stage.code.target.path)
-    on = "test" if "model" in sweep or has_confirm else "validation"
+    has_confirm = sweep.trainable is not None and "confirm" in defined_names_of(stage.code.target.path)
+    on = "test" if sweep.model is not None or has_confirm else "validation"
     note = (
         "trained on all training data, evaluated on the test set"
         if on == "test"
         else "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"
     )
     schedule = best.get("schedule", [])
-    replays = schedule and "model" not in sweep and on == "validation"
-    if schedule and not replays and "model" not in sweep:
+    replays = schedule and sweep.model is None and on == "validation"
+    if schedule and not replays and sweep.model is None:
         note += "; with the last configuration throughout, not with the schedule by which it came about"
         schedule = []
     elif schedule:
         note += "; its settings changed at the same epochs"
     config = schedule[0]["config"] if replays else best["config"]
-    seeds = confirm_seeds(sweep["seed"], sweep["confirm"]["seeds"], {trial.seed for trial in recorded.trials.values()})
+    seeds = confirm_seeds(sweep.seed, sweep.confirm.seeds, {trial.seed for trial in recorded.trials.values()})
     tasks = [
         {"trial": f"confirm-{n}", "seed": seed, "task": "confirm" if on == "test" else "search", "config": config}
         for n, seed in enumerate(seeds, start=1)
     ]
-    if "model" in sweep and best["model_epoch"] is not None:
+    if sweep.model is not None and best["model_epoch"] is not None:
         tasks.append({"trial": "published", "seed": seeds[0], "task": "evaluate", "config": best["config"]})
     # The name holds all that the result depends on, so that a confirmation of another winner never mixes with this one.
     identity = hashlib.sha256(
@@ -314,15 +308,16 @@ def confirm(stage: Stage) -> None:
     if not confirmed.is_complete(len(tasks), None) or any(trial.status == "ERROR" for trial in confirmed.trials.values()):
         logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, len(seeds), best["epochs"])
         allocation = stage.allocation()
-        job = stage.job("confirm", path_to_record, stage.header(identity, len(tasks), best["epochs"]), tasks, allocation, schedule)
-        stage.run_agents(job, allocation)
+        header = stage.header(identity, len(tasks), best["epochs"])
+        typed_tasks, steps = [from_json(ConfirmTask, task) for task in tasks], [from_json(ScheduleStep, step) for step in schedule]
+        stage.run_agents(stage.confirm_job(path_to_record, header, allocation, typed_tasks, steps), allocation)
         confirmed = read_sweep(path_to_record)
     write_confirmed(
         stage.results_dir / "confirmed.yaml",
         confirmed,
         stage.name,
-        sweep["metric"],
-        sweep["mode"],
+        sweep.metric,
+        sweep.mode,
         best["config"],
         best["epochs"],
         on,
@@ -330,4 +325,4 @@ def confirm(stage: Stage) -> None:
     )
     result = read_yaml(stage.results_dir / "confirmed.yaml")
     spread = f" ± {result['standard_deviation']:.2g}" if result["standard_deviation"] is not None else ""
-    logger.info("%s: %s on %s %.4g%s (n = %d).", stage.name, sweep["metric"], on, result["mean"], spread, result["n"])
+    logger.info("%s: %s on %s %.4g%s (n = %d).", stage.name, sweep.metric, on, result["mean"], spread, result["n"])

@@ -11,10 +11,11 @@ from raysweep.data.split import load_split
 
 
 @functools.cache
-def load_tensors(data_dir: str, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def load_tensors(data_dir: Path | None, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images, uint8 [n, channels, height, width], and labels, int64 [n], of a split.
 
     On a CPU the tensors are memory-mapped, so that the processes of a node share one copy. A GPU gets one copy for each process.
     """
-    images, labels = load_split(Path(data_dir), split)
+    assert data_dir is not None  # the config requires a data set of a model
+    images, labels = load_split(data_dir, split)
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from raysweep.config.model import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class TrainingSpec:
     order_seed: int  # decides the order of the training data in each epoch
 
     @classmethod
-    def of(cls, sweep: Mapping[str, Any]) -> TrainingSpec:
-        """Return the spec of a sweep, given as the sweep's section of the validated config."""
-        return cls(sweep["loss"], sweep["optimizer"], sweep["seed"])
+    def of(cls, sweep: SweepConfig) -> TrainingSpec:
+        """Return the spec of a sweep that trains a `model`."""
+        assert sweep.loss is not None  # the checks of the config fill in both
+        assert sweep.optimizer is not None
+        return cls(sweep.loss, sweep.optimizer, sweep.seed)

@@ -1,29 +1,6 @@
 """The driver: runs what is left of a sweep (or of a confirmation) with Tune on a Ray cluster that is up, and writes its record.
 
-It gets a job, a map that the launcher wrote as JSON:
-
-    purpose      "search" or "confirm"; or "check", which only looks at the nodes (probe_ray.py) and has a map of its own
-    name, sweep  the sweep's name and its section of the validated config
-    header       what the record's session says of the sweep (identity, versions, …)
-    code         what is trained, and the user's files that it needs (sources.Code)
-    root         folder in which Snakemake was started
-    record       path of the record; checkpoints and Tune's scratch lie beside it
-    data_dir     folder of the staged data, or null
-    model_dir    folder of the published model (confirm)
-    max_epochs   longest training, in epochs
-    total        number of trials
-    tasks        (confirm) for each trial its id, seed, task ("search", "confirm", "evaluate") and config
-    trial_resources  {cpu, gpu} of a trial, as this allocation can give it
-    packs_gpus   whether what the first trial takes of its GPU says how many share one
-    time_budget_s  time after which no new trial starts, in seconds, or null
-    slurm_job, slurm_cluster, slurm_restarts  id of the job of Slurm, or null, its cluster, and how often it was started again
-    started, ends  when that job began and will end, in seconds since the epoch, or null
-    walltime_margin_s  how long before its end the driver saves and ends, in seconds
-    resubmit     how often the job may be started again by itself
-    nodes        [{name, cpus, gpus}] of the allocation
-    min_nodes    with how many of them the trials start
-    address      of Ray's GCS
-    node_ip      address of this node
+Its job is a SearchJob, a ConfirmJob or a CheckJob (cluster/job.py), which the launcher made.
 """
 
 from __future__ import annotations
@@ -39,17 +16,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+from raysweep.cluster.job import CheckJob, ConfirmJob, DriverInput, SearchJob
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.bounds import Bounds, any_holds
-from raysweep.common.durations import seconds
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
+from raysweep.common.typed_json import to_json
 from raysweep.config.space import parse_space
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
 from raysweep.record.record import Record
-from raysweep.slurm.allocation import Deadline, SlurmJob
+from raysweep.slurm.allocation import Deadline
+from raysweep.slurm.capacity import NodeSize, TrialResources, capacity
 
 logger = logging.getLogger("raysweep")
 
@@ -67,17 +45,6 @@ TUNE_ENVIRONMENT = {
 }
 
 
-def capacity(nodes: list[dict[str, Any]], trial_cpus: float, trial_gpus: float) -> int:
-    """How many trials the nodes can hold at a time."""
-
-    def fits(whole: float, part: float) -> float:
-        return math.floor(whole / part + 1e-9) if part else math.inf
-
-    # A GPU is shared by parts that do not cross its edge: of two GPUs, parts of 0.4 make four, not five.
-    per_gpu = fits(1, trial_gpus) if 0 < trial_gpus < 1 else None
-    return int(sum(min(fits(n["cpus"], trial_cpus), n["gpus"] * per_gpu if per_gpu else fits(n["gpus"], trial_gpus)) for n in nodes))
-
-
 def names_of_nodes() -> dict[str, str]:
     """The nodes that are part of the Ray cluster now: address → name."""
     import ray
@@ -92,32 +59,33 @@ def import_all() -> None:
     from raysweep.tune.slots import fusion, manager  # noqa: F401
 
 
-def drive(job: dict[str, Any]) -> None:
+def drive(given: DriverInput) -> None:
     """Run the job to its end. Raises RaysweepError when it cannot be finished; the record then holds all that was."""
     import ray
 
+    job, ray_cluster = given.job, given.ray
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses the log files that are turned off
     ray.init(
-        address=job["address"],
-        _node_ip_address=job["node_ip"],
+        address=ray_cluster.address,
+        _node_ip_address=ray_cluster.node_ip,
         # Ray puts this into a shell line as it is, on each node, where the environment lies in another folder, whose path may hold spaces.
         runtime_env={"py_executable": '"$RAYSWEEP_NODE_PYTHON"'},
         logging_level=logging.WARNING,
     )
-    while len(names_of_nodes()) < job["min_nodes"]:
+    while len(names_of_nodes()) < ray_cluster.min_nodes:
         time.sleep(0.1)  # the launcher ends this process when they do not come
     try:
-        if job["purpose"] == "check":
+        if isinstance(job, CheckJob):
             from raysweep.cluster.probe_ray import look_through_ray
 
-            look_through_ray(job)
+            look_through_ray(job, ray_cluster.nodes)
         else:
-            run_tune(job)
+            run_tune(job, ray_cluster.nodes)
     finally:
         ray.shutdown()
 
 
-def run_tune(job: dict[str, Any]) -> None:
+def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
     """Hand what is left to `Tuner.fit()`."""
     from ray import tune
 
@@ -130,61 +98,64 @@ def run_tune(job: dict[str, Any]) -> None:
     from raysweep.tune.slots.manager import trials_in_slots
     from raysweep.tune.trackers import trackers
 
-    sweep, searching = job["sweep"], job["purpose"] == "search"
-    stop = sweep["stop"] if searching else {}  # a confirmation trains as long as the best trial did
-    resources = job["trial_resources"]
-    state_dir = Path(job["record"]).parent
-    slurm_job = None if job["slurm_job"] is None else SlurmJob(job["slurm_job"], job["slurm_cluster"], job["slurm_restarts"])
-    with Lock(state_dir, job["name"], DRIVER_LOCK, slurm_job) as lock, Record(Path(job["record"])) as record:
+    sweep, searching = job.sweep, isinstance(job, SearchJob)
+    stop = sweep.stop if searching else {}  # a confirmation trains as long as the best trial did
+    resources = job.trial_resources
+    state_dir = job.state_dir
+    can_pack_gpus = isinstance(job, SearchJob) and job.packs_gpus
+    with Lock(state_dir, job.name, DRIVER_LOCK, job.slurm_job) as lock, Record(job.record) as record:
         for recorded in record.sweep.trials.values():
             # One that was moved a moment before a kill is where it was to be moved to.
             places = {e: (path, kept_path(recorded.trial_id, e)) for e, path in recorded.checkpoints.items()}
             found = {e: next((path for path in paths if (state_dir / path).is_dir()), None) for e, paths in places.items()}
             recorded.checkpoints = {e: path for e, path in found.items() if path is not None}
         record.write(
-            "session", sweep=job["header"], host=socket.gethostname(), pid=os.getpid(), nodes=job["nodes"], slurm_job=job["slurm_job"]
+            "session",
+            sweep=job.header,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            nodes=to_json(nodes),
+            slurm_job=job.slurm_job and job.slurm_job.id,
         )
-        finish_whole(record, sweep["metric"], job["max_epochs"], stop)
+        finish_whole(record, sweep.metric, job.max_epochs, stop)
         keep_checkpoints(record, state_dir)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=state_dir))
-        space = parse_space(sweep["search_space"])
+        space = parse_space(sweep.search_space)
         sampler = (
-            make_sampler(sweep, space, record.sweep, state_dir, Path(job["root"]))
-            if searching
-            else ListSampler([t["config"] for t in job["tasks"]])
+            make_sampler(sweep, space, record.sweep, state_dir, job.root)
+            if isinstance(job, SearchJob)
+            else ListSampler([task.config for task in job.tasks])
         )
-        most = capacity(job["nodes"], resources["cpu"], 0 if job["packs_gpus"] else resources["gpu"])
-        fusion = begin_fusion(job, space, record, most) if searching else None
-        packs_gpus = job["packs_gpus"] and not fusion
+        most = capacity(nodes, TrialResources(resources.cpu, 0) if can_pack_gpus else resources)
+        fusion = begin_fusion(job, nodes, space, record, most) if isinstance(job, SearchJob) else None
+        packs_gpus = can_pack_gpus and not fusion
         share = record.sweep.gpu_share
         if packs_gpus:
-            resources["gpu"] = share or 1.0
-        elif resources["gpu"] and record.sweep.is_crowded and share:
-            resources["gpu"] = max(resources["gpu"], share)
-        timeout_s = seconds(sweep["trial_timeout"])
-        progress = ProgressLine(
-            job["name"] if searching else f"{job['name']} (confirm)", total=job["total"], metric=sweep["metric"], mode=sweep["mode"]
-        )
-        outputs = PartialOutputs(state_dir, job["name"], sweep["metric"], sweep["mode"], job["header"]["provenance"]) if searching else None
-        deadline = Deadline.of(job["started"], job["ends"], job["walltime_margin_s"])
+            resources = TrialResources(resources.cpu, share or 1.0)
+        elif resources.gpu and record.sweep.is_crowded and share:
+            resources = TrialResources(resources.cpu, max(resources.gpu, share))
+        timeout_s = sweep.trial_timeout_s
+        progress = ProgressLine(job.name if searching else f"{job.name} (confirm)", total=job.total, metric=sweep.metric, mode=sweep.mode)
+        outputs = PartialOutputs(state_dir, job.name, sweep.metric, sweep.mode, job.header["provenance"]) if searching else None
+        deadline = job.walltime.deadline
         is_over = lambda: deadline is not None and deadline.is_near()  # noqa: E731
         # A model goes through its schedule by itself, see trial.confirm_model.
-        replaying = Replay(record, job["schedule"] if "trainable" in sweep else [])  # of a confirmation; else there is none
+        replaying = Replay(record, job.schedule if sweep.trainable is not None else ())  # of a confirmation; else there is none
         scheduler = make_scheduler(sweep, record, space) if searching else replaying
-        scheduler.set_search_properties(sweep["metric"], sweep["mode"])
+        scheduler.set_search_properties(sweep.metric, sweep.mode)
         bookkeeper = Bookkeeper(
             record,
             sampler,
-            metric=sweep["metric"],
-            mode=sweep["mode"],
-            max_epochs=job["max_epochs"],
-            keep_checkpoints=sweep["keep_checkpoints"] if searching else 0,
-            max_failures=sweep["max_failures"],
+            metric=sweep.metric,
+            mode=sweep.mode,
+            max_epochs=job.max_epochs,
+            keep_checkpoints=sweep.keep_checkpoints if searching else 0,
+            max_failures=sweep.max_failures,
             trial_timeout_s=None if timeout_s is None else timeout_s * (fusion.patience if fusion else 1),
-            gpu_share=resources["gpu"],
+            gpu_share=resources.gpu,
             measures_gpu=packs_gpus and share is None,
             scratch=scratch / EXPERIMENT,
-            node=job["nodes"][0]["name"] if len(job["nodes"]) == 1 else None,
+            node=nodes[0].name if len(nodes) == 1 else None,
             names_of_nodes=names_of_nodes,
             progress=progress,
             partial_outputs=outputs,
@@ -195,34 +166,34 @@ def run_tune(job: dict[str, Any]) -> None:
         )
 
         def at_a_time() -> int:
-            held = fusion.total if fusion else capacity(job["nodes"], resources["cpu"], bookkeeper.gpu_share)
-            return min(held, sweep["max_concurrent"] or held)
+            held = fusion.total if fusion else capacity(nodes, TrialResources(resources.cpu, bookkeeper.gpu_share))
+            return min(held, sweep.max_concurrent or held)
 
         JudgedTrial.judge = staticmethod(bookkeeper.judge)
         JudgedTrial.adapt = staticmethod(bookkeeper.give_share)
-        replay(scheduler, record.sweep, sweep["metric"])
+        replay(scheduler, record.sweep, sweep.metric)
         if record.sweep.repeats > 1:
-            scheduler = Grouped(scheduler, record.sweep, sweep["metric"])
-        budget_s = job["time_budget_s"]
-        takes_all = searching and sweep["scheduler"]["name"] in ("hyperband", "pbt")
+            scheduler = Grouped(scheduler, record.sweep, sweep.metric)
+        budget_s = sweep.time_budget_s if searching else None
+        takes_all = searching and sweep.scheduler.name in ("hyperband", "pbt")
         # How many wait for a process at a time is for RecordedSearch to say: with Tune's own number processes start one after the other.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job["total"])
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job.total)
         search = RecordedSearch(
             record,
             sampler,
-            total=job["total"],
-            seed=sweep["seed"],
+            total=job.total,
+            seed=sweep.seed,
             # HyperBand fills a bracket before it compares, and a population is compared as a whole, so they are handed all trials; Tune starts as many as
             # the nodes hold.
             max_concurrent=lambda: 1 if bookkeeper.measures_gpu else math.inf if takes_all else at_a_time(),
             measures_gpu=lambda: bookkeeper.measures_gpu,
             may_start=lambda: budget_s is None or record.sweep.used_s < budget_s,
             is_over=is_over,
-            tasks=None if searching else job["tasks"],
+            tasks=job.tasks if isinstance(job, ConfirmJob) else None,
         )
         try:
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources["cpu"], "GPU": resources["gpu"]}),
+                tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources.cpu, "GPU": resources.gpu}),
                 tune_config=tune.TuneConfig(
                     search_alg=search,
                     scheduler=Shielded(scheduler, bookkeeper.reasons, is_over),
@@ -232,7 +203,7 @@ def run_tune(job: dict[str, Any]) -> None:
                     name=EXPERIMENT,
                     storage_path=str(scratch),
                     stop=EndOfTrial(bookkeeper, stop, lambda trial_id: replaying.due(trial_id) is not None),
-                    callbacks=[bookkeeper, *(trackers(sweep, job["name"], state_dir, job["header"]["identity"]) if searching else [])],
+                    callbacks=[bookkeeper, *(trackers(sweep, job.name, state_dir, job.header["identity"]) if searching else [])],
                     verbose=0,
                 ),
             )
@@ -254,26 +225,28 @@ def run_tune(job: dict[str, Any]) -> None:
         end_session(job, record, deadline)
 
 
-def end_session(job: dict[str, Any], record: Record, deadline: Deadline | None) -> None:
+def end_session(job: SearchJob | ConfirmJob, record: Record, deadline: Deadline | None) -> None:
     """Note how it ended. Raises RaysweepError when trials are left; exits with START_AGAIN when the job is to be started again for them."""
     sweep, state_dir = record.sweep, record.path.parent
-    if sweep.is_complete(job["total"], job["time_budget_s"]):
+    if sweep.is_complete(job.total, job.sweep.time_budget_s if isinstance(job, SearchJob) else None):
         keep_checkpoints(record, state_dir)
         record.write("session_end", outcome="complete")
         return
-    done = f"{sum(t.finished for t in sweep.trials.values())} of {job['total']} trials done"
+    done = f"{sum(t.finished for t in sweep.trials.values())} of {job.total} trials done"
     if deadline is None or not deadline.is_near():
         record.write("session_end", outcome="incomplete")
-        raise RaysweepError(f"{job['name']}: incomplete, resumable: {done}. Run the same command again")
-    begun_again = sum(s.get("outcome") == "started again" and s.get("slurm_job") == job["slurm_job"] for s in sweep.sessions)
-    if begun_again < job["resubmit"]:
+        raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
+    begun_again = sum(
+        s.get("outcome") == "started again" and s.get("slurm_job") == (job.slurm_job and job.slurm_job.id) for s in sweep.sessions
+    )
+    if begun_again < job.sweep.allocation.resubmit:
         record.write("session_end", outcome="started again")
         logger.info(
             "%s: %s, and the time of the job is nearly up: it is started again (%d of %d times).",
-            job["name"],
+            job.name,
             done,
             begun_again + 1,
-            job["resubmit"],
+            job.sweep.allocation.resubmit,
         )
         sys.exit(START_AGAIN)
     record.write("session_end", outcome="out of time")
@@ -283,7 +256,7 @@ def end_session(job: dict[str, Any], record: Record, deadline: Deadline | None) 
         else "with allocation.resubmit it would go on by itself"
     )
     raise WorldError(
-        f"{job['name']}: incomplete, resumable: {done}, and the time of job {job['slurm_job']} is nearly up ({more}). Run the same command again"
+        f"{job.name}: incomplete, resumable: {done}, and the time of job {job.slurm_job and job.slurm_job.id} is nearly up ({more}). Run the same command again"
     )
 
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from raysweep.cluster.job import MeasurementInput, SearchJob
 from raysweep.config.space import parse_space
 from raysweep.record.record import read_sweep
+from raysweep.slurm.capacity import NodeSize, TrialResources
 from raysweep.training.arrays import load_tensors
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.fusion import Layout, engine_job, plan_fusion, reason_by_config
 from raysweep.tune.slots.messages import FusionPlan, NotFused
-from raysweep.usercode.freeze import Code
 
 logger = logging.getLogger("raysweep")
 
@@ -54,24 +54,22 @@ class Measurement:
         return {**asdict(self), "together": self.together.as_event()}
 
 
-def measure(job: dict[str, Any], configs: list[dict[str, Any]], capacity: int) -> Measurement:
-    """Time training steps of some configurations, and benchmark training together.
-
-    `job` is described in driver.py. `capacity` is how many trials the nodes of the job hold.
-    """
-    os.chdir(job["root"])
-    device = torch.device("cuda" if torch.cuda.is_available() and job["trial_resources"]["gpu"] else "cpu")
+def measure(given: MeasurementInput) -> Measurement:
+    """Time training steps of some configurations, and benchmark training together."""
+    job = given.job
+    os.chdir(job.root)
+    device = torch.device("cuda" if torch.cuda.is_available() and job.trial_resources.gpu else "cpu")
     if device.type == "cpu":  # then the benchmark needs no GPU either
-        job = {**job, "trial_resources": {**job["trial_resources"], "gpu": 0}}
-    torch.set_num_threads(max(1, int(job["trial_resources"]["cpu"])))
-    model_class, _ = Code.from_json(job["code"]).load()
-    train, validation = (load_tensors(job["data_dir"], split, device) for split in ("train", "validation"))
+        job = replace(job, trial_resources=TrialResources(job.trial_resources.cpu, 0))
+    torch.set_num_threads(max(1, int(job.trial_resources.cpu)))
+    model_class, _ = job.code.load()
+    train, validation = (load_tensors(job.data_dir, split, device) for split in ("train", "validation"))
     points = []
-    for number, config in enumerate(configs):
-        trainer = Trainer(model_class, config, TrainingSpec.of(job["sweep"]), seed=number, device=device)
+    for number, config in enumerate(given.configs):
+        trainer = Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=number, device=device)
         points.append(StepTimes(trainer.batch_size, _training_row_s(trainer, *train), _evaluation_row_s(trainer, *validation)))
     began = time.perf_counter()
-    together = _plan_fusion(job, capacity)
+    together = _plan_fusion(job, given.nodes, given.capacity)
     return Measurement(
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         rows=len(train[1]),
@@ -106,13 +104,13 @@ def _seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def _plan_fusion(job: dict[str, Any], capacity: int) -> FusionPlan | NotFused:
+def _plan_fusion(job: SearchJob, nodes: Sequence[NodeSize], capacity: int) -> FusionPlan | NotFused:
     """Return whether and how trials would be trained together: the decision that the sweep itself makes when it begins."""
-    sweep = job["sweep"]
-    if sweep["fuse"] == "off":
+    sweep = job.sweep
+    if sweep.fuse == "off":
         return NotFused("fuse is off")
-    space, recorded = parse_space(sweep["search_space"]), read_sweep(Path(job["record"]))
-    layout = Layout.of(job, recorded, capacity)
+    space, recorded = parse_space(sweep.search_space), read_sweep(job.record)
+    layout = Layout.of(job, nodes, recorded, capacity)
     if reason := reason_by_config(sweep, space, recorded) or layout.reason_needless:
         return NotFused(reason)
-    return plan_fusion(Engine(engine_job(job, space, layout)).benchmark(), layout, needs_speed_up=sweep["fuse"] == "auto")
+    return plan_fusion(Engine(engine_job(job, space, layout)).benchmark(), layout, needs_speed_up=sweep.fuse == "auto")

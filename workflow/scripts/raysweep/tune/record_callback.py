@@ -25,9 +25,10 @@ from raysweep.common.errors import WorldError, is_full_disk
 from raysweep.common.files import flush_folder
 from raysweep.common.numeric import is_finite_number, is_number
 from raysweep.common.text import duration
+from raysweep.config.model import Mode
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
-from raysweep.record.record import Mode, Record, Trial
+from raysweep.record.record import Record, Trial
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.samplers import Sampler
 from raysweep.tune.trial import GPU_MEMORY_MB

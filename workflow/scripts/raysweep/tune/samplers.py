@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raysweep.common.seeds import sampler_seed
+from raysweep.config.model import Mode, Named, SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at, values_in
-from raysweep.record.record import Judged, Mode, Sweep
+from raysweep.record.record import Judged, Sweep
 
 NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # between which a normal distribution is searched
 
@@ -178,23 +179,23 @@ class ListSampler:
         """There is nothing to learn."""
 
 
-def is_adaptive(search_algorithm: dict[str, Any]) -> bool:
+def is_adaptive(search_algorithm: Named) -> bool:
     """Whether it learns from trials that have ended: with all at a time it would learn nothing."""
-    return search_algorithm["name"] not in ("random", "grid")
+    return search_algorithm.name not in ("random", "grid")
 
 
-def make_sampler(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
+def make_sampler(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
     """The sampler of a sweep of a validated config, told of what is recorded. One of Tune's keeps its state in `state_dir`; paths start at `root`."""
-    options = dict(sweep["search_algorithm"])
-    name, seed, metric, mode = options.pop("name"), sweep["seed"], sweep["metric"], sweep["mode"]
+    name, options = sweep.search_algorithm.name, sweep.search_algorithm.options
+    seed, metric, mode = sweep.seed, sweep.metric, sweep.mode
     sampler: Sampler
     if name == "optuna":
         sampler = OptunaSampler(space, seed, metric, mode, recorded, **options)
-    elif is_adaptive(sweep["search_algorithm"]):
+    elif is_adaptive(sweep.search_algorithm):
         from raysweep.tune.searchers import TuneSampler
 
         sampler = TuneSampler(name, options, space, seed, metric, mode, recorded, state_dir, root)
     else:
         sampler = IndependentSampler(space, seed)
-    points = sweep["points_to_evaluate"]
+    points = list(sweep.points_to_evaluate)
     return PointsFirst(sampler, points, space, seed, recorded) if points else sampler

@@ -20,8 +20,10 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from raysweep.cluster.job import ScheduleStep
 from raysweep.common.files import flush_folder
 from raysweep.common.seeds import sampler_seed
+from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
 from raysweep.record.record import Record, Sweep, Trial
 from raysweep.tune.trial import OWN
@@ -118,21 +120,20 @@ def near(d: Numeric | Normal, value: float) -> Any:
     return round(value) if d.integer else quantized(value, d.low, d.high, d.step) if d.step else value
 
 
-def mutable_keys(sweep: dict[str, Any], space: dict[str, Any]) -> list[str]:
+def mutable_keys(sweep: SweepConfig, space: dict[str, Any]) -> list[str]:
     """What may change in the middle of a training: of a model what the training is set by, since its form is that of the weights; of a function all."""
-    return [key for key, d in space.items() if isinstance(d, Distribution) and ("trainable" in sweep or key in TRAINING_KEYS)]
+    return [key for key, d in space.items() if isinstance(d, Distribution) and (sweep.trainable is not None or key in TRAINING_KEYS)]
 
 
-def make_scheduler(sweep: dict[str, Any], record: Record, space: dict[str, Any]) -> TrialScheduler:
+def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any]) -> TrialScheduler:
     """The scheduler of a sweep of a validated config. The metric and mode are set by Tune."""
-    options = dict(sweep["scheduler"])
-    name = options.pop("name")
+    name, options = sweep.scheduler.name, sweep.scheduler.options
     if name == "pbt":
-        return PBT(record, space, mutable_keys(sweep, space), sampler_seed(sweep["seed"], len(record.sweep.trials)), **options)
+        return PBT(record, space, mutable_keys(sweep, space), sampler_seed(sweep.seed, len(record.sweep.trials)), **options)
     if name == "asha":
-        return ASHAScheduler(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
+        return ASHAScheduler(time_attr="training_iteration", max_t=sweep.max_epochs, **options)
     if name == "hyperband":
-        return HyperBand(time_attr="training_iteration", max_t=sweep["max_epochs"], **options)
+        return HyperBand(time_attr="training_iteration", max_t=sweep.max_epochs, **options)
     if name == "median":
         return MedianStoppingRule(time_attr="training_iteration", **options)
     return FIFOScheduler()
@@ -144,7 +145,7 @@ class Replay(FIFOScheduler):
     It learns of an epoch's checkpoint with the next report, goes back to it, and takes that epoch again in the new way.
     """
 
-    def __init__(self, record: Record, schedule: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, record: Record, schedule: Sequence[ScheduleStep]) -> None:
         super().__init__()
         self.record, self.schedule = record, schedule
         self.taken_over: dict[str, dict[str, Any]] = {}  # as of PBT
@@ -153,7 +154,7 @@ class Replay(FIFOScheduler):
         """The epoch to go back to and the configuration to go on with, where a change is due."""
         own = self.record.sweep.trials[trial_id]
         epoch = own.latest_checkpoint(self.record.path.parent)
-        configs = [one["config"] for one in self.schedule if 0 < one["from_epoch"] <= epoch]
+        configs = [step.config for step in self.schedule if 0 < step.from_epoch <= epoch]
         return (epoch, configs[-1]) if configs and configs[-1] != own.config else None
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ Ray is pinned, and tests/unit/tune/test_search.py fails when they change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ray.train._internal.session import _TrainingResult
@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
+from raysweep.cluster.job import ConfirmTask
 from raysweep.common.seeds import trial_seed
 from raysweep.record.record import Record, Trial
 from raysweep.tune.samplers import Sampler
@@ -68,7 +69,7 @@ class RecordedSearch(SearchAlgorithm):
         max_concurrent: Callable[[], float],
         may_start: Callable[[], bool],
         is_over: Callable[[], bool] = lambda: False,
-        tasks: list[dict[str, Any]] | None = None,
+        tasks: Sequence[ConfirmTask] | None = None,
         measures_gpu: Callable[[], bool] = lambda: False,
     ) -> None:
         self.record, self.sampler = record, sampler
@@ -130,12 +131,12 @@ class RecordedSearch(SearchAlgorithm):
             return None
         trial_id, seed = trial_id_of(index, repeat, sweep.repeats), trial_seed(self.seed, index, repeat)
         if self.tasks:
-            trial_id, seed = self.tasks[index]["trial"], self.tasks[index]["seed"]
+            trial_id, seed = self.tasks[index].trial, self.tasks[index].seed
         self.record.write("trial", trial=trial_id, index=index, repeat=repeat, seed=seed, config=config)
         return sweep.trials[trial_id]
 
     def _tune_trial(self, trial: Trial) -> TuneTrial:
-        task = self.tasks[trial.index]["task"] if self.tasks else "search"
+        task = self.tasks[trial.index].task if self.tasks else "search"
         epoch = trial.latest_checkpoint(self.record.path.parent)
         config = trial.config_at(epoch)
         spec = {

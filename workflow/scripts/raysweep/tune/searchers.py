@@ -22,8 +22,9 @@ from ray.tune.search import Searcher
 
 from raysweep.common.errors import ConfigError, RaysweepError
 from raysweep.common.seeds import sampler_seed
+from raysweep.config.model import Mode
 from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
-from raysweep.record.record import Judged, Mode, Sweep
+from raysweep.record.record import Judged, Sweep
 from raysweep.tune.samplers import NORMAL_QUANTILES, parameter_of, value_of
 from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target

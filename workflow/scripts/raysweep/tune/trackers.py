@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from raysweep.common.errors import RaysweepError
+from raysweep.config.model import SweepConfig
 from raysweep.config.space import flattened
 from raysweep.tune.record_callback import numbers_of
 from raysweep.tune.trial import OWN
@@ -22,16 +23,16 @@ from raysweep.tune.trial import OWN
 logger = logging.getLogger("raysweep")
 
 
-def trackers(sweep: dict[str, Any], name: str, state_dir: Path, identity: str) -> list[Callback]:
+def trackers(sweep: SweepConfig, name: str, state_dir: Path, identity: str) -> list[Callback]:
     """Those that a sweep of a validated config asks for. What they write here lies in `state_dir`. Raises RaysweepError where one is not installed."""
     found: list[Callback] = []
-    if sweep["tensorboard"]:
+    if sweep.tensorboard:
         found.append(Lenient("TensorBoard", TensorBoard(state_dir / "tensorboard")))
     try:
-        if sweep["mlflow"] is not None:
-            found.append(Lenient("MLflow", mlflow(sweep["mlflow"], name, state_dir)))
-        if sweep["wandb"] is not None:
-            found.append(Lenient("Weights & Biases", wandb(sweep["wandb"], name, state_dir, identity)))
+        if sweep.mlflow is not None:
+            found.append(Lenient("MLflow", mlflow(sweep.mlflow, name, state_dir)))
+        if sweep.wandb is not None:
+            found.append(Lenient("Weights & Biases", wandb(sweep.wandb, name, state_dir, identity)))
     except ImportError as error:
         raise RaysweepError(f"{name}: {error}. Add it to env.requirements") from None
     return found

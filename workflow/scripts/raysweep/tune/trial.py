@@ -14,36 +14,38 @@ from typing import Any
 from ray import tune
 from ray.tune.utils import flatten_dict
 
+from raysweep.cluster.job import ConfirmJob, SearchJob, TuneJob
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
-from raysweep.usercode.freeze import Code
 
 # The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
 OWN = "_raysweep"
 GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: taken and total, or None
 
 
-def run(config: dict[str, Any], job: dict[str, Any]) -> Any:
-    """The function that Tune runs for every trial, whatever the sweep trains. `job` is described in driver.py."""
+def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
+    """The function that Tune runs for every trial, whatever the sweep trains."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line for each checkpoint
     config = dict(config)
     own = config.pop(OWN)
     # The folder in which the user started Snakemake, so that the relative paths of his function mean what he means.
-    os.chdir(job["root"])
+    os.chdir(job.root)
     os.environ["RAYSWEEP_SEED"] = str(own["seed"])
-    os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job["max_epochs"])
-    if job["data_dir"]:
-        os.environ["RAYSWEEP_DATA_DIR"] = job["data_dir"]
-    shield_reports(job["sweep"]["metric"], own["measures_gpu"])
+    os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job.max_epochs)
+    if job.data_dir:
+        os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
+    shield_reports(job.sweep.metric, own["measures_gpu"])
     # A worker runs many trials, and what a user's file keeps at its top level, such as a seed, is one trial's own.
-    target, module = Code.from_json(job["code"]).load(anew="trainable" in job["sweep"])
-    if own["task"] == "confirm" and "trainable" in job["sweep"]:
-        return _checked(module.confirm(config, own["seed"], job["max_epochs"]))
-    if "trainable" in job["sweep"]:
+    target, module = job.code.load(anew=job.sweep.trainable is not None)
+    if own["task"] == "confirm" and job.sweep.trainable is not None:
+        return _checked(module.confirm(config, own["seed"], job.max_epochs))
+    if job.sweep.trainable is not None:
         returned = target(config)
         # Where it returns its only report Tune has not been told of anything before.
         return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if own["measures_gpu"] and isinstance(returned, dict) else returned
-    return {"search": search_model, "confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
+    if isinstance(job, SearchJob):
+        return search_model(target, config, own["seed"], job)
+    return {"confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
 
 
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:
@@ -89,29 +91,29 @@ def _checked(metrics: Any) -> dict[str, Any]:
     return metrics
 
 
-def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> Any:
+def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Any:
     import torch
 
     from raysweep.training.spec import TrainingSpec
     from raysweep.training.trainer import Trainer, select_device
 
-    device = select_device(needs_gpu=bool(job["trial_resources"]["gpu"]))
+    device = select_device(needs_gpu=bool(job.trial_resources.gpu))
     # Several processes with torch's default number of threads each stall one another.
-    torch.set_num_threads(max(1, int(job["sweep"]["trial_resources"]["cpu"])))
-    return Trainer(model_class, config, TrainingSpec.of(job["sweep"]), seed=seed, device=device)
+    torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
+    return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device)
 
 
-def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> None:
+def search_model(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> None:
     """Train on the training part, report on the validation part after each epoch, and checkpoint."""
     from raysweep.training.arrays import load_tensors
 
     trainer = _trainer(model_class, config, seed, job)
-    train, validation = (load_tensors(job["data_dir"], split, trainer.device) for split in ("train", "validation"))
+    train, validation = (load_tensors(job.data_dir, split, trainer.device) for split in ("train", "validation"))
     epoch = 0
     if checkpoint := tune.get_checkpoint():
         with checkpoint.as_directory() as folder:
             epoch = trainer.load(Path(folder))
-    while epoch < job["max_epochs"]:
+    while epoch < job.max_epochs:
         epoch += 1
         train_loss = trainer.train_epoch(*train, epoch)
         metrics = {**trainer.evaluate(*validation), "train_loss": train_loss}
@@ -120,7 +122,7 @@ def search_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
+def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
     """Train on all training data, validation part included, for as many epochs as the best trial had; evaluate on the test set, once.
 
     Where its settings changed on the way (population based training) they change here at the same epochs.
@@ -130,18 +132,18 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: dict
     from raysweep.training.arrays import load_tensors
 
     trainer = _trainer(model_class, config, seed, job)
-    parts = [load_tensors(job["data_dir"], split, trainer.device) for split in ("train", "validation")]
+    parts = [load_tensors(job.data_dir, split, trainer.device) for split in ("train", "validation")]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     train_loss = 0.0
-    changes = {one["from_epoch"]: one["config"] for one in job["schedule"]}
-    for epoch in range(1, job["max_epochs"] + 1):
+    changes = {step.from_epoch: step.config for step in job.schedule}
+    for epoch in range(1, job.max_epochs + 1):
         if epoch - 1 in changes:
             trainer.change(changes[epoch - 1])
         train_loss = trainer.train_epoch(images, labels, epoch)
-    return {**trainer.evaluate(*load_tensors(job["data_dir"], "test", trainer.device)), "train_loss": train_loss}
+    return {**trainer.evaluate(*load_tensors(job.data_dir, "test", trainer.device)), "train_loss": train_loss}
 
 
-def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dict[str, Any]) -> dict[str, float]:
+def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
     """The test metrics of the model that the sweep published."""
     from safetensors.torch import load_model
 
@@ -149,5 +151,5 @@ def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: dic
     from raysweep.training.trainer import MODEL_FILE
 
     trainer = _trainer(model_class, config, seed, job)
-    load_model(trainer.model, str(Path(job["model_dir"]) / MODEL_FILE), device=str(trainer.device))
-    return trainer.evaluate(*load_tensors(job["data_dir"], "test", trainer.device))
+    load_model(trainer.model, str(job.model_dir / MODEL_FILE), device=str(trainer.device))
+    return trainer.evaluate(*load_tensors(job.data_dir, "test", trainer.device))

@@ -10,7 +10,6 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raysweep.common.errors import ConfigError
 
@@ -64,11 +63,6 @@ def find_target(text: str, root: Path) -> Target:
         public = ", ".join(sorted(n for n in names if not n.startswith("_"))) or "nothing"
         raise ConfigError(f"{text!r} is not allowed: {target.path.name} does not define {name} (it defines {public})")
     return target
-
-
-def target_of(sweep: dict[str, Any], root: Path) -> Target:
-    """Return the user's class or function that a sweep of a validated config trains."""
-    return find_target(sweep.get("model") or sweep["trainable"], root)
 
 
 def _parse(path: Path, config_value: str | None = None) -> ast.Module:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ray
 
+from raysweep.cluster.job import SearchJob
 from raysweep.common.errors import RaysweepError
+from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
 from raysweep.record.record import Record, Sweep
+from raysweep.slurm.capacity import NodeSize
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
 from raysweep.tune.slots.messages import Benchmark, EngineJob, FusionPlan, NotFused
-from raysweep.usercode.freeze import Code
 
 logger = logging.getLogger("raysweep")
 
@@ -61,9 +63,9 @@ class Layout:
     engines_per_node: int  # on the node that has most
     slots: int  # of each engine
 
-    def memory_mb(self, sweep: dict[str, Any]) -> float:
+    def memory_mb(self, sweep: SweepConfig) -> float:
         """Return how much of its node's memory an engine may take."""
-        return float(MEMORY_SHARE * sweep["allocation"]["mem_mb_per_node"] / self.engines_per_node)
+        return float(MEMORY_SHARE * sweep.allocation.mem_mb_per_node / self.engines_per_node)
 
     @property
     def reason_needless(self) -> str | None:
@@ -71,42 +73,42 @@ class Layout:
         return None if self.slots > 1 else f"no two of {self.trials} share a device"
 
     @classmethod
-    def of(cls, job: dict[str, Any], recorded: Sweep, capacity: int) -> Layout:
-        """Return the layout of a job. `capacity` is how many trials the nodes hold by the resources of a trial."""
-        sweep, resources = job["sweep"], job["trial_resources"]
-        left = job["total"] - sum(trial.finished for trial in recorded.trials.values())
-        at_a_time = min(left, sweep["max_concurrent"] or left, capacity if is_adaptive(sweep["search_algorithm"]) else left)
-        threads = max(1, int(resources["cpu"]))
-        per_node = [node["gpus"] if resources["gpu"] else int(node["cpus"] // threads) for node in job["nodes"]]
+    def of(cls, job: SearchJob, nodes: Sequence[NodeSize], recorded: Sweep, capacity: int) -> Layout:
+        """Return the layout of a job on `nodes`. `capacity` is how many trials the nodes hold by the resources of a trial."""
+        sweep, resources = job.sweep, job.trial_resources
+        left = job.total - sum(trial.finished for trial in recorded.trials.values())
+        at_a_time = min(left, sweep.max_concurrent or left, capacity if is_adaptive(sweep.search_algorithm) else left)
+        threads = max(1, int(resources.cpu))
+        per_node = [node.gpus if resources.gpu else int(node.cpus // threads) for node in nodes]
         engines = max(1, min(sum(per_node), at_a_time))
         return cls(left, threads, engines, max(1, *per_node), min(MAX_SLOTS, math.ceil(at_a_time / engines)))
 
 
-def begin_fusion(job: dict[str, Any], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
+def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
     """Start the engines of a sweep, and benchmark whether they are worth it. Return None where trials are trained one by one.
 
     `capacity` is how many trials the nodes hold by the resources of a trial. Log and record say which way, and why. Raises RaysweepError where the config has
     `fuse: on` and trials cannot be trained together.
     """
-    sweep = job["sweep"]
-    if sweep["fuse"] == "off":
+    sweep = job.sweep
+    if sweep.fuse == "off":
         return None
-    layout = Layout.of(job, record.sweep, capacity)
+    layout = Layout.of(job, nodes, record.sweep, capacity)
     reason = reason_by_config(sweep, space, record.sweep)
     is_needless = reason is None and layout.reason_needless is not None
     if reason is None and not is_needless:
         engines = start_engines(job, space, layout)
         if not isinstance(engines, NotFused):
-            return _announce(job["name"], record, *engines)
+            return _announce(job.name, record, *engines)
         reason = engines.reason
     # That no two trials are left to share a device is no error: it may be the end of a sweep that was interrupted.
-    if sweep["fuse"] == "on" and not is_needless:
+    if sweep.fuse == "on" and not is_needless:
         raise RaysweepError(
-            f"{job['name']}: trials cannot be trained together, as `fuse: on` asks: {reason}. Set sweeps.{job['name']}.fuse to auto"
+            f"{job.name}: trials cannot be trained together, as `fuse: on` asks: {reason}. Set sweeps.{job.name}.fuse to auto"
         )
     not_fused = NotFused(reason or str(layout.reason_needless))
     record.write("fused", **not_fused.as_event())
-    logger.info("%s: trials are trained one by one: %s.", job["name"], not_fused.reason)
+    logger.info("%s: trials are trained one by one: %s.", job.name, not_fused.reason)
     return None
 
 
@@ -125,9 +127,9 @@ def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -
     return Fusion(slots, plan.processes * plan.slots, patience=2 * max(1.0, plan.slots / plan.speed_up))
 
 
-def reason_by_config(sweep: dict[str, Any], space: dict[str, Any], recorded: Sweep) -> str | None:
+def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> str | None:
     """Return why trials cannot be trained together as far as config and record tell; None where only a benchmark can tell."""
-    if "model" not in sweep:
+    if sweep.model is None:
         return "a Ray Tune function runs in a process of its own"
     form = {key: value for key, value in space.items() if key not in TRAINING_KEYS}
     if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
@@ -165,21 +167,21 @@ def sample_configs(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> 
     return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
 
 
-def engine_job(job: dict[str, Any], space: dict[str, Any], layout: Layout) -> EngineJob:
+def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJob:
     """Return the facts that an engine of that layout needs to know of its sweep."""
-    sweep = job["sweep"]
+    sweep = job.sweep
     batch_sizes = batch_sizes_of(space)
     size = micro_batch_size(batch_sizes)
     # A scheduler stops trials, so that the trials of an engine are at different epochs.
-    has_one_epoch = sweep["scheduler"]["name"] == "none" or sweep["max_epochs"] == 1
+    has_one_epoch = sweep.scheduler.name == "none" or sweep.max_epochs == 1
     return EngineJob(
-        root=job["root"],
-        code=Code.from_json(job["code"]),
-        data_dir=job["data_dir"],
+        root=job.root,
+        code=job.code,
+        data_dir=job.data_dir,
         spec=TrainingSpec.of(sweep),
-        metric=sweep["metric"],
-        max_epochs=job["max_epochs"],
-        needs_gpu=bool(job["trial_resources"]["gpu"]),
+        metric=sweep.metric,
+        max_epochs=job.max_epochs,
+        needs_gpu=bool(job.trial_resources.gpu),
         threads=layout.threads,
         compiler_threads=layout.threads * layout.engines_per_node,
         memory_mb=layout.memory_mb(sweep),
@@ -187,7 +189,7 @@ def engine_job(job: dict[str, Any], space: dict[str, Any], layout: Layout) -> En
         share_rows=has_one_epoch and all(batch_size % size == 0 for batch_size in batch_sizes),
         max_slots=layout.slots,
         trials=math.ceil(layout.trials / layout.engines),
-        samples=tuple(sample_configs(space, sweep["seed"], batch_sizes)),
+        samples=tuple(sample_configs(space, sweep.seed, batch_sizes)),
     )
 
 
@@ -202,9 +204,9 @@ def plan_fusion(benchmark: Benchmark | NotFused, layout: Layout, needs_speed_up:
     return FusionPlan(layout.engines, benchmark.setup.slots, benchmark.speed_up, benchmark.way)
 
 
-def start_engines(job: dict[str, Any], space: dict[str, Any], layout: Layout) -> tuple[SlotManager, FusionPlan] | NotFused:
+def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout) -> tuple[SlotManager, FusionPlan] | NotFused:
     """Start the engines, have the first one benchmark, and return their slots; or why trials are not trained together."""
-    has_gpu = bool(job["trial_resources"]["gpu"])
+    has_gpu = bool(job.trial_resources.gpu)
     actor_class = ray.remote(EngineProcess).options(
         num_cpus=1 if has_gpu else layout.threads,
         num_gpus=int(has_gpu),
@@ -214,7 +216,7 @@ def start_engines(job: dict[str, Any], space: dict[str, Any], layout: Layout) ->
     start: Callable[[], Any] = partial(actor_class.remote, engine_job(job, space, layout))
     actors = [start() for _ in range(layout.engines)]
     benchmark = _benchmark_of(actors[0])
-    plan = plan_fusion(benchmark, layout, needs_speed_up=job["sweep"]["fuse"] == "auto")
+    plan = plan_fusion(benchmark, layout, needs_speed_up=job.sweep.fuse == "auto")
     if isinstance(plan, NotFused):
         for actor in actors:
             ray.kill(actor)

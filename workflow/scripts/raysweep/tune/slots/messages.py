@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raysweep.training.spec import TrainingSpec
@@ -14,9 +15,9 @@ from raysweep.usercode.freeze import Code
 class EngineJob:
     """The facts that an engine needs to know of its sweep."""
 
-    root: str  # folder in which the user started Snakemake
+    root: Path  # folder in which the user started Snakemake
     code: Code  # the model's class
-    data_dir: str
+    data_dir: Path | None
     spec: TrainingSpec
     metric: str
     max_epochs: int

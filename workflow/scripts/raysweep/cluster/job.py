@@ -1,0 +1,142 @@
+"""The job of a driver, from the launcher that makes it to the trials that run it: one definition, written and read as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raysweep.config.model import SweepConfig
+from raysweep.slurm.allocation import Deadline, SlurmJob
+from raysweep.slurm.capacity import NodeSize, TrialResources
+from raysweep.usercode.freeze import Code
+
+TaskKind = Literal["search", "confirm", "evaluate"]
+
+
+@dataclass(frozen=True)
+class ScheduleStep:
+    """From which epoch on a trial of a population trained with which configuration."""
+
+    from_epoch: int
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ConfirmTask:
+    """One trial of a confirmation."""
+
+    trial: str  # id
+    seed: int
+    task: TaskKind
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Walltime:
+    """The time of a Slurm job, in seconds since the epoch. `started` and `ends` are None where there is no time limit."""
+
+    started: float | None
+    ends: float | None
+    margin_s: float  # how long before its end the driver saves and ends
+
+    @property
+    def deadline(self) -> Deadline | None:
+        return Deadline.of(self.started, self.ends, self.margin_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneJob:
+    """What SearchJob and ConfirmJob have in common: trials that Tune runs, and the record that they are written to."""
+
+    name: str  # of the sweep
+    sweep: SweepConfig
+    header: dict[str, Any]  # what the record's session says of the sweep (identity, versions, …)
+    code: Code  # what is trained, and the user's files that it needs
+    root: Path  # folder in which Snakemake was started
+    record: Path  # checkpoints and Tune's scratch lie beside it
+    data_dir: Path | None  # of the staged data
+    max_epochs: int
+    total: int  # number of trials
+    trial_resources: TrialResources
+    slurm_job: SlurmJob | None
+    walltime: Walltime
+
+    @property
+    def state_dir(self) -> Path:
+        return self.record.parent
+
+    @property
+    def seen_folders(self) -> list[Path | None]:
+        """The folders that a container must show to the driver and the trials."""
+        return [self.root, self.data_dir, self.state_dir]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchJob(TuneJob):
+    """Run what is left of a sweep."""
+
+    purpose: Literal["search"] = "search"
+    packs_gpus: bool = False  # whether what the first trial takes of its GPU says how many trials share one
+
+    @property
+    def schedule(self) -> tuple[ScheduleStep, ...]:
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmJob(TuneJob):
+    """Train the best configuration anew, with other seeds."""
+
+    purpose: Literal["confirm"] = "confirm"
+    tasks: tuple[ConfirmTask, ...]
+    model_dir: Path  # of the published model
+    schedule: tuple[ScheduleStep, ...] = ()  # empty where the configuration never changed
+
+    @property
+    def seen_folders(self) -> list[Path | None]:
+        return [*super().seen_folders, self.model_dir]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckJob:
+    """Look at the nodes through Ray."""
+
+    purpose: Literal["check"] = "check"
+    result: Path  # where the driver writes what it sees
+    has_torch: bool  # whether the environment has torch, so that GPUs can compute
+
+    @property
+    def seen_folders(self) -> list[Path | None]:
+        return []
+
+
+Job = SearchJob | ConfirmJob | CheckJob
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """The Ray cluster of the job, as the agent of the first node knows it."""
+
+    nodes: tuple[NodeSize, ...]  # of the allocation
+    min_nodes: int  # with how many of them the trials start
+    address: str  # of Ray's GCS
+    node_ip: str  # of this node
+
+
+@dataclass(frozen=True)
+class MeasurementInput:
+    """What the measurement of a plan reads from its standard input."""
+
+    job: SearchJob
+    nodes: tuple[NodeSize, ...]
+    configs: tuple[dict[str, Any], ...]  # to measure
+    capacity: int  # how many trials the nodes hold
+
+
+@dataclass(frozen=True)
+class DriverInput:
+    """What the driver reads from the file that its agent writes."""
+
+    job: Job
+    ray: RayCluster

@@ -1,0 +1,101 @@
+"""Dataclasses as JSON: what crosses a process is written from a frozen dataclass and read back as one.
+
+A class that is written in a way of its own defines `to_json(self)` and `from_json(cls, value)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` as lists, dicts, text, numbers and None. The keys of a dataclass are its fields, in their order."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if dataclasses.is_dataclass(value):
+        return fields_to_json(value)
+    if isinstance(value, Mapping):
+        return {key: to_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def fields_to_json(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, whether or not the class defines `to_json`."""
+    return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """Return what `to_json` made `value` from. `kind` is a dataclass, a union of dataclasses, or an annotation that their fields have.
+
+    Of a union the first member that fits is taken. Dataclasses of a union tell themselves apart by a field of type Literal. A field that is missing in
+    `value` takes its default. Raises TypeError where `value` does not fit.
+    """
+    return typing.cast(T, _read(kind, value))
+
+
+def _read(kind: Any, value: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _read_member(arguments, value)
+    if origin is Literal:
+        if value not in arguments:
+            raise TypeError(f"{value!r} is none of {', '.join(map(repr, arguments))}")
+        return value
+    if hasattr(kind, "from_json"):
+        return kind.from_json(value)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value)
+    if kind is Path:
+        return Path(_checked(value, str))
+    if kind is float:
+        return _checked(value, int | float)  # 1 stays 1, as it was written
+    if origin is dict:
+        return {_read(arguments[0], key): _read(arguments[1], inner) for key, inner in _checked(value, dict).items()}
+    if origin is tuple:
+        values = _checked(value, list | tuple)
+        kinds = [arguments[0]] * len(values) if arguments[-1] is Ellipsis else arguments
+        return tuple(_read(inner_kind, inner) for inner_kind, inner in zip(kinds, values, strict=True))
+    if origin is list:
+        return [_read(arguments[0], inner) for inner in _checked(value, list)]
+    return _checked(value, kind)
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r} is not of type {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _read_member(members: tuple[Any, ...], value: Any) -> Any:
+    reasons = []
+    for member in members:
+        try:
+            return _read(member, value)
+        except TypeError as error:
+            reasons.append(str(error))
+    raise TypeError("; ".join(reasons))
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _read_dataclass(kind: Any, value: Any) -> Any:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(_checked(value, dict).keys() - set(names)):
+        raise TypeError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    hints = _hints(kind)
+    return kind(**{name: _read(hints[name], value[name]) for name in names if name in value})
