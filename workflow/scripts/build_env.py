@@ -17,10 +17,14 @@ def main() -> None:
     parser.add_argument("--requirements", type=Path, required=True, help="what is needed, with its lock beside it (node.in, node.txt)")
     parser.add_argument("--wheels", default="download", help="download | site | none | a folder of wheels")
     parser.add_argument("--torch-backend", default="auto", help="auto | cpu | cu130 … | pypi")
-    parser.add_argument("--gpu", action="store_true", help="with `auto`: for nodes with GPUs, whether or not this machine has one")
+    parser.add_argument(
+        "--gpu", action="store_true", help="with `auto`: choose a build for nodes with GPUs, whether or not this machine has a GPU"
+    )
     parser.add_argument("--modules", nargs="*", default=[], help="modules of the site to load first")
     parser.add_argument("--container", help="Apptainer image whose environment is taken as it is")
-    parser.add_argument("--pack", choices=("yes", "no"), default="no", help="whether nodes get it as one file, OUTPUT_DIR/env.tar")
+    parser.add_argument(
+        "--pack", choices=("yes", "no"), default="no", help="whether to pack the environment for the nodes as one file, OUTPUT_DIR/env.tar"
+    )
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--log", type=Path, help="file for the details")
     arguments = parser.parse_args()

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", required=True, help="modules, and path/to/file.py:name or package.module:name")
     parser.add_argument("--env-dir", type=Path, required=True, help="folder of the environment")
     parser.add_argument("--requirements", type=Path, required=True, help="what the environment was made from")
-    parser.add_argument("--output", type=Path, required=True, help="file that says that it can be imported")
+    parser.add_argument("--output", type=Path, required=True, help="file that lists what could be imported")
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     set_up_logging(args.log)

@@ -1,4 +1,4 @@
-"""Begin a sweep of your own: a copy of one of the examples, under a name of your own, that runs as it is."""
+"""Begin a sweep of your own: copy one of the examples under a name of your own. The copy runs as it is."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import tempfile
 from pathlib import Path
 
 from raysweep.common.errors import ConfigError, run_entry_point
+from raysweep.common.files import flush_folder
 from raysweep.config.load import load_schema
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-DRAWS = "draw_pictures.py"  # what an example runs once, for data to begin with
+DATA_SCRIPT = "draw_pictures.py"  # run once, where an example has it, to make the first data
 
 
 def new_sweep(name: str, like: str, root: Path) -> Path:
-    """Copy examples/<like>/ to <root>/sweeps/<name>/ and put the name into its config; returns the folder."""
+    """Copy examples/<like>/ to <root>/sweeps/<name>/, put the name into the config of the copy, and return the folder.
+
+    Raises ConfigError for a name that is not allowed or is taken, and for an example that does not exist.
+    """
     kinds = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
     schema = load_schema()["$defs"]["name"]
     if not re.fullmatch(schema["pattern"], name):
@@ -28,21 +32,23 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
     if folder.exists():
         raise ConfigError(f"NAME: {folder.relative_to(root)} exists already. Give another name, or take it away.")
     folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:  # so that it is there as a whole or not at all
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:  # so that the folder exists only when it is complete
         new = shutil.copytree(EXAMPLES / like, Path(aside) / name, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
         for path in new.iterdir():
             text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
             if path.name == "config.yaml":
-                # Data sets of two sweeps must not lie in one place. In quotes, since YAML takes some names for numbers.
-                for old, its in (
+                # Each sweep names its own data set, because two data sets must not lie in one place. The name stands in quotes, because YAML
+                # takes some names for numbers.
+                for pattern, line in (
                     (f"  {like}:", f'  "{name}":'),
                     ("  pictures:", f'  "{name}":'),
                     ("    dataset: pictures", f'    dataset: "{name}"'),
                 ):
-                    text = re.sub(rf"^{old}$", its, text, flags=re.MULTILINE)
+                    text = re.sub(rf"^{pattern}$", line, text, flags=re.MULTILINE)
             path.write_text(text, encoding="utf-8")
-        if (new / DRAWS).exists():
-            runpy.run_path(str(new / DRAWS), run_name="__main__")
+        if (new / DATA_SCRIPT).exists():
+            runpy.run_path(str(new / DATA_SCRIPT), run_name="__main__")
+        flush_folder(new)
         new.rename(folder)
     return folder
 

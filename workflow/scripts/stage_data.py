@@ -1,4 +1,4 @@
-"""Stage a data set: fetch or generate it, verify it, split it, and leave arrays for the trials to map."""
+"""Stage a data set: fetch or generate it, verify it, split it, and write arrays for the trials to map."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Bounds = dict[str, dict[str, float]]
 
 
 def _held(metrics: dict[str, Any], bounds: Bounds) -> list[bool]:
-    """For each bound whether it holds; what was not reported, or is no number, holds none."""
+    """Return for each bound whether it holds. A metric that was not reported, or is no number, holds no bound."""
     return [
         isinstance(metrics.get(metric), numbers.Real) and BOUNDS[kind](metrics[metric], value)
         for metric, bound in bounds.items()
@@ -21,10 +21,10 @@ def _held(metrics: dict[str, Any], bounds: Bounds) -> list[bool]:
 
 
 def any_holds(metrics: dict[str, Any], bounds: Bounds) -> bool:
-    """Whether a report has come as far as one of the bounds."""
+    """Return whether a report holds at least one of the bounds."""
     return any(_held(metrics, bounds))
 
 
 def all_hold(metrics: dict[str, Any], bounds: Bounds) -> bool:
-    """Whether a report is within all of them."""
+    """Return whether a report holds all bounds."""
     return all(_held(metrics, bounds))

@@ -1,4 +1,4 @@
-"""How this package fails: one line for a mistake or a fault of the world, a traceback only for our own bugs."""
+"""How this package fails: with one line for a mistake or a fault of the world, with a traceback only for a bug of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_AGAIN = 75  # EX_TEMPFAIL: the driver asks for its job to be started again
 
 
 class RaysweepError(Exception):
-    """Something the user can mend. Its text is one line that names the thing, the bad value, what is allowed and the next step."""
+    """An error that the user can mend. Its text is one line that names the key, the bad value, what is allowed and the next step."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -34,9 +34,10 @@ class WorldError(RaysweepError):
 
 
 def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, is_asked_for: bool = False) -> None:
-    """Send what this package says to the user (plain text, to stderr unless told otherwise), and all of it, with the time, to the log of the rule.
+    """Send the package's messages to the terminal, as plain text, and all messages with their times to the log of the rule.
 
-    The user sees as much as VERBOSITY_ENV in the environment says; what he asked for, such as a table, in any case.
+    The terminal is stderr unless `terminal` names another stream. VERBOSITY_ENV in the environment sets how much the user sees; output that the
+    user asked for, such as a table, is shown in any case (`is_asked_for`).
     """
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -55,12 +56,12 @@ def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, 
 
 
 def is_full_disk(text: str) -> bool:
-    """Whether an error's text speaks of a full disk or quota, whoever wrote it."""
+    """Return whether an error's text names a full disk or quota, in the words of Python, of uv or of the C library."""
     return any(sign in text for sign in ("[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded"))
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for a fault of the file system, with the next step where we know it."""
+    """Return one line for a fault of the file system, with the next step where that is known."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(error)):  # shutil.Error has no errno of its own
         return f"No space left on the device{where}. Nothing that was finished is lost: free some space, then run the same command again."
@@ -68,9 +69,10 @@ def describe_os_error(error: OSError) -> str:
 
 
 def run_entry_point(main: Callable[[], None]) -> None:
-    """Run the `main` of a script, and say how it failed before it exits.
+    """Run the `main` of a script and, where it fails, log the reason before the process exits.
 
-    One line and exit code 1 for a RaysweepError or a fault of the system, 130 for Ctrl-C, a traceback and 70 (`EX_SOFTWARE`) for a bug.
+    A RaysweepError or a fault of the system is one line and exit code 1, Ctrl-C is exit code 130, and a bug is a traceback and exit code 70
+    (`EX_SOFTWARE`).
     """
     try:
         main()
@@ -79,7 +81,7 @@ def run_entry_point(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         logger.error("Error: %s", describe_os_error(error))
-        logger.debug("from here:", exc_info=True)
+        logger.debug("The error was raised at:", exc_info=True)
         sys.exit(1)
     except KeyboardInterrupt:
         logger.error("Interrupted.")

@@ -1,4 +1,4 @@
-"""Files that exist only when they are complete."""
+"""Files that exist only when they are complete: each is written aside, flushed and renamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 
 @contextmanager
 def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file beside `path`; on success flush it to the disk and rename it to `path`, on failure remove it."""
+    """Yield a file beside `path` to write to; on success flush it to the disk and rename it to `path`, on failure remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -27,15 +27,15 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes private files; a result is as readable as any other file of the user
+        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes private files, and a result should be as readable as any other file of the user
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
 
 
-class _Plain(yaml.SafeDumper):
-    """What stands in two places is written twice, since nobody reads `&id001` for a value."""
+class _DumperWithoutAliases(yaml.SafeDumper):
+    """A dumper that writes a value twice where it stands in two places, because readers do not take `&id001` for a value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -44,22 +44,23 @@ class _Plain(yaml.SafeDumper):
 def write_yaml(path: Path, value: Any) -> None:
     """Write `value` as YAML, keys in the order given."""
     with written_aside(path) as stream:
-        yaml.dump(value, stream, _Plain, sort_keys=False, allow_unicode=True, width=120)
+        yaml.dump(value, stream, _DumperWithoutAliases, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file."""
     with path.open(encoding="utf-8") as stream:
         return yaml.safe_load(stream)
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file's content, which is read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flush_folder(folder: Path) -> None:
-    """Have all files below a folder, and their names, on the disk."""
+    """Flush all files below a folder, and their names, to the disk."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -69,11 +70,12 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Copy the folder `source` to `target`, so that `target` is never half of it or a mixture of old and new."""
+    """Copy the folder `source` to `target`, so that `target` is never incomplete or a mixture of old and new files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         shutil.copytree(source, aside / target.name)
+        flush_folder(aside / target.name)
         if target.exists():
             shutil.rmtree(target)
         os.replace(aside / target.name, target)
