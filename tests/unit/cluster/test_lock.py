@@ -1,4 +1,4 @@
-"""One run at a time works on a sweep; one that is dead holds nobody up, and one of whom nothing is known is taken for alive."""
+"""One run at a time works on a sweep; a dead run stops nobody, and a run of which nothing is known is taken for alive."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.cluster import lock
-from raysweep.cluster.lock import Lock
+from raysweep.cluster.lock import Lock, LockHolder, is_held
 from raysweep.common.errors import RaysweepError
 from raysweep.common.processes import this_process
 from raysweep.slurm.allocation import SlurmJob
@@ -23,7 +22,7 @@ JOB = {"id": "17", "cluster": None, "restarts": 0}
 
 
 def held_by(folder: Path, **who: Any) -> Path:
-    """A lock that a run left here which has ended, or as `who` says."""
+    """Write a lock as a run left it that has ended; `who` replaces some of its keys."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     path = folder / "lock"
@@ -46,7 +45,7 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_second_one_is_refused_and_told_who_holds_it(state: Path) -> None:
+def test_a_second_run_is_refused_with_the_holder_of_the_lock(state: Path) -> None:
     with Lock(state, "sweep s"):
         words = (
             rf"^sweep s: another run is at work on it: process {os.getpid()} on {re.escape(os.uname().nodename)}\. .* remove {state}/lock$"
@@ -63,16 +62,18 @@ def test_the_folder_is_made_and_is_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("who", [{}, {"pid": os.getpid(), "started": "1"}], ids=["its process has ended", "another process has its id"])
-def test_a_dead_one_is_removed(state: Path, who: dict[str, Any]) -> None:
+def test_the_lock_of_a_dead_holder_is_removed(state: Path, who: dict[str, Any]) -> None:
     path = held_by(state, **who)
+    assert not is_held(state)
     with Lock(state, "sweep s"):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert list(state.iterdir()) == []
 
 
 @pytest.mark.parametrize("who", [{"host": "login7"}, {"pids": "pid:[1]"}, {"uid": 12345}])
-def test_one_of_whom_nothing_is_known_is_taken_for_alive(state: Path, who: dict[str, Any]) -> None:
+def test_a_holder_of_which_nothing_is_known_is_taken_for_alive(state: Path, who: dict[str, Any]) -> None:
     path = held_by(state, **who)
+    assert is_held(state)
     before = path.read_text()
     with pytest.raises(RaysweepError, match="another run is at work"), Lock(state, "sweep s"):
         pass
@@ -140,8 +141,8 @@ def test_a_lock_of_this_job_names_it_with_a_fake_scontrol(state: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_of_many_that_start_at_a_time_one_gets_it(state: Path) -> None:
-    held_by(state)  # a dead one, which all of them find
+def test_of_many_runs_that_start_at_a_time_one_gets_the_lock(state: Path) -> None:
+    held_by(state)  # a dead run's, which all of them read
     code = f"""
 import sys; sys.path.insert(0, {str(SCRIPTS)!r})
 import pathlib
@@ -162,28 +163,28 @@ except RaysweepError:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = []
+    answers = []
     for process in many:
         assert process.stdout
-        said.append(process.stdout.readline().strip())
+        answers.append(process.stdout.readline().strip())
     for process in many:
         process.communicate("end\n")
-    assert sorted(said) == ["mine", *["refused"] * 5]
+    assert sorted(answers) == ["mine", *["refused"] * 5]
     assert list(state.iterdir()) == []
 
 
-def test_another_ones_new_lock_is_put_back(state: Path) -> None:
-    """Two found the same dead lock, and the other was faster."""
-    dead = {"token": "dead"}
-    path = held_by(state, host="login7", token="new")
-    late = Lock(state, "sweep s")
-    late.me = {"token": "late"}
-    late._break(dead)
+def test_the_new_lock_of_another_process_is_put_back(state: Path) -> None:
+    """Two processes read the same dead lock, and the other process was faster."""
+    path = held_by(state, token="dead")
+    dead = LockHolder.read(path)
+    assert dead is not None
+    held_by(state, host="login7", token="new")
+    Lock(state, "sweep s")._remove_dead(dead)
     assert json.loads(path.read_text())["token"] == "new"
     assert [entry.name for entry in state.iterdir()] == ["lock"]
 
 
-def test_it_follows_when_its_folder_is_set_aside(state: Path) -> None:
+def test_a_lock_follows_when_its_folder_is_set_aside(state: Path) -> None:
     with Lock(state, "sweep s") as mine:
         aside = state.rename(state.with_name("state.before"))
         mine.follow(aside)
@@ -193,8 +194,10 @@ def test_it_follows_when_its_folder_is_set_aside(state: Path) -> None:
     assert list(state.iterdir()) == []
 
 
-def test_a_lock_that_says_nothing_is_named(state: Path) -> None:
-    (state / "lock").touch()
+@pytest.mark.parametrize("text", ["", "[]", '{"token": "half"}'])
+def test_a_lock_that_names_no_holder_is_named_and_counts_as_held(state: Path, text: str) -> None:
+    (state / "lock").write_text(text)
+    assert is_held(state)
     with pytest.raises(RaysweepError, match=rf"{state}/lock does not say who holds it"), Lock(state, "sweep s"):
         pass
 
@@ -219,9 +222,11 @@ def test_a_folder_of_somebody_else_is_refused(state: Path) -> None:
         pass
 
 
-def test_what_a_lock_says_is_read_by_others(state: Path) -> None:
-    assert lock.read(state / "lock") is None
+def test_a_lock_file_holds_the_keys_of_all_versions_and_is_read_by_others(state: Path) -> None:
+    assert LockHolder.read(state / "lock") is None
     with Lock(state, "sweep s"):
-        found = lock.read(state / "lock")
-    assert found is not None
-    assert lock.holder(found) is not None
+        written = json.loads((state / "lock").read_text())
+        holder = LockHolder.read(state / "lock")
+    assert list(written) == ["token", "host", "pids", "pid", "started", "uid", "job"]
+    assert holder is not None
+    assert not holder.is_dead()

@@ -1,7 +1,7 @@
-"""One writer: a lock says who works on a sweep, so that a second run is refused, and one that is dead holds nobody up.
+"""One writer for each sweep: a lock names the run that works on the sweep, so that a second run is refused. The lock of a dead run stops nobody.
 
-It is a file beside the record that says who holds it. No `flock`: on the file systems of clusters that is not reliable. To make a hard link is one
-step on all of them, and fails where the name is taken.
+The lock is a file beside the record that names its holder. `flock` is not reliable on the file systems of clusters. Making a hard link is one step on all
+of them, and fails where the name is taken. Runs in the controller's Python, and in the node environment for the driver.
 """
 
 from __future__ import annotations
@@ -12,113 +12,141 @@ import os
 import secrets
 import socket
 import stat
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import written_aside
 from raysweep.common.processes import pid_namespace, started, this_process
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.slurm.allocation import SlurmJob
 
+LOCK = "lock"
 DRIVER_LOCK = "driver.lock"
 
 
-class Lock:
-    """The file `name` in `folder`, held by this process inside a `with`. `what` is said to a user: sweep lenet. `job`: its job of Slurm."""
+@dataclass(frozen=True)
+class LockHolder:
+    """The process that holds a lock, as the lock file names it."""
 
-    def __init__(self, folder: Path, what: str, name: str = "lock", job: SlurmJob | None = None) -> None:
-        self.path, self.what, self.job = folder / name, what, job
+    token: str  # differs for each time that a lock is taken
+    host: str
+    pids: str  # the namespace of process ids
+    pid: int
+    started: str | None  # when the process began, which tells it from a later process of the same id
+    uid: int
+    job: SlurmJob | None  # None: the process is in no job
+
+    @classmethod
+    def this_process(cls, job: SlurmJob | None) -> LockHolder:
+        return cls(token=secrets.token_hex(8), **this_process(), uid=os.getuid(), job=job)
+
+    @classmethod
+    def read(cls, path: Path) -> LockHolder | None:
+        """Return the holder that a lock file names; None where there is no lock. Raises RaysweepError where the file names no holder."""
+        try:
+            return from_json(cls, json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            raise RaysweepError(f"{path} does not say who holds it. If no other run is at work on the sweep, remove it") from None
+
+    def is_dead(self) -> bool:
+        """Return whether the holder has provably ended. A holder of which nothing is known counts as alive."""
+        if self.job is not None and self.job.is_over():
+            return True
+        on_this_machine = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
+        return on_this_machine and started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        process = f"process {self.pid} on {self.host}"
+        return process if self.job is None else f"job {self.job.id} ({process})"
+
+
+class Lock:
+    """The file `file_name` in `folder`, held by this process inside a `with`.
+
+    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the job of Slurm that this process runs in.
+    """
+
+    def __init__(self, folder: Path, title: str, file_name: str = LOCK, job: SlurmJob | None = None) -> None:
+        self.path, self.title, self.holder = folder / file_name, title, LockHolder.this_process(job)
 
     def __enter__(self) -> Lock:
-        """Raises RaysweepError when another run, which may be alive, holds it, or when others may write to the folder."""
+        """Take the lock. Raises RaysweepError when another run, which may be alive, holds the lock, or when other users may write to the folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_if_others_write(self.path.parent)
-        self.me = {"token": secrets.token_hex(8), **this_process(), "uid": os.getuid(), "job": asdict(self.job) if self.job else None}
         while not self._take():
-            if (other := read(self.path)) is not None:
-                if who := holder(other):
+            if (other := LockHolder.read(self.path)) is not None:
+                if not other.is_dead():
                     raise RaysweepError(
-                        f"{self.what}: another run is at work on it: {who}. Wait for its end, or end it. If it is not there any more, remove {self.path}"
+                        f"{self.title}: another run is at work on it: {other}. Wait for its end, or end it. If it is not there any more, remove {self.path}"
                     )
-                self._break(other)
+                self._remove_dead(other)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if (now := read(self.path)) is not None and now["token"] == self.me["token"]:
+        if self._is_held():
             self.path.unlink()
 
     def verify(self) -> None:
-        """Raises RaysweepError when the lock is another's: of a node that was cut off for a while the job may have begun again on others."""
-        if (now := read(self.path)) is None or now["token"] != self.me["token"]:
-            raise RaysweepError(f"{self.what}: another run has taken the sweep over ({self.path} is not of this one any more)")
+        """Raise RaysweepError when another run holds the lock: a job whose node was cut off for a while may have begun again on other nodes."""
+        if not self._is_held():
+            raise RaysweepError(f"{self.title}: another run has taken the sweep over ({self.path} is not of this one any more)")
+
+    def _is_held(self) -> bool:
+        holder = LockHolder.read(self.path)
+        return holder is not None and holder.token == self.holder.token
 
     def _take(self) -> bool:
-        mine = self.path.with_name(f"{self.path.name}.{self.me['token']}")
-        with written_aside(mine) as stream:
-            json.dump(self.me, stream)
+        """Return whether this process holds the lock now."""
+        own_file = self.path.with_name(f"{self.path.name}.{self.holder.token}")
+        with written_aside(own_file) as stream:
+            json.dump(to_json(self.holder), stream)
         try:
-            os.link(mine, self.path)
+            os.link(own_file, self.path)
         except FileExistsError:
             # NFS may have made the link and lost its answer: then the file has both names.
-            return mine.stat().st_nlink == 2
+            return own_file.stat().st_nlink == 2
         finally:
-            mine.unlink()
+            own_file.unlink()
         return True
 
-    def _break(self, dead: dict[str, Any]) -> None:
-        """Remove the lock of one that is dead. Of several that try at a time, one may get hold of another's new lock: that is put back."""
-        aside = self.path.with_name(f"{self.path.name}.{self.me['token']}.broken")
+    def _remove_dead(self, dead: LockHolder) -> None:
+        """Remove the lock of a dead holder.
+
+        Several processes may try so at the same time. Then one of them may rename the new lock of another one, and puts that lock back.
+        """
+        aside = self.path.with_name(f"{self.path.name}.{self.holder.token}.broken")
         try:
             self.path.rename(aside)
         except FileNotFoundError:
             return
-        if (found := read(aside)) is not None and found["token"] != dead["token"]:
+        if (renamed := LockHolder.read(aside)) is not None and renamed.token != dead.token:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, self.path)
         aside.unlink()
 
     def follow(self, folder: Path) -> None:
-        """The lock's folder was renamed to `folder`: hold the lock where it was. Raises RaysweepError when another run was faster."""
+        """Hold the lock at its old path after its folder was renamed to `folder`. Raises RaysweepError when another run was faster."""
         self.path.parent.mkdir(mode=0o700)
         try:
             os.link(folder / self.path.name, self.path)
         except FileExistsError:
-            raise RaysweepError(f"{self.what}: another run has just begun to work on it. Wait for its end") from None
+            raise RaysweepError(f"{self.title}: another run has just begun to work on it. Wait for its end") from None
         (folder / self.path.name).unlink()
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """Who a lock says that holds it; None where there is none. Raises RaysweepError where it says nothing."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise RaysweepError(f"{path} does not say who holds it. If no other run is at work on the sweep, remove it") from None
-
-
-def holder(other: dict[str, Any]) -> str | None:
-    """Who holds a lock, in words for the user; None when he has provably ended. One of whom nothing is known is taken for alive."""
-    where = f"process {other['pid']} on {other['host']}"
-    if other["job"] is not None:
-        where = f"job {other['job']['id']} ({where})"
-        if SlurmJob(**other["job"]).is_over():
-            return None
-    here = (other["host"], other["pids"], other["uid"]) == (socket.gethostname(), pid_namespace(), os.getuid())
-    return None if here and started(other["pid"]) != other["started"] else where
-
-
 def is_held(folder: Path) -> bool:
-    """Whether another run is at work on the sweep whose state lies in `folder`, as far as is known."""
+    """Return whether another run may be at work on the sweep whose state lies in `folder`."""
     try:
-        return (other := read(folder / "lock")) is not None and holder(other) is not None
+        return (holder := LockHolder.read(folder / LOCK)) is not None and not holder.is_dead()
     except RaysweepError:
         return True
 
 
 def refuse_if_others_write(folder: Path) -> None:
-    """What lies there is believed, so only this user may have written it. Raises RaysweepError."""
+    """Raise RaysweepError where other users may write to `folder`: the workflow believes its files, so only this user may have written them."""
     status = folder.stat()
     if status.st_uid != os.getuid():
         raise RaysweepError(
