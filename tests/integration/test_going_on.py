@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raysweep.cluster.agent import ONE_NODE, remove_left_behind
+from raysweep.cluster.private_folder import remove_left_behind
+from raysweep.cluster.ray_node import ONE_NODE
 from sweeping import TRAINABLES, Project, ours, sweep_of, wait_until
 
 

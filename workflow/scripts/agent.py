@@ -1,16 +1,16 @@
-"""Entry point of the agent, started once on each node by the launcher. It talks through standard input and output; see raysweep/cluster/agent.py."""
+"""Entry point of the agent, which the launcher starts once on each node. It talks through its standard input and output: raysweep/cluster/agent.py."""
 
 import os
 import sys
 
-from raysweep.cluster.agent import Agent
+from raysweep.cluster.agent import run_agent
 
 
 def main() -> None:
-    # Nothing else may write to the channel: what is printed goes to the terminal.
+    # Only messages may go to the launcher: lines that modules and programs print go to the terminal.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    Agent(sys.stdin, channel).run()
+    run_agent(sys.stdin, channel)
 
 
 if __name__ == "__main__":

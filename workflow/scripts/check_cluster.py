@@ -1,4 +1,4 @@
-"""Entry point of the rules of check_cluster: `login` looks at Slurm, `nodes` at the nodes of the job that it runs in, `table` prints what both found."""
+"""Entry point of the rules of check_cluster: `login` checks Slurm, `nodes` checks the nodes of its job, `table` prints the results of both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from raysweep.cluster.check import run_login, run_nodes, run_table
+from raysweep.cluster.check.run import run_login, run_nodes, run_table
 from raysweep.common.errors import run_entry_point, set_up_logging
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import AllocationConfig
@@ -21,10 +21,10 @@ def main() -> None:
     login.add_argument("--output", type=Path, required=True)
     nodes = stages.add_parser("nodes")
     nodes.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
-    nodes.add_argument("--cache-dir", help="env.cache_dir of the config")
+    nodes.add_argument("--cache-dir", type=Path, help="env.cache_dir of the config")
     nodes.add_argument("--output", type=Path, required=True)
     table = stages.add_parser("table")
-    table.add_argument("--inputs", type=Path, nargs="+", required=True, help="what the others have written")
+    table.add_argument("--inputs", type=Path, nargs="+", required=True, help="the outputs of `login` and `nodes`")
     for stage in (login, nodes, table):
         stage.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()

@@ -1,16 +1,16 @@
-"""Entry point of the look at a node, started once on each by check_cluster. It talks through standard input and output; see raysweep/cluster/probe.py."""
+"""Entry point that check_cluster starts once on each node. It talks through its standard input and output: raysweep/cluster/check/probe_node.py."""
 
 import os
 import sys
 
-from raysweep.cluster.probe import look_at_node
+from raysweep.cluster.check.probe_node import probe_node
 
 
 def main() -> None:
-    # Nothing else may write to the channel: what modules and programs print goes to the log.
+    # Only messages may go to the first node: lines that modules and programs print go to the log.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    look_at_node(sys.stdin, channel, in_slurm=sys.argv[1] == "slurm")
+    probe_node(sys.stdin, channel, in_slurm=sys.argv[1] == "slurm")
 
 
 if __name__ == "__main__":

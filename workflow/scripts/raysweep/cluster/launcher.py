@@ -1,13 +1,12 @@
-"""The launcher: turns an allocation into a Ray cluster with one agent on each node (agent.py), and runs a driver on it.
+"""The launcher: turns an allocation into a Ray cluster with one agent on each node (agent.py), and runs a driver on the cluster.
 
-It waits for what the agents say, never for a time that should be enough, and knows of each node how far it has come. On this machine it
-is the same with one agent and no `srun`.
+The launcher waits for the messages of the agents (channel.py), never for a time that should be enough, and knows how far each node has come. On this
+machine it works in the same way with one agent and no `srun`. Runs in the controller's Python.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import queue
 import secrets
@@ -16,15 +15,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-from raysweep.cluster.agent import GRACE_S, TICK_S, ended_by_signals
+from raysweep.cluster.channel import (
+    TICK_S,
+    AgentMessage,
+    DriverEnded,
+    EnvironmentReady,
+    HeadAddress,
+    HeadUp,
+    LauncherAlive,
+    LauncherMessage,
+    NodeFailed,
+    Start,
+    WorkerUp,
+    read_agent_message,
+    send,
+)
+from raysweep.cluster.children import GRACE_S, ended_by_signals
 from raysweep.cluster.job import Job
 from raysweep.common.errors import RaysweepError, WorldError
-from raysweep.common.typed_json import to_json
-from raysweep.slurm.allocation import Allocation
+from raysweep.slurm.allocation import Allocation, Node
 from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
 
@@ -32,213 +44,281 @@ logger = logging.getLogger("raysweep")
 
 BRING_UP_DEADLINE_S = 900  # unpacking on a slow disk takes minutes
 END_DEADLINE_S = 2 * GRACE_S + 10
-# How far a node has come, in words for who waits for it.
-STAGES = {"": "it has not answered", "environment": "it waits for Ray's head", "head": "its Ray is up", "worker": "its Ray is up"}
-STAGES_OF_HEAD = STAGES | {"environment": "its Ray is starting"}
 
 
-def show(line: str) -> None:
-    """Print a line. That nobody reads it any more (`| tee` was ended, the disk is full) is no reason to stop listening."""
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What to start a Ray cluster on and with.
+
+    The driver starts as soon as `min_nodes` nodes are up (None: all nodes), and the other nodes join when they are ready.
+    """
+
+    allocation: Allocation
+    env_dir: Path
+    path_to_log: Path
+    min_nodes: int | None = None
+    has_dashboard: bool = False
+    cache_dir: Path | None = None  # where the unpacked environment stays between jobs
+
+    @property
+    def num_required_nodes(self) -> int:
+        return min(self.min_nodes or len(self.allocation.nodes), len(self.allocation.nodes))
+
+
+@dataclass(frozen=True)
+class BringUp:
+    """How a Ray cluster came up: its size, and the time from the start of the job, or of the launcher where there is no job."""
+
+    nodes: tuple[Node, ...]  # that were up
+    num_allocated_nodes: int
+    job_start_s: float | None  # from the start of the job to the start of the launcher; None without a job
+    stages_s: dict[str, float]  # the time that each later stage took: environment, head, workers
+    total_s: float
+
+    def __str__(self) -> str:
+        stages = [] if self.job_start_s is None else [f"start of the job {self.job_start_s:.0f} s"]  # Slurm gives whole seconds
+        stages += [f"{stage} {duration_s:.1f} s" for stage, duration_s in self.stages_s.items()]
+        of_nodes = f"on {len(self.nodes)} of {self.num_allocated_nodes} nodes " if self.num_allocated_nodes > 1 else ""
+        cpus, gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
+        return f"Ray is up {of_nodes}after {self.total_s:.1f} s: {cpus} CPUs, {gpus} GPUs ({', '.join(stages)})"
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """How a driver ended, and how its Ray cluster had come up; `bring_up` is None where the driver ended before the cluster was up."""
+
+    exit_code: int
+    bring_up: BringUp | None
+
+
+# ---------------------------------------------------------------------------------------------------------------- the agents' program
+
+
+def print_to_terminal(line: str) -> None:
+    """Print a line to stderr. A terminal that nobody reads any more (`| tee` was ended, the disk is full) must not stop the launcher."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(line)
         sys.stderr.flush()
 
 
-class Launcher:
-    """One run of the agents. `say` broadcasts to them; what they say arrives in `messages`."""
+class AgentsProgram:
+    """The program that carries the agents: `srun`, or on this machine the one agent itself. Their messages arrive in `messages`."""
 
-    def __init__(self, allocation: Allocation, min_nodes: int) -> None:
-        self.allocation, self.min_nodes = allocation, min_nodes
-        self.names = [node.name for node in allocation.nodes]
-        self.began = time.monotonic()
-        self.messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.stages = dict.fromkeys(self.names, "")
-        self.lost: dict[str, str] = {}  # node → why
-        self.times_s: dict[str, float] = {}
-        self.ready = False
-        self.last_words: list[str] = []  # of srun
-        self.speaking, self.over = threading.Lock(), threading.Event()
-
-    @contextlib.contextmanager
-    def agents(self) -> Iterator[None]:
-        """Start them; end them. A session of their own keeps a Ctrl-C in the terminal from them: they end when their input does."""
-        command = self.allocation.command([sys.executable, str(SCRIPTS_DIR / "agent.py")])
-        self.program = "srun" if self.allocation.job_id else "the agent"
-        pipe = subprocess.PIPE
-        try:
-            # A site's prolog may speak another encoding.
-            self.process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
-            )
-        except OSError as error:
-            raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
-        assert self.process.stdin
-        assert self.process.stdout
-        assert self.process.stderr
-        readers = [
-            threading.Thread(target=self.listen, args=(self.process.stdout,), daemon=True),
-            relay := threading.Thread(target=self.relay, args=(self.process.stderr,), daemon=True),
-            # A thread of its own, since the rest may wait for a file system in trouble.
+    def __init__(self, process: subprocess.Popen[str], allocation: Allocation) -> None:
+        self.process = process
+        self.name = "srun" if allocation.job_id else "the agent"
+        self.node_names = [node.name for node in allocation.nodes]
+        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()  # None: no message can come any more
+        self.error_lines: list[str] = []  # of srun
+        self.is_writing, self.is_over = threading.Lock(), threading.Event()
+        self.error_reader = threading.Thread(target=self.read_errors, daemon=True)
+        self.threads = [
+            threading.Thread(target=self.read_messages, daemon=True),
+            self.error_reader,
+            # A thread of its own, because the main thread may wait for a file system in trouble.
             threading.Thread(target=self.show_life, daemon=True),
         ]
-        self.relay_thread = relay
-        for reader in readers:
-            reader.start()
-        try:
-            yield
-        finally:
-            self.over.set()
-            with self.speaking, contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
-            try:
-                self.process.wait(END_DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                logger.warning("The agents did not end within %d s: ending them by force.", END_DEADLINE_S)
-                self.process.terminate()  # srun then kills its tasks
-                self.process.wait()
-            for reader in readers:
-                reader.join()
 
-    def listen(self, stream: IO[str]) -> None:
-        for line in stream:
-            try:
-                self.messages.put(json.loads(line))
-            except ValueError:  # a site's own prolog
-                show(line)
-        self.messages.put(None)
-
-    def relay(self, stream: IO[str]) -> None:
-        """Pass on what the driver and `srun` have for the terminal."""
-        for line in stream:
-            show(line)
-            if line.startswith(("srun: error", "slurmstepd")):
-                logger.debug("%s", line.strip())
-                self.last_words.append(line.strip())
-            for rank in ended_tasks(line):  # it could not say so itself
-                self.messages.put(
-                    {"node": self.names[rank], "event": "failed", "why": f"its agent ended: {' | '.join(self.last_words[-3:])}"}
-                )
+    def send(self, message: LauncherMessage) -> None:
+        """Send a message to all agents."""
+        assert self.process.stdin
+        # `read_messages` notices the end of the program, so an error is no news.
+        with self.is_writing, contextlib.suppress(BrokenPipeError, ValueError):
+            send(message, self.process.stdin)
 
     def show_life(self) -> None:
-        while not self.over.wait(TICK_S):
-            self.say({})
+        while not self.is_over.wait(TICK_S):
+            self.send(LauncherAlive())
 
-    def say(self, message: dict[str, Any]) -> None:
+    def read_messages(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            message = read_agent_message(line)
+            if message is None:  # the prolog of a site printed the line
+                print_to_terminal(line)
+            else:
+                self.messages.put(message)
+        self.messages.put(None)
+
+    def read_errors(self) -> None:
+        """Pass the lines of the driver and of `srun` to the terminal. `srun` tells which agents have ended, for an agent that was killed cannot."""
+        assert self.process.stderr
+        for line in self.process.stderr:
+            print_to_terminal(line)
+            if line.startswith(("srun: error", "slurmstepd")):
+                logger.debug("%s", line.strip())
+                self.error_lines.append(line.strip())
+            for rank in ended_tasks(line):
+                self.messages.put(NodeFailed(self.node_names[rank], f"its agent ended: {self.last_errors()}"))
+
+    def last_errors(self) -> str:
+        return " | ".join(self.error_lines[-3:])
+
+    def describe_end(self) -> str:
+        """Wait for the end of the program, and return how it ended."""
+        exit_code = self.process.wait()
+        self.error_reader.join(END_DEADLINE_S)  # the last lines may be on their way
+        if exit_code < 0:
+            return f"{self.name} was killed (signal {-exit_code})"
+        return f"{self.name} ended with exit code {exit_code}: {self.last_errors() or 'it printed nothing'}"
+
+    def end(self) -> None:
+        """End the agents: they end when their input does."""
+        self.is_over.set()
         assert self.process.stdin
-        with self.speaking, contextlib.suppress(BrokenPipeError, ValueError):  # its end is told by `listen`
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-
-    def run(self, start: dict[str, Any]) -> int:
-        """Have the agents do what `start` says; the driver's exit code. Raises WorldError when the cluster does not come up or its head is lost."""
-        with self.agents():
-            self.say({"start": start})
-            while True:
-                try:
-                    message = self.messages.get(timeout=TICK_S)
-                except queue.Empty:
-                    message = {}
-                if not self.ready and time.monotonic() - self.began > BRING_UP_DEADLINE_S:
-                    raise WorldError(f"{self.missing()} within {BRING_UP_DEADLINE_S} s")
-                if message is None:
-                    raise WorldError(f"{self.missing()}: {self.end()}")
-                if message and (code := self.heard(**message)) is not None:
-                    return code
-
-    def heard(self, node: str, event: str, **facts: Any) -> int | None:
-        """Act on what an agent says; the driver's exit code where it has ended."""
-        elapsed_s = time.monotonic() - self.began
-        if event == "driver":
-            return int(facts["code"])
-        if event == "failed":
-            self.failed(node, facts["why"])
-            return None
-        self.stages[node] = event
-        self.times_s[event] = elapsed_s
-        if event == "head":
-            self.say({"address": facts["address"]})
-            if facts["dashboard"]:
-                logger.info("Ray's dashboard: %s", facts["dashboard"])
-        up = [name for name, stage in self.stages.items() if stage in ("head", "worker") and name not in self.lost]
-        if self.ready and event == "worker":
-            logger.info("%s has joined after %.1f s: %d of %d nodes.", node, elapsed_s, len(up), len(self.names))
-        elif not self.ready and len(up) >= self.min_nodes and self.names[0] in up:
-            self.ready = True
-            logger.info("%s", self.summary(up, elapsed_s))
-        return None
-
-    def failed(self, node: str, why: str) -> None:
-        """A node that will not come, or is lost, ends the run unless enough others are left."""
-        if node in self.lost:
-            return
-        self.lost[node] = why
-        if node == self.names[0] or len(self.names) - len(self.lost) < (1 if self.ready else self.min_nodes):
-            raise WorldError(f"{node}: {why}" if self.allocation.job_id else why)
-        logger.warning("%s is lost: %s. The sweep goes on without it.", node, why)
-
-    def missing(self) -> str:
-        """The nodes that have not come, and how far each is."""
-        late = [name for name in self.names if self.stages[name] not in ("head", "worker") and name not in self.lost]
-        stages = [f"{name} ({(STAGES_OF_HEAD if name == self.names[0] else STAGES)[self.stages[name]]})" for name in late]
-        return f"not up: {', '.join(stages)}" if late else "the agents went away"
-
-    def end(self) -> str:
-        """How the program that carries the agents has ended."""
-        code = self.process.wait()
-        self.relay_thread.join(END_DEADLINE_S)  # its last words may be on their way
-        if code < 0:
-            return f"{self.program} was killed (signal {-code})"
-        return f"{self.program} ended with exit code {code}: {' | '.join(self.last_words[-3:]) or 'it said nothing'}"
-
-    def summary(self, up: list[str], elapsed_s: float) -> str:
-        """How long it took from the job's start, stage by stage."""
-        nodes = [node for node in self.allocation.nodes if node.name in up]
-        stages, since = [], 0.0
-        if self.allocation.started is not None:  # Slurm tells whole seconds
-            since_start_s = max(0.0, time.time() - elapsed_s - self.allocation.started)
-            stages.append(f"start of the job {since_start_s:.0f} s")
-        else:
-            since_start_s = 0.0
-        for event, name in (("environment", "environment"), ("head", "head"), ("worker", "workers")):
-            if event in self.times_s:
-                stages.append(f"{name} {max(0.0, self.times_s[event] - since):.1f} s")
-                since = max(since, self.times_s[event])
-        have = f"{sum(node.cpus for node in nodes)} CPUs, {sum(node.gpus for node in nodes)} GPUs"
-        on = f"on {len(up)} of {len(self.names)} nodes " if len(self.names) > 1 else ""
-        return f"Ray is up {on}after {since_start_s + elapsed_s:.1f} s: {have} ({', '.join(stages)})."
+        with self.is_writing, contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(END_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("The agents did not end within %d s: ending them by force.", END_DEADLINE_S)
+            self.process.terminate()  # srun then kills its tasks
+            self.process.wait()
+        for thread in self.threads:
+            thread.join()
 
 
-def run(
-    allocation: Allocation,
-    env_dir: Path,
-    job: Job,
-    path_to_log: Path,
-    *,
-    min_nodes: int | None = None,
-    dashboard: bool = False,
-    cache_dir: str | None = None,
-) -> int:
-    """Bring Ray up, run the driver on it, take all down again; returns the driver's exit code.
+@contextlib.contextmanager
+def agents_on(allocation: Allocation) -> Iterator[AgentsProgram]:
+    """Start the agents, and end them after the block. A session of their own keeps a Ctrl-C in the terminal from the agents.
 
-    The driver starts with `min_nodes` nodes (None: with all), and the others join when they are ready. Raises WorldError, with one line
-    that names the node, when they do not come or the head is lost; RaysweepError when this process is told to end.
+    Raises WorldError where the program cannot be started.
     """
-    path_to_log.parent.mkdir(parents=True, exist_ok=True)
-    needed = min(min_nodes or len(allocation.nodes), len(allocation.nodes))
-    start = {
-        "in_slurm": allocation.job_id is not None,
-        "nodes": [asdict(node) for node in allocation.nodes],
-        "env_dir": str(env_dir.absolute()),
-        "cache_dir": cache_dir,
-        "token": secrets.token_hex(32),
-        "dashboard": dashboard,
-        "log": str(path_to_log.absolute()),
-        "job": to_json(job),
-        "min_nodes": needed,
-    }
+    command = allocation.command([sys.executable, str(SCRIPTS_DIR / "agent.py")])
+    pipe = subprocess.PIPE
     try:
-        with ended_by_signals():
-            return Launcher(allocation, needed).run(start)
+        # The prolog of a site may print in another encoding, hence `errors`.
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True)
+    except OSError as error:
+        raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
+    agents = AgentsProgram(process, allocation)
+    for thread in agents.threads:
+        thread.start()
+    try:
+        yield agents
+    finally:
+        agents.end()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the launcher
+
+
+class Launcher:
+    """One run of the agents: how far each node has come, and which nodes are lost."""
+
+    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: AgentsProgram) -> None:
+        self.allocation, self.num_required_nodes, self.agents = allocation, num_required_nodes, agents
+        self.names = [node.name for node in allocation.nodes]
+        self.head = self.names[0]
+        self.began_at_s = time.monotonic()
+        self.with_environment: set[str] = set()
+        self.with_ray: set[str] = set()
+        self.lost: set[str] = set()
+        self.reached_at_s: dict[str, float] = {}  # stage → when the last node that reached the stage did so, since the launcher began
+        self.bring_up: BringUp | None = None
+
+    def run(self, start: Start) -> LaunchResult:
+        """Have the agents do what `start` says, until the driver ends.
+
+        Raises WorldError when the cluster does not come up, or the node of Ray's head is lost.
+        """
+        self.agents.send(start)
+        while True:
+            message, has_ended = None, False
+            with contextlib.suppress(queue.Empty):
+                message = self.agents.messages.get(timeout=TICK_S)
+                has_ended = message is None
+            if self.bring_up is None and self.elapsed_s() > BRING_UP_DEADLINE_S:
+                raise WorldError(f"{self.describe_missing_nodes()} within {BRING_UP_DEADLINE_S} s")
+            if has_ended:
+                raise WorldError(f"{self.describe_missing_nodes()}: {self.agents.describe_end()}")
+            if isinstance(message, DriverEnded):
+                return LaunchResult(message.exit_code, self.bring_up)
+            if message is not None:
+                self.handle(message)
+
+    def handle(self, message: EnvironmentReady | HeadUp | WorkerUp | NodeFailed) -> None:
+        """Note what a message says of its node. Raises WorldError where the run cannot go on without the node."""
+        if isinstance(message, NodeFailed):
+            self.lose(message.node, message.reason)
+            return
+        if isinstance(message, EnvironmentReady):
+            self.with_environment.add(message.node)
+            self.reached_at_s["environment"] = self.elapsed_s()
+        else:
+            self.with_ray.add(message.node)
+            self.reached_at_s["head" if isinstance(message, HeadUp) else "workers"] = self.elapsed_s()
+        if isinstance(message, HeadUp):
+            self.agents.send(HeadAddress(message.address))
+            if message.dashboard:
+                logger.info("Ray's dashboard: %s", message.dashboard)
+        nodes_up = tuple(node for node in self.allocation.nodes if node.name in self.with_ray - self.lost)
+        if self.bring_up is None:
+            if len(nodes_up) >= self.num_required_nodes and self.head in self.with_ray:
+                self.bring_up = self.describe_bring_up(nodes_up)
+                logger.info("%s.", self.bring_up)
+        elif isinstance(message, WorkerUp):
+            logger.info("%s has joined after %.1f s: %d of %d nodes.", message.node, self.elapsed_s(), len(nodes_up), len(self.names))
+
+    def lose(self, name: str, reason: str) -> None:
+        """Go on without a node. Raises WorldError where too few nodes are left, or the node is the head's."""
+        if name in self.lost:
+            return
+        self.lost.add(name)
+        num_required = self.num_required_nodes if self.bring_up is None else 1
+        if name == self.head or len(self.names) - len(self.lost) < num_required:
+            raise WorldError(f"{name}: {reason}" if self.allocation.job_id else reason)
+        logger.warning("%s is lost: %s. The sweep goes on without it.", name, reason)
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began_at_s
+
+    def describe_missing_nodes(self) -> str:
+        """Return which nodes are not up, and how far each of them has come."""
+        missing = [f"{name} ({self.progress_of(name)})" for name in self.names if name not in self.with_ray | self.lost]
+        return f"not up: {', '.join(missing)}" if missing else "the agents went away"
+
+    def progress_of(self, name: str) -> str:
+        """Return how far a node has come whose Ray is not up."""
+        if name not in self.with_environment:
+            return "it has not answered"
+        return "its Ray is starting" if name == self.head else "it waits for Ray's head"
+
+    def describe_bring_up(self, nodes_up: tuple[Node, ...]) -> BringUp:
+        """Return how long each stage took until the cluster was up, which it is now."""
+        elapsed_s, started_at = self.elapsed_s(), self.allocation.started
+        job_start_s = None if started_at is None else max(0.0, time.time() - elapsed_s - started_at)
+        stages_s: dict[str, float] = {}
+        stage_began_at_s = 0.0
+        for stage in ("environment", "head", "workers"):
+            if stage in self.reached_at_s:
+                stages_s[stage] = max(0.0, self.reached_at_s[stage] - stage_began_at_s)
+                stage_began_at_s = max(stage_began_at_s, self.reached_at_s[stage])
+        return BringUp(nodes_up, len(self.names), job_start_s, stages_s, (job_start_s or 0.0) + elapsed_s)
+
+
+def run(request: LaunchRequest, job: Job) -> LaunchResult:
+    """Bring Ray up, run the driver on it with `job`, and take everything down again.
+
+    Raises WorldError, with one line that names the node, when too few nodes come up or the head is lost; RaysweepError when a signal ends this process
+    in a job of Slurm, else KeyboardInterrupt.
+    """
+    allocation = request.allocation
+    request.path_to_log.parent.mkdir(parents=True, exist_ok=True)
+    start = Start(
+        in_slurm=allocation.job_id is not None,
+        nodes=allocation.nodes,
+        env_dir=request.env_dir.absolute(),
+        cache_dir=request.cache_dir,
+        token=secrets.token_hex(32),
+        has_dashboard=request.has_dashboard,
+        path_to_log=request.path_to_log.absolute(),
+        min_nodes=request.num_required_nodes,
+        job=job,
+    )
+    try:
+        with ended_by_signals(), agents_on(allocation) as agents:
+            return Launcher(allocation, request.num_required_nodes, agents).run(start)
     except KeyboardInterrupt:
         if allocation.job_id is None:
             raise

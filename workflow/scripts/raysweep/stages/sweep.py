@@ -15,6 +15,7 @@ from typing import Any
 from raysweep import __version__
 from raysweep.cluster import launcher
 from raysweep.cluster.job import ConfirmJob, ConfirmTask, ScheduleStep, SearchJob, Walltime
+from raysweep.cluster.launcher import LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
 from raysweep.common.files import read_yaml, sha256_of_file, write_yaml
@@ -146,15 +147,16 @@ class Stage:
             pass
         if self.in_slurm:
             pack(self.env_dir)  # done before, but where the environment was built for a run on that machine alone
-        code = launcher.run(
+        cache_dir = self.config.env.cache_dir
+        request = LaunchRequest(
             allocation,
             self.env_dir,
-            job,
             self.path_to_log,
             min_nodes=self.sweep.allocation.min_nodes,
-            dashboard=self.config.ray.dashboard,
-            cache_dir=self.config.env.cache_dir,
+            has_dashboard=self.config.ray.dashboard,
+            cache_dir=Path(cache_dir) if cache_dir else None,
         )
+        code = launcher.run(request, job).exit_code
         if code == START_AGAIN:
             try:
                 allocation.start_again()

@@ -76,9 +76,9 @@ def drive(given: DriverInput) -> None:
         time.sleep(0.1)  # the launcher ends this process when they do not come
     try:
         if isinstance(job, CheckJob):
-            from raysweep.cluster.probe_ray import look_through_ray
+            from raysweep.cluster.check.ray_task import run_node_tasks
 
-            look_through_ray(job, ray_cluster.nodes)
+            run_node_tasks(job, ray_cluster.nodes)
         else:
             run_tune(job, ray_cluster.nodes)
     finally:

@@ -1,0 +1,92 @@
+"""How Ray is started on a node. Ray itself is started in test_run_sweep.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from raysweep.cluster import ray_node
+from raysweep.cluster.ray_node import ONE_NODE, check_gpus, how_to_open_dashboard, own_address, ray_environment, start_command
+from raysweep.common.errors import WorldError
+from raysweep.environment.manifest import Environment
+from raysweep.slurm.allocation import Node
+
+ENVIRONMENT = Environment("key", Path("/usr/bin/python3"), "3.11.7", None, "none", (), None, {}, "sha256")
+
+
+def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("MY_SETTING", "kept")
+    env = ray_environment(tmp_path, 2)
+    assert "RAY_ADDRESS" not in env
+    assert (env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN_PATH"]) == ("token", str(tmp_path / "token"))
+    assert "elsewhere" not in env["PYTHONPATH"]
+    assert env["MY_SETTING"] == "kept"
+
+
+def test_the_only_node_is_told_so_and_no_server_of_metrics_runs_that_asks_nobody_for_a_token(tmp_path: Path) -> None:
+    """tests/integration/test_going_on.py and tests/slurm/ check the ports themselves."""
+    one, two = ray_environment(tmp_path, 1), ray_environment(tmp_path, 2)
+    assert one.items() - two.items() == ONE_NODE.items()
+    assert two["RAY_enable_metrics_collection"] == "0"
+    assert {int(two[key]) for key in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")} == {65536}, "the first port that does not exist"
+
+
+def command(head_address: str | None = None, dashboard_port: int | None = None) -> set[str]:
+    node = Node("n", cpus=3, gpus=2, mem_mb=4000)
+    return set(start_command(ENVIRONMENT, node, Path("/tmp/x"), "10.0.0.2", head_address, dashboard_port))
+
+
+def test_ray_gets_what_was_given_and_its_ports_from_the_kernel() -> None:
+    from_kernel = {"--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"}
+    assert {"--head", "--port=0", "--include-dashboard=false", "--num-cpus=3", "--num-gpus=2", "--node-name=n"} | from_kernel <= command()
+    worker = command(head_address="10.0.0.1:5")
+    assert {"--address=10.0.0.1:5", "--num-cpus=3", "--node-ip-address=10.0.0.2"} | from_kernel <= worker
+    assert not any(word.startswith(("--head", "--port", "--include-dashboard")) for word in worker)
+    assert {"--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8000"} <= command(dashboard_port=8000)
+    store, memory = (
+        int(next(word for word in command() if word.startswith(f"--{name}=")).split("=")[1]) for name in ("object-store-memory", "memory")
+    )
+    assert store + memory == 4000 * 2**20
+    assert not any("token" in word for word in command())
+
+
+@pytest.mark.slow
+def test_ray_asks_by_the_name_that_is_replaced_whether_grpc_is_installed() -> None:
+    from ray.scripts import scripts
+
+    assert "get_ray_client_dependency_error()" in inspect.getsource(scripts.start.callback)
+    assert f"scripts.{scripts.get_ray_client_dependency_error.__name__} = " in ray_node.RAY_COMMAND_LINE
+
+
+def test_the_only_node_keeps_to_the_loopback_and_several_nodes_to_the_route_between_them() -> None:
+    one, other = Node("a", 1, 0, 1, "127.0.0.1"), Node("b", 1, 0, 1, "127.0.0.1")
+    assert own_address([one], 0) == ray_node.LOOPBACK
+    assert own_address([one, other], 1) == "127.0.0.1"
+    with pytest.raises(WorldError, match=r"a finds no way to b \(no such host\.invalid\)"):
+        own_address([one, dataclasses.replace(other, address="no such host.invalid")], 0)
+
+
+def test_a_node_without_the_gpus_that_slurm_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node("n", cpus=1, gpus=2, mem_mb=1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but CUDA_VISIBLE_DEVICES names 1"):
+        check_gpus(node)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but there is no nvidia-smi"):
+        check_gpus(node)
+
+
+def test_the_dashboard_is_reached_through_the_machine_from_which_the_job_was_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, token = Node("n1", 1, 0, 1), Path("/tmp/rs-1/token")
+    monkeypatch.setenv("SLURM_SUBMIT_HOST", "login1")
+    assert how_to_open_dashboard(node, 8000, token, in_slurm=False) == "http://127.0.0.1:8000 (it asks for the token in /tmp/rs-1/token)"
+    assert how_to_open_dashboard(node, 8000, token, in_slurm=True).startswith("ssh -J login1 -L 8000:127.0.0.1:8000 n1, then http://")
+    monkeypatch.delenv("SLURM_SUBMIT_HOST")
+    assert how_to_open_dashboard(node, 8000, token, in_slurm=True).endswith("(it asks for the token: ssh n1 cat /tmp/rs-1/token)")

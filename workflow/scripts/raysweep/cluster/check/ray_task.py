@@ -1,0 +1,79 @@
+"""The driver's part of check_cluster: one task on each node of the Ray cluster. Runs in the node environment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep.cluster.job import CheckJob
+from raysweep.common.files import written_aside
+from raysweep.common.typed_json import from_json, to_json
+from raysweep.slurm.capacity import NodeSize
+
+logger = logging.getLogger("raysweep")
+
+TASK_DEADLINE_S = 120
+
+
+@dataclass(frozen=True)
+class TorchReport:
+    """The version of torch on a node, and the number of GPUs that torch can compute on."""
+
+    version: str
+    num_gpus: int
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """The result of the task on a node: the report on torch where the job asked for it, or the error of a task that failed."""
+
+    torch: TorchReport | None = None
+    error: str | None = None
+
+
+def read_reports(path: Path) -> dict[str, TaskReport]:
+    """Return the reports that a driver wrote, by the name of the node."""
+    return {node: from_json(TaskReport, report) for node, report in json.loads(path.read_text()).items()}
+
+
+def run_node_tasks(job: CheckJob, nodes: Iterable[NodeSize]) -> None:
+    """Run a task on each node of the Ray cluster, with all GPUs of the node, and write the reports to the file `result` of the job.
+
+    Runs in the driver.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ids = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    tasks = {
+        node.name: ray.remote(node_task)
+        .options(num_gpus=node.gpus, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node.name], soft=False))
+        .remote(job.has_torch)
+        for node in nodes
+    }
+    reports: dict[str, TaskReport] = {}
+    deadline = time.monotonic() + TASK_DEADLINE_S
+    for name, task in tasks.items():
+        try:
+            reports[name] = ray.get(task, timeout=max(1.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            reports[name] = TaskReport(error=f"a task does not end within {TASK_DEADLINE_S} s")
+        except ray.exceptions.RayError as error:
+            logger.debug("%s:", name, exc_info=True)
+            reports[name] = TaskReport(error=str(error).strip().splitlines()[-1])
+    with written_aside(job.result) as stream:
+        json.dump(to_json(reports), stream)
+
+
+def node_task(with_torch: bool) -> TaskReport:
+    """Return the GPUs that torch can compute on. Runs in a task of Ray."""
+    if not with_torch:
+        return TaskReport()
+    import torch
+
+    sums = [float(torch.ones(2, device=f"cuda:{index}").sum()) for index in range(torch.cuda.device_count())]
+    return TaskReport(TorchReport(torch.__version__, sums.count(2.0)))
