@@ -122,6 +122,14 @@ def test_a_dry_run_needs_none_of_torch_ray_and_matplotlib(checkout: Project) -> 
     assert done.returncode == 0, done.stderr
 
 
+def test_a_dry_run_reads_all_rules_on_a_system_that_binds_no_process_to_a_cpu(checkout: Project) -> None:
+    """As on macOS."""
+    code = "import os; del os.sched_getaffinity, os.sched_setaffinity\n"
+    code += "from snakemake.cli import main; main(['-n', '--quiet', 'all', '--cores', 'all', 'plan'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout.root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_single_stages_and_targets(checkout: Project) -> None:
     assert rules(checkout, "--until", "build_env") == {"stage_data", "install_env", "build_env"}, "all that takes a network"
     assert rules(checkout, "results/lenet/best.yaml") == {"stage_data", "install_env", "build_env", "run_sweep"}

@@ -13,7 +13,7 @@ rule stage_data:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "stage_data.py",
-        source=lambda w: source_of(config["datasets"][w.dataset]),
+        source=lambda w: PROJECT.source_of(w.dataset),
         checksum=lambda w: config["datasets"][w.dataset]["checksum"],
         validation_fraction=lambda w: config["datasets"][w.dataset]["validation_fraction"],
         seed=lambda w: config["datasets"][w.dataset]["seed"],

@@ -54,7 +54,7 @@ rule build_env:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "check_import.py",
-        names=lambda w: imports_of(w.sweep),
+        names=lambda w: PROJECT.imports_of(w.sweep),
         env_dir=subpath(input.env, parent=True),
         requirements=Path(config["env"]["requirements"]),
     shell:

@@ -2,6 +2,7 @@
 # out: results/<sweep>/: trials.csv, best.yaml, model/ and config.yaml; then confirmed.yaml
 # What a sweep needs to go on after an interruption lies in state/<sweep>/, never in an output: Snakemake deletes the outputs of a failed job.
 
+
 # The sweep: one allocation, one Ray cluster, as many trials as the config says.
 rule run_sweep:
     input:
