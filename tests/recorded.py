@@ -208,6 +208,7 @@ def write_outputs(
                 "splits": {"train": 45000, "validation": 5000, "test": 10000},
                 "validation_fraction": 0.1,
                 "seed": 0,
+                "files": {"train/images.npy": "f1" * 32},
                 "data_sha256": "da" * 32,
             },
         )

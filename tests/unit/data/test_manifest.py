@@ -15,9 +15,11 @@ from staging import stage_into
 @pytest.mark.parametrize(
     ("key", "other"), [("source", "pictures"), ("validation_fraction", 0.3), ("seed", 9), ("image_size", 64), ("test_fraction", 0.5)]
 )
-def test_a_set_that_another_project_has_staged_under_the_same_name_is_not_taken_for_ours(tmp_path: Path, key: str, other: Any) -> None:
-    manifest = stage_into(tmp_path, "synthetic", checksum="none")
-    ours = DatasetSpec("d", "synthetic", "none", manifest.validation_fraction, manifest.seed)
+def test_a_set_that_another_project_has_staged_under_the_same_name_is_not_taken_for_ours(
+    tmp_path: Path, archive: Path, key: str, other: Any
+) -> None:
+    manifest = stage_into(tmp_path, archive)
+    ours = DatasetSpec("d", str(archive), "none", manifest.validation_fraction, manifest.seed)
     manifest.check_spec(tmp_path / "out", ours)
     with pytest.raises(
         WorldError, match=rf"out was staged with {key} .*, and datasets\.d\.{key} is {other!r}: .*give the set another name"
@@ -25,31 +27,19 @@ def test_a_set_that_another_project_has_staged_under_the_same_name_is_not_taken_
         manifest.check_spec(tmp_path / "out", replace(ours, **{key: other}))
 
 
-def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
-    manifest = stage_into(tmp_path, "synthetic")
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path, archive: Path) -> None:
+    manifest = stage_into(tmp_path, archive)
     assert read_manifest(tmp_path / "data") == manifest
     drawn = replace(manifest, test_fraction=0.25)
     write_yaml(tmp_path / "manifest.yaml", drawn.to_record())
     assert read_manifest(tmp_path) == drawn
 
 
-def test_the_fraction_of_a_test_set_stands_only_where_one_was_drawn(tmp_path: Path) -> None:
-    manifest = stage_into(tmp_path, "synthetic")
+def test_the_fraction_of_a_test_set_stands_only_where_one_was_drawn(tmp_path: Path, archive: Path) -> None:
+    manifest = stage_into(tmp_path, archive)
     keys = ["name", "source", "synthetic", "description", "checksum", "classes", "image_shape", "splits", "validation_fraction", "seed"]
     keys += ["files", "data_sha256"]
     assert list(read_yaml(tmp_path / "data/manifest.yaml")) == list(manifest.to_record()) == keys
     drawn = replace(manifest, test_fraction=0.25).to_record()
     assert list(drawn) == [*keys[:6], "test_fraction", *keys[6:]]
     assert DataManifest.from_record(drawn).test_fraction == 0.25
-
-
-def test_the_spec_of_a_data_set_is_its_section_of_the_config() -> None:
-    section: dict[str, Any] = {
-        "source": "own",
-        "checksum": "none",
-        "validation_fraction": 0.2,
-        "seed": 3,
-        "image_size": 16,
-        "test_fraction": 0.1,
-    }
-    assert DatasetSpec.from_config("d", section) == DatasetSpec("d", "own", "none", 0.2, 3, 16, 0.1)

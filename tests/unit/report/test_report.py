@@ -484,7 +484,7 @@ def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = layers(torch.from_numpy(images[:8]).float() / 127.5 - 1).argmax(dim=1)
-    assert done.stdout.split() == [inputs.data["classes"][i] for i in expected]  # type: ignore[index]
+    assert done.stdout.split() == [inputs.data.classes[i] for i in expected]
     assert f">{html.escape('import sys')}" in page_of(inputs, tmp_path)
 
 

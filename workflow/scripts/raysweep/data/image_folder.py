@@ -45,10 +45,12 @@ def read(folder: Path, size: int) -> tuple[dict[str, tuple[np.ndarray, np.ndarra
 
 
 def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without the hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _is_hidden(path: Path) -> bool:
+    """Return whether a file or one of the folders around it is hidden."""
     return any(part.startswith(".") for part in path.parts)
 
 

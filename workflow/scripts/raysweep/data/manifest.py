@@ -24,19 +24,6 @@ class DatasetSpec:
     image_size: int | None = None  # in pixels; for a folder of images
     test_fraction: float | None = None  # for a folder of images without a folder `test`
 
-    @classmethod
-    def from_config(cls, name: str, section: dict[str, Any]) -> DatasetSpec:
-        """Return the section `datasets.<name>` of a validated config."""
-        return cls(
-            name=name,
-            source=section["source"],
-            checksum=section["checksum"],
-            validation_fraction=section["validation_fraction"],
-            seed=section["seed"],
-            image_size=section["image_size"],
-            test_fraction=section["test_fraction"],
-        )
-
 
 @dataclass(frozen=True)
 class DataManifest:

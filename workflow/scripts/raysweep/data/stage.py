@@ -120,6 +120,7 @@ def _read_image_folder(spec: DatasetSpec) -> Source:
 
 
 def _refuse_checksum_of_folder(spec: DatasetSpec) -> None:
+    """Raise ConfigError where the config gives the checksum of an archive for a folder."""
     if spec.checksum not in ("upstream", "none"):
         raise ConfigError(
             f"datasets.{spec.name}.checksum: {spec.checksum!r} is for an archive, but {spec.source!r} is a folder. Allowed: upstream, none."
@@ -147,6 +148,7 @@ def _read_cifar_or_synthetic(spec: DatasetSpec, downloads_dir: Path, address: st
 
 
 def _generate(spec: DatasetSpec) -> Source:
+    """Return the generated data set."""
     if spec.checksum not in ("upstream", "none"):
         raise ConfigError(
             f"datasets.{spec.name}.checksum: {spec.checksum!r} is for a file, but `source: synthetic` has none. Leave the key out."

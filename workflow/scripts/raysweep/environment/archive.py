@@ -167,12 +167,14 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _broken(archive: Path, reason: str) -> WorldError:
+    """Return the error for an archive that is not complete."""
     remedy = "remove it, if it is there, and run the same command again, which packs it anew"
     return WorldError(f"{socket.gethostname()}: {archive} is not a whole environment ({reason}): {remedy}.")
 
 
 def _no_room(folder: Path, reason: str) -> WorldError:
-    remedy = "ask for nodes with more disk of their own (sbatch's --tmp or --constraint), for others, or set TMPDIR to a larger one"
+    """Return the error for a disk of the node that is too small."""
+    remedy = "ask for nodes with more disk of their own (sbatch's --tmp or --constraint), for other nodes, or set TMPDIR to a larger disk"
     return WorldError(f"{socket.gethostname()}: no room at {folder}: {reason}. Next: {remedy}.")
 
 

@@ -60,6 +60,7 @@ def env_key(spec: EnvironmentSpec) -> str:
 
 
 def _missing_file(path: Path, requirements: Path) -> ConfigError:
+    """Return the error for a requirements file or a lock that does not exist."""
     if path.suffix == ".in":
         return ConfigError(
             f"{path} is missing, the requirements file (env.requirements): name one that exists; its lock lies beside it, as .txt"

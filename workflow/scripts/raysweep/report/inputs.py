@@ -16,6 +16,7 @@ from raysweep.common.files import read_yaml
 from raysweep.common.numeric import is_finite_number
 from raysweep.config.model import Mode
 from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
+from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.record import Judged, Sweep, Trial, read_sweep
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
@@ -94,7 +95,7 @@ class Inputs:
     best: dict[str, Any]
     confirmed: dict[str, Any]
     config_text: str
-    data: dict[str, Any] | None  # manifest of the data; None when the trainable brings its own
+    data: DataManifest | None  # manifest of the data; None when the trainable brings its own
     data_dir: Path | None
     env: dict[str, Any]
     model_dir: Path
@@ -241,7 +242,7 @@ def read_inputs(
         best=read_yaml(path_to_best),
         confirmed=read_yaml(path_to_confirmed),
         config_text=path_to_config.read_text(encoding="utf-8"),
-        data=None if path_to_data_manifest is None else read_yaml(path_to_data_manifest),
+        data=None if path_to_data_manifest is None else read_manifest(path_to_data_manifest.parent),
         data_dir=None if path_to_data_manifest is None else path_to_data_manifest.parent,
         env=read_yaml(path_to_env_manifest),
         model_dir=path_to_best.parent / "model",

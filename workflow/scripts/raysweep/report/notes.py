@@ -241,7 +241,7 @@ def _splits(inputs: Inputs) -> Note | None:
             "The trainable brings its own data",
             "How it splits them, and what its validation figure is measured on, is for it to say.",
         )
-    sizes = data["splits"]
+    sizes = data.splits
     text = (
         f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples; {plural(sizes['test'], 'test example')} "
         f"{'were kept for the confirmation, and nothing else reads them' if inputs.confirmed['evaluated_on'] == 'test' else 'were not used'}."
@@ -336,7 +336,7 @@ def _course(inputs: Inputs) -> Iterator[Note]:
 
 def _seeded(inputs: Inputs) -> Note:
     about = inputs.about
-    split = f" the validation split (seed {inputs.data['seed']})," if inputs.data is not None else ""
+    split = f" the validation split (seed {inputs.data.seed})," if inputs.data is not None else ""
     searcher = about["search_algorithm"]["name"]
     text = f"From seed {about['seed']}: the configurations,{split} each trial’s own seed"
     if about.get("model"):

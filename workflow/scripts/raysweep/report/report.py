@@ -72,11 +72,11 @@ def _model_snippet(inputs: Inputs, root: Path) -> str:
         "model.eval()",
     ]
     if inputs.data is not None and inputs.data_dir is not None:
-        channels_and_size = tuple(inputs.data["image_shape"])
+        channels_and_size = inputs.data.image_shape
         images = f"{_relative(inputs.data_dir, root)}/validation/images.npy"
         lines += [
             "",
-            f"classes = {_source(inputs.data['classes'])}",
+            f"classes = {_source(list(inputs.data.classes))}",
             f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {", ".join(map(str, channels_and_size))})',
             "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
             "with torch.no_grad():",
@@ -209,18 +209,18 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
     if inputs.data is not None:
         data = inputs.data
         found += [
-            ("Data", f"{data['name']}: {data['description'].rstrip('.')}; source {data['source']}, checksum {data['checksum'] or 'none'}"),
-            ("Data, SHA-256", data["data_sha256"]),
+            ("Data", f"{data.name}: {data.description.rstrip('.')}; source {data.source}, checksum {data.checksum or 'none'}"),
+            ("Data, SHA-256", data.data_sha256),
             (
                 "Split",
-                f"{data['validation_fraction']:g} of the training set for validation, drawn with seed {data['seed']}, the same share of each class",
+                f"{data.validation_fraction:g} of the training set for validation, drawn with seed {data.seed}, the same share of each class",
             ),
         ]
-        if "test_fraction" in data:
+        if data.test_fraction is not None:
             found.append(
                 (
                     "Test set",
-                    f"{data['test_fraction']:g} of all images, set aside with the same seed before that split, the same share of each class",
+                    f"{data.test_fraction:g} of all images, set aside with the same seed before that split, the same share of each class",
                 )
             )
     packages = env["packages"]

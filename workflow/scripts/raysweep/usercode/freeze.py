@@ -81,6 +81,7 @@ class _FrozenLoader(importlib.machinery.SourceFileLoader):
 
 @functools.cache
 def _compile(content: bytes, path: str) -> CodeType:
+    """Return the bytecode of a file. It is kept, because a worker imports the same code for each of its trials."""
     return compile(content, path, "exec", dont_inherit=True)
 
 
