@@ -22,7 +22,7 @@ DEV := resources/env-test/venv/bin
 # Two workers, see tests/conftest.py. The line with the results comes last, after the coverage.
 PYTEST := $(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SOURCES := workflow/scripts tests benchmarks examples docs
-SNAKEFILES := Snakefile workflow/rules
+SNAKEFILES := Snakefile workflow/Snakefile workflow/rules
 
 setup: .venv/.complete
 

@@ -91,6 +91,10 @@ def test_a_clean_checkout_runs_every_rule_once_and_a_dry_run_makes_no_file(check
     assert checkout.files() == before
 
 
+def test_the_snakefile_in_the_folder_workflow_is_the_same_workflow(checkout: Project) -> None:
+    assert jobs(checkout, "--snakefile", "workflow/Snakefile") == jobs(checkout)
+
+
 def test_a_configfile_takes_the_place_of_the_default_one(checkout: Project) -> None:
     assert jobs(checkout, "--configfile", "config/demo.yaml") == [
         ("build_env", "sweep=demo"),

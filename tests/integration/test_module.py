@@ -212,8 +212,9 @@ def test_a_snakefile_that_lies_in_no_folder_is_refused(outer: Project) -> None:
     assert refusal(outer).endswith("is no folder here, and its rules need the scripts beside it: name a clone's Snakefile")
 
 
-def test_what_snakedeploy_writes_runs_from_a_clone(outer: Project) -> None:
-    use = 'module raysweep:\n    snakefile:\n        "../raysweep/Snakefile"\n    config:\n        config\n\nuse rule * from raysweep\n'
+@pytest.mark.parametrize("snakefile", ["Snakefile", "workflow/Snakefile"])  # the latter is where snakedeploy and the catalog look
+def test_what_snakedeploy_writes_runs_from_a_clone(outer: Project, snakefile: str) -> None:
+    use = f'module raysweep:\n    snakefile:\n        "../raysweep/{snakefile}"\n    config:\n        config\n\nuse rule * from raysweep\n'
     outer.write("workflow/Snakefile", f'configfile: "config/config.yaml"\n{use}')
     outer.write_config(CONFIG)
     found = jobs(dry_run(outer))

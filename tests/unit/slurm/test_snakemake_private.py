@@ -226,3 +226,20 @@ def test_how_much_is_printed_follows_snakemake(
     monkeypatch.delenv(VERBOSITY_ENV)
     inherit_verbosity(SimpleNamespace(quiet=[SimpleNamespace(name=name) for name in quiet], verbose=verbose))
     assert os.environ.get(VERBOSITY_ENV) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "rules", "after"),
+    [(None, {"tuning_all"}, "tuning_all"), ("paper", {"tuning_all"}, "paper"), (None, {"tuning_confirm"}, None)],
+)
+def test_a_rule_becomes_the_default_target_where_there_is_none(before: str | None, rules: set[str], after: str | None) -> None:
+    modifier = SimpleNamespace(modify_rulename=lambda rule: f"tuning_{rule}")
+    workflow = SimpleNamespace(modifier=modifier, is_rule=rules.__contains__, default_target=before)
+    Inclusion(workflow, Path(), None, None).make_default("all")
+    assert workflow.default_target == after
+
+
+def test_the_default_target_is_restored_after_an_include() -> None:
+    assert {"default_target", "overwrite_default_target"} <= names_in(snakemake.workflow.Workflow.include)
+    assert hasattr(snakemake.workflow.Workflow, "is_rule")
+    assert hasattr(snakemake.workflow.WorkflowModifier, "modify_rulename")

@@ -164,3 +164,9 @@ class Inclusion:
         """Have Snakemake call `start` and `fail` if this is a module, see Hooks. The main workflow has `onstart` and `onerror`."""
         if self.module is not None:
             _hooks.append(Hooks(self.workflow, start, fail))
+
+    def make_default(self, rule: str) -> None:
+        """Make a rule of this workflow the default target, where there is none yet. `include` leaves the default target as it was."""
+        name = self.workflow.modifier.modify_rulename(rule)
+        if not self.workflow.default_target and self.workflow.is_rule(name):  # a module may take other rules only
+            self.workflow.default_target = name
