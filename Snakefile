@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-# A --configfile takes the place of config/config.yaml; Snakemake would merge the two, and run the sweeps of both.
+# A --configfile replaces config/config.yaml. Snakemake would merge the two, and run the sweeps of both.
 if not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
@@ -22,9 +22,9 @@ include: "workflow/rules/check.smk"
 report: "workflow/report/workflow.rst"
 
 
-# Everything: the report of each sweep, all it is made from, and where there are several, the page that compares them.
+# Make the report of each sweep with all that the report needs, and the comparison of several sweeps.
 rule all:
-    default_target: not workflow.default_target  # a workflow that has this as a module may have named its own
+    default_target: not workflow.default_target  # a workflow that has this one as a module may have a default target
     input:
         expand(RESULTS / "{sweep}" / "report.html", sweep=SWEEPS),
         [RESULTS / "comparison.html"] if len(SWEEPS) > 1 else [],

@@ -2,7 +2,7 @@
 # out: resources/data/<dataset>/: uint8 arrays that trials memory-map, and a manifest
 
 
-# Staged here, where the network is, once for all trials.
+# Stage a data set once for all trials, on this machine, which has the network.
 rule stage_data:
     output:
         manifest=DATA / "{dataset}" / "manifest.yaml",

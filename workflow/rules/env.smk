@@ -1,8 +1,8 @@
 # in:  the requirements of the nodes with their lock, and the files that sweeps train
-# out: resources/env/<key>/: the environment that trials run in, what is in it, and the sweeps for which it is ready
+# out: resources/env/<key>/: the environment that trials run in, its manifest, and one file for each sweep whose imports were tried
 
 
-# The environment itself, which all sweeps share.
+# Build the environment that all sweeps share.
 rule install_env:
     input:
         requirements=local(config["env"]["requirements"]),
@@ -21,7 +21,7 @@ rule install_env:
         torch_backend=config["env"]["torch_backend"],
         container=["--container", config["env"]["container"]] if config["env"]["container"] else [],
         gpu=["--gpu"] if env_arguments(config, ROOT).gpu else [],
-        # A path, so that no change of the executor makes it, and all that follows, run again: a job packs what it finds unpacked.
+        # A path, so that a change of the executor runs neither this rule nor a later rule again. A job packs an environment that is not packed.
         pack=lambda w: Path("yes" if workflow.non_local_exec else "no"),
         output_dir=subpath(output[0], parent=True),
     shell:
@@ -38,9 +38,9 @@ rule install_env:
         " --log {log:q}"
 
 
-# The environment, ready for a sweep: what its driver and its trials need can be imported. A rule of its own, since in Snakemake all that follows a job
-# runs again with it, and a change of one sweep's file is to leave the others alone. It waits for the data, so that `--until build_env` brings all
-# that takes a network.
+# Try the imports of a sweep's driver and trials in the environment. The rule is apart from install_env, because Snakemake runs all later jobs again with a
+# job, and a change of one sweep's file must not run the other sweeps again. The rule waits for the data, so that `--until build_env` does all that needs a
+# network.
 rule build_env:
     input:
         env=rules.install_env.output[0],

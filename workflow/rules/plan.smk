@@ -1,8 +1,8 @@
-# in:  the staged data, the node environment, the files that define what is trained, and what there is of records
-# out: what each sweep will take, printed. Made anew whenever it is asked for: snakemake --cores all plan
+# in:  the staged data, the node environment, the files that define what is trained, and the records, if there are any
+# out: the time and the hours that each sweep will take, printed. Each call makes the plan again: snakemake --cores all plan
 
 
-# Before a sweep is paid for: how many trials at a time, how long, how many GPU- and CPU-hours, and whether that fits into its allocation.
+# Estimate the trials at a time, the duration, and the GPU- and CPU-hours of each sweep, and whether the sweep fits into its allocation.
 rule plan:
     input:
         data=[path for sweep in SWEEPS if "model" in SWEEPS[sweep] for path in staged(sweep, "train", "validation")],
@@ -11,7 +11,7 @@ rule plan:
     log:
         LOGS / "plan.log",
     localrule: True
-    # Alone on this machine: what others run meanwhile would be in the figures.
+    # All CPUs, so that no other rule runs at the same time: another rule would slow down the measured steps.
     threads: usable_cpus()
     params:
         interpreter=PYTHON,
@@ -19,7 +19,7 @@ rule plan:
         sweeps=list(SWEEPS),
         configs=[config_file(sweep) for sweep in SWEEPS],
         env_dir=placed(ENV),
-        # For the jobs that the sweeps would be where Snakemake submits jobs, else for this machine.
+        # The plan is for the jobs of the sweeps where Snakemake submits jobs, else for this machine.
         allocation=lambda w: Path("slurm" if workflow.non_local_exec else "local"),
     shell:
         "{params.interpreter:q} {params.script:q}"

@@ -1,8 +1,8 @@
 # in:  the outputs of a sweep and its record
-# out: results/<sweep>/report.html, a page that needs no network; figures/, the same as SVG and CSV; optuna.journal; results/comparison.html
+# out: results/<sweep>/report.html, a page that needs no network; figures/, its figures as SVG and CSV; optuna.journal; results/comparison.html
 
 
-# The page that says which configuration is best, and why one may believe it.
+# Write the page that shows which configuration is best, and how certain that is.
 rule report:
     input:
         trials=rules.run_sweep.output.trials,
@@ -40,7 +40,7 @@ rule report:
         " --log {log:q}"
 
 
-# Where the config has several sweeps: one page on which they stand beside each other.
+# Write one page that compares the sweeps, where the config has several.
 rule compare:
     input:
         best=expand(RESULTS / "{sweep}" / "best.yaml", sweep=SWEEPS),

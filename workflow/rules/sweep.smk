@@ -1,9 +1,9 @@
 # in:  the staged data, the node environment, and the files that define what is trained
 # out: results/<sweep>/: trials.csv, best.yaml, model/ and config.yaml; then confirmed.yaml
-# What a sweep needs to go on after an interruption lies in state/<sweep>/, never in an output: Snakemake deletes the outputs of a failed job.
+# The record and the checkpoints lie in state/<sweep>/ and not in an output, because Snakemake deletes the outputs of a failed job.
 
 
-# The sweep: one allocation, one Ray cluster, as many trials as the config says.
+# Run the trials of a sweep on one Ray cluster in one allocation.
 rule run_sweep:
     input:
         data=lambda w: staged(w.sweep, "train", "validation"),
@@ -23,7 +23,7 @@ rule run_sweep:
     log:
         LOGS / "run_sweep" / "{sweep}.log",
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
-    # One task a node, for the agents. `mpi` keeps the plugin from wrapping the rule in an `srun` of its own, in which no other works.
+    # One task on each node, for the agents. `mpi` keeps the plugin from wrapping the rule in an `srun`, because no other `srun` works inside of that one.
     resources:
         mpi="",
         nodes=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
@@ -49,13 +49,13 @@ rule run_sweep:
         " --log {log:q}"
 
 
-# The best configuration, trained anew with seeds that no trial used: the only rule that opens the test set.
+# Train the best configuration again with new seeds, and evaluate it. No other rule opens the test set.
 rule confirm:
     input:
         data=lambda w: staged(w.sweep, "train", "validation", "test"),
         env=ENV / "env.yaml",
         best=rules.run_sweep.output.best,
-        # Its time says nothing: the sweep writes it anew whenever it runs, and best.yaml changes when the model does.
+        # The time of model/ does not count: the sweep writes model/ whenever the sweep runs, and best.yaml changes when the model changes.
         model=ancient(rules.run_sweep.output.model),
     output:
         report(RESULTS / "{sweep}" / "confirmed.yaml", category="{sweep}", caption="../report/confirmed.rst"),
