@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
-from raysweep.report.inputs import read_inputs
+from raysweep.report.inputs import InputPaths, read_inputs
 from raysweep.report.optuna_study import write_journal
 from raysweep.report.report import write_report
 
@@ -18,18 +18,17 @@ def main() -> None:
     parser.add_argument("--best", required=True, type=Path, help="best.yaml; the folder model/ lies beside it")
     parser.add_argument("--confirmed", required=True, type=Path, help="confirmed.yaml")
     parser.add_argument("--config", required=True, type=Path, help="the config that the sweep ran with")
-    parser.add_argument("--data-manifest", type=Path, help="manifest.yaml of the data; left out where the trainable brings its own")
+    parser.add_argument("--data-manifest", type=Path, help="manifest.yaml of the data; left out where the trainable brings its own data")
     parser.add_argument("--env-manifest", required=True, type=Path, help="env.yaml of the node environment")
-    parser.add_argument("--plan", type=Path, help="what `snakemake plan` said of the sweep; need not be there")
+    parser.add_argument("--plan", type=Path, help="the plan that `snakemake plan` made of the sweep; the file need not exist")
     parser.add_argument("--output", required=True, type=Path, help="the page to write")
-    parser.add_argument("--figures-dir", required=True, type=Path, help="folder of the figures as files")
-    parser.add_argument("--journal", required=True, type=Path, help="the sweep as a journal of Optuna's, to write")
+    parser.add_argument("--figures-dir", required=True, type=Path, help="folder to which the figures are written as files")
+    parser.add_argument("--journal", required=True, type=Path, help="the journal of Optuna's to write")
     parser.add_argument("--log", type=Path, help="log of the rule")
     arguments = parser.parse_args()
     set_up_logging(arguments.log)
-    inputs = read_inputs(
-        arguments.record,
-        sweep_name=arguments.sweep,
+    paths = InputPaths(
+        path_to_record=arguments.record,
         path_to_best=arguments.best,
         path_to_confirmed=arguments.confirmed,
         path_to_config=arguments.config,
@@ -37,6 +36,7 @@ def main() -> None:
         path_to_data_manifest=arguments.data_manifest,
         path_to_plan=arguments.plan,
     )
+    inputs = read_inputs(arguments.sweep, paths)
     write_report(inputs, arguments.output, arguments.figures_dir, Path.cwd())
     write_journal(inputs, arguments.journal)
 

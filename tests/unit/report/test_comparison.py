@@ -66,15 +66,15 @@ def test_only_sweeps_of_one_metric_on_one_data_set_measured_in_one_way_are_held_
         (
             [0.80, 0.81, 0.82],
             [0.60, 0.61, 0.62],
-            "one is better than other by 0.2; by chance alone it would be more than 0.0227 in one of 20 cases.",
+            "one is better than other by 0.2. Chance alone makes a difference of more than 0.0227 in one of 20 cases.",
         ),
         (
             [0.80, 0.90, 1.00],
             [0.79, 0.89, 0.99],
-            "one and other are 0.01 apart: chance may explain it, which makes it up to 0.227 in 19 of 20 cases.",
+            "one and other are 0.01 apart. Chance may explain this: chance alone makes up to 0.227 in 19 of 20 cases.",
         ),
         ([0.8, 0.8, 0.8], [0.60, 0.61, 0.62], "one and other are 0.19 apart. All seeds of one of them gave the same value"),
-        ([0.80, 0.81], [0.60, 0.61, 0.62], "Whether one and other differ cannot be said: it takes 3 confirmed seeds of each."),
+        ([0.80, 0.81], [0.60, 0.61, 0.62], "Whether one and other differ is not known: a test takes 3 confirmed seeds of each."),
     ],
 )
 def test_a_difference_is_called_one_where_it_is_more_than_chance(tmp_path: Path, one: list[float], other: list[float], says: str) -> None:

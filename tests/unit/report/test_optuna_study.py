@@ -11,9 +11,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from raysweep.report.inputs import Inputs, read_inputs, seconds_between
+from raysweep.report.inputs import Inputs, seconds_between
 from raysweep.report.optuna_study import write_journal
-from recorded import write_outputs, write_record
+from reporting import made_up
 
 SPACE = {
     "lr": {"loguniform": [1e-4, 1e-1]},
@@ -24,7 +24,7 @@ SPACE = {
 
 def written(folder: Path, **sweep: Any) -> tuple[Inputs, optuna.Study]:
     """A made-up sweep, and what Optuna reads from its journal."""
-    inputs = read_inputs(folder / "record.jsonl", **write_outputs(folder, write_record(folder / "record.jsonl", **sweep)))
+    inputs = made_up(folder, **sweep)
     path = folder / "optuna.journal"
     write_journal(inputs, path)
     assert sorted(other.name for other in folder.iterdir() if "journal" in other.name) == ["optuna.journal"]

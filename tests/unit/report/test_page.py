@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from raysweep.report.comparison import read_sweeps, write_comparison
-from raysweep.report.inputs import Inputs, read_inputs
+from raysweep.report.inputs import Inputs
 from raysweep.report.report import write_report
 from recorded import write_outputs, write_record
+from reporting import made_up
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -45,8 +46,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def opened(browser: Any, folder: Path, outputs: dict[str, Any] | None = None, *, width: int = 1280, **sweep: Any) -> Inputs:
     """Write the report of a made-up sweep and open it as a file, at that width in pixels; returns when its figures are drawn."""
-    record = folder / "record.jsonl"
-    inputs = read_inputs(record, **write_outputs(folder, write_record(record, **sweep), **(outputs or {})))
+    inputs = made_up(folder, outputs, **sweep)
     write_report(inputs, folder / "report.html", folder / "figures", ROOT)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
     browser.get_log("performance")
@@ -136,7 +136,10 @@ def test_what_mattered_is_said_from_thirty_trials_up(browser: Any, tmp_path: Pat
     space = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4]}, "other": {"uniform": [0, 1]}}
     sweep = {"max_epochs": 4, "scheduler": {"name": "asha"}, "search_space": space}
     opened(browser, tmp_path / "few", num_trials=29, **sweep)
-    assert "29 trials with a value are too few to say; from 30 on it is drawn here" in browser.find_element(By.ID, "keys").text
+    assert (
+        "29 trials with a value are too few to show which hyper-parameters mattered. A figure needs 30 trials."
+        in browser.find_element(By.ID, "keys").text
+    )
     assert browser.find_elements(By.ID, "chart-importance") == []
     opened(browser, tmp_path / "many", num_trials=60, **sweep)
     labels = [text.text for text in browser.find_elements(By.CSS_SELECTOR, "#chart-importance .role-axis-label text")]

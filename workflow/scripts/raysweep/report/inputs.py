@@ -2,78 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
-from raysweep.common.numeric import is_finite_number
 from raysweep.config.model import Mode
-from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
 from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.record import Judged, Sweep, Trial, read_sweep
+from raysweep.report.documents import BestResult, Confirmation, EnvironmentManifest, Plan, Session, SweepHeader
+from raysweep.report.keys import Key, keys_of
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key of the configurations, nested ones as `outer/inner`."""
-
-    name: str
-    distribution: Distribution | None  # None: a constant, or a key that the search space no longer has
-    values: tuple[Any, ...]  # those that occur, each once
-
-    @property
-    def varies(self) -> bool:
-        return len(self.values) > 1
-
-    @property
-    def numeric(self) -> bool:
-        """Whether its values are points on a scale, not names: numbers, unless they were chosen from a list."""
-        return not isinstance(self.distribution, Choice) and all(is_finite_number(v) for v in self.values)
-
-    @property
-    def log(self) -> bool:
-        return isinstance(self.distribution, Numeric) and self.distribution.log and all(v > 0 for v in self.values)
-
-    @property
-    def categories(self) -> list[Any]:
-        """The values in the order in which an axis shows them: those of the list, and others that occur; numbers by size."""
-        offered = list(self.distribution.values) if isinstance(self.distribution, Choice) else []
-        found = offered + [v for v in self.values if v not in offered]
-        return sorted(found) if all(is_finite_number(v) for v in found) else found
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """The ends of a numeric key's axis: the bounds of its range, moved outwards by values that lie beyond them."""
-        d = self.distribution
-        ends: list[float] = []
-        if isinstance(d, Numeric):
-            ends = [d.low, d.high - d.integer]
-        elif isinstance(d, Normal):
-            ends = [d.mean - 2 * d.standard_deviation, d.mean + 2 * d.standard_deviation]
-        return min([*ends, *self.values]), max([*ends, *self.values])
-
-    def value_in(self, config: dict[str, Any]) -> Any:
-        """Its value in a configuration, None where that has none."""
-        return flattened(config).get(self.name)
-
-    def is_in(self, config: dict[str, Any]) -> bool:
-        """Whether a configuration has it."""
-        return self.name in flattened(config)
-
-    def position(self, value: Any) -> float:
-        """Where a value lies on the axis of the key, from 0 to 1."""
-        if not self.numeric:
-            return (self.categories.index(value) + 0.5) / len(self.categories)
-        return position_in_range(Numeric("", *self.span, self.log), value)
 
 
 @dataclass(frozen=True)
@@ -87,39 +30,37 @@ class Attempt:
     state: str  # the trial's status, or CONTINUED
 
 
-@dataclass
-class Inputs:
-    """All that the report knows."""
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep with its best trial and the confirmation. Nothing changes after it was read, so figures are computed once."""
 
     sweep: Sweep
-    best: dict[str, Any]
-    confirmed: dict[str, Any]
-    config_text: str
-    data: DataManifest | None  # manifest of the data; None when the trainable brings its own
-    data_dir: Path | None
-    env: dict[str, Any]
-    model_dir: Path
-    plan: dict[str, Any] | None  # what `snakemake plan` said of all its trials, before the sweep
+    best: BestResult
+    confirmed: Confirmation
 
-    @property
-    def about(self) -> dict[str, Any]:
-        return self.sweep.header
+    @cached_property
+    def header(self) -> SweepHeader:
+        return SweepHeader.read(self.sweep.header)
+
+    @cached_property
+    def sessions(self) -> list[Session]:
+        return [Session.read(session) for session in self.sweep.sessions]
 
     @property
     def name(self) -> str:
-        return self.about["name"]
+        return self.header.name
 
     @property
     def metric(self) -> str:
-        return self.about["metric"]
+        return self.header.metric
 
     @property
     def mode(self) -> Mode:
-        return self.about["mode"]
+        return self.header.mode
 
     @property
     def sign(self) -> int:
-        """A value times this is larger when it is better."""
+        """A value times this sign is larger when the value is better."""
         return 1 if self.mode == "max" else -1
 
     @property
@@ -128,136 +69,141 @@ class Inputs:
 
     @property
     def winner(self) -> Trial:
-        return self.sweep.trials[self.best["trial_id"]]
+        return self.sweep.trials[self.best.trial_id]
 
     def value(self, trial: Trial) -> float | None:
-        """The trial's best value of the metric, None where it reported none."""
+        """Return the trial's best value of the metric, None where the trial reported no value."""
         result = trial.best(self.metric, self.mode)
         return None if result is None else result.metrics[self.metric]
 
     @cached_property
     def ranked(self) -> list[tuple[Trial, float]]:
-        """Trials without error that reported a value, best first; of equal ones the lowest id first."""
+        """Trials without an error that reported a value, best first; of equal trials the lowest id first."""
         ordered = sorted(self.trials, key=lambda trial: trial.rank(self.metric, self.mode))
         return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
 
     @cached_property
     def compared(self) -> list[tuple[Judged, float]]:
-        """What the winner was chosen from, best first: the trials of `ranked`, or, with several seeds of each, configurations with their mean."""
-        ordered = sorted(self.sweep.judged, key=lambda one: one.rank(self.metric, self.mode))
-        return [(one, result.metrics[self.metric]) for one in ordered if (result := one.counted(self.metric, self.mode))]
+        """The candidates for the winner, best first: the trials of `ranked`, or, with several seeds of each, configurations by their mean."""
+        ordered = sorted(self.sweep.judged, key=lambda candidate: candidate.rank(self.metric, self.mode))
+        return [(candidate, result.metrics[self.metric]) for candidate in ordered if (result := candidate.counted(self.metric, self.mode))]
 
     @cached_property
     def keys(self) -> list[Key]:
-        """The keys of the search space, then others that configurations have."""
-        space: dict[str, Any] = {}
-        for key, d in parse_space(self.about["search_space"]).items():
-            name = shown_key(key)
-            if not (isinstance(d, Choice) and d.name == ONE_OF):  # whose branches have the values
-                space[name] = d if name not in space or space[name] == d else None  # two branches may mean different things by it
-        configs = [flattened(t.config) for t in self.trials]
-        names = list(space) + [name for config in configs for name in config if name not in space]
-        keys = []
-        for name in dict.fromkeys(names):
-            values = {json.dumps(c[name], sort_keys=True): c[name] for c in configs if name in c}  # values may be lists: not hashable
-            distribution = space.get(name)
-            keys.append(Key(name, distribution if isinstance(distribution, Distribution) else None, tuple(values.values())))
-        return keys
+        """The keys of the search space, then the other keys of the configurations."""
+        return keys_of(self.header.search_space, [trial.config for trial in self.trials])
+
+    @property
+    def varying_keys(self) -> list[Key]:
+        """The keys that have more than one value."""
+        return [key for key in self.keys if key.varies]
 
     @cached_property
     def clock(self) -> Clock:
-        return Clock(self.sweep)
+        return Clock(self.sessions)
 
     @cached_property
     def attempts(self) -> list[Attempt]:
         """Every attempt of every trial, by start."""
-        clock = self.clock
-        return sorted(
-            (attempt for trial in self.trials for attempt in _attempts_of(trial, clock)), key=lambda a: (a.start_s, a.trial.trial_id)
-        )
+        attempts = (attempt for trial in self.trials for attempt in _attempts_of(trial, self.clock))
+        return sorted(attempts, key=lambda a: (a.start_s, a.trial.trial_id))
 
     def unfinished(self) -> int:
-        """How many of the planned trials have no result that counts yet."""
-        return max(self.about["num_trials"], len(self.trials)) - sum(t.finished for t in self.trials)
+        """Return how many of the planned trials have no final result yet."""
+        return max(self.header.num_trials, len(self.trials)) - sum(t.finished for t in self.trials)
 
 
-def position_in_range(distribution: Numeric, value: float) -> float:
-    """Where `value` lies between the bounds: 0 at the lower, 1 at the upper one, on the distribution's own scale."""
-    # The upper bound of integers is excluded.
-    low, high = distribution.low, distribution.high - 1 if distribution.integer else distribution.high
-    if low == high:
-        return 0.5
-    if distribution.log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
+@dataclass(frozen=True)
+class Inputs(SweepResult):
+    """All that the report of one sweep shows."""
+
+    config_text: str
+    data: DataManifest | None  # None: the trainable brings its own data
+    data_dir: Path | None
+    env: EnvironmentManifest
+    model_dir: Path
+    plan: Plan | None  # the plan that `snakemake plan` made of all trials, before the sweep
 
 
 def seconds_between(start: str, end: str) -> float:
+    """Return the seconds between two times in ISO 8601."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)) / timedelta(seconds=1)
 
 
 class Clock:
-    """Turns times into seconds of running time: the gaps between a sweep's sessions are left out."""
+    """Turns times into seconds of running time, which leaves out the gaps between a sweep's sessions."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sessions = [(session["at"], session["last_at"]) for session in sweep.sessions]
+    def __init__(self, sessions: list[Session]) -> None:
+        self.sessions = [(session.start, session.last_at) for session in sessions]
         self.session_s = [seconds_between(start, end) for start, end in self.sessions]
-        self.total_s = sweep.used_s
+        self.total_s = sum(self.session_s)
 
     def session_of(self, at: str) -> int:
+        """Return the number of the session in which a time lies."""
         return max((i for i, (start, _) in enumerate(self.sessions) if start <= at), default=0)
 
     def seconds(self, at: str) -> float:
-        number = self.session_of(at)
-        before = sum(self.session_s[:number])
-        return before + max(seconds_between(self.sessions[number][0], at), 0.0)
+        """Return the running time until a time of the record."""
+        session = self.session_of(at)
+        before_s = sum(self.session_s[:session])
+        return before_s + max(seconds_between(self.sessions[session][0], at), 0.0)
 
 
 def _attempts_of(trial: Trial, clock: Clock) -> Iterator[Attempt]:
-    following = [a["at"] for a in trial.attempts[1:]] + [None]
-    for attempt, next_start in zip(trial.attempts, following, strict=True):
+    """Yield the attempts of a trial, in their order."""
+    next_starts = [a["at"] for a in trial.attempts[1:]] + [None]
+    for attempt, next_start in zip(trial.attempts, next_starts, strict=True):
         end = clock.sessions[clock.session_of(attempt["at"])][1]
         if next_start is None:
             end = trial.ended or end
-        elif next_start < end:  # paused by the scheduler, or tried again: it ran until its last report
+        elif next_start < end:  # paused by the scheduler, or tried again: the attempt ran until its last report
             end = max((r.at for r in trial.results if attempt["at"] <= r.at <= next_start), default=next_start)
         state = trial.status if next_start is None else CONTINUED
         yield Attempt(trial, attempt["node"] or "not known", clock.seconds(attempt["at"]), clock.seconds(end), state)
 
 
-def read_inputs(
-    path_to_record: Path,
-    *,
-    sweep_name: str,
-    path_to_best: Path,
-    path_to_confirmed: Path,
-    path_to_config: Path,
-    path_to_env_manifest: Path,
-    path_to_data_manifest: Path | None = None,
-    path_to_plan: Path | None = None,
-) -> Inputs:
-    """Read all of it. Raises RaysweepError where the record or `best.yaml` is not of the sweep `sweep_name`."""
-    inputs = Inputs(
-        sweep=read_sweep(path_to_record),
-        best=read_yaml(path_to_best),
-        confirmed=read_yaml(path_to_confirmed),
-        config_text=path_to_config.read_text(encoding="utf-8"),
-        data=None if path_to_data_manifest is None else read_manifest(path_to_data_manifest.parent),
-        data_dir=None if path_to_data_manifest is None else path_to_data_manifest.parent,
-        env=read_yaml(path_to_env_manifest),
-        model_dir=path_to_best.parent / "model",
-        plan=read_yaml(path_to_plan) if path_to_plan is not None and path_to_plan.exists() else None,
-    )
-    inputs.sweep.judge_by(inputs.best.get("constraint", {}))
-    # One that was made of a part of the trials, or of another number of them, says nothing of what all took.
-    if inputs.plan and not inputs.plan["num_trials"] == inputs.plan["trials_left"] == inputs.about["num_trials"]:
-        inputs.plan = None
-    for path, name in ((path_to_record, inputs.about.get("name")), (path_to_best, inputs.best["sweep"])):
+@dataclass(frozen=True)
+class InputPaths:
+    """The files that a report is made from."""
+
+    path_to_record: Path
+    path_to_best: Path
+    path_to_confirmed: Path
+    path_to_config: Path
+    path_to_env_manifest: Path
+    path_to_data_manifest: Path | None = None
+    path_to_plan: Path | None = None
+
+
+def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
+    """Read the files. Raises RaysweepError where the record or `best.yaml` does not belong to the sweep `sweep_name`."""
+    sweep, best = read_sweep(paths.path_to_record), BestResult.read(read_yaml(paths.path_to_best))
+    for path, name in ((paths.path_to_record, sweep.header.get("name")), (paths.path_to_best, best.sweep)):
         if name != sweep_name:
             raise RaysweepError(f"{path}: it belongs to the sweep {name!r}, not to {sweep_name!r}. Give the files of one sweep.")
-    if inputs.best["trial_id"] not in inputs.sweep.trials:
+    if best.trial_id not in sweep.trials:
         raise RaysweepError(
-            f"{path_to_best}: trial {inputs.best['trial_id']} is not in the record {path_to_record}. "
+            f"{paths.path_to_best}: trial {best.trial_id} is not in the record {paths.path_to_record}. "
             "Write the outputs anew from the record: run Snakemake with -R run_sweep."
         )
-    return inputs
+    sweep.judge_by(best.constraint)
+    data = paths.path_to_data_manifest
+    return Inputs(
+        sweep=sweep,
+        best=best,
+        confirmed=Confirmation.read(read_yaml(paths.path_to_confirmed)),
+        config_text=paths.path_to_config.read_text(encoding="utf-8"),
+        data=None if data is None else read_manifest(data.parent),
+        data_dir=None if data is None else data.parent,
+        env=EnvironmentManifest.read(read_yaml(paths.path_to_env_manifest)),
+        model_dir=paths.path_to_best.parent / "model",
+        plan=_read_plan(paths.path_to_plan, sweep.header["num_trials"]),
+    )
+
+
+def _read_plan(path: Path | None, num_trials: int) -> Plan | None:
+    """Return the plan, None where there is no plan of all trials: a plan of some of them does not tell what all of them cost."""
+    if path is None or not path.exists() or not (values := read_yaml(path)):
+        return None
+    plan = Plan.read(values)
+    return plan if plan.num_trials == plan.trials_left == num_trials else None

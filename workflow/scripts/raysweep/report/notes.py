@@ -3,351 +3,392 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.space import Choice, Numeric, flattened
 from raysweep.record.outputs import values_at
-from raysweep.record.record import Judged, Trial
-from raysweep.report.analysis import repeated_s
-from raysweep.report.inputs import Inputs, Key, position_in_range
+from raysweep.record.record import Judged
+from raysweep.report.analysis import has_gpus, repeated_s
+from raysweep.report.inputs import Inputs
+from raysweep.report.keys import Key, position_in_range
 
 EDGE_FRACTION = 0.05  # of a range, at each end
-FEW_STEPS = 20  # an integer range with fewer values has no outer 5 %: there its ends are judged as those of a list
+MIN_STEPS = 20  # a range with fewer values has no outer 5 %: its ends are judged as the ends of a list
+MAX_NAMED = 5  # trials that a sentence names
 
 
 @dataclass(frozen=True)
 class Note:
-    """One finding: `good` speaks for the result, `warn` against taking it at face value, `info` is what one should know."""
+    """A finding: `good` speaks for the result, `warn` against taking it at face value, `info` is background that the reader needs."""
 
     kind: Literal["good", "info", "warn"]
     title: str
     text: str
 
 
-@dataclass
-class Failure:
-    """A cause of failed trials."""
-
-    cause: str  # in the words of the first trial that it ended
-    trials: list[Trial] = field(default_factory=list)
-
-
-def failures(trials: list[Trial]) -> list[Failure]:
-    """The failed trials by cause, the most frequent first; texts that differ only in numbers are one cause."""
-    found: dict[str, Failure] = {}
-    for trial in trials:
-        if trial.status == "ERROR":
-            cause = trial.error or "no reason recorded"
-            found.setdefault(re.sub(r"0x[0-9a-f]+|\d+", "#", cause), Failure(cause)).trials.append(trial)
-    return sorted(found.values(), key=lambda f: -len(f.trials))
-
-
 def notes(inputs: Inputs) -> list[Note]:
-    """Everything that helps to judge the result, the most important first."""
-    found = [
+    """Return the findings, the most important first."""
+    optional = [
         _tie(inputs),
         _optimism(inputs),
         _confirmation(inputs),
         *_edges(inputs),
         _splits(inputs),
-        *_errors(inputs),
-        *_course(inputs),
+        _errors(inputs),
+        _unfinished(inputs),
+        _stopped_early(inputs),
+        _interruptions(inputs),
+        _stacked(inputs),
+        _lost_nodes(inputs),
+        *_shared_gpus(inputs),
+        _retries(inputs),
         _seeded(inputs),
         _repeats(inputs),
         _constraint(inputs),
         _schedule(inputs),
     ]
-    return [note for note in found if note is not None]
+    return [note for note in optional if note is not None]
+
+
+# --- the ranking --------------------------------------------------------------------------------------------------------------------
+
+
+def compared_as(inputs: Inputs) -> str:
+    """Return the noun for what is compared: "trial", or "configuration" where each has several seeds."""
+    return "configuration" if inputs.sweep.repeats > 1 else "trial"
 
 
 def tied(inputs: Inputs) -> list[tuple[Judged, float]]:
-    """The other trials (or configurations) whose validation value lies within one confirmation standard deviation of the winner's, best first."""
-    deviation, winning = inputs.confirmed["standard_deviation"], inputs.best["metric"]["value"]
+    """Return the other trials (or configurations) whose value lies within one standard deviation of the confirmation from the winner, best first."""
+    deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
     if deviation is None:
         return []
-    slack = 1e-12 * max(1.0, abs(winning))  # 0.47 - 0.46 is a little more than 0.01
+    slack = 1e-12 * max(1.0, abs(best))  # in binary, 0.47 - 0.46 is a little more than 0.01
     return [
-        (one, value) for one, value in inputs.compared if inputs.winner not in one.members and abs(value - winning) <= deviation + slack
+        (candidate, value)
+        for candidate, value in inputs.compared
+        if inputs.winner not in candidate.members and abs(value - best) <= deviation + slack
     ]
 
 
 def _tie(inputs: Inputs) -> Note | None:
-    deviation, others = inputs.confirmed["standard_deviation"], len(inputs.compared) - 1
-    if others < 1:
+    """Return whether other trials are as good as the winner within the noise."""
+    deviation, num_others = inputs.confirmed.standard_deviation, len(inputs.compared) - 1
+    if num_others < 1:
         return Note("warn", "Nothing to compare with", "Only one trial has a result, so nothing was selected.")
     if deviation is None:
         return Note(
             "warn",
             "How much luck is in the ranking is not known",
-            "The winner was confirmed with fewer than two seeds, so there is no standard deviation to hold the differences between trials "
-            "against. Set confirm.seeds to 3 or more.",
+            "The winner was confirmed with fewer than two seeds. So no standard deviation exists to which the differences between trials could be"
+            " compared. Set confirm.seeds to 3 or more.",
         )
-    seeds = f"one standard deviation of the confirmation ({deviation:.2g}, from {plural(inputs.confirmed['n'], 'seed')})"
+    others = plural(num_others, compared_as(inputs))
+    noise = f"one standard deviation of the confirmation ({deviation:.2g}, from {plural(inputs.confirmed.n, 'seed')})"
     near = tied(inputs)
     if not near:
-        return Note(
-            "good",
-            "The winner stands alone",
-            f"None of the other {plural(others, compared_as(inputs))} lies within {seeds} of it on validation.",
-        )
-    named = ", ".join(f"{trial.trial_id} ({number(value)})" for trial, value in near[:5]) + (" and others" if len(near) > 5 else "")
+        return Note("good", "The winner stands alone", f"On validation, none of the other {others} lies within {noise} of the winner.")
+    named = ", ".join(f"{candidate.trial_id} ({number(value)})" for candidate, value in near[:MAX_NAMED])
+    named += " and others" if len(near) > MAX_NAMED else ""
     return Note(
         "warn",
         "It is a tie" if len(near) == 1 else f"It is a tie among {len(near) + 1:,}",
-        f"{len(near):,} of the other {plural(others, compared_as(inputs))} {'lies' if len(near) == 1 else 'lie'} within {seeds} of the winner on "
-        f"validation: {named}. Chance decides their order as much as merit does; take the one that is cheapest or simplest.",
+        f"On validation, {len(near):,} of the other {others} {'lies' if len(near) == 1 else 'lie'} within {noise} of the winner: {named}."
+        " Chance decides their order as much as merit does. Take the cheapest or the simplest of them.",
     )
 
 
 def _optimism(inputs: Inputs) -> Note | None:
-    tries, best, mean = len(inputs.compared), inputs.best["metric"]["value"], inputs.confirmed["mean"]
-    if tries < 2:
+    """Return how far the winner's validation value exceeds the confirmed mean."""
+    num_compared, best, mean = len(inputs.compared), inputs.best.value, inputs.confirmed.mean
+    if num_compared < 2 or mean is None:
         return None
-    where = "on the test set" if inputs.confirmed["evaluated_on"] == "test" else "with new seeds, on validation again"
+    on_test = inputs.confirmed.is_on_test
+    where = "on the test set" if on_test else "with new seeds, on validation again"
     difference = f"{number(abs(best - mean))} {'below' if mean < best else 'above'} it" if mean != best else "equal to it"
-    more = " (trained on the validation part as well)" if mean != best and inputs.confirmed["evaluated_on"] == "test" else ""
+    more_data = " (trained on the validation part as well)" if mean != best and on_test else ""
     return Note(
         "info",
         f"The winner’s validation {inputs.metric} is optimistic",
-        f"{number(best)} is the {'highest' if inputs.mode == 'max' else 'lowest'} of {tries:,} validation figures. Choosing the best also chooses the "
-        f"luckiest, the more so the more trials there are. The confirmed mean {where}, {number(mean)}, is {difference}{more}: quote that one.",
+        f"{number(best)} is the {'highest' if inputs.mode == 'max' else 'lowest'} of {num_compared:,} validation figures. Whoever chooses the best also"
+        f" chooses the luckiest; the effect grows with the number of trials. The confirmed mean {where}, {number(mean)}, is {difference}{more_data}:"
+        " quote the mean.",
     )
 
 
 def _repeats(inputs: Inputs) -> Note | None:
-    """With several seeds of each configuration: how far they are apart."""
+    """Return, for configurations with several seeds, how far the values of the seeds are apart."""
     if inputs.sweep.repeats == 1:
         return None
     shown = []
-    for one, value in inputs.compared[:5]:
-        result = one.best(inputs.metric, inputs.mode)
-        values = values_at(one, result, inputs.metric) if result else []
-        shown.append(f"{one.trial_id}: {number(value)} ± {statistics.stdev(values):.2g} ({', '.join(map(number, values))})")
+    for candidate, value in inputs.compared[:MAX_NAMED]:
+        report = candidate.best(inputs.metric, inputs.mode)
+        values = values_at(candidate, report, inputs.metric) if report else []
+        shown.append(f"{candidate.trial_id}: {number(value)} ± {statistics.stdev(values):.2g} ({', '.join(map(number, values))})")
     return Note(
         "info",
         f"Each configuration was trained with {inputs.sweep.repeats} seeds",
-        "They were stopped as one, and chosen by their mean at the same epoch; one that failed with a seed cannot win. The best, with the standard deviation"
-        f" over their seeds: {'; '.join(shown)}.",
+        "The scheduler stopped the seeds of a configuration together, and configurations were compared by their mean at the same epoch. A configuration"
+        f" that failed with a seed cannot win. The best configurations, with the standard deviation over their seeds: {'; '.join(shown)}.",
     )
 
 
 def _constraint(inputs: Inputs) -> Note | None:
-    """With bounds within which alone a report may win: how many never were there."""
-    bounds = inputs.best.get("constraint")
+    """Return how many trials had no report within the constraint."""
+    bounds = inputs.best.constraint
     if not bounds:
         return None
     limits = [f"{metric} {kind.replace('_', ' ')} {number(value)}" for metric, bound in bounds.items() for kind, value in bound.items()]
-    reported = sum(one.status != "ERROR" and one.has_reported(inputs.metric) for one in inputs.sweep.judged)
+    reported = sum(c.status != "ERROR" and c.has_reported(inputs.metric) for c in inputs.sweep.judged)
     return Note(
         "info",
         f"Only reports with {' and '.join(limits)} could win",
-        f"{plural(reported - len(inputs.compared), compared_as(inputs))} of {reported:,} never had one. The scheduler saw {inputs.metric} alone.",
+        f"{plural(reported - len(inputs.compared), compared_as(inputs))} of {reported:,} never had such a report. The scheduler saw {inputs.metric} alone.",
     )
 
 
 def _schedule(inputs: Inputs) -> Note | None:
-    """Of a population: by which settings the winner's weights came about."""
-    schedule = inputs.best.get("schedule")
+    """Return, for population based training, the settings by which the winner's weights came about."""
+    schedule = inputs.best.schedule
     if not schedule:
         return None
-    first, *later = [flattened(one["config"]) for one in schedule]
-    changed = [key for key in first if any(config.get(key) != first[key] for config in later)]
-    steps = [
-        f"from epoch {one['from_epoch'] + 1} " + ", ".join(f"{key} {value_text(config.get(key))}" for key in changed)
-        for one, config in zip(schedule, [first, *later], strict=True)
+    configs = [flattened(stage["config"]) for stage in schedule]
+    changed = [key for key, value in configs[0].items() if any(config.get(key) != value for config in configs[1:])]
+    stages = [
+        f"from epoch {stage['from_epoch'] + 1} " + ", ".join(f"{key} {value_text(config.get(key))}" for key in changed)
+        for stage, config in zip(schedule, configs, strict=True)
     ]
     return Note(
         "info",
         "The winner’s settings changed on the way",
-        f"It took over the weights of better trials, and settings near theirs: {'; '.join(steps)}.",
+        f"The winner took over the weights of better trials, and settings near theirs: {'; '.join(stages)}.",
     )
 
 
-def compared_as(inputs: Inputs) -> str:
-    """What trials are compared as, in a word."""
-    return "configuration" if inputs.sweep.repeats > 1 else "trial"
-
-
 def _confirmation(inputs: Inputs) -> Note | None:
-    if inputs.confirmed["evaluated_on"] != "test":
-        return Note(
-            "warn",
-            "There is no test result",
-            f"The confirmation was {inputs.confirmed['note']}. A function `confirm` beside the trainable gives one.",
-        )
-    return None
+    """Return a warning where nothing was measured on a test set."""
+    if inputs.confirmed.is_on_test:
+        return None
+    return Note(
+        "warn",
+        "There is no test result",
+        f"The confirmation was {inputs.confirmed.note}. A function `confirm` beside the trainable gives a test result.",
+    )
 
 
-def _steps(distribution: Numeric) -> float:
-    """How many different values a distribution has."""
-    width = distribution.high - distribution.low
-    return width if distribution.integer else width / distribution.step + 1 if distribution.step else math.inf
+# --- the search space ---------------------------------------------------------------------------------------------------------------
 
 
 def _edges(inputs: Inputs) -> Iterator[Note]:
+    """Yield the keys whose best value lies at an edge of the search space."""
     config = flattened(inputs.winner.config)
     for key in inputs.keys:
-        if key.name in config and is_finite_number(config[key.name]) and (note := _edge(key, config[key.name])):
+        value = config.get(key.name)
+        if is_finite_number(value) and (note := _edge(key, value)):
             yield note
 
 
 def _edge(key: Key, value: float) -> Note | None:
+    """Return that a value lies at the edge of a range or of a list, or None."""
     distribution = key.distribution
-    if isinstance(distribution, Numeric) and distribution.log and value <= 0:  # drawn before the range became what it is
-        return None
-    if isinstance(distribution, Numeric) and _steps(distribution) >= FEW_STEPS:
-        position = position_in_range(distribution, value)
-        if EDGE_FRACTION < position < 1 - EDGE_FRACTION:
-            return None
-        upper = position > 0.5
-        scale = ", on the log scale it is searched on" if distribution.log else ""
-        return Note(
-            "warn",
-            f"{key.name} lies at the edge of its range",
-            f"The best value, {number(value)}, is in the {'upper' if upper else 'lower'} 5 % of "
-            f"{number(distribution.low)} to {number(distribution.high)}{scale}. The optimum may lie "
-            f"{'above' if upper else 'below'}: widen it and run again; finished trials are kept.",
-        )
     if isinstance(distribution, Numeric):
-        values = [distribution.low, distribution.high - 1 if distribution.integer else distribution.high]
-        enough = _steps(distribution) >= 3
-    elif isinstance(distribution, Choice) and all(is_finite_number(v) for v in distribution.values):
-        values = sorted(distribution.values)
-        enough = len(set(values)) >= 3  # of two values, one of them always lies at an end
-    else:
+        if distribution.log and value <= 0:  # drawn before the range was changed to a logarithmic one
+            return None
+        num_values = _num_values(distribution)
+        if num_values >= MIN_STEPS:
+            return _edge_of_range(key, distribution, value)
+        return _edge_of_list(key, [distribution.low, distribution.high - distribution.integer], value) if num_values >= 3 else None
+    if isinstance(distribution, Choice) and all(is_finite_number(v) for v in distribution.values):
+        # With two values, the best value always lies at an end.
+        return _edge_of_list(key, sorted(distribution.values), value) if len(set(distribution.values)) >= 3 else None
+    return None
+
+
+def _num_values(distribution: Numeric) -> float:
+    """Return how many different values a distribution has."""
+    width = distribution.high - distribution.low
+    return width if distribution.integer else width / distribution.step + 1 if distribution.step else math.inf
+
+
+def _edge_of_range(key: Key, distribution: Numeric, value: float) -> Note | None:
+    """Return that a value lies in the outer 5 % of a range, or None."""
+    position = position_in_range(distribution, value)
+    if EDGE_FRACTION < position < 1 - EDGE_FRACTION:
         return None
-    if not enough or value not in (values[0], values[-1]):
-        return None
-    largest = value == values[-1]
-    end, beyond = ("largest", "larger") if largest else ("smallest", "smaller")
+    part, beyond = ("upper", "above") if position > 0.5 else ("lower", "below")
+    scale = ", on the log scale of the search" if distribution.log else ""
     return Note(
-        "info",
-        f"{key.name} is the {end} on offer",
-        f"The best value, {number(value)}, is the {end} of its list; a {beyond} one may do better still.",
+        "warn",
+        f"{key.name} lies at the edge of its range",
+        f"The best value, {number(value)}, lies in the {part} 5 % of {number(distribution.low)} to {number(distribution.high)}{scale}."
+        f" The optimum may lie {beyond} the range: widen it and run again. Finished trials are kept.",
     )
 
 
-def _splits(inputs: Inputs) -> Note | None:
-    data = inputs.data
-    if data is None:
-        return Note(
-            "info",
-            "The trainable brings its own data",
-            "How it splits them, and what its validation figure is measured on, is for it to say.",
-        )
-    sizes = data.splits
-    text = (
-        f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples; {plural(sizes['test'], 'test example')} "
-        f"{'were kept for the confirmation, and nothing else reads them' if inputs.confirmed['evaluated_on'] == 'test' else 'were not used'}."
-    )
-    value = inputs.best["metric"]["value"]
+def _edge_of_list(key: Key, values: list[float], value: float) -> Note | None:
+    """Return that a value is the smallest or the largest of sorted values, or None."""
+    if value not in (values[0], values[-1]):
+        return None
+    end, beyond = ("largest", "larger") if value == values[-1] else ("smallest", "smaller")
+    text = f"The best value, {number(value)}, is the {end} of its list. A {beyond} value may do still better."
+    return Note("info", f"{key.name} is the {end} on offer", text)
+
+
+# --- data and seeds -----------------------------------------------------------------------------------------------------------------
+
+
+def _splits(inputs: Inputs) -> Note:
+    """Return how many examples each part of the data has, and what that means for an accuracy."""
+    if inputs.data is None:
+        text = "The trainable decides how it splits its data, and on which part it measures its validation figure."
+        return Note("info", "The trainable brings its own data", text)
+    sizes = inputs.data.splits
+    use = "were kept for the confirmation, and nothing else reads them" if inputs.confirmed.is_on_test else "were not used"
+    text = f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples; {plural(sizes['test'], 'test example')} {use}."
+    value = inputs.best.value
     if inputs.metric == "accuracy" and 0 < value < 1 and sizes["validation"]:
         error = math.sqrt(value * (1 - value) / sizes["validation"])
-        text += f" From {sizes['validation']:,} examples an accuracy of {number(value)} has a standard error of {error:.2g}."
+        text += f" From {sizes['validation']:,} examples, an accuracy of {number(value)} has a standard error of {error:.2g}."
     return Note("info", "Split sizes", text)
 
 
-def _errors(inputs: Inputs) -> Iterator[Note]:
-    failed = sum(t.status == "ERROR" for t in inputs.trials)
-    if failed:
-        yield Note(
-            "warn",
-            f"{plural(failed, 'trial')} failed",
-            f"{failed:,} of {plural(len(inputs.trials), 'trial')} ended with an error and cannot win. If they share a region of the search space, the ranking "
-            "says nothing about it. The causes stand under Failures.",
-        )
-    if missing := inputs.unfinished():
-        yield Note(
-            "warn",
-            "The sweep is not finished",
-            f"{missing:,} of {max(inputs.about['num_trials'], len(inputs.trials)):,} planned trials have no final result yet. "
-            "Running Snakemake again goes on from the record.",
-        )
+def _seeded(inputs: Inputs) -> Note:
+    """Return what a seed decides, and what may differ in another run."""
+    header = inputs.header
+    split = f" the validation split (seed {inputs.data.seed})," if inputs.data is not None else ""
+    text = f"From seed {header.seed}: the configurations,{split} each trial’s own seed"
+    if header.model:
+        text += ", with it a model’s first weights, and the order of the training data, which is the same for all trials."
+    else:
+        text += ", which the trainable gets as RAYSWEEP_SEED. The trainable decides whether it uses the seed."
+    if header.search_algorithm_name not in ("random", "grid"):
+        text += f" The proposals of {header.search_algorithm_name} depend also on which trials had ended by then."
+    if header.scheduler_name != "none":
+        decision = "From which other trial a trial takes over" if header.scheduler_name == "pbt" else "When a trial is stopped"
+        text += f" {decision} depends on how far the other trials had come, so it may differ in another run."
+    if has_gpus(inputs):
+        text += " GPUs do not always add numbers in the same order, so values may differ in the last digits."
+    return Note("info", "What was seeded", text)
 
 
-def _course(inputs: Inputs) -> Iterator[Note]:
-    stopped = sum(t.status == "STOPPED" for t in inputs.trials)
-    if stopped:
-        yield Note(
-            "info",
-            f"{plural(stopped, 'trial')} stopped early",
-            f"The scheduler ({inputs.about['scheduler']['name']}) ended {stopped:,} of {plural(len(inputs.trials), 'trial')} before "
-            f"{plural(inputs.about['max_epochs'], 'epoch')}. One that learns slowly and would have won in the end is lost this way.",
-        )
-    if len(inputs.sweep.sessions) > 1:
-        again = sum(len({inputs.clock.session_of(a["at"]) for a in t.attempts}) > 1 for t in inputs.trials)
-        broken = sum("outcome" not in s for s in inputs.sweep.sessions)
-        text = f"The sweep ran in {len(inputs.sweep.sessions)} sessions"
-        text += f", {broken} of which {'was' if broken == 1 else 'were'} cut off." if broken else "."
-        text += (
-            f" {plural(again, 'trial')} started again, from the last checkpoint where there was one."
-            if again
-            else " No trial had to start again."
-        )
-        if lost_s := round(repeated_s(inputs)):
-            text += f" {duration(lost_s)} of training, over all trials, had to be done again."
-        yield Note("info", "Interruptions", text)
-    if fused := inputs.sweep.fused:
-        if fused["why_not"]:
-            yield Note("info", "Trials were trained one by one", f"Together they could not be, or not faster: {fused['why_not']}.")
-        else:
-            where = "one process" if fused["processes"] == 1 else f"each of {fused['processes']} processes"
-            yield Note(
-                "info",
-                "Trials were trained together",
-                f"Up to {fused['seats']} at a time in {where}, {fused['speed_up']:.1f} times as fast as one by one ({fused['way']}). It is the same"
-                " computation, as was seen before the sweep began. A trial’s time is that of the rounds in which it took part.",
-            )
-    if lost := list(dict.fromkeys(node["node"] for node in inputs.sweep.nodes if node["state"] == "lost")):
-        moved = sum(any(not failure["counted"] for failure in t.failures) for t in inputs.trials)
-        yield Note(
-            "info",
-            f"{plural(len(lost), 'node')} lost",
-            f"The sweep went on without {', '.join(lost)}. {plural(moved, 'trial')} had to move, and went on from the last checkpoint where there was one.",
-        )
-    if measured := inputs.sweep.gpu_memory_mb:
-        share = min(1.0, inputs.sweep.gpu_share or 1.0)
+# --- the course of the sweep --------------------------------------------------------------------------------------------------------
+
+
+def _errors(inputs: Inputs) -> Note | None:
+    """Return how many trials failed."""
+    num_failed = sum(t.status == "ERROR" for t in inputs.trials)
+    if not num_failed:
+        return None
+    return Note(
+        "warn",
+        f"{plural(num_failed, 'trial')} failed",
+        f"{num_failed:,} of {plural(len(inputs.trials), 'trial')} ended with an error and cannot win. If they lie in one region of the search space,"
+        " the ranking does not cover that region. The section Failures lists the causes.",
+    )
+
+
+def _unfinished(inputs: Inputs) -> Note | None:
+    """Return how many planned trials have no final result."""
+    if not (missing := inputs.unfinished()):
+        return None
+    return Note(
+        "warn",
+        "The sweep is not finished",
+        f"{missing:,} of {max(inputs.header.num_trials, len(inputs.trials)):,} planned trials have no final result yet. "
+        "Running Snakemake again continues from the record.",
+    )
+
+
+def _stopped_early(inputs: Inputs) -> Note | None:
+    """Return how many trials the scheduler stopped."""
+    num_stopped = sum(t.status == "STOPPED" for t in inputs.trials)
+    if not num_stopped:
+        return None
+    return Note(
+        "info",
+        f"{plural(num_stopped, 'trial')} stopped early",
+        f"The scheduler ({inputs.header.scheduler_name}) ended {num_stopped:,} of {plural(len(inputs.trials), 'trial')} before "
+        f"{plural(inputs.header.max_epochs, 'epoch')}. A trial that learns slowly, and would have won in the end, is lost this way.",
+    )
+
+
+def _interruptions(inputs: Inputs) -> Note | None:
+    """Return how often the sweep was interrupted, and what that cost."""
+    sessions = inputs.sessions
+    if len(sessions) < 2:
+        return None
+    restarted = sum(len({inputs.clock.session_of(a["at"]) for a in t.attempts}) > 1 for t in inputs.trials)
+    cut_off = sum(session.outcome is None for session in sessions)
+    text = f"The sweep ran in {len(sessions)} sessions"
+    text += f", {cut_off} of which {'was' if cut_off == 1 else 'were'} cut off." if cut_off else "."
+    if restarted:
+        text += f" {plural(restarted, 'trial')} started again, each from its last checkpoint where it had one."
+    else:
+        text += " No trial had to start again."
+    if lost_s := round(repeated_s(inputs)):
+        text += f" {duration(lost_s)} of training, over all trials, had to be done again."
+    return Note("info", "Interruptions", text)
+
+
+def _stacked(inputs: Inputs) -> Note | None:
+    """Return whether trials were trained together, or why not; None where the config did not ask for it."""
+    fused = inputs.sweep.fused
+    if not fused:
+        return None
+    if fused["why_not"]:
+        text = f"Trials could not be trained together, or not faster: {fused['why_not']}."
+        return Note("info", "Trials were trained one by one", text)
+    where = "one process" if fused["processes"] == 1 else f"each of {fused['processes']} processes"
+    return Note(
+        "info",
+        "Trials were trained together",
+        f"Up to {fused['seats']} at a time in {where}, {fused['speed_up']:.1f} times as fast as one by one ({fused['way']}). The computation is the same,"
+        " which was checked before the sweep began. The time of a trial is the time of the rounds in which the trial took part.",
+    )
+
+
+def _lost_nodes(inputs: Inputs) -> Note | None:
+    """Return which nodes were lost, and how many trials had to move."""
+    lost = list(dict.fromkeys(event["node"] for event in inputs.sweep.nodes if event["state"] == "lost"))
+    if not lost:
+        return None
+    moved = sum(any(not failure["counted"] for failure in t.failures) for t in inputs.trials)
+    return Note(
+        "info",
+        f"{plural(len(lost), 'node')} lost",
+        f"The sweep went on without {', '.join(lost)}. {plural(moved, 'trial')} had to move, and went on from the last checkpoint where one existed.",
+    )
+
+
+def _shared_gpus(inputs: Inputs) -> Iterator[Note]:
+    """Yield how trials shared GPUs."""
+    sweep = inputs.sweep
+    if measured := sweep.gpu_memory_mb:
+        share = min(1.0, sweep.gpu_share or 1.0)
         yield Note(
             "info",
             "GPUs were shared",
-            f"The first trial took {measured[0]:,} of {measured[1]:,} MB of its GPU, so that {1 / share:.0f} shared one from then on. It may be"
-            " set: trial_resources.gpu.",
+            f"The first trial took {measured[0]:,} of {measured[1]:,} MB of its GPU, so {1 / share:.0f} trials shared a GPU from then on."
+            " The key trial_resources.gpu sets the share.",
         )
-    if inputs.sweep.is_crowded:
+    if sweep.is_crowded:
         yield Note(
             "warn",
             "GPUs were too full",
-            f"Trials did not find room in the memory of a GPU beside their neighbours, so that each got {inputs.sweep.gpu_share:.3g} of one from then on."
-            f" With trial_resources.gpu: {inputs.sweep.gpu_share:.3g} they would not have to try.",
-        )
-    if again := sum(t.num_failures > 0 and t.status != "ERROR" for t in inputs.trials):
-        yield Note(
-            "info",
-            f"{plural(again, 'trial')} tried again",
-            "They raised, died, hung or reported NaN, and succeeded when they were tried again.",
+            "Trials did not find room in the memory of a GPU beside their neighbours. So each trial got"
+            f" {sweep.gpu_share:.3g} of a GPU from then on. Set trial_resources.gpu: {sweep.gpu_share:.3g} to spare the attempts.",
         )
 
 
-def _seeded(inputs: Inputs) -> Note:
-    about = inputs.about
-    split = f" the validation split (seed {inputs.data.seed})," if inputs.data is not None else ""
-    searcher = about["search_algorithm"]["name"]
-    text = f"From seed {about['seed']}: the configurations,{split} each trial’s own seed"
-    if about.get("model"):
-        text += ", with it a model’s first weights, and the order of the training data, which is the same for all trials."
-    else:
-        text += ", which the trainable gets as RAYSWEEP_SEED; whether it uses it is for it to say."
-    if searcher not in ("random", "grid"):
-        text += f" What {searcher} proposes depends also on which trials had ended by then."
-    if about["scheduler"]["name"] != "none":
-        what = "From which other a trial takes over" if about["scheduler"]["name"] == "pbt" else "When a trial is stopped"
-        text += f" {what} depends on which others had got that far, so it may differ in another run."
-    if any(node["gpus"] for session in inputs.sweep.sessions for node in session["nodes"]):
-        text += " On GPUs sums are not always added in the same order, so that values may differ in the last digits."
-    return Note("info", "What was seeded", text)
+def _retries(inputs: Inputs) -> Note | None:
+    """Return how many trials succeeded only when they were tried again."""
+    retried = sum(t.num_failures > 0 and t.status != "ERROR" for t in inputs.trials)
+    if not retried:
+        return None
+    text = "They raised an error, died, hung or reported NaN, and did not fail when they were tried again."
+    return Note("info", f"{plural(retried, 'trial')} tried again", text)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number
 from raysweep.record.record import Trial
-from raysweep.report.inputs import Inputs, Key
+from raysweep.report.inputs import SweepResult
+from raysweep.report.keys import Key
 
 if TYPE_CHECKING:
     import optuna
@@ -19,6 +22,7 @@ STATES = {"TERMINATED": "COMPLETE", "STOPPED": "PRUNED", "ERROR": "FAIL"}
 
 
 def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
+    """Return the distribution that holds all values of a key."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not key.numeric:
@@ -30,49 +34,52 @@ def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
 
 
 def params_of(keys: list[Key], config: dict[str, Any]) -> dict[str, Any]:
-    """Of those keys that the configuration has."""
-    found = {key.name: (key, key.value_in(config)) for key in keys if key.is_in(config)}
-    return {name: value if key.numeric else _choice(value) for name, (key, value) in found.items()}
+    """Return the values of those keys that the configuration has, by name."""
+    values = {key.name: (key, key.value_in(config)) for key in keys if key.is_in(config)}
+    return {name: value if key.numeric else _choice(value) for name, (key, value) in values.items()}
 
 
 def _choice(value: Any) -> Any:
-    """Optuna keeps no lists and maps among what can be chosen."""
+    """Return a value as a choice; Optuna keeps no lists and maps among its choices, so they become JSON."""
     return value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value)
 
 
-def new_study(inputs: Inputs, **options: Any) -> optuna.Study:
-    """An empty one, without a word of Optuna's in the log."""
+def new_study(result: SweepResult, **options: Any) -> optuna.Study:
+    """Return an empty study, and keep Optuna's messages out of the log."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(direction="maximize" if inputs.mode == "max" else "minimize", **options)
+    return optuna.create_study(direction="maximize" if result.mode == "max" else "minimize", **options)
 
 
-def write_journal(inputs: Inputs, path: Path) -> None:
-    """Write the sweep's finished trials as a journal, whole or not at all: those that were stopped early as pruned ones, with their values epoch by epoch."""
+def write_journal(result: SweepResult, path: Path) -> None:
+    """Write the sweep's finished trials as a journal, whole or not at all. Trials that were stopped early are pruned ones, with all their values."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    aside = path.with_name(f"{path.name}.new")
-    aside.unlink(missing_ok=True)
-    keys = [key for key in inputs.keys if key.varies]
-    study = new_study(inputs, storage=JournalStorage(JournalFileBackend(str(aside))), study_name=inputs.name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this is experimental is no news to the user
-        study.set_metric_names([inputs.metric])
+    keys = result.varying_keys
     distributions = {key.name: distribution_of(key) for key in keys}
-    study.add_trials([_frozen(inputs, trial, keys, distributions) for trial in inputs.trials if trial.status in STATES])
-    aside.rename(path)
+    # Optuna opens the file again for each entry, and locks it by a file beside it. So Optuna writes elsewhere, and the whole file is copied.
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Path(folder) / "journal"
+        study = new_study(result, storage=JournalStorage(JournalFileBackend(str(journal))), study_name=result.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # set_metric_names is experimental, which the user need not know
+            study.set_metric_names([result.metric])
+        study.add_trials([_frozen(result, trial, keys, distributions) for trial in result.trials if trial.status in STATES])
+        with written_aside(path, "wb") as stream:
+            stream.write(journal.read_bytes())
 
 
-def _frozen(inputs: Inputs, trial: Trial, keys: list[Key], distributions: dict[str, Any]) -> optuna.trial.FrozenTrial:
+def _frozen(result: SweepResult, trial: Trial, keys: list[Key], distributions: dict[str, Any]) -> optuna.trial.FrozenTrial:
+    """Return a finished trial as Optuna keeps it."""
     import optuna
 
     params = params_of(keys, trial.config)
-    value = inputs.value(trial)
-    # A trial that ended without a value, such as a function that reported none, has nothing to be compared by.
+    value = result.value(trial)
+    # A trial that ended without a value, such as a function that reported nothing, cannot be compared.
     state = "FAIL" if value is None else STATES[trial.status]
-    values = {result.epoch: result.metrics.get(inputs.metric) for result in trial.results}
+    values = {report.epoch: report.metrics.get(result.metric) for report in trial.results}
     frozen = optuna.create_trial(
         state=optuna.trial.TrialState[state],
         value=value if state == "COMPLETE" else None,
@@ -83,10 +90,10 @@ def _frozen(inputs: Inputs, trial: Trial, keys: list[Key], distributions: dict[s
         | ({"node": trial.node} if trial.node else {})
         | ({"error": trial.error} if trial.error else {}),
     )
-    # When it ran, without a time zone, as Optuna keeps it.
     frozen.datetime_start, frozen.datetime_complete = (_local(at) for at in (trial.started, trial.ended))
     return frozen
 
 
 def _local(at: str | None) -> datetime | None:
+    """Return a time of the record in the local time zone, without the zone's name, as Optuna keeps times."""
     return None if at is None else datetime.fromisoformat(at).astimezone().replace(tzinfo=None)

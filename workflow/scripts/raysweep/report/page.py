@@ -15,19 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raysweep.common.text import number, plural, value_text
-from raysweep.report.charts import CONFIG, Spec
+from raysweep.report.charts.parts import CONFIG, Columns, Spec
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
 def when(at: str | None) -> str:
-    """An ISO 8601 time in UTC as the page shows it."""
+    """Return an ISO 8601 time in UTC as the page shows it, and an empty text for None."""
     return "" if at is None else datetime.fromisoformat(at).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
-def html_page(template: str, specs: dict[str, Spec], data: dict[str, dict[str, list[Any]]], **values: Any) -> str:
-    """The template filled in with these values, and its figures by the ids of their places."""
-    # The bundle's text depends on nothing but the package's version; scripts are named by their hash, so that no other script can run.
+def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], **values: Any) -> str:
+    """Return the template filled in with these values; `specs` are the figures by the ids of their places."""
+    # The text of the bundle depends only on the version of the package. The policy names scripts by their hash, so that no other script can run.
     bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -45,12 +45,12 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, dict[str, l
 
 
 def _sha256_source(text: str) -> str:
-    """A script as a Content-Security-Policy names it."""
+    """Return the name of a script in a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _json_in_html(value: Any) -> Markup:
-    """JSON that stands in a <script> element and cannot end it."""
+    """Return JSON that can stand in a <script> element without ending it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(
         text.replace("<", "\\u003c")

@@ -1,0 +1,102 @@
+"""The program on the page runs."""
+
+from __future__ import annotations
+
+import html
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.report.report import figures_of, render
+from raysweep.report.snippet import snippet
+from reporting import made_up
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+NET = """
+import torch
+from helper_of_net import scale
+
+class Net(torch.nn.Module):
+    def __init__(self, width, act="relu", block=None, limit=0):
+        super().__init__()
+        assert act == "ta'nh" and block == {"depth": 2, "low": -float("inf")} and limit == float("inf"), (act, block, limit)
+        self.width = width
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, width), torch.nn.Linear(width, 10))
+
+    def forward(self, x):
+        assert -1 <= float(x.min()) and float(x.max()) <= 1
+        return self.layers(x) * scale
+"""
+
+
+@pytest.mark.parametrize("file", ["my net/net.py", "my net/net-2.py"])
+def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
+    torch = pytest.importorskip("torch")
+    np = pytest.importorskip("numpy")
+    safetensors = pytest.importorskip("safetensors.torch")
+    source = tmp_path / file
+    source.parent.mkdir()
+    source.write_text(NET)
+    (source.parent / "helper_of_net.py").write_text("scale = 2\n")
+    space = {
+        "lr": {"loguniform": [1e-4, 1e-1]},
+        "batch_size": 4,
+        "weight_decay": 0,
+        "momentum": 0.9,
+        "nesterov": True,
+        "betas": {"choice": [[0.9, 0.999]]},  # not with sgd, but the snippet knows no optimizer
+        "width": {"randint": [4, 9]},
+        "act": "ta'nh",
+        "limit": math.inf,
+        "block": {"depth": 2, "low": -math.inf},
+    }
+    inputs = made_up(tmp_path, model=f"{file}:Net", search_space=space)
+    layers = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3072, inputs.winner.config["width"]), torch.nn.Linear(inputs.winner.config["width"], 10)
+    )
+    inputs.model_dir.mkdir(parents=True)
+    safetensors.save_file({f"layers.{k}": v for k, v in layers.state_dict().items()}, inputs.model_dir / "model.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    images_path = tmp_path / "resources/data/cifar10/validation/images.npy"
+    images_path.parent.mkdir(parents=True)
+    np.save(images_path, images)
+
+    text = snippet(inputs, tmp_path)
+    assert str(tmp_path) not in text  # paths start at the workflow's folder
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = layers(torch.from_numpy(images[:8]).float() / 127.5 - 1).argmax(dim=1)
+    assert done.stdout.split() == [inputs.data.classes[i] for i in expected]  # type: ignore[union-attr]
+    assert f">{html.escape('import sys')}" in render(inputs, figures_of(inputs), tmp_path)
+
+
+def test_the_snippet_for_the_bundled_model_imports_it_from_the_workflow(tmp_path: Path) -> None:
+    text = snippet(made_up(tmp_path), ROOT)
+    assert 'sys.path.insert(0, "workflow/scripts")' in text
+    assert "from raysweep.models.lenet import LeNet" in text
+    assert "model = LeNet()" in text  # lr and batch_size are no business of its constructor
+
+
+def test_the_snippet_for_a_trainable_names_the_checkpoint_and_runs(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, {"on": "validation"}, dataset=None, model=None, optimizer=None, loss=None, trainable="train.py:train")
+    inputs.model_dir.mkdir(parents=True)
+    (inputs.model_dir / "weights.pt").write_text("")
+    done = subprocess.run([sys.executable, "-c", snippet(inputs, tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["results/lenet/model/weights.pt"]
+    assert done.stdout.splitlines()[0] == str(inputs.winner.config)
+
+
+def test_numbers_without_a_literal_stand_in_the_snippet_as_python(tmp_path: Path) -> None:
+    trainable = {"dataset": None, "model": None, "optimizer": None, "loss": None, "trainable": "train.py:train"}
+    space = {"a": math.inf, "b": {"c": -math.inf}, "d": {"choice": [[1, math.nan]]}, "e": "inf"}
+    inputs = made_up(tmp_path, {"on": "validation"}, search_space=space, **trainable)
+    known: dict[str, Any] = {}
+    exec(snippet(inputs, tmp_path), known)
+    assert repr(known["config"]) == repr({"a": math.inf, "b": {"c": -math.inf}, "d": [1, math.nan], "e": "inf"})
+    assert f">{html.escape('from pathlib')}" in render(inputs, figures_of(inputs), tmp_path)

@@ -1,0 +1,128 @@
+"""The data that figures share: trials, learning curves, and the bars of the timeline. The page holds each of the three once."""
+
+from __future__ import annotations
+
+import heapq
+
+from raysweep.common.numeric import is_finite_number
+from raysweep.common.text import value_text
+from raysweep.config.space import Numeric, flattened
+from raysweep.record.record import Trial
+from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
+from raysweep.report.inputs import Attempt, SweepResult
+from raysweep.report.keys import Key, position_in_range
+
+MAX_CURVES = 200  # learning curves that are drawn: more curves are neither readable nor small
+BEST_CURVES = 50  # of them from the best trials; the others are spread evenly over the ranks
+MAX_POINTS = 100  # points of one curve
+MAX_BARS = 2000  # bars of the timeline
+
+
+def shared_data(result: SweepResult, keys: list[Key]) -> dict[str, Columns]:
+    """Return the named data of the figures: `trials`, `curves` and `bars`."""
+    unit_s, _ = time_unit(result.clock.total_s)
+    curves, _ = learning_curves_data(result)
+    return {"trials": _trials(result, keys, unit_s), "curves": curves, "bars": _bars(result.attempts, unit_s)}
+
+
+def _trials(result: SweepResult, keys: list[Key], unit_s: float) -> Columns:
+    """Return the columns of the trials, worst first, so that the best trials are drawn on top."""
+    ranked = result.ranked
+    rank = {trial.trial_id: i for i, (trial, _) in enumerate(ranked)}
+    trials = sorted(result.trials, key=lambda t: -rank.get(t.trial_id, len(rank)))
+    configs = [flattened(t.config) for t in trials]
+    columns: Columns = {
+        "trial": [t.trial_id for t in trials],
+        "status": [t.status for t in trials],
+        # The values of a failed trial do not count. Figures show only where the trial lies.
+        "value": [None if t.status == "ERROR" else result.value(t) for t in trials],
+        "tier": [tier_of(rank[t.trial_id], len(ranked)) if t.trial_id in rank else None for t in trials],
+        "end": [round(result.clock.seconds(t.ended) / unit_s, 4) if t.ended else None for t in trials],
+    }
+    for i, key in enumerate(keys):
+        values = [config.get(key.name) for config in configs]
+        columns[f"config{i}"] = values if key.numeric else [None if v is None else value_text(v) for v in values]
+        columns[f"axis{i}"] = [None if v is None else round(key.position(v), 4) for v in values]
+    columns["axis_metric"] = [None if v is None else round(metric_position(result, v), 4) for v in columns["value"]]
+    return columns
+
+
+def tier_of(rank: int, num_trials: int) -> str:
+    """Return the fifth of all trials to which the trial of that rank belongs; the best trial has rank 0."""
+    return TIERS[len(TIERS) * rank // num_trials]
+
+
+def metric_position(result: SweepResult, value: float) -> float:
+    """Return where a value of the metric lies on its axis of the parallel coordinates; the best value lies at 1."""
+    values = [v for _, v in result.ranked]
+    low, high = min(values), max(values)
+    position = position_in_range(Numeric("", low, high, metric_scale(result).get("type") == "log"), value)
+    return position if result.mode == "max" else 1 - position
+
+
+def learning_curves_data(result: SweepResult) -> tuple[Columns, str]:
+    """Return the columns of the learning curves, and a sentence on what is left out, since too many curves are thinned out."""
+    ranked = [trial for trial, _ in result.ranked]
+    rank = {trial.trial_id: i for i, trial in enumerate(ranked)}
+    drawn = _drawn_curves(ranked)
+    left_out = []
+    if len(drawn) < len(ranked):
+        left_out.append(f"{len(drawn)} of {len(ranked):,} curves are drawn: the best {BEST_CURVES}, and the others at even steps of rank.")
+    if any(len(trial.results) > MAX_POINTS for trial in drawn):
+        left_out.append(f"At most {MAX_POINTS} epochs are drawn of each curve.")
+    columns: Columns = {"trial": [], "epoch": [], "value": [], "tier": []}
+    for trial in reversed(drawn):
+        points = [(r.epoch, r.metrics[result.metric]) for r in trial.results if is_finite_number(r.metrics.get(result.metric))]
+        for epoch, value in _thinned(points, trial, result):
+            columns["trial"].append(trial.trial_id)
+            columns["epoch"].append(epoch)
+            columns["value"].append(float(f"{value:.5g}"))
+            columns["tier"].append(tier_of(rank[trial.trial_id], len(ranked)))
+    return columns, " ".join(left_out)
+
+
+def _drawn_curves(ranked: list[Trial]) -> list[Trial]:
+    """Return the trials whose curves are drawn: the best ones, and the others at even steps of rank."""
+    if len(ranked) <= MAX_CURVES:
+        return ranked
+    best, others = ranked[:BEST_CURVES], ranked[BEST_CURVES:]
+    step = len(others) / (MAX_CURVES - BEST_CURVES)
+    return best + [others[int(i * step)] for i in range(MAX_CURVES - BEST_CURVES)]
+
+
+def _thinned(points: list[tuple[int, float]], trial: Trial, result: SweepResult) -> list[tuple[int, float]]:
+    """Return at most MAX_POINTS points of a curve: the first, the last, the best, and others at even steps."""
+    if len(points) <= MAX_POINTS:
+        return points
+    best = trial.best(result.metric, result.mode)
+    step = (len(points) - 1) / (MAX_POINTS - 2)
+    kept = {round(i * step) for i in range(MAX_POINTS - 1)}
+    return [p for i, p in enumerate(points) if i in kept or (best is not None and p[0] == best.epoch)]
+
+
+def _bars(attempts: list[Attempt], unit_s: float) -> Columns:
+    """Return the columns of the timeline's bars."""
+    drawn = attempts[:MAX_BARS]
+    return {
+        "trial": [a.trial.trial_id for a in drawn],
+        "lane": lanes(drawn),
+        "state": [a.state for a in drawn],
+        "start": [round(a.start_s / unit_s, 4) for a in drawn],
+        "end": [round(a.end_s / unit_s, 4) for a in drawn],
+    }
+
+
+def lanes(attempts: list[Attempt]) -> list[int]:
+    """Return the row of each attempt: the lowest free row of its node. Nodes lie below each other in the order of their names."""
+    places: list[tuple[str, int]] = []
+    free: dict[str, list[int]] = {}
+    busy: dict[str, list[tuple[float, int]]] = {}
+    for attempt in attempts:
+        free_lanes, running = free.setdefault(attempt.node, []), busy.setdefault(attempt.node, [])
+        while running and running[0][0] <= attempt.start_s:
+            heapq.heappush(free_lanes, heapq.heappop(running)[1])
+        lane = heapq.heappop(free_lanes) if free_lanes else len(running)
+        heapq.heappush(running, (max(attempt.end_s, attempt.start_s), lane))
+        places.append((attempt.node, lane))
+    row_of = {place: row for row, place in enumerate(sorted(set(places)))}
+    return [row_of[place] for place in places]

@@ -1,0 +1,26 @@
+"""The failed trials of a sweep, by cause."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from raysweep.record.record import Trial
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cause of failed trials."""
+
+    cause: str  # the error of the first trial that failed so
+    trials: list[Trial] = field(default_factory=list)
+
+
+def failures(trials: list[Trial]) -> list[Failure]:
+    """Return the failed trials by cause, the most frequent cause first; errors that differ only in numbers have one cause."""
+    by_cause: dict[str, Failure] = {}
+    for trial in trials:
+        if trial.status == "ERROR":
+            cause = trial.error or "no reason recorded"
+            by_cause.setdefault(re.sub(r"0x[0-9a-f]+|\d+", "#", cause), Failure(cause)).trials.append(trial)
+    return sorted(by_cause.values(), key=lambda failure: -len(failure.trials))

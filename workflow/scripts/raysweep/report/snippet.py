@@ -1,0 +1,118 @@
+"""The program on the page that loads the best model and classifies a few images."""
+
+from __future__ import annotations
+
+import json
+import keyword
+import math
+import os
+import sys
+from pathlib import Path
+from pprint import PrettyPrinter
+from typing import Any
+
+from raysweep.config.space import TRAINING_KEYS
+from raysweep.report.inputs import Inputs
+from raysweep.usercode.target import Target, find_target
+
+
+def snippet(inputs: Inputs, root: Path) -> str:
+    """Return the program; the user runs it in `root`, the folder in which the workflow runs."""
+    if inputs.header.model:
+        return _model_snippet(inputs, find_target(inputs.header.model, root), root)
+    return "\n".join(
+        [
+            "from pathlib import Path",
+            "",
+            f"config = {_source(inputs.winner.config)}",
+            f"checkpoint = Path({_quoted(path_from(root, inputs.model_dir))})",
+            "",
+            "print(config)",
+            'print(*sorted(checkpoint.rglob("*")), sep="\\n")',
+        ]
+    )
+
+
+def _model_snippet(inputs: Inputs, target: Target, root: Path) -> str:
+    """Return the program for a sweep of the workflow's own training."""
+    return "\n".join(
+        [
+            "import sys",
+            "",
+            "import numpy as np",
+            "import torch",
+            "from safetensors.torch import load_model",
+            "",
+            f"sys.path.insert(0, {_quoted(path_from(root, target.import_root))})  # where the model's source lies",
+            *_import_lines(target),
+            "",
+            f"model = {target.name}({_arguments(inputs.winner.config)})",
+            f"load_model(model, {_quoted(path_from(root, inputs.model_dir) + '/model.safetensors')})",
+            "model.eval()",
+            *_classification_lines(inputs, root),
+        ]
+    )
+
+
+def _import_lines(target: Target) -> list[str]:
+    """Return the lines that import the model's class."""
+    module = target.module or target.path.stem
+    if all(_is_name(part) for part in module.split(".")):
+        return [f"from {module} import {target.name}"]
+    # The name of a file such as my-model.py cannot stand in an import statement.
+    return ["import importlib", "", f"{target.name} = importlib.import_module({module!r}).{target.name}"]
+
+
+def _arguments(config: dict[str, Any]) -> str:
+    """Return the arguments of the model's constructor: the configuration without the keys of the training."""
+    arguments = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
+    if all(map(_is_name, arguments)):
+        return ", ".join(f"{key}={_source(value, width=sys.maxsize)}" for key, value in arguments.items())
+    return f"**{_source(arguments, width=sys.maxsize)}"
+
+
+def _classification_lines(inputs: Inputs, root: Path) -> list[str]:
+    """Return the lines that classify the first images of the validation part; no lines where the trainable brings its own data."""
+    if inputs.data is None or inputs.data_dir is None:
+        return []
+    images = f"{path_from(root, inputs.data_dir)}/validation/images.npy"
+    shape = ", ".join(map(str, inputs.data.image_shape))
+    return [
+        "",
+        f"classes = {_source(list(inputs.data.classes))}",
+        f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {shape})',
+        "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
+        "with torch.no_grad():",
+        "    for label in model(inputs).argmax(dim=1):",
+        "        print(classes[label])",
+    ]
+
+
+def _is_name(text: str) -> bool:
+    """Return whether Python takes a text as a name."""
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
+class _SourcePrinter(PrettyPrinter):
+    """A printer that writes infinity and NaN, for which Python has no literal, so that Python reads them again."""
+
+    def format(self, object: Any, context: dict[int, int], maxlevels: int, level: int) -> tuple[str, bool, bool]:
+        if isinstance(object, float) and not math.isfinite(object):
+            return f'float("{object}")', True, False
+        return super().format(object, context, maxlevels, level)
+
+
+def _source(value: Any, width: int = 100) -> str:
+    """Return a value of the config as Python source."""
+    return _SourcePrinter(width=width, compact=True, sort_dicts=False).pformat(value)
+
+
+def _quoted(value: str) -> str:
+    """Return text as a Python literal with double quotes: a JSON string is also a Python string."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def path_from(root: Path, path: Path) -> str:
+    """Return `path` relative to `root`, or absolute where it lies outside of `root`."""
+    text = os.path.relpath(os.path.abspath(path), root)  # resolve() would follow links
+    return os.path.abspath(path) if text.startswith("..") else Path(text).as_posix()
