@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raysweep.config.load import load_schema
+from raysweep.config.schema import load_schema
 
 # Each would leave a file `pwned` in the folder of whoever runs it.
 TEXTS = {

@@ -7,8 +7,8 @@ from typing import Any
 
 from raysweep.cluster.job import SearchJob, Walltime
 from raysweep.common.typed_json import from_json
-from raysweep.config.load import load_schema, with_defaults
 from raysweep.config.model import SweepConfig
+from raysweep.config.schema import load_schema, with_defaults
 from raysweep.slurm.capacity import TrialResources
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import Target

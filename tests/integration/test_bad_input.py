@@ -1,4 +1,4 @@
-"""Each mistake in a config ends Snakemake before anything starts, with one line: file, key, value, what is allowed."""
+"""Mistakes in a config end Snakemake before anything starts, with a line for each: file, key, value, what is allowed."""
 
 from __future__ import annotations
 
@@ -84,16 +84,22 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def refusal(checkout: Project, *arguments: str) -> str:
-    """The one line with which a real run ends that has made no file."""
+def refusals(checkout: Project, *arguments: str) -> list[str]:
+    """Return the lines with which a real run ends that has made no file."""
     before = checkout.files()
     done = checkout.snakemake("--cores", "1", *arguments)
     assert done.returncode == 1
     assert checkout.files() == before
     assert done.stdout == ""
-    [line] = done.stderr.splitlines()
-    assert line.startswith("Error: ")
-    return line.removeprefix("Error: ")
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("Error: ") for line in lines)
+    return [line.removeprefix("Error: ") for line in lines]
+
+
+def refusal(checkout: Project, *arguments: str) -> str:
+    """Return the one line with which a real run ends that has made no file."""
+    [line] = refusals(checkout, *arguments)
+    return line
 
 
 @pytest.mark.parametrize(("changes", "message"), MISTAKES.values(), ids=MISTAKES.keys())
@@ -161,3 +167,17 @@ def test_a_mistake_in_another_configfile(checkout: Project) -> None:
     assert refusal(checkout, "--configfile", "mine.yaml") == (
         "mine.yaml: sweep: unknown key. Did you mean sweeps? Allowed: results_dir, state_dir, resources_dir, datasets, env, ray, sweeps"
     )
+
+
+def test_mistakes_in_two_files_and_two_sweeps_are_reported_together(checkout: Project) -> None:
+    checkout.write("train.py", "def train(config): pass\n")
+    own = {"trainable": "train.py:train", "search_space": {"x": {"uniform": [1, 0]}, "y": {"choice": []}}, "metric": "m"}
+    checkout.write_config({"sweeps": {"one": own, "two": own | {"search_space": {"x": 1}, "mode": "least"}}}, "base.yaml")
+    checkout.write("more.yaml", "sweeps: {one: {num_samples: 0}, two: {fuse: on}}\n")
+    assert refusals(checkout, "--configfile", "base.yaml", "more.yaml") == [
+        "base.yaml: sweeps.one.search_space.x.uniform: [1, 0] is not allowed: the lower bound of uniform must be below the upper one",
+        "base.yaml: sweeps.one.search_space.y.choice: [] is not allowed: choice takes a list of at least one value",
+        "more.yaml: sweeps.one.num_samples: 0 is not allowed: a whole number, at least 1",
+        "base.yaml: sweeps.two.mode: 'least' is not allowed: one of max, min",
+        "more.yaml: sweeps.two.fuse: 'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together",
+    ]

@@ -31,7 +31,7 @@ INCLUSION = Inclusion.of(workflow, RULES, config)
 try:
     config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, INCLUSION.module)
 except ConfigError as error:
-    sys.exit(f"Error: {error}")
+    sys.exit("\n".join(f"Error: {line}" for line in error.lines))
 CONFIG = Config.of(config)
 PROJECT = Project(config, CONFIG, ROOT, is_module=INCLUSION.module is not None, placed=INCLUSION.placed)
 

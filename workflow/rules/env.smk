@@ -20,7 +20,7 @@ rule install_env:
         wheels=config["env"]["wheels"],
         torch_backend=config["env"]["torch_backend"],
         container=["--container", config["env"]["container"]] if config["env"]["container"] else [],
-        gpu=["--gpu"] if env_arguments(config, ROOT).gpu else [],
+        gpu=["--gpu"] if env_arguments(CONFIG, ROOT).gpu else [],
         # A path, so that a change of the executor runs neither this rule nor a later rule again. A job packs an environment that is not packed.
         pack=lambda w: Path("yes" if workflow.non_local_exec else "no"),
         output_dir=subpath(output[0], parent=True),

@@ -11,7 +11,7 @@ import yaml
 
 from raysweep.common.errors import RaysweepError, logger, run_entry_point, set_up_logging
 from raysweep.common.files import written_aside
-from raysweep.config.load import PATH_TO_SCHEMA, allowed, load_schema
+from raysweep.config.schema import PATH_TO_SCHEMA, allowed, load_schema, required_keys
 
 PATH_TO_README = PATH_TO_SCHEMA.with_name("README.md")
 BEGIN, END = "<!-- begin of the generated table -->\n", "<!-- end of the generated table -->\n"
@@ -57,7 +57,7 @@ def rows(schema: dict[str, Any], definitions: dict[str, Any], path: tuple[str, .
         if "$ref" in below:
             below = definitions[below["$ref"].removeprefix("#/$defs/")] | below
         is_group = "additionalProperties" in below
-        yield row(here, below, required=key in schema.get("required", ()), is_group=is_group)
+        yield row(here, below, required=key in required_keys(schema), is_group=is_group)
         if is_group:
             named = below["additionalProperties"]
             yield from rows(named or below, definitions, (*here, NAMES[key]) if named else here)

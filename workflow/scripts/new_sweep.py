@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raysweep.common.errors import ConfigError, run_entry_point
 from raysweep.common.files import flush_folder
-from raysweep.config.load import load_schema
+from raysweep.config.schema import load_schema
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DATA_SCRIPT = "draw_pictures.py"  # run once, where an example has it, to make the first data

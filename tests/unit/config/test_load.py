@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysweep.common.errors import ConfigError
-from raysweep.config.load import PATH_TO_SCHEMA, Module, env_arguments, keys_of, validated, with_numbers
+from raysweep.config.load import Module, env_arguments, keys_of, validated, with_numbers
 from raysweep.config.model import Config
+from raysweep.config.schema import PATH_TO_SCHEMA
 
 ROOT = PATH_TO_SCHEMA.parents[1]
 
@@ -214,7 +215,7 @@ def test_a_gpu_that_any_sweep_asks_for_changes_the_environment_only_where_it_dec
     def serves_gpus(gpus: int, **env: str) -> bool:
         given = config() | {"env": env}
         given["sweeps"]["other"] = sweep(allocation={"gpus_per_node": gpus})
-        return env_arguments(check(root, given), root).gpu
+        return env_arguments(Config.of(check(root, given)), root).gpu
 
     assert serves_gpus(1)
     assert not serves_gpus(0)
@@ -410,7 +411,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "trial_resources.gpu: auto is not allowed with scheduler hyperband, which starts all trials before one could be measured",
     ),
     (config(search_algorithm="bayes"), "search_algorithm.name: 'bayes' is not allowed: one of random, grid, optuna"),
-    (config(search_algorithm="grid"), "search_space.lr: loguniform is not allowed with search_algorithm grid: grid, a nested space"),
+    (
+        config(search_algorithm="grid", search_space={"lr": {"uniform": [0.1, 1]}, "batch_size": {"grid": [1]}}),
+        "search_space.lr: uniform is not allowed with search_algorithm grid: grid, a nested space",
+    ),
     (
         config(search_algorithm="optuna", search_space={"lr": 0.1, "batch_size": {"grid": [1]}}),
         "search_space.batch_size: grid is not allowed with search_algorithm optuna: choice, or search_algorithm random or grid",
@@ -484,12 +488,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config() | {"env": {"modules": ["gcc", "; rm"]}}, "env.modules.1: '; rm' is not allowed: a module's name, such as python/3.11"),
     (config() | {"env": {"torch_backend": "cuda"}}, "env.torch_backend: 'cuda' is not allowed: auto, cpu, pypi, or a build such as cu130"),
     (
-        {**config(), "datasets": {"d": {"checksum": "md5:abc"}}},
+        {**own(), "datasets": {"d": {"checksum": "md5:abc"}}},
         "datasets.d.checksum: 'md5:abc' is not allowed: upstream, none, md5:<32 hex",
     ),
-    ({**config(), "datasets": {"d": {"validation_fraction": 1}}}, "d.validation_fraction: 1 is not allowed: a number, above 0 and below 1"),
+    ({**own(), "datasets": {"d": {"validation_fraction": 1}}}, "d.validation_fraction: 1 is not allowed: a number, above 0 and below 1"),
     (
-        {**config(), "datasets": {"d": {"validation_fraction": float("nan")}}},
+        {**own(), "datasets": {"d": {"validation_fraction": float("nan")}}},
         "d.validation_fraction: nan is not allowed: a number, above 0",
     ),
 ]
@@ -500,6 +504,134 @@ def test_mistakes(root: Path, given: dict[str, Any], expected: str) -> None:
     text = refusal(root, given)
     assert text.startswith("config.yaml: ")
     assert expected in text
+
+
+def lines(root: Path, given: dict[str, Any]) -> list[str]:
+    """Return the lines of a refusal, without the name of the file."""
+    with pytest.raises(ConfigError) as caught:
+        check(root, given)
+    return [line.removeprefix("config.yaml: ") for line in caught.value.lines]
+
+
+def test_all_mistakes_are_reported_in_the_order_of_the_config(root: Path) -> None:
+    given = {
+        "sweeps": {
+            "b": sweep(num_samples=0, model="nets.py:Net", allocation={"nodes": 1, "min_nodes": 3}, fuse="maybe"),
+            "a": sweep(metric="f1", search_space={"lr": {"uniform": [2, 1]}, "batch_size": {"choice": []}}, scheduler="ahsa"),
+            "c": sweep(),
+        },
+        "datasets": {"synthetic": {"seed": -1}},
+        "env": {"torch_backend": "cuda", "requirements": "none.in"},
+        "state_dir": "results/state",
+    }
+    assert [line.partition(": ")[0] for line in lines(root, given)] == [
+        "sweeps.b.model",
+        "sweeps.b.num_samples",
+        "sweeps.b.allocation.min_nodes",
+        "sweeps.b.fuse",
+        "sweeps.a.search_space.lr.uniform",
+        "sweeps.a.search_space.batch_size.choice",
+        "sweeps.a.metric",
+        "sweeps.a.scheduler.name",
+        "datasets.synthetic.seed",
+        "env.torch_backend",
+        "env.requirements",
+        "state_dir",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"num_sample": 5, "points_to_evaluate": [{}, {}]}, "num_sample"),  # and not: 2 points are too many
+        ({"metrics": "accuracy", "metric": None}, "metrics"),  # and not: metric is missing
+        ({"cpus_per_node": 4, "trial_resources": {"cpu": 2}}, "cpus_per_node"),  # and not: a trial does not fit a node
+        ({"allocation": {"cpus_pernode": 4}, "trial_resources": {"cpu": 2}}, "allocation.cpus_pernode"),
+        ({"search_space": {"lr": {"uniform": [1, 0]}, "batch_size": 1}, "points_to_evaluate": [{"lr": 0.5}]}, "search_space.lr.uniform"),
+        ({"scheduler": {"name": "asha", "grace_period": 0}, "search_algorithm": {"name": "optuna"}}, "scheduler.grace_period"),
+        ({"mode": "maximum", "metric": "loss"}, "mode"),
+        ({"model": 5, "optimizer": "adam", "search_space": {"x": 1}}, "model"),
+        ({"trial_resources": {"gpu": "some"}, "scheduler": "hyperband"}, "trial_resources.gpu"),
+        ({"search_algorithm": "bayes", "scheduler": "pbt"}, "search_algorithm.name"),
+    ],
+)
+def test_a_mistake_has_no_second_line_for_what_follows_from_it(root: Path, changes: dict[str, Any], key: str) -> None:
+    [line] = lines(root, config(**changes))
+    assert line.startswith(f"sweeps.s.{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"dataset": {"synthetic": {}}}, "dataset"),  # instead of datasets
+        ({"datasets": {"a/b": {}}}, "datasets.a/b"),
+        ({"datasets": 5}, "datasets"),
+        ({"env": {"requirement": "own.in"}, "ray": {"dashboard": True}}, "env.requirement"),
+        ({"env": {"requirements": 5}, "ray": {"dashboard": True}}, "env.requirements"),
+        ({"env": {"container": "none.sif", "wheels": "download", "python": "python3"}, "results_dir": "a,b"}, "env.container"),
+        ({"results_dir": 5, "state_dir": "5/a"}, "results_dir"),
+        ({"results_dir": "-a", "state_dir": "./-a"}, "results_dir"),
+    ],
+)
+def test_nor_has_a_mistake_outside_the_sweeps(root: Path, changes: dict[str, Any], key: str) -> None:
+    given = config() | changes
+    if "dataset" in changes:
+        del given["datasets"]
+    [line] = lines(root, given)
+    assert line.startswith(f"{key}: ")
+
+
+def test_an_unknown_key_leaves_the_other_values_of_its_sweep_to_the_schema(root: Path) -> None:
+    given = config(num_sample=5, mode="maximum", metric=None)
+    assert [line.partition(": ")[0] for line in lines(root, given)] == ["sweeps.s.num_sample", "sweeps.s.mode", "sweeps.s.metric"]
+
+
+def test_a_requirements_file_that_cannot_be_read_is_one_line(root: Path) -> None:
+    (root / "own.in").write_text("ray[default] ==\n")
+    (root / "own.txt").write_text("")
+    given = config(mlflow="local") | {"env": {"requirements": "own.in"}, "ray": {"dashboard": True}}
+    [line] = lines(root, given)
+    assert line.startswith(f"env.requirements: {root}/own.in: 'ray[default] ==' is not a requirement: ")
+
+
+def test_mistakes_in_several_files(root: Path) -> None:
+    base, more = root / "base.yaml", root / "more.yaml"
+    base.write_text(yaml.safe_dump(config(mode="maximum", seed=-1)))
+    more.write_text("sweeps: {s: {num_samples: 0, allocation: {nodes: 0}}}")
+    merged = config(mode="maximum", seed=-1, num_samples=0, allocation={"nodes": 0})
+    with pytest.raises(ConfigError) as caught:
+        validated(merged, [base, more], root)
+    assert caught.value.lines == (
+        "base.yaml: sweeps.s.mode: 'maximum' is not allowed: one of max, min",
+        "base.yaml: sweeps.s.seed: -1 is not allowed: a whole number, at least 0",
+        "more.yaml: sweeps.s.num_samples: 0 is not allowed: a whole number, at least 1",
+        "more.yaml: sweeps.s.allocation.nodes: 0 is not allowed: a whole number, at least 1",
+    )
+
+
+def test_keys_that_stand_twice_beside_other_mistakes(root: Path) -> None:
+    path = root / "twice.yaml"
+    space = "search_space: {x: 1}, metric: m"
+    path.write_text(
+        f"sweeps:\n  a: {{trainable: 'train.py:train', {space}, seed: 1, seed: -1}}\n  b: {{{space}, mode: big}}\n  b: {{trainable: 5}}\n"
+        f"  c: {{trainable: 'train.py:train', {space}, seed: -1}}\nresults_dir: a\nresults_dir: b\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        validated(yaml.safe_load(path.read_text()), [path], root)
+    begins = [line.partition(" (")[0].removeprefix(f"{path}: ").removeprefix("twice.yaml: ") for line in caught.value.lines]
+    assert begins == [
+        "seed: stands twice in one map",
+        "b: stands twice in one map",
+        "sweeps.c.seed: -1 is not allowed: a whole number, at least 0",
+        "results_dir: stands twice in one map",
+    ]
+
+
+def test_a_map_that_contains_itself_is_read_once(root: Path) -> None:
+    path = root / "loop.yaml"
+    path.write_text("sweeps: &s\n  a: {b: 1, b: 2}\n  c: *s\n")
+    with pytest.raises(ConfigError, match=r"^[^\n]*b: stands twice in one map \(line 2"):
+        validated(config(), [path], root)
 
 
 def test_yaml_reads_off_and_on_as_booleans(root: Path) -> None:

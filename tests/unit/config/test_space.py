@@ -184,8 +184,8 @@ def test_a_distribution_means_what_it_means_in_ray_tune(name: str) -> None:
 )
 def test_arguments_that_are_refused(name: str, arguments: Any, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_space({"outer": {"x": {name: arguments}}}, "sweeps.s.search_space")
-    assert str(caught.value) == f"sweeps.s.search_space.outer.x.{name}: {arguments!r} is not allowed: {reason}"
+        parse_space({"outer": {"x": {name: arguments}}})
+    assert str(caught.value) == f"search_space.outer.x.{name}: {arguments!r} is not allowed: {reason}"
 
 
 @pytest.mark.parametrize("key", ["", "a/b", "_raysweep", 1, None])

@@ -19,14 +19,25 @@ START_AGAIN = 75  # EX_TEMPFAIL: the driver asks for its job to be started again
 
 
 class RaysweepError(Exception):
-    """An error that the user can mend. Its text is one line that names the key, the bad value, what is allowed and the next step."""
+    """An error that the user can mend. Its text is one line that names the key, the bad value, what is allowed and the next step.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+    Several mistakes of one config have a line each.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*(" ".join(line.split()) for line in lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines of the text."""
+        return self.args
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class ConfigError(RaysweepError):
-    """A mistake in the config: the text names file, key, value and what is allowed."""
+    """Mistakes in the config: each line names file, key, value and what is allowed."""
 
 
 class WorldError(RaysweepError):

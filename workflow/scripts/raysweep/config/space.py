@@ -155,53 +155,85 @@ ONE_OF = "one_of"  # of several spaces: a key whose value has other keys in each
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
-def parse_space(space: dict[str, Any], where: str = "search_space") -> dict[str, Any]:
-    """Flatten a search space of the config into {"key" or "outer/inner": distribution or constant}.
+Keys = tuple[str | int, ...]  # the keys and numbers that lead to a part of a search space
 
-    Raises ConfigError; its text begins with the key in question.
+
+@dataclass(frozen=True)
+class SpaceMistake:
+    """A part of a search space that is not allowed."""
+
+    keys: Keys
+    message: str
+
+
+def parse_space(space: dict[str, Any]) -> dict[str, Any]:
+    """Return a search space of the config as a flat map: {"key" or "outer/inner": distribution or constant}.
+
+    Raises ConfigError for the first mistake; the text of the error begins with the key.
     """
+    flat, mistakes = read_space(space)
+    if mistakes:
+        raise ConfigError(f"{'.'.join(map(str, ('search_space', *mistakes[0].keys)))}: {mistakes[0].message}")
+    return flat
+
+
+def read_space(space: dict[str, Any], outer: Keys = ()) -> tuple[dict[str, Any], list[SpaceMistake]]:
+    """Return a search space of the config as a flat map, as `parse_space` does, and all mistakes. `outer` leads to the space."""
     flat: dict[str, Any] = {}
+    mistakes: list[SpaceMistake] = []
     for key, value in space.items():
-        here = f"{where}.{key}"
-        if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
-            raise ConfigError(
-                f"{where}: the key {key!r} is not allowed: a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
-            )
-        if not isinstance(value, dict):
-            if isinstance(value, list):
-                raise ConfigError(
-                    f"{here}: {value!r} is not allowed: a distribution, a nested space or a constant. To draw from a list write {{choice: […]}}"
-                )
-            if not _is_plain(value):
-                raise ConfigError(f"{here}: {value!r} is not allowed: a distribution, a nested space or a constant: {PLAIN}")
-            flat[key] = value
-        elif len(value) == 1 and next(iter(value)) in DISTRIBUTIONS:
-            name, arguments = next(iter(value.items()))
-            try:
-                flat[key] = parse_distribution(name, arguments)
-            except ConfigError as error:
-                raise ConfigError(f"{here}.{name}: {error}") from None
-        elif value.keys() == {ONE_OF}:
-            flat |= _parse_branches(key, value[ONE_OF], f"{here}.{ONE_OF}")
-        elif not value:
-            raise ConfigError(f"{here}: {{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")
-        else:
-            # A misspelt distribution would pass for a nested space with a list in it, which is refused above with the list's key.
-            flat |= {f"{key}{SEPARATOR}{inner}": v for inner, v in parse_space(value, here).items()}
-    return flat
+        part, mistakes_of_part = _read_value(key, value, outer)
+        flat |= part
+        mistakes += mistakes_of_part
+    return flat, mistakes
 
 
-def _parse_branches(key: str, branches: Any, here: str) -> dict[str, Any]:
-    """A space that is one of several: {key: which of them, "key[0]/inner": …, "key[1]/other": …}."""
+def _read_value(key: Any, value: Any, outer: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
+    """Return the flat map and the mistakes of one key of a search space."""
+    keys = (*outer, key)
+    if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
+        allowed = "a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
+        return {}, [SpaceMistake(outer, f"the key {key!r} is not allowed: {allowed}")]
+    if isinstance(value, dict):
+        return _read_map(key, value, keys)
+    if isinstance(value, list):
+        allowed = "a distribution, a nested space or a constant. To draw from a list write {choice: […]}"
+        return {}, [SpaceMistake(keys, f"{value!r} is not allowed: {allowed}")]
+    if not _is_plain(value):
+        return {}, [SpaceMistake(keys, f"{value!r} is not allowed: a distribution, a nested space or a constant: {PLAIN}")]
+    return {key: value}, []
+
+
+def _read_map(key: str, value: dict[Any, Any], keys: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
+    """Return the flat map and the mistakes of a key whose value is a distribution, several branches or a nested space."""
+    if len(value) == 1 and next(iter(value)) in DISTRIBUTIONS:
+        name, arguments = next(iter(value.items()))
+        try:
+            return {key: parse_distribution(name, arguments)}, []
+        except ConfigError as error:
+            return {}, [SpaceMistake((*keys, name), str(error))]
+    if value.keys() == {ONE_OF}:
+        return _read_branches(key, value[ONE_OF], (*keys, ONE_OF))
+    if not value:
+        return {}, [SpaceMistake(keys, f"{{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")]
+    # A misspelt distribution is read as a nested space with a list in it, and a list is a mistake.
+    flat, mistakes = read_space(value, keys)
+    return {f"{key}{SEPARATOR}{inner}": v for inner, v in flat.items()}, mistakes
+
+
+def _read_branches(key: str, branches: Any, keys: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
+    """Return the flat map {key: number of the branch, "key[0]/inner": …, "key[1]/other": …} of a `one_of`, and the mistakes."""
     if not isinstance(branches, list) or len(branches) < 2 or not all(isinstance(branch, dict) and branch for branch in branches):
-        raise ConfigError(f"{here}: {branches!r} is not allowed: a list of at least two spaces")
+        return {}, [SpaceMistake(keys, f"{branches!r} is not allowed: a list of at least two spaces")]
     flat: dict[str, Any] = {key: Choice(ONE_OF, tuple(range(len(branches))))}
+    mistakes: list[SpaceMistake] = []
     for number, branch in enumerate(branches):
-        parsed = parse_space(branch, f"{here}.{number}")
+        parsed, mistakes_of_branch = read_space(branch, (*keys, number))
+        mistakes += mistakes_of_branch
         if any(isinstance(d, Choice) and d.name == "grid" for d in parsed.values()):
-            raise ConfigError(f"{here}.{number}: grid is not allowed below {ONE_OF}: choice")
+            mistakes.append(SpaceMistake((*keys, number), f"grid is not allowed below {ONE_OF}: choice"))
         flat |= {f"{key}[{number}]{SEPARATOR}{inner}": d for inner, d in parsed.items()}
-    return flat
+    return flat, mistakes
 
 
 def is_conditional(space: dict[str, Any]) -> bool:

@@ -52,11 +52,17 @@ def env_key(spec: EnvironmentSpec) -> str:
             )
         # Size and time stand for the content, because reading a whole image takes longer than everything else before a job.
         digest.update(f"{spec.container} {image.stat().st_size} {image.stat().st_mtime_ns}".encode())
+    check_requirements_files(spec.requirements)
     for path in (*requirements_files(spec.requirements), lock_of(spec.requirements)):
-        if not path.is_file():
-            raise _missing_file(path, spec.requirements)
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
+
+
+def check_requirements_files(requirements: Path) -> None:
+    """Raise ConfigError where a requirements file, a file that it includes, or its lock is missing."""
+    for path in (*requirements_files(requirements), lock_of(requirements)):
+        if not path.is_file():
+            raise _missing_file(path, requirements)
 
 
 def _missing_file(path: Path, requirements: Path) -> ConfigError:

@@ -53,7 +53,7 @@ class Project:
     @property
     def env(self) -> Path:
         """Return the folder of the node environment."""
-        return Path(self.config["resources_dir"]) / "env" / env_key(env_arguments(self.config, self.root))
+        return Path(self.config["resources_dir"]) / "env" / env_key(env_arguments(self.typed, self.root))
 
     def config_file(self, sweep: str) -> Path:
         """Return the file from which the stages of a sweep read its config.

@@ -1,0 +1,284 @@
+"""Checks of a sweep that a JSON Schema cannot make: between keys, and of files that the sweep names. Each check yields its mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from raysweep.common.bounds import BOUNDS
+from raysweep.common.errors import ConfigError
+from raysweep.common.numeric import is_number
+from raysweep.config.mistakes import Mistake
+from raysweep.config.schema import is_class
+from raysweep.config.section import Section
+from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, is_conditional, point_of, read_space
+from raysweep.environment.requirements import lists
+from raysweep.usercode.target import find_target, local_sources
+
+MODEL_METRICS = ("accuracy", "loss", "train_loss")
+PACKAGE_OF_ALGORITHM = {"hyperopt": "hyperopt", "ax": "ax-platform"}
+
+
+def check_target(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the sweep does not name one model or function that can be read."""
+    if sweep.is_of_model == ("trainable" in sweep.values):
+        yield Mistake(sweep.path, "needs either model or trainable, and not both", unsound=(*sweep.path, "model"))
+        return
+    kind = "model" if sweep.is_of_model else "trainable"
+    try:
+        local_sources(find_target(sweep.values[kind], sweep.root))
+    except ConfigError as error:
+        yield sweep.mistake(str(error), kind)
+
+
+def check_dataset(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the config lacks the data set that the sweep names, or the sweep of a model names none."""
+    datasets = sweep.config["datasets"]
+    if sweep.values["dataset"] is None and sweep.is_of_model:
+        yield sweep.mistake("missing: a model is trained on a data set, so name one of datasets", "dataset")
+    elif sweep.values["dataset"] is not None and sweep.values["dataset"] not in datasets:
+        names = "one of " + ", ".join(datasets) if datasets else "there are no datasets"
+        yield sweep.mistake(f"{sweep.values['dataset']!r} is not allowed: {names}", "dataset")
+
+
+def check_class_of_algorithm(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the search algorithm cannot be a class. build_env tries a class of a library, because only there libraries are installed."""
+    if not is_class("search_algorithm", sweep.algorithm):
+        return
+    module, _, class_name = sweep.algorithm.rpartition(":")
+    if module.endswith(".py"):
+        try:
+            find_target(sweep.algorithm, sweep.root)
+        except ConfigError as error:
+            yield sweep.mistake(str(error), "search_algorithm", "name")
+    elif not all(part.isidentifier() for part in [*module.split("."), class_name]):
+        message = f"{sweep.algorithm!r} is not allowed: write path/to/file.py:Class or package.module:Class"
+        yield sweep.mistake(message, "search_algorithm", "name")
+
+
+def check_package_of_algorithm(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the environment lacks the package of the search algorithm."""
+    package = PACKAGE_OF_ALGORITHM.get(sweep.algorithm)
+    if package and not lists(sweep.requirements, package):
+        yield _missing_package(sweep, sweep.algorithm, package, "searchers", "search_algorithm", "name")
+
+
+def check_package_of_mlflow(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the environment lacks MLflow."""
+    yield from _check_tracker(sweep, "mlflow")
+
+
+def check_package_of_wandb(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the environment lacks Weights & Biases."""
+    yield from _check_tracker(sweep, "wandb")
+
+
+def _check_tracker(sweep: Section, tracker: str) -> Iterator[Mistake]:
+    value = sweep.values[tracker]
+    if value is not None and not any(lists(sweep.requirements, package) for package in (tracker, f"{tracker}-skinny")):
+        yield _missing_package(sweep, value, tracker, "trackers", tracker)
+
+
+def _missing_package(sweep: Section, value: str, package: str, file: str, *keys: str) -> Mistake:
+    message = f"{value!r} is not allowed: env.requirements, {sweep.config['env']['requirements']}, does not list {package}"
+    return sweep.mistake(f"{message}. Name workflow/envs/{file}.in there, or add it and lock again", *keys)
+
+
+def check_space(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistakes of the search space."""
+    for mistake in read_space(sweep.values["search_space"])[1]:
+        yield sweep.mistake(mistake.message, "search_space", *mistake.keys)
+
+
+def check_space_fits_algorithm(sweep: Section) -> Iterator[Mistake]:
+    """Yield the distributions from which the search algorithm does not draw."""
+    algorithm = sweep.algorithm
+    for key, distribution in sweep.space.items():
+        if not isinstance(distribution, Distribution):
+            continue
+        is_grid = isinstance(distribution, Choice) and distribution.name == "grid"
+        keys = ("search_space", *key.split("/"))
+        if algorithm == "grid" and not is_grid:
+            message = f"{distribution.name} is not allowed with search_algorithm grid: grid, a nested space or a constant"
+            yield sweep.mistake(message, *keys)
+        if algorithm not in ("random", "grid") and is_grid:
+            message = f"grid is not allowed with search_algorithm {algorithm}: choice, or search_algorithm random or grid"
+            yield sweep.mistake(message, *keys)
+
+
+def check_points(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistakes of the configurations to try first."""
+    points, key = sweep.values["points_to_evaluate"], "points_to_evaluate"
+    if points and is_conditional(sweep.space):
+        yield sweep.mistake("is not allowed where search_space has one_of: no points, or choice", key)
+        return
+    if points and grids_of(sweep.space):
+        message = "is not allowed where search_space has grid values, which are all gone through: choice, or no points"
+        yield sweep.mistake(message, key)
+        return
+    if len(points) > sweep.values["num_samples"]:
+        yield sweep.mistake(f"{len(points)} points are not allowed: at most num_samples, {sweep.values['num_samples']}", key)
+    for number, point in enumerate(points):
+        try:
+            point_of(sweep.space, point)
+        except ConfigError as error:
+            yield sweep.mistake(str(error), key, number)
+
+
+def check_stop(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistakes of the bounds that end a trial."""
+    yield from _check_bounds(sweep, "stop")
+
+
+def check_constraint(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistakes of the bounds that a report must fulfil."""
+    yield from _check_bounds(sweep, "constraint")
+
+
+def _check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
+    for metric, bound in sweep.values[key].items():
+        if not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
+            names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
+            yield sweep.mistake(f"{metric!r} is not allowed: {names}", key, metric)
+        elif not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(is_number, bound.values()))):
+            yield sweep.mistake(f"{bound!r} is not allowed: {{at_least: number}} or {{at_most: number}}", key, metric)
+
+
+def check_metric(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the training of a model does not report the metric, or the mode is the wrong one."""
+    metric = sweep.values["metric"]
+    if not sweep.is_of_model:
+        return
+    if metric not in MODEL_METRICS:
+        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}", "metric")
+    elif metric != "accuracy" and sweep.values["mode"] == "max":
+        yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", "mode")
+
+
+def check_training_keys(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistakes of `lr` and `batch_size`, which the training of a model needs."""
+    if not sweep.is_of_model:
+        return
+    for key in ("lr", "batch_size"):
+        if key not in sweep.space:
+            yield sweep.mistake("missing: the training of a model needs it, as a distribution or a constant", "search_space", key)
+    for value in _extremes(sweep.space["lr"]) if "lr" in sweep.space else ():
+        if not (is_number(value) and value > 0):
+            yield sweep.mistake(f"{value!r} is not allowed: numbers above 0", "search_space", "lr")
+            break
+    batch_size = sweep.space.get("batch_size", 1)
+    if isinstance(batch_size, Normal) or (isinstance(batch_size, Numeric) and not batch_size.whole):
+        message = "whole numbers of at least 1, from randint, lograndint, choice, grid, or quniform or qloguniform with a whole step"
+        yield sweep.mistake(f"{batch_size.name} is not allowed here: {message}", "search_space", "batch_size")
+        return
+    for value in _extremes(batch_size):
+        if not (is_number(value) and float(value).is_integer() and value >= 1):
+            yield sweep.mistake(f"{value!r} is not allowed: whole numbers of at least 1", "search_space", "batch_size")
+            break
+
+
+def _extremes(value: Any) -> list[Any]:
+    """Return values between which, or among which, all values of a distribution or constant lie."""
+    if isinstance(value, Numeric | Normal):
+        return [value.quantile(0), value.quantile(1)]
+    return list(value.values) if isinstance(value, Choice) else [value]
+
+
+def check_optimizer(sweep: Section) -> Iterator[Mistake]:
+    """Yield the keys of the search space that the optimiser does not have."""
+    if not sweep.is_of_model:
+        return
+    optimizer = sweep.values["optimizer"]
+    foreign_keys = ("momentum", "nesterov") if optimizer != "sgd" else ("betas",)
+    for key in foreign_keys:
+        if key in sweep.space:
+            yield sweep.mistake(f"is not allowed with optimizer {optimizer}: it has no such setting", "search_space", key)
+
+
+def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:
+    """Yield the keys beside a trainable that only a model can have."""
+    for key in ("loss", "optimizer"):
+        if not sweep.is_of_model and key in sweep.values:
+            yield sweep.mistake(f"{sweep.values[key]!r} is not allowed beside trainable: it belongs to model", key)
+
+
+def check_fuse(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where trials of a trainable are to be trained together."""
+    if not sweep.is_of_model and sweep.values["fuse"] == "on":
+        message = "'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"
+        yield sweep.mistake(message, "fuse")
+
+
+def check_grace_period(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where no trial is long enough for the scheduler to stop the trial."""
+    grace_period, max_epochs = sweep.values["scheduler"].get("grace_period", 1), sweep.values["max_epochs"]
+    if grace_period > max_epochs:
+        yield sweep.mistake(f"{grace_period} is not allowed: at most max_epochs, {max_epochs}", "scheduler", "grace_period")
+
+
+def check_scheduler_that_takes_all(sweep: Section) -> Iterator[Mistake]:
+    """Yield the keys that do not go with a scheduler that takes all trials at the start, and pauses them."""
+    if sweep.scheduler not in ("hyperband", "pbt"):
+        return
+    name = f"with scheduler {sweep.scheduler}"
+    if sweep.values["repeats"] > 1:
+        message = f"{sweep.values['repeats']} is not allowed {name}, which pauses trials one by one: 1, or scheduler asha"
+        yield sweep.mistake(message, "repeats")
+    if sweep.algorithm not in ("random", "grid"):
+        message = f"{sweep.algorithm!r} is not allowed {name}, which takes all configurations before there is a result to learn from"
+        yield sweep.mistake(f"{message}: random or grid, or scheduler asha", "search_algorithm")
+    if sweep.values["max_concurrent"] is not None:
+        message = f"{sweep.values['max_concurrent']} is not allowed {name}, which takes all trials"
+        yield sweep.mistake(f"{message}: leave it out, or take scheduler asha", "max_concurrent")
+    if sweep.values["trial_resources"]["gpu"] == "auto":
+        message = f"auto is not allowed {name}, which starts all trials before one could be measured"
+        yield sweep.mistake(f"{message}: a number, or scheduler asha", "trial_resources", "gpu")
+
+
+def check_pbt(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where population based training has no setting that it can change in the middle of a training."""
+    if sweep.scheduler != "pbt":
+        return
+    keys = [key for key, d in sweep.space.items() if isinstance(d, Distribution) and (not sweep.is_of_model or key in TRAINING_KEYS)]
+    if is_conditional(sweep.space):
+        yield sweep.mistake("'pbt' is not allowed where search_space has one_of: asha, or choice", "scheduler", "name")
+    elif not keys:
+        message = "'pbt' is not allowed: it changes settings in the middle of a training, and nothing that is searched can change then"
+        yield sweep.mistake(f"{message}. Allowed: a distribution for lr, batch_size or the like", "scheduler", "name")
+
+
+def check_allocation(sweep: Section) -> Iterator[Mistake]:
+    """Yield the keys of the allocation that contradict each other."""
+    allocation = sweep.values["allocation"]
+    if allocation["max_wait"] is not None and allocation["resubmit"]:
+        reason = "null where resubmit is above 0, since Slurm counts it from the first start of a job"
+        yield sweep.mistake(f"{allocation['max_wait']} is not allowed: {reason}", "allocation", "max_wait")
+    if (allocation["min_nodes"] or 1) > allocation["nodes"]:
+        message = f"{allocation['min_nodes']} is not allowed: at most allocation.nodes, {allocation['nodes']}"
+        yield sweep.mistake(message, "allocation", "min_nodes")
+
+
+def check_cpus_of_trial(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where a trial needs more CPUs than a node has."""
+    cpu = sweep.values["trial_resources"]["cpu"]
+    yield from _check_fits_node(sweep, "cpu", cpu, "cpus_per_node")
+
+
+def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the GPUs of a trial are no number, more than a node has, or neither whole nor a part of one GPU."""
+    gpu = sweep.values["trial_resources"]["gpu"]
+    if isinstance(gpu, str) and gpu != "auto":
+        yield sweep.mistake(f"{gpu!r} is not allowed: a number of at least 0, or auto", "trial_resources", "gpu")
+        return
+    least = 1 if gpu == "auto" else gpu
+    too_many = list(_check_fits_node(sweep, "gpu", least, "gpus_per_node"))
+    yield from too_many
+    if not too_many and least > 1 and not float(least).is_integer():
+        yield sweep.mistake(f"{gpu} is not allowed: a part of one GPU, or whole GPUs", "trial_resources", "gpu")
+
+
+def _check_fits_node(sweep: Section, key: str, least: float, key_of_node: str) -> Iterator[Mistake]:
+    on_node = sweep.values["allocation"][key_of_node]
+    if least > on_node:
+        reason = f"a trial runs on one node, so at most allocation.{key_of_node}, {on_node}"
+        yield sweep.mistake(f"{sweep.values['trial_resources'][key]} is not allowed: {reason}", "trial_resources", key)
