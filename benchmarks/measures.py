@@ -305,9 +305,7 @@ class Bench:
                 project.best(timeout=600)
                 job = project.job_of("s")
                 [started] = re.findall(r"StartTime=(\S+)", cluster.run(["scontrol", "show", "job", job]).stdout)
-                up = datetime.fromisoformat(
-                    project.record("s").sessions[0]["at"]
-                ).timestamp()  # the driver writes it once all nodes are there
+                up = datetime.fromisoformat(project.record("s").sessions[0].at).timestamp()  # the driver writes it once all nodes are there
                 return Measured(up - datetime.fromisoformat(started).timestamp())  # Slurm tells whole seconds
 
     # ------------------------------------------------------------------------------------------------------------------------ memory

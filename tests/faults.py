@@ -27,7 +27,7 @@ import psutil
 import sweeping
 from config_reference import with_table
 from raysweep.config.space import configuration, parse_space
-from raysweep.record.record import Sweep, Trial
+from raysweep.record.trials import Sweep, Trial
 from slurm.cluster import REPOSITORY, SlurmCluster
 from slurm.packages import reason_to_skip
 from slurm.sweeps import SlurmProject, project_on
@@ -116,7 +116,7 @@ def kill_parts(folder: Path, order: list[str], rng: random.Random) -> dict[str, 
             killed = time.monotonic()
             output, _ = process.communicate(timeout=120)
             # Where the sweep had just come to its end, there was nothing to notice.
-            outcomes = [session.get("outcome") for session in project.record("s").sessions]
+            outcomes = [session.outcome for session in project.record("s").sessions]
             assert process.returncode != 0 or outcomes[-1:] == ["complete"], f"{name} was killed, and nobody noticed: {output}"
             wait_until(lambda: ours(project.folder) == [], f"nothing is left of it: {ours(project.folder)}")  # noqa: B023
             again = project.start("run_sweep", "s")

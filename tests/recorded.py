@@ -1,4 +1,4 @@
-"""Made-up sweeps for the tests of what reads a record: written through `record.Record`, so in the format that the driver writes."""
+"""Made-up sweeps for the tests of what reads a record: written through `record.file.Record`, so in the format that the driver writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from raysweep.common.files import write_yaml
 from raysweep.config.space import configuration, flattened, parse_space
-from raysweep.record import record
-from raysweep.record.record import Record, Sweep
+from raysweep.record import file as record_file
+from raysweep.record.file import Record
+from raysweep.record.trials import Sweep
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 LENET_SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8, 16]}}
@@ -110,7 +111,7 @@ def write_record(
     session = {"sweep": sweep, "host": host, "pid": pid, "nodes": [{"name": n, "cpus": slots, "gpus": 0} for n in nodes]}
     clock, pause = START, timedelta(0)
     with (
-        patch.object(record, "now", lambda: clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
+        patch.object(record_file, "now", lambda: clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
         Record(path) as file,
     ):
         file.write("session", **session)
@@ -142,26 +143,26 @@ def write_outputs(
 ) -> dict[str, Any]:
     """Write what the report reads beside the record below `folder`; the keys are the arguments of `report.read_inputs`."""
     about = sweep.header
-    best = sweep.best_trial(about["metric"], about["mode"])
+    best = sweep.best_trial(about.metric, about.mode)
     assert best is not None
     trial, result = best
-    value = result.metrics[about["metric"]]
-    results_dir = folder / "results" / about["name"]
+    value = result.metrics[about.metric]
+    results_dir = folder / "results" / about.name
     errors = [t for t in sweep.trials.values() if t.status == "ERROR"]
     write_yaml(
         results_dir / "best.yaml",
         {
-            "sweep": about["name"],
+            "sweep": about.name,
             "trial_id": trial.trial_id,
             "config": trial.config,
-            "metric": {"name": about["metric"], "mode": about["mode"], "value": value},
+            "metric": {"name": about.metric, "mode": about.mode, "value": value},
             "epochs": result.epoch,
             "model_epoch": result.epoch,
             "num_trials": len(sweep.trials),
             "num_errors": len(errors),
             "provenance": {
                 "workflow_version": "0.1.0",
-                "identity": about["identity"],
+                "identity": about.identity,
                 "environment_sha256": "e5" * 32,
                 "data_sha256": "da" * 32,
             },
@@ -176,8 +177,8 @@ def write_outputs(
     write_yaml(
         results_dir / "confirmed.yaml",
         {
-            "sweep": about["name"],
-            "metric": {"name": about["metric"], "mode": about["mode"]},
+            "sweep": about.name,
+            "metric": {"name": about.metric, "mode": about.mode},
             "config": trial.config,
             "epochs": result.epoch,
             "evaluated_on": on,
@@ -188,17 +189,17 @@ def write_outputs(
             "n": len(values),
             "mean": fmean(values) if values else None,
             "standard_deviation": stdev(values) if len(values) > 1 else None,
-            "published_model": {about["metric"]: round(value - 0.01, 4)} if on == "test" else None,
+            "published_model": {about.metric: round(value - 0.01, 4)} if on == "test" else None,
         },
     )
-    write_yaml(results_dir / "config.yaml", {"sweeps": {about["name"]: {"search_space": about["search_space"], "metric": about["metric"]}}})
+    write_yaml(results_dir / "config.yaml", {"sweeps": {about.name: {"search_space": about.search_space, "metric": about.metric}}})
     data_manifest = None
-    if about["dataset"] is not None:
-        data_manifest = folder / "resources" / "data" / about["dataset"] / "manifest.yaml"
+    if about.dataset is not None:
+        data_manifest = folder / "resources" / "data" / about.dataset / "manifest.yaml"
         write_yaml(
             data_manifest,
             {
-                "name": about["dataset"],
+                "name": about.dataset,
                 "source": "synthetic" if synthetic else "download",
                 "synthetic": synthetic,
                 "description": "generated images in ten classes" if synthetic else "CIFAR-10, the published archive",
@@ -226,7 +227,7 @@ def write_outputs(
         },
     )
     return {
-        "sweep_name": about["name"],
+        "sweep_name": about.name,
         "path_to_best": results_dir / "best.yaml",
         "path_to_confirmed": results_dir / "confirmed.yaml",
         "path_to_config": results_dir / "config.yaml",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raysweep.record.record import Sweep
+from raysweep.record.trials import Sweep
 from raysweep.report.inputs import InputPaths, Inputs, read_inputs
 from recorded import write_outputs, write_record
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from raysweep.config.load import validated
-from raysweep.record.record import Sweep, read_sweep
+from raysweep.record.file import read_sweep
+from raysweep.record.trials import Sweep
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"

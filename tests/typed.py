@@ -9,6 +9,7 @@ from raysweep.cluster.job import SearchJob, Walltime
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import SweepConfig
 from raysweep.config.schema import load_schema, with_defaults
+from raysweep.record.events import SessionHeader
 from raysweep.slurm.capacity import TrialResources
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import Target
@@ -24,7 +25,7 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
     """Return the job of a sweep in the folder `root`."""
     fields: dict[str, Any] = {
         "name": "s",
-        "header": {},
+        "header": SessionHeader(),
         "code": Code(Target(root / "net.py", "Net", None), {}),
         "root": root,
         "record": root / "record.jsonl",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.common.bounds import all_hold, any_holds
-from raysweep.record.record import Record
+from raysweep.record.file import Record
 from sweeping import Project, sweep_of
 
 # Better with each epoch, and larger; one is never small enough.
@@ -39,10 +39,10 @@ def test_only_reports_within_it_count(tmp_path: Path) -> None:
         best = trial.best("score", "max")
         assert best is not None
         assert best.epoch == 2
-        record.sweep.judge_by({"unknown": {"at_most": 2}})  # what is not reported fulfils nothing
+        record.sweep.set_constraint({"unknown": {"at_most": 2}})  # what is not reported fulfils nothing
         assert trial.best("score", "max") is None
         assert trial.has_reported("score")
-        record.sweep.judge_by({})
+        record.sweep.set_constraint({})
         best = trial.best("score", "max")
         assert best is not None
         assert best.epoch == 4

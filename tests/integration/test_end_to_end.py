@@ -86,7 +86,7 @@ def test_best_yaml_is_the_best_row_and_says_where_it_came_from(project: Project)
     provenance = best["provenance"]
     manifest = yaml.safe_load((project.folder / "resources/data/generated/manifest.yaml").read_text())
     assert provenance["data_sha256"] == manifest["data_sha256"]
-    assert provenance["identity"] == project.record("one").header["identity"]
+    assert provenance["identity"] == project.record("one").header.identity
     assert provenance["environment_sha256"]
     assert provenance["workflow_version"]
 
@@ -257,10 +257,10 @@ def test_a_models_own_file_is_trained_and_its_change_starts_anew(tmp_path: Path)
     run = project.snakemake("results/own/best.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
     assert (project.folder / "threads.txt").read_text().splitlines()[-1] == "1"
-    first = project.record("own").header["identity"]
+    first = project.record("own").header.identity
     project.write("net.py", source.replace("120", "60"))
     run = project.snakemake("results/own/best.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "own starts anew, since what its trials depend on has changed" in run.stdout + run.stderr
-    assert project.record("own").header["identity"] != first
+    assert project.record("own").header.identity != first
     assert json.dumps(project.result("own", "best.yaml")["config"]["num_classes"]) == "10"

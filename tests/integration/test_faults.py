@@ -9,7 +9,7 @@ import pytest
 
 from config_reference import with_table
 from faults import PARTS, Fault, check_whole, compare, kill_until, table
-from raysweep.record.record import Sweep, Trial
+from raysweep.record.trials import Sweep, Trial
 from sweeping import REPOSITORY
 
 

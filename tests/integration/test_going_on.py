@@ -73,7 +73,7 @@ def test_a_killed_driver_costs_only_what_was_not_checkpointed(project: Project) 
         assert [result.epoch for result in trial.results] == [1, 2, 3, 4]
         assert trial.results[-1].metrics["score"] == pytest.approx(4 * trial.config["x"])  # it went on where it was, and did not start over
         if trial.trial_id in epochs:
-            assert trial.attempts[-1]["from_epoch"] >= epochs[trial.trial_id] > 0 or epochs[trial.trial_id] == 0
+            assert trial.attempts[-1].from_epoch >= epochs[trial.trial_id] > 0 or epochs[trial.trial_id] == 0
     assert len(whole.sessions) == 2
 
 
@@ -193,21 +193,21 @@ def test_more_trials_and_a_wider_space_go_on_and_fewer_keep_what_there_is(projec
 def test_a_changed_trainable_sets_the_old_state_aside_by_name(project: Project) -> None:
     project.configure(sweeps={"s": sweep_of("climb")})
     assert project.run("run_sweep", "s").returncode == 0
-    identity = project.record("s").header["identity"]
+    identity = project.record("s").header.identity
     project.write("user.py", TRAINABLES + "\n# another version\n")
     run = project.run("run_sweep", "s")
     assert run.returncode == 0
     aside = project.folder / "state" / f"s.before-{identity[:8]}"
     assert f"s starts anew, since what its trials depend on has changed; the old state is kept in {aside}." in run.stderr
     assert (aside / "record.jsonl").exists()
-    assert project.record("s").header["identity"] != identity
+    assert project.record("s").header.identity != identity
     # The change is undone, and the old state has its name again.
     project.write("user.py", TRAINABLES)
     (project.folder / "state" / "s").rename(project.folder / "state" / "away")
     aside.rename(project.folder / "state" / "s")
     run = project.run("run_sweep", "s")
     assert (run.returncode, "starts anew" in run.stderr, "Ray is up" in run.stderr) == (0, False, False), run.stderr
-    assert project.record("s").header["identity"] == identity
+    assert project.record("s").header.identity == identity
 
 
 def test_resume_false_starts_anew(project: Project) -> None:

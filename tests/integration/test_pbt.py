@@ -16,7 +16,7 @@ from faults import part_of
 from raysweep.config.space import parse_space
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
-from raysweep.record.record import Record, read_sweep
+from raysweep.record.file import Record, read_sweep
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.schedulers import PBT, mutable_keys
@@ -160,10 +160,10 @@ def test_the_record_keeps_by_which_configurations_weights_came_about(tmp_path: P
         assert best.epoch == 4
         assert second.schedule == [{"from_epoch": 0, "config": first.config}, {"from_epoch": 3, "config": {"lr": 0.5}}]
         record.write("take_over", trial="00000", donor="00001", epoch=4, config={"lr": 0.6}, path="copy of the copy")
-        assert [one["from_epoch"] for one in first.schedule] == [0, 3, 4]
+        assert [step.from_epoch for step in first.schedule] == [0, 3, 4]
         again = read_sweep(record.path).trials
         assert again["00000"].schedule == first.schedule
-        assert [again["00000"].config_at(epoch) for epoch in (0, 3, 4)] == [one["config"] for one in first.schedule]
+        assert [again["00000"].config_at(epoch) for epoch in (0, 3, 4)] == [step.config for step in first.schedule]
         assert again["00001"].results == second.results
         # Where no checkpoint is left it begins as the one did from which its weights come.
         record.write("start", trial="00000", node="n", from_epoch=0)
@@ -231,7 +231,7 @@ def test_a_population_of_a_function_whose_driver_is_killed_after_a_take_over(pro
     changed = [trial for trial in trials.values() if trial.schedule]
     assert changed
     for trial in changed:
-        assert trial.schedule[-1]["config"] == trial.config
+        assert trial.schedule[-1].config == trial.config
         own = [result for result in trial.results if not result.is_inherited]
         assert [result.metrics["score"] for result in own] == pytest.approx([trial.config["x"] * result.epoch for result in own])
     best = project.result("s", "best.yaml")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from raysweep.common.machine import NodeSize
 from raysweep.config.load import validated
 from raysweep.config.model import Config
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
-from raysweep.record.record import Record
-from raysweep.slurm.capacity import NodeSize
+from raysweep.record.file import Record
 from raysweep.stages.plan import Plan, Planner, Range, Speed, chosen, lines_of, makespan_s, predicted_row_s, share_of_epochs, spread_of
 from raysweep.stages.sweep import Stage
 from sweeping import REPOSITORY, Project, sweep_of

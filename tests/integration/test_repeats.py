@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from raysweep.record.record import Record
+from raysweep.record.file import Record
 from raysweep.tune.schedulers import Grouped
 from sweeping import TRAINABLES, Project, sweep_of
 
@@ -76,7 +76,7 @@ def test_the_best_is_the_best_mean_and_what_failed_with_one_seed_cannot_win(tmp_
         found = record.sweep.best_trial("score", "max")
         assert found is not None
         assert (found[0].trial_id, found[1].metrics["score"]) == ("00001", pytest.approx(0.61))
-        ranked = sorted(record.sweep.judged, key=lambda one: one.rank("score", "max"))
+        ranked = sorted(record.sweep.candidates, key=lambda one: one.rank("score", "max"))
         assert [one.trial_id for one in ranked] == ["00001", "00000", "00002"]
 
 

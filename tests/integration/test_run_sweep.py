@@ -61,10 +61,10 @@ def test_what_befalls_a_trial_once_costs_it_what_was_since_its_checkpoint(projec
     for trial in project.record("s").trials.values():
         assert trial.status == "TERMINATED"
         assert [result.epoch for result in trial.results] == [1, 2, 3]
-        assert [attempt["from_epoch"] for attempt in trial.attempts] == [0, 1]
+        assert [attempt.from_epoch for attempt in trial.attempts] == [0, 1]
         [failure] = trial.failures
-        assert failure["counted"]
-        assert failure["error"].startswith(kinds[trial.config["kind"]])
+        assert failure.counted
+        assert failure.error.startswith(kinds[trial.config["kind"]])
 
 
 def test_a_nested_metric_is_named_with_a_slash(project: Project) -> None:
@@ -143,7 +143,7 @@ def test_a_time_budget_starts_no_new_trial_when_it_is_used_up(project: Project) 
     )
     assert project.run("run_sweep", "s").returncode == 0
     assert 1 <= len(project.trials("s")) < 50
-    assert project.record("s").sessions[-1]["outcome"] == "complete"
+    assert project.record("s").sessions[-1].outcome == "complete"
     again = project.run("run_sweep", "s")
     assert again.returncode == 0
     assert "Ray is up" not in again.stderr
@@ -311,9 +311,9 @@ def test_trials_that_find_no_room_on_a_made_up_gpu_get_more_of_it(project: Proje
     record = project.record("s")
     assert record.gpu_share == 0.5
     [full, _] = record.trials.values()
-    assert (full.status, [attempt["from_epoch"] for attempt in full.attempts]) == ("TERMINATED", [0, 1])
+    assert (full.status, [attempt.from_epoch for attempt in full.attempts]) == ("TERMINATED", [0, 1])
     [failure] = full.failures
-    assert (failure["counted"], "CUDA out of memory" in failure["error"]) == (False, True)
+    assert (failure.counted, "CUDA out of memory" in failure.error) == (False, True)
 
 
 def test_without_a_gpu_the_trials_run_on_the_cpu_and_a_line_says_so(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

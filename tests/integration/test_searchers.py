@@ -10,7 +10,8 @@ import pytest
 
 from raysweep.common.errors import RaysweepError
 from raysweep.config.space import parse_space
-from raysweep.record.record import Record, Sweep
+from raysweep.record.file import Record
+from raysweep.record.trials import Sweep
 from raysweep.tune.searchers import TuneSampler, load_searcher
 from sweeping import Project, sweep_of
 

@@ -83,7 +83,7 @@ def test_mlflow_and_wandb_have_a_run_for_each_trial(project: Project) -> None:
         for trial_id, trial in trials.items()
     }
     runs = list((project.folder / "state/s/wandb/wandb").glob("offline-run-*/run-*.wandb"))
-    identity = project.record("s").header["identity"][:8]
+    identity = project.record("s").header.identity[:8]
     assert sorted(path.stem for path in runs) == sorted(f"run-s-{identity}-{trial_id}" for trial_id in trials)
     assert all(path.stat().st_size > 0 for path in runs)
 

@@ -15,6 +15,7 @@ import pytest
 
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
+from raysweep.record.events import FusionPlan, NotFused
 from sweeping import Project, ours, wait_until
 
 MODELS = """
@@ -102,8 +103,8 @@ def test_the_same_trials_as_one_by_one(project: Project) -> None:
     assert "together: trials are trained together, up to 3 in each of 2 processes, " in said
     assert "trained" not in succeeds(project, "alone")
     together, alone = project.record("together"), project.record("alone")
-    assert together.fused is not None
-    assert {key: together.fused[key] for key in ("why_not", "processes", "seats")} == {"why_not": None, "processes": 2, "seats": 3}
+    assert isinstance(together.fused, FusionPlan)
+    assert (together.fused.processes, together.fused.slots) == (2, 3)
     assert alone.fused is None
     for trial, other in zip(together.trials.values(), alone.trials.values(), strict=True):
         assert (trial.config, trial.seed, trial.status, trial.epochs) == (other.config, other.seed, "TERMINATED", 2)
@@ -144,9 +145,9 @@ def test_when_their_process_is_killed_they_go_on_in_another_one(project: Project
     assert "The process in which trials are trained together has ended" in said
     for trial in project.record("s").trials.values():
         assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 9)))
-        assert {failure["error"] for failure in trial.failures} <= {"the process in which it trained with others ended"}
+        assert {failure.error for failure in trial.failures} <= {"the process in which it trained with others ended"}
         assert trial.num_failures == 0
-        assert trial.attempts[-1]["from_epoch"] >= 1
+        assert trial.attempts[-1].from_epoch >= 1
 
 
 def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Project) -> None:
@@ -164,7 +165,7 @@ def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Pro
     succeeds(project, "s")
     for trial in project.record("s").trials.values():
         assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 9)))
-    assert any(attempt["from_epoch"] for trial in project.record("s").trials.values() for attempt in trial.attempts)
+    assert any(attempt.from_epoch for trial in project.record("s").trials.values() for attempt in trial.attempts)
 
 
 def test_one_that_diverges_fails_alone(project: Project) -> None:
@@ -183,7 +184,7 @@ def test_a_model_that_cannot_be_is_trained_one_by_one_or_refused(project: Projec
     sweep = sweep_with(model="net.py:Normalised", num_samples=2, max_epochs=1, max_concurrent=2)
     configure(project, auto=sweep, forced=sweep | {"fuse": "on"})
     assert f"auto: trials are trained one by one: {why}." in succeeds(project, "auto")
-    assert project.record("auto").fused == {"why_not": why}
+    assert project.record("auto").fused == NotFused(why)
     refused = project.run("run_sweep", "forced")
     assert refused.returncode == 1
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]

@@ -56,10 +56,10 @@ def test_the_sweep_goes_on_without_a_node_and_its_trials_go_on_elsewhere(project
     assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 2, [trial.failures for trial in sweep.trials.values()]
     assert continuous(project, 100)
     [moved] = [trial for trial in sweep.trials.values() if len(trial.attempts) > 1]
-    assert [failure["counted"] for failure in moved.failures] == [False], "it is not to blame"
-    assert (moved.attempts[0]["node"], moved.attempts[-1]["node"]) == ("node2", "node1")
-    assert moved.attempts[-1]["from_epoch"] > 0
-    assert [(node["node"], node["state"]) for node in sweep.nodes] == [("node2", "lost")]
+    assert [failure.counted for failure in moved.failures] == [False], "it is not to blame"
+    assert (moved.attempts[0].node, moved.attempts[-1].node) == ("node2", "node1")
+    assert moved.attempts[-1].from_epoch > 0
+    assert [(node.node, node.state) for node in sweep.nodes] == [("node2", "lost")]
     assert len(sweep.sessions) == 1
 
 
@@ -80,5 +80,5 @@ def test_when_the_first_node_is_lost_nothing_is_left_on_the_others_and_the_sweep
     sweep = project.record("s")
     assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 2, project.log()
     assert continuous(project, 100)
-    assert all(trial.attempts[-1]["from_epoch"] > 0 for trial in sweep.trials.values())
-    assert len({session["slurm_job"] for session in sweep.sessions}) == 1, "Slurm started it again"
+    assert all(trial.attempts[-1].from_epoch > 0 for trial in sweep.trials.values())
+    assert len({session.slurm_job for session in sweep.sessions}) == 1, "Slurm started it again"

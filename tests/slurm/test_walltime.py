@@ -37,7 +37,7 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         wait_until(partial.exists, "what is best so far can be read")
         project.best_so_far = yaml.safe_load(partial.read_text())
         wait_until(lambda: len(project.record("goes_on").sessions) > 1, f"it has started itself again: {project.log('goes_on')}", 600)
-        wait_until(lambda: project.record("stops").sessions[-1].get("outcome") is not None, f"it stops: {project.log('stops')}", 400)
+        wait_until(lambda: project.record("stops").sessions[-1].outcome is not None, f"it stops: {project.log('stops')}", 400)
         (project.folder / "go").touch()
         project.said, _ = run.communicate(timeout=900)
         project.code = run.returncode
@@ -55,12 +55,12 @@ def continuous(project: SlurmProject, name: str) -> bool:
 def test_a_job_whose_time_is_nearly_up_saves_and_starts_itself_again_under_its_id(project: SlurmProject) -> None:
     sweep = project.record("goes_on")
     assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 2, project.log("goes_on")
-    *begun_again, last = [session["outcome"] for session in sweep.sessions]
+    *begun_again, last = [session.outcome for session in sweep.sessions]
     assert begun_again == ["started again"] * len(begun_again) != []
     assert last == "complete"
-    assert len({session["slurm_job"] for session in sweep.sessions}) == 1
+    assert len({session.slurm_job for session in sweep.sessions}) == 1
     assert continuous(project, "goes_on")
-    assert all(trial.attempts[-1]["from_epoch"] > 0 for trial in sweep.trials.values()), "they were saved in time"
+    assert all(trial.attempts[-1].from_epoch > 0 for trial in sweep.trials.values()), "they were saved in time"
     assert all(trial.failures == [] for trial in sweep.trials.values())
     assert (project.folder / "results" / "goes_on" / "best.yaml").exists()
 
@@ -68,12 +68,12 @@ def test_a_job_whose_time_is_nearly_up_saves_and_starts_itself_again_under_its_i
 def test_without_leave_to_start_again_it_says_how_far_it_came(project: SlurmProject) -> None:
     assert project.code == 1
     [line] = [line for line in project.said.splitlines() if line.startswith("Error: ")]
-    job = project.record("stops").sessions[-1]["slurm_job"]
+    job = project.record("stops").sessions[-1].slurm_job
     assert line == (
         f"Error: sweep stops: incomplete, resumable: 0 of 2 trials done, and the time of job {job} is nearly up"
         " (with allocation.resubmit it would go on by itself). Run the same command again."
     )
-    assert [session["outcome"] for session in project.record("stops").sessions] == ["out of time"]
+    assert [session.outcome for session in project.record("stops").sessions] == ["out of time"]
     assert [trial.status for trial in project.record("stops").trials.values()] == ["PENDING"] * 2
     assert continuous(project, "stops")
 
@@ -82,9 +82,9 @@ def test_a_job_that_slurm_starts_again_goes_on(project: SlurmProject) -> None:
     sweep = project.record("requeued")
     assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 2, project.log("requeued")
     assert len(sweep.sessions) == 2
-    assert len({session["slurm_job"] for session in sweep.sessions}) == 1
+    assert len({session.slurm_job for session in sweep.sessions}) == 1
     assert continuous(project, "requeued")
-    assert all(trial.attempts[-1]["from_epoch"] > 0 for trial in sweep.trials.values())
+    assert all(trial.attempts[-1].from_epoch > 0 for trial in sweep.trials.values())
 
 
 def test_what_is_best_so_far_is_read_while_it_runs(project: SlurmProject) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
+from raysweep.record.events import Attempt, Provenance
 from raysweep.record.outputs import write_confirmed, write_model, write_outputs, write_trials
-from raysweep.record.record import Result, Sweep, Trial
+from raysweep.record.trials import Result, Sweep, Trial
 
 AT = "2026-03-01T09:00:00.000Z"
 COLUMNS = ["seed", "repeat", "accuracy", "epoch_of_metric", "epochs", "time_s", "node", "started", "ended", "error"]
@@ -21,7 +22,7 @@ def trial(number: int, *values: float, config: dict[str, Any] | None = None, err
     made.status = "ERROR" if error else "TERMINATED"
     made.error, made.ended = error, AT
     made.results = [Result(epoch, {"accuracy": value}, epoch * 1.5, AT) for epoch, value in enumerate(values, start=1)]
-    made.attempts = [{"node": "n1", "at": AT, "from_epoch": 0}]
+    made.attempts = [Attempt("n1", AT, 0)]
     for key, value in changes.items():
         setattr(made, key, value)
     return made
@@ -47,7 +48,7 @@ def checkpoint(state_dir: Path, made: Trial, epoch: int) -> None:
 
 
 def outputs(tmp_path: Path, *trials: Trial, mode: Any = "max") -> dict[str, Any]:
-    write_outputs(tmp_path / "results", tmp_path / "state", sweep(*trials), "s", "accuracy", mode, {"identity": "abc"})
+    write_outputs(tmp_path / "results", tmp_path / "state", sweep(*trials), "s", "accuracy", mode, Provenance("0.1.0", "abc", "e"))
     return read_yaml(tmp_path / "results/best.yaml")
 
 
@@ -115,7 +116,7 @@ def test_best_yaml_says_what_won_and_where_it_comes_from(tmp_path: Path) -> None
         "model_epoch": 2,
         "num_trials": 3,
         "num_errors": 1,
-        "provenance": {"identity": "abc"},
+        "provenance": {"workflow_version": "0.1.0", "identity": "abc", "environment_sha256": "e", "data_sha256": None},
     }
     assert (tmp_path / "results/model/model.safetensors").read_text() == "00001 after epoch 2"
 

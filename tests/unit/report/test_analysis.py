@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from raysweep.record.record import Sweep
+from raysweep.common.machine import NodeSize
+from raysweep.common.typed_json import to_json
+from raysweep.record.trials import Sweep
 from raysweep.report.analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, repeated_s, rungs
 from raysweep.report.report import figures_of, write_report
 from reporting import made_up
@@ -98,8 +100,7 @@ def test_costs_are_those_of_the_allocation_and_what_was_stopped_early_is_spared(
     assert (found.epochs, found.epochs_spared) == (20 * 8 - 6 * stopped, 6 * stopped)
     assert found.hours_spared == pytest.approx(found.hours * found.epochs_spared / found.epochs)
     assert hours_at(inputs, inputs.clock.session_s[0]) == pytest.approx(6 * inputs.clock.session_s[0] / 3600)
-    for session in inputs.sweep.sessions:
-        session["nodes"] = [{"name": "a", "cpus": 8, "gpus": 2}]
+    inputs.sweep.sessions[:] = [replace(session, nodes=(NodeSize("a", 8, 2),)) for session in inputs.sweep.sessions]
     inputs = replace(inputs)  # computes everything anew
     assert (cost(inputs).unit, cost(inputs).hours) == ("GPU-hours", pytest.approx(2 * inputs.clock.total_s / 3600))
 
@@ -126,7 +127,8 @@ def test_what_was_trained_twice_is_what_came_after_the_checkpoint_from_which_a_t
 
     trial = {"trial": "00000"}
     about = inputs.sweep.sessions[0]
-    tell("session", 0, **{key: about[key] for key in ("sweep", "host", "nodes")})
+    session = {"sweep": to_json(about.header), "host": about.host, "nodes": to_json(about.nodes)}
+    tell("session", 0, **session)
     tell("trial", 0, **trial, index=0, repeat=0, seed=0, config={"lr": 0.1})
     tell("start", 1, **trial, node="a", from_epoch=0)
     for epoch, at in ((1, 11), (2, 21), (3, 31)):
@@ -134,8 +136,6 @@ def test_what_was_trained_twice_is_what_came_after_the_checkpoint_from_which_a_t
     tell("failure", 35, **trial, error="died", counted=True)
     tell("start", 40, **trial, node="a", from_epoch=2)  # it had gone on for 14 s after the report of epoch 2
     tell("result", 50, **trial, epoch=3, metrics={"accuracy": 0.5}, time_s=30.0, node="a")
-    tell(
-        "session", 600, **{key: about[key] for key in ("sweep", "host", "nodes")}
-    )  # what ran had been cut off, last heard of 50 s after the start
+    tell("session", 600, **session)  # the trial had been cut off; the last event of the first session came 50 s after the start
     tell("start", 601, **trial, node="a", from_epoch=2)  # all 10 s of the second attempt
     assert repeated_s(replace(inputs, sweep=sweep)) == pytest.approx(14 + 10)

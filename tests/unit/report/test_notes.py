@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from raysweep.record.record import Record, read_sweep
+from raysweep.record.events import Failure, FusionPlan, NotFused
+from raysweep.record.file import Record, read_sweep
 from raysweep.report.inputs import Inputs
 from raysweep.report.notes import Note, notes, tied
 from raysweep.report.report import figures_of, render
@@ -200,8 +201,8 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
     ):
         sweep.apply(event | {"at": "2026-03-01T10:00:00.000Z"})
     first, second, *_ = inputs.trials
-    first.failures.append({"error": "its node was lost", "counted": False, "at": ""})
-    second.failures.append({"error": "it hung", "counted": True, "at": ""})
+    first.failures.append(Failure("its node was lost", counted=False, at=""))
+    second.failures.append(Failure("it hung", counted=True, at=""))
     assert note(inputs, "1 node lost").text.startswith("The sweep went on without n7. 1 trial had to move")
     assert "took 7,100 of 81,559 MB" in note(inputs, "GPUs were shared").text
     assert "each trial got 0.2 of a GPU" in note(inputs, "GPUs were too full").text
@@ -211,9 +212,9 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
 def test_how_trials_were_trained_is_told(tmp_path: Path) -> None:
     inputs = made_up(tmp_path)
     assert not [found for found in notes(inputs) if "trained" in found.title]
-    inputs.sweep.fused = {"why_not": "it draws random numbers in training, such as for dropout"}
+    inputs.sweep.fused = NotFused("it draws random numbers in training, such as for dropout")
     assert "such as for dropout" in note(inputs, "Trials were trained one by one").text
-    inputs.sweep.fused = {"why_not": None, "processes": 2, "seats": 10, "speed_up": 2.57, "way": "compiled in 27 s"}
+    inputs.sweep.fused = FusionPlan(2, 10, 2.57, "compiled in 27 s")
     text = note(inputs, "Trials were trained together").text
     assert text.startswith("Up to 10 at a time in each of 2 processes, 2.6 times as fast as one by one (compiled in 27 s).")
 

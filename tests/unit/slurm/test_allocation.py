@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
 from raysweep.slurm import allocation
 from raysweep.slurm.allocation import (
@@ -24,7 +25,7 @@ from raysweep.slurm.allocation import (
     trial_resources,
     without_slurm,
 )
-from raysweep.slurm.capacity import NodeSize, TrialResources
+from raysweep.slurm.capacity import TrialResources
 from typed import sweep_config
 
 WANTED = sweep_config(allocation={"cpus_per_node": 10, "gpus_per_node": 1, "mem_mb_per_node": 500}).allocation

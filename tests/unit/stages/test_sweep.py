@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
+from raysweep.common.typed_json import to_json
 from raysweep.config.load import validated
 from raysweep.config.model import Config
-from raysweep.record.record import Sweep, Trial
+from raysweep.record.events import Provenance, Session, SessionHeader
+from raysweep.record.trials import Sweep, Trial
 from raysweep.stages.sweep import Stage, provenance_of, reason_to_start_anew, set_aside
 
 REQUIREMENTS = Path(__file__).resolve().parents[3] / "workflow" / "envs" / "node.in"
 
 
-def sessions(*environments: str) -> list[dict[str, Any]]:
-    return [{"sweep": {"identity": "i", "provenance": {"identity": "i", "environment_sha256": one}}} for one in environments]
+def sessions(*environments: str) -> list[Session]:
+    headers = (SessionHeader(identity="i", provenance=Provenance("0.1.0", "i", environment)) for environment in environments)
+    return [Session(header=header, at="", last_at="") for header in headers]
 
 
 def recorded(*statuses: str) -> Sweep:
@@ -60,7 +63,8 @@ def test_a_state_is_set_aside_under_a_name_that_nothing_has_yet(tmp_path: Path) 
     ],
 )
 def test_provenance_names_every_environment_in_which_trials_ran(environments: tuple[str, ...], expected: dict[str, Any]) -> None:
-    assert provenance_of(Sweep(sessions=sessions(*environments))) == {"identity": "i", **expected}
+    provenance = to_json(provenance_of(Sweep(sessions=sessions(*environments))))
+    assert provenance == {"workflow_version": "0.1.0", "identity": "i", "data_sha256": None, **expected}
 
 
 def identity(folder: Path, environment_sha256: str = "e", wheels: str = "download", **sweep: Any) -> str:

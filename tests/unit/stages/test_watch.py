@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from raysweep.common.errors import ConfigError
-from raysweep.record.record import Record, read_sweep
+from raysweep.record.file import Record, read_sweep
 from raysweep.stages.watch import end_of, find_record, in_order, places, progress_values, shortened, state_of
 from recorded import header, write_record
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.record.record import Record
-from raysweep.slurm.capacity import NodeSize, TrialResources, capacity
+from raysweep.common.machine import NodeSize
+from raysweep.record.file import Record
+from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.driver import finish_whole
 
 

@@ -11,8 +11,8 @@ import pytest
 from ray.exceptions import RayActorError
 
 from raysweep.cluster.lock import Lock
+from raysweep.record.file import Record
 from raysweep.record.progress import ProgressLine
-from raysweep.record.record import Record
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune import record_callback as bookkeeping
 from raysweep.tune.record_callback import Bookkeeper, EndOfTrial, cause_of, is_lost_node, numbers_of, unusable
@@ -220,7 +220,7 @@ def test_a_failed_trial_is_tried_again_until_it_has_failed_too_often_over_all_se
     kept.bookkeeper.on_trial_error(0, [], trial)
     state = kept.record.sweep.trials["00000"]
     assert (state.status, state.error) == ("ERROR", "three")
-    assert [failure["error"] for failure in state.failures] == ["of an earlier session", "two", "three"]
+    assert [failure.error for failure in state.failures] == ["of an earlier session", "two", "three"]
 
 
 def test_a_lost_node_is_not_counted_against_its_trials(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_nodes_that_come_and_go_are_recorded(tmp_path: Path, monkeypatch: pytest
     del alive["10.0.0.2"]
     alive["10.0.0.3"] = "n3"
     kept.bookkeeper.on_step_end(0, [])
-    assert [(node["node"], node["state"]) for node in kept.record.sweep.nodes] == [("n2", "lost"), ("n3", "joined")]
+    assert [(node.node, node.state) for node in kept.record.sweep.nodes] == [("n2", "lost"), ("n3", "joined")]
 
 
 def test_a_trial_that_fails_before_it_runs_is_left_to_the_next_run(tmp_path: Path) -> None:

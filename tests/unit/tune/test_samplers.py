@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from raysweep.config.space import flattened, parse_space
-from raysweep.record.record import Result, Sweep, Trial
+from raysweep.record.trials import Result, Sweep, Trial
 from raysweep.tune.samplers import IndependentSampler, ListSampler, OptunaSampler, make_sampler
 from typed import sweep_config
 

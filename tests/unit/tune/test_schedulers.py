@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
-from raysweep.record.record import Result, Sweep, Trial
+from raysweep.record.trials import Result, Sweep, Trial
 from raysweep.tune.schedulers import Shielded, make_scheduler, replay
 from typed import sweep_config
 

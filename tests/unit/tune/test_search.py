@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from raysweep.cluster.job import ConfirmTask
 from raysweep.common.seeds import trial_seed
 from raysweep.config.space import parse_space
-from raysweep.record.record import Record
+from raysweep.record.file import Record
 from raysweep.tune.samplers import IndependentSampler
 from raysweep.tune.search import RecordedSearch
 from raysweep.tune.trial import OWN

@@ -6,20 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raysweep.common.machine import NodeSize
+from raysweep.common.typed_json import fields_to_json
 from raysweep.config.model import SweepConfig
+from raysweep.record.events import FusionPlan, NotFused, ScheduleStep, SessionHeader, fusion_from_event
 from raysweep.slurm.allocation import Deadline, SlurmJob
-from raysweep.slurm.capacity import NodeSize, TrialResources
+from raysweep.slurm.capacity import TrialResources
 from raysweep.usercode.freeze import Code
 
 TaskKind = Literal["search", "confirm", "evaluate"]
-
-
-@dataclass(frozen=True)
-class ScheduleStep:
-    """From which epoch on a trial of a population trained with which configuration."""
-
-    from_epoch: int
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class TuneJob:
 
     name: str  # of the sweep
     sweep: SweepConfig
-    header: dict[str, Any]  # what the record's session says of the sweep (identity, versions, …)
+    header: SessionHeader  # the sweep as the record's session describes it
     code: Code  # what is trained, and the user's files that it needs
     root: Path  # folder in which Snakemake was started
     record: Path  # checkpoints and Tune's scratch lie beside it
@@ -132,6 +127,36 @@ class MeasurementInput:
     nodes: tuple[NodeSize, ...]
     configs: tuple[dict[str, Any], ...]  # to measure
     capacity: int  # how many trials the nodes hold
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """The time that a trial takes alone, with one batch size."""
+
+    batch_size: int
+    row_s: float  # for a row of the training part
+    validation_row_s: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The time that training takes on this machine."""
+
+    device: str
+    rows: int  # of the training part
+    validation_rows: int
+    points: tuple[StepTimes, ...]
+    together: FusionPlan | NotFused
+    benchmark_s: float  # that the benchmark of training together took
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurement for JSON; `together` has the fields of the record's event `fused`."""
+        return {**fields_to_json(self), "together": self.together.as_event()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Measurement:
+        together = fusion_from_event(value["together"])
+        return cls(**{**value, "points": tuple(StepTimes(**point) for point in value["points"]), "together": together})
 
 
 @dataclass(frozen=True)

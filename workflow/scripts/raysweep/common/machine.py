@@ -1,8 +1,18 @@
-"""What this machine lets the present process use."""
+"""What this machine lets the present process use, and the size of a node."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NodeSize:
+    """The CPUs and GPUs of a node that Ray may use."""
+
+    name: str
+    cpus: int
+    gpus: int
 
 
 def usable_cpus() -> int:

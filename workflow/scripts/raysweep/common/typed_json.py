@@ -94,8 +94,17 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _read_dataclass(kind: Any, value: Any) -> Any:
-    names = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(_checked(value, dict).keys() - set(names)):
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(_checked(value, dict).keys() - names):
         raise TypeError(f"{kind.__name__} has no field {', '.join(unknown)}")
-    hints = _hints(kind)
+    return known_fields_from_json(kind, value)
+
+
+def known_fields_from_json(kind: type[T], value: Mapping[str, Any]) -> T:
+    """Return a dataclass from its fields in `value`, whether or not the class defines `from_json`. Keys that are no field of the class are left out.
+
+    Raises TypeError where a field without a default is missing, or where a value does not fit.
+    """
+    cls: Any = kind
+    hints, names = _hints(cls), [field.name for field in dataclasses.fields(cls)]
     return kind(**{name: _read(hints[name], value[name]) for name in names if name in value})

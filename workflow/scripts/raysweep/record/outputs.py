@@ -13,9 +13,11 @@ from typing import Any
 from raysweep.common.bounds import all_hold
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import replace_directory, write_yaml, written_aside
+from raysweep.common.typed_json import to_json
 from raysweep.config.model import Mode
 from raysweep.config.space import flattened
-from raysweep.record.record import Judged, Result, Sweep, Trial
+from raysweep.record.events import Provenance
+from raysweep.record.trials import Candidate, Result, Sweep, Trial
 
 NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"
 NOT_KEPT = (
@@ -45,7 +47,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict | bool) else value
 
 
-def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[str, Any]) -> None:
+def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, metric: str, mode: Mode, provenance: Provenance) -> None:
     """Write `trials.csv`, `model/` and `best.yaml`. Raises RaysweepError when no trial succeeded."""
     write_trials(results_dir / "trials.csv", sweep, metric, mode)
     found = sweep.best_trial(metric, mode)
@@ -69,44 +71,44 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, name: str, m
             f"{name}: all {len(sweep.trials)} trials failed, {reasons.count(common)} of them so: {common}. All reasons are in"
             f" {state_dir / 'trials.csv'}. Mend it and run again: the sweep then starts anew"
         )
-    judged, result = found
-    model_epoch = write_model(results_dir / "model", state_dir, best_member(judged, result, metric, mode), result.epoch)
+    candidate, result = found
+    model_epoch = write_model(results_dir / "model", state_dir, best_member(candidate, result, metric, mode), result.epoch)
     write_yaml(results_dir / "best.yaml", best_of(sweep, name, metric, mode, provenance) | {"model_epoch": model_epoch})
 
 
-def best_of(sweep: Sweep, name: str, metric: str, mode: Mode, provenance: dict[str, Any]) -> dict[str, Any]:
+def best_of(sweep: Sweep, name: str, metric: str, mode: Mode, provenance: Provenance) -> dict[str, Any]:
     """What `best.yaml` says. Raises ValueError where no trial has reported a value yet."""
     found = sweep.best_trial(metric, mode)
     if found is None:
         raise ValueError(f"{name} has no best trial")
-    judged, result = found
-    values = values_at(judged, result, metric)
+    candidate, result = found
+    values = values_at(candidate, result, metric)
     repeats = {"n": len(values), "values": values, "standard_deviation": statistics.stdev(values)} if len(values) > 1 else None
     return {
         "sweep": name,
-        "trial_id": best_member(judged, result, metric, mode).trial_id,
-        "config": judged.config,
+        "trial_id": best_member(candidate, result, metric, mode).trial_id,
+        "config": candidate.config,
         "metric": {"name": metric, "mode": mode, "value": result.metrics[metric]},
-        **({"schedule": judged.schedule} if isinstance(judged, Trial) and judged.schedule else {}),
+        **({"schedule": to_json(candidate.schedule)} if isinstance(candidate, Trial) and candidate.schedule else {}),
         **({"repeats": repeats} if repeats else {}),
         **({"constraint": sweep.constraint} if sweep.constraint else {}),
         "epochs": result.epoch,
         "num_trials": len(sweep.trials),
         "num_errors": sum(t.status == "ERROR" for t in sweep.trials.values()),
-        "provenance": provenance,
+        "provenance": to_json(provenance),
     }
 
 
-def values_at(judged: Judged, result: Result, metric: str) -> list[float]:
+def values_at(candidate: Candidate, result: Result, metric: str) -> list[float]:
     """What the trials of one configuration reported at the epoch of a result, of which that is the mean."""
-    return [report.metrics[metric] for trial in judged.members for report in trial.results if report.epoch == result.epoch]
+    return [report.metrics[metric] for trial in candidate.members for report in trial.results if report.epoch == result.epoch]
 
 
-def best_member(judged: Judged, result: Result, metric: str, mode: Mode) -> Trial:
+def best_member(candidate: Candidate, result: Result, metric: str, mode: Mode) -> Trial:
     """Of the trials of one configuration the best at that epoch, whose model is published."""
-    reports = [(trial, report) for trial in judged.members for report in trial.results if report.epoch == result.epoch]
+    reports = [(trial, report) for trial in candidate.members for report in trial.results if report.epoch == result.epoch]
     # The mean may be within bounds that one of them is not.
-    reports = [(trial, report) for trial, report in reports if all_hold(report.metrics, judged.constraint)] or reports
+    reports = [(trial, report) for trial, report in reports if all_hold(report.metrics, candidate.constraint)] or reports
     return (max if mode == "max" else min)(reports, key=lambda one: one[1].metrics[metric])[0]
 
 
@@ -116,7 +118,7 @@ class PartialOutputs:
     INTERVAL_S = 10.0
     MOST_OF_TIME = 0.02  # that writing them may take
 
-    def __init__(self, state_dir: Path, name: str, metric: str, mode: Mode, provenance: dict[str, Any]) -> None:
+    def __init__(self, state_dir: Path, name: str, metric: str, mode: Mode, provenance: Provenance) -> None:
         self.state_dir, self.name, self.metric, self.mode, self.provenance = state_dir, name, metric, mode, provenance
         self.next = 0.0
 

@@ -7,7 +7,7 @@ import time
 
 from raysweep.common.text import duration
 from raysweep.config.model import Mode
-from raysweep.record.record import Sweep
+from raysweep.record.trials import Sweep
 
 logger = logging.getLogger("raysweep")
 INTERVAL_S = 10.0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raysweep.config.model import Mode
-from raysweep.record.record import Trial
+from raysweep.record.trials import Trial
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key
 from raysweep.report.optuna_study import distribution_of, new_study, params_of
@@ -127,7 +127,7 @@ class Rung(NamedTuple):
 
 def rungs(result: SweepResult) -> list[Rung]:
     """Return the rungs of ASHA or HyperBand; the list is empty with another scheduler, or where no trial was stopped."""
-    if result.header.scheduler_name not in ("asha", "hyperband"):
+    if result.header.scheduler.name not in ("asha", "hyperband"):
         return []
     stopped = [trial.epochs for trial in result.trials if trial.status == "STOPPED"]
     epochs = sorted({*stopped, result.header.max_epochs})
@@ -171,11 +171,11 @@ def repeated_s(result: SweepResult) -> float:
     lost_s, clock = 0.0, result.clock
     for trial in result.trials:
         reported_s = {report.epoch: clock.seconds(report.at) for report in trial.results}
-        failed_s = [clock.seconds(failure["at"]) for failure in trial.failures]
+        failed_s = [clock.seconds(failure.at) for failure in trial.failures]
         for attempt, following in zip(attempts.get(trial.trial_id, []), trial.attempts[1:], strict=False):
-            kept_s = reported_s.get(following["from_epoch"], attempt.start_s)
+            kept_s = reported_s.get(following.from_epoch, attempt.start_s)
             # An attempt that failed ran until its failure, which may come after its last report.
-            own_failures_s = [at_s for at_s in failed_s if attempt.start_s <= at_s <= clock.seconds(following["at"])]
+            own_failures_s = [at_s for at_s in failed_s if attempt.start_s <= at_s <= clock.seconds(following.at)]
             lost_s += max(0.0, max([attempt.end_s, *own_failures_s]) - max(kept_s, attempt.start_s))
     return lost_s
 

@@ -9,7 +9,7 @@ from typing import Any
 from raysweep.common.errors import logger
 from raysweep.common.files import read_yaml, written_aside
 from raysweep.common.text import duration, number
-from raysweep.record.record import read_sweep
+from raysweep.record.file import read_sweep
 from raysweep.report.analysis import cost
 from raysweep.report.charts.comparison import best_by_cost, colour_of_sweep, confirmed_values
 from raysweep.report.charts.parts import Spec

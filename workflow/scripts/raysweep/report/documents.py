@@ -1,4 +1,4 @@
-"""What the report reads beside the record's trials, as typed values: the header and the sessions of the record, and the YAML files."""
+"""What the report reads beside the record, as typed values: the YAML files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from raysweep.common.bounds import Bounds
-from raysweep.config.model import Mode
 
 
 @dataclass(frozen=True)
@@ -18,63 +17,6 @@ class Document:
     def read(cls, values: Mapping[str, Any]) -> Self:
         """Return the document with those of its fields that `values` holds. Raises TypeError where a field without a default is missing."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-
-
-@dataclass(frozen=True)
-class SweepHeader(Document):
-    """What the latest session of a record says of its sweep."""
-
-    name: str
-    identity: str
-    metric: str
-    mode: Mode
-    max_epochs: int
-    num_trials: int
-    seed: int
-    search_space: dict[str, Any]  # as the config has it
-    search_algorithm: dict[str, Any]
-    scheduler: dict[str, Any]
-    dataset: str | None = None  # None: the trainable brings its own data
-    model: str | None = None
-    trainable: str | None = None
-    optimizer: str | None = None
-    loss: str | None = None
-
-    @property
-    def search_algorithm_name(self) -> str:
-        name: str = self.search_algorithm["name"]
-        return name
-
-    @property
-    def scheduler_name(self) -> str:
-        name: str = self.scheduler["name"]
-        return name
-
-
-@dataclass(frozen=True)
-class NodeHardware(Document):
-    """A node of a session, with the CPUs and GPUs that Slurm gave of it."""
-
-    name: str
-    cpus: int
-    gpus: int
-
-
-@dataclass(frozen=True)
-class Session:
-    """A run of the driver."""
-
-    start: str  # ISO 8601, UTC
-    last_at: str  # time of the last event
-    host: str
-    nodes: tuple[NodeHardware, ...]
-    outcome: str | None  # None: the session was cut off
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Session:
-        """Return a session of a folded record."""
-        nodes = tuple(NodeHardware.read(node) for node in values["nodes"])
-        return cls(values["at"], values["last_at"], values["host"], nodes, values.get("outcome"))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from raysweep.record.record import Trial
+from raysweep.record.trials import Trial
 
 
 @dataclass(frozen=True)

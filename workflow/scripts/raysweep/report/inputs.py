@@ -12,8 +12,10 @@ from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
 from raysweep.config.model import Mode
 from raysweep.data.manifest import DataManifest, read_manifest
-from raysweep.record.record import Judged, Sweep, Trial, read_sweep
-from raysweep.report.documents import BestResult, Confirmation, EnvironmentManifest, Plan, Session, SweepHeader
+from raysweep.record.events import Session, SessionHeader
+from raysweep.record.file import read_sweep
+from raysweep.record.trials import Candidate, Sweep, Trial
+from raysweep.report.documents import BestResult, Confirmation, EnvironmentManifest, Plan
 from raysweep.report.keys import Key, keys_of
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
@@ -39,12 +41,12 @@ class SweepResult:
     confirmed: Confirmation
 
     @cached_property
-    def header(self) -> SweepHeader:
-        return SweepHeader.read(self.sweep.header)
+    def header(self) -> SessionHeader:
+        return self.sweep.header
 
     @cached_property
     def sessions(self) -> list[Session]:
-        return [Session.read(session) for session in self.sweep.sessions]
+        return self.sweep.sessions
 
     @property
     def name(self) -> str:
@@ -83,9 +85,9 @@ class SweepResult:
         return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
 
     @cached_property
-    def compared(self) -> list[tuple[Judged, float]]:
+    def compared(self) -> list[tuple[Candidate, float]]:
         """The candidates for the winner, best first: the trials of `ranked`, or, with several seeds of each, configurations by their mean."""
-        ordered = sorted(self.sweep.judged, key=lambda candidate: candidate.rank(self.metric, self.mode))
+        ordered = sorted(self.sweep.candidates, key=lambda candidate: candidate.rank(self.metric, self.mode))
         return [(candidate, result.metrics[self.metric]) for candidate in ordered if (result := candidate.counted(self.metric, self.mode))]
 
     @cached_property
@@ -134,7 +136,7 @@ class Clock:
     """Turns times into seconds of running time, which leaves out the gaps between a sweep's sessions."""
 
     def __init__(self, sessions: list[Session]) -> None:
-        self.sessions = [(session.start, session.last_at) for session in sessions]
+        self.sessions = [(session.at, session.last_at) for session in sessions]
         self.session_s = [seconds_between(start, end) for start, end in self.sessions]
         self.total_s = sum(self.session_s)
 
@@ -151,15 +153,15 @@ class Clock:
 
 def _attempts_of(trial: Trial, clock: Clock) -> Iterator[Attempt]:
     """Yield the attempts of a trial, in their order."""
-    next_starts = [a["at"] for a in trial.attempts[1:]] + [None]
+    next_starts = [*(a.at for a in trial.attempts[1:]), None]
     for attempt, next_start in zip(trial.attempts, next_starts, strict=True):
-        end = clock.sessions[clock.session_of(attempt["at"])][1]
+        end = clock.sessions[clock.session_of(attempt.at)][1]
         if next_start is None:
             end = trial.ended or end
         elif next_start < end:  # paused by the scheduler, or tried again: the attempt ran until its last report
-            end = max((r.at for r in trial.results if attempt["at"] <= r.at <= next_start), default=next_start)
+            end = max((r.at for r in trial.results if attempt.at <= r.at <= next_start), default=next_start)
         state = trial.status if next_start is None else CONTINUED
-        yield Attempt(trial, attempt["node"] or "not known", clock.seconds(attempt["at"]), clock.seconds(end), state)
+        yield Attempt(trial, attempt.node or "not known", clock.seconds(attempt.at), clock.seconds(end), state)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class InputPaths:
 def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
     """Read the files. Raises RaysweepError where the record or `best.yaml` does not belong to the sweep `sweep_name`."""
     sweep, best = read_sweep(paths.path_to_record), BestResult.read(read_yaml(paths.path_to_best))
-    for path, name in ((paths.path_to_record, sweep.header.get("name")), (paths.path_to_best, best.sweep)):
+    for path, name in ((paths.path_to_record, sweep.header.name), (paths.path_to_best, best.sweep)):
         if name != sweep_name:
             raise RaysweepError(f"{path}: it belongs to the sweep {name!r}, not to {sweep_name!r}. Give the files of one sweep.")
     if best.trial_id not in sweep.trials:
@@ -186,7 +188,7 @@ def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
             f"{paths.path_to_best}: trial {best.trial_id} is not in the record {paths.path_to_record}. "
             "Write the outputs anew from the record: run Snakemake with -R run_sweep."
         )
-    sweep.judge_by(best.constraint)
+    sweep.set_constraint(best.constraint)
     data = paths.path_to_data_manifest
     return Inputs(
         sweep=sweep,
@@ -197,7 +199,7 @@ def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
         data_dir=None if data is None else data.parent,
         env=EnvironmentManifest.read(read_yaml(paths.path_to_env_manifest)),
         model_dir=paths.path_to_best.parent / "model",
-        plan=_read_plan(paths.path_to_plan, sweep.header["num_trials"]),
+        plan=_read_plan(paths.path_to_plan, sweep.header.num_trials),
     )
 
 

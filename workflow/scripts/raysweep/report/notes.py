@@ -11,8 +11,9 @@ from typing import Literal
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.space import Choice, Numeric, flattened
+from raysweep.record.events import NotFused
 from raysweep.record.outputs import values_at
-from raysweep.record.record import Judged
+from raysweep.record.trials import Candidate
 from raysweep.report.analysis import has_gpus, repeated_s
 from raysweep.report.inputs import Inputs
 from raysweep.report.keys import Key, position_in_range
@@ -63,7 +64,7 @@ def compared_as(inputs: Inputs) -> str:
     return "configuration" if inputs.sweep.repeats > 1 else "trial"
 
 
-def tied(inputs: Inputs) -> list[tuple[Judged, float]]:
+def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
     """Return the other trials (or configurations) whose value lies within one standard deviation of the confirmation from the winner, best first."""
     deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
     if deviation is None:
@@ -144,7 +145,7 @@ def _constraint(inputs: Inputs) -> Note | None:
     if not bounds:
         return None
     limits = [f"{metric} {kind.replace('_', ' ')} {number(value)}" for metric, bound in bounds.items() for kind, value in bound.items()]
-    reported = sum(c.status != "ERROR" and c.has_reported(inputs.metric) for c in inputs.sweep.judged)
+    reported = sum(c.status != "ERROR" and c.has_reported(inputs.metric) for c in inputs.sweep.candidates)
     return Note(
         "info",
         f"Only reports with {' and '.join(limits)} could win",
@@ -266,10 +267,10 @@ def _seeded(inputs: Inputs) -> Note:
         text += ", with it a model’s first weights, and the order of the training data, which is the same for all trials."
     else:
         text += ", which the trainable gets as RAYSWEEP_SEED. The trainable decides whether it uses the seed."
-    if header.search_algorithm_name not in ("random", "grid"):
-        text += f" The proposals of {header.search_algorithm_name} depend also on which trials had ended by then."
-    if header.scheduler_name != "none":
-        decision = "From which other trial a trial takes over" if header.scheduler_name == "pbt" else "When a trial is stopped"
+    if header.search_algorithm.name not in ("random", "grid"):
+        text += f" The proposals of {header.search_algorithm.name} depend also on which trials had ended by then."
+    if header.scheduler.name != "none":
+        decision = "From which other trial a trial takes over" if header.scheduler.name == "pbt" else "When a trial is stopped"
         text += f" {decision} depends on how far the other trials had come, so it may differ in another run."
     if has_gpus(inputs):
         text += " GPUs do not always add numbers in the same order, so values may differ in the last digits."
@@ -312,7 +313,7 @@ def _stopped_early(inputs: Inputs) -> Note | None:
     return Note(
         "info",
         f"{plural(num_stopped, 'trial')} stopped early",
-        f"The scheduler ({inputs.header.scheduler_name}) ended {num_stopped:,} of {plural(len(inputs.trials), 'trial')} before "
+        f"The scheduler ({inputs.header.scheduler.name}) ended {num_stopped:,} of {plural(len(inputs.trials), 'trial')} before "
         f"{plural(inputs.header.max_epochs, 'epoch')}. A trial that learns slowly, and would have won in the end, is lost this way.",
     )
 
@@ -322,7 +323,7 @@ def _interruptions(inputs: Inputs) -> Note | None:
     sessions = inputs.sessions
     if len(sessions) < 2:
         return None
-    restarted = sum(len({inputs.clock.session_of(a["at"]) for a in t.attempts}) > 1 for t in inputs.trials)
+    restarted = sum(len({inputs.clock.session_of(a.at) for a in t.attempts}) > 1 for t in inputs.trials)
     cut_off = sum(session.outcome is None for session in sessions)
     text = f"The sweep ran in {len(sessions)} sessions"
     text += f", {cut_off} of which {'was' if cut_off == 1 else 'were'} cut off." if cut_off else "."
@@ -340,24 +341,24 @@ def _stacked(inputs: Inputs) -> Note | None:
     fused = inputs.sweep.fused
     if not fused:
         return None
-    if fused["why_not"]:
-        text = f"Trials could not be trained together, or not faster: {fused['why_not']}."
+    if isinstance(fused, NotFused):
+        text = f"Trials could not be trained together, or not faster: {fused.reason}."
         return Note("info", "Trials were trained one by one", text)
-    where = "one process" if fused["processes"] == 1 else f"each of {fused['processes']} processes"
+    where = "one process" if fused.processes == 1 else f"each of {fused.processes} processes"
     return Note(
         "info",
         "Trials were trained together",
-        f"Up to {fused['seats']} at a time in {where}, {fused['speed_up']:.1f} times as fast as one by one ({fused['way']}). The computation is the same,"
+        f"Up to {fused.slots} at a time in {where}, {fused.speed_up:.1f} times as fast as one by one ({fused.way}). The computation is the same,"
         " which was checked before the sweep began. The time of a trial is the time of the rounds in which the trial took part.",
     )
 
 
 def _lost_nodes(inputs: Inputs) -> Note | None:
     """Return which nodes were lost, and how many trials had to move."""
-    lost = list(dict.fromkeys(event["node"] for event in inputs.sweep.nodes if event["state"] == "lost"))
+    lost = list(dict.fromkeys(event.node for event in inputs.sweep.nodes if event.state == "lost"))
     if not lost:
         return None
-    moved = sum(any(not failure["counted"] for failure in t.failures) for t in inputs.trials)
+    moved = sum(any(not failure.counted for failure in t.failures) for t in inputs.trials)
     return Note(
         "info",
         f"{plural(len(lost), 'node')} lost",

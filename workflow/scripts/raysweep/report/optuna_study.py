@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number
-from raysweep.record.record import Trial
+from raysweep.record.trials import Trial
 from raysweep.report.inputs import SweepResult
 from raysweep.report.keys import Key
 

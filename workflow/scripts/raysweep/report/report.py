@@ -11,7 +11,7 @@ from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.space import flattened
-from raysweep.record.record import Trial
+from raysweep.record.trials import Trial
 from raysweep.report import analysis
 from raysweep.report.charts import confirmation, course, hyperparameters
 from raysweep.report.charts.data import shared_data
@@ -144,7 +144,7 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     return [
         ("Trials", f"{len(trials):,} ({ended})"),
         ("Epochs", f"up to {header.max_epochs:,} per trial"),
-        ("Search", f"{header.search_algorithm_name}, scheduler {header.scheduler_name}"),
+        ("Search", f"{header.search_algorithm.name}, scheduler {header.scheduler.name}"),
         ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
         ("Cost", _cost_text(inputs)),
         ("Ran on", f"{plural(num_nodes, 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
@@ -200,7 +200,7 @@ def _sessions(inputs: Inputs) -> list[dict[str, str]]:
     """Return the sessions as rows of a table."""
     return [
         {
-            "start": when(session.start),
+            "start": when(session.at),
             "end": when(session.last_at),
             "outcome": session.outcome or "cut off",
             "host": session.host,

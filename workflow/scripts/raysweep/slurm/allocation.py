@@ -18,9 +18,9 @@ from pathlib import Path
 
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.gpus import usable_gpus
-from raysweep.common.machine import usable_cpus
+from raysweep.common.machine import NodeSize, usable_cpus
 from raysweep.config.model import AllocationConfig, SweepConfig
-from raysweep.slurm.capacity import NodeSize, TrialResources
+from raysweep.slurm.capacity import TrialResources
 from raysweep.slurm.commands import SLURM_DEADLINE_S, field_of, hostnames, node_addresses, on_each_node, restarts_in, scontrol
 
 logger = logging.getLogger("raysweep")

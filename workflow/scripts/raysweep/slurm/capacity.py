@@ -6,14 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class NodeSize:
-    """What Ray may use of one node."""
-
-    name: str
-    cpus: int
-    gpus: int
+from raysweep.common.machine import NodeSize
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raysweep.cluster.job import MeasurementInput
+from raysweep.cluster.job import Measurement, MeasurementInput, StepTimes
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import write_yaml
+from raysweep.common.machine import NodeSize
 from raysweep.common.text import duration
-from raysweep.common.typed_json import to_json
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.model import Named
 from raysweep.config.space import configuration, num_combinations, parse_space
 from raysweep.environment.commands import process_environment, seen_in_container
-from raysweep.record.record import Sweep, read_sweep
+from raysweep.record.events import FusionPlan, NotFused
+from raysweep.record.file import read_sweep
+from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
-from raysweep.slurm.capacity import NodeSize, TrialResources, capacity
+from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.stages.sweep import RECORD, Stage, reason_to_start_anew
-from raysweep.tune.slots.messages import FusionPlan
 from raysweep.usercode.target import SCRIPTS_DIR
 
 POINTS = 6  # configurations that are measured
@@ -149,11 +151,11 @@ def makespan_s(durations_s: Sequence[float], at_a_time: int) -> float:
     return max(ends)
 
 
-def predicted_row_s(points: list[dict[str, Any]], key: str, batch_size: int) -> float:
+def predicted_row_s(points: Sequence[StepTimes], key: str, batch_size: int) -> float:
     """Seconds for a row at a batch size: between those that were measured on a line over 1 / batch size, since a step takes a time of its own."""
     by_size: dict[int, list[float]] = {}
     for point in points:
-        by_size.setdefault(point["batch_size"], []).append(point[key])
+        by_size.setdefault(point.batch_size, []).append(getattr(point, key))
     means = sorted((1 / size, statistics.fmean(values)) for size, values in by_size.items())
     x = 1 / batch_size
     if x <= means[0][0]:
@@ -164,14 +166,14 @@ def predicted_row_s(points: list[dict[str, Any]], key: str, batch_size: int) -> 
     return means[-1][1] * x / means[-1][0]  # a smaller batch: as many steps more
 
 
-def spread_of(points: list[dict[str, Any]]) -> float:
+def spread_of(points: Sequence[StepTimes]) -> float:
     """How far off the prediction is, relative, as of the mean of all: each measurement against the others, but at the ends, where those say little."""
     residuals = []
     for number, point in enumerate(points):
         others = [other for n, other in enumerate(points) if n != number]
-        sizes = [other["batch_size"] for other in others]
-        if others and min(sizes) <= point["batch_size"] <= max(sizes):
-            residuals.append(point["row_s"] / predicted_row_s(others, "row_s", point["batch_size"]) - 1)
+        sizes = [other.batch_size for other in others]
+        if others and min(sizes) <= point.batch_size <= max(sizes):
+            residuals.append(point.row_s / predicted_row_s(others, "row_s", point.batch_size) - 1)
     return math.sqrt(sum(r * r for r in residuals)) / len(residuals) if residuals else 0.0
 
 
@@ -285,14 +287,14 @@ class Planner:
         paces_s = [trial.time_s / trial.epochs for trial in trials]
         if not paces_s:
             return None
-        fused = FusionPlan.from_event(self.recorded.fused)
+        fused = self.recorded.fused if isinstance(self.recorded.fused, FusionPlan) else None
         at_a_time = fused.processes * fused.slots if fused else self.capacity
         # Trained together, the epoch of a trial takes as long as the epochs of all trials of its process.
         alone = fused.speed_up / fused.slots if fused else 1.0
         mean_s = alone * statistics.fmean(paces_s)
         spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
-        then, now = self.recorded.sessions[-1]["nodes"], self.nodes
-        elsewhere = sorted((n["cpus"], n["gpus"]) for n in then) != sorted((n.cpus, n.gpus) for n in now)
+        then, now = self.recorded.sessions[-1].nodes, self.nodes
+        elsewhere = sorted((n.cpus, n.gpus) for n in then) != sorted((n.cpus, n.gpus) for n in now)
         return Speed(
             epoch_s=[mean_s] * max(1, self.left),
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread) + (0.25 if elsewhere else 0)),
@@ -315,30 +317,30 @@ class Planner:
         job = self.stage.search_job(self.stage.state_dir / RECORD, header, self.allocation)
         some = chosen(configs[:: math.ceil(len(configs) / LOOKED_AT)])
         found = run_measurement(self.stage, MeasurementInput(job, tuple(self.nodes), tuple(some), self.capacity))
-        points = found["points"]
+        points = found.points
 
         def epoch_s(config: dict[str, Any]) -> float:
             parts = (("row_s", "rows"), ("validation_row_s", "validation_rows"))
-            return sum(predicted_row_s(points, key, int(config["batch_size"])) * found[rows] for key, rows in parts)
+            return sum(predicted_row_s(points, key, int(config["batch_size"])) * getattr(found, rows) for key, rows in parts)
 
-        together = FusionPlan.from_event(found["together"])
-        without_gpu = self.resources.gpu and found["device"] == "CPU"
+        together = found.together if isinstance(found.together, FusionPlan) else None
+        without_gpu = self.resources.gpu and found.device == "CPU"
         return Speed(
             epoch_s=[epoch_s(config) for config in configs],
             uncertainty=min(0.9, max(LEAST_UNCERTAINTY, 2 * spread_of(points))),
             speed_up=together.speed_up if together else 1.0,
             processes=together.processes if together else 1,
             at_a_time=max(1, together.processes * together.slots if together else self.capacity),
-            start_s=START_S + (found["benchmark_s"] if together else 0),
-            source=f"steps of {len(points)} configurations, timed on this machine's {found['device']}"
+            start_s=START_S + (found.benchmark_s if together else 0),
+            source=f"steps of {len(points)} configurations, timed on this machine's {found.device}"
             + (", while trials get a GPU: expect less, or plan on a node that has one" if without_gpu else ""),
             together=f"{together.speed_up:.1f} times as fast as one by one ({together.way})"
             if together
-            else f"no: {found['together']['why_not']}",
+            else f"no: {found.together.reason if isinstance(found.together, NotFused) else ''}",
         )
 
 
-def run_measurement(stage: Stage, measurement: MeasurementInput) -> dict[str, Any]:
+def run_measurement(stage: Stage, measurement: MeasurementInput) -> Measurement:
     """What measure.py finds, in the environment of the trials. Raises RaysweepError where the model cannot be trained."""
     argv = stage.environment.command([str(SCRIPTS_DIR / "measure_steps.py")])
     env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.root, stage.data_dir])
@@ -352,7 +354,7 @@ def run_measurement(stage: Stage, measurement: MeasurementInput) -> dict[str, An
     if run.returncode:
         words = [line.strip() for line in run.stderr.splitlines() if line.strip()] or ["it said nothing"]
         raise RaysweepError(f"{stage.name}: its model cannot be trained: {words[-1]} ({stage.path_to_log} has more)")
-    return json.loads(run.stdout.splitlines()[-1])
+    return from_json(Measurement, json.loads(run.stdout.splitlines()[-1]))
 
 
 def lines_of(plan: Plan) -> list[tuple[str, str]]:

@@ -8,13 +8,13 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from raysweep import __version__
 from raysweep.cluster import launcher
-from raysweep.cluster.job import ConfirmJob, ConfirmTask, ScheduleStep, SearchJob, Walltime
+from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, Walltime
 from raysweep.cluster.launcher import LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
@@ -26,9 +26,11 @@ from raysweep.data.manifest import DatasetSpec, read_manifest
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
+from raysweep.record.events import Provenance, ScheduleStep, SessionHeader
+from raysweep.record.file import read_sweep
 from raysweep.record.identity import sweep_identity
 from raysweep.record.outputs import write_confirmed, write_outputs
-from raysweep.record.record import Sweep, read_sweep
+from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, SlurmJob, trial_resources
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import defined_names_of, find_target
@@ -66,56 +68,45 @@ class Stage:
         lock = sha256_of_file(lock_of(self.root / env.requirements)) if locked else self.environment.environment_sha256
         return sweep_identity(to_json(self.sweep), sources=self.code.sha256(), data=self.data_sha256, lock=lock)
 
-    def provenance(self, identity: str) -> dict[str, Any]:
-        """Where the trials of a session come from."""
-        return {
-            "workflow_version": __version__,
-            "identity": identity,
-            "environment_sha256": self.environment.environment_sha256,
-            "data_sha256": self.data_sha256,
-        }
-
-    def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> dict[str, Any]:
-        """What the record's session says of the sweep, for the report and `make watch`."""
-        keys = (
-            "metric",
-            "mode",
-            "seed",
-            "search_space",
-            "search_algorithm",
-            "scheduler",
-            "dataset",
-            "model",
-            "trainable",
-            "optimizer",
-            "loss",
+    def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> SessionHeader:
+        """Return the header of a session, for the report and `make watch`."""
+        sweep = self.sweep
+        return SessionHeader(
+            name=self.name,
+            identity=identity,
+            num_trials=total,
+            max_epochs=max_epochs,
+            repeats=repeats,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            seed=sweep.seed,
+            search_space=sweep.search_space,
+            search_algorithm=sweep.search_algorithm,
+            scheduler=sweep.scheduler,
+            dataset=sweep.dataset,
+            model=sweep.model,
+            trainable=sweep.trainable,
+            optimizer=sweep.optimizer,
+            loss=sweep.loss,
+            trial_resources=sweep.trial_resources,
+            constraint=sweep.constraint,
+            version=__version__,
+            provenance=Provenance(__version__, identity, self.environment.environment_sha256, self.data_sha256),
         )
-        return {
-            "name": self.name,
-            "identity": identity,
-            "num_trials": total,
-            "max_epochs": max_epochs,
-            "repeats": repeats,
-            **{key: to_json(getattr(self.sweep, key)) for key in keys},
-            "trial_resources": to_json(self.sweep.trial_resources),
-            "constraint": self.sweep.constraint,
-            "version": __version__,
-            "provenance": self.provenance(identity),
-        }
 
-    def search_job(self, record: Path, header: dict[str, Any], allocation: Allocation) -> SearchJob:
+    def search_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> SearchJob:
         """Return the job of a driver that runs what is left of the sweep."""
         base = self._job(record, header, allocation)
         return SearchJob(**base, packs_gpus=self.sweep.trial_resources.gpu == "auto" and base["trial_resources"].gpu > 0)
 
     def confirm_job(
-        self, record: Path, header: dict[str, Any], allocation: Allocation, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]
+        self, record: Path, header: SessionHeader, allocation: Allocation, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]
     ) -> ConfirmJob:
         """Return the job of a driver that trains the best configuration anew."""
         base = self._job(record, header, allocation)
         return ConfirmJob(**base, tasks=tuple(tasks), schedule=tuple(schedule), model_dir=self.results_dir / "model")
 
-    def _job(self, record: Path, header: dict[str, Any], allocation: Allocation) -> dict[str, Any]:
+    def _job(self, record: Path, header: SessionHeader, allocation: Allocation) -> dict[str, Any]:
         """Return the fields of TuneJob."""
         return {
             "name": self.name,
@@ -125,8 +116,8 @@ class Stage:
             "root": self.root,
             "record": record,
             "data_dir": self.data_dir,
-            "max_epochs": header["max_epochs"],
-            "total": header["num_trials"],
+            "max_epochs": header.max_epochs,
+            "total": header.num_trials,
             "trial_resources": trial_resources(self.sweep, allocation),
             "slurm_job": allocation.slurm_job,
             "walltime": Walltime(allocation.started, allocation.ends, self.sweep.allocation.walltime_margin_s),
@@ -202,20 +193,18 @@ def reason_to_start_anew(recorded: Sweep, identity: str, resume: bool) -> str | 
     """Why what is recorded does not count any more, or None."""
     if not recorded.sessions:
         return None
-    if recorded.header["identity"] != identity:
+    if recorded.header.identity != identity:
         return "what its trials depend on has changed"
     if recorded.trials and all(trial.status == "ERROR" for trial in recorded.trials.values()):
         return "all its trials failed"
     return None if resume else "resume is false"
 
 
-def provenance_of(recorded: Sweep) -> dict[str, Any]:
-    """Where the trials come from, by the sessions that ran them; not by what is installed while the outputs are written."""
-    provenance = dict(recorded.header["provenance"])
-    environments = [session["sweep"]["provenance"]["environment_sha256"] for session in recorded.sessions]
-    if earlier := [one for one in dict.fromkeys(environments) if one != environments[-1]]:
-        provenance["earlier_environments"] = earlier
-    return provenance
+def provenance_of(recorded: Sweep) -> Provenance:
+    """Return where the trials come from, by the sessions that ran them; not by what is installed while the outputs are written."""
+    environments = [session.header.provenance.environment_sha256 for session in recorded.sessions]
+    earlier = tuple(environment for environment in dict.fromkeys(environments) if environment != environments[-1])
+    return replace(recorded.header.provenance, earlier_environments=earlier)
 
 
 def run_sweep(stage: Stage) -> None:
@@ -232,7 +221,7 @@ def go_on(stage: Stage, lock: Lock) -> None:
     path_to_record = stage.state_dir / RECORD
     recorded = read_sweep(path_to_record)
     if why := reason_to_start_anew(recorded, identity, stage.sweep.resume):
-        aside = set_aside(stage.state_dir, recorded.header["identity"])
+        aside = set_aside(stage.state_dir, recorded.header.identity)
         lock.follow(aside)
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, why, aside)
         recorded = Sweep()
@@ -250,7 +239,7 @@ def go_on(stage: Stage, lock: Lock) -> None:
         header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
         stage.run_agents(stage.search_job(path_to_record, header, allocation), allocation)
         recorded = read_sweep(path_to_record)
-    recorded.judge_by(stage.sweep.constraint)  # which may have changed since the trials ran
+    recorded.set_constraint(stage.sweep.constraint)  # which may have changed since the trials ran
     write_outputs(stage.results_dir, stage.state_dir, recorded, stage.name, stage.sweep.metric, stage.sweep.mode, provenance_of(recorded))
     write_yaml(stage.results_dir / "config.yaml", to_json(stage.config))
     best = read_yaml(stage.results_dir / "best.yaml")

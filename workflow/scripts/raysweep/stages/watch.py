@@ -20,7 +20,8 @@ from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.files import read_yaml
 from raysweep.common.text import duration, number
 from raysweep.config.space import flattened
-from raysweep.record.record import Sweep, Trial, read_sweep
+from raysweep.record.file import read_sweep
+from raysweep.record.trials import Sweep, Trial
 
 INTERVAL_S = 1.0
 PLOT_HEIGHT = 9  # rows
@@ -70,11 +71,11 @@ def find_record(state_dir: Path, names: list[str]) -> Path | None:
 def state_of(sweep: Sweep) -> str:
     """`running`, the outcome of the last session, or `cut off` where its driver is no longer there."""
     last = sweep.sessions[-1]
-    if "outcome" in last:
-        return last["outcome"]
-    if last["host"] == socket.gethostname():
+    if last.outcome is not None:
+        return last.outcome
+    if last.host == socket.gethostname():
         try:
-            os.kill(last["pid"], 0)
+            os.kill(last.pid, 0)
         except ProcessLookupError:
             return "cut off"
         except PermissionError:
@@ -88,7 +89,7 @@ def seconds_since(at: str) -> float:
 
 def progress_values(sweep: Sweep) -> list[float]:
     """The best value so far after each trial that ended without error, in the order in which they ended."""
-    metric, mode = sweep.header["metric"], sweep.header["mode"]
+    metric, mode = sweep.header.metric, sweep.header.mode
     better = max if mode == "max" else min
     values: list[float] = []
     for trial in sorted((t for t in sweep.trials.values() if t.ended and t.status != "ERROR"), key=lambda t: t.ended or ""):
@@ -100,7 +101,7 @@ def progress_values(sweep: Sweep) -> list[float]:
 
 def in_order(sweep: Sweep) -> list[Trial]:
     """The trials as the table shows them: running ones, then the best first, then those that cannot win."""
-    metric, mode = sweep.header["metric"], sweep.header["mode"]
+    metric, mode = sweep.header.metric, sweep.header.mode
     return sorted(sweep.trials.values(), key=lambda trial: (trial.status != "RUNNING", *trial.rank(metric, mode)))
 
 
@@ -113,16 +114,16 @@ def summary(sweep: Sweep, width: int) -> Text:
     statuses = [t.status for t in sweep.trials.values()]
     done = sum(t.finished for t in sweep.trials.values())
     running = statuses.count("RUNNING") if state == "running" else 0
-    elapsed = sweep.used_s + (seconds_since(sweep.sessions[-1]["last_at"]) if state == "running" else 0)
-    counts = [f"{done}/{about['num_trials']} trials done", f"{running} running", f"{statuses.count('STOPPED')} stopped early"]
-    lines = [f"{about['name']}: {state}", ", ".join([*counts, f"{statuses.count('ERROR')} failed", f"{duration(elapsed)} elapsed"])]
-    if best := sweep.best_trial(about["metric"], about["mode"]):
+    elapsed = sweep.used_s + (seconds_since(sweep.sessions[-1].last_at) if state == "running" else 0)
+    counts = [f"{done}/{about.num_trials} trials done", f"{running} running", f"{statuses.count('STOPPED')} stopped early"]
+    lines = [f"{about.name}: {state}", ", ".join([*counts, f"{statuses.count('ERROR')} failed", f"{duration(elapsed)} elapsed"])]
+    if best := sweep.best_trial(about.metric, about.mode):
         trial, result = best
-        lines.append(f"best {about['metric']} {number(result.metrics[about['metric']])} at epoch {result.epoch} of trial {trial.trial_id}")
+        lines.append(f"best {about.metric} {number(result.metrics[about.metric])} at epoch {result.epoch} of trial {trial.trial_id}")
         lines.append(settings(trial.config))
-    quiet_s = seconds_since(sweep.sessions[-1]["last_at"])
+    quiet_s = seconds_since(sweep.sessions[-1].last_at)
     if state == "running" and quiet_s > QUIET_S:
-        lines.append(f"nothing new for {duration(quiet_s)}: is the driver on {sweep.sessions[-1]['host']} still alive?")
+        lines.append(f"nothing new for {duration(quiet_s)}: is the driver on {sweep.sessions[-1].host} still alive?")
     text = Text("\n".join(shortened(line, width) for line in lines))
     text.highlight_words([lines[0]], "bold")
     return text
@@ -152,19 +153,19 @@ def table_of(sweep: Sweep, width: int, rows: int) -> Table:
     table.add_column("status", no_wrap=True)
     table.add_column("config", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("epoch", no_wrap=True, justify="right")
-    table.add_column(about["metric"][:12], no_wrap=True, justify="right")
+    table.add_column(about.metric[:12], no_wrap=True, justify="right")
     table.add_column("node", no_wrap=True)
     table.add_column("time", no_wrap=True, justify="right")
     shown = trials if len(trials) <= rows else trials[: max(rows - 1, 0)]
     for trial in shown:
-        result = trial.best(about["metric"], about["mode"])
+        result = trial.best(about.metric, about.mode)
         what = trial.error if trial.error else settings(trial.config)
         table.add_row(
             trial.trial_id,
             Text(trial.status, style=STYLES[trial.status]),
             Text(what.replace("\n", " ")),  # Text: brackets in a user's words are not markup
-            f"{trial.epochs}/{about['max_epochs']}",
-            "" if result is None else number(result.metrics[about["metric"]]),
+            f"{trial.epochs}/{about.max_epochs}",
+            "" if result is None else number(result.metrics[about.metric]),
             Text(end_of(trial.node or "", NODE_WIDTH)),
             duration(trial.time_s),
         )
@@ -189,7 +190,7 @@ def plot_of(sweep: Sweep, width: int) -> Text:
     figure.draw(line)
     ticks = sorted({1, len(values), *(round(1 + i * (len(values) - 1) / 4) for i in range(1, 4))})
     figure.ruler("x").ticks(ticks, [str(tick) for tick in ticks])
-    return Text.assemble((f"best {sweep.header['metric']} so far, by trials that ended\n", "bold"), Text.from_ansi(str(figure.build())))
+    return Text.assemble((f"best {sweep.header.metric} so far, by trials that ended\n", "bold"), Text.from_ansi(str(figure.build())))
 
 
 def view(sweep: Sweep, width: int, height: int | None) -> Group:

@@ -21,13 +21,14 @@ from raysweep.cluster.job import CheckJob, ConfirmJob, DriverInput, SearchJob
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.bounds import Bounds, any_holds
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, describe_os_error, is_full_disk
+from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
 from raysweep.config.space import parse_space
+from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
-from raysweep.record.record import Record
 from raysweep.slurm.allocation import Deadline
-from raysweep.slurm.capacity import NodeSize, TrialResources, capacity
+from raysweep.slurm.capacity import TrialResources, capacity
 
 logger = logging.getLogger("raysweep")
 
@@ -111,7 +112,7 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
             recorded.checkpoints = {e: path for e, path in found.items() if path is not None}
         record.write(
             "session",
-            sweep=job.header,
+            sweep=to_json(job.header),
             host=socket.gethostname(),
             pid=os.getpid(),
             nodes=to_json(nodes),
@@ -136,7 +137,7 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
             resources = TrialResources(resources.cpu, max(resources.gpu, share))
         timeout_s = sweep.trial_timeout_s
         progress = ProgressLine(job.name if searching else f"{job.name} (confirm)", total=job.total, metric=sweep.metric, mode=sweep.mode)
-        outputs = PartialOutputs(state_dir, job.name, sweep.metric, sweep.mode, job.header["provenance"]) if searching else None
+        outputs = PartialOutputs(state_dir, job.name, sweep.metric, sweep.mode, job.header.provenance) if searching else None
         deadline = job.walltime.deadline
         is_over = lambda: deadline is not None and deadline.is_near()  # noqa: E731
         # A model goes through its schedule by itself, see trial.confirm_model.
@@ -203,7 +204,7 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
                     name=EXPERIMENT,
                     storage_path=str(scratch),
                     stop=EndOfTrial(bookkeeper, stop, lambda trial_id: replaying.due(trial_id) is not None),
-                    callbacks=[bookkeeper, *(trackers(sweep, job.name, state_dir, job.header["identity"]) if searching else [])],
+                    callbacks=[bookkeeper, *(trackers(sweep, job.name, state_dir, job.header.identity) if searching else [])],
                     verbose=0,
                 ),
             )
@@ -236,9 +237,7 @@ def end_session(job: SearchJob | ConfirmJob, record: Record, deadline: Deadline 
     if deadline is None or not deadline.is_near():
         record.write("session_end", outcome="incomplete")
         raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
-    begun_again = sum(
-        s.get("outcome") == "started again" and s.get("slurm_job") == (job.slurm_job and job.slurm_job.id) for s in sweep.sessions
-    )
+    begun_again = sum(s.outcome == "started again" and s.slurm_job == (job.slurm_job and job.slurm_job.id) for s in sweep.sessions)
     if begun_again < job.sweep.allocation.resubmit:
         record.write("session_end", outcome="started again")
         logger.info(

@@ -6,52 +6,28 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from raysweep.cluster.job import MeasurementInput, SearchJob
+from raysweep.cluster.job import Measurement, MeasurementInput, SearchJob, StepTimes
+from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
-from raysweep.record.record import read_sweep
-from raysweep.slurm.capacity import NodeSize, TrialResources
+from raysweep.record.events import FusionPlan, NotFused
+from raysweep.record.file import read_sweep
+from raysweep.slurm.capacity import TrialResources
 from raysweep.training.arrays import load_tensors
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.fusion import Layout, engine_job, plan_fusion, reason_by_config
-from raysweep.tune.slots.messages import FusionPlan, NotFused
 
 logger = logging.getLogger("raysweep")
 
 WARM_UP_STEPS = 3
 MIN_MEASURED_S = 0.7  # unless all the data takes less: a shorter time would measure the clock, the cache and other processes
 MAX_ROWS_EVALUATED = 2000
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """How long a trial takes alone, with one batch size."""
-
-    batch_size: int
-    row_s: float  # for a row of the training part
-    validation_row_s: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """How long training takes on this machine."""
-
-    device: str
-    rows: int  # of the training part
-    validation_rows: int
-    points: tuple[StepTimes, ...]
-    together: FusionPlan | NotFused
-    benchmark_s: float  # that the benchmark of training together took
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the measurement for JSON; `together` has the fields of the record's event `fused`."""
-        return {**asdict(self), "together": self.together.as_event()}
 
 
 def measure(given: MeasurementInput) -> Measurement:

@@ -26,9 +26,10 @@ from raysweep.common.files import flush_folder
 from raysweep.common.numeric import is_finite_number, is_number
 from raysweep.common.text import duration
 from raysweep.config.model import Mode
+from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
-from raysweep.record.record import Record, Trial
+from raysweep.record.trials import Trial
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.samplers import Sampler
 from raysweep.tune.trial import GPU_MEMORY_MB
@@ -160,7 +161,11 @@ class Bookkeeper(Callback):
         self.heard: dict[str, float] = {}  # trial_id → when it last gave a sign of life
         self.killed: dict[str, str] = {}  # trial_id → why we killed its process
         # What is finished and has checkpoints: of these only the best keep them.
-        self.keeping = [judged for judged in record.sweep.judged if judged.finished and any(trial.checkpoints for trial in judged.members)]
+        self.keeping = [
+            candidate
+            for candidate in record.sweep.candidates
+            if candidate.finished and any(trial.checkpoints for trial in candidate.members)
+        ]
         self.last_event = self.last_step = time.monotonic()
         self.taken_over = taken_over  # trial_id → from whom it goes on, of population based training (schedulers.PBT)
         self.in_company = in_company  # whether trials share processes, see slots/manager.py
@@ -318,7 +323,7 @@ class Bookkeeper(Callback):
         crowded = is_full_gpu(text) and 0 < mine < 1 and not self.in_company
         in_company = self.in_company and isinstance(error, ray.exceptions.RayActorError)
         lost = (is_lost_node(error) or in_company) and killed is None
-        forgiven = sum(not failure["counted"] for failure in self.state_of(trial).failures)
+        forgiven = sum(not failure.counted for failure in self.state_of(trial).failures)
         counted = not (crowded or lost) or forgiven >= MOST_FORGIVEN
         cause = killed or (
             "the process in which it trained with others ended"
@@ -356,21 +361,21 @@ class Bookkeeper(Callback):
             self.running.pop(trial.trial_id, None)
             self.guarded(partial(self.record.write, "pause", trial=trial.trial_id))
             return
-        self.guarded(lambda: self.finish(state, "ERROR", state.failures[-1]["error"]))
+        self.guarded(lambda: self.finish(state, "ERROR", state.failures[-1].error))
 
     def finish(self, state: Trial, status: str, reason: str | None) -> None:
         self.running.pop(state.trial_id, None)
         self.record.write("finish", trial=state.trial_id, status=status, error=reason)
-        judged = self.record.sweep.judged_as(state)
-        if judged.finished:
-            self.sampler.tell(judged)
+        candidate = self.record.sweep.candidate_of(state)
+        if candidate.finished:
+            self.sampler.tell(candidate)
         self.last_event = time.monotonic()
         if reason:
             logger.debug("trial %s: %s", state.trial_id, reason)
-        for trial in judged.members:
+        for trial in candidate.members:
             self.prune(trial)
-        if judged.finished and any(trial.checkpoints for trial in judged.members):
-            self.keeping.append(judged)
+        if candidate.finished and any(trial.checkpoints for trial in candidate.members):
+            self.keeping.append(candidate)
         # Another trial's best may just have been surpassed.
         self.keeping.sort(key=lambda one: (one.rank(self.metric, self.mode)[0], one.rank(self.metric, self.mode, {})))
         for surpassed in self.keeping[self.keep_checkpoints :]:
@@ -383,17 +388,17 @@ class Bookkeeper(Callback):
 
         Where it is one of several with its configuration the best epoch is theirs, which may still be one that not all of them have come to.
         """
-        judged = self.record.sweep.judged_as(trial)
+        candidate = self.record.sweep.candidate_of(trial)
         # Where none is within the constraint: another one may be set afterwards.
-        best = (judged.counted(self.metric, self.mode) or judged.counted(self.metric, self.mode, {})) if keep_best else None
+        best = (candidate.counted(self.metric, self.mode) or candidate.counted(self.metric, self.mode, {})) if keep_best else None
         kept = {best.epoch} if best else set()
-        if trial.checkpoints and (not judged.finished or (best and best.epoch not in trial.checkpoints)):
+        if trial.checkpoints and (not candidate.finished or (best and best.epoch not in trial.checkpoints)):
             kept.add(max(trial.checkpoints))
-        if judged is not trial and not judged.finished:
-            kept |= {epoch for epoch in trial.checkpoints if epoch > judged.epochs}
+        if candidate is not trial and not candidate.finished:
+            kept |= {epoch for epoch in trial.checkpoints if epoch > candidate.epochs}
         for epoch in [e for e in trial.checkpoints if e not in kept]:
             shutil.rmtree(self.record.path.parent / trial.checkpoints.pop(epoch), ignore_errors=True)
-        if judged.finished and not trial.checkpoints:
+        if candidate.finished and not trial.checkpoints:
             shutil.rmtree(self.scratch / trial.trial_id, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import Mode, Named, SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at, values_in
-from raysweep.record.record import Judged, Sweep
+from raysweep.record.trials import Candidate, Sweep
 
 NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # between which a normal distribution is searched
 
@@ -21,7 +21,7 @@ class Sampler(Protocol):
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """Take a configuration that came from elsewhere for one of its own."""
 
-    def tell(self, trial: Judged) -> None:
+    def tell(self, trial: Candidate) -> None:
         """Learn from a trial that has finished."""
 
 
@@ -55,7 +55,7 @@ class IndependentSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """It depends on nothing else."""
 
-    def tell(self, trial: Judged) -> None:
+    def tell(self, trial: Candidate) -> None:
         """There is nothing to learn."""
 
 
@@ -86,7 +86,7 @@ class OptunaSampler:
             ),
         )
         self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until it is told
-        for trial in recorded.judged:
+        for trial in recorded.candidates:
             self.adopt(trial.index, trial.config)
             if trial.finished:
                 self.tell(trial)
@@ -96,13 +96,13 @@ class OptunaSampler:
         self.asked[index] = asked.number
         return fill(self.space, lambda key, d: value_of(d, asked.params[key]))
 
-    def tell(self, trial: Judged) -> None:
+    def tell(self, trial: Candidate) -> None:
         if trial.index in self.asked:
             value = self._value_of(trial)
             state = self.optuna.trial.TrialState.FAIL if value is None else self.optuna.trial.TrialState.COMPLETE
             self.study.tell(self.asked.pop(trial.index), value, state=state)
 
-    def _value_of(self, trial: Judged) -> float | None:
+    def _value_of(self, trial: Candidate) -> float | None:
         best = trial.counted(self.metric, self.mode)
         return None if best is None else best.metrics[self.metric]
 
@@ -135,7 +135,7 @@ class PointsFirst:
     def __init__(self, sampler: Sampler, points: list[dict[str, Any]], space: dict[str, Any], seed: int, recorded: Sweep) -> None:
         self.sampler, self.space, self.seed = sampler, space, seed
         self.left = []
-        had = [trial.config for trial in recorded.judged]  # each of which may have been one point
+        had = [trial.config for trial in recorded.candidates]  # each of which may have been one point
         for point in (point_of(space, point) for point in points):
             if its := next((config for config in had if _is_of(config, point)), None):
                 had.remove(its)
@@ -154,7 +154,7 @@ class PointsFirst:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         self.sampler.adopt(index, config)
 
-    def tell(self, trial: Judged) -> None:
+    def tell(self, trial: Candidate) -> None:
         self.sampler.tell(trial)
 
 
@@ -175,7 +175,7 @@ class ListSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         """They are all its own."""
 
-    def tell(self, trial: Judged) -> None:
+    def tell(self, trial: Candidate) -> None:
         """There is nothing to learn."""
 
 

@@ -20,12 +20,13 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from raysweep.cluster.job import ScheduleStep
 from raysweep.common.files import flush_folder
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
-from raysweep.record.record import Record, Sweep, Trial
+from raysweep.record.events import ScheduleStep
+from raysweep.record.file import Record
+from raysweep.record.trials import Sweep, Trial
 from raysweep.tune.trial import OWN
 
 logger = logging.getLogger("raysweep")
@@ -199,11 +200,13 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
         logger.info("Population based training compares the trials that are left anew.")
     if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
         return
-    stubs = {judged.trial_id: _Recorded(judged.trial_id) for judged in recorded.judged}
+    stubs = {candidate.trial_id: _Recorded(candidate.trial_id) for candidate in recorded.candidates}
     nobody_else = _NobodyElse()
     for stub in stubs.values():
         scheduler.on_trial_add(nobody_else, stub)
-    reports = [(result.at, judged, result) for judged in recorded.judged for result in judged.results if metric in result.metrics]
+    reports = [
+        (result.at, candidate, result) for candidate in recorded.candidates for result in candidate.results if metric in result.metrics
+    ]
     for _, trial, result in sorted(reports, key=lambda report: report[0]):
         told = {"training_iteration": result.epoch, "time_total_s": result.time_s, **result.metrics}
         if isinstance(scheduler, MedianStoppingRule):
@@ -212,7 +215,7 @@ def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
             scheduler._results[stubs[trial.trial_id]].append(told)
         else:
             scheduler.on_trial_result(nobody_else, stubs[trial.trial_id], told)
-    for trial in recorded.judged:
+    for trial in recorded.candidates:
         if trial.finished and trial.results and metric in (last := trial.results[-1]).metrics:
             scheduler.on_trial_complete(nobody_else, stubs[trial.trial_id], {"training_iteration": last.epoch, **last.metrics})
 

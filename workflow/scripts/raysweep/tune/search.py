@@ -19,7 +19,8 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from raysweep.cluster.job import ConfirmTask
 from raysweep.common.seeds import trial_seed
-from raysweep.record.record import Record, Trial
+from raysweep.record.file import Record
+from raysweep.record.trials import Trial
 from raysweep.tune.samplers import Sampler
 from raysweep.tune.trial import OWN
 

@@ -24,7 +24,7 @@ from raysweep.common.errors import ConfigError, RaysweepError
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import Mode
 from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
-from raysweep.record.record import Judged, Sweep
+from raysweep.record.trials import Candidate, Sweep
 from raysweep.tune.samplers import NORMAL_QUANTILES, parameter_of, value_of
 from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target
@@ -85,7 +85,7 @@ class TuneSampler:
             logger.warning("%s cannot read the state that it saved (%s: %s): it learns anew.", name, type(error).__name__, error)
             self.searcher, self.asked, self.told = make(), set(), set()
         forgotten = 0
-        for trial in recorded.judged:
+        for trial in recorded.candidates:
             if trial.trial_id not in self.asked:
                 self.elsewhere.add(trial.trial_id)
             if trial.finished and trial.trial_id not in self.told:
@@ -128,11 +128,11 @@ class TuneSampler:
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         self.elsewhere.add(f"{index:05d}")
 
-    def tell(self, trial: Judged) -> None:
+    def tell(self, trial: Candidate) -> None:
         self._tell(trial)
         self._save()
 
-    def _tell(self, trial: Judged) -> bool:
+    def _tell(self, trial: Candidate) -> bool:
         """Whether it could be told."""
         best = trial.counted(self.metric, self.mode)
         self.told.add(trial.trial_id)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from raysweep.cluster.job import CheckJob
 from raysweep.common.files import written_aside
+from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json, to_json
-from raysweep.slurm.capacity import NodeSize
 
 logger = logging.getLogger("raysweep")
 

@@ -7,7 +7,7 @@ import heapq
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import value_text
 from raysweep.config.space import Numeric, flattened
-from raysweep.record.record import Trial
+from raysweep.record.trials import Trial
 from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key, position_in_range

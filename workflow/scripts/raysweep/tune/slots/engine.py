@@ -22,6 +22,7 @@ import torch
 from ray.tune import Checkpoint
 from ray.util import get_node_ip_address
 
+from raysweep.record.events import NotFused
 from raysweep.training.arrays import load_tensors
 from raysweep.training.private import has_cpp_compiler
 from raysweep.training.stacked.timing import bytes_per_member, seconds_per_row, seconds_per_row_alone
@@ -29,7 +30,7 @@ from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.stacked.verification import prepare, reason_not_stackable, with_unfolded_convolutions
 from raysweep.training.trainer import Trainer, select_device
 from raysweep.tune.slots.manager import StorageContext, TrainingResult
-from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup, NotFused
+from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import OWN, check_finite
 
 logger = logging.getLogger("raysweep")

@@ -13,14 +13,16 @@ import ray
 
 from raysweep.cluster.job import SearchJob
 from raysweep.common.errors import RaysweepError
+from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
-from raysweep.record.record import Record, Sweep
-from raysweep.slurm.capacity import NodeSize
+from raysweep.record.events import FusionPlan, NotFused
+from raysweep.record.file import Record
+from raysweep.record.trials import Sweep
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
-from raysweep.tune.slots.messages import Benchmark, EngineJob, FusionPlan, NotFused
+from raysweep.tune.slots.messages import Benchmark, EngineJob
 
 logger = logging.getLogger("raysweep")
 

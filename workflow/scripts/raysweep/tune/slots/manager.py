@@ -27,7 +27,8 @@ from ray.train._internal.storage import StorageContext as StorageContext
 from ray.tune.execution.tune_controller import TuneController
 
 from raysweep.common.errors import RaysweepError
-from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup, NotFused
+from raysweep.record.events import NotFused
+from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 
 logger = logging.getLogger("raysweep")
 

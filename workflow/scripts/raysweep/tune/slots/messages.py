@@ -1,8 +1,7 @@
-"""The typed facts that travel between driver, engines and record. This module needs neither Ray nor PyTorch."""
+"""The typed facts that travel between driver and engines. This module needs neither Ray nor PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,35 +47,3 @@ class Benchmark:
     setup: EngineSetup
     speed_up: float  # how many times as fast as one by one trials are together
     way: str  # how steps run, in words
-
-
-@dataclass(frozen=True)
-class NotFused:
-    """Trials are trained one by one, for a reason."""
-
-    reason: str
-
-    def as_event(self) -> dict[str, Any]:
-        """Return the fields of the record's event `fused`."""
-        return {"why_not": self.reason}
-
-
-@dataclass(frozen=True)
-class FusionPlan:
-    """Trials are trained together: in how many engines, how many at a time, and how."""
-
-    processes: int  # engines
-    slots: int  # of each engine
-    speed_up: float  # how many times as fast as one by one
-    way: str  # how steps run, in words
-
-    def as_event(self) -> dict[str, Any]:
-        """Return the fields of the record's event `fused`."""
-        return {"why_not": None, "processes": self.processes, "seats": self.slots, "speed_up": self.speed_up, "way": self.way}
-
-    @classmethod
-    def from_event(cls, event: Mapping[str, Any] | None) -> FusionPlan | None:
-        """Return the plan that an event `fused` of a record holds; None where there is no event or where trials were trained one by one."""
-        if event is None or event["why_not"] is not None:
-            return None
-        return cls(event["processes"], event["seats"], event["speed_up"], event["way"])

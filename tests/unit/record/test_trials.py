@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from raysweep.common.errors import RaysweepError
+from raysweep.record.events import SessionHeader
+from raysweep.record.trials import Result, Sweep, Trial
+
+TRIAL = {"trial": "00000", "index": 0, "repeat": 0, "seed": 7, "config": {"lr": 0.1, "name": "größer"}}
+START = {"trial": "00000", "node": "n1", "from_epoch": 0}
+FINISH = {"trial": "00000", "status": "TERMINATED", "error": None}
+
+
+def result(epoch: int, value: float, trial: str = "00000") -> dict[str, Any]:
+    return {"trial": trial, "epoch": epoch, "metrics": {"accuracy": value}, "time_s": float(epoch), "node": "n2"}
+
+
+def sweep_of(*events: tuple[str, dict[str, Any]]) -> Sweep:
+    sweep = Sweep()
+    for number, (kind, values) in enumerate((("session", {"sweep": {}}), *events)):
+        sweep.apply({"event": kind, "at": f"2026-03-01T09:00:{number:02d}.000Z", **values})
+    return sweep
+
+
+def test_an_event_of_a_later_version_is_refused() -> None:
+    with pytest.raises(RaysweepError, match="an event 'teleport' that this version does not know"):
+        sweep_of(("trial", TRIAL), ("teleport", {"trial": "00000"}))
+
+
+def test_what_ran_when_the_driver_broke_off_is_to_be_run_again() -> None:
+    other = TRIAL | {"trial": "00001", "index": 1}
+    sweep = sweep_of(("trial", TRIAL), ("start", START), ("trial", other), ("start", START | {"trial": "00001"}), ("finish", FINISH))
+    assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED", "RUNNING"]
+    sweep.apply({"event": "session", "at": "2026-03-01T10:00:00.000Z", "sweep": {"name": "anew"}})
+    assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED", "PENDING"]
+    assert sweep.header == SessionHeader(name="anew")
+
+
+def test_a_new_attempt_forgets_what_lies_behind_its_checkpoint() -> None:
+    sweep = sweep_of(
+        ("trial", TRIAL),
+        ("start", START),
+        *(("result", result(epoch, epoch / 10)) for epoch in (1, 2, 3)),
+        *(("checkpoint", {"trial": "00000", "epoch": epoch, "path": f"c/{epoch}"}) for epoch in (1, 2, 3)),
+        ("start", START | {"from_epoch": 2, "node": "n3"}),
+    )
+    trial = sweep.trials["00000"]
+    assert [r.epoch for r in trial.results] == [1, 2]
+    assert trial.checkpoints == {1: "c/1", 2: "c/2"}
+    assert [attempt.from_epoch for attempt in trial.attempts] == [0, 2]
+    assert trial.node == "n3"
+    assert trial.status == "RUNNING"
+    assert trial.started == "2026-03-01T09:00:02.000Z", "of its first attempt"
+
+
+def test_time_between_sessions_is_not_used() -> None:
+    sweep = Sweep()
+    for at, kind in (("09:00:00", "session"), ("09:01:00", "session_end"), ("15:00:00", "session"), ("15:00:30", "session_end")):
+        sweep.apply({"event": kind, "at": f"2026-03-01T{at}.000Z", "sweep": {}, "outcome": "x"})
+    assert sweep.used_s == 90
+
+
+def trial(*values: float | None, trial_id: str = "0", status: Any = "TERMINATED") -> Trial:
+    """A trial that reported these values, one an epoch; None is a report without the metric."""
+    results = [Result(epoch, {} if v is None else {"m": v}, 1.0, "") for epoch, v in enumerate(values, start=1)]
+    return Trial(trial_id, 0, 0, 0, {}, status=status, results=results)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "epoch"),
+    [
+        ((0.1, 0.3, 0.2), "max", 2),
+        ((0.1, 0.3, 0.2), "min", 1),
+        ((0.3, 0.3), "max", 1),
+        ((0.3, 0.3), "min", 1),
+        ((math.nan, 0.3, math.inf, None), "max", 2),
+        ((-math.inf, 0.3), "min", 2),
+        ((0.0, -0.0), "max", 1),
+    ],
+)
+def test_the_best_epoch_of_a_trial(values: tuple[float | None, ...], mode: Any, epoch: int) -> None:
+    best = trial(*values).best("m", mode)
+    assert best is not None
+    assert best.epoch == epoch
+
+
+@pytest.mark.parametrize("values", [(), (math.nan,), (None, math.inf)])
+def test_a_trial_without_a_usable_value_has_no_best(values: tuple[float | None, ...]) -> None:
+    assert trial(*values).best("m", "max") is None
+    assert Sweep(trials={"0": trial(*values)}).best_trial("m", "max") is None
+
+
+def test_the_best_trial_is_the_first_of_equal_ones_and_never_one_that_failed() -> None:
+    trials = [
+        trial(0.9, trial_id="0", status="ERROR"),
+        trial(0.5, trial_id="3"),
+        trial(0.1, 0.5, trial_id="1"),
+        trial(0.5, trial_id="2", status="STOPPED"),
+        trial(trial_id="4"),
+    ]
+    for order in (trials, trials[::-1]):
+        best = Sweep(trials={t.trial_id: t for t in order}).best_trial("m", "max")
+        assert best is not None
+        assert (best[0].trial_id, best[1].epoch) == ("1", 2)
+    assert Sweep(trials={"0": trials[0]}).best_trial("m", "max") is None
+
+
+def test_a_trial_that_has_not_begun() -> None:
+    waiting = Trial("0", 0, 0, 0, {})
+    assert (waiting.status, waiting.finished, waiting.started, waiting.node, waiting.epochs, waiting.time_s) == (
+        "PENDING",
+        False,
+        None,
+        None,
+        0,
+        0.0,
+    )
+
+
+def test_a_trial_that_waits_for_others_is_to_be_run_again() -> None:
+    sweep = sweep_of(("trial", TRIAL), ("start", START), ("result", result(1, 0.5)), ("pause", {"trial": "00000"}))
+    assert sweep.trials["00000"].status == "PENDING"
+    assert sweep.trials["00000"].epochs == 1
