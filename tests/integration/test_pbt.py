@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,13 @@ import yaml
 from torch import nn
 
 from faults import part_of
-from raysweep.config.space import parse_space
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.file import Record, read_sweep
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
-from raysweep.tune.schedulers import PBT, mutable_keys
 from sweeping import Project, sweep_of, wait_until
 
-SPACE = parse_space(
-    {
-        "lr": {"loguniform": [1e-4, 1e-1]},
-        "batch_size": {"choice": [2, 4, 8]},
-        "net": {"width": {"randint": [2, 9]}, "rate": {"quniform": [0, 1, 0.25]}},
-        "noise": {"normal": [0, 2]},
-        "fixed": 3,
-    }
-)
 NET = """
 from torch import nn
 from torch.nn import functional as F
@@ -63,84 +51,6 @@ def recorded(folder: Path) -> Record:
         (path / "weights").write_text(trial)
         record.write("checkpoint", trial=trial, epoch=epochs, path=str(path.relative_to(folder)))
     return record
-
-
-def scheduler(record: Record, keys: list[str]) -> PBT:
-    made = PBT(record, SPACE, keys, 0, **OPTIONS)
-    made.set_search_properties("score", "max")
-    return made
-
-
-def test_what_is_explored_stays_within_the_space(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        pbt = scheduler(record, [key for key in SPACE if key != "fixed"])
-        config = record.sweep.trials["00000"].config
-        seen = []
-        for _ in range(200):
-            config = pbt.explored(config)
-            assert 1e-4 <= config["lr"] <= 1e-1
-            assert config["batch_size"] in (2, 4, 8)
-            assert config["net"]["width"] in range(2, 9)
-            assert config["net"]["rate"] in (0, 0.25, 0.5, 0.75, 1)
-            assert config["fixed"] == 3
-            seen.append(config)
-        assert {config["batch_size"] for config in seen} == {2, 4, 8}
-        assert len({config["lr"] for config in seen}) > 100
-
-
-@pytest.mark.parametrize(
-    ("sweep", "keys"), [({"model": "m:M"}, ["lr", "batch_size"]), ({"trainable": "f.py:f"}, [key for key in SPACE if key != "fixed"])]
-)
-def test_of_a_model_only_its_training_changes(sweep: dict[str, Any], keys: list[str]) -> None:
-    assert mutable_keys(sweep, SPACE) == keys
-
-
-def test_the_worse_trial_takes_over_a_copy_of_the_better_ones_recorded_checkpoint(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        pbt = scheduler(record, ["lr"])
-        paused: list[str] = []
-        controller: Any = SimpleNamespace(
-            search_alg=None, pause_trial=lambda trial, should_checkpoint: paused.append(trial.trial_id), get_trials=lambda: []
-        )
-        trials = []
-        for trial_id in record.sweep.trials:
-            local = tmp_path / "tune" / trial_id
-            manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None), _latest_checkpoint_result=None)
-            trial: Any = SimpleNamespace(
-                trial_id=trial_id, config={"lr": 0.01, "_raysweep": {"seed": trial_id}}, path=str(local), status="RUNNING"
-            )
-            trial.run_metadata = SimpleNamespace(checkpoint_manager=manager)
-            trial.set_config = lambda config, trial=trial: setattr(trial, "config", config)
-            trial.is_finished = lambda: False
-            trial.experiment_tag = trial_id
-            trial.temporary_state = SimpleNamespace(saving_to=None)
-            trial.__hash__ = None
-            trials.append(trial)
-        pbt._trial_state = {}
-        better, worse = (Hashable(trial) for trial in trials)
-        for trial in (better, worse):
-            pbt.on_trial_add(controller, trial)
-        pbt.on_trial_result(controller, better, {"training_iteration": 3, "score": 0.9})
-        pbt.on_trial_result(controller, worse, {"training_iteration": 2, "score": 0.1})
-        assert paused == ["00001"]
-        taken = pbt.taken_over["00001"]
-        assert (taken["donor"], taken["epoch"]) == ("00000", 3)
-        assert worse.config["_raysweep"] == {"seed": "00001"}
-        assert worse.config["lr"] == taken["config"]["lr"] != 0.01
-        restored = worse.run_metadata.checkpoint_manager._latest_checkpoint_result
-        assert restored.metrics == {"training_iteration": 3, "time_total_s": 3.0, "score": pytest.approx(0.3)}
-        assert (Path(restored.checkpoint.path) / "weights").read_text() == "00000"
-        assert (tmp_path / taken["path"] / "weights").read_text() == "00000"
-
-
-class Hashable:
-    """A stand-in for Tune's trial, which is a key of the scheduler's tables."""
-
-    def __init__(self, trial: Any) -> None:
-        self.__dict__["trial"] = trial
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["trial"], name)
 
 
 def test_the_record_keeps_by_which_configurations_weights_came_about(tmp_path: Path) -> None:

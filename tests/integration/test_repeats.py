@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
 
 from raysweep.record.file import Record
-from raysweep.tune.schedulers import Grouped
 from sweeping import TRAINABLES, Project, sweep_of
 
 # The first trial of 0.5 is the best of all, and the second the worst.
@@ -78,116 +74,6 @@ def test_the_best_is_the_best_mean_and_what_failed_with_one_seed_cannot_win(tmp_
         assert (found[0].trial_id, found[1].metrics["score"]) == ("00001", pytest.approx(0.61))
         ranked = sorted(record.sweep.candidates, key=lambda one: one.rank("score", "max"))
         assert [one.trial_id for one in ranked] == ["00001", "00000", "00002"]
-
-
-class Noting(TrialScheduler):
-    """Says STOP to what is below 0.5."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[tuple[Any, ...]] = []
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self.heard.append(("add", trial.trial_id))
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self.heard.append(("error", trial.trial_id))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        self.heard.append((trial.trial_id, result["training_iteration"], round(result["score"], 6)))
-        return TrialScheduler.STOP if result["score"] < 0.5 else TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self.heard.append(("complete", trial.trial_id, round(result["score"], 6)))
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any: ...
-
-    def debug_string(self) -> str:
-        return ""
-
-
-class Told:
-    """A grouped scheduler and what it is told."""
-
-    def __init__(self, record: Record) -> None:
-        self.inner = Noting()
-        self.scheduler = Grouped(self.inner, record.sweep, "score")
-
-    def add(self, trial: str) -> None:
-        self.scheduler.on_trial_add(None, SimpleNamespace(trial_id=trial))
-
-    def result(self, trial: str, epoch: int, score: float) -> str:
-        return self.scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial), {"training_iteration": epoch, "score": score})
-
-    def complete(self, trial: str, epoch: int, score: float) -> None:
-        self.scheduler.on_trial_complete(None, SimpleNamespace(trial_id=trial), {"training_iteration": epoch, "score": score})
-
-
-def test_a_scheduler_is_told_means_and_stops_a_configuration_as_one(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        trials = [begin(record, index, repeat) for index in (0, 1) for repeat in (0, 1)]
-        told = Told(record)
-        for trial in trials:
-            told.add(trial)
-        good, other_good, bad, other_bad = trials
-        assert told.result(good, 1, 0.2) == "CONTINUE"  # nothing is decided while the other has not come as far
-        assert told.result(good, 2, 0.9) == "CONTINUE"
-        assert told.result(other_good, 1, 0.9) == "CONTINUE"
-        assert told.result(bad, 1, 0.6) == "CONTINUE"
-        assert told.result(bad, 2, 0.9) == "CONTINUE"
-        assert told.result(other_bad, 1, 0.1) == "STOP"
-        assert told.result(bad, 3, 0.9) == "STOP"  # it was ahead
-        told.complete(good, 3, 0.7)
-        assert told.result(other_good, 2, 0.5) == "CONTINUE"
-        told.complete(other_good, 3, 0.9)
-        assert told.inner.heard == [
-            ("add", "00000"),
-            ("add", "00001"),
-            ("00000", 1, 0.55),
-            ("00001", 1, 0.35),
-            ("00000", 2, 0.7),
-            ("complete", "00000", 0.8),
-        ]
-
-
-def test_a_configuration_is_over_when_one_of_its_trials_failed_and_stays_so(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first, second = begin(record, 0, 0), begin(record, 0, 1)
-        told = Told(record)
-        told.add(first)
-        told.add(second)
-        told.scheduler.on_trial_error(None, SimpleNamespace(trial_id=first))
-        assert told.result(second, 1, 0.9) == "STOP"
-        assert told.inner.heard == [("add", "00000"), ("error", "00000")]
-        record.write("finish", trial=first, status="ERROR", error="died")
-        again = Told(record)
-        assert again.result(second, 1, 0.9) == "STOP"
-
-
-def test_a_failure_after_which_a_trial_is_tried_again_decides_nothing(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first, second = begin(record, 0, 0), begin(record, 0, 1)
-        told = Told(record)
-        told.add(first)
-        told.add(second)
-        told.scheduler.on_trial_error(None, SimpleNamespace(trial_id=first, is_tried_again=True))
-        told.add(first)
-        assert told.result(second, 1, 0.9) == "CONTINUE"
-        assert told.result(first, 1, 0.9) == "CONTINUE"
-        assert told.inner.heard == [("add", "00000"), ("00000", 1, 0.9)]
-
-
-def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first, second = begin(record, 0, 0), begin(record, 0, 1)
-        report(record, first, 0.6, 0.7)
-        report(record, second, 0.8)
-        told = Told(record)
-        assert told.result(second, 1, 0.9) == "CONTINUE"
-        assert told.result(second, 2, 0.9) == "CONTINUE"
-        assert told.inner.heard == [("00000", 2, 0.8)]
 
 
 def test_one_that_raises_once_is_tried_again_and_its_configuration_goes_on(project: Project) -> None:

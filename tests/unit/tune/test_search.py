@@ -1,10 +1,8 @@
-"""The private names of Tune that the search depends on, and the order in which it hands out trials."""
-
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from ray import tune
@@ -14,32 +12,41 @@ from raysweep.cluster.job import ConfirmTask
 from raysweep.common.seeds import trial_seed
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
+from raysweep.tune.faults import FirstFault
+from raysweep.tune.gpu_share import GpuShare
+from raysweep.tune.hung_trials import RunningTrials
+from raysweep.tune.replay import RecordedStub
+from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import IndependentSampler
-from raysweep.tune.search import RecordedSearch
+from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
 from raysweep.tune.trial import OWN
+from tune_parts import new_record
 
 SAMPLER = IndependentSampler(parse_space({"x": {"uniform": [0, 1]}}), 0)
+
+NO_STORAGE = SimpleNamespace(trial_driver_staging_path=None)  # Tune's own needs Ray to run
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    record = Record(tmp_path / "record.jsonl")
-    record.write("session", sweep={}, host="h", pid=1, nodes=[])
-    return record
+    return new_record(tmp_path)
 
 
-def search(record: Record, total: int = 3, max_concurrent: float = 9, **options: Any) -> RecordedSearch:
-    made = RecordedSearch(
-        record,
-        SAMPLER,
-        total=total,
-        seed=0,
-        max_concurrent=lambda: max_concurrent,
-        may_start=options.pop("may_start", lambda: True),
-        **options,
-    )
-    tune.register_trainable("nothing", lambda config: None)
-    made.add_configurations([SimpleNamespace(spec={"run": "nothing", "config": {}})])
+def search(
+    record: Record,
+    total: int = 3,
+    max_concurrent: float = 9,
+    may_start_new: bool = True,
+    is_over: bool = False,
+    tasks: tuple[ConfirmTask, ...] = (),
+    max_failures: int = 0,
+) -> RecordedSearch:
+    faults, running, gpu_share = FirstFault(), RunningTrials(None, lambda actor: None), GpuShare(record, 0.5)
+    retries = RetryPolicy(record, faults, running, gpu_share, max_failures=max_failures, has_engines=False)
+    conditions = StartConditions(lambda: max_concurrent, lambda: may_start_new, lambda: is_over)
+    made = RecordedSearch(record, SAMPLER, TrialPlan(total, seed=0, tasks=tasks), conditions, retries, gpu_share)
+    tune.register_trainable("nothing", tune.with_resources(lambda config: None, {"CPU": 1, "GPU": 0.25}))
+    made.add_configurations([SimpleNamespace(spec={"run": "nothing", "config": {}, "storage": NO_STORAGE})])
     return made
 
 
@@ -66,7 +73,7 @@ def test_at_capacity_it_waits_and_goes_on_when_a_trial_has_ended(record: Record)
 
 
 def test_nothing_new_starts_when_the_time_is_used_up(record: Record) -> None:
-    algorithm = search(record, may_start=lambda: False)
+    algorithm = search(record, may_start_new=False)
     assert algorithm.next_trial() is None
     assert algorithm.is_finished()
     assert not record.sweep.trials
@@ -97,10 +104,58 @@ def test_unfinished_trials_come_first_and_go_on_from_their_last_whole_checkpoint
 
 
 def test_a_confirmation_hands_out_its_tasks(record: Record) -> None:
-    tasks = [ConfirmTask("confirm-1", 11, "confirm", {}), ConfirmTask("published", 11, "evaluate", {})]
+    tasks = (ConfirmTask("confirm-1", 11, "confirm", {}), ConfirmTask("published", 11, "evaluate", {}))
     algorithm = search(record, total=2, tasks=tasks)
     trials = [algorithm.next_trial() for _ in range(2)]
     assert [(t.trial_id, t.config[OWN]) for t in trials] == [
         ("confirm-1", {"seed": 11, "task": "confirm", "measures_gpu": False}),
         ("published", {"seed": 11, "task": "evaluate", "measures_gpu": False}),
     ]
+
+
+def test_a_confirmation_that_failed_is_tried_again(record: Record) -> None:
+    record.write("trial", trial="confirm-1", index=0, repeat=0, seed=11, config={})
+    record.write("start", trial="confirm-1", node="n", from_epoch=0)
+    record.write("finish", trial="confirm-1", status="ERROR", error="died")
+    assert search(record, total=1).next_trial() is None
+    algorithm = search(record, total=1, tasks=(ConfirmTask("confirm-1", 11, "confirm", {}),))
+    assert algorithm.next_trial().trial_id == "confirm-1"
+
+
+def test_nothing_begins_or_goes_on_when_time_is_nearly_up(record: Record) -> None:
+    search(record).next_trial()
+    algorithm = search(record, is_over=True)
+    assert algorithm.next_trial() is None
+    assert algorithm.is_finished()
+
+
+def test_the_policy_decides_whether_tune_tries_a_trial_again(record: Record) -> None:
+    algorithm = search(record, max_failures=1)
+    trial = algorithm.next_trial()
+    record.write("start", trial="00000", node="n", from_epoch=0)
+    trial.create_placement_group_factory()
+    assert not trial.should_recover()
+    trial.handle_error(ValueError("one"))
+    assert trial.should_recover()
+    trial.handle_error(ValueError("two"))
+    assert not trial.should_recover()
+    assert [failure.error for failure in record.sweep.trials["00000"].failures] == ["one", "two"]
+
+
+def test_a_trial_takes_the_present_share_of_a_gpu(record: Record) -> None:
+    trial = search(record).next_trial()
+    trial.create_placement_group_factory()  # Tune calls it for each trial that it is handed
+    assert trial.placement_group_factory.required_resources == {"CPU": 1, "GPU": 0.5}
+
+
+def test_a_trial_equals_what_stands_for_it_in_a_replay(record: Record) -> None:
+    trial, other = (search(record).next_trial() for _ in range(2))
+    stub = RecordedStub(trial.trial_id)
+    assert trial == stub
+    assert hash(trial) == hash(stub)
+    assert other.trial_id == "00000", "the first was recorded and did not finish"
+
+
+def test_tune_may_pickle_a_trial(record: Record) -> None:
+    state, _ = search(record).next_trial().get_json_state()
+    assert "_retries" not in json.loads(state)

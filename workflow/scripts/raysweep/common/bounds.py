@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
 from typing import Any
+
+from raysweep.common.numeric import is_number
 
 BOUNDS = {"at_least": operator.ge, "at_most": operator.le}
 
@@ -12,9 +13,12 @@ Bounds = dict[str, dict[str, float]]
 
 
 def _held(metrics: dict[str, Any], bounds: Bounds) -> list[bool]:
-    """Return for each bound whether it holds. A metric that was not reported, or is no number, holds no bound."""
+    """Return for each bound whether it holds. A metric that was not reported, or is no number, holds no bound.
+
+    A boolean is no number: the record drops it, so a sweep that continues would judge otherwise than a live one.
+    """
     return [
-        isinstance(metrics.get(metric), numbers.Real) and BOUNDS[kind](metrics[metric], value)
+        is_number(metrics.get(metric)) and BOUNDS[kind](metrics[metric], value)
         for metric, bound in bounds.items()
         for kind, value in bound.items()
     ]

@@ -1,15 +1,15 @@
-"""What a trial runs, in a worker process of Ray: the training of a `model`, or the user's own Tune function."""
+"""The function that a trial runs, in a worker process of Ray: the training of a `model`, or the user's own Tune function."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.utils import flatten_dict
@@ -17,31 +17,35 @@ from ray.tune.utils import flatten_dict
 from raysweep.cluster.job import ConfirmJob, SearchJob, TuneJob
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
+from raysweep.tune.private import wrap_report
 
-# The key under which a trial's own facts travel in its configuration; taken out before the model or the user's function sees it.
+if TYPE_CHECKING:
+    from raysweep.training.trainer import Trainer
+
+# The key under which a trial's own facts travel in its configuration. They are taken out before the model or the user's function sees the configuration.
 OWN = "_raysweep"
-GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: taken and total, or None
+GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: memory in use and all memory of the GPU, or None
 
 
 def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
-    """The function that Tune runs for every trial, whatever the sweep trains."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line for each checkpoint
+    """Run one trial, whatever the sweep trains. Tune calls this function."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # at INFO each checkpoint has a line
     config = dict(config)
     own = config.pop(OWN)
-    # The folder in which the user started Snakemake, so that the relative paths of his function mean what he means.
+    # The folder in which the user started Snakemake, so that relative paths in the user's function are right.
     os.chdir(job.root)
     os.environ["RAYSWEEP_SEED"] = str(own["seed"])
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job.max_epochs)
     if job.data_dir:
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
     shield_reports(job.sweep.metric, own["measures_gpu"])
-    # A worker runs many trials, and what a user's file keeps at its top level, such as a seed, is one trial's own.
+    # A worker runs many trials, and the top level of a user's file may keep values of one trial, such as a seed.
     target, module = job.code.load(anew=job.sweep.trainable is not None)
     if own["task"] == "confirm" and job.sweep.trainable is not None:
         return _checked(module.confirm(config, own["seed"], job.max_epochs))
     if job.sweep.trainable is not None:
         returned = target(config)
-        # Where it returns its only report Tune has not been told of anything before.
+        # A function may return its only report, which does not pass through `tune.report`.
         return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if own["measures_gpu"] and isinstance(returned, dict) else returned
     if isinstance(job, SearchJob):
         return search_model(target, config, own["seed"], job)
@@ -49,14 +53,14 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
 
 
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:
-    """Raises FloatingPointError where the metric is NaN or infinite."""
+    """Raise FloatingPointError where the metric is NaN or infinite."""
     value = metrics.get(metric)
     if is_number(value) and not math.isfinite(value):
         raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
 
 
 def gpu_memory_mb() -> tuple[int, int] | None:
-    """What is taken of this process's GPU, by whomever, and what it has, in MB; None where nobody can say."""
+    """Return the memory in use of this process's GPU, by all processes, and all its memory, in MB; None where neither PyTorch nor nvidia-smi can say."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
@@ -65,24 +69,24 @@ def gpu_memory_mb() -> tuple[int, int] | None:
 
 
 def shield_reports(metric: str, measures_gpu: bool) -> None:
-    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and what it saved with that is nothing to go on from.
+    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and must not continue from the checkpoint of that report.
 
-    `measures_gpu`: the first report says besides what the trial takes of its GPU.
+    `measures_gpu`: the first report also says how much memory of its GPU the trial takes.
     """
-    report = getattr(tune.report, "of_tune", tune.report)  # a worker runs many trials
 
-    @functools.wraps(report)
-    def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        nonlocal measures_gpu
-        if isinstance(metrics, dict):
-            check_finite(metric, flatten_dict(metrics))
-            if measures_gpu:
-                metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
-                measures_gpu = False
-        return report(metrics, *arguments, **options)
+    def wrap(report: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+            nonlocal measures_gpu
+            if isinstance(metrics, dict):
+                check_finite(metric, flatten_dict(metrics))
+                if measures_gpu:
+                    metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
+                    measures_gpu = False
+            return report(metrics, *arguments, **options)
 
-    checked.of_tune = report  # type: ignore[attr-defined]
-    tune.report = checked
+        return checked
+
+    wrap_report(wrap)
 
 
 def _checked(metrics: Any) -> dict[str, Any]:
@@ -91,14 +95,14 @@ def _checked(metrics: Any) -> dict[str, Any]:
     return metrics
 
 
-def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Any:
+def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Trainer:
     import torch
 
     from raysweep.training.spec import TrainingSpec
     from raysweep.training.trainer import Trainer, select_device
 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
-    # Several processes with torch's default number of threads each stall one another.
+    # By default torch takes a thread for each core. Several such processes on one node stall one another.
     torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
     return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device)
 
@@ -123,9 +127,9 @@ def search_model(model_class: Any, config: dict[str, Any], seed: int, job: TuneJ
 
 
 def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
-    """Train on all training data, validation part included, for as many epochs as the best trial had; evaluate on the test set, once.
+    """Train on all training data, validation part included, for as many epochs as the best trial had. Evaluate on the test set, once.
 
-    Where its settings changed on the way (population based training) they change here at the same epochs.
+    Where the settings of the best trial changed in between (population based training), they change at the same epochs.
     """
     import torch
 
@@ -144,7 +148,7 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: Conf
 
 
 def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
-    """The test metrics of the model that the sweep published."""
+    """Return the test metrics of the model that the sweep published."""
     from safetensors.torch import load_model
 
     from raysweep.training.arrays import load_tensors

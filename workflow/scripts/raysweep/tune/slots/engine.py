@@ -29,7 +29,7 @@ from raysweep.training.stacked.timing import bytes_per_member, seconds_per_row, 
 from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.stacked.verification import prepare, reason_not_stackable, with_unfolded_convolutions
 from raysweep.training.trainer import Trainer, select_device
-from raysweep.tune.slots.manager import StorageContext, TrainingResult
+from raysweep.tune.private import StorageContext, TrainingResult
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import OWN, check_finite
 

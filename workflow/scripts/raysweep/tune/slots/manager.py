@@ -7,7 +7,6 @@ an engine has a free slot, and hands out actors that pass each call on to that e
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import logging
 import threading
@@ -16,25 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-
-# Private names of Ray and Tune, as of Ray 2.60.0, which is pinned; tests/integration/test_trained_together.py fails when they change. Beside these imports:
-# `ray.tune.tune.TuneController` is exchanged (trials_in_slots), and `TuneController._actor_manager`, `RayActorManager._live_actors_to_kill`,
-# `._cleanup_actor_futures`, `._actor_stop_resolved`, `._try_kill_actor` and the remote methods `__ray_ready__` and `__ray_terminate__` are used below.
-from ray.air.execution._internal import RayActorManager
 from ray.air.execution.resources import ResourceManager
-from ray.train._internal.session import _TrainingResult as TrainingResult
-from ray.train._internal.storage import StorageContext as StorageContext
-from ray.tune.execution.tune_controller import TuneController
 
 from raysweep.common.errors import RaysweepError
 from raysweep.record.events import NotFused
+from raysweep.tune.private import resources_managed_by
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 
 logger = logging.getLogger("raysweep")
 
 MAX_RESTARTS = 10  # for each engine
-
-__all__ = ["EngineProcess", "RunningEngine", "SlotHandle", "SlotManager", "StorageContext", "TrainingResult", "trials_in_slots"]
 
 
 class EngineProcess:
@@ -192,34 +182,11 @@ def _reason_of_end(engine: RunningEngine) -> str:
     return "it ended without an error"
 
 
-class _SlotActorManager(RayActorManager):
-    """Tune's actor manager, but the actors that it would kill are no processes of their own."""
-
-    def _try_kill_actor(self) -> bool:
-        if not self._live_actors_to_kill:
-            return False
-        tracked = self._live_actors_to_kill.pop()
-        self._cleanup_actor_futures(tracked)
-        self._actor_stop_resolved(tracked)
-        return True
-
-    def cleanup(self) -> None:
-        """Do nothing: SlotManager.clear ends all engines at once."""
-
-
 @contextlib.contextmanager
 def trials_in_slots(slots: SlotManager) -> Iterator[None]:
     """Have Tune put the trials that it starts within this context into slots."""
-
-    class Controller(TuneController):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(resource_manager_factory=lambda: slots, **options)
-            self._actor_manager.__class__ = _SlotActorManager
-
-    tune_module: Any = importlib.import_module("ray.tune.tune")
-    tune_module.TuneController = Controller
-    try:
-        yield
-    finally:
-        tune_module.TuneController = TuneController
-        slots.clear()
+    with resources_managed_by(slots):
+        try:
+            yield
+        finally:
+            slots.clear()

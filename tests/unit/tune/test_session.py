@@ -7,7 +7,7 @@ import pytest
 from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
 from raysweep.slurm.capacity import TrialResources, capacity
-from raysweep.tune.driver import finish_whole
+from raysweep.tune.session import finish_whole
 
 
 @pytest.mark.parametrize(

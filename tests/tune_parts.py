@@ -1,0 +1,145 @@
+"""A record, the parts of the callback, and Tune's trials as they come to them, for unit tests of the room `tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from raysweep.common.bounds import Bounds
+from raysweep.record.file import Record
+from raysweep.record.progress import ProgressLine
+from raysweep.slurm.allocation import Deadline
+from raysweep.tune.faults import FirstFault
+from raysweep.tune.gpu_share import GpuShare
+from raysweep.tune.hung_trials import RunningTrials
+from raysweep.tune.node_watch import NodeWatch
+from raysweep.tune.population import HandOvers
+from raysweep.tune.record_callback import CallbackParts, RecordCallback, StepActions
+from raysweep.tune.retention import Retention
+from raysweep.tune.retries import RetryPolicy
+from raysweep.tune.samplers import ListSampler
+from raysweep.tune.stopping import EndOfTrial, TrialLimits
+
+STOP: Bounds = {"loss": {"at_most": 0.1}, "score": {"at_least": 0.99}}
+
+
+class Clock:
+    """A clock that tests set forward."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def new_record(folder: Path, **header: Any) -> Record:
+    """Return a record with a session."""
+    record = Record(folder / "record.jsonl")
+    record.write("session", sweep=header, host="h", pid=1, nodes=[])
+    return record
+
+
+def begin(record: Record, trial_id: str, gpus: float = 0) -> Any:
+    """Record that a trial has started. Return the trial as Tune has it."""
+    record.write("trial", trial=trial_id, index=int(trial_id), repeat=0, seed=0, config={})
+    record.write("start", trial=trial_id, node="n", from_epoch=0)
+    return tune_trial(trial_id, gpus)
+
+
+def tune_trial(trial_id: str, gpus: float = 0) -> Any:
+    """Return a stand-in for a trial of Tune's that runs and takes so much of a GPU."""
+    trial = SimpleNamespace(trial_id=trial_id, latest_checkpoint_result=None, last_result={}, status="RUNNING")
+    trial.temporary_state = SimpleNamespace(ray_actor=f"actor of {trial_id}")
+    trial.placement_group_factory = SimpleNamespace(required_resources={"CPU": 1, "GPU": gpus})
+    trial.update_resources = lambda resources: trial.placement_group_factory.required_resources.update(GPU=resources["gpu"])
+    return trial
+
+
+def report(record: Record, trial_id: str, epoch: int, score: float) -> None:
+    """Record a report."""
+    record.write("result", trial=trial_id, epoch=epoch, metrics={"score": score}, time_s=float(epoch), node="n")
+
+
+class Events:
+    """The callback with its parts, and the events of Tune as Tune sends them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_checkpoints: int = 1,
+        max_epochs: int = 3,
+        max_failures: int = 1,
+        deadline: Deadline | None = None,
+        verify_lock: Callable[[], None] = lambda: None,
+        gpu_share: float = 0,
+        measures_gpu: bool = False,
+    ) -> None:
+        self.folder, self.record, self.clock = folder, new_record(folder), Clock()
+        faults = FirstFault()
+        self.killed: list[Any] = []
+        running = RunningTrials(100, self.killed.append, self.clock)
+        share = GpuShare(self.record, gpu_share, measures_gpu)
+        self.stop = EndOfTrial(TrialLimits("score", max_epochs, STOP, deadline), faults, running)
+        self.parts = CallbackParts(
+            faults=faults,
+            running=running,
+            nodes=NodeWatch(self.record, "n1", dict),
+            gpu_share=share,
+            retries=RetryPolicy(self.record, faults, running, share, max_failures=max_failures, has_engines=False),
+            retention=Retention(self.record, folder / "tune", metric="score", mode="max", keep_checkpoints=keep_checkpoints),
+            end_of_trial=self.stop,
+            hand_overs=HandOvers(),
+            sampler=ListSampler([]),
+        )
+        actions = StepActions(ProgressLine("s", total=9, metric="score", mode="max"), None, verify_lock)
+        self.callback = RecordCallback(self.record, self.parts, actions)
+
+    def start(self, trial_id: str) -> Any:
+        """Start a trial."""
+        self.record.write("trial", trial=trial_id, index=int(trial_id), repeat=0, seed=0, config={})
+        trial = tune_trial(trial_id, self.parts.gpu_share.share)
+        self.callback.on_trial_start(0, [], trial)
+        return trial
+
+    def report(self, trial: Any, epoch: int, score: float, checkpoint: bool = True, **more: Any) -> bool:
+        """Report of a trial, with a checkpoint. Return whether the trial ends."""
+        result = {
+            "score": score,
+            "training_iteration": epoch,
+            "time_total_s": float(epoch),
+            "node_ip": "10.0.0.1",
+            "should_checkpoint": checkpoint,
+            **more,
+        }
+        is_stopped = self.stop(trial.trial_id, result)
+        self.callback.on_trial_result(0, [], trial, result)
+        trial.last_result = result
+        if checkpoint:
+            path = self.folder / "tune" / trial.trial_id / f"{epoch}"
+            path.mkdir(parents=True)
+            self.callback.on_checkpoint(0, [], trial, SimpleNamespace(path=str(path)))
+        return is_stopped
+
+    def fail(self, trial: Any, error: BaseException) -> bool:
+        """Fail a trial as Tune does, whose trial asks the policy first. Return whether the trial is tried again."""
+        self.parts.retries.judge(trial, error)
+        is_retried = self.parts.retries.is_retried(trial.trial_id)
+        (self.callback.on_trial_recover if is_retried else self.callback.on_trial_error)(0, [], trial)
+        return is_retried
+
+    def complete(self, trial: Any) -> str:
+        """Complete a trial. Return its status in the record."""
+        self.callback.on_trial_complete(0, [], trial)
+        return self.record.sweep.trials[trial.trial_id].status
+
+    def step(self) -> None:
+        """End a step of Tune."""
+        self.callback.on_step_end(0, [])
+
+    def checkpoints(self) -> list[str]:
+        """Return the checkpoints that exist, as trial/epoch."""
+        return sorted(f"{path.parent.name}/{path.name}" for path in self.folder.glob("tune/*/*"))

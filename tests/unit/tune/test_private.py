@@ -1,0 +1,231 @@
+"""Every private name of Ray and Tune that the package uses. A test fails when the name is gone or does something else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
+
+import raysweep
+from raysweep.tune import private
+
+ROOT = Path(raysweep.__path__[0])
+
+
+def trial_of(trial_id: str) -> Any:
+    tune.register_trainable("nothing", lambda config: None)
+    return TuneTrial("nothing", trial_id=trial_id)
+
+
+def test_ray_init_takes_the_address_of_the_node() -> None:
+    source = inspect.getsource(ray.init)
+    assert 'kwargs.pop("_node_ip_address"' in source or "_node_ip_address:" in source
+
+
+def test_a_trial_has_an_actor_once_it_runs() -> None:
+    trial = trial_of("00000")
+    assert private.actor_of(trial) is None
+    actor = SimpleNamespace(get_auto_filled_metrics=SimpleNamespace(remote=lambda **options: None))
+    trial.set_ray_actor(actor)
+    assert private.actor_of(trial) is actor
+
+
+@pytest.mark.parametrize("set_checkpoint", [private.restore_from, private.continue_from])
+def test_a_trial_continues_from_the_checkpoint_that_it_is_given(tmp_path: Path, set_checkpoint: Any) -> None:
+    trial = trial_of("00000")
+    set_checkpoint(trial, tmp_path, {"training_iteration": 2, "time_total_s": 20.0})
+    restored = trial.latest_checkpoint_result
+    assert restored.checkpoint.path == str(tmp_path)
+    assert restored.metrics == {"training_iteration": 2, "time_total_s": 20.0}
+
+
+def test_a_checkpoint_that_is_handed_over_comes_before_the_one_that_a_trial_started_from(tmp_path: Path) -> None:
+    trial = trial_of("00000")
+    private.restore_from(trial, tmp_path / "own", {})
+    private.continue_from(trial, tmp_path / "handed over", {})
+    assert trial.latest_checkpoint_result.checkpoint.path == str(tmp_path / "handed over")
+
+
+def test_a_report_is_wrapped_once_however_often_it_is_asked_for() -> None:
+    original = tune.report
+    calls: list[str] = []
+
+    def wrap_as(name: str) -> Any:
+        def wrap(report: Any) -> Any:
+            assert report is original
+            return lambda metrics: calls.append(name)
+
+        return wrap
+
+    try:
+        for name in ("first", "second"):
+            private.wrap_report(wrap_as(name))
+            tune.report({})
+        assert tune.report.__name__ == "report"
+    finally:
+        tune.report = original
+    assert calls == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (HyperBandScheduler, "_process_bracket"),
+        (PopulationBasedTraining, "_checkpoint_or_exploit"),
+        (RayActorManager, "_try_kill_actor"),
+        (RayActorManager, "_cleanup_actor_futures"),
+        (RayActorManager, "_actor_stop_resolved"),
+        (RayActorManager, "cleanup"),
+        (private.TensorBoard.__mro__[1], "log_trial_start"),
+    ],
+)
+def test_what_is_overridden_or_called_is_a_method_of_tune(owner: type, name: str) -> None:
+    assert callable(vars(owner)[name])
+
+
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [
+        (HyperBandScheduler, "self._process_bracket(tune_controller, bracket)"),
+        (HyperBandScheduler, "bracket.is_being_processed"),
+        (PopulationBasedTraining, "self._checkpoint_or_exploit("),
+        (PopulationBasedTraining, "self._num_perturbations"),
+        (TuneController, "resource_manager_factory"),
+        (TuneController, "self._actor_manager"),
+        (RayActorManager, "self._live_actors_to_kill"),
+    ],
+)
+def test_tune_calls_and_reads_what_is_overridden_and_set(owner: type, words: str) -> None:
+    assert words in inspect.getsource(owner)
+
+
+def test_the_controller_is_looked_up_where_it_is_exchanged() -> None:
+    module: Any = importlib.import_module("ray.tune.tune")
+    assert module.TuneController is TuneController
+    with private.resources_managed_by(SimpleNamespace()):  # type: ignore[arg-type]
+        assert module.TuneController is not TuneController
+        assert issubclass(module.TuneController, TuneController)
+    assert module.TuneController is TuneController
+
+
+def test_a_population_keeps_what_is_noted_of_a_hand_over() -> None:
+    scheduler = private.PopulationScheduler(metric="score", mode="max", resample_probability=0.3)
+    trials = [trial_of("00000"), trial_of("00001")]
+    controller = SimpleNamespace(search_alg=None)
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    scheduler._trial_state[trials[1]].last_perturbation_time = 7
+    scheduler.note_exploit(trials[0], trials[1], 5)
+    state = scheduler._trial_state[trials[0]]
+    assert (state.last_perturbation_time, state.last_train_time, scheduler._num_perturbations) == (7, 5, 1)
+    assert (scheduler.resample_probability, scheduler.perturbation_factors) == (0.3, (1.2, 0.8))
+
+
+def test_the_median_rule_compares_with_what_is_added() -> None:
+    rule = MedianStoppingRule(time_attr="training_iteration", metric="score", mode="max", grace_period=1, min_samples_required=2)
+    for number, score in enumerate((0.5, 0.6)):
+        private.add_median_result(rule, trial_of(f"{number:05d}"), {"training_iteration": 1, "score": score})
+    controller = SimpleNamespace(get_live_trials=lambda: [])
+    decisions = {
+        score: rule.on_trial_result(controller, trial_of(f"{score}"), {"training_iteration": 1, "score": score}) for score in (0.1, 0.9)
+    }
+    assert decisions == {0.1: "STOP", 0.9: "CONTINUE"}
+
+
+class StatedTrial:
+    """A trial with a status, as HyperBand reads it."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+        self.config: dict[str, Any] = {}
+        self.status, self.is_saving = "RUNNING", False
+
+
+def test_a_bracket_of_hyperband_goes_on_when_its_last_runner_fails() -> None:
+    hyperband = private.HyperBand(time_attr="training_iteration", max_t=9, reduction_factor=3, metric="score", mode="max")
+    added = [StatedTrial(f"{number}") for number in range(17)]
+    for trial in added:
+        hyperband.on_trial_add(None, trial)
+    largest, _ = hyperband._trial_info[added[-1]]
+    trials = [trial for trial in added if hyperband._trial_info[trial][0] is largest]
+    stopped: list[StatedTrial] = []
+
+    def stop(trial: StatedTrial) -> None:
+        stopped.append(trial)
+        trial.status = "TERMINATED"
+        hyperband.on_trial_remove(controller, trial)
+
+    controller = SimpleNamespace(stop_trial=stop, _set_trial_status=lambda trial, status: setattr(trial, "status", status))
+
+    def report(trial: StatedTrial, epoch: int) -> None:
+        trial.status = "RUNNING"
+        action = hyperband.on_trial_result(controller, trial, {"training_iteration": epoch, "score": float(trial.trial_id)})
+        trial.status = {"PAUSE": "PAUSED", "CONTINUE": "RUNNING", "STOP": "TERMINATED"}[action]
+
+    for trial in trials:
+        report(trial, 1)
+    assert (len(trials), stopped) == (9, trials[:6])
+    *waiting, last = trials[6:]
+    for trial in waiting:
+        report(trial, 4)
+    assert {trial.status for trial in waiting} == {"PAUSED"}
+    last.status = "ERROR"
+    hyperband.on_trial_error(controller, last)
+    assert stopped[6:] == waiting[:1], "it was halved once more"
+    assert waiting[1] in largest.trials_to_unpause
+
+
+def test_tensorboard_writes_to_a_folder_for_each_trial(tmp_path: Path) -> None:
+    callback = private.TensorBoard(tmp_path)
+    trial = trial_of("00003")
+    for epoch in (1, 2):  # a trial that continues has another file
+        callback.log_trial_start(trial)
+        callback.log_trial_result(epoch, trial, {"training_iteration": epoch, "time_total_s": 1.0, "score": 0.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["00003"]
+    assert list((tmp_path / "00003").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+def test_mlflow_names_runs_and_parameters_as_the_sweep_does(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    callback: Any = private.mlflow_callback(f"sqlite:///{tmp_path / 'mlflow.db'}", "s", lambda trial: {"a/b": 1})
+    for name in ("_trial_runs", "mlflow_util", "tags"):
+        assert name in inspect.getsource(type(callback).__mro__[1])
+
+
+def test_wandb_starts_an_actor_for_each_trial(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    callback: Any = private.wandb_callback("project", "s", tmp_path, lambda trial: "id")
+    assert "self._start_logging_actor(" in inspect.getsource(type(callback).__mro__[1])
+
+
+def private_names(path: Path) -> set[str]:
+    """Return the private names of Ray that a module imports, and the private attributes that it uses of anything but itself (os._exit is public)."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
+            parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            names |= {part for part in parts if part.startswith("_")}
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "os")
+            names |= set() if is_own else {node.attr}
+    return names
+
+
+@pytest.mark.parametrize(
+    "path", [path for room in ("tune", "training") for path in sorted((ROOT / room).rglob("*.py"))], ids=lambda path: path.stem
+)
+def test_no_other_module_uses_a_private_name(path: Path) -> None:
+    if path.name != "private.py":
+        assert private_names(path) == set()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.tune.population import HandOvers
+from raysweep.tune.replay import replay
+from raysweep.tune.schedulers import make_scheduler
+from typed import sweep_config
+
+NO_RECORD: Any = None  # only population based training reads it
+
+
+class Stub:
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+        self.config: dict[str, Any] = {}
+        self.status, self.is_saving = "RUNNING", False
+
+
+def scheduler(**options: Any) -> Any:
+    made = make_scheduler(sweep_config(scheduler=options, max_epochs=9, trainable="user.py:train"), NO_RECORD, {}, HandOvers())
+    made.set_search_properties("score", "max")
+    return made
+
+
+def recorded(values: dict[str, list[float]], finished: bool = True) -> Sweep:
+    """Trials with these values by epoch; reports come in the order of epochs, then of trials."""
+    trials = {}
+    for number, (trial_id, scores) in enumerate(values.items()):
+        trial = trials[trial_id] = Trial(trial_id, number, 0, 0, {}, "TERMINATED" if finished else "PENDING")
+        trial.results = [Result(e, {"score": s}, float(e), f"{e:03d}-{number:03d}") for e, s in enumerate(scores, start=1)]
+    return Sweep(trials=trials)
+
+
+def test_asha_decides_after_a_replay_as_if_it_had_seen_the_reports() -> None:
+    values = {"a": [0.5, 0.6], "b": [0.4], "c": [0.9, 0.95], "d": [0.1]}
+    told, replayed = (scheduler(name="asha", grace_period=1, reduction_factor=2) for _ in range(2))
+    stubs = {trial_id: Stub(trial_id) for trial_id in values}
+    for stub in stubs.values():
+        told.on_trial_add(None, stub)
+    for epoch in (1, 2):
+        for trial_id, scores in values.items():
+            if epoch <= len(scores):
+                told.on_trial_result(None, stubs[trial_id], {"training_iteration": epoch, "score": scores[epoch - 1]})
+    replay(replayed, recorded(values, finished=False), "score")
+    decisions = []
+    for one in (told, replayed):
+        for trial_id, score in (("low", 0.3), ("high", 0.8)):
+            stub = Stub(trial_id)
+            one.on_trial_add(None, stub)
+            decisions.append(one.on_trial_result(None, stub, {"training_iteration": 1, "score": score}))
+    assert decisions == [TrialScheduler.STOP, TrialScheduler.CONTINUE] * 2
+
+
+def test_the_median_rule_is_rebuilt_too() -> None:
+    rebuilt = scheduler(name="median", grace_period=1, min_samples_required=2)
+    replay(rebuilt, recorded({"a": [0.5, 0.6], "b": [0.7, 0.8], "c": [0.6, 0.7]}), "score")
+    decisions = {}
+    for trial_id, score in (("low", 0.1), ("high", 0.9)):
+        stub = Stub(trial_id)
+        rebuilt.on_trial_add(None, stub)
+        decisions[trial_id] = rebuilt.on_trial_result(None, stub, {"training_iteration": 1, "score": score})
+    assert decisions == {"low": TrialScheduler.STOP, "high": TrialScheduler.CONTINUE}
+
+
+def test_hyperband_is_left_as_it_is_and_a_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    hyperband = scheduler(name="hyperband", reduction_factor=3)
+    before = hyperband.debug_string()
+    with caplog.at_level(logging.INFO, "raysweep"):
+        replay(hyperband, Sweep(), "score")
+        assert caplog.messages == []
+        replay(hyperband, recorded({"a": [0.5]}), "score")
+    assert caplog.messages == ["HyperBand does not remember its brackets: the trials that are left form new ones."]
+    assert hyperband.debug_string() == before
+
+
+def test_a_report_without_the_metric_is_not_replayed() -> None:
+    replayed, empty = (scheduler(name="asha", grace_period=1, reduction_factor=2) for _ in range(2))
+    sweep = recorded({"a": [0.5], "b": [0.9]})
+    sweep.trials["a"].results[0].metrics.clear()
+    replay(replayed, sweep, "score")
+    empty.on_trial_add(None, Stub("b"))
+    empty.on_trial_result(None, Stub("b"), {"training_iteration": 1, "score": 0.9})
+    assert replayed.debug_string() == empty.debug_string()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from raysweep.tune import private
+from raysweep.tune.trial import GPU_MEMORY_MB, check_finite, shield_reports
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_an_error(value: float) -> None:
+    with pytest.raises(FloatingPointError, match=r"reported score = .*, which is not finite"):
+        check_finite("score", {"score": value})
+
+
+@pytest.mark.parametrize("metrics", [{}, {"score": 1}, {"score": "nan"}, {"score": None}, {"score": 0.5, "loss": math.nan}])
+def test_only_the_metric_is_checked_and_only_where_it_is_a_number(metrics: dict[str, Any]) -> None:
+    check_finite("score", metrics)
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
+    """Return the reports that reach Tune, on a machine without nvidia-smi."""
+    reports: list[Any] = []
+    original = tune.report
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(private, "_REPORT", lambda metrics, checkpoint=None: reports.append((metrics, checkpoint)))
+    yield reports
+    tune.report = original
+
+
+def test_a_report_that_is_not_finite_never_reaches_tune(reported: list[Any]) -> None:
+    shield_reports("outer/score", measures_gpu=False)
+    tune.report({"outer": {"score": 0.5}}, checkpoint="folder")
+    with pytest.raises(FloatingPointError):
+        tune.report({"outer": {"score": math.nan}}, checkpoint="folder")
+    assert reported == [({"outer": {"score": 0.5}}, "folder")]
+
+
+def test_each_trial_of_a_worker_has_its_own_check(reported: list[Any]) -> None:
+    shield_reports("score", measures_gpu=False)
+    shield_reports("loss", measures_gpu=False)
+    tune.report({"score": math.nan, "loss": 1.0})
+    assert len(reported) == 1, "the check of the trial before is gone"
+
+
+def test_the_first_report_says_what_the_trial_takes_of_its_gpu(reported: list[Any]) -> None:
+    shield_reports("score", measures_gpu=True)
+    for _ in range(2):
+        tune.report({"score": 1.0})
+    assert [GPU_MEMORY_MB in metrics for metrics, _ in reported] == [True, False]

@@ -1,0 +1,97 @@
+"""Several trials of one configuration, with a seed each, shown to a scheduler as one trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import TrialScheduler
+
+from raysweep.record.trials import Sweep
+from raysweep.tune.replay import RecordedStub
+from raysweep.tune.schedulers import PassingScheduler
+
+
+class GroupedScheduler(PassingScheduler):
+    """Shows another scheduler the trials of one configuration as one trial.
+
+    The other scheduler is told the mean of the trials once all have reached an epoch, and its decision holds for all of them. A trial that is ahead when the
+    others are stopped ends with its next report. `is_retried` returns whether a trial that failed is tried again.
+    """
+
+    def __init__(self, inner: TrialScheduler, recorded: Sweep, metric_name: str, is_retried: Callable[[str], bool]) -> None:
+        super().__init__(inner)
+        self.recorded, self.metric_name, self.is_retried = recorded, metric_name, is_retried
+        self.values: dict[int, dict[int, dict[str, float]]] = {}  # index of the configuration → epoch → trial_id → value
+        self.last_epoch: dict[
+            int, int
+        ] = {}  # index → the last epoch that the other scheduler knows; what is recorded it knows from replay()
+        self.added: set[int] = set()
+        for index, group in recorded.groups.items():
+            self.last_epoch[index] = group.epochs
+            for trial in group.trials:
+                for result in trial.results:
+                    self._note(index, result.epoch, trial.trial_id, result.metrics.get(metric_name))
+        # Configurations of which no trial is to continue.
+        self.over = {index for index, group in recorded.groups.items() if {"STOPPED", "ERROR"} & {trial.status for trial in group.trials}}
+        self.finished: dict[int, set[str]] = {
+            index: {trial.trial_id for trial in group.trials if trial.finished} for index, group in recorded.groups.items()
+        }
+
+    def _note(self, index: int, epoch: int, trial_id: str, value: Any) -> None:
+        if value is not None:
+            self.values.setdefault(index, {}).setdefault(epoch, {})[trial_id] = value
+
+    def _index(self, trial: TuneTrial) -> int:
+        return self.recorded.trials[trial.trial_id].index
+
+    def _stub(self, index: int) -> RecordedStub:
+        return RecordedStub(self.recorded.groups[index].trial_id)
+
+    def _mean(self, index: int, result: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the report of a configuration at the epoch of a trial's report; None while some of its trials have not reached that epoch."""
+        epoch = result["training_iteration"]
+        values = self.values.get(index, {}).get(epoch, {})
+        if len(values) < self.recorded.repeats or epoch <= self.last_epoch.get(index, 0):
+            return None
+        self.last_epoch[index] = epoch
+        return {**result, self.metric_name: sum(values.values()) / len(values)}
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Add the configuration with the first of its trials."""
+        index = self._index(trial)
+        self.finished.setdefault(index, set())
+        if index not in self.added:
+            self.added.add(index)
+            self.inner.on_trial_add(tune_controller, self._stub(index))
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """End the configuration, unless the trial is tried again: Tune calls this for failures of both kinds."""
+        index = self._index(trial)
+        if index not in self.over and not self.is_retried(trial.trial_id):
+            self.over.add(index)  # a configuration that fails with one seed cannot win
+            self.inner.on_trial_error(tune_controller, self._stub(index))
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """Report the mean of the configuration where all of its trials have reached the epoch."""
+        index = self._index(trial)
+        self._note(index, result["training_iteration"], trial.trial_id, result.get(self.metric_name))
+        mean = None if index in self.over else self._mean(index, result)
+        if mean and self.inner.on_trial_result(tune_controller, self._stub(index), mean) == TrialScheduler.STOP:
+            self.over.add(index)
+        return str(TrialScheduler.STOP if index in self.over else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        """Complete the configuration with the last of its trials."""
+        index = self._index(trial)
+        if "training_iteration" in result:
+            self._note(index, result["training_iteration"], trial.trial_id, result.get(self.metric_name))
+        self.finished.setdefault(index, set()).add(trial.trial_id)
+        if index not in self.over and len(self.finished[index]) == self.recorded.repeats:
+            self.over.add(index)
+            if mean := self._mean(index, result):
+                self.inner.on_trial_complete(tune_controller, self._stub(index), mean)
+
+    def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Do nothing, because the other trials of the configuration may continue."""

@@ -1,0 +1,37 @@
+"""The reports of trials: which of their values are recorded, and whether their metric can be compared."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
+
+from raysweep.common.numeric import is_finite_number, is_number
+
+HAS_CHECKPOINT = "should_checkpoint"  # Tune sets this key where a report comes with a checkpoint
+NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, HAS_CHECKPOINT, "experiment_tag", "trial_id", "timesteps_total"}
+
+
+def numbers_of(result: dict[str, Any]) -> dict[str, float]:
+    """Return the finite numbers that a trial reported, without the values that Tune adds."""
+    return {
+        key: value if isinstance(value, int) else float(value)
+        for key, value in ((str(key), value) for key, value in result.items())
+        if _is_reported(key) and is_finite_number(value)
+    }
+
+
+def reason_unusable(result: dict[str, Any], metric: str) -> str | None:
+    """Return why the metric of a report cannot be compared; None where it can."""
+    if metric not in result:
+        reported = ", ".join(sorted(str(key) for key in result if _is_reported(str(key)))) or "nothing"
+        return f"reported no {metric} (it reported {reported})"
+    value = result[metric]
+    if not is_number(value):
+        return f"reported {metric} = {str(value)[:80]!r}, which is not a number"
+    return None if math.isfinite(value) else f"reported {metric} = {value}, which is not finite"
+
+
+def _is_reported(key: str) -> bool:
+    return key not in NOT_METRICS and not key.startswith("config/")

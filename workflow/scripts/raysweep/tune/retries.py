@@ -1,0 +1,118 @@
+"""Failures of trials: their cause, whether they count, and whether the trial is tried again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+import ray
+from ray.tune.experiment import Trial as TuneTrial
+
+from raysweep.common.errors import is_full_disk
+from raysweep.record.file import Record
+from raysweep.tune.faults import FirstFault, disk_error
+from raysweep.tune.gpu_share import GpuShare, gpus_of
+from raysweep.tune.hung_trials import RunningTrials
+
+logger = logging.getLogger("raysweep")
+
+MAX_FORGIVEN = 10  # failures of one trial that do not count: should the trial ever be what takes nodes down, the sweep still ends
+
+
+def cause_of(error_text: str) -> str:
+    """Return one line for why a trial died, from Ray's text of the error."""
+    text = error_text.strip()
+    if "running low on memory" in text or "OutOfMemoryError: Task was killed" in text:
+        return "killed: the node was running out of memory"
+    if detail := re.search(r"Worker exit detail: (.*)", text):
+        return f"its process died: {detail[1].split('. ')[0]}"
+    if "actor died" in text or "ActorDied" in text or "actor is dead" in text:
+        return "its process died"
+    # The exception stands below the last indented line of the traceback. The text of the exception may have several lines.
+    lines: list[str] = []
+    for line in reversed(text.splitlines()):
+        if line.startswith((" ", "\t")):
+            break
+        lines.insert(0, line.strip())
+    return " ".join(" ".join(lines).split())[:300] or "it died without a word"
+
+
+def is_lost_node(error: BaseException | None) -> bool:
+    """Return whether a trial died with its node, or the connection to the node was lost."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError):  # before Ray knows that the node is dead
+        return True
+    died = r"node (has died|was terminated|is dead)|node failure|raylet (has )?died"
+    return isinstance(error, ray.exceptions.RayActorError) and re.search(died, str(error), re.IGNORECASE) is not None
+
+
+def is_full_gpu(error_text: str) -> bool:
+    """Return whether a trial found no room on its GPU, in the words of PyTorch."""
+    return any(words in error_text for words in ("CUDA out of memory", "torch.OutOfMemoryError", "CUDA error: out of memory"))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The cause of a failure, and whether the trial is not to blame for the failure."""
+
+    cause: str
+    is_crowded: bool = False  # the other trials of its GPU left no room for the trial
+    is_lost: bool = False  # the trial's node, or the engine that it shared with other trials, was lost
+
+
+class RetryPolicy:
+    """Judges failures. A trial is tried again until it has failed more than `max_failures` times, over all sessions.
+
+    A failure does not count where the trial is not to blame: a full disk, which ends the sweep, a lost node, and a GPU that other trials
+    fill. After the latter a trial gets twice the share, so that fewer trials share a GPU.
+
+    Tune's own policy counts lost nodes against a trial, and forgets the failures of earlier sessions.
+    """
+
+    def __init__(
+        self, record: Record, faults: FirstFault, running: RunningTrials, gpu_share: GpuShare, *, max_failures: int, has_engines: bool
+    ) -> None:
+        self.record, self.faults, self.running, self.gpu_share = record, faults, running, gpu_share
+        self.max_failures, self.has_engines = max_failures, has_engines
+        self.retried: set[str] = set()  # ids of trials that failed and are to be tried again
+
+    def judge(self, trial: TuneTrial, error: BaseException | None) -> None:
+        """Record the failure of a trial, and decide whether the trial is tried again."""
+        text, trial_id, gpus = str(error), trial.trial_id, gpus_of(trial)
+        logger.debug("trial %s failed:\n%s", trial_id, text)
+        self.running.note_event()
+        if self.faults.fault is None and is_full_disk(text):
+            self.faults.note(disk_error(self.record.path.parent))  # where another disk is full, that concerns the trial alone
+        diagnosis = self._diagnose(trial_id, error, gpus)
+        forgiven = sum(not failure.counted for failure in self.record.sweep.trials[trial_id].failures)
+        is_counted = not (diagnosis.is_crowded or diagnosis.is_lost) or forgiven >= MAX_FORGIVEN
+
+        def write() -> None:
+            self.record.write("failure", trial=trial_id, error=diagnosis.cause, counted=is_counted)
+            if diagnosis.is_crowded:
+                self.gpu_share.double(gpus)
+
+        self.faults.guard(write)
+        if not is_counted or self.record.sweep.trials[trial_id].num_failures <= self.max_failures:
+            self.retried.add(trial_id)
+        else:
+            self.retried.discard(trial_id)
+
+    def _diagnose(self, trial_id: str, error: BaseException | None, gpus: float) -> Diagnosis:
+        text = str(error)
+        is_crowded = is_full_gpu(text) and 0 < gpus < 1 and not self.has_engines
+        if reason := self.running.take_kill_reason(trial_id):
+            return Diagnosis(reason, is_crowded)
+        if self.has_engines and isinstance(error, ray.exceptions.RayActorError):
+            return Diagnosis("the process in which it trained with others ended", is_crowded, is_lost=True)
+        if is_lost_node(error):
+            return Diagnosis("its node was lost, or the way to it", is_crowded, is_lost=True)
+        return Diagnosis(cause_of(text), is_crowded)
+
+    def is_retried(self, trial_id: str) -> bool:
+        """Return whether the trial has failed and is to be tried again."""
+        return trial_id in self.retried
+
+    def note_report(self, trial_id: str) -> None:
+        """Note that a trial reports: its last failure is over."""
+        self.retried.discard(trial_id)

@@ -1,0 +1,172 @@
+"""A session: one run of the driver on a sweep or a confirmation. Here its beginning, and what the record says of its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysweep.cluster.job import ConfirmJob, SearchJob
+from raysweep.common.bounds import Bounds, any_holds
+from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
+from raysweep.common.machine import NodeSize
+from raysweep.common.typed_json import to_json
+from raysweep.config.model import SweepConfig
+from raysweep.config.space import parse_space
+from raysweep.record.file import Record
+from raysweep.slurm.allocation import Deadline
+from raysweep.slurm.capacity import TrialResources, capacity
+from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
+from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
+from raysweep.tune.slots.fusion import Fusion, begin_fusion
+
+logger = logging.getLogger("raysweep")
+
+
+@dataclass(frozen=True)
+class Session:
+    """The facts of a session that do not change while trials run."""
+
+    job: SearchJob | ConfirmJob
+    nodes: tuple[NodeSize, ...]
+    record: Record
+    space: dict[str, Any]
+    sampler: Sampler
+    scratch: Path  # folder of Tune's files
+    fusion: Fusion | None  # None where trials are trained one by one
+    resources: TrialResources  # of a trial that starts first
+    measures_gpu: bool  # whether the first trial has a GPU for itself, to measure how many trials can share a GPU
+    deadline: Deadline | None
+
+    @property
+    def sweep(self) -> SweepConfig:
+        return self.job.sweep
+
+    @property
+    def is_search(self) -> bool:
+        return isinstance(self.job, SearchJob)
+
+    @property
+    def stop(self) -> Bounds:
+        """Return when a trial has come far enough. A confirmation trains as long as the best trial did."""
+        return self.sweep.stop if self.is_search else {}
+
+    def is_over(self) -> bool:
+        """Return whether the job's time is nearly up, so that no trial may begin or continue."""
+        return self.deadline is not None and self.deadline.is_near()
+
+    def capacity(self, gpu_share: float) -> int:
+        """Return how many trials may run at a time where each takes `gpu_share` of a GPU."""
+        held = self.fusion.total if self.fusion else capacity(self.nodes, TrialResources(self.resources.cpu, gpu_share))
+        return min(held, self.sweep.max_concurrent or held)
+
+
+def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], record: Record) -> Session:
+    """Begin a session: note it in the record, finish and clean up what the last session left, and start the engines where trials are trained together."""
+    sweep = job.sweep
+    find_checkpoints(record)
+    record.write(
+        "session",
+        sweep=to_json(job.header),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        nodes=to_json(nodes),
+        slurm_job=job.slurm_job and job.slurm_job.id,
+    )
+    finish_whole(record, sweep.metric, job.max_epochs, sweep.stop if isinstance(job, SearchJob) else {})
+    keep_checkpoints(record)
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=job.state_dir))
+    space = parse_space(sweep.search_space)
+    sampler = _make_sampler(job, space, record)
+    fusion = _begin_fusion(job, nodes, space, record)
+    packs_gpus = _packs_gpus(job) and not fusion
+    return Session(
+        job,
+        nodes,
+        record,
+        space,
+        sampler,
+        scratch,
+        fusion,
+        resources=_first_resources(job, record, packs_gpus),
+        measures_gpu=packs_gpus and record.sweep.gpu_share is None,
+        deadline=job.walltime.deadline,
+    )
+
+
+def _make_sampler(job: SearchJob | ConfirmJob, space: dict[str, Any], record: Record) -> Sampler:
+    if isinstance(job, SearchJob):
+        return make_sampler(job.sweep, space, record.sweep, job.state_dir, job.root)
+    return ListSampler([task.config for task in job.tasks])
+
+
+def _packs_gpus(job: SearchJob | ConfirmJob) -> bool:
+    return isinstance(job, SearchJob) and job.packs_gpus
+
+
+def _begin_fusion(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], space: dict[str, Any], record: Record) -> Fusion | None:
+    if not isinstance(job, SearchJob):
+        return None
+    resources = TrialResources(job.trial_resources.cpu, 0) if job.packs_gpus else job.trial_resources
+    return begin_fusion(job, nodes, space, record, capacity(nodes, resources))
+
+
+def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bool) -> TrialResources:
+    """Return the resources of a trial at the beginning of a session, by the share of a GPU that earlier sessions came to."""
+    resources, share = job.trial_resources, record.sweep.gpu_share
+    if packs_gpus:
+        return TrialResources(resources.cpu, share or 1.0)
+    if resources.gpu and record.sweep.is_crowded and share:
+        return TrialResources(resources.cpu, max(resources.gpu, share))
+    return resources
+
+
+def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> None:
+    """Finish the trials that had reported their last epoch when an earlier session was cut off: otherwise they would train one epoch too many."""
+    for trial in record.sweep.trials.values():
+        is_whole = trial.epochs >= max_epochs or (bool(trial.results) and any_holds(trial.results[-1].metrics, stop))
+        if not trial.finished and is_whole:
+            error = None if trial.has_reported(metric) else f"ended without reporting {metric}"
+            record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED", error=error)
+
+
+def end_session(session: Session) -> None:
+    """Note in the record how the session ended.
+
+    Raises RaysweepError where trials are left; exits with START_AGAIN where the job is to be started again for them.
+    """
+    job, record = session.job, session.record
+    if record.sweep.is_complete(job.total, job.sweep.time_budget_s if isinstance(job, SearchJob) else None):
+        keep_checkpoints(record)
+        record.write("session_end", outcome="complete")
+        return
+    done = f"{sum(trial.finished for trial in record.sweep.trials.values())} of {job.total} trials done"
+    if not session.is_over():
+        record.write("session_end", outcome="incomplete")
+        raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
+    slurm_id = job.slurm_job and job.slurm_job.id
+    restarts = sum(s.outcome == "started again" and s.slurm_job == slurm_id for s in record.sweep.sessions)
+    if restarts < job.sweep.allocation.resubmit:
+        record.write("session_end", outcome="started again")
+        logger.info(
+            "%s: %s, and the time of the job is nearly up: it is started again (%d of %d times).",
+            job.name,
+            done,
+            restarts + 1,
+            job.sweep.allocation.resubmit,
+        )
+        sys.exit(START_AGAIN)
+    record.write("session_end", outcome="out of time")
+    more = (
+        f"it was started again {restarts} times, as often as allocation.resubmit says"
+        if restarts
+        else "with allocation.resubmit it would go on by itself"
+    )
+    raise WorldError(
+        f"{job.name}: incomplete, resumable: {done}, and the time of job {slurm_id} is nearly up ({more}). Run the same command again"
+    )

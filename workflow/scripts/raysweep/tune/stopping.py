@@ -1,0 +1,86 @@
+"""The ends of trials, and of the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune import Stopper
+from ray.tune.result import DONE
+from ray.tune.utils import flatten_dict
+
+from raysweep.common.bounds import Bounds, any_holds
+from raysweep.slurm.allocation import Deadline
+from raysweep.tune.faults import FirstFault
+from raysweep.tune.hung_trials import RunningTrials
+from raysweep.tune.reports import HAS_CHECKPOINT, reason_unusable
+
+
+@dataclass(frozen=True)
+class TrialLimits:
+    """How far a trial goes."""
+
+    metric: str  # without which a report cannot be used
+    max_epochs: int
+    stop: Bounds  # of the config: a trial whose report holds one of the bounds has come far enough
+    deadline: Deadline | None  # of the job
+
+    @property
+    def is_deadline_near(self) -> bool:
+        return self.deadline is not None and self.deadline.is_near()
+
+
+class EndOfTrial(Stopper):
+    """Ends a trial after `max_epochs`, once it has come far enough, or at a report that cannot be used. Ends the experiment after a fault and before
+    the job's time is up.
+
+    `is_replayed` returns whether a trial takes its last epoch once more (population.Replay).
+    """
+
+    def __init__(
+        self, limits: TrialLimits, faults: FirstFault, running: RunningTrials, is_replayed: Callable[[str], bool] = lambda trial_id: False
+    ) -> None:
+        self.limits, self.faults, self.running, self.is_replayed = limits, faults, running, is_replayed
+        self.unusable: dict[str, str] = {}  # trial_id → why a report of the trial cannot be used
+        self.whole: set[str] = set()  # trials whose function returned, or that came far enough
+        self.saved: set[str] = set()  # trials that were ended after a checkpoint, because the job's time is nearly up
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its stopper with its own state, which nothing reads."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return whether a trial ends with this report."""
+        result, limits = flatten_dict(result), self.limits
+        if result.get(DONE):
+            self.whole.add(trial_id)
+        if "training_iteration" not in result:  # the function returned without a report
+            return True
+        if reason := reason_unusable(result, limits.metric):
+            self.unusable[trial_id] = reason
+            return True
+        if result["training_iteration"] >= limits.max_epochs:
+            return not self.is_replayed(trial_id)
+        if any_holds(result, limits.stop):
+            self.whole.add(trial_id)
+            return True
+        if limits.is_deadline_near and result.get(HAS_CHECKPOINT) and not result.get(DONE):
+            self.saved.add(trial_id)
+            return True
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the experiment ends: after a fault, when the time is up, or when it is nearly up and no trial runs."""
+        if self.faults.fault is not None:
+            return True
+        deadline = self.limits.deadline
+        return deadline is not None and deadline.is_near() and (deadline.is_here() or not self.running.trials)
+
+    def is_unusable(self, trial_id: str) -> bool:
+        """Return whether the trial ended because its report cannot be used."""
+        return trial_id in self.unusable
+
+    def is_whole(self, trial_id: str, epochs: int) -> bool:
+        """Return whether a trial with so many epochs has come to its end, rather than being stopped by the scheduler."""
+        return trial_id in self.whole or epochs >= self.limits.max_epochs

@@ -1,0 +1,197 @@
+"""The wiring of a session: its parts are made, connected, and handed to `Tuner.fit()`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.tune import Callback
+from ray.tune.schedulers import TrialScheduler
+
+from raysweep.cluster.job import ConfirmJob, SearchJob
+from raysweep.cluster.lock import DRIVER_LOCK, Lock
+from raysweep.common.errors import WorldError, describe_os_error
+from raysweep.common.machine import NodeSize
+from raysweep.record.file import Record
+from raysweep.record.outputs import PartialOutputs
+from raysweep.record.progress import ProgressLine
+from raysweep.tune import trial
+from raysweep.tune.faults import FirstFault, disk_error, full_disk_in
+from raysweep.tune.gpu_share import GpuShare
+from raysweep.tune.hung_trials import RunningTrials
+from raysweep.tune.node_watch import NodeWatch
+from raysweep.tune.population import HandOvers, Replay
+from raysweep.tune.record_callback import CallbackParts, RecordCallback, StepActions
+from raysweep.tune.repeats import GroupedScheduler
+from raysweep.tune.replay import replay
+from raysweep.tune.retention import Retention
+from raysweep.tune.retries import RetryPolicy
+from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
+from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
+from raysweep.tune.session import Session, end_session, open_session
+from raysweep.tune.slots.manager import SlotHandle, trials_in_slots
+from raysweep.tune.stopping import EndOfTrial, TrialLimits
+from raysweep.tune.trackers import trackers
+
+logger = logging.getLogger("raysweep")
+
+EXPERIMENT = "trials"  # name of Tune's experiment, and of its folder
+
+
+def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
+    """Run the trials that are left, and note in the record how the session ended.
+
+    Raises RaysweepError where trials are left, or a fault has ended the session.
+    """
+    with Lock(job.state_dir, job.name, DRIVER_LOCK, job.slurm_job) as lock, Record(job.record) as record:
+        session = open_session(job, nodes, record)
+        outputs = _partial_outputs(session)
+        parts = make_parts(session)
+        scheduler = make_schedulers(session, parts)
+        callbacks = [RecordCallback(record, parts.callback, _step_actions(session, lock, outputs)), *_trackers(session)]
+        fit(session, parts, scheduler, callbacks)
+        if outputs:
+            outputs.write(record.sweep)
+        end_session(session)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a session that several others call."""
+
+    callback: CallbackParts
+    replaying: Replay  # repeats the schedule of a population in a confirmation; without one it does nothing
+
+
+def make_parts(session: Session) -> Parts:
+    """Make the parts that the callback calls, each with its own state."""
+    job, sweep, record, fusion = session.job, session.sweep, session.record, session.fusion
+    faults, hand_overs = FirstFault(), HandOvers()
+    timeout_s = sweep.trial_timeout_s
+    if timeout_s is not None and fusion:
+        timeout_s *= fusion.patience
+    running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
+    gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
+    # A model goes through its schedule by itself, see trial.confirm_model.
+    replaying = Replay(record, hand_overs, job.schedule if sweep.trainable is not None else ())
+    limits = TrialLimits(sweep.metric, job.max_epochs, session.stop, session.deadline)
+    callback = CallbackParts(
+        faults=faults,
+        running=running,
+        nodes=NodeWatch(record, session.nodes[0].name if len(session.nodes) == 1 else None),
+        gpu_share=gpu_share,
+        retries=RetryPolicy(record, faults, running, gpu_share, max_failures=sweep.max_failures, has_engines=fusion is not None),
+        retention=Retention(
+            record,
+            session.scratch / EXPERIMENT,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            keep_checkpoints=sweep.keep_checkpoints if session.is_search else 0,
+        ),
+        end_of_trial=EndOfTrial(limits, faults, running, replaying.is_due),
+        hand_overs=hand_overs,
+        sampler=session.sampler,
+    )
+    return Parts(callback, replaying)
+
+
+def make_schedulers(session: Session, parts: Parts) -> TrialScheduler:
+    """Return the scheduler of a session, told what is recorded."""
+    sweep, recorded = session.sweep, session.record.sweep
+    scheduler = parts.replaying
+    if session.is_search:
+        scheduler = make_scheduler(sweep, session.record, session.space, parts.callback.hand_overs)
+    scheduler.set_search_properties(sweep.metric, sweep.mode)
+    replay(scheduler, recorded, sweep.metric)
+    if recorded.repeats > 1:
+        scheduler = GroupedScheduler(scheduler, recorded, sweep.metric, parts.callback.retries.is_retried)
+    return ShieldedScheduler(scheduler, parts.callback.end_of_trial.is_unusable, session.is_over)
+
+
+def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
+    """Return the search algorithm of a session, which hands out its trials."""
+    job, sweep, recorded, gpu_share = session.job, session.sweep, session.record.sweep, parts.gpu_share
+    budget_s = sweep.time_budget_s if session.is_search else None
+    # HyperBand fills a bracket before it compares, and a population is compared as a whole, so they are handed all trials; Tune starts as many as the
+    # nodes hold.
+    takes_all = session.is_search and sweep.scheduler.name in ("hyperband", "pbt")
+
+    def max_concurrent() -> float:
+        if gpu_share.is_measuring:
+            return 1
+        return math.inf if takes_all else session.capacity(gpu_share.share)
+
+    conditions = StartConditions(
+        max_concurrent,
+        may_start_new=lambda: budget_s is None or recorded.used_s < budget_s,
+        is_over=session.is_over,
+    )
+    plan = TrialPlan(job.total, sweep.seed, job.tasks if isinstance(job, ConfirmJob) else ())
+    return RecordedSearch(session.record, session.sampler, plan, conditions, parts.retries, gpu_share)
+
+
+def fit(session: Session, parts: Parts, scheduler: TrialScheduler, callbacks: list[Callback]) -> None:
+    """Run the trials with Tune. Raises the first fault that the callback or Tune met."""
+    job, resources, faults = session.job, session.resources, parts.callback.faults
+    # RecordedSearch limits how many trials wait for a process at a time. With Tune's own limit processes would start one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job.total)
+    trainable = tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources.cpu, "GPU": resources.gpu})
+    try:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=make_search(session, parts.callback), scheduler=scheduler, reuse_actors=not session.fusion
+            ),
+            run_config=tune.RunConfig(
+                name=EXPERIMENT,
+                storage_path=str(session.scratch),
+                stop=parts.callback.end_of_trial,
+                callbacks=callbacks,
+                verbose=0,
+            ),
+        )
+        with trials_in_slots(session.fusion.slots) if session.fusion else contextlib.nullcontext():
+            tuner.fit()
+    except Exception as error:
+        faults.note(disk_fault(error, job.state_dir))
+        if faults.fault is None:
+            raise
+        logger.debug("Tune ended with", exc_info=True)
+    if isinstance(faults.fault, OSError):
+        raise WorldError(describe_os_error(faults.fault))
+    if faults.fault is not None:
+        raise faults.fault
+
+
+def disk_fault(error: Exception, state_dir: Path) -> OSError | None:
+    """Return the fault of the disk that is behind an error of Tune, None where the disk is well.
+
+    On a full disk Tune fails in ways of its own, because it cannot write down what failed.
+    """
+    if (fault := disk_error(state_dir)) is not None:
+        return fault
+    return full_disk_in(error)
+
+
+def _partial_outputs(session: Session) -> PartialOutputs | None:
+    if not session.is_search:
+        return None
+    job = session.job
+    return PartialOutputs(job.state_dir, job.name, job.sweep.metric, job.sweep.mode, job.header.provenance)
+
+
+def _step_actions(session: Session, lock: Lock, outputs: PartialOutputs | None) -> StepActions:
+    job = session.job
+    name = job.name if session.is_search else f"{job.name} (confirm)"
+    return StepActions(ProgressLine(name, total=job.total, metric=job.sweep.metric, mode=job.sweep.mode), outputs, lock.verify)
+
+
+def _trackers(session: Session) -> list[Callback]:
+    job = session.job
+    return trackers(job.sweep, job.name, job.state_dir, job.header.identity) if session.is_search else []
