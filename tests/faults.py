@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 import sweeping
-from config_reference import with_table
+from raysweep.config.reference import with_table
 from raysweep.config.space import configuration, parse_space
 from raysweep.record.trials import Sweep, Trial
 from slurm.cluster import REPOSITORY, SlurmCluster

@@ -10,6 +10,7 @@ import joblib
 import pytest
 import yaml
 
+from raysweep.config.schema import PATH_TO_SCHEMA
 from raysweep.data.split import load_split
 from sweeping import ENV, REPOSITORY, Project, ours, user_environment
 
@@ -95,6 +96,9 @@ def test_two_sweeps_share_no_data_and_a_name_that_yaml_takes_for_a_number_is_one
     for name, config in zip(("2024", "on"), configs, strict=True):
         assert list(config["datasets"]) == [name] == [config["sweeps"][name]["dataset"]]
         assert config["datasets"][name]["source"] == f"sweeps/{name}/pictures"
+    first_line = (project.folder / "sweeps/on/config.yaml").read_text(encoding="utf-8").splitlines()[0]
+    path_to_schema = project.folder / "sweeps/on" / first_line.removeprefix("# yaml-language-server: $schema=")
+    assert path_to_schema.resolve() == PATH_TO_SCHEMA.resolve()
 
 
 def test_pictures_that_were_drawn_for_the_example_are_not_copied(checkout: Any) -> None:

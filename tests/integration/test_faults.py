@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config_reference import with_table
 from faults import PARTS, Fault, check_whole, compare, kill_until, table
+from raysweep.config.reference import with_table
 from raysweep.record.trials import Sweep, Trial
 from sweeping import REPOSITORY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import runpy
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from raysweep.common.errors import ConfigError, run_entry_point
 from raysweep.common.files import flush_folder
-from raysweep.config.schema import load_schema
+from raysweep.config.schema import PATH_TO_SCHEMA, load_schema
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DATA_SCRIPT = "draw_pictures.py"  # run once, where an example has it, to make the first data
@@ -37,6 +38,8 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
         for path in new.iterdir():
             text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
             if path.name == "config.yaml":
+                # The schema with which an editor checks the file. `root` need not be the folder of this project.
+                text = text.replace("$schema=../../config/schema.yaml", f"$schema={os.path.relpath(PATH_TO_SCHEMA, folder)}")
                 # Each sweep names its own data set, because two data sets must not lie in one place. The name stands in quotes, because YAML
                 # takes some names for numbers.
                 for pattern, line in (

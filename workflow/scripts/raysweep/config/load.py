@@ -199,10 +199,10 @@ def _repeated_keys(sources: Sources) -> Iterator[Mistake]:
                 node = next((inner for name, inner in pairs if name.value == str(key)), None)
             for keys, line in _repeated_below(node, (), loader, set()):
                 message = (
-                    f"stands twice in one map (line {line} and after), and the second would silently replace the first. Allowed: each name once,"
-                    " so that no two sweeps write to one folder"
+                    f"{keys[-1]}: stands twice in one map (line {line} and after), and the second would silently replace the first. Allowed: each"
+                    " name once, so that no two sweeps write to one folder"
                 )
-                yield Mistake(keys, message, place=f"{path}: {keys[-1]}")
+                yield Mistake(keys, message, place=str(path))
 
 
 def _repeated_below(node: yaml.Node | None, path: KeyPath, loader: yaml.SafeLoader, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:

@@ -15,7 +15,7 @@ class Mistake:
     path: KeyPath
     message: str
     unsound: KeyPath | None = None  # the part that no further check may rely on, where that is not `path`
-    place: str | None = None  # file and key as the user reads them, where `path` does not give them
+    place: str | None = None  # shown before the message, where that is not the file and the key
 
     @property
     def unsound_path(self) -> KeyPath:

@@ -1,6 +1,7 @@
-"""The config as frozen dataclasses: what every stage reads once `config.load` has validated it.
+"""The config as frozen dataclasses, as every stage reads the config once `config.load` has validated it.
 
-A field has the name and the meaning that config/schema.yaml gives to its key. A time keeps the form of the config; the property beside it is in seconds.
+A field has the name and the meaning that config/schema.yaml gives to the key of that name. A time keeps the form of the config; a property beside the
+time returns the seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from raysweep.common.durations import seconds
 from raysweep.common.files import read_yaml
 from raysweep.common.typed_json import fields_to_json, from_json
 from raysweep.config.space import num_combinations, parse_space
+from raysweep.data.manifest import DatasetSpec
 
 Mode = Literal["max", "min"]
 Time = float | str  # minutes, or text with units, such as 1d12h
@@ -33,18 +35,6 @@ class Named:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Named:
         return cls(value["name"], {key: option for key, option in value.items() if key != "name"})
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """A data set that sweeps name."""
-
-    source: str
-    checksum: str
-    validation_fraction: float
-    seed: int
-    image_size: int | None = None
-    test_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,20 +137,20 @@ class SweepConfig:
     confirm: ConfirmConfig
 
     def to_json(self) -> dict[str, Any]:
-        """Return the map that the config has for the sweep, in which a key without a default is left out where it is not given."""
+        """Return the sweep as a map, as the config holds the sweep. A key without a default is left out where the config does not give the key."""
         without_default = ("model", "loss", "optimizer", "trainable")
         return {key: value for key, value in fields_to_json(self).items() if key not in without_default or value is not None}
 
     @property
     def target(self) -> str:
-        """What the sweep trains, as `module:name` or `file.py:name`."""
+        """Return the model or the function that the sweep trains, as `module:name` or `file.py:name`."""
         target = self.model if self.model is not None else self.trainable
         assert target is not None  # the config has been validated
         return target
 
     @property
     def num_trials(self) -> int:
-        """How many trials the sweep has: `repeats` of each configuration."""
+        """Return the number of trials of the sweep: `repeats` for each configuration."""
         return self.num_samples * num_combinations(parse_space(self.search_space)) * self.repeats
 
     @property
@@ -179,15 +169,17 @@ class Config:
     results_dir: str
     state_dir: str
     resources_dir: str
-    datasets: dict[str, DatasetConfig]
+    datasets: dict[str, DatasetSpec]
     env: EnvConfig
     ray: RayConfig
     sweeps: dict[str, SweepConfig]
 
     @classmethod
     def of(cls, validated: Mapping[str, Any]) -> Config:
-        """Return the config that `validated`, a map with all defaults filled in, stands for."""
-        return from_json(cls, {key: value for key, value in validated.items() if key in cls.__dataclass_fields__})
+        """Return a config from the map that `config.load.validated` returns."""
+        sections = {key: value for key, value in validated.items() if key in cls.__dataclass_fields__}
+        datasets = {name: {"name": name, **section} for name, section in validated["datasets"].items()}
+        return from_json(cls, sections | {"datasets": datasets})
 
 
 def read_config(path: Path) -> Config:

@@ -74,15 +74,15 @@ def allowed(schema: Schema) -> str:
     return text + (" that is not empty" if schema.get("minLength") or schema.get("minProperties") else "")
 
 
-def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, unknown: str = "unknown key") -> Iterator[Mistake]:
-    """Yield the mistakes of `value`, which lies at `path` in the config, against its schema. `unknown` is the message for an unknown key.
+def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_of: str = "") -> Iterator[Mistake]:
+    """Yield the mistakes of `value`, which lies at `path` in the config, against its schema.
 
-    Nothing below a value of a wrong type is checked.
+    Nothing below a value of a wrong type is checked. `options_of` is the name of the search algorithm or scheduler whose options `value` holds.
     """
     schema = resolved(schema)
     is_map = isinstance(value, dict) and "additionalProperties" in schema
     if is_map:
-        yield from _mistakes_of_keys(value, schema, path, unknown)
+        yield from _mistakes_of_keys(value, schema, path, options_of)
     if not _is_valid(value, schema):
         yield Mistake(path, f"{value!r} is not allowed: {allowed(schema)}")
         return
@@ -109,14 +109,16 @@ def _is_valid(value: Any, schema: Schema) -> bool:
     return bool(jsonschema.Draft202012Validator(own).is_valid(value))
 
 
-def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, unknown: str) -> Iterator[Mistake]:
+def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, options_of: str) -> Iterator[Mistake]:
     """Yield the keys that are unknown, and the names that are not allowed."""
     known = schema.get("properties", {})
     for key in value:
         if key in known:
             continue
         if schema["additionalProperties"] is False:
-            yield Mistake((*path, key), f"{unknown}. {_hint(key, known)}", unsound=_unsound_for_unknown(key, known, path))
+            hint = _hint(key, known)
+            message = f"unknown option of {options_of}. {hint}" if options_of else f"unknown key. {hint}"
+            yield Mistake((*path, key), message, unsound=_unsound_for_unknown(key, known, path))
             continue
         names = resolved(schema["propertyNames"])
         if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
@@ -177,7 +179,7 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
         yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_class}")
         return
     options = {option: inner for option, inner in value.items() if option != "name"}
-    yield from schema_mistakes(options, _options_schema(known[name]), path, unknown=f"unknown option of {name}")
+    yield from schema_mistakes(options, _options_schema(known[name]), path, options_of=name)
 
 
 def is_class(key: str, name: Any) -> bool:

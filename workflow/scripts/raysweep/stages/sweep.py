@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from raysweep.common.files import read_yaml, sha256_of_file, write_yaml
 from raysweep.common.seeds import confirm_seeds
 from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.model import Config, read_config
-from raysweep.data.manifest import DatasetSpec, read_manifest
+from raysweep.data.manifest import read_manifest
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
@@ -57,7 +57,7 @@ class Stage:
         if self.data_dir:
             manifest = read_manifest(self.data_dir)
             assert self.sweep.dataset is not None
-            manifest.check_spec(self.data_dir, DatasetSpec(self.sweep.dataset, **asdict(config.datasets[self.sweep.dataset])))
+            manifest.check_spec(self.data_dir, config.datasets[self.sweep.dataset])
             self.data_sha256 = manifest.data_sha256
 
     def identity(self) -> str:

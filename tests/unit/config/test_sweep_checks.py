@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import assert_refused, check, config, ids, num_trials, own, refusal, sweep
+
+
+def test_a_trainable_has_neither_loss_nor_optimizer(root: Path) -> None:
+    assert not {"loss", "optimizer"} & check(root, own())["sweeps"]["s"].keys()
+    assert "sweeps.s.loss: 'nll_loss' is not allowed beside trainable" in refusal(root, own(loss="nll_loss"))
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        {"randint": [1, 9]},
+        {"lograndint": [1, 9]},
+        {"quniform": [1, 9, 2]},
+        {"qloguniform": [1, 9, 1]},
+        {"choice": [4, 8.0]},
+        {"grid": [4]},
+        16,
+    ],
+)
+def test_batch_sizes_that_are_whole(root: Path, distribution: Any) -> None:
+    assert num_trials(check(root, config(search_space={"lr": 1, "batch_size": distribution}))) == 1
+
+
+def test_less_loss_is_better(root: Path) -> None:
+    for metric in ("loss", "train_loss"):
+        assert check(root, config(metric=metric, mode="min"))["sweeps"]["s"]["mode"] == "min"
+    assert check(root, own(metric="loss"))["sweeps"]["s"]["mode"] == "max", "what a trainable calls loss is its own affair"
+
+
+def test_a_file_that_the_target_imports_is_no_python(root: Path) -> None:
+    (root / "train.py").write_text("import helper\ndef train(config): ...\n")
+    (root / "helper.py").write_text("x = 1\ndef f(:\n")
+    assert refusal(root, own()) == (
+        f"config.yaml: sweeps.s.trainable: 'train.py:train' is not allowed: {root}/helper.py is not Python that can be read: invalid syntax (line 2)"
+    )
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (config(model=None), "s: needs either model or trainable, and not both"),
+    (config(trainable="train.py:train"), "s: needs either model or trainable, and not both"),
+    (config(model="lenet"), "model: 'lenet' is not allowed: write path/to/file.py:name or package.module:name"),
+    (config(dataset=None), "dataset: missing: a model is trained on a data set, so name one of datasets"),
+    (config(dataset="mnist"), "dataset: 'mnist' is not allowed: one of synthetic"),
+    ({"sweeps": {"s": sweep()}}, "dataset: 'synthetic' is not allowed: there are no datasets"),
+    (config(metric="loss"), "mode: 'max' is not allowed with metric loss, of which less is better: write mode: min"),
+    (config(metric="train_loss", mode="max"), "mode: 'max' is not allowed with metric train_loss, of which less is better"),
+    (config(metric="f1"), "metric: 'f1' is not allowed with model: one of accuracy, loss, train_loss"),
+    (config(scheduler="pbt", max_concurrent=2), "max_concurrent: 2 is not allowed with scheduler pbt, which takes all trials"),
+    (config(scheduler="pbt", search_algorithm="optuna"), "search_algorithm: 'optuna' is not allowed with scheduler pbt, which takes all"),
+    (
+        config(points_to_evaluate=[{"lr": 5}]),
+        "points_to_evaluate.0: lr: 5 is not allowed: a number from 0.0001 to 0.1, as search_space says",
+    ),
+    (
+        config(num_samples=2, points_to_evaluate=[{}, {"batch_size": 3}]),
+        "points_to_evaluate.1: batch_size: 3 is not allowed: one of 2, 4, as search_space says",
+    ),
+    (config(points_to_evaluate=[{"depth": 3}]), "points_to_evaluate.0: depth: is not searched. Allowed: lr, batch_size"),
+    (
+        config(points_to_evaluate=[{1: 2}]),
+        "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
+    ),
+    (config(constraint={"loss": {"below": 1}}), "constraint.loss: {'below': 1} is not allowed: {at_least: number} or {at_most: number}"),
+    (config(mlflow="local"), "mlflow: 'local' is not allowed: env.requirements, "),
+    (config(wandb="mine"), "wandb: 'mine' is not allowed: env.requirements, "),
+    (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: env.requirements, "),
+    (config(search_algorithm="nosuch.py:Search"), "search_algorithm.name: 'nosuch.py:Search' is not allowed: there is no file nosuch.py"),
+    (
+        config(search_algorithm="a library:Search"),
+        "search_algorithm.name: 'a library:Search' is not allowed: write path/to/file.py:Class or",
+    ),
+    (config(stop={"error": {"at_most": 1}}), "stop.error: 'error' is not allowed: one of accuracy, loss, train_loss, which model reports"),
+    (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),
+    (config(stop={"loss": {"at_most": "0.1x"}}), "stop.loss: {'at_most': '0.1x'} is not allowed: {at_least: number} or {at_most: number}"),
+    (config(points_to_evaluate=[{}] * 2), "points_to_evaluate: 2 points are not allowed: at most num_samples, 1"),
+    (
+        config(points_to_evaluate=[{"lr": 0.01}], search_space={"lr": {"loguniform": [1e-4, 1]}, "batch_size": {"grid": [2]}}),
+        "points_to_evaluate: is not allowed where search_space has grid values",
+    ),
+    (config(scheduler={"name": "asha", "grace_period": 2}), "scheduler.grace_period: 2 is not allowed: at most max_epochs, 1"),
+    (
+        config(scheduler="hyperband", search_algorithm="optuna"),
+        "search_algorithm: 'optuna' is not allowed with scheduler hyperband, which takes all configurations before",
+    ),
+    (config(scheduler="hyperband", max_concurrent=2), "max_concurrent: 2 is not allowed with scheduler hyperband, which takes all trials"),
+    (
+        config(scheduler="hyperband", trial_resources={"gpu": "auto"}, allocation={"gpus_per_node": 1}),
+        "trial_resources.gpu: auto is not allowed with scheduler hyperband, which starts all trials before one could be measured",
+    ),
+    (
+        config(search_algorithm="grid", search_space={"lr": {"uniform": [0.1, 1]}, "batch_size": {"grid": [1]}}),
+        "search_space.lr: uniform is not allowed with search_algorithm grid: grid, a nested space",
+    ),
+    (
+        config(search_algorithm="optuna", search_space={"lr": 0.1, "batch_size": {"grid": [1]}}),
+        "search_space.batch_size: grid is not allowed with search_algorithm optuna: choice, or search_algorithm random or grid",
+    ),
+    (own(search_algorithm="grid", search_space={"a": {"b": {"uniform": [0, 1]}}}), "search_space.a.b: uniform is not allowed with search"),
+    (config(search_space={"lr": 0.1}), "search_space.batch_size: missing: the training of a model needs it"),
+    (config(search_space={"lr": 0, "batch_size": 1}), "search_space.lr: 0 is not allowed: numbers above 0"),
+    (config(search_space={"lr": {"uniform": [0, 1]}, "batch_size": 1}), "search_space.lr: 0.0 is not allowed: numbers above 0"),
+    (config(search_space={"lr": {"choice": [0.1, "x"]}, "batch_size": 1}), "search_space.lr: 'x' is not allowed: numbers above 0"),
+    (
+        config(search_space={"lr": 1, "batch_size": {"uniform": [2, 16]}}),
+        "batch_size: uniform is not allowed here: whole numbers of at least 1",
+    ),
+    (config(search_space={"lr": 1, "batch_size": {"loguniform": [2, 16]}}), "batch_size: loguniform is not allowed here: whole numbers"),
+    (config(search_space={"lr": 1, "batch_size": {"quniform": [2, 16, 0.5]}}), "batch_size: quniform is not allowed here: whole numbers"),
+    (
+        config(search_space={"lr": 1, "batch_size": {"normal": [100, 1]}}),
+        "batch_size: normal is not allowed here: whole numbers of at least 1",
+    ),
+    (config(search_space={"lr": 1, "batch_size": {"quniform": [0, 16, 2]}}), "batch_size: 0.0 is not allowed: whole numbers of at least 1"),
+    (config(search_space={"lr": 1, "batch_size": {"choice": [2.5]}}), "batch_size: 2.5 is not allowed: whole numbers of at least 1"),
+    (config(search_space={"lr": 1, "batch_size": {"choice": [0, 2]}}), "batch_size: 0 is not allowed: whole numbers of at least 1"),
+    (config(search_space={"lr": 1, "batch_size": True}), "batch_size: True is not allowed: whole numbers of at least 1"),
+    (
+        config(optimizer="adam", search_space={"lr": 1, "batch_size": 1, "momentum": 0.9}),
+        "search_space.momentum: is not allowed with optimizer adam: it has no such setting",
+    ),
+    (config(search_space={"lr": 1, "batch_size": 1, "betas": 0}), "search_space.betas: is not allowed with optimizer sgd"),
+    (config(trial_resources={"cpu": 1.5}), "trial_resources.cpu: 1.5 is not allowed: a trial runs on one node, so at most"),
+    (config(trial_resources={"gpu": "half"}), "trial_resources.gpu: 'half' is not allowed: a number of at least 0"),
+    (
+        config(trial_resources={"gpu": "auto"}),
+        "trial_resources.gpu: auto is not allowed: a trial runs on one node, so at most allocation.gpus_per_node, 0",
+    ),
+    (config(trial_resources={"gpu": "some"}), "trial_resources.gpu: 'some' is not allowed: a number of at least 0, or auto"),
+    (config(trial_resources={"gpu": 1}), "trial_resources.gpu: 1 is not allowed: a trial runs on one node, so at most allocation.gpus_per"),
+    (
+        config(trial_resources={"gpu": 1.5}, allocation={"gpus_per_node": 2}),
+        "trial_resources.gpu: 1.5 is not allowed: a part of one GPU, or whole GPUs",
+    ),
+    (config(allocation={"nodes": 2, "min_nodes": 3}), "allocation.min_nodes: 3 is not allowed: at most allocation.nodes, 2"),
+    (own(fuse="on"), "fuse: 'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"),
+    (
+        config(repeats=3, scheduler="hyperband"),
+        "repeats: 3 is not allowed with scheduler hyperband, which pauses trials one by one: 1, or scheduler asha",
+    ),
+    (
+        config(allocation={"max_wait": 10, "resubmit": 2}),
+        "allocation.max_wait: 10 is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), MISTAKES, ids=ids(MISTAKES))
+def test_mistakes(root: Path, given: dict[str, Any], expected: str) -> None:
+    assert_refused(root, given, expected)
