@@ -68,10 +68,12 @@ def check_requirements_files(requirements: Path) -> None:
 def _missing_file(path: Path, requirements: Path) -> ConfigError:
     """Return the error for a requirements file or a lock that does not exist."""
     if path.suffix == ".in":
-        kind, remedy = "requirements file (env.requirements)", "name one that exists; its lock lies beside it, as .txt"
-    else:
-        kind, remedy = "lock of env.requirements", f"make it with `uv pip compile --universal {requirements} -o {path}`"
-    return ConfigError(f"{path} is missing, the {kind}: {remedy}")
+        return ConfigError(
+            f"{path} is missing, the requirements file (env.requirements): name one that exists; its lock lies beside it, as .txt"
+        )
+    return ConfigError(
+        f"{path} is missing, the lock of env.requirements: make it with `uv pip compile --universal {requirements} -o {path}`"
+    )
 
 
 def requirements_files(path: Path) -> list[Path]:
