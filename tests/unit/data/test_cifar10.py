@@ -5,7 +5,9 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +145,79 @@ def test_damaged_pickles_are_one_line(data: bytes) -> None:
         ({"data": np.zeros(3072, np.uint8)}, r"'data' is uint8 \[3072\]"),
         ({"data": np.zeros((20, 3072), np.int64)}, "'data' is int64"),
         ({"data": [[0] * 3072]}, "'data' is list"),
-        ({"labels": [0] * 19}, "20 integers"),
-        ({"labels": [0.5] * 20}, "20 integers"),
-        ({"labels": ["cat"] * 20}, "20 integers"),
-        ({"labels": 3}, "20 integers"),
+        ({"labels": [0] * 19}, "'labels' has to be 20 integers from 0 to 9, one an image; it has 19. Get the data set again"),
+        ({"labels": [0] * 21}, "it has 21"),
+        ({"labels": []}, "it has 0"),
+        ({"labels": [0.5] * 20}, "20 integers.*label 0 is of type float"),
+        ({"labels": ["cat"] * 20}, "20 integers.*label 0 is of type str"),
+        ({"labels": [0] * 19 + [True]}, "20 integers.*label 19 is of type bool"),
+        ({"labels": [[0]] * 20}, "20 integers.*label 0 is of type list"),
+        ({"labels": [0] * 18 + [[1, 2], [3]]}, "20 integers.*label 18 is of type list"),
+        ({"labels": [np.zeros(2, np.uint8)] * 20}, r"20 integers.*label 0 is an array uint8 \[2\]"),
+        ({"labels": np.zeros((20, 1), np.uint8)}, r"20 integers.*it is an array uint8 \[20, 1\]"),
+        ({"labels": 3}, "20 integers.*it is of type int"),
         ({"labels": [0] * 19 + [10]}, "labels from 0 to 10"),
         ({"labels": [0] * 19 + [-1]}, "labels from -1 to 0"),
+        ({"labels": [0] * 19 + [2**80]}, f"labels from 0 to {2**80}"),
     ],
 )
 def test_a_batch_of_another_shape_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(WorldError, match=f"^here: data_batch_3: .*{message}"):
         assemble(data_batch_3=dumps(**changed))
+
+
+def test_a_list_of_labels_that_holds_itself_many_times_is_not_multiplied() -> None:
+    labels: list[Any] = [0] * 20
+    for _ in range(20):
+        labels = [labels] * 20
+    with pytest.raises(WorldError, match=r"20 integers.*label 0 is of type list"):
+        assemble(data_batch_3=dumps(labels=labels))
+
+
+def test_labels_may_be_an_array_of_integers() -> None:
+    parts, _ = assemble(data_batch_1=dumps(labels=np.arange(20, dtype=np.uint8) % 10))
+    assert parts["train"][1][:20].tolist() == [*range(10)] * 2
+
+
+ENCODE, LATIN1 = b"c_codecs\nencode\n", b"X\x06\0\0\0latin1tR"  # the call of a function, around its first argument
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x04]r\xff\xff\xff\x7f.", "claims 2,147,483,647 places in the memo"),
+        (b"]p2147483647\n.", "claims 2,147,483,647 places in the memo"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", "bytearray8"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", "bytes8"),
+        (b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"x.", "unicodestring8"),
+        (
+            b"\x80\x02" + ENCODE + b"(X\x40\0\0\0" + b"x" * 64 + b"q\0" + LATIN1 + (ENCODE + b"(h\0" + LATIN1) * 40 + b".",
+            "encodes more text",
+        ),
+    ],
+)
+def test_a_pickle_that_claims_gigabytes_takes_none(data: bytes, message: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(WorldError, match=f"^here: test_batch: not a file of CIFAR-10: .*{message}"):
+            assemble(test_batch=data)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_reads_what_python_2_wrote_as_text() -> None:
+    text = b"(dp0\nS'label_names'\np1\n(lp2\n" + b"".join(b"S'\\xe9%d'\na" % i for i in range(10)) + b"s."
+    assert cifar10.unpickle(text, "here") == {"label_names": [b"\xe9%d" % i for i in range(10)]}
+
+
+def test_the_reason_of_a_damaged_pickle_is_one_short_line() -> None:
+    evil = b"\x80\x04\x8c\x05os\nxy\x8c\xc8" + b"n" * 200 + b"\x93."
+    with pytest.raises(WorldError) as caught:
+        cifar10.unpickle(evil, "here")
+    assert "asks for os xy.nnn" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("names", [None, [], ["a"] * 9, [1] * 10, "abcdefghij"])
@@ -215,6 +279,27 @@ def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x.tar.gz", "wb") as stream:
         stream.write(member.tobuf())
     with pytest.raises(WorldError, match="data_batch_1: has 1,099,511,627,776 bytes"):
+        list(cifar10.files_of_archive(tmp_path / "x.tar.gz"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_that_claims_gigabytes_is_not_read(kind: bytes, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("data_batch_1")
+    member.type, member.size = kind, 4 * 2**30
+    with gzip.open(tmp_path / "x.tar.gz", "wb") as stream:
+        stream.write(member.tobuf() + bytes(2**16))
+    with pytest.raises(
+        WorldError, match=r"x\.tar\.gz: a header in it claims 4,294,967,\d+ bytes; one of CIFAR-10 has at most 1,048,576 bytes"
+    ):
+        list(cifar10.files_of_archive(tmp_path / "x.tar.gz"))
+
+
+def test_an_archive_that_unpacks_to_more_than_the_format_has_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("readme.html")
+    member.size = 2**43
+    with gzip.open(tmp_path / "x.tar.gz", "wb") as stream:
+        stream.write(member.tobuf())
+    with pytest.raises(WorldError, match=r"x\.tar\.gz: unpacks to more than 2,147,483,648 bytes, which no archive of CIFAR-10 has"):
         list(cifar10.files_of_archive(tmp_path / "x.tar.gz"))
 
 

@@ -1,7 +1,8 @@
 """CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html): where it is published, and how its files are read without running them.
 
 The files are pickles, and a pickle is a program. The unpickler of this module admits only the four names that numpy's arrays need, and puts a
-stand-in in the place of each, because numpy's own functions would follow a forged dtype into memory outside of the array.
+stand-in in the place of each, because numpy's own functions would follow a forged dtype into memory outside of the array. Sizes that a header or
+a pickle claims are compared with what CIFAR-10's format can have, before memory is taken for them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import gzip
 import hashlib
 import io
 import pickle
+import pickletools
 import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -41,6 +44,10 @@ LAYOUT = f"CIFAR-10's python version has {', '.join(FILE_MD5)}."
 IMAGE_SHAPE = (3, 32, 32)
 NUM_CLASSES = 10
 MAX_FILE_BYTES = 256 * 2**20  # a published batch has 31 MB; a file that claims to be much larger is not read at all
+MAX_ARCHIVE_BYTES = (len(FILE_MD5) + 1) * MAX_FILE_BYTES  # when unpacked: all files, and as much again as one file for the other members
+READ_BYTES = 2**20  # read at once; a header of a member, with its long name, is never larger
+MAX_REASON_CHARACTERS = 200  # of the text that a damaged pickle can put into an error
+OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 
 
 def _text(value: str | bytes) -> str:
@@ -72,13 +79,6 @@ class _Array:
         self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Return `text` as bytes: a stand-in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one that pickle uses")
-    return text.encode("latin1")
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """An unpickler that admits containers, numbers, strings and integer arrays."""
 
@@ -86,25 +86,62 @@ class _ArrayUnpickler(pickle.Unpickler):
         **{(f"{core}.multiarray", "_reconstruct"): _Array for core in ("numpy.core", "numpy._core")},  # numpy 1 and 2
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): _encode,
     }
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self.num_bytes_to_encode = len(data)  # a pickle holds each text that it encodes, so more bytes than these are one text many times
+
+    def encode(self, text: str, encoding: str) -> bytes:
+        """Return `text` as bytes: a stand-in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one that pickle uses")
+        self.num_bytes_to_encode -= len(text)
+        if self.num_bytes_to_encode < 0:
+            raise pickle.UnpicklingError("it encodes more text than it holds")
+        return text.encode("latin1")
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self.encode
         try:
             return self.STAND_INS[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of images needs: it may run code") from None
 
 
+def _refuse_claims(data: bytes) -> None:
+    """Raise UnpicklingError or ValueError for a pickle that claims a size or a place in the memo for which it has not the bytes.
+
+    The unpickler would take the memory that is claimed: a place of 4 bytes in the memo can ask for 32 GiB.
+    """
+    stream = io.BytesIO(data)
+    while code := stream.read(1):
+        opcode = OPCODES.get(code)
+        if opcode is None:
+            raise pickle.UnpicklingError(f"{code!r} is no opcode of a pickle")
+        value: Any = None
+        if opcode.arg is pickletools.stringnl:
+            stream.readline()  # the reader of pickletools refuses the bytes of Python 2 that are not ASCII
+        elif opcode.arg is not None:
+            value = opcode.arg.reader(stream)
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and value > len(data):
+            raise pickle.UnpicklingError(f"it claims {value:,} places in the memo and has {len(data):,} bytes")
+        if opcode.name == "STOP":
+            return
+
+
 def unpickle(data: bytes, place: str) -> dict[str, Any]:
     """Return the dict in the pickle `data`, keys as str and arrays as numpy's. Raises WorldError; `place` names the file in errors."""
     try:
-        value = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
+        _refuse_claims(data)
+        value = _ArrayUnpickler(data).load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
         return {_text(key): item.array if isinstance(item, _Array) else item for key, item in value.items()}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise WorldError(f"{place}: not a file of CIFAR-10: {str(error) or type(error).__name__}. Get the data set again.") from error
+        reason = " ".join(str(error)[:MAX_REASON_CHARACTERS].split()) or type(error).__name__
+        raise WorldError(f"{place}: not a file of CIFAR-10: {reason}. Get the data set again.") from error
 
 
 def _read_batch(data: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +153,33 @@ def _read_batch(data: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != width or not len(images):
         description = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise WorldError(f"{place}: 'data' is {description}; it has to be uint8 [n, {width}] with n of 1 or more.")
-    labels = np.asarray(batch["labels"]) if isinstance(batch["labels"], np.ndarray | list) else np.empty(0)
-    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
-        raise WorldError(f"{place}: 'labels' has to be {len(images)} integers, one an image.")
-    if labels.min() < 0 or labels.max() >= NUM_CLASSES:
-        raise WorldError(f"{place}: has labels from {labels.min()} to {labels.max()}; they have to be 0 to {NUM_CLASSES - 1}.")
-    return images.reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)
+    return images.reshape(-1, *IMAGE_SHAPE), _read_labels(batch["labels"], len(images), place)
+
+
+def _read_labels(labels: Any, num_images: int, place: str) -> np.ndarray:
+    """Return the labels of a batch, int64 [num_images]. Raises WorldError, which says what is wrong with them.
+
+    The labels are looked at one by one before numpy has them, because numpy refuses a ragged list and multiplies a list that holds itself.
+    """
+    needed = f"'labels' has to be {num_images:,} integers from 0 to {NUM_CLASSES - 1}, one an image"
+    if isinstance(labels, np.ndarray) and labels.ndim == 1:
+        labels = labels.tolist()  # arrays of this unpickler have integers only
+    if not isinstance(labels, list):
+        raise WorldError(f"{place}: {needed}; it is {_description_of(labels)}. Get the data set again.")
+    for row, label in enumerate(labels):
+        if type(label) is not int:
+            raise WorldError(f"{place}: {needed}; label {row} is {_description_of(label)}. Get the data set again.")
+    if len(labels) != num_images:
+        raise WorldError(f"{place}: {needed}; it has {len(labels):,}. Get the data set again.")
+    if min(labels) < 0 or max(labels) >= NUM_CLASSES:
+        raise WorldError(f"{place}: {needed}; it has labels from {min(labels)} to {max(labels)}. Get the data set again.")
+    return np.asarray(labels, np.int64)
+
+
+def _description_of(value: Any) -> str:
+    """Return the type of a value of a pickle, and its shape where the value is an array or a stand-in for one."""
+    array = value.array if isinstance(value, _Array) else value
+    return f"an array {array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"of type {type(value).__name__}"
 
 
 def _read_classes(data: bytes, place: str) -> list[str]:
@@ -161,7 +219,11 @@ def files_of_folder(folder: Path, verify: bool = False) -> Iterator[tuple[str, b
 def files_of_archive(archive_path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each of the data set's files in the .tar.gz, in the order of the archive; nothing is extracted to the disk."""
     try:
-        with gzip.open(archive_path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
+        with (
+            gzip.open(archive_path) as unzipped,
+            _BoundedReader(unzipped, archive_path) as reader,
+            tarfile.open(fileobj=reader, mode="r:") as archive,
+        ):
             for member in archive:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
@@ -172,11 +234,51 @@ def files_of_archive(archive_path: Path) -> Iterator[tuple[str, bytes]]:
                     _refuse_large(member.size, f"{archive_path}: {member.name}")
                     content = archive.extractfile(member)
                     assert content is not None
-                    yield path.name, content.read()
-            while unzipped.read(2**20):  # gzip compares its checksum only at the end of the file
+                    yield path.name, b"".join(iter(partial(content.read, READ_BYTES), b""))
+            while reader.read(READ_BYTES):  # gzip compares its checksum only at the end of the file
                 pass
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, UnicodeError) as error:
         raise WorldError(f"{archive_path}: not a whole .tar.gz archive ({error}). Get it again: it was cut short or altered.") from error
+
+
+class _BoundedReader(io.BufferedIOBase):
+    """A stream of an unzipped archive that refuses sizes which no archive of CIFAR-10 has.
+
+    tarfile reads the headers of long names as a whole, whatever size they claim, and a small .gz can unpack to terabytes.
+    """
+
+    def __init__(self, unzipped: gzip.GzipFile, archive_path: Path) -> None:
+        self._unzipped, self._archive_path = unzipped, archive_path
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._unzipped.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET:
+            self._refuse_position(offset)
+        return self._unzipped.seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= READ_BYTES:
+            claim = "a size" if size is None or size < 0 else f"{size:,} bytes"
+            raise WorldError(
+                f"{self._archive_path}: a header in it claims {claim}; one of CIFAR-10 has at most {READ_BYTES:,} bytes. Get the data set again."
+            )
+        self._refuse_position(self._unzipped.tell())
+        return self._unzipped.read(size)
+
+    def _refuse_position(self, position: int) -> None:
+        """Raise WorldError for a position that lies behind all that an archive of CIFAR-10 can hold."""
+        if position > MAX_ARCHIVE_BYTES:
+            raise WorldError(
+                f"{self._archive_path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, which no archive of CIFAR-10 has. Get the data set again."
+            )
 
 
 def _refuse_large(num_bytes: int, place: str) -> None:
