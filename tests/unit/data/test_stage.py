@@ -63,6 +63,12 @@ def test_the_same_data_has_the_same_identity_from_archive_and_folder(tmp_path: P
     assert stage_into(tmp_path, archive).data_sha256 == stage_into(tmp_path, folder, output_dir=tmp_path / "b").data_sha256
 
 
+def test_the_identity_of_an_archive_is_the_same_in_all_versions_of_the_workflow(tmp_path: Path, archive: Path) -> None:
+    assert (
+        stage_into(tmp_path, archive).data_sha256 == "c23133f470d50f642263a3f82704f93e8457d4782a48db5c15bfd3293ddf1545"
+    )  # as staged by 0.1.0
+
+
 def test_the_split_is_part_of_the_identity(tmp_path: Path, archive: Path) -> None:
     found = {stage_into(tmp_path, archive, **changed).data_sha256 for changed in ({}, {"seed": 1}, {"validation_fraction": 0.2})}
     assert len(found) == 3

@@ -1,0 +1,122 @@
+"""Pixels of more than 8 bits (16-bit PNG and TIFF, whole numbers of 32 bits, floats) brought to 8 bits by one scale for the whole data set.
+
+The format of a file does not say which range its values have: cameras and X-rays write 10, 12 or 14 bits into 16. The high byte of such values is
+black. The scale therefore follows the range of the values in all images of the set, so that images stay comparable with each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from raysweep.common.errors import WorldError
+
+logger = logging.getLogger("raysweep")
+
+SHADES = 256
+MIN_SHADES = 128  # a set that uses fewer shades after whole bits are cut off is scaled by its own range
+MIN_HIGH_BYTES = 16  # Pillow gives only the high bytes of colours of 16 bits; with fewer shades than these an image is nearly black
+
+
+@dataclass(frozen=True)
+class Range:
+    """The range of the pixels of an image, as far as the scale needs it. `kind` is "8 bits", "16-bit colours", "integers" or "floats"."""
+
+    kind: str
+    low: float = 0
+    high: float = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How pixels of more than 8 bits become 8 bits: `shift` bits are cut off, or, where that is None, low…high becomes 0…255."""
+
+    low: float
+    high: float
+    shift: int | None
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels, uint8, of the same shape."""
+        if self.shift is not None:
+            return (pixels >> self.shift).astype(np.uint8)
+        span = self.high - self.low or 1.0
+        return np.round((pixels.astype(np.float64) - self.low) * ((SHADES - 1) / span)).astype(np.uint8)
+
+    def __str__(self) -> str:
+        if self.shift is None:
+            return f"{self.low:g} to {self.high:g} became 0 to 255"
+        return f"divided by {2**self.shift}" if self.shift else "kept as they are"
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether the pixels of an image are floats, or whole numbers of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def range_of(image: Image.Image) -> Range:
+    """Return the range of an image's pixels; images of 8 bits are not decoded for it. Raises ValueError for floats that are no numbers."""
+    if is_deep(image):
+        pixels = np.asarray(image)
+        if not np.isfinite(pixels).all():
+            raise ValueError("some of its pixels are NaN or infinite")
+        return Range("floats" if image.mode == "F" else "integers", pixels.min().item(), pixels.max().item())
+    if ";16" in str([tile.args for tile in getattr(image, "tile", [])]):
+        return Range("16-bit colours", 0, int(np.asarray(image.convert("RGB")).max()))
+    return Range("8 bits")
+
+
+def choose_scale(folder: Path, ranges: Mapping[Path, Range]) -> Scale | None:
+    """Return the scale for the deep images among `ranges`, None where none is deep, and log a line about it.
+
+    Raises WorldError where no scale serves all images.
+    """
+    _refuse_dark_colours(folder, [image.high for image in ranges.values() if image.kind == "16-bit colours"])
+    integers, floats = ({path: image for path, image in ranges.items() if image.kind == kind} for kind in ("integers", "floats"))
+    if integers and floats:
+        raise WorldError(
+            f"{folder}: the pixels of {len(integers)} images are whole numbers of more than 8 bits, those of {len(floats)} are floats, and these "
+            "have no range in common. Save all images in one format."
+        )
+    deep, kind = (floats, "floats") if floats else (integers, "whole numbers of more than 8 bits")
+    if not deep:
+        return None
+    scale = _scale_of(min(image.low for image in deep.values()), max(image.high for image in deep.values()), is_float=bool(floats))
+    _refuse_outlier(deep, scale)
+    rest = f"; the other {len(ranges) - len(deep)} images keep their 8 bits" if len(ranges) > len(deep) else ""
+    logger.info("%s: the pixels of %d images are %s, %g to %g: %s%s", folder, len(deep), kind, scale.low, scale.high, scale, rest)
+    return scale
+
+
+def _scale_of(low: float, high: float, is_float: bool) -> Scale:
+    """Return the scale of a range: the bits above 8 are cut off, unless that leaves few shades. Values up to 65535 keep their high byte."""
+    if not is_float and low >= 0:
+        shift = max(int(high).bit_length() - 8, 0)
+        if (int(high) >> shift) - (int(low) >> shift) >= MIN_SHADES - 1:
+            return Scale(low, high, shift)
+    return Scale(low, high, None)
+
+
+def _refuse_dark_colours(folder: Path, highest_bytes: list[float]) -> None:
+    """Raise WorldError where the high bytes of colours of 16 bits, which is all that Pillow reads, are nearly black in all images."""
+    if highest_bytes and max(highest_bytes) < MIN_HIGH_BYTES:
+        raise WorldError(
+            f"{folder}: its {len(highest_bytes)} images with colours of 16 bits use less than a sixteenth of the range 0 to 65535, and would be "
+            "nearly black. Save them with 8 bits, or scale their values to that range."
+        )
+
+
+def _refuse_outlier(deep: Mapping[Path, Range], scale: Scale) -> None:
+    """Raise WorldError where the values of one image make half of the images nearly black."""
+    highest = sorted(image.high for image in deep.values())
+    median = highest[(len(highest) - 1) // 2]
+    if (median - scale.low) * SHADES < (scale.high - scale.low) * MIN_HIGH_BYTES:
+        brightest = max(deep, key=lambda path: deep[path].high)
+        raise WorldError(
+            f"{brightest}: has values up to {scale.high:g}, but those of half of the {len(deep)} images with more than 8 bits end at {median:g}, "
+            "so these would be nearly black. Take that image away, or save the images with 8 bits."
+        )
