@@ -95,7 +95,7 @@ bench: env-test
 	  $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(DATA),--data-dir "$(DATA)")
 
 lock: setup
-	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/searchers $(ENVS)/trackers examples/tabular/requirements; do \
+	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers examples/tabular/requirements; do \
 	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $$name.in --output-file $$name.txt || exit 1; \
 	done
 

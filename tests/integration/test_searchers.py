@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raysweep.common.errors import RaysweepError
+from raysweep.config.model import Named, SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
 from raysweep.record.trials import Sweep
 from raysweep.tune.searchers import TuneSampler, load_searcher
 from sweeping import Project, sweep_of
+from typed import sweep_config
 
 SPACE = parse_space(
     {
@@ -26,6 +29,7 @@ SPACE = parse_space(
     }
 )
 OPTUNA = "ray.tune.search.optuna:OptunaSearch"
+HYPEROPT = "ray.tune.search.hyperopt:HyperOptSearch"
 OWN = """
 import pickle
 from ray.tune.search import Searcher
@@ -67,6 +71,11 @@ class NoSearcher:
 """
 
 
+def searching(name: str, options: dict[str, Any]) -> SweepConfig:
+    """Return a sweep with that search algorithm."""
+    return replace(sweep_config(trainable="user.py:train"), search_algorithm=Named(name, options))
+
+
 class Asked:
     """A record, and the sampler that proposes its trials."""
 
@@ -77,7 +86,7 @@ class Asked:
         self.go_on()
 
     def go_on(self) -> None:
-        self.sampler = TuneSampler(self.name, self.options, self.space, 0, "score", "max", self.record.sweep, self.folder, self.folder)
+        self.sampler = TuneSampler(searching(self.name, self.options), self.space, self.record.sweep, self.folder, self.folder)
 
     def begin(self) -> dict[str, Any] | None:
         index = len(self.record.sweep.trials)
@@ -159,12 +168,10 @@ def test_what_is_no_searcher_is_one_line(tmp_path: Path, name: str, why: str) ->
 def test_options_that_it_does_not_know_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
     with pytest.raises(RaysweepError, match=r"search_algorithm mine.py:Counting: TypeError: .*depth"):
-        TuneSampler(
-            "mine.py:Counting", {"depth": 1}, parse_space({"x": {"randint": [0, 9]}}), 0, "score", "max", Sweep(), tmp_path, tmp_path
-        )
+        TuneSampler(searching("mine.py:Counting", {"depth": 1}), parse_space({"x": {"randint": [0, 9]}}), Sweep(), tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("name", [OPTUNA, "hyperopt", "ax"])
+@pytest.mark.parametrize("name", [OPTUNA, HYPEROPT])
 def test_a_librarys_searcher_stays_within_the_space_and_learns(tmp_path: Path, name: str) -> None:
     asked = Asked(tmp_path, name, SPACE)
     for index in range(6):
@@ -183,8 +190,9 @@ def test_a_librarys_searcher_stays_within_the_space_and_learns(tmp_path: Path, n
     assert asked.sampler.told == {f"{index:05d}" for index in range(6)}
 
 
-def test_ax_goes_on_after_trials_that_failed(tmp_path: Path) -> None:
-    asked = Asked(tmp_path, "ax", parse_space({"x": {"uniform": [0, 1]}}))
+@pytest.mark.parametrize("name", [OPTUNA, HYPEROPT])
+def test_a_librarys_searcher_goes_on_after_trials_that_failed(tmp_path: Path, name: str) -> None:
+    asked = Asked(tmp_path, name, parse_space({"x": {"uniform": [0, 1]}}))
     for index in range(8):
         assert asked.begin() is not None
         asked.end(index, None)

@@ -71,7 +71,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(constraint={"loss": {"below": 1}}), "constraint.loss: {'below': 1} is not allowed: {at_least: number} or {at_most: number}"),
     (config(mlflow="local"), "mlflow: 'local' is not allowed: env.requirements, "),
     (config(wandb="mine"), "wandb: 'mine' is not allowed: env.requirements, "),
-    (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: env.requirements, "),
+    (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: one of "),
     (config(search_algorithm="nosuch.py:Search"), "search_algorithm.name: 'nosuch.py:Search' is not allowed: there is no file nosuch.py"),
     (
         config(search_algorithm="a library:Search"),

@@ -49,7 +49,6 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
     Rule(sweep_checks.check_dataset, "dataset model", "datasets"),
     Rule(sweep_checks.check_class_of_algorithm, "search_algorithm"),
-    Rule(sweep_checks.check_package_of_algorithm, "search_algorithm", "env.requirements"),
     Rule(sweep_checks.check_space, "search_space"),
     Rule(sweep_checks.check_space_fits_algorithm, "search_space search_algorithm"),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),

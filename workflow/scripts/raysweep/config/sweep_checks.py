@@ -16,7 +16,6 @@ from raysweep.environment.requirements import lists
 from raysweep.usercode.target import find_target, local_sources
 
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
-PACKAGE_OF_ALGORITHM = {"hyperopt": "hyperopt", "ax": "ax-platform"}
 
 
 def check_target(sweep: Section) -> Iterator[Mistake]:
@@ -54,13 +53,6 @@ def check_class_of_algorithm(sweep: Section) -> Iterator[Mistake]:
     elif not all(part.isidentifier() for part in [*module.split("."), class_name]):
         message = f"{sweep.algorithm!r} is not allowed: write path/to/file.py:Class or package.module:Class"
         yield sweep.mistake(message, "search_algorithm", "name")
-
-
-def check_package_of_algorithm(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the environment lacks the package of the search algorithm."""
-    package = PACKAGE_OF_ALGORITHM.get(sweep.algorithm)
-    if package and not lists(sweep.requirements, package):
-        yield _missing_package(sweep, sweep.algorithm, package, "searchers", "search_algorithm", "name")
 
 
 def check_package_of_mlflow(sweep: Section) -> Iterator[Mistake]:

@@ -15,7 +15,6 @@ from raysweep.environment.requirements import env_key
 from raysweep.usercode.target import find_target, local_sources
 
 DRIVER_MODULES = ("raysweep.tune.record_callback", "raysweep.tune.search", "raysweep.tune.schedulers")
-SEARCH_LIBRARIES = ("optuna", "hyperopt", "ax")
 TRACKERS = ("mlflow", "wandb")
 
 
@@ -90,7 +89,7 @@ class Project:
         section = self.sweeps[sweep]
         names = list(DRIVER_MODULES)
         algorithm = section["search_algorithm"]["name"]
-        if algorithm in SEARCH_LIBRARIES or ".py:" in algorithm:
+        if algorithm == "optuna" or ".py:" in algorithm:
             names.append(algorithm)
         elif ":" in algorithm:  # a class of a library
             names.append(algorithm.rpartition(":")[0])

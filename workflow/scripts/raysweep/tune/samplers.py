@@ -194,7 +194,7 @@ def make_sampler(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, sta
     elif is_adaptive(sweep.search_algorithm):
         from raysweep.tune.searchers import TuneSampler
 
-        sampler = TuneSampler(name, options, space, seed, metric, mode, recorded, state_dir, root)
+        sampler = TuneSampler(sweep, space, recorded, state_dir, root)
     else:
         sampler = IndependentSampler(space, seed)
     points = list(sweep.points_to_evaluate)

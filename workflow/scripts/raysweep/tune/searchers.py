@@ -1,7 +1,7 @@
-"""Search algorithms of Ray Tune's, by name or as `module:Class`, asked and told directly.
+"""Searchers of Ray Tune's, as `module:Class` or `file.py:Class`, asked and told directly.
 
-They are given parameters that each of them knows: numbers between bounds, and positions in a list. Our own distributions make values of those (samplers.py), so
-that what a configuration may hold does not depend on who searches.
+A searcher gets parameters of two kinds, which all searchers know: numbers between bounds, and positions in a list. Our own distributions turn the
+parameters into values (samplers.py), so that the values of a configuration do not depend on the searcher.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from raysweep.common.errors import ConfigError, RaysweepError
 from raysweep.common.seeds import sampler_seed
-from raysweep.config.model import Mode
+from raysweep.config.model import SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
 from raysweep.record.trials import Candidate, Sweep
 from raysweep.tune.samplers import NORMAL_QUANTILES, parameter_of, value_of
@@ -31,57 +31,48 @@ from raysweep.usercode.target import find_target
 
 logger = logging.getLogger("raysweep")
 
-BY_NAME = {"hyperopt": "ray.tune.search.hyperopt:HyperOptSearch", "ax": "ray.tune.search.ax:AxSearch"}
-SEED_OPTIONS = ("seed", "random_state_seed", "random_state")  # what constructors call it
+SEED_OPTIONS = ("seed", "random_state_seed", "random_state")  # names of a constructor's seed
 
 
 def load_searcher(name: str, root: Path) -> type[Searcher]:
-    """The class `file.py:Class` or `module:Class`. Raises RaysweepError where there is none."""
-    module, _, class_name = BY_NAME.get(name, name).rpartition(":")
+    """Return the class `file.py:Class` or `module:Class`. Paths start at `root`. Raises RaysweepError where the class is no searcher."""
+    module, _, class_name = name.rpartition(":")
     try:
-        found, _ = load_target(find_target(name, root))
-    except ConfigError:  # it is not the user's own, so a library's
+        searcher, _ = load_target(find_target(name, root))
+    except ConfigError:  # the class is not of a user's file, so it is of a library
         try:
-            found = getattr(importlib.import_module(module), class_name, None)
+            searcher = getattr(importlib.import_module(module), class_name, None)
         except ImportError as error:
             raise RaysweepError(f"search_algorithm {name}: {error}. Add what it needs to env.requirements") from None
-    if not (inspect.isclass(found) and issubclass(found, Searcher)):
+    if not (inspect.isclass(searcher) and issubclass(searcher, Searcher)):
         raise RaysweepError(f"search_algorithm {name}: it is no ray.tune.search.Searcher")
-    return found
+    return searcher
 
 
 class TuneSampler:
-    """A `Searcher` of Tune's.
+    """A `Searcher` of Tune's as a sampler.
 
-    Its state is saved whenever it was asked or told, as Tune would do, and restored when the sweep goes on. What it then was not told yet it is told. Where
-    there is no state, or it has none to save, it is given the recorded trials as points that were evaluated elsewhere, if it takes such.
+    The state of the searcher is saved after each proposal and each result, as Tune does, and restored when the sweep continues. The searcher is then told the
+    results that it does not know. A searcher without a state gets the recorded trials as points that were evaluated elsewhere, if it takes such points.
     """
 
-    def __init__(
-        self,
-        name: str,
-        options: dict[str, Any],
-        space: dict[str, Any],
-        seed: int,
-        metric: str,
-        mode: Mode,
-        recorded: Sweep,
-        state_dir: Path,
-        root: Path,
-    ) -> None:
-        self.name, self.space, self.metric, self.mode = name, space, metric, mode
+    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> None:
+        name, options = sweep.search_algorithm.name, sweep.search_algorithm.options
+        self.name, self.space, self.metric, self.mode = name, space, sweep.metric, sweep.mode
         self.distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
-        make = partial(self._made, load_searcher(name, root), options, sampler_seed(seed, len(recorded.trials)))
+        make = partial(self._make, load_searcher(name, root), options, sampler_seed(sweep.seed, len(recorded.trials)))
         self.searcher = make()
-        described = json.dumps([name, options, {key: repr(d) for key, d in space.items()}, metric, mode, seed], sort_keys=True)
+        described = json.dumps(
+            [name, options, {key: repr(d) for key, d in space.items()}, sweep.metric, sweep.mode, sweep.seed], sort_keys=True
+        )
         self.state = state_dir / f"searcher-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
         self.asked: set[str] = set()
         self.told: set[str] = set()
-        self.elsewhere: set[str] = set()  # trials that it did not propose
-        self.saved: tuple[int, int] | None = None  # how many it had been asked for and told of
+        self.elsewhere: set[str] = set()  # trials that the searcher did not propose
+        self.saved: tuple[int, int] | None = None  # the numbers of proposals and of results in the state that was saved last
         try:
             self._restore()
-        except Exception as error:  # of a file that a power loss tore, or of a class that has become another one
+        except Exception as error:  # a power loss has torn the file, or the class has changed
             logger.warning("%s cannot read the state that it saved (%s: %s): it learns anew.", name, type(error).__name__, error)
             self.searcher, self.asked, self.told = make(), set(), set()
         forgotten = 0
@@ -94,18 +85,14 @@ class TuneSampler:
             logger.warning("%s cannot be told of %d trials that it did not propose itself: it begins to learn anew.", name, forgotten)
         self._save()
 
-    def _made(self, searcher: type[Searcher], options: dict[str, Any], seed: int) -> Searcher:
+    def _make(self, searcher: type[Searcher], options: dict[str, Any], seed: int) -> Searcher:
         known = inspect.signature(searcher.__init__).parameters
         seeds = {key: seed for key in SEED_OPTIONS if key in known and key not in options}
-        if self.name == "ax":
-            # Else it waits for the results of a few trials before it proposes others, those of failed ones included, which it never gets.
-            seeds = {"random_seed": seed} | {"enforce_sequential_optimization": False}
-            seeds = {key: value for key, value in seeds.items() if key not in options}
         domains = nested({key: _domain(d) for key, d in self.distributions.items()})
         try:
             made = searcher(**seeds, **options)
             takes_ours = made.set_search_properties(self.metric, self.mode, domains)
-        except Exception as error:  # of the user's options, or of a library that is not there or of another version
+        except Exception as error:  # the user's options are wrong, or a library is missing or of another version
             raise RaysweepError(f"search_algorithm {self.name}: {type(error).__name__}: {error}") from None
         if not takes_ours:
             raise RaysweepError(
@@ -122,7 +109,7 @@ class TuneSampler:
             raise RaysweepError(f"search_algorithm {self.name} has no more than {index} configurations. Set num_samples to {index}")
         self.asked.add(trial_id)
         self._save()
-        parameters = flattened(suggested)  # some make nested ones of keys with a slash
+        parameters = flattened(suggested)  # some searchers make nested parameters of keys with a slash
         return fill(self.space, lambda key, d: value_of(d, _plain(parameters[key])))
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
@@ -133,7 +120,7 @@ class TuneSampler:
         self._save()
 
     def _tell(self, trial: Candidate) -> bool:
-        """Whether it could be told."""
+        """Tell the searcher how a trial ended. Return whether the searcher could be told."""
         best = trial.counted(self.metric, self.mode)
         self.told.add(trial.trial_id)
         if trial.trial_id not in self.elsewhere:
@@ -142,7 +129,7 @@ class TuneSampler:
             return True
         values = values_in(self.space, trial.config)
         if best is None or values is None:
-            return True  # there is nothing to tell, or not of this space
+            return True  # the trial has no result, or its configuration lies outside of this space
         try:
             parameters = {key: parameter_of(self.distributions[key], value) for key, value in values.items()}
             self.searcher.add_evaluated_point(parameters, best.metrics[self.metric])
@@ -151,7 +138,7 @@ class TuneSampler:
         return True
 
     def _save(self) -> None:
-        """Both files under one name that is new, and then the one that tells of it, so that a kill leaves either the old state or the new one."""
+        """Save the state under a new name, then exchange the index file that names it, so that a kill leaves either the old state or the new one."""
         if self.saved == (len(self.asked), len(self.told)):
             return
         aside = self.state.with_suffix(f".{len(self.asked)}-{len(self.told)}-{uuid.uuid4().hex[:8]}")
@@ -178,7 +165,7 @@ class TuneSampler:
 
 
 def _domain(d: Distribution) -> Any:
-    """What a searcher is to choose from, as `value_of` reads it."""
+    """Return the parameter of a distribution, as `value_of` reads it."""
     if isinstance(d, Choice):
         return tune.choice(list(range(len(d.values))))
     if isinstance(d, Normal):
@@ -189,5 +176,5 @@ def _domain(d: Distribution) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A number of Python's own, where numpy's came."""
+    """Return a number of Python's for a number of numpy's; any other value as it is."""
     return value.item() if hasattr(value, "item") else value
