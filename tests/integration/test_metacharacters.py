@@ -109,12 +109,13 @@ def test_every_name_refuses_it(tmp_path: Path, text: str) -> None:
 
 
 @each_text
-def test_a_refusal_is_one_line_of_snakemake_and_nothing_is_run(checkout: Checkout, text: str) -> None:
+def test_a_refusal_is_lines_of_snakemake_and_nothing_is_run(checkout: Checkout, text: str) -> None:
     checkout.write_config(config_with(checkout.root, text) | {"sweeps": {text: {}}})
     done = checkout.snakemake("--cores", "1")
     assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert line.startswith("Error: config/config.yaml: sweeps.")
+    lines = done.stderr.splitlines()
+    assert lines
+    assert [line for line in lines if not line.startswith("Error: config/config.yaml: sweeps.")] == []
     assert not list(checkout.root.parent.rglob("pwned"))
 
 
