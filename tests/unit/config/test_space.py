@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysweep.common.errors import ConfigError
@@ -256,6 +256,7 @@ trees = st.recursive(
 )
 
 
+@settings(max_examples=25)  # nested maps are slow to draw
 @given(trees)
 def test_nested_undoes_flattened(tree: dict[str, Any]) -> None:
     assert nested(flattened(tree)) == tree

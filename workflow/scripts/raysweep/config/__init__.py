@@ -1,4 +1,4 @@
-"""The config of the user: checked once, when the workflow loads, and read by all stages as frozen dataclasses.
+"""This room checks the config of the user once, when the workflow loads, and gives the config to all stages as frozen dataclasses.
 
-Higher rooms import `load` in the controller alone; a trial imports only `model` and `space`, which need neither jsonschema nor the checks.
+Only the controller imports `load`; a trial imports `model` and `space`, which need neither jsonschema nor the checks.
 """

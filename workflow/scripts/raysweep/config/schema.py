@@ -36,7 +36,10 @@ Schema = dict[str, Any]
 
 @functools.cache
 def load_schema() -> Schema:
-    """Return the schema of the whole config. A process reads the file once, because that takes 0.1 s; no caller may change the map."""
+    """Return the schema of the whole config. No caller may change the map.
+
+    A process reads the file once, because reading takes longer than all checks of a config.
+    """
     with PATH_TO_SCHEMA.open(encoding="utf-8") as stream:
         schema: Schema = yaml.safe_load(stream)
     return schema
@@ -138,6 +141,7 @@ def _unsound_for_unknown(key: Any, known: Iterable[str], path: KeyPath) -> KeyPa
 
 
 def _missing_keys(value: dict[Any, Any], schema: Schema, path: KeyPath) -> Iterator[Mistake]:
+    """Yield the required keys that a map lacks. A key that is probably misspelt is not reported a second time."""
     known = schema.get("properties", {})
     misspelt = {_nearest(key, known) for key in value if key not in known}
     for key in required_keys(schema):
@@ -157,10 +161,12 @@ def _hint(key: Any, known: Iterable[str]) -> str:
 
 
 def _is_named(path: KeyPath, key: Any) -> bool:
+    """Return whether `key` of the map at `path` is a search algorithm or a scheduler."""
     return len(path) == 2 and path[0] == "sweeps" and key in NAMED
 
 
 def _options_schema(options: dict[str, Schema]) -> Schema:
+    """Return the schema of a map with some options."""
     return {"type": "object", "additionalProperties": False, "properties": options}
 
 

@@ -1,9 +1,9 @@
-"""Search spaces: what the config says, and how configurations are drawn from it.
+"""Search spaces: how the config describes a space, and how configurations are drawn from the space.
 
 A value of the space is a distribution (a map with one key, its name), a nested space (any other map) or a constant. Distributions have the
 names and the meaning that they have in Ray Tune (https://docs.ray.io/en/latest/tune/api/search_space.html): upper bounds are excluded for
-`randint` and `lograndint`, included for `quniform` and `qloguniform`. The drawing is our own, so that configuration i stays a function of
-(seed, i) whatever the version of Ray, and needs no Ray where the report is made.
+`randint` and `lograndint`, included for `quniform` and `qloguniform`. This module draws the values itself: so configuration i depends on (seed, i) alone,
+whatever the version of Ray, and the report, which runs without Ray, can draw as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raysweep.common.numeric import is_finite_number
 
 # Keys of a search space that set the training of a `model`; all others go to the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
-PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # what JSON holds, and so the record
+PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # the values of JSON, in which the record is written
 SEPARATOR = "/"  # of the keys of a nested space, as in `config/optimizer/lr`
 
 
@@ -39,11 +39,11 @@ class Numeric:
 
     @property
     def whole(self) -> bool:
-        """Whether all its values are whole numbers."""
+        """Return whether all values of the distribution are whole numbers."""
         return self.integer or (self.step is not None and self.step.is_integer())
 
     def contains(self, value: Any) -> bool:
-        """Whether it may be drawn, but for the step."""
+        """Return whether `value` lies in the distribution. The step is not checked."""
         is_number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
         return is_number and self.low <= value <= (self.high - 1 if self.integer else self.high)
 
@@ -52,7 +52,7 @@ class Numeric:
         return f"a {'whole ' if self.integer else ''}number from {self.low:g} to {self.high - self.integer:g}"
 
     def quantile(self, u: float) -> float | int:
-        """The value below which a fraction `u` in [0, 1) of the distribution lies."""
+        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = low + u * (high - low)
         if self.log:
@@ -76,7 +76,7 @@ class Normal:
         return is_finite_number(value)
 
     def cumulative(self, value: float) -> float:
-        """The fraction of the distribution that lies below `value`."""
+        """Return the fraction of the distribution that lies below `value`."""
         return NormalDist(self.mean, self.standard_deviation).cdf(value)
 
     def quantile(self, u: float) -> float:
@@ -85,13 +85,13 @@ class Normal:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a list of values: drawn at random (`choice`), or each in turn (`grid`)."""
+    """A list of values, of which one is drawn at random (`choice`) or each is taken in turn (`grid`)."""
 
     name: str
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
-        return any(value == other and type(value) is type(other) for other in self.values)  # True is 1 else
+        return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # True == 1 in Python
 
     @property
     def range(self) -> str:
@@ -105,21 +105,21 @@ Distribution = Numeric | Normal | Choice
 
 
 def quantized(value: float, low: float, high: float, step: float) -> float:
-    """`value` rounded to a multiple of `step` that lies within the bounds, without the noise of binary fractions."""
+    """Return `value` rounded to a multiple of `step` that lies within the bounds, without the noise of binary fractions."""
     # ASSUME a step has at most 12 significant decimals
     steps = min(max(round(value / step), math.ceil(low / step - 1e-9)), math.floor(high / step + 1e-9))
     return float(f"{steps * step:.12g}")
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON holds a value of YAML and gives it back as it was; dates, sets and bytes are none."""
+    """Return whether JSON holds a value of YAML unchanged. Dates, sets and bytes are values that JSON does not hold."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
     return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)
 
 
 def parse_distribution(name: str, arguments: Any) -> Distribution:
-    """The distribution `name` with the arguments of the config. Raises ConfigError, with a text that begins with the value."""
+    """Return the distribution `name` with the arguments of the config. Raises ConfigError, with a text that begins with the value."""
     if name in ("choice", "grid"):
         if not isinstance(arguments, list) or not arguments:
             raise ConfigError(f"{arguments!r} is not allowed: {name} takes a list of at least one value")
@@ -151,7 +151,7 @@ def parse_distribution(name: str, arguments: Any) -> Distribution:
     return Numeric(name, float(low), float(high), log, integer, None if step is None else float(step))
 
 
-ONE_OF = "one_of"  # of several spaces: a key whose value has other keys in each
+ONE_OF = "one_of"  # the key of a list of spaces, of which a configuration has one
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
@@ -237,22 +237,22 @@ def _read_branches(key: str, branches: Any, keys: Keys) -> tuple[dict[str, Any],
 
 
 def is_conditional(space: dict[str, Any]) -> bool:
-    """Whether some keys of a flat space are there only where others have certain values."""
+    """Return whether a flat space has keys that only some configurations have."""
     return any(isinstance(d, Choice) and d.name == ONE_OF for d in space.values())
 
 
 def shown_key(key: str) -> str:
-    """What a key of a flat space is called in a configuration: net[1]/width → net/width."""
+    """Return the name that a key of a flat space has in a configuration: net[1]/width → net/width."""
     return re.sub(r"\[\d+\]", "", key)
 
 
 def _conditions(key: str) -> list[tuple[str, int]]:
-    """Under which branches a key of a flat space lies: [(key of the choice, which of it)], the outermost first."""
+    """Return the branches in which a key of a flat space lies, the outermost first: [(key of the choice, number of the branch)]."""
     return [(key[: match.start()], int(match[1])) for match in re.finditer(r"\[(\d+)\]", key)]
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Undo the flattening: {"a/b": 1} → {"a": {"b": 1}}."""
+    """Return a flat map as a nested map: {"a/b": 1} → {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
         *outer, last = key.split(SEPARATOR)
@@ -264,7 +264,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def flattened(config: dict[str, Any]) -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a/b": 1}."""
+    """Return a nested map as a flat map: {"a": {"b": 1}} → {"a/b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -275,7 +275,7 @@ def flattened(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:
-    """What a nested configuration holds for a key of the flat space; None where it has no such key."""
+    """Return the value that a nested configuration holds for a key of the flat space, or None where the configuration lacks the key."""
     value: Any = config
     for name in key.split(SEPARATOR):
         value = value.get(name) if isinstance(value, dict) else None
@@ -283,11 +283,11 @@ def value_at(config: dict[str, Any], key: str) -> Any:
 
 
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
-    """The nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space.
+    """Return the nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space.
 
     Branches of a `one_of` that were not drawn are left out.
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     drawn: dict[str, int] = {}
     for key, d in space.items():
         if any(drawn.get(choice) != number for choice, number in _conditions(key)):
@@ -296,29 +296,30 @@ def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dic
         if isinstance(d, Choice) and d.name == ONE_OF:
             drawn[key] = value
         else:
-            found[shown_key(key)] = value
-    return nested(found)
+            flat[shown_key(key)] = value
+    return nested(flat)
 
 
 def values_in(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
-    """The values of all distributions of a flat space in a configuration; of those in branches that it does not have, the middle.
+    """Return the values that a configuration has for all distributions of a flat space, or None where the configuration is not of this space.
 
-    None where it is not of this space. Of branches that a configuration may both be, the first counts.
+    A distribution in a branch that the configuration does not have gets the middle of the distribution. Where a configuration fits two branches,
+    the first branch counts.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, d in space.items():
-        if any(found.get(choice) != number for choice, number in _conditions(key)):
+        if any(values.get(choice) != number for choice, number in _conditions(key)):
             if isinstance(d, Distribution):
-                found[key] = d.quantile(0.5)
+                values[key] = d.quantile(0.5)
         elif isinstance(d, Choice) and d.name == ONE_OF:
-            found[key] = next((number for number in d.values if _is_in(space, f"{key}[{number}]{SEPARATOR}", config)), None)
+            values[key] = next((number for number in d.values if _is_in(space, f"{key}[{number}]{SEPARATOR}", config)), None)
         elif isinstance(d, Distribution):
-            found[key] = value_at(config, shown_key(key))
-    return found if all(space[key].contains(value) for key, value in found.items()) else None
+            values[key] = value_at(config, shown_key(key))
+    return values if all(space[key].contains(value) for key, value in values.items()) else None
 
 
 def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
-    """Whether a configuration has what a branch has: its constants, and values for its distributions."""
+    """Return whether a configuration has the constants of a branch, and values for the distributions of the branch."""
     for key, d in space.items():
         if not key.startswith(branch) or _conditions(key.removeprefix(branch)):
             continue
@@ -332,28 +333,28 @@ def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
 
 
 def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """What a point, nested as the space is, says of the distributions of a flat space: {key: value}.
+    """Return the values that a point, nested as the space is, gives to distributions of a flat space: {key: value}.
 
-    Raises ConfigError, with a text that begins with the key, where the space has no such distribution, or it no such value.
+    Raises ConfigError, with a text that begins with the key, where the space has no such distribution, or the distribution no such value.
     """
     distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
     for given in point:
         if not isinstance(given, str) or SEPARATOR in given:
             raise ConfigError(f"{given}: is not allowed: a point is nested as search_space is, with text as keys")
-    found = {key: value_at(point, key) for key in distributions if has(point, key)}
+    values = {key: value_at(point, key) for key in distributions if has(point, key)}
     for given in flattened(point):
-        if not any(given == key or given.startswith(f"{key}{SEPARATOR}") for key in found):
+        if not any(given == key or given.startswith(f"{key}{SEPARATOR}") for key in values):
             raise ConfigError(
                 f"{given.replace(SEPARATOR, '.')}: is not searched. Allowed: {', '.join(distributions).replace(SEPARATOR, '.')}"
             )
-    for key, value in found.items():
+    for key, value in values.items():
         if not distributions[key].contains(value):
             raise ConfigError(f"{key.replace(SEPARATOR, '.')}: {value!r} is not allowed: {distributions[key].range}, as search_space says")
-    return found
+    return values
 
 
 def has(config: dict[str, Any], key: str) -> bool:
-    """Whether a nested configuration holds a key of the flat space."""
+    """Return whether a nested configuration holds a key of the flat space."""
     value: Any = config
     for name in key.split(SEPARATOR):
         if not isinstance(value, dict) or name not in value:
@@ -363,20 +364,20 @@ def has(config: dict[str, Any], key: str) -> bool:
 
 
 def grids_of(space: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """The keys of a flat space that are gone through one by one, with their values."""
+    """Return the keys of a flat space whose values are taken in turn, with the values."""
     return {key: d.values for key, d in space.items() if isinstance(d, Choice) and d.name == "grid"}
 
 
 def num_combinations(space: dict[str, Any]) -> int:
-    """How many combinations the `grid` values of a flat space have; 1 without any."""
+    """Return the number of combinations of the `grid` values of a flat space; 1 where the space has none."""
     return math.prod(len(values) for values in grids_of(space).values())
 
 
 def configuration(space: dict[str, Any], seed: int, index: int) -> dict[str, Any]:
-    """Configuration `index` of a flat space: a function of (seed, index) alone.
+    """Return configuration `index` of a flat space, which depends on (seed, index) alone.
 
-    As in Ray Tune the grid is gone through once for each sample: consecutive indices differ in the grid's values, the last key fastest.
-    Each key draws from a generator of its own, so that a key that is added, or whose bounds change, leaves the others' values as they are.
+    As in Ray Tune, each sample is combined with the whole grid: consecutive indices differ in the values of the grid, and the last key changes fastest.
+    Each key draws from a generator of its own. So a key that is added, or whose bounds change, leaves the values of the other keys unchanged.
     """
     grids = grids_of(space)
     position = np.unravel_index(index % num_combinations(space), [len(v) for v in grids.values()]) if grids else ()
