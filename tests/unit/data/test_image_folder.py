@@ -136,6 +136,20 @@ class TestFolderOfImages:
         with pytest.raises(WorldError, match=r"only one of them has b, c\."):
             stage_into(tmp_path, tmp_path / "other")
 
+    def test_each_class_is_in_each_split_or_the_set_is_refused(self, tmp_path: Path) -> None:
+        stage_into(tmp_path, draw(tmp_path / "own", {"cat": 40, "dog": 3, "emu": 4}), validation_fraction=0.1)
+        counts = [np.bincount(load_split(tmp_path / "data", split)[1]).tolist() for split in SPLITS]
+        assert np.min(counts) >= 1
+        assert np.sum(counts, axis=0).tolist() == [40, 3, 4]
+        with pytest.raises(ConfigError, match=r"^datasets\.cifar10\.source: each class needs at least 3 images, .*: 'dog' \(2\)\."):
+            stage_into(tmp_path, draw(tmp_path / "few", {"cat": 40, "dog": 2}))
+        draw(tmp_path / "two/train", {"cat": 40, "dog": 2})
+        draw(tmp_path / "two/test", {"cat": 1, "dog": 1})
+        assert stage_into(tmp_path, tmp_path / "two").splits["test"] == 2
+        (tmp_path / "two/train/dog/000.png").unlink()
+        with pytest.raises(ConfigError, match=r"each class needs at least 2 images, one for each of train, validation\..*: 'dog' \(1\)"):
+            stage_into(tmp_path, tmp_path / "two")
+
     def test_its_keys_are_refused_where_they_mean_nothing(self, tmp_path: Path, archive: Path) -> None:
         with pytest.raises(ConfigError, match=r"datasets\.cifar10\.image_size: 16 is for a folder of images, which .* is not"):
             stage_into(tmp_path, archive, image_size=16)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysweep.common.errors import WorldError
+from raysweep.common.errors import ConfigError, WorldError
 from raysweep.common.files import sha256_of_file
-from raysweep.data.split import load_split, rows_set_aside
+from raysweep.data.split import SPLITS, load_split, refuse_small_classes, rows_set_aside, set_rows_aside
 from staging import stage_into
 
 
@@ -42,6 +42,55 @@ class TestRowsSetAside:
     def test_does_not_follow_the_order_of_the_rows(self) -> None:
         chosen = np.flatnonzero(rows_set_aside(np.zeros(10_000, np.int64), 0.5, seed=0))
         assert 4_800 < chosen.mean() < 5_200
+
+
+class TestSetRowsAside:
+    def arrays(self, *counts: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(len(counts)), counts)
+        return np.arange(len(labels)), labels
+
+    @pytest.mark.parametrize(
+        ("counts", "fraction", "num_kept", "taken"),
+        [
+            ((20, 40), 0.1, 1, [2, 4]),  # as the fraction says
+            ((2, 40), 0.1, 1, [1, 4]),
+            ((5,) * 6, 0.1, 1, [1] * 6),  # three rows in all, by the fraction
+            ((3, 3), 0.8, 1, [2, 2]),  # five rows in all, by the fraction
+            ((2, 40), 0.9, 1, [1, 36]),
+            ((3, 40), 0.6, 2, [1, 24]),
+        ],
+    )
+    def test_each_class_is_in_both_splits(self, counts: tuple[int, ...], fraction: float, num_kept: int, taken: list[int]) -> None:
+        (kept, kept_labels), (aside, labels) = set_rows_aside(self.arrays(*counts), fraction, 0, "key", ("train", "test"), num_kept)
+        assert np.bincount(labels).tolist() == taken
+        assert np.bincount(kept_labels).tolist() == [count - n for count, n in zip(counts, taken, strict=True)]
+        assert sorted([*kept, *aside]) == list(range(sum(counts)))
+
+    def test_a_line_says_how_many_classes_are_too_small(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("INFO", "raysweep"):
+            set_rows_aside(self.arrays(20, 40), 0.1, 0, "key", ("train", "test"))
+            assert not caplog.records
+            set_rows_aside(self.arrays(2, 40, 3), 0.1, 0, "key", ("train", "test"))
+        assert [record.getMessage() for record in caplog.records] == [
+            "key: 2 of 3 classes are too small for the fraction 0.1: at least one image of each class is in test, and at least 1 in train"
+        ]
+
+    @pytest.mark.parametrize(("fraction", "split", "change"), [(0.01, "test", "larger"), (0.99, "train", "smaller")])
+    def test_a_fraction_that_leaves_a_split_empty_is_refused(self, fraction: float, split: str, change: str) -> None:
+        with pytest.raises(ConfigError, match=rf"^key: {fraction} of 10 images leaves {split} without any\. Give a {change} fraction\."):
+            set_rows_aside(self.arrays(5, 5), fraction, 0, "key", ("train", "test"))
+
+    def test_classes_with_fewer_rows_than_splits_are_named(self) -> None:
+        labels = self.arrays(9, 1, 2, 1, 3, 2)[1]
+        refuse_small_classes(labels[labels == 0], "abcdef", SPLITS, "key")
+        with pytest.raises(
+            ConfigError,
+            match=r"^key: each class needs at least 3 images, one for each of train, validation, test\. "
+            r"Too few images have: 'b' \(1\), 'c' \(2\), 'd' \(1\) and 1 more\. Add images",
+        ):
+            refuse_small_classes(labels, "abcdef", SPLITS, "key")
+        with pytest.raises(ConfigError, match=r"at least 2 images, .*: 'b' \(1\), 'd' \(1\)\."):
+            refuse_small_classes(labels, "abcdef", ("train", "validation"), "key")
 
 
 class TestLoadSplit:

@@ -24,7 +24,7 @@ from raysweep.common.files import sha256_of_file, write_yaml, written_aside
 from raysweep.data import cifar10, synthetic
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
 from raysweep.data.manifest import MANIFEST, DataManifest, DatasetSpec
-from raysweep.data.split import SPLITS, Arrays, set_rows_aside
+from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
 
 logger = logging.getLogger("raysweep")
 
@@ -55,9 +55,13 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
     is_folder = _is_image_folder(spec.source)
     source = _read_image_folder(spec) if is_folder else _read_cifar_or_synthetic(spec, downloads_dir, address)
     train, test, test_fraction = source.parts["train"], source.parts.get("test"), None
+    drawn = SPLITS if test is None else ("train", "validation")
+    refuse_small_classes(train[1], source.classes, drawn, f"{key}.source")
     if test is None:
         test_fraction = spec.test_fraction or TEST_FRACTION
-        train, test = set_rows_aside(train, test_fraction, TEST_SEED_OFFSET + spec.seed, f"{key}.test_fraction", ("train", "test"))
+        names = ("train", "test")
+        # Two images of each class are kept: validation needs one of them.
+        train, test = set_rows_aside(train, test_fraction, TEST_SEED_OFFSET + spec.seed, f"{key}.test_fraction", names, num_kept=2)
     train, validation = set_rows_aside(train, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", ("train", "validation"))
     splits = {"train": train, "validation": validation, "test": test}
     with _all_or_nothing(output_dir):
