@@ -14,6 +14,7 @@ from torch import nn
 from faults import part_of
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
+from raysweep.record.events import ScheduleStep
 from raysweep.record.file import Record, read_sweep
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
@@ -68,7 +69,7 @@ def test_the_record_keeps_by_which_configurations_weights_came_about(tmp_path: P
         best = second.best("score", "max")
         assert best is not None
         assert best.epoch == 4
-        assert second.schedule == [{"from_epoch": 0, "config": first.config}, {"from_epoch": 3, "config": {"lr": 0.5}}]
+        assert second.schedule == [ScheduleStep(0, first.config), ScheduleStep(3, {"lr": 0.5})]
         record.write("take_over", trial="00000", donor="00001", epoch=4, config={"lr": 0.6}, path="copy of the copy")
         assert [step.from_epoch for step in first.schedule] == [0, 3, 4]
         again = read_sweep(record.path).trials

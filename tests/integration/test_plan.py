@@ -16,7 +16,7 @@ from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.file import Record
 from raysweep.stages.plan import Plan, Planner, Range, Speed, chosen, lines_of, makespan_s, predicted_row_s, share_of_epochs, spread_of
-from raysweep.stages.sweep import Stage
+from raysweep.stages.stage import Call, Stage
 from sweeping import REPOSITORY, Project, sweep_of
 
 SPEED = Speed([2.0] * 10, 0.2, 1.0, 1, 4, 20.0, "steps", "no: fuse is off")
@@ -87,7 +87,7 @@ def planner(project: Project, on_slurm: bool = False, **values: object) -> Plann
     project.configure(sweeps={"s": sweep_of("climb", **values)})
     project.build_env()
     config = Config.of(validated(project.config(), [project.folder / "c.yaml"], project.folder))
-    return Planner(Stage(config, "s", project.folder, project.folder / "env", project.folder / "log", threads=2), on_slurm)
+    return Planner(Stage(config, "s", Call(project.folder, project.folder / "env", project.folder / "log", threads=2)), on_slurm)
 
 
 def test_a_function_without_a_record_is_not_guessed_at(project: Project) -> None:

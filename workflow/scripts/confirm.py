@@ -1,11 +1,13 @@
 """Entry point of the rule confirm."""
 
 from raysweep.common.errors import run_entry_point
-from raysweep.stages.sweep import run_confirm, stage_from_command_line
+from raysweep.stages.confirm import run_confirm
+from raysweep.stages.stage import stage_from_command_line
 
 
 def main() -> None:
-    run_confirm(stage_from_command_line(__doc__))
+    stage, _ = stage_from_command_line(__doc__)
+    run_confirm(stage)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from raysweep.common.errors import run_entry_point, set_up_logging
 from raysweep.config.model import read_config
 from raysweep.stages.plan import Planner, keep, lines_of, plan_path
-from raysweep.stages.sweep import Stage
+from raysweep.stages.stage import Call, Stage
 
 COLUMNS, NAME_COLUMNS = 80, 12
 logger = logging.getLogger("raysweep")
@@ -28,12 +28,13 @@ def main() -> None:
     set_up_logging(args.log, is_asked_for=True)
     for name, path in zip(args.sweeps, args.configs, strict=True):
         config = read_config(path)
-        found = Planner(Stage(config, name, Path.cwd(), args.env_dir, args.log, threads=args.threads), args.allocation == "slurm").plan()
-        if isinstance(found, str):
-            logger.info("\n%s\n", "\n".join(wrapped(f"sweep {name}", found)))
+        stage = Stage(config, name, Call(Path.cwd(), args.env_dir, args.log, threads=args.threads))
+        plan = Planner(stage, on_slurm=args.allocation == "slurm").plan()
+        if isinstance(plan, str):
+            logger.info("\n%s\n", "\n".join(wrapped(f"sweep {name}", plan)))
         else:
-            keep(found, plan_path(Path(config.state_dir), name))
-            logger.info("\nsweep %s\n%s\n", name, "\n".join(line for row in lines_of(found) for line in wrapped(*row)))
+            keep(plan, plan_path(Path(config.state_dir), name))
+            logger.info("\nsweep %s\n%s\n", name, "\n".join(line for row in lines_of(plan) for line in wrapped(*row)))
 
 
 def wrapped(name: str, text: str) -> list[str]:

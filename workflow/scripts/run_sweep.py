@@ -1,11 +1,12 @@
 """Entry point of the rule run_sweep."""
 
 from raysweep.common.errors import run_entry_point
-from raysweep.stages.sweep import run_sweep, stage_from_command_line
+from raysweep.stages.stage import stage_from_command_line
+from raysweep.stages.sweep import run_sweep
 
 
 def main() -> None:
-    run_sweep(stage_from_command_line(__doc__))
+    run_sweep(*stage_from_command_line(__doc__))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from raysweep.common.errors import RaysweepError
-from raysweep.common.files import read_yaml
+from raysweep.common.files import read_yaml, write_yaml
+from raysweep.common.typed_json import to_json
 from raysweep.record.events import Attempt, Provenance
-from raysweep.record.outputs import write_confirmed, write_model, write_outputs, write_trials
+from raysweep.record.outputs import best_of, confirmation_of, write_model, write_outputs, write_trials
+from raysweep.record.results import Goal
 from raysweep.record.trials import Result, Sweep, Trial
 
 AT = "2026-03-01T09:00:00.000Z"
@@ -48,7 +50,7 @@ def checkpoint(state_dir: Path, made: Trial, epoch: int) -> None:
 
 
 def outputs(tmp_path: Path, *trials: Trial, mode: Any = "max") -> dict[str, Any]:
-    write_outputs(tmp_path / "results", tmp_path / "state", sweep(*trials), "s", "accuracy", mode, Provenance("0.1.0", "abc", "e"))
+    write_outputs(tmp_path / "results", tmp_path / "state", sweep(*trials), Goal("s", "accuracy", mode), Provenance("0.1.0", "abc", "e"))
     return read_yaml(tmp_path / "results/best.yaml")
 
 
@@ -174,7 +176,9 @@ def test_outputs_that_are_written_again_are_the_same(tmp_path: Path) -> None:
 
 
 def confirmed(tmp_path: Path, *trials: Trial) -> dict[str, Any]:
-    write_confirmed(tmp_path / "confirmed.yaml", sweep(*trials), "s", "accuracy", "max", {"lr": 0.1}, 2, "test", "a note")
+    goal, winner = Goal("s", "accuracy", "max"), trial(9, 0.1, 0.9, config={"lr": 0.1})
+    best = best_of(sweep(winner), goal, Provenance())
+    write_yaml(tmp_path / "confirmed.yaml", to_json(confirmation_of(sweep(*trials), goal, best, "test", "a note")))
     return read_yaml(tmp_path / "confirmed.yaml")
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.common.errors import logger
-from raysweep.common.files import read_yaml, written_aside
+from raysweep.common.files import written_aside
 from raysweep.common.text import duration, number
 from raysweep.record.file import read_sweep
+from raysweep.record.results import BestResult, Confirmation
 from raysweep.report.analysis import cost
 from raysweep.report.charts.comparison import best_by_cost, colour_of_sweep, confirmed_values
 from raysweep.report.charts.parts import Spec
-from raysweep.report.documents import BestResult, Confirmation
 from raysweep.report.inputs import SweepResult
 from raysweep.report.page import html_page
 
@@ -28,8 +28,8 @@ def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[Sw
     return [
         SweepResult(
             sweep=read_sweep(state_dir / name / "record.jsonl"),
-            best=BestResult.read(read_yaml(results_dir / name / "best.yaml")),
-            confirmed=Confirmation.read(read_yaml(results_dir / name / "confirmed.yaml")),
+            best=BestResult.read(results_dir / name / "best.yaml"),
+            confirmed=Confirmation.read(results_dir / name / "confirmed.yaml"),
         )
         for name in names
     ]

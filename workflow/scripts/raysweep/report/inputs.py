@@ -14,8 +14,9 @@ from raysweep.config.model import Mode
 from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.events import Session, SessionHeader
 from raysweep.record.file import read_sweep
+from raysweep.record.results import BestResult, Confirmation
 from raysweep.record.trials import Candidate, Sweep, Trial
-from raysweep.report.documents import BestResult, Confirmation, EnvironmentManifest, Plan
+from raysweep.report.documents import EnvironmentManifest, Plan
 from raysweep.report.keys import Key, keys_of
 
 CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
@@ -179,7 +180,7 @@ class InputPaths:
 
 def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
     """Read the files. Raises RaysweepError where the record or `best.yaml` does not belong to the sweep `sweep_name`."""
-    sweep, best = read_sweep(paths.path_to_record), BestResult.read(read_yaml(paths.path_to_best))
+    sweep, best = read_sweep(paths.path_to_record), BestResult.read(paths.path_to_best)
     for path, name in ((paths.path_to_record, sweep.header.name), (paths.path_to_best, best.sweep)):
         if name != sweep_name:
             raise RaysweepError(f"{path}: it belongs to the sweep {name!r}, not to {sweep_name!r}. Give the files of one sweep.")
@@ -193,7 +194,7 @@ def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
     return Inputs(
         sweep=sweep,
         best=best,
-        confirmed=Confirmation.read(read_yaml(paths.path_to_confirmed)),
+        confirmed=Confirmation.read(paths.path_to_confirmed),
         config_text=paths.path_to_config.read_text(encoding="utf-8"),
         data=None if data is None else read_manifest(data.parent),
         data_dir=None if data is None else data.parent,

@@ -158,11 +158,11 @@ def _schedule(inputs: Inputs) -> Note | None:
     schedule = inputs.best.schedule
     if not schedule:
         return None
-    configs = [flattened(stage["config"]) for stage in schedule]
+    configs = [flattened(step.config) for step in schedule]
     changed = [key for key, value in configs[0].items() if any(config.get(key) != value for config in configs[1:])]
     stages = [
-        f"from epoch {stage['from_epoch'] + 1} " + ", ".join(f"{key} {value_text(config.get(key))}" for key in changed)
-        for stage, config in zip(schedule, configs, strict=True)
+        f"from epoch {step.from_epoch + 1} " + ", ".join(f"{key} {value_text(config.get(key))}" for key in changed)
+        for step, config in zip(schedule, configs, strict=True)
     ]
     return Note(
         "info",

@@ -169,7 +169,7 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
     packages = ", ".join(f"{name} {env.packages[name]}" for name in MAIN_PACKAGES if name in env.packages)
     return [
         ("Sweep", f"{inputs.name}, identity {header.identity}"),
-        ("Workflow", f"version {inputs.best.provenance['workflow_version']}"),
+        ("Workflow", f"version {inputs.best.provenance.workflow_version}"),
         ("Model", f"{header.model}, trained with {header.optimizer} on {header.loss}")
         if header.model
         else ("Trainable", header.trainable or ""),

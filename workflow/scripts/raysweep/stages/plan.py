@@ -32,7 +32,8 @@ from raysweep.record.file import read_sweep
 from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.slurm.capacity import TrialResources, capacity
-from raysweep.stages.sweep import RECORD, Stage, reason_to_start_anew
+from raysweep.stages.stage import Stage
+from raysweep.stages.sweep import reason_to_start_anew
 from raysweep.usercode.target import SCRIPTS_DIR
 
 POINTS = 6  # configurations that are measured
@@ -134,7 +135,7 @@ def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
     if name in ("none", "pbt"):
         return 1.0
     if name == "median":
-        return (options["grace_period"] + max_epochs) / (2 * max_epochs)
+        return (float(options["grace_period"]) + max_epochs) / (2 * max_epochs)
     rung, alive, trained = float(options.get("grace_period", 1)), 1.0, 0.0
     before = 0.0
     while rung < max_epochs:
@@ -199,10 +200,10 @@ class Planner:
             )
             self.allocation = Allocation(tuple(nodes), job_id="")
         else:
-            self.allocation = Allocation.local(wanted, stage.threads)
+            self.allocation = Allocation.local(wanted, stage.call.threads)
         self.nodes = [node.size for node in self.allocation.nodes]
         self.resources = trial_resources(self.sweep, self.allocation)
-        recorded, identity = read_sweep(stage.state_dir / RECORD), stage.identity()
+        recorded, identity = read_sweep(stage.path_to_record), stage.identity()
         self.identity = identity
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
         self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
@@ -314,14 +315,17 @@ class Planner:
         if not configs:
             configs = [configuration(self.space, self.sweep.seed, 0)]
         header = self.stage.header(self.identity, self.total, self.sweep.max_epochs)
-        job = self.stage.search_job(self.stage.state_dir / RECORD, header, self.allocation)
+        job = self.stage.search_job(self.stage.path_to_record, header, self.allocation)
         some = chosen(configs[:: math.ceil(len(configs) / LOOKED_AT)])
         found = run_measurement(self.stage, MeasurementInput(job, tuple(self.nodes), tuple(some), self.capacity))
         points = found.points
 
         def epoch_s(config: dict[str, Any]) -> float:
-            parts = (("row_s", "rows"), ("validation_row_s", "validation_rows"))
-            return sum(predicted_row_s(points, key, int(config["batch_size"])) * getattr(found, rows) for key, rows in parts)
+            size = int(config["batch_size"])
+            return (
+                predicted_row_s(points, "row_s", size) * found.rows
+                + predicted_row_s(points, "validation_row_s", size) * found.validation_rows
+            )
 
         together = found.together if isinstance(found.together, FusionPlan) else None
         without_gpu = self.resources.gpu and found.device == "CPU"
@@ -343,7 +347,7 @@ class Planner:
 def run_measurement(stage: Stage, measurement: MeasurementInput) -> Measurement:
     """What measure.py finds, in the environment of the trials. Raises RaysweepError where the model cannot be trained."""
     argv = stage.environment.command([str(SCRIPTS_DIR / "measure_steps.py")])
-    env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.root, stage.data_dir])
+    env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.call.root, stage.data_dir])
     try:
         run = subprocess.run(
             argv, input=json.dumps(to_json(measurement)), env=env, capture_output=True, text=True, timeout=MEASURE_DEADLINE_S, check=False
@@ -353,7 +357,7 @@ def run_measurement(stage: Stage, measurement: MeasurementInput) -> Measurement:
     logger.debug("%s", run.stderr)
     if run.returncode:
         words = [line.strip() for line in run.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise RaysweepError(f"{stage.name}: its model cannot be trained: {words[-1]} ({stage.path_to_log} has more)")
+        raise RaysweepError(f"{stage.name}: its model cannot be trained: {words[-1]} ({stage.call.path_to_log} has more)")
     return from_json(Measurement, json.loads(run.stdout.splitlines()[-1]))
 
 

@@ -21,6 +21,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
+from raysweep.record.results import Goal
 from raysweep.tune import trial
 from raysweep.tune.faults import FirstFault, disk_error, full_disk_in
 from raysweep.tune.gpu_share import GpuShare
@@ -183,7 +184,7 @@ def _partial_outputs(session: Session) -> PartialOutputs | None:
     if not session.is_search:
         return None
     job = session.job
-    return PartialOutputs(job.state_dir, job.name, job.sweep.metric, job.sweep.mode, job.header.provenance)
+    return PartialOutputs(job.state_dir, Goal(job.name, job.sweep.metric, job.sweep.mode), job.header.provenance)
 
 
 def _step_actions(session: Session, lock: Lock, outputs: PartialOutputs | None) -> StepActions:

@@ -1,0 +1,112 @@
+"""The stage `confirm`: the best configuration is trained anew with other seeds, and evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.cluster.job import ConfirmTask
+from raysweep.common.errors import RaysweepError
+from raysweep.common.files import write_yaml
+from raysweep.common.seeds import confirm_seeds
+from raysweep.common.typed_json import to_json
+from raysweep.record.events import ScheduleStep
+from raysweep.record.file import read_sweep
+from raysweep.record.outputs import PUBLISHED, confirmation_of
+from raysweep.record.results import BestResult, Confirmation, EvaluatedOn
+from raysweep.record.trials import Sweep
+from raysweep.stages.stage import RECORD, Stage
+from raysweep.usercode.target import defined_names_of
+
+logger = logging.getLogger("raysweep")
+
+ON_TEST = "trained on all training data, evaluated on the test set"
+ON_VALIDATION = "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the best configuration is trained anew."""
+
+    config: dict[str, Any]  # with which training begins
+    schedule: tuple[ScheduleStep, ...]  # configurations through which training goes; empty where the configuration does not change
+    evaluated_on: EvaluatedOn
+    note: str
+
+
+def run_confirm(stage: Stage) -> None:
+    """Train the best configuration anew with seeds that no trial used, on all training data, and evaluate it on the test set. No other stage does so."""
+    with stage.lock():
+        best = BestResult.read(stage.results_dir / "best.yaml")
+        if best.provenance.identity != stage.identity():
+            raise RaysweepError(
+                f"{stage.name}: what its trials depend on has changed since they ran (a file of yours that was edited meanwhile?), so there is nothing to"
+                " confirm. Undo that, or run the same command again, which starts the sweep anew"
+            )
+        method = method_of(stage, best)
+        confirmed = _run_tasks(stage, best, method)
+        confirmation = confirmation_of(confirmed, stage.goal, best, method.evaluated_on, method.note)
+        write_yaml(stage.results_dir / "confirmed.yaml", to_json(confirmation))
+    _log(stage, confirmation)
+
+
+def method_of(stage: Stage, best: BestResult) -> Method:
+    """Return how the best configuration is trained anew: through the schedule of a population's winner, where the training can replay the schedule."""
+    is_model = stage.sweep.model is not None
+    has_confirm = not is_model and "confirm" in defined_names_of(stage.code.target.path)
+    on: EvaluatedOn = "test" if is_model or has_confirm else "validation"
+    note = ON_TEST if on == "test" else ON_VALIDATION
+    if not best.schedule:
+        return Method(best.config, (), on, note)
+    if has_confirm:
+        note += "; with the last configuration throughout, not with the schedule by which it came about"
+        return Method(best.config, (), on, note)
+    # A model goes through its schedule by itself. A trainable begins with the first configuration, and is restarted with the next ones.
+    config = best.config if is_model else best.schedule[0].config
+    return Method(config, best.schedule, on, f"{note}; its settings changed at the same epochs")
+
+
+def tasks_of(stage: Stage, best: BestResult, method: Method) -> list[ConfirmTask]:
+    """Return the trials of the confirmation: one for each new seed, and one that evaluates the published model."""
+    sweep, recorded = stage.sweep, read_sweep(stage.path_to_record)
+    seeds = confirm_seeds(sweep.seed, sweep.confirm.seeds, {trial.seed for trial in recorded.trials.values()})
+    tasks = [
+        ConfirmTask(f"confirm-{number}", seed, "confirm" if method.evaluated_on == "test" else "search", method.config)
+        for number, seed in enumerate(seeds, start=1)
+    ]
+    if sweep.model is not None and best.model_epoch is not None:
+        tasks.append(ConfirmTask(PUBLISHED, seeds[0], "evaluate", best.config))
+    return tasks
+
+
+def identity_of(best: BestResult, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]) -> str:
+    """Return the identity of a confirmation: all that its result depends on, so that a confirmation of another winner never mixes with this one."""
+    parts = [best.provenance.identity, best.epochs, best.trial_id, to_json(tasks), *to_json(schedule)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Sweep:
+    """Run the trials of the confirmation, unless they have run before, and return them as their record describes them."""
+    tasks = tasks_of(stage, best, method)
+    identity = identity_of(best, tasks, method.schedule)
+    path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
+    confirmed = read_sweep(path_to_record)
+    if confirmed.is_complete(len(tasks), None) and all(trial.status != "ERROR" for trial in confirmed.trials.values()):
+        return confirmed
+    num_seeds = stage.sweep.confirm.seeds
+    logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, num_seeds, best.epochs)
+    allocation = stage.allocation()
+    header = stage.header(identity, len(tasks), best.epochs)
+    stage.run_agents(stage.confirm_job(path_to_record, header, allocation, tasks, method.schedule), allocation)
+    return read_sweep(path_to_record)
+
+
+def _log(stage: Stage, confirmation: Confirmation) -> None:
+    deviation = confirmation.standard_deviation
+    spread = f" ± {deviation:.2g}" if deviation is not None else ""
+    metric, on = stage.sweep.metric, confirmation.evaluated_on
+    logger.info("%s: %s on %s %.4g%s (n = %d).", stage.name, metric, on, confirmation.mean, spread, confirmation.n)

@@ -1,0 +1,198 @@
+"""A stage of one sweep: its folders, its identity, its jobs, its allocation and its lock. The rules run_sweep, confirm and plan begin with it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep import __version__
+from raysweep.cluster import launcher
+from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob, Walltime
+from raysweep.cluster.launcher import LaunchRequest
+from raysweep.cluster.lock import DRIVER_LOCK, Lock
+from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
+from raysweep.common.files import sha256_of_file
+from raysweep.common.typed_json import to_json
+from raysweep.config.model import Config, SweepConfig, read_config
+from raysweep.data.manifest import read_manifest
+from raysweep.environment.archive import pack
+from raysweep.environment.manifest import Environment
+from raysweep.environment.requirements import lock_of
+from raysweep.record.events import Provenance, ScheduleStep, SessionHeader
+from raysweep.record.identity import sweep_identity
+from raysweep.record.results import Goal
+from raysweep.slurm.allocation import Allocation, SlurmJob, trial_resources
+from raysweep.usercode.freeze import Code
+from raysweep.usercode.target import find_target
+
+RECORD = "record.jsonl"
+
+
+@dataclass(frozen=True)
+class Call:
+    """The folders and options with which a rule calls a stage. Relative paths of the config start at `root`."""
+
+    root: Path
+    env_dir: Path
+    path_to_log: Path
+    in_slurm: bool = False
+    threads: int = 1  # CPUs that Snakemake grants on this machine
+
+
+class Stage:
+    """The sweep `name` of a validated config, in its folders."""
+
+    def __init__(self, config: Config, name: str, call: Call) -> None:
+        self.config, self.name, self.call = config, name, call
+        self.sweep: SweepConfig = config.sweeps[name]
+        self.results_dir = call.root / config.results_dir / name
+        self.state_dir = call.root / config.state_dir / name
+        self.data_dir = call.root / config.resources_dir / "data" / self.sweep.dataset if self.sweep.dataset else None
+        self.environment = Environment.load(call.env_dir)
+        self.code = Code.read(find_target(self.sweep.target, call.root))
+        self.data_sha256 = self._check_data()
+
+    def _check_data(self) -> str | None:
+        """Return the checksum of the staged data, None without a data set. Raises WorldError where other data was staged than the config asks for."""
+        if self.data_dir is None or self.sweep.dataset is None:
+            return None
+        manifest = read_manifest(self.data_dir)
+        manifest.check_spec(self.data_dir, self.config.datasets[self.sweep.dataset])
+        return manifest.data_sha256
+
+    @property
+    def path_to_record(self) -> Path:
+        return self.state_dir / RECORD
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.name, self.sweep.metric, self.sweep.mode)
+
+    def identity(self) -> str:
+        """Return the identity of the sweep: all that a finished trial depends on. Any other key of the config can change, and the sweep goes on."""
+        env = self.config.env
+        # The lock says what is installed, except for wheels that the site or the user chose.
+        is_locked = env.wheels not in ("site", "none")
+        lock = sha256_of_file(lock_of(self.call.root / env.requirements)) if is_locked else self.environment.environment_sha256
+        return sweep_identity(to_json(self.sweep), sources=self.code.sha256(), data=self.data_sha256, lock=lock)
+
+    def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> SessionHeader:
+        """Return the header of a session, for the report and `make watch`."""
+        sweep = self.sweep
+        return SessionHeader(
+            name=self.name,
+            identity=identity,
+            num_trials=total,
+            max_epochs=max_epochs,
+            repeats=repeats,
+            metric=sweep.metric,
+            mode=sweep.mode,
+            seed=sweep.seed,
+            search_space=sweep.search_space,
+            search_algorithm=sweep.search_algorithm,
+            scheduler=sweep.scheduler,
+            dataset=sweep.dataset,
+            model=sweep.model,
+            trainable=sweep.trainable,
+            optimizer=sweep.optimizer,
+            loss=sweep.loss,
+            trial_resources=sweep.trial_resources,
+            constraint=sweep.constraint,
+            version=__version__,
+            provenance=Provenance(__version__, identity, self.environment.environment_sha256, self.data_sha256),
+        )
+
+    def search_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> SearchJob:
+        """Return the job of a driver that runs what is left of the sweep."""
+        base = self._base_job(record, header, allocation)
+        return SearchJob(**vars(base), packs_gpus=self.sweep.trial_resources.gpu == "auto" and base.trial_resources.gpu > 0)
+
+    def confirm_job(
+        self, record: Path, header: SessionHeader, allocation: Allocation, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]
+    ) -> ConfirmJob:
+        """Return the job of a driver that trains the best configuration anew."""
+        base = self._base_job(record, header, allocation)
+        return ConfirmJob(**vars(base), tasks=tuple(tasks), schedule=tuple(schedule), model_dir=self.results_dir / "model")
+
+    def _base_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> TuneJob:
+        return TuneJob(
+            name=self.name,
+            sweep=self.sweep,
+            header=header,
+            code=self.code,
+            root=self.call.root,
+            record=record,
+            data_dir=self.data_dir,
+            max_epochs=header.max_epochs,
+            total=header.num_trials,
+            trial_resources=trial_resources(self.sweep, allocation),
+            slurm_job=allocation.slurm_job,
+            walltime=Walltime(allocation.started, allocation.ends, self.sweep.allocation.walltime_margin_s),
+        )
+
+    def allocation(self) -> Allocation:
+        """Return what this run may use: what Slurm gave to its job, or what this machine has."""
+        return Allocation.of_slurm() if self.call.in_slurm else Allocation.local(self.sweep.allocation, self.call.threads)
+
+    def lock(self) -> Lock:
+        """Return the lock that keeps a second run of the sweep away."""
+        return Lock(self.state_dir, f"sweep {self.name}", job=SlurmJob.current() if self.call.in_slurm else None)
+
+    def run_agents(self, job: SearchJob | ConfirmJob, allocation: Allocation) -> None:
+        """Run the job on the nodes of the allocation.
+
+        Exits with the driver's exit code where the driver has logged the reason. Raises RaysweepError where the driver could not.
+        """
+        # Remove the lock of a driver that has died here, because Slurm's commands may not be on the PATH that the modules leave to the driver.
+        with Lock(job.state_dir, f"sweep {self.name}", DRIVER_LOCK):
+            pass
+        if self.call.in_slurm:
+            pack(self.call.env_dir)  # the archive exists already, except where the environment was built for a run on that machine alone
+        cache_dir = self.config.env.cache_dir
+        request = LaunchRequest(
+            allocation,
+            self.call.env_dir,
+            self.call.path_to_log,
+            min_nodes=self.sweep.allocation.min_nodes,
+            has_dashboard=self.config.ray.dashboard,
+            cache_dir=Path(cache_dir) if cache_dir else None,
+        )
+        code = launcher.run(request, job).exit_code
+        if code == START_AGAIN:
+            try:
+                allocation.start_again()
+            except WorldError as error:
+                raise WorldError(f"{self.name}: incomplete, resumable: {error}. Run the same command again") from None
+        self._raise_for(code)
+
+    def _raise_for(self, code: int) -> None:
+        """Exit, or raise RaysweepError, for a driver that did not end with exit code 0."""
+        path_to_log = self.call.path_to_log
+        if code < 0:
+            raise RaysweepError(
+                f"{self.name}: the driver was killed (signal {-code}): see {path_to_log}. Run the same command again to go on"
+            )
+        if code in (1, BUG, 130):
+            sys.exit(code)  # the driver has logged the reason, see run_entry_point
+        if code:
+            raise RaysweepError(f"{self.name}: the driver ended with exit code {code}: see {path_to_log}")
+
+
+def stage_from_command_line(description: str | None) -> tuple[Stage, Path]:
+    """Return the stage that an entry point was called for, and the file of its config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--sweep", required=True, help="name of the sweep")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with the validated config of this sweep")
+    parser.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
+    parser.add_argument(
+        "--allocation", choices=["local", "slurm"], required=True, help="this machine, or the job of Slurm that this runs in"
+    )
+    parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake grants on this machine")
+    parser.add_argument("--log", type=Path, required=True)
+    args = parser.parse_args()
+    set_up_logging(args.log)
+    call = Call(Path.cwd(), args.env_dir, args.log, in_slurm=args.allocation == "slurm", threads=args.threads)
+    return Stage(read_config(args.config), args.sweep, call), args.config
