@@ -36,7 +36,7 @@ class Section:
 
     @cached_property
     def space(self) -> dict[str, Any]:
-        """Return the flat search space of the sweep."""
+        """Return the flat search space of the sweep, without the parts that have mistakes."""
         return read_space(self.values["search_space"])[0]
 
     @property

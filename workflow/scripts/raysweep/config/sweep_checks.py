@@ -147,26 +147,38 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
         yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", "mode")
 
 
-def check_training_keys(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes of `lr` and `batch_size`, which the training of a model needs."""
+def check_learning_rate(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistake of `lr`, which the training of a model needs."""
     if not sweep.is_of_model:
         return
-    for key in ("lr", "batch_size"):
-        if key not in sweep.space:
-            yield sweep.mistake("missing: the training of a model needs it, as a distribution or a constant", "search_space", key)
-    for value in _extremes(sweep.space["lr"]) if "lr" in sweep.space else ():
-        if not (is_number(value) and value > 0):
-            yield sweep.mistake(f"{value!r} is not allowed: numbers above 0", "search_space", "lr")
-            break
-    batch_size = sweep.space.get("batch_size", 1)
+    if "lr" not in sweep.space:
+        yield _missing_training_key(sweep, "lr")
+        return
+    wrong = [value for value in _extremes(sweep.space["lr"]) if not (is_number(value) and value > 0)]
+    if wrong:
+        yield sweep.mistake(f"{wrong[0]!r} is not allowed: numbers above 0", "search_space", "lr")
+
+
+def check_batch_size(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistake of `batch_size`, which the training of a model needs."""
+    if not sweep.is_of_model:
+        return
+    if "batch_size" not in sweep.space:
+        yield _missing_training_key(sweep, "batch_size")
+        return
+    batch_size = sweep.space["batch_size"]
     if isinstance(batch_size, Normal) or (isinstance(batch_size, Numeric) and not batch_size.whole):
         message = "whole numbers of at least 1, from randint, lograndint, choice, grid, or quniform or qloguniform with a whole step"
         yield sweep.mistake(f"{batch_size.name} is not allowed here: {message}", "search_space", "batch_size")
         return
-    for value in _extremes(batch_size):
-        if not (is_number(value) and float(value).is_integer() and value >= 1):
-            yield sweep.mistake(f"{value!r} is not allowed: whole numbers of at least 1", "search_space", "batch_size")
-            break
+    wrong = [value for value in _extremes(batch_size) if not (is_number(value) and float(value).is_integer() and value >= 1)]
+    if wrong:
+        yield sweep.mistake(f"{wrong[0]!r} is not allowed: whole numbers of at least 1", "search_space", "batch_size")
+
+
+def _missing_training_key(sweep: Section, key: str) -> Mistake:
+    """Return the mistake of a search space that lacks a key."""
+    return sweep.mistake("missing: the training of a model needs it, as a distribution or a constant", "search_space", key)
 
 
 def _extremes(value: Any) -> list[Any]:
