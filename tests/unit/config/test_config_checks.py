@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs import assert_refused, check, config, ids, lines, refusal
+from configs import assert_refused, check, config, ids, lines, own, refusal
 
 
 def test_the_dashboard_with_what_it_needs(root: Path) -> None:
@@ -53,3 +53,37 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "expected"), MISTAKES, ids=ids(MISTAKES))
 def test_mistakes(root: Path, given: dict[str, Any], expected: str) -> None:
     assert_refused(root, given, expected)
+
+
+class TestSources:
+    def given(self, **dataset: Any) -> dict[str, Any]:
+        return config(dataset="pictures") | {"datasets": {"pictures": dataset}}
+
+    @pytest.mark.parametrize("source", ["picturse", "/no/such/folder", "~/no/such/folder", "own.tar.gz", "link"])
+    def test_a_source_that_does_not_exist_is_one_line(self, root: Path, source: str) -> None:
+        (root / "link").symlink_to("nowhere")
+        assert_refused(
+            root,
+            self.given(source=source),
+            f"datasets.pictures.source: '{source}' does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz",
+        )
+
+    @pytest.mark.parametrize("source", ["synthetic", "download", "pictures", "own.tar.gz"])
+    def test_a_source_that_exists_or_is_made(self, root: Path, source: str) -> None:
+        (root / "pictures").mkdir()
+        (root / "own.tar.gz").touch()
+        assert check(root, self.given(source=source))["datasets"]["pictures"]["source"] == source
+
+    def test_a_set_that_was_staged_or_that_no_sweep_uses_needs_no_source(self, root: Path) -> None:
+        unused = own() | {"datasets": {"pictures": {"source": "gone"}}}
+        assert check(root, unused)["datasets"]["pictures"]["source"] == "gone"
+        manifest = root / "resources/data/pictures/manifest.yaml"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch()
+        assert check(root, self.given(source="gone"))["datasets"]["pictures"]["source"] == "gone"
+
+    def test_other_mistakes_are_reported_with_it(self, root: Path) -> None:
+        given = self.given(source="gone")
+        given["sweeps"]["s"]["max_epochs"] = "many"
+        given["sweeps"]["t"] = 3
+        assert [line.split(":")[0] for line in lines(root, given)] == ["datasets.pictures.source", "sweeps.s.max_epochs", "sweeps.t"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from raysweep.common.errors import ConfigError
 from raysweep.config.mistakes import KeyPath, Mistake
 from raysweep.config.section import Section
+from raysweep.data.manifest import ALLOWED_SOURCES, MANIFEST, is_missing
 from raysweep.environment.requirements import check_requirements_files, extras_of
 from raysweep.usercode.target import SCRIPTS_DIR
 
@@ -72,6 +73,19 @@ def check_cache(config: Section) -> Iterator[Mistake]:
     if env["cache_dir"] is not None and env["wheels"] == "none":
         message = "is not allowed with wheels: none, where there is nothing to keep: leave it out"
         yield config.mistake(f"{env['cache_dir']!r} {message}", "env", "cache_dir")
+
+
+def check_sources(config: Section) -> Iterator[Mistake]:
+    """Yield a mistake where a sweep is to use a data set whose source is a path at which nothing lies.
+
+    A data set that was staged before needs no source, so an interrupted sweep goes on after its archive was deleted.
+    """
+    sweeps = config.values.get("sweeps")  # which may be missing or have mistakes
+    names_in_use = [sweep.get("dataset") for sweep in (sweeps.values() if isinstance(sweeps, dict) else ()) if isinstance(sweep, dict)]
+    for name, dataset in config.values["datasets"].items():
+        source, data_dir = dataset["source"], config.root / config.values["resources_dir"] / "data" / name
+        if name in names_in_use and is_missing(source, config.root) and not (data_dir / MANIFEST).is_file():
+            yield config.mistake(f"{source!r} does not exist. Allowed: {ALLOWED_SOURCES}", "datasets", name, "source")
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:

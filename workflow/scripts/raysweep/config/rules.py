@@ -44,6 +44,7 @@ RULES_OF_CONFIG = (
     Rule(config_checks.check_requirements, "env.requirements"),
     Rule(config_checks.check_dashboard, "env.requirements ray.dashboard"),
     Rule(config_checks.check_cache, "env.cache_dir env.wheels"),
+    Rule(config_checks.check_sources, "datasets resources_dir"),
 )
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
