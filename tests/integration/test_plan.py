@@ -9,78 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from raysweep.common.machine import NodeSize
 from raysweep.config.load import validated
 from raysweep.config.model import Config
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.file import Record
-from raysweep.stages.plan import Plan, Planner, Range, Speed, chosen, lines_of, makespan_s, predicted_row_s, share_of_epochs, spread_of
+from raysweep.stages.plan import Plan, Planner, Range, lines_of
 from raysweep.stages.stage import Call, Stage
 from sweeping import REPOSITORY, Project, sweep_of
-
-SPEED = Speed([2.0] * 10, 0.2, 1.0, 1, 4, 20.0, "steps", "no: fuse is off")
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "max_epochs", "share"),
-    [
-        ({"name": "none"}, 9, 1),
-        # 1 epoch of all, 2 more of a third, 6 more of a ninth: 1 + 2/3 + 6/9 of 9.
-        ({"name": "asha", "grace_period": 1, "reduction_factor": 3}, 9, (1 + 2 / 3 + 6 / 9) / 9),
-        ({"name": "asha", "grace_period": 4, "reduction_factor": 2}, 6, (4 + 2 / 2) / 6),
-        ({"name": "hyperband", "reduction_factor": 3}, 9, (1 + 2 / 3 + 6 / 9) / 9),
-        ({"name": "median", "grace_period": 2, "min_samples_required": 3}, 10, 0.6),
-        ({"name": "asha", "grace_period": 1, "reduction_factor": 4}, 1, 1),
-    ],
-)
-def test_the_part_of_all_epochs_that_a_scheduler_leaves(scheduler: dict[str, Any], max_epochs: int, share: float) -> None:
-    assert share_of_epochs(scheduler, max_epochs) == pytest.approx(share)
-
-
-@pytest.mark.parametrize(("at_a_time", "seconds"), [(1, 14), (2, 9), (3, 6), (9, 5)])
-def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> None:
-    assert makespan_s([5, 2, 3, 4], at_a_time) == seconds
-
-
-def test_between_measured_batch_sizes_a_step_has_a_cost_of_its_own_and_one_for_each_row() -> None:
-    points = [{"batch_size": size, "row_s": 0.001 + 0.02 / size} for size in (2, 16, 16)]
-    for size in (2, 3, 8, 16):
-        assert predicted_row_s(points, "row_s", size) == pytest.approx(0.001 + 0.02 / size)
-    assert predicted_row_s(points, "row_s", 1) == pytest.approx(2 * 0.011)
-    assert predicted_row_s(points, "row_s", 64) == pytest.approx(0.001 + 0.02 / 16)
-
-
-def test_the_spread_is_that_of_models_which_take_different_times() -> None:
-    same = [{"batch_size": size, "row_s": 0.001 + 0.02 / size} for size in (2, 4, 4, 8, 16)]
-    assert spread_of(same) == pytest.approx(0)
-    slow = [*same, {"batch_size": 8, "row_s": 3 * same[3]["row_s"]}]
-    assert spread_of(slow) > 0.3
-    assert spread_of(same[:1]) == 0
-
-
-def test_the_configurations_that_are_measured_differ_as_all_do() -> None:
-    assert [
-        config["batch_size"] for config in chosen([{"batch_size": size} for size in (64, 2, 4, 8, 16, 32, 128, 256, 512, 1024, 2048)])
-    ] == [
-        2,
-        8,
-        32,
-        128,
-        512,
-        2048,
-    ]
-    assert chosen([{"batch_size": 4}]) == [{"batch_size": 4}]
-
-
-@pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])
-def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
-    nodes = [NodeSize("a", 6, 2), NodeSize("b", 6, 2)]
-    plan = Plan("s", 10, 10, 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
-    assert plan.fits == fits
-    assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
-    assert plan.hours("cpus").high == pytest.approx(0.3)
-    assert ("fits" in dict(lines_of(plan))) == (runtime_s is not None)
 
 
 def planner(project: Project, on_slurm: bool = False, **values: object) -> Planner:

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raysweep.common.machine import NodeSize
+from raysweep.common.typed_json import from_json
+from raysweep.config.model import Named
+from raysweep.stages.plan import Plan, Range, lines_of, makespan_s, share_of_epochs
+from raysweep.stages.speed import Speed
+
+SPEED = Speed([2.0] * 10, 0.2, 1.0, 1, 4, 20.0, "steps", "no: fuse is off")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "max_epochs", "share"),
+    [
+        ({"name": "none"}, 9, 1),
+        # 1 epoch of all, 2 more of a third, 6 more of a ninth: 1 + 2/3 + 6/9 of 9.
+        ({"name": "asha", "grace_period": 1, "reduction_factor": 3}, 9, (1 + 2 / 3 + 6 / 9) / 9),
+        ({"name": "asha", "grace_period": 4, "reduction_factor": 2}, 6, (4 + 2 / 2) / 6),
+        ({"name": "hyperband", "reduction_factor": 3}, 9, (1 + 2 / 3 + 6 / 9) / 9),
+        ({"name": "median", "grace_period": 2, "min_samples_required": 3}, 10, 0.6),
+        ({"name": "asha", "grace_period": 1, "reduction_factor": 4}, 1, 1),
+    ],
+)
+def test_the_part_of_all_epochs_that_a_scheduler_leaves(scheduler: dict[str, Any], max_epochs: int, share: float) -> None:
+    assert share_of_epochs(from_json(Named, scheduler), max_epochs) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("at_a_time", "seconds"), [(1, 14), (2, 9), (3, 6), (9, 5)])
+def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> None:
+    assert makespan_s([5, 2, 3, 4], at_a_time) == seconds
+
+
+@pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])
+def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
+    nodes = (NodeSize("a", 6, 2), NodeSize("b", 6, 2))
+    plan = Plan("s", 10, 10, 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
+    assert plan.fits == fits
+    assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
+    assert plan.hours("cpus").high == pytest.approx(0.3)
+    assert ("fits" in dict(lines_of(plan))) == (runtime_s is not None)

@@ -1,0 +1,178 @@
+"""How long trials take: by the trials of the sweep's record, or, where there are none, by steps of its model that are timed on this machine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.cluster.job import Measurement, MeasurementInput
+from raysweep.common.errors import RaysweepError
+from raysweep.common.machine import NodeSize
+from raysweep.common.typed_json import from_json, to_json
+from raysweep.config.space import configuration, parse_space
+from raysweep.environment.commands import process_environment, seen_in_container
+from raysweep.record.events import FusionPlan, NotFused
+from raysweep.record.trials import Sweep
+from raysweep.slurm.allocation import Allocation
+from raysweep.stages.stage import Stage
+from raysweep.usercode.target import SCRIPTS_DIR
+
+MAX_MEASURED = 6  # configurations
+MAX_EXAMINED = 200  # of the sweep's first configurations; the measured configurations are chosen among them
+MEASURE_DEADLINE_S = 900
+START_S = 20  # until the first trial begins: Ray, and the imports of a driver and a worker; to unpack on a node's slow disk takes longer
+MIN_UNCERTAINTY = 0.15  # two measurements of the same configuration on one machine, some minutes apart, differ by as much
+
+logger = logging.getLogger("raysweep")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long trials take: `epoch_s`, in seconds, of the configurations that are left, each trained by itself."""
+
+    epoch_s: Sequence[float]
+    uncertainty: float  # relative, of their sum
+    speed_up: float  # of trials that are trained together, in each of `processes`; 1 where they are trained one by one
+    processes: int
+    at_a_time: int
+    start_s: float
+    source: str  # of the figures, in words
+    together: str  # whether trials are trained together, in words
+
+
+@dataclass(frozen=True)
+class Work:
+    """The trials of a sweep that are left, and the nodes that run them."""
+
+    stage: Stage
+    identity: str
+    allocation: Allocation
+    recorded: Sweep
+    left: int  # number of trials
+    capacity: int  # trials that the nodes hold at a time
+    needs_gpu: bool
+
+    @property
+    def nodes(self) -> tuple[NodeSize, ...]:
+        return tuple(node.size for node in self.allocation.nodes)
+
+
+def predicted_row_s(times: Sequence[tuple[int, float]], batch_size: int) -> float:
+    """Return the seconds for a row at a batch size, from measured pairs of batch size and seconds for a row.
+
+    Between measured batch sizes the time is linear in 1 / batch size, because a step takes a time of its own beside the time of its rows.
+    """
+    by_size: dict[int, list[float]] = {}
+    for size, row_s in times:
+        by_size.setdefault(size, []).append(row_s)
+    means = sorted((1 / size, statistics.fmean(values)) for size, values in by_size.items())
+    x = 1 / batch_size
+    if x <= means[0][0]:
+        return means[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(means):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return means[-1][1] * x / means[-1][0]  # a smaller batch takes proportionally more steps
+
+
+def spread_of(times: Sequence[tuple[int, float]]) -> float:
+    """Return the relative error of the prediction for the mean of all configurations.
+
+    Each measurement is compared to the prediction from the other measurements, except at the ends, where the other measurements say little.
+    """
+    residuals = []
+    for number, (batch_size, row_s) in enumerate(times):
+        others = [*times[:number], *times[number + 1 :]]
+        sizes = [size for size, _ in others]
+        if others and min(sizes) <= batch_size <= max(sizes):
+            residuals.append(row_s / predicted_row_s(others, batch_size) - 1)
+    return math.sqrt(sum(r * r for r in residuals)) / len(residuals) if residuals else 0.0
+
+
+def configs_to_measure(configs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return some of the configurations, whose batch sizes differ as the batch sizes of all do."""
+    ordered = sorted(configs, key=lambda config: config["batch_size"])
+    count = min(MAX_MEASURED, len(ordered))
+    return tuple(ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count))
+
+
+def recorded_speed(work: Work) -> Speed | None:
+    """Return the speed of the trials that are done; None where no trial has reported."""
+    trials = [trial for trial in work.recorded.trials.values() if trial.results]
+    paces_s = [trial.time_s / trial.epochs for trial in trials]
+    if not paces_s:
+        return None
+    fused = work.recorded.fused if isinstance(work.recorded.fused, FusionPlan) else None
+    # Trained together, the epoch of a trial takes as long as the epochs of all trials of its process.
+    alone = fused.speed_up / fused.slots if fused else 1.0
+    mean_s = alone * statistics.fmean(paces_s)
+    spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
+    recorded_nodes = work.recorded.sessions[-1].nodes
+    is_elsewhere = sorted((n.cpus, n.gpus) for n in recorded_nodes) != sorted((n.cpus, n.gpus) for n in work.nodes)
+    return Speed(
+        epoch_s=[mean_s] * max(1, work.left),
+        uncertainty=min(0.9, max(MIN_UNCERTAINTY, 2 * spread) + (0.25 if is_elsewhere else 0)),
+        speed_up=fused.speed_up if fused else 1.0,
+        processes=fused.processes if fused else 1,
+        at_a_time=max(1, fused.processes * fused.slots if fused else work.capacity),
+        start_s=START_S,
+        source=f"{len(trials)} trials of this sweep" + (", on other nodes than it would have now" if is_elsewhere else ""),
+        together=f"as those were: {'together' if fused else 'one by one'}",
+    )
+
+
+def measured_speed(work: Work) -> Speed | str:
+    """Return the speed of steps that are timed on this machine, or the reason why steps cannot be timed."""
+    sweep = work.stage.sweep
+    if sweep.trainable is not None:
+        return "how long a function of your own takes is seen when it has run: set num_samples to 2, run the sweep, and plan again. The two trials are kept"
+    space, total = parse_space(sweep.search_space), sweep.num_trials
+    configs = [configuration(space, sweep.seed, index) for index in range(total - work.left, total)] or [
+        configuration(space, sweep.seed, 0)
+    ]
+    header = work.stage.header(work.identity, total, sweep.max_epochs)
+    job = work.stage.search_job(work.stage.path_to_record, header, work.allocation)
+    some = configs_to_measure(configs[:: math.ceil(len(configs) / MAX_EXAMINED)])
+    return _speed_of(work, configs, run_measurement(work.stage, MeasurementInput(job, work.nodes, some, work.capacity)))
+
+
+def _speed_of(work: Work, configs: Sequence[dict[str, Any]], measured: Measurement) -> Speed:
+    training = [(point.batch_size, point.row_s) for point in measured.points]
+    validation = [(point.batch_size, point.validation_row_s) for point in measured.points]
+    sizes = [int(config["batch_size"]) for config in configs]
+    epoch_s = [
+        predicted_row_s(training, size) * measured.rows + predicted_row_s(validation, size) * measured.validation_rows for size in sizes
+    ]
+    source = f"steps of {len(measured.points)} configurations, timed on this machine's {measured.device}"
+    if work.needs_gpu and measured.device == "CPU":
+        source += ", while trials get a GPU: expect less, or plan on a node that has one"
+    uncertainty = min(0.9, max(MIN_UNCERTAINTY, 2 * spread_of(training)))
+    plan = measured.together
+    if isinstance(plan, NotFused):
+        return Speed(epoch_s, uncertainty, 1.0, 1, max(1, work.capacity), START_S, source, f"no: {plan.reason}")
+    at_a_time, start_s = max(1, plan.processes * plan.slots), START_S + measured.benchmark_s
+    together = f"{plan.speed_up:.1f} times as fast as one by one ({plan.way})"
+    return Speed(epoch_s, uncertainty, plan.speed_up, plan.processes, at_a_time, start_s, source, together)
+
+
+def run_measurement(stage: Stage, measurement: MeasurementInput) -> Measurement:
+    """Time the steps in the environment of the trials (tune/measure.py). Raises RaysweepError where the model cannot be trained."""
+    argv = stage.environment.command([str(SCRIPTS_DIR / "measure_steps.py")])
+    env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.call.root, stage.data_dir])
+    text = json.dumps(to_json(measurement))
+    try:
+        run = subprocess.run(argv, input=text, env=env, capture_output=True, text=True, timeout=MEASURE_DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise RaysweepError(f"{stage.name}: some steps of its model were not over within {MEASURE_DEADLINE_S // 60} minutes") from None
+    logger.debug("%s", run.stderr)
+    if run.returncode:
+        lines = [line.strip() for line in run.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        raise RaysweepError(f"{stage.name}: its model cannot be trained: {lines[-1]} ({stage.call.path_to_log} has more)")
+    return from_json(Measurement, json.loads(run.stdout.splitlines()[-1]))
