@@ -49,6 +49,7 @@ def write_deep_png(path: Path, pixels: np.ndarray) -> None:
         ((0, 200, 1023), [0, 50, 255]),  # 10 bits
         ((0, 30000, 65535), [0, 117, 255]),  # the high byte
         ((40, 100, 210), [40, 100, 210]),  # 8 bits in 16
+        ((30000, 40000, 60000), [117, 156, 234]),  # the high byte, where that leaves enough shades
         ((30000, 30040, 30100), [0, 102, 255]),  # a narrow window, whose bits above 8 are all the same
         ((0, 10, 20), [0, 128, 255]),
         ((7, 7, 7), [0, 0, 0]),  # no differences to show

@@ -19,7 +19,7 @@ from raysweep.common.errors import WorldError
 logger = logging.getLogger("raysweep")
 
 SHADES = 256
-MIN_SHADES = 128  # a set that uses fewer shades after whole bits are cut off is scaled by its own range
+MIN_SHADES = 64  # a set that uses fewer of the 256 shades after whole bits are cut off is scaled by its own range
 MIN_HIGH_BYTES = 16  # Pillow gives only the high bytes of colours of 16 bits; with fewer shades than these an image is nearly black
 
 
@@ -96,7 +96,7 @@ def _scale_of(low: float, high: float, is_float: bool) -> Scale:
     """Return the scale of a range: the bits above 8 are cut off, unless that leaves few shades. Values up to 65535 keep their high byte."""
     if not is_float and low >= 0:
         shift = max(int(high).bit_length() - 8, 0)
-        if (int(high) >> shift) - (int(low) >> shift) >= MIN_SHADES - 1:
+        if (int(high) >> shift) - (int(low) >> shift) >= MIN_SHADES:
             return Scale(low, high, shift)
     return Scale(low, high, None)
 

@@ -71,4 +71,5 @@ def _with_image(path: Path, function: Callable[[Image.Image], T]) -> T:
         with Image.open(path) as image:
             return function(image)
     except Exception as error:  # a damaged file can raise nearly anything
-        raise WorldError(f"{path}: cannot be read as an image ({error}). Mend it, or take it away.") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WorldError(f"{path}: cannot be read as an image ({reason}). Mend it, or take it away.") from error
