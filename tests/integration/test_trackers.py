@@ -17,7 +17,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from raysweep.tune.trackers import Lenient, mlflow
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 from sweeping import ENV, REPOSITORY, Project, sweep_of
 
 # Reads what a server would show of MLflow's runs.
@@ -97,7 +97,7 @@ def test_one_that_fails_is_told_no_more_and_the_sweep_goes_on(caplog: pytest.Log
             raise ConnectionError("no such\nhost")
 
     tracker = Lenient("MLflow", Broken())  # type: ignore[arg-type]
-    trial: Any = SimpleNamespace(trial_id="00003", config={"x": 1, OWN: {"seed": 3}})
+    trial: Any = SimpleNamespace(trial_id="00003", config={"x": 1, RESERVED_KEY: TrialFacts(3, "search", False)})
     with caplog.at_level(logging.WARNING):
         tracker.log_trial_start(trial)
         tracker.log_trial_start(trial)
@@ -113,6 +113,6 @@ def test_a_server_that_never_answers_is_not_waited_for(
         tracker = Lenient("MLflow", mlflow(f"http://127.0.0.1:{silent.getsockname()[1]}", "s", tmp_path))
         with caplog.at_level(logging.WARNING):
             tracker.setup()
-    assert not tracker.is_well
+    assert tracker.has_failed
     [message] = [message for message in caplog.messages if message.startswith("MLflow is told no more of this sweep, which goes on: ")]
     assert "ReadTimeoutError" in message

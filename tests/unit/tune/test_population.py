@@ -19,7 +19,7 @@ from raysweep.tune.private import StorageContext
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import ListSampler
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY
 from tune_parts import new_record
 from typed import sweep_config
 
@@ -138,7 +138,7 @@ def test_the_worse_trial_takes_over_a_copy_of_the_better_ones_recorded_checkpoin
         taken = hand_overs.take("00001")
         assert taken is not None
         assert (taken.donor, taken.epoch) == ("00000", 3)
-        assert worse.config[OWN]["seed"] == 1
+        assert worse.config[RESERVED_KEY].seed == 1
         assert worse.config["lr"] == taken.config["lr"] != 0.01
         assert {key: value for key, value in taken.config.items() if key != "lr"} == {
             key: value for key, value in record.sweep.trials["00000"].config.items() if key != "lr"

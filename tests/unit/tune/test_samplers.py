@@ -36,7 +36,8 @@ def recorded(*trials: Trial) -> Sweep:
 
 
 def optuna(sweep: Sweep, seed: int = 0, mode: str = "max", space: dict[str, Any] = SPACE) -> OptunaSampler:
-    return OptunaSampler(space, seed, "score", mode, sweep, n_startup_trials=2, multivariate=True)  # type: ignore[arg-type]
+    options = {"name": "optuna", "n_startup_trials": 2, "multivariate": True}
+    return OptunaSampler(sweep_config(search_algorithm=options, seed=seed, mode=mode), space, sweep)
 
 
 def test_the_configured_sampler_is_made() -> None:

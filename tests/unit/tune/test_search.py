@@ -19,7 +19,7 @@ from raysweep.tune.replay import RecordedStub
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import IndependentSampler
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 from tune_parts import new_record
 
 SAMPLER = IndependentSampler(parse_space({"x": {"uniform": [0, 1]}}), 0)
@@ -57,8 +57,8 @@ def test_new_trials_have_stable_ids_and_their_configuration_is_recorded_before_t
     assert algorithm.next_trial() is None
     assert algorithm.is_finished()
     for index, trial in enumerate(trials):
-        own = {"seed": trial_seed(0, index, 0), "task": "search", "measures_gpu": False}
-        assert trial.config == {**SAMPLER.propose(index), OWN: own}
+        facts = TrialFacts(trial_seed(0, index, 0), "search", False)
+        assert trial.config == {**SAMPLER.propose(index), RESERVED_KEY: facts}
         assert record.sweep.trials[trial.trial_id].config == SAMPLER.propose(index)
     assert algorithm.total_samples == 3
 
@@ -99,7 +99,7 @@ def test_unfinished_trials_come_first_and_go_on_from_their_last_whole_checkpoint
     assert restored.checkpoint.path == str(tmp_path / "c2")
     assert (restored.metrics["training_iteration"], restored.metrics["time_total_s"]) == (2, 20.0)
     assert anew.latest_checkpoint_result is None
-    assert going_on.config == {"x": 1, OWN: {"seed": 1, "task": "search", "measures_gpu": False}}
+    assert going_on.config == {"x": 1, RESERVED_KEY: TrialFacts(1, "search", False)}
     assert algorithm.next_trial() is None
 
 
@@ -107,9 +107,9 @@ def test_a_confirmation_hands_out_its_tasks(record: Record) -> None:
     tasks = (ConfirmTask("confirm-1", 11, "confirm", {}), ConfirmTask("published", 11, "evaluate", {}))
     algorithm = search(record, total=2, tasks=tasks)
     trials = [algorithm.next_trial() for _ in range(2)]
-    assert [(t.trial_id, t.config[OWN]) for t in trials] == [
-        ("confirm-1", {"seed": 11, "task": "confirm", "measures_gpu": False}),
-        ("published", {"seed": 11, "task": "evaluate", "measures_gpu": False}),
+    assert [(t.trial_id, t.config[RESERVED_KEY]) for t in trials] == [
+        ("confirm-1", TrialFacts(11, "confirm", False)),
+        ("published", TrialFacts(11, "evaluate", False)),
     ]
 
 

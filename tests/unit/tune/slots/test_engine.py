@@ -17,7 +17,7 @@ from raysweep.data.stage import stage
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import find_target
 
@@ -62,7 +62,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
 
 
 def enter(engine: Engine, key: str, number: int) -> None:
-    engine.enter(key, {**CONFIGS[number], OWN: {"seed": number, "task": "search", "measures_gpu": False}}, storage=None)  # type: ignore[arg-type]
+    engine.enter(key, {**CONFIGS[number], RESERVED_KEY: TrialFacts(number, "search", False)}, storage=None)  # type: ignore[arg-type]
 
 
 def train_round(engine: Engine, *keys: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from raysweep.record.events import ScheduleStep
 from raysweep.record.file import Record
 from raysweep.record.trials import Trial
 from raysweep.tune.private import PopulationScheduler, continue_from
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY
 
 logger = logging.getLogger("raysweep")
 
@@ -61,7 +61,7 @@ def hand_over(record: Record, tune_controller: Any, trial: TuneTrial, donor: Tri
     state_dir = record.path.parent
     folder = _copy_checkpoint(state_dir / donor.checkpoints[epoch], Path(trial.path))
     tune_controller.pause_trial(trial, should_checkpoint=False)
-    trial.set_config({**config, **{key: value for key, value in trial.config.items() if key == OWN}})
+    trial.set_config({**config, **{key: value for key, value in trial.config.items() if key == RESERVED_KEY}})
     result = next(result for result in donor.results if result.epoch == epoch)
     continue_from(trial, folder, {"training_iteration": epoch, "time_total_s": result.time_s, **result.metrics})
     return HandOver(donor.trial_id, epoch, config, str(folder.relative_to(state_dir)))

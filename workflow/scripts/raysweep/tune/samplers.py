@@ -1,4 +1,4 @@
-"""Where the next configuration comes from. A sampler proposes configuration `index` and is told how each one did."""
+"""Samplers: a sampler proposes the next configuration, and is told how each configuration did."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raysweep.common.seeds import sampler_seed
-from raysweep.config.model import Mode, Named, SweepConfig
+from raysweep.config.model import Named, SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at, values_in
 from raysweep.record.trials import Candidate, Sweep
 
@@ -15,18 +15,23 @@ NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # between which a normal distribution is se
 
 
 class Sampler(Protocol):
+    """Proposes configurations, and learns from those that have finished."""
+
     def propose(self, index: int) -> dict[str, Any] | None:
-        """Configuration `index`, nested as the search space is; None where there is none until another trial has ended."""
+        """Return configuration `index`, nested as the search space is; None where the sampler waits for the end of a trial."""
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """Take a configuration that came from elsewhere for one of its own."""
+        """Take a configuration that came from elsewhere as if the sampler had proposed it."""
 
     def tell(self, trial: Candidate) -> None:
-        """Learn from a trial that has finished."""
+        """Learn from a configuration that has finished."""
 
 
 def value_of(d: Distribution, parameter: Any) -> Any:
-    """The value for which a learning algorithm's parameter stands: the position in a list, the quantile of a normal distribution, else a number."""
+    """Return the value that a parameter of a learning algorithm stands for.
+
+    The parameter is a position in a list, a quantile of a normal distribution, or the number itself.
+    """
     if isinstance(d, Choice):
         return d.values[parameter]
     if isinstance(d, Normal):
@@ -35,7 +40,7 @@ def value_of(d: Distribution, parameter: Any) -> Any:
 
 
 def parameter_of(d: Distribution, value: Any) -> Any:
-    """The other way round."""
+    """Return the parameter of a learning algorithm that stands for a value."""
     if isinstance(d, Choice):
         return d.values.index(value)
     if isinstance(d, Normal):
@@ -53,48 +58,45 @@ class IndependentSampler:
         return configuration(self.space, self.seed, index)
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """It depends on nothing else."""
+        """Do nothing, because a configuration does not depend on others."""
 
     def tell(self, trial: Candidate) -> None:
-        """There is nothing to learn."""
+        """Do nothing, because the sampler does not learn."""
 
 
 class OptunaSampler:
     """Optuna's tree-structured Parzen estimator, asked and told directly (Optuna's ask-and-tell interface).
 
-    All that is recorded is told at the start, unfinished trials as running ones, and the sampler is seeded with the number of recorded
-    trials, so that a sweep that goes on does not ask for what it has asked before.
+    Optuna is told the record at the start, with unfinished trials as running ones. Its seed depends on the number of recorded trials, so that a sweep that
+    continues does not propose the same configurations again.
     """
 
-    def __init__(
-        self, space: dict[str, Any], seed: int, metric: str, mode: Mode, recorded: Sweep, n_startup_trials: int, multivariate: bool
-    ) -> None:
+    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.captureWarnings(True)  # that `multivariate` is experimental is no news to the user
+        logging.captureWarnings(True)  # Optuna warns that `multivariate` is experimental, which the user need not know
         self.optuna = optuna
-        self.space, self.metric, self.mode = space, metric, mode
+        self.space, self.metric, self.mode = space, sweep.metric, sweep.mode
         self.distributions = {key: self._distribution(d) for key, d in space.items() if isinstance(d, Distribution)}
         self.study = optuna.create_study(
-            direction="maximize" if mode == "max" else "minimize",
+            direction="maximize" if sweep.mode == "max" else "minimize",
             sampler=optuna.samplers.TPESampler(
-                seed=sampler_seed(seed, len(recorded.trials)),
-                n_startup_trials=n_startup_trials,
-                multivariate=multivariate,
+                seed=sampler_seed(sweep.seed, len(recorded.trials)),
                 constant_liar=True,
+                **sweep.search_algorithm.options,
             ),
         )
-        self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until it is told
+        self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until Optuna is told its result
         for trial in recorded.candidates:
             self.adopt(trial.index, trial.config)
             if trial.finished:
                 self.tell(trial)
 
     def propose(self, index: int) -> dict[str, Any]:
-        asked = self.study.ask(self.distributions)
-        self.asked[index] = asked.number
-        return fill(self.space, lambda key, d: value_of(d, asked.params[key]))
+        proposal = self.study.ask(self.distributions)
+        self.asked[index] = proposal.number
+        return fill(self.space, lambda key, d: value_of(d, proposal.params[key]))
 
     def tell(self, trial: Candidate) -> None:
         if trial.index in self.asked:
@@ -110,7 +112,7 @@ class OptunaSampler:
         """Add a configuration as a running trial."""
         values = values_in(self.space, config)
         if values is None:
-            return  # from an earlier, different search space: Optuna could not place it
+            return  # the configuration is of another search space, in which Optuna has no place for it
         parameters = {key: parameter_of(self.space[key], value) for key, value in values.items()}
         running = self.optuna.trial.create_trial(
             state=self.optuna.trial.TrialState.RUNNING, params=parameters, distributions=self.distributions
@@ -120,7 +122,7 @@ class OptunaSampler:
 
     def _distribution(self, d: Distribution) -> Any:
         distributions = self.optuna.distributions
-        if isinstance(d, Choice):  # by position, since Optuna takes only simple values as categories
+        if isinstance(d, Choice):  # by position, because Optuna takes only simple values as categories
             return distributions.CategoricalDistribution(list(range(len(d.values))))
         if isinstance(d, Normal):  # by quantile
             return distributions.FloatDistribution(*NORMAL_QUANTILES)
@@ -130,15 +132,15 @@ class OptunaSampler:
 
 
 class PointsFirst:
-    """The points of the config that no trial has had yet, then what a sampler proposes. What a point leaves out is drawn at random."""
+    """Proposes the points of the config that no trial has had yet, then the proposals of a sampler. Keys that a point leaves out are drawn at random."""
 
-    def __init__(self, sampler: Sampler, points: list[dict[str, Any]], space: dict[str, Any], seed: int, recorded: Sweep) -> None:
-        self.sampler, self.space, self.seed = sampler, space, seed
+    def __init__(self, sampler: Sampler, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> None:
+        self.sampler, self.space, self.seed = sampler, space, sweep.seed
         self.left = []
-        had = [trial.config for trial in recorded.candidates]  # each of which may have been one point
-        for point in (point_of(space, point) for point in points):
-            if its := next((config for config in had if _is_of(config, point)), None):
-                had.remove(its)
+        configs = [candidate.config for candidate in recorded.candidates]  # each may have been one of the points
+        for point in (point_of(space, point) for point in sweep.points_to_evaluate):
+            if (config := next((config for config in configs if _is_of(config, point)), None)) is not None:
+                configs.remove(config)
             else:
                 self.left.append(point)
 
@@ -159,12 +161,12 @@ class PointsFirst:
 
 
 def _is_of(config: dict[str, Any], point: dict[str, Any]) -> bool:
-    """Whether a configuration is what a point says, as far as that says anything."""
+    """Return whether a configuration has the values of a point, for each key of the point."""
     return all(has(config, key) and value_at(config, key) == value for key, value in point.items())
 
 
 class ListSampler:
-    """The configurations of a list, in its order."""
+    """Proposes the configurations of a list, in the order of the list."""
 
     def __init__(self, configurations: list[dict[str, Any]]) -> None:
         self.configurations = configurations
@@ -173,29 +175,29 @@ class ListSampler:
         return self.configurations[index]
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """They are all its own."""
+        """Do nothing, because the list holds all configurations."""
 
     def tell(self, trial: Candidate) -> None:
-        """There is nothing to learn."""
+        """Do nothing, because the sampler does not learn."""
 
 
 def is_adaptive(search_algorithm: Named) -> bool:
-    """Whether it learns from trials that have ended: with all at a time it would learn nothing."""
+    """Return whether the algorithm learns from trials that have ended, so that it learns nothing where all trials run at the same time."""
     return search_algorithm.name not in ("random", "grid")
 
 
 def make_sampler(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
-    """The sampler of a sweep of a validated config, told of what is recorded. One of Tune's keeps its state in `state_dir`; paths start at `root`."""
-    name, options = sweep.search_algorithm.name, sweep.search_algorithm.options
-    seed, metric, mode = sweep.seed, sweep.metric, sweep.mode
+    """Return the sampler of a sweep of a validated config, told what is recorded.
+
+    A searcher of Tune's keeps its state in `state_dir`. Paths start at `root`.
+    """
     sampler: Sampler
-    if name == "optuna":
-        sampler = OptunaSampler(space, seed, metric, mode, recorded, **options)
+    if sweep.search_algorithm.name == "optuna":
+        sampler = OptunaSampler(sweep, space, recorded)
     elif is_adaptive(sweep.search_algorithm):
         from raysweep.tune.searchers import TuneSampler
 
         sampler = TuneSampler(sweep, space, recorded, state_dir, root)
     else:
-        sampler = IndependentSampler(space, seed)
-    points = list(sweep.points_to_evaluate)
-    return PointsFirst(sampler, points, space, seed, recorded) if points else sampler
+        sampler = IndependentSampler(space, sweep.seed)
+    return PointsFirst(sampler, sweep, space, recorded) if sweep.points_to_evaluate else sampler

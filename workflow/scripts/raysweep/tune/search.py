@@ -22,7 +22,7 @@ from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.private import restore_from
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import Sampler
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 
 ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING, TuneTrial.PAUSED)
 
@@ -152,7 +152,7 @@ class RecordedSearch(SearchAlgorithm):
             self.gpu_share,
             trainable_name=self.spec["run"],
             trial_id=trial.trial_id,
-            config={**config, OWN: {"seed": trial.seed, "task": task, "measures_gpu": self.gpu_share.is_measuring}},
+            config={**config, RESERVED_KEY: TrialFacts(trial.seed, task, self.gpu_share.is_measuring)},
             evaluated_params=dict(config),
             experiment_tag=trial.trial_id,
             trial_dirname_creator=_dirname,

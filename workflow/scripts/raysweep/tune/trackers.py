@@ -19,7 +19,7 @@ from raysweep.config.model import SweepConfig
 from raysweep.config.space import flattened
 from raysweep.tune.private import TensorBoard, mlflow_callback, wandb_callback
 from raysweep.tune.reports import numbers_of
-from raysweep.tune.trial import OWN
+from raysweep.tune.trial import RESERVED_KEY
 
 logger = logging.getLogger("raysweep")
 
@@ -87,7 +87,7 @@ class ShownTrial:
     def __init__(self, trial: TuneTrial) -> None:
         self._trial = trial
         self.trial_id: str = trial.trial_id
-        self.config = {key: value for key, value in trial.config.items() if key != OWN}
+        self.config = {key: value for key, value in trial.config.items() if key != RESERVED_KEY}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)

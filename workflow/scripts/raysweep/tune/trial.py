@@ -8,13 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.utils import flatten_dict
 
-from raysweep.cluster.job import ConfirmJob, SearchJob, TuneJob
+from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
 from raysweep.tune.private import wrap_report
@@ -22,34 +23,43 @@ from raysweep.tune.private import wrap_report
 if TYPE_CHECKING:
     from raysweep.training.trainer import Trainer
 
-# The key under which a trial's own facts travel in its configuration. They are taken out before the model or the user's function sees the configuration.
-OWN = "_raysweep"
+# The key under which TrialFacts travel in a configuration. They are taken out before the model or the user's function sees the configuration.
+RESERVED_KEY = "_raysweep"
 GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: memory in use and all memory of the GPU, or None
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """The facts of one trial that are not part of its configuration."""
+
+    seed: int
+    task: TaskKind
+    measures_gpu: bool  # whether the first report says how much memory of its GPU the trial takes
 
 
 def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
     """Run one trial, whatever the sweep trains. Tune calls this function."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # at INFO each checkpoint has a line
     config = dict(config)
-    own = config.pop(OWN)
+    facts: TrialFacts = config.pop(RESERVED_KEY)
     # The folder in which the user started Snakemake, so that relative paths in the user's function are right.
     os.chdir(job.root)
-    os.environ["RAYSWEEP_SEED"] = str(own["seed"])
+    os.environ["RAYSWEEP_SEED"] = str(facts.seed)
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job.max_epochs)
     if job.data_dir:
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
-    shield_reports(job.sweep.metric, own["measures_gpu"])
+    shield_reports(job.sweep.metric, facts.measures_gpu)
     # A worker runs many trials, and the top level of a user's file may keep values of one trial, such as a seed.
     target, module = job.code.load(anew=job.sweep.trainable is not None)
-    if own["task"] == "confirm" and job.sweep.trainable is not None:
-        return _checked(module.confirm(config, own["seed"], job.max_epochs))
+    if facts.task == "confirm" and job.sweep.trainable is not None:
+        return _checked(module.confirm(config, facts.seed, job.max_epochs))
     if job.sweep.trainable is not None:
         returned = target(config)
         # A function may return its only report, which does not pass through `tune.report`.
-        return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if own["measures_gpu"] and isinstance(returned, dict) else returned
+        return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
     if isinstance(job, SearchJob):
-        return search_model(target, config, own["seed"], job)
-    return {"confirm": confirm_model, "evaluate": evaluate_model}[own["task"]](target, config, own["seed"], job)
+        return search_model(target, config, facts.seed, job)
+    return {"confirm": confirm_model, "evaluate": evaluate_model}[facts.task](target, config, facts.seed, job)
 
 
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from raysweep.training.stacked.verification import prepare, reason_not_stackable
 from raysweep.training.trainer import Trainer, select_device
 from raysweep.tune.private import StorageContext, TrainingResult
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
-from raysweep.tune.trial import OWN, check_finite
+from raysweep.tune.trial import RESERVED_KEY, check_finite
 
 logger = logging.getLogger("raysweep")
 
@@ -49,7 +49,7 @@ class Member:
 
     def __init__(self, engine: Engine, config: dict[str, Any], storage: StorageContext) -> None:
         self.engine, self.storage = engine, storage
-        self.trainer = engine.trainer({k: v for k, v in config.items() if not k.startswith("__")}, config[OWN]["seed"])
+        self.trainer = engine.trainer({k: v for k, v in config.items() if not k.startswith("__")}, config[RESERVED_KEY].seed)
         self.epoch, self.time_total_s = 0, 0.0
         self.result: dict[str, Any] = {}  # the last report
         self.is_waiting = False
@@ -126,7 +126,7 @@ class Engine:
 
     def trainer(self, config: dict[str, Any], seed: int) -> Trainer:
         """Return a new trainer for a trial's configuration."""
-        config = {key: value for key, value in config.items() if key != OWN}
+        config = {key: value for key, value in config.items() if key != RESERVED_KEY}
         with self.building:  # all threads share one random number generator
             return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device)
 
