@@ -50,7 +50,7 @@ def disk_error(folder: Path) -> OSError | None:
 
 
 def full_disk_in(error: BaseException) -> OSError | None:
-    """Return the error of a full disk or quota that the error is or was raised from; None where there is none."""
+    """Return the error of a full disk or quota in the chain of an error; None where the chain has no such error."""
     return next(
         (
             cause

@@ -21,7 +21,7 @@ SUSPENDED_S = 60  # a gap between two steps of Tune, which take seconds at most:
 
 
 class RunningTrials:
-    """The trials that run now, and when each was last heard from. A trial that reports nothing for `timeout_s` is killed.
+    """The trials that run now, and when each reported last. A trial that reports nothing for `timeout_s` is killed.
 
     `kill` ends the process of a trial, given the actor of the trial.
     """

@@ -1,6 +1,6 @@
 """Every private name of Ray and Tune that the package uses, with the reason. No other module touches a private name of theirs.
 
-Seen in Ray 2.53, 2.56 and 2.60.0, which is pinned. tests/unit/tune/test_private.py fails when a name changes.
+Seen in Ray 2.53.0, 2.56.0, 2.56.1 and 2.60.0, which is pinned. tests/unit/tune/test_private.py fails when a name changes.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class RecordCallback(Callback):
             time_s=round(result["time_total_s"], 3),
             node=self.parts.nodes.name_of(result["node_ip"]),
         )
-        # The scheduler has decided before. The record is told now, because the donor may have changed by the time that the trial continues.
+        # The scheduler has decided before this event. The record gets the hand-over now, because the donor may change before the trial continues.
         if (hand_over := self.parts.hand_overs.take(trial_id)) is not None:
             needless = list(self.record.sweep.trials[trial_id].checkpoints.values())
             self.record.write("take_over", trial=trial_id, **hand_over.as_event())

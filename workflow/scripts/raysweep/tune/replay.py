@@ -1,4 +1,4 @@
-"""What is recorded, told to a scheduler of Tune's before the sweep continues."""
+"""Replay: a scheduler of Tune's gets the recorded reports before the sweep continues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _ControllerStub:
 def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
     """Tell ASHA or the median rule the recorded reports, in the order in which they came, so that the rungs are as they were.
 
-    HyperBand would start and stop trials at a replay, and population based training would hand checkpoints over. Both begin anew, and a line says so.
+    HyperBand would start and stop trials at a replay, and population based training would hand checkpoints over. Both begin anew, which a log line says.
     """
     if isinstance(scheduler, HyperBandScheduler) and recorded.trials:
         logger.info("HyperBand does not remember its brackets: the trials that are left form new ones.")

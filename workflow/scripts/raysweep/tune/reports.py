@@ -1,4 +1,4 @@
-"""The reports of trials: which of their values are recorded, and whether their metric can be compared."""
+"""Reports of trials: the values that are recorded, and whether the metric can be compared."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ def kept_path(trial_id: str, epoch: int) -> str:
 
 
 def find_checkpoints(record: Record) -> None:
-    """Correct the paths of checkpoints, and forget those that are no more.
+    """Correct the paths of the recorded checkpoints, and forget the checkpoints that no longer exist.
 
-    A checkpoint that was moved a moment before a kill lies where it was to be moved to, of which the record says nothing yet.
+    Where the driver was killed while it moved a checkpoint (keep_checkpoints), the checkpoint may lie at its new path and the record name the old one.
     """
     state_dir = record.path.parent
     for trial in record.sweep.trials.values():

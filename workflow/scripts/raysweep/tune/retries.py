@@ -17,7 +17,8 @@ from raysweep.tune.hung_trials import RunningTrials
 
 logger = logging.getLogger("raysweep")
 
-MAX_FORGIVEN = 10  # failures of one trial that do not count: should the trial ever be what takes nodes down, the sweep still ends
+# Failures of one trial that do not count. With a limit the sweep ends even where a trial takes down each node that it runs on.
+MAX_FORGIVEN = 10
 
 
 def cause_of(error_text: str) -> str:

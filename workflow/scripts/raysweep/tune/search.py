@@ -1,4 +1,4 @@
-"""The search algorithm that Tune is given: it hands out the trials that the record says are unfinished or still to come.
+"""The search algorithm that Tune is given: it hands out the trials that are unfinished in the record, then the trials that are still to come.
 
 Tune takes it through `TuneConfig(search_alg=…)`. It makes `Trial` objects under our own ids, and lets a trial continue from its checkpoint:
 with Tune's own restore a sweep cannot be given more trials, and a damaged experiment state silently runs one trial with an empty configuration.

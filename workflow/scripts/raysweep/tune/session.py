@@ -1,4 +1,4 @@
-"""A session: one run of the driver on a sweep or a confirmation. Here its beginning, and what the record says of its end."""
+"""The beginning and the end of a session, which is one run of the driver on a sweep or a confirmation."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class Session:
     resources: TrialResources  # of a trial that starts first
     measures_gpu: bool  # whether the first trial has a GPU for itself, to measure how many trials can share a GPU
     deadline: Deadline | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its scheduler, which asks the session for the deadline, into a file that nothing reads. Slots cannot be pickled."""
+        return {}
 
     @property
     def sweep(self) -> SweepConfig:

@@ -32,8 +32,10 @@ class TrialLimits:
 
 
 class EndOfTrial(Stopper):
-    """Ends a trial after `max_epochs`, once it has come far enough, or at a report that cannot be used. Ends the experiment after a fault and before
-    the job's time is up.
+    """Ends trials, and the experiment.
+
+    A trial ends after `max_epochs`, when it has come far enough (`stop`), or at a report that cannot be used. The experiment ends after a fault, and before the
+    job's time is up.
 
     `is_replayed` returns whether a trial takes its last epoch once more (population.Replay).
     """

@@ -54,7 +54,7 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
         session = open_session(job, nodes, record)
         outputs = _partial_outputs(session)
         parts = make_parts(session)
-        scheduler = make_schedulers(session, parts)
+        scheduler = make_session_scheduler(session, parts)
         callbacks = [RecordCallback(record, parts.callback, _step_actions(session, lock, outputs)), *_trackers(session)]
         fit(session, parts, scheduler, callbacks)
         if outputs:
@@ -102,8 +102,8 @@ def make_parts(session: Session) -> Parts:
     return Parts(callback, replaying)
 
 
-def make_schedulers(session: Session, parts: Parts) -> TrialScheduler:
-    """Return the scheduler of a session, told what is recorded."""
+def make_session_scheduler(session: Session, parts: Parts) -> TrialScheduler:
+    """Return the scheduler of a session, with the recorded reports replayed."""
     sweep, recorded = session.sweep, session.record.sweep
     scheduler = parts.replaying
     if session.is_search:
@@ -171,7 +171,7 @@ def fit(session: Session, parts: Parts, scheduler: TrialScheduler, callbacks: li
 
 
 def disk_fault(error: Exception, state_dir: Path) -> OSError | None:
-    """Return the fault of the disk that is behind an error of Tune, None where the disk is well.
+    """Return the fault of the disk that caused an error of Tune; None where a write to the state folder succeeds and the error names no full disk.
 
     On a full disk Tune fails in ways of its own, because it cannot write down what failed.
     """
