@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from raysweep.common.errors import ConfigError
 from raysweep.config.mistakes import KeyPath, Mistake
 from raysweep.config.section import Section
-from raysweep.data.manifest import ALLOWED_SOURCES, MANIFEST, is_missing
+from raysweep.data.manifest import MANIFEST, is_missing, missing_source_message
 from raysweep.environment.requirements import check_requirements_files, extras_of
 from raysweep.usercode.target import SCRIPTS_DIR
 
@@ -85,7 +85,7 @@ def check_sources(config: Section) -> Iterator[Mistake]:
     for name, dataset in config.values["datasets"].items():
         source, data_dir = dataset["source"], config.root / config.values["resources_dir"] / "data" / name
         if name in names_in_use and is_missing(source, config.root) and not (data_dir / MANIFEST).is_file():
-            yield config.mistake(f"{source!r} does not exist. Allowed: {ALLOWED_SOURCES}", "datasets", name, "source")
+            yield config.mistake(missing_source_message(source), "datasets", name, "source")
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:

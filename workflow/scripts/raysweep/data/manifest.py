@@ -10,12 +10,16 @@ from raysweep.common.errors import WorldError
 from raysweep.common.files import read_yaml
 
 MANIFEST = "manifest.yaml"  # exists only when the data set is complete
-ALLOWED_SOURCES = "download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, or that of a folder of images"
 
 
 def is_missing(source: str, root: Path) -> bool:
     """Return whether a source is a path, relative to `root`, at which nothing lies."""
     return source not in ("download", "synthetic") and not (root / Path(source).expanduser()).exists()
+
+
+def missing_source_message(source: str) -> str:
+    """Return the message for a source at which nothing lies: the config check and the staging say the same."""
+    return f"{source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, or that of a folder of images"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.files import sha256_of_file, write_yaml, written_aside
 from raysweep.data import cifar10, synthetic
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
-from raysweep.data.manifest import ALLOWED_SOURCES, MANIFEST, DataManifest, DatasetSpec
+from raysweep.data.manifest import MANIFEST, DataManifest, DatasetSpec, missing_source_message
 from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
 
 logger = logging.getLogger("raysweep")
@@ -180,7 +180,7 @@ def _cifar_files(
         if expected:
             expected.check(expected.digest_of(path), str(path))
         return cifar10.files_of_archive(path), path
-    raise ConfigError(f"datasets.{spec.name}.source: {spec.source!r} does not exist. Allowed: {ALLOWED_SOURCES}.")
+    raise ConfigError(f"datasets.{spec.name}.source: {missing_source_message(spec.source)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- output
