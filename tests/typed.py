@@ -1,18 +1,24 @@
-"""Typed configs and jobs for tests, with the defaults of the schema."""
+"""Typed configs, jobs and stages for tests, with the defaults of the schema."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raysweep.cluster.job import SearchJob, Walltime
 from raysweep.common.typed_json import from_json
-from raysweep.config.model import SweepConfig
+from raysweep.config.load import validated
+from raysweep.config.model import Config, SweepConfig
 from raysweep.config.schema import load_schema, with_defaults
 from raysweep.record.events import SessionHeader
 from raysweep.slurm.capacity import TrialResources
+from raysweep.stages.stage import Call, Stage
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import Target
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "workflow" / "envs" / "node.in"
 
 
 def sweep_config(**given: Any) -> SweepConfig:
@@ -37,3 +43,23 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
         "walltime": Walltime(None, None, 0),
     }
     return SearchJob(sweep=sweep, **fields | given)
+
+
+def make_stage(folder: Path, environment_sha256: str = "e", wheels: str = "download", **sweep: Any) -> Stage:
+    """Return the stage of a sweep whose trainable is `user.py:train`, in an environment with this checksum and these wheels."""
+    (folder / "user.py").touch()
+    if "train" not in (folder / "user.py").read_text():
+        (folder / "user.py").write_text("def train(config): ...\n")
+    section = {"trainable": "user.py:train", "metric": "score", "search_space": {"x": 1}} | sweep
+    config = {"env": {"requirements": str(REQUIREMENTS), "wheels": wheels}, "sweeps": {"s": section}}
+    (folder / "c.yaml").write_text(yaml.safe_dump(config))
+    described = {
+        "key": "k",
+        "python": "/usr/bin/python3",
+        "python_version": "3.11.7",
+        "torch_backend": None,
+        "wheels": wheels,
+        "modules": [],
+    }
+    (folder / "env.yaml").write_text(yaml.safe_dump(described | {"packages": {}, "environment_sha256": environment_sha256}))
+    return Stage(Config.of(validated(config, [folder / "c.yaml"], folder)), "s", Call(folder, folder, folder / "log"))

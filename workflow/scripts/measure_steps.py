@@ -1,4 +1,7 @@
-"""What `snakemake plan` runs in the environment of the trials: reads what to measure from its standard input, and writes what it found as its last line."""
+"""Entry point of the measurement of `snakemake plan`, in the environment of the trials.
+
+It reads a MeasurementInput from its standard input, and writes a Measurement as its last line, both as JSON.
+"""
 
 import json
 import os
@@ -10,7 +13,7 @@ from raysweep.common.errors import run_entry_point
 def main() -> None:
     from raysweep.tune.slots.fusion import KEEP_MEMORY
 
-    if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when a process begins
+    if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads these variables when a process begins
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     from raysweep.cluster.job import MeasurementInput
     from raysweep.common.typed_json import from_json

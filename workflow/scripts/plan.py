@@ -1,4 +1,4 @@
-"""Entry point of the rule plan: what each sweep will take."""
+"""Entry point of the rule plan: print the time and the resources that each sweep will take."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def main() -> None:
 
 
 def wrapped(name: str, text: str) -> list[str]:
+    """Return a line of the plan, wrapped to the width of the output."""
     indent = " " * (NAME_COLUMNS + 2)
     return textwrap.wrap(text, COLUMNS, initial_indent=f"  {name:<{NAME_COLUMNS}}", subsequent_indent=indent, break_on_hyphens=False)
 

@@ -1,4 +1,4 @@
-"""Follow a running sweep, or show a finished one, from its record. Without arguments: the sweep that was written to last."""
+"""Show a sweep from its record, again and again while the sweep runs. Without arguments, show the sweep whose record was written last."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from raysweep.stages.watch import places, watch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configfile", type=Path, help="the config that Snakemake ran with: it says where the state lies")
+    parser.add_argument("--configfile", type=Path, help="the config that Snakemake ran with, which names the folder of the state")
     parser.add_argument("--sweep", help="name of the sweep")
     parser.add_argument("--state-dir", type=Path, help="folder in which to look for records (default: the config's, else state)")
-    parser.add_argument("--once", action="store_true", help="print the state of things and end")
+    parser.add_argument("--once", action="store_true", help="print the view once and end")
     arguments = parser.parse_args()
     set_up_logging(None, is_asked_for=True)
     try:

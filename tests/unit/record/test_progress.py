@@ -31,7 +31,7 @@ def sweep(*trials: tuple[str, float | None], metric: str = "accuracy") -> Sweep:
 
 def line(total: int = 20, mode: Any = "max") -> ProgressLine:
     progress = ProgressLine("lenet", total=total, metric="accuracy", mode=mode)
-    progress.started = progress.shown = 0.0
+    progress.started_s = progress.shown_s = 0.0
     return progress
 
 

@@ -1,4 +1,4 @@
-"""The job of a driver, from the launcher that makes it to the trials that run it: one definition, written and read as JSON."""
+"""The job of a driver: one definition for the launcher, the agents, the driver and the trials, written and read as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Walltime:
 
     started: float | None
     ends: float | None
-    margin_s: float  # how long before its end the driver saves and ends
+    margin_s: float  # time before the end of the job at which the driver saves and ends
 
     @property
     def deadline(self) -> Deadline | None:
@@ -42,12 +42,12 @@ class Walltime:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneJob:
-    """What SearchJob and ConfirmJob have in common: trials that Tune runs, and the record that they are written to."""
+    """The common fields of SearchJob and ConfirmJob: the trials that Tune runs, and the record to which their events are written."""
 
     name: str  # of the sweep
     sweep: SweepConfig
     header: SessionHeader  # the sweep as the record's session describes it
-    code: Code  # what is trained, and the user's files that it needs
+    code: Code  # the model or function that is trained, and the user's files that it needs
     root: Path  # folder in which Snakemake was started
     record: Path  # checkpoints and Tune's scratch lie beside it
     data_dir: Path | None  # of the staged data
@@ -72,7 +72,7 @@ class SearchJob(TuneJob):
     """Run what is left of a sweep."""
 
     purpose: Literal["search"] = "search"
-    packs_gpus: bool = False  # whether what the first trial takes of its GPU says how many trials share one
+    packs_gpus: bool = False  # whether the memory that the first trial takes of its GPU decides how many trials share a GPU
 
     @property
     def schedule(self) -> tuple[ScheduleStep, ...]:
@@ -95,10 +95,10 @@ class ConfirmJob(TuneJob):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckJob:
-    """Look at the nodes through Ray."""
+    """Report the nodes as Ray sees them."""
 
     purpose: Literal["check"] = "check"
-    result: Path  # where the driver writes what it sees
+    result: Path  # file in which the driver describes the nodes
     has_torch: bool  # whether the environment has torch, so that GPUs can compute
 
     @property
@@ -114,14 +114,14 @@ class RayCluster:
     """The Ray cluster of the job, as the agent of the first node knows it."""
 
     nodes: tuple[NodeSize, ...]  # of the allocation
-    min_nodes: int  # with how many of them the trials start
+    min_nodes: int  # number of nodes with which the trials start
     address: str  # of Ray's GCS
     node_ip: str  # of this node
 
 
 @dataclass(frozen=True)
 class MeasurementInput:
-    """What the measurement of a plan reads from its standard input."""
+    """The standard input of the measurement of a plan."""
 
     job: SearchJob
     nodes: tuple[NodeSize, ...]
@@ -161,7 +161,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class DriverInput:
-    """What the driver reads from the file that its agent writes."""
+    """The file that the agent of the first node writes for the driver."""
 
     job: Job
     ray: RayCluster

@@ -1,4 +1,4 @@
-"""How many trials the nodes of an allocation hold at a time."""
+"""The number of trials that the nodes of an allocation hold at a time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raysweep.common.machine import NodeSize
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one trial takes on the nodes of this allocation."""
+    """The CPUs and GPUs that one trial takes on the nodes of this allocation."""
 
     cpu: float
     gpu: float
 
 
 def capacity(nodes: Iterable[NodeSize], trial: TrialResources) -> int:
-    """Return how many trials `nodes` hold at the same time."""
+    """Return the number of trials that `nodes` hold at the same time."""
 
     def parts(whole: float, part: float) -> float:
         return math.floor(whole / part + 1e-9) if part else math.inf

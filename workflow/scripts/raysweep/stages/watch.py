@@ -11,7 +11,7 @@ from typing import Any
 
 import plotext
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +26,7 @@ from raysweep.record.trials import Sweep, Trial
 INTERVAL_S = 1.0
 PLOT_HEIGHT = 9  # rows
 NODE_WIDTH = 12
-QUIET_S = 300.0  # without a new line in the record before we say how old the last one is
+QUIET_S = 300.0  # after which the view says how old the last line of the record is
 STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "STOPPED": "yellow", "ERROR": "red", "PENDING": "dim"}
 
 
@@ -34,9 +34,9 @@ STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "STOPPED": "yellow", "ERROR"
 
 
 def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path | None) -> tuple[Path, list[str]]:
-    """The state folder, and the names of the sweeps in question (none: all that lie in it).
+    """Return the state folder, and the names of the sweeps in question; without names all sweeps in the state folder are in question.
 
-    Raises ConfigError for a config that cannot be read, or does not have the sweep.
+    Raises ConfigError for a config that cannot be read, or that does not have the sweep.
     """
     names = [] if sweep_name is None else [sweep_name]
     if path_to_config is None:
@@ -53,23 +53,23 @@ def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path 
 
 
 def find_record(state_dir: Path, names: list[str]) -> Path | None:
-    """The most recently written record below `state_dir`, of one of the sweeps `names`, if any are given.
+    """Return the most recently written record below `state_dir`, of one of the sweeps `names` if names are given.
 
-    A record within the folder of another one is of that sweep's confirmation and left out.
+    A record below the folder of another record belongs to a confirmation, and is left out.
     """
-    found = [
+    records = [
         path
         for path in state_dir.rglob("record.jsonl")
         if (not names or path.parent.name in names) and not path.parent.parent.joinpath(path.name).exists()
     ]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return max(records, key=lambda path: path.stat().st_mtime, default=None)
 
 
-# --- what it tells ----------------------------------------------------------------------------------------------------------------
+# --- the state of the sweep ----------------------------------------------------------------------------------------------------------------
 
 
 def state_of(sweep: Sweep) -> str:
-    """`running`, the outcome of the last session, or `cut off` where its driver is no longer there."""
+    """Return `running`, the outcome of the last session, or `cut off` where the driver of the last session has ended without an outcome."""
     last = sweep.sessions[-1]
     if last.outcome is not None:
         return last.outcome
@@ -79,16 +79,17 @@ def state_of(sweep: Sweep) -> str:
         except ProcessLookupError:
             return "cut off"
         except PermissionError:
-            pass  # it lives, under another user
+            pass  # the process runs under another user
     return "running"
 
 
 def seconds_since(at: str) -> float:
+    """Return the seconds since a time in ISO 8601."""
     return max((datetime.now(UTC) - datetime.fromisoformat(at)) / timedelta(seconds=1), 0.0)
 
 
 def progress_values(sweep: Sweep) -> list[float]:
-    """The best value so far after each trial that ended without error, in the order in which they ended."""
+    """Return the best value so far after each trial that ended without error, in the order in which trials ended."""
     metric, mode = sweep.header.metric, sweep.header.mode
     better = max if mode == "max" else min
     values: list[float] = []
@@ -100,16 +101,16 @@ def progress_values(sweep: Sweep) -> list[float]:
 
 
 def in_order(sweep: Sweep) -> list[Trial]:
-    """The trials as the table shows them: running ones, then the best first, then those that cannot win."""
+    """Return the trials in the order of the table: running trials, then the other trials from the best on, then trials that cannot win."""
     metric, mode = sweep.header.metric, sweep.header.mode
     return sorted(sweep.trials.values(), key=lambda trial: (trial.status != "RUNNING", *trial.rank(metric, mode)))
 
 
-# --- how it looks -----------------------------------------------------------------------------------------------------------------
+# --- the view -----------------------------------------------------------------------------------------------------------------
 
 
 def summary(sweep: Sweep, width: int) -> Text:
-    """Name and state, counts, times and the best value: a few lines, none wider than `width`."""
+    """Return a few lines, at most `width` cells wide: name and state, counts, times and the best value."""
     about, state = sweep.header, state_of(sweep)
     statuses = [t.status for t in sweep.trials.values()]
     done = sum(t.finished for t in sweep.trials.values())
@@ -130,23 +131,23 @@ def summary(sweep: Sweep, width: int) -> Text:
 
 
 def settings(config: dict[str, Any]) -> str:
-    """A configuration in one line."""
+    """Return a configuration in one line."""
     return " ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in flattened(config).items())
 
 
 def shortened(text: str, width: int) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` cells."""
+    """Return `text`, cut with an ellipsis where the text is wider than `width` cells."""
     text = text.replace("\n", " ")
     return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)) + "…"
 
 
 def end_of(text: str, width: int) -> str:
-    """The last `width` cells of a name: nodes differ at their end."""
+    """Return the last `width` characters of a name: the names of nodes differ at their end."""
     return text if len(text) <= width else "…" + text[1 - width :]
 
 
 def table_of(sweep: Sweep, width: int, rows: int) -> Table:
-    """At most `rows` trials, each in one line of `width` cells."""
+    """Return a table of at most `rows` trials, each in one line of `width` cells."""
     about, trials = sweep.header, in_order(sweep)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
     table.add_column("trial", no_wrap=True)
@@ -159,11 +160,11 @@ def table_of(sweep: Sweep, width: int, rows: int) -> Table:
     shown = trials if len(trials) <= rows else trials[: max(rows - 1, 0)]
     for trial in shown:
         result = trial.best(about.metric, about.mode)
-        what = trial.error if trial.error else settings(trial.config)
+        text = trial.error if trial.error else settings(trial.config)
         table.add_row(
             trial.trial_id,
             Text(trial.status, style=STYLES[trial.status]),
-            Text(what.replace("\n", " ")),  # Text: brackets in a user's words are not markup
+            Text(text.replace("\n", " ")),  # a plain string would read brackets in a user's words as markup
             f"{trial.epochs}/{about.max_epochs}",
             "" if result is None else number(result.metrics[about.metric]),
             Text(end_of(trial.node or "", NODE_WIDTH)),
@@ -175,7 +176,7 @@ def table_of(sweep: Sweep, width: int, rows: int) -> Table:
 
 
 def plot_of(sweep: Sweep, width: int) -> Text:
-    """Best value so far against the number of trials that ended; empty before the second one."""
+    """Return a plot of the best value so far against the number of trials that ended; no text before the second trial has ended."""
     values = progress_values(sweep)
     if len(values) < 2:
         return Text("")
@@ -194,7 +195,7 @@ def plot_of(sweep: Sweep, width: int) -> Text:
 
 
 def view(sweep: Sweep, width: int, height: int | None) -> Group:
-    """All of it. `height`: rows of the terminal, which it does not exceed; None for as many as it takes."""
+    """Return summary, table and plot, in at most `height` rows; None allows as many rows as there are."""
     head, plot = summary(sweep, width), plot_of(sweep, width)
     rows = len(sweep.trials)
     if height is not None:
@@ -202,28 +203,28 @@ def view(sweep: Sweep, width: int, height: int | None) -> Group:
         if height - used - PLOT_HEIGHT - 1 < 4:
             plot = Text("")
         rows = max(height - used - (len(plot.plain.splitlines()) if plot.plain else 0) - 1, 1)
-    parts: list[Any] = [head, Text(""), table_of(sweep, width, rows)]
+    parts: list[RenderableType] = [head, Text(""), table_of(sweep, width, rows)]
     return Group(*parts, Text(""), plot) if plot.plain else Group(*parts)
 
 
 def watch(state_dir: Path, names: list[str], once: bool) -> None:
-    """Follow the sweep until its driver ends; off a terminal, or with `once`, print it once.
+    """Show the sweep until its driver ends; without a terminal, or with `once`, print the view once.
 
-    Raises RaysweepError where there is no record and nobody to wait for one.
+    Raises RaysweepError where there is no record and the view is printed once.
     """
     console = Console(highlight=False)
     live_view = console.is_terminal and not once
     path = find_record(state_dir, names)
-    what = f"{' or '.join(names)} below {state_dir}" if names else f"any sweep below {state_dir}"
+    sought = f"{' or '.join(names)} below {state_dir}" if names else f"any sweep below {state_dir}"
     if not live_view:
         if path is None or not (sweep := read_sweep(path)).sessions:
             raise RaysweepError(
-                f"There is no record of {what} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
+                f"There is no record of {sought} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
             )
         console.print(view(sweep, console.width, None))
         return
     if path is None:
-        logger.info("Waiting for the record of %s … (Ctrl-C ends)", what)
+        logger.info("Waiting for the record of %s … (Ctrl-C ends)", sought)
     while path is None:
         time.sleep(INTERVAL_S)
         path = find_record(state_dir, names)
@@ -231,14 +232,14 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
 
 
 def follow(path: Path, console: Console) -> None:
-    """Show the record at `path` again and again, until its sweep is no longer running."""
+    """Show the record at `path` again and again, until its sweep no longer runs."""
     size, sweep = -1, Sweep()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             if path.stat().st_size != size:
                 size = path.stat().st_size
                 sweep = read_sweep(path)
-            if sweep.sessions:  # not so while the first line is being written
+            if sweep.sessions:  # there is no session while the first line is being written
                 live.update(view(sweep, console.width, console.height), refresh=True)
                 if state_of(sweep) != "running":
                     return
