@@ -30,10 +30,12 @@ class Named:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the map that the config holds."""
         return {"name": self.name, **self.options}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Named:
+        """Return what `to_json` made `value` from."""
         return cls(value["name"], {key: option for key, option in value.items() if key != "name"})
 
 
@@ -82,10 +84,12 @@ class AllocationConfig:
 
     @property
     def runtime_s(self) -> float:
+        """Return the time limit of the job in seconds."""
         return seconds(self.runtime) or 0.0
 
     @property
     def walltime_margin_s(self) -> float:
+        """Return the margin before the time limit in seconds."""
         return seconds(self.walltime_margin) or 0.0
 
 
@@ -98,6 +102,7 @@ class ConfirmConfig:
 
     @property
     def runtime_s(self) -> float:
+        """Return the time limit of the job in seconds."""
         return seconds(self.runtime) or 0.0
 
 
@@ -155,10 +160,12 @@ class SweepConfig:
 
     @property
     def time_budget_s(self) -> float | None:
+        """Return the time for all runs of the sweep in seconds, or None for no limit."""
         return seconds(self.time_budget)
 
     @property
     def trial_timeout_s(self) -> float | None:
+        """Return how many seconds a trial may report nothing, or None for no limit."""
         return seconds(self.trial_timeout)
 
 

@@ -96,6 +96,7 @@ def _free_texts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _texts_at(path: KeyPath, values: Any, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the texts that some keys of the map at `path` hold."""
     for key in keys:
         text = values.get(key) if isinstance(values, dict) else None
         if isinstance(text, str):

@@ -49,6 +49,7 @@ class Numeric:
 
     @property
     def range(self) -> str:
+        """Return in words which values can be drawn."""
         return f"a {'whole ' if self.integer else ''}number from {self.low:g} to {self.high - self.integer:g}"
 
     def quantile(self, u: float) -> float | int:
@@ -73,6 +74,7 @@ class Normal:
     range = "a number"
 
     def contains(self, value: Any) -> bool:
+        """Return whether `value` can be drawn."""
         return is_finite_number(value)
 
     def cumulative(self, value: float) -> float:
@@ -80,6 +82,7 @@ class Normal:
         return NormalDist(self.mean, self.standard_deviation).cdf(value)
 
     def quantile(self, u: float) -> float:
+        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
         return NormalDist(self.mean, self.standard_deviation).inv_cdf(min(max(u, 1e-12), 1 - 1e-12))
 
 
@@ -91,13 +94,16 @@ class Choice:
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
+        """Return whether `value` can be drawn."""
         return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # True == 1 in Python
 
     @property
     def range(self) -> str:
+        """Return in words which values can be drawn."""
         return "one of " + ", ".join(str(value) for value in self.values)
 
     def quantile(self, u: float) -> Any:
+        """Return the value at a fraction `u` in [0, 1) of the list."""
         return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
 
 

@@ -66,12 +66,14 @@ def check_package_of_wandb(sweep: Section) -> Iterator[Mistake]:
 
 
 def _check_tracker(sweep: Section, tracker: str) -> Iterator[Mistake]:
+    """Yield a mistake where the sweep uses a tracker whose package the environment lacks."""
     value = sweep.values[tracker]
     if value is not None and not any(lists(sweep.requirements, package) for package in (tracker, f"{tracker}-skinny")):
         yield _missing_package(sweep, value, tracker, "trackers", tracker)
 
 
 def _missing_package(sweep: Section, value: str, package: str, file: str, *keys: str) -> Mistake:
+    """Return the mistake of a value that needs a package, which the requirements file `file`.in has."""
     message = f"{value!r} is not allowed: env.requirements, {sweep.config['env']['requirements']}, does not list {package}"
     return sweep.mistake(f"{message}. Name workflow/envs/{file}.in there, or add it and lock again", *keys)
 
@@ -128,6 +130,7 @@ def check_constraint(sweep: Section) -> Iterator[Mistake]:
 
 
 def _check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
+    """Yield the metrics that a model does not report, and the bounds that are not written as bounds."""
     for metric, bound in sweep.values[key].items():
         if not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
             names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
@@ -282,6 +285,7 @@ def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
 
 
 def _check_fits_node(sweep: Section, key: str, least: float, key_of_node: str) -> Iterator[Mistake]:
+    """Yield a mistake where a trial needs at least `least` of a resource, and a node has less."""
     on_node = sweep.values["allocation"][key_of_node]
     if least > on_node:
         reason = f"a trial runs on one node, so at most allocation.{key_of_node}, {on_node}"
