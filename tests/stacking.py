@@ -69,7 +69,8 @@ def trainers(
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
     spec = TrainingSpec(loss, optimizer, order_seed=0)
     made = [
-        Trainer(model, {"batch_size": size, **settings[seed % 3]}, spec, seed=seed, device=CPU) for seed, size in enumerate(batch_sizes)
+        Trainer(model, {"batch_size": size, **settings[seed % 3]}, spec, seed=seed, device=CPU, image_shape=(3, 2, 2))
+        for seed, size in enumerate(batch_sizes)
     ]
     for trainer in made if double else []:
         trainer.model.double()

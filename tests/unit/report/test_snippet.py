@@ -76,6 +76,50 @@ def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
     assert f">{html.escape('import sys')}" in render(inputs, figures_of(inputs), tmp_path)
 
 
+LAZY = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.LazyConv2d(2, 8, stride=8), torch.nn.Flatten(), torch.nn.LazyBatchNorm1d(), torch.nn.LazyLinear(10))
+        self.to(getattr(torch, dtype))
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_snippet_for_a_model_with_lazy_layers_runs(tmp_path: Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    np = pytest.importorskip("numpy")
+    from raysweep.training.spec import TrainingSpec
+    from raysweep.training.trainer import Trainer, normalized
+
+    (tmp_path / "net.py").write_text(LAZY)
+    known: dict[str, Any] = {}
+    exec(LAZY, known)
+    inputs = made_up(tmp_path, model="net.py:Net", search_space={"lr": 0.1, "batch_size": 4, "dtype": dtype})
+    spec = TrainingSpec("cross_entropy", "sgd", order_seed=0)
+    trainer = Trainer(known["Net"], inputs.winner.config, spec, seed=1, device=torch.device("cpu"), image_shape=(3, 32, 32))
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    trainer.train_epoch(torch.from_numpy(images), torch.arange(12) % 10, 1)
+    inputs.model_dir.mkdir(parents=True)
+    trainer.save(inputs.model_dir, 1)
+    images_path = tmp_path / "resources/data/cifar10/validation/images.npy"
+    images_path.parent.mkdir(parents=True)
+    np.save(images_path, images)
+
+    text = snippet(inputs, tmp_path)
+    assert "# a first batch gives the lazy layers their sizes" in text
+    assert ("# the weights are not float32" in text) == (dtype != "float32")
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = trainer.model.eval()(normalized(torch.from_numpy(images[:8]), trainer.dtype)).argmax(dim=1)
+    assert done.stdout.split() == [inputs.data.classes[i] for i in expected]  # type: ignore[union-attr]
+
+
 def test_the_snippet_for_the_bundled_model_imports_it_from_the_workflow(tmp_path: Path) -> None:
     text = snippet(made_up(tmp_path), ROOT)
     assert 'sys.path.insert(0, "workflow/scripts")' in text

@@ -6,7 +6,7 @@ import torch
 
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
-from raysweep.training.arrays import load_tensors
+from raysweep.training.arrays import load_tensors, read_image_shape
 
 
 def test_the_arrays_of_a_split_are_loaded_once_per_process(tmp_path: Path) -> None:
@@ -15,3 +15,9 @@ def test_the_arrays_of_a_split_are_loaded_once_per_process(tmp_path: Path) -> No
     assert (images.dtype, labels.dtype, len(images)) == (torch.uint8, torch.int64, len(labels))
     again, _ = load_tensors(tmp_path / "data", "validation", torch.device("cpu"))
     assert again is images
+
+
+def test_the_shape_of_an_image_is_that_of_the_training_part(tmp_path: Path) -> None:
+    stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path, tmp_path / "data")
+    images, _ = load_tensors(tmp_path / "data", "train", torch.device("cpu"))
+    assert read_image_shape(tmp_path / "data") == images.shape[1:] == (3, 32, 32)

@@ -50,3 +50,16 @@ def test_torch_compile_puts_the_name_of_the_backend_before_the_error_of_the_comp
     assert str(error).splitlines()[0].endswith(private.BACKEND_PREFIX_ENDING)
     assert private.compiler_error(error) == "ValueError: no"
     assert private.compiler_error(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm1d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm, torch.nn.LazyBatchNorm2d])
+def test_layers_of_batch_normalisation_have_one_base(kind: type[torch.nn.Module]) -> None:
+    assert issubclass(kind, private.BatchNormBase)
+    assert not issubclass(torch.nn.InstanceNorm1d, private.BatchNormBase)
+
+
+def test_batch_normalisation_words_its_refusal_of_one_row_as_before() -> None:
+    with pytest.raises(ValueError, match=private.ONE_VALUE) as caught:
+        torch.nn.BatchNorm1d(3)(torch.ones(1, 3))
+    assert private.is_refused_by_batch_norm(caught.value)
+    assert not private.is_refused_by_batch_norm(ValueError("another"))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from raysweep.common.seeds import epoch_order
 from raysweep.models.lenet import LeNet
 from raysweep.training.spec import TrainingSpec
-from raysweep.training.trainer import MODEL_FILE, Trainer, normalized, select_device
+from raysweep.training.trainer import EVALUATION_BATCH_SIZE, MODEL_FILE, Trainer, normalized, select_device
 
 CPU = torch.device("cpu")
 
@@ -35,7 +37,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trainer(config: dict[str, object], optimizer: str = "sgd", seed: int = 1, model: type[nn.Module] = Small) -> Trainer:
-    return Trainer(model, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=seed, device=CPU)
+    return Trainer(model, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=seed, device=CPU, image_shape=(3, 2, 2))
 
 
 def weights(of: Trainer) -> torch.Tensor:
@@ -138,3 +140,189 @@ def test_a_checkpoint_holds_no_pickled_code(data: tuple[torch.Tensor, torch.Tens
     with pytest.raises(Exception, match="Weights only load failed"):
         trainer({"lr": 0.1, "batch_size": 4}).load(tmp_path)
     assert not (tmp_path / "written").exists()
+
+
+class Normalised(nn.Module):
+    def __init__(self, track: bool = True) -> None:
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(12, track_running_stats=track), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(x.flatten(1)))
+
+
+def rows(data: tuple[torch.Tensor, torch.Tensor], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return data[0][:number], data[1][:number]
+
+
+@pytest.mark.parametrize("number", [29, 15, 8])
+def test_a_last_batch_of_one_row_joins_the_batch_before_it_where_the_model_has_batch_normalisation(
+    data: tuple[torch.Tensor, torch.Tensor], number: int
+) -> None:
+    images, labels = rows(data, number)
+    ours = trainer({"lr": 0.05, "batch_size": 7}, model=Normalised)
+    loss = ours.train_epoch(images, labels, epoch=1)
+
+    torch.manual_seed(1)
+    model = Normalised()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    order = torch.from_numpy(epoch_order(0, 1, number))
+    total = 0.0
+    for batch in [*(order[:-8].split(7) if number > 8 else ()), order[-8:]]:
+        optimizer.zero_grad()
+        expected = F.cross_entropy(model(normalized(images[batch])), labels[batch])
+        expected.backward()
+        optimizer.step()
+        total += expected.item() * len(batch)
+    assert torch.equal(weights(ours), torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert loss == pytest.approx(total / number, rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch_size", "number"), [(1, 30), (7, 1)])
+def test_batch_normalisation_with_batches_of_one_row_alone_is_refused_in_one_line(
+    data: tuple[torch.Tensor, torch.Tensor], batch_size: int, number: int
+) -> None:
+    ours = trainer({"lr": 0.05, "batch_size": batch_size}, model=Normalised)
+    expected = (
+        f"BatchNorm cannot train on a batch of one row: batch_size is {batch_size}, and there are {number} training rows. "
+        "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        ours.train_epoch(*rows(data, number), epoch=1)
+
+
+def test_batch_normalisation_over_many_pixels_trains_on_one_row(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    class OfImages(Normalised):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.norm(x).flatten(1))
+
+    ours = trainer({"lr": 0.05, "batch_size": 1}, model=OfImages)
+    assert 0 < ours.train_epoch(*data, epoch=1) < 100
+
+
+def test_another_error_of_the_model_stays_as_it_is(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    class Failing(Normalised):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("of the user")
+
+    with pytest.raises(ValueError, match=r"^of the user$"):
+        trainer({"lr": 0.05, "batch_size": 1}, model=Failing).train_epoch(*data, epoch=1)
+
+
+def test_an_evaluation_gives_batch_normalisation_without_statistics_no_batch_of_one_row() -> None:
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (EVALUATION_BATCH_SIZE + 1, 3, 2, 2), dtype=np.uint8))
+    labels = torch.from_numpy(generator.integers(0, 10, len(images)))
+    ours = trainer({"lr": 0.05, "batch_size": 7, "track": False}, model=Normalised)
+    outputs = ours.model.eval()(normalized(images))
+    assert ours.evaluate(images, labels)["loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
+
+
+class Half(nn.Module):
+    """Is of the type that its argument names, from its constructor on."""
+
+    def __init__(self, dtype: str = "bfloat16") -> None:
+        super().__init__()
+        self.out = nn.Linear(12, 10)
+        self.to(getattr(torch, dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(x.flatten(1))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_losses_are_those_of_single_precision_at_least_whatever_the_type_of_the_model(dtype: str) -> None:
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (4000, 3, 2, 2), dtype=np.uint8))
+    labels = torch.from_numpy(generator.integers(0, 10, len(images)))
+    ours = trainer({"lr": 0.0, "batch_size": 4, "dtype": dtype}, model=Half)
+    outputs = ours.model(normalized(images, ours.dtype)).double()
+    expected = F.cross_entropy(outputs, labels).item()
+    precision = {"float64": 1e-12, "float32": 1e-6}.get(dtype, 1e-4)  # a half type's matrix products round in another way in other batches
+    assert ours.train_epoch(images, labels, 1) == pytest.approx(expected, rel=precision)
+    assert ours.evaluate(images, labels)["loss"] == pytest.approx(expected, rel=precision)
+
+
+def test_outputs_of_a_half_type_of_a_model_in_single_precision_have_losses_of_single_precision(
+    data: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    class Mixed(Half):
+        def __init__(self) -> None:
+            super().__init__("float32")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    ours = trainer({"lr": 0.0, "batch_size": 7}, model=Mixed)
+    outputs = ours.model(normalized(data[0]))
+    assert outputs.dtype == torch.bfloat16
+    expected = F.cross_entropy(outputs.double(), data[1]).item()
+    assert ours.train_epoch(*data, 1) == pytest.approx(expected, rel=1e-6)
+    assert ours.evaluate(*data)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pixels_of_a_half_type_are_rounded_once(dtype: torch.dtype) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(normalized(pixels, dtype), normalized(pixels).to(dtype))
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.LazyLinear(8), nn.LazyLinear(10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Sized(Lazy):
+    """The same layers with their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 8), nn.Linear(8, 10)
+        )
+
+
+def test_a_model_with_lazy_layers_trains_as_the_model_with_their_sizes(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    config = {"lr": 0.05, "batch_size": 7}
+    lazy, sized = trainer(config, model=Lazy), trainer(config, model=Sized)
+    assert torch.equal(weights(lazy), weights(sized))
+    losses = []
+    for ours in (lazy, sized):
+        torch.manual_seed(3)
+        losses.append(ours.train_epoch(*data, 1))
+    assert torch.equal(weights(lazy), weights(sized))
+    assert losses[0] == losses[1]
+    assert lazy.evaluate(*data) == sized.evaluate(*data)
+
+
+def test_a_model_with_lazy_layers_is_loaded_and_goes_on(data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    config = {"lr": 0.05, "batch_size": 7}
+    whole = trainer(config, "adam", model=Lazy)
+    whole.train_epoch(*data, 1)
+    whole.save(tmp_path, 1)
+    resumed = trainer(config, "adam", seed=99, model=Lazy)
+    assert resumed.load(tmp_path) == 1
+    assert resumed.evaluate(*data) == whole.evaluate(*data)
+    state = torch.get_rng_state()
+    whole.train_epoch(*data, 2)
+    torch.set_rng_state(state)
+    resumed.train_epoch(*data, 2)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(("model", "metadata"), [(Lazy, {"lazy_layers": "layers.0, layers.1, layers.5, layers.6"}), (Sized, None)])
+def test_a_checkpoint_names_the_lazy_layers(tmp_path: Path, model: type[nn.Module], metadata: dict[str, str] | None) -> None:
+    trainer({"lr": 0.1, "batch_size": 4}, model=model).save(tmp_path, 1)
+    with safe_open(tmp_path / MODEL_FILE, "pt") as file:
+        assert file.metadata() == metadata

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from raysweep.models.lenet import LeNet
+from raysweep.training.stacked.verification import reason_not_stackable
+from raysweep.training.trainer import normalized
 from raysweep.tune.slots.fusion import micro_batch_size
 from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
 
@@ -95,3 +98,50 @@ def test_the_other_members_make_no_difference_to_the_last_bit(share_rows: bool) 
     for weights, metrics in other_runs:
         assert all(torch.equal(first_weights[key], value) for key, value in weights.items())
         assert metrics["accuracy"] == first_metrics["accuracy"]
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LazyConv2d(4, 1), nn.Tanh(), nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_models_with_lazy_layers_train_together_as_each_does_alone() -> None:
+    images, labels = some_data(19)
+    assert reason_not_stackable(stacked_trainer(2), trainers(Lazy, double=False), images, labels) is None
+    together, alone = (trainers(Lazy) for _ in range(2))
+    stacked_trainer(2).train_epoch(together, [1] * 3, images, labels)
+    for ours, theirs in zip(together, alone, strict=True):
+        theirs.train_epoch(images, labels, 1)
+        assert_same(ours, theirs)
+
+
+def test_losses_in_single_precision_are_summed_in_double_precision() -> None:
+    images, labels = some_data(19_997)
+    group = trainers(Dense, batch_sizes=(64, 64), double=False)
+    for trainer in group:
+        trainer.optimizer.param_groups[0]["lr"] = 0.0
+    with torch.no_grad():
+        expected = [
+            F.cross_entropy(trainer.model(normalized(images)), labels, reduction="none").double().mean().item() for trainer in group
+        ]
+    stacked = stacked_trainer(64)
+    assert stacked.train_epoch(group, [1, 1], images, labels) == pytest.approx(expected, rel=1e-8)
+    assert [metrics["loss"] for metrics in stacked.evaluate(group, images, labels)] == pytest.approx(expected, rel=1e-8)
+    assert [trainer.evaluate(images, labels)["loss"] for trainer in group] == pytest.approx(expected, rel=1e-8)
+
+
+def test_outputs_of_a_half_type_have_losses_of_single_precision_together_as_alone() -> None:
+    class Rounded(Dense):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).bfloat16()
+
+    images, labels = some_data(130)
+    together, alone = (trainers(Rounded, batch_sizes=(2, 4), double=False) for _ in range(2))
+    losses = stacked_trainer(2).train_epoch(together, [1, 1], images, labels)
+    assert losses == pytest.approx([trainer.train_epoch(images, labels, 1) for trainer in alone], rel=1e-3)
+    metrics = stacked_trainer(2).evaluate(together, images, labels)
+    assert [row["loss"] for row in metrics] == pytest.approx([trainer.evaluate(images, labels)["loss"] for trainer in together], rel=1e-3)

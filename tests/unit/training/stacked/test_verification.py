@@ -55,7 +55,7 @@ def test_a_model_that_can_be_stacked_passes_and_its_trainers_do_not_change(model
     [
         (Dropout, "the model draws random numbers in training, such as for dropout"),
         (Normalised, "the model changes its buffers in training, as batch normalisation does"),
-        (Untracked, "the weights differ from those of plain training"),
+        (Untracked, "the model has batch normalisation, in which each row of a batch depends on the others"),
         (Branching, "the weights differ from those of plain training"),
         (Deciding, "torch.func.vmap cannot run the model: the model decides by the values of tensors"),
     ],
@@ -70,3 +70,8 @@ def test_weights_of_two_bytes_are_trained_one_by_one() -> None:
         trainer.model.bfloat16()
     reason = reason_not_stackable(stacked_trainer(2), group, *some_data(200))
     assert reason == "the weights are bfloat16, and a stack needs float32 alone or float64 alone"
+
+
+def test_batch_normalisation_without_statistics_is_refused_though_each_batch_is_whole() -> None:
+    reason = reason_not_stackable(stacked_trainer(10), trainers(Untracked, batch_sizes=(10, 10), double=False), *some_data(130))
+    assert reason == "the model has batch normalisation, in which each row of a batch depends on the others"

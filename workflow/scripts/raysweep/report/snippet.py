@@ -11,6 +11,7 @@ from pathlib import Path
 from pprint import PrettyPrinter
 from typing import Any
 
+from raysweep.common.weights_file import WeightsFacts, read_weights_facts
 from raysweep.config.space import TRAINING_KEYS
 from raysweep.report.inputs import Inputs
 from raysweep.usercode.target import Target, find_target
@@ -35,6 +36,7 @@ def snippet(inputs: Inputs, root: Path) -> str:
 
 def _model_snippet(inputs: Inputs, target: Target, root: Path) -> str:
     """Return the program for a sweep of the workflow's own training."""
+    facts = read_weights_facts(inputs.model_dir / "model.safetensors")
     return "\n".join(
         [
             "import sys",
@@ -47,9 +49,10 @@ def _model_snippet(inputs: Inputs, target: Target, root: Path) -> str:
             *_import_lines(target),
             "",
             f"model = {target.name}({_arguments(inputs.winner.config)})",
+            *_first_batch_lines(inputs, facts),
             f"load_model(model, {_quoted(path_from(root, inputs.model_dir) + '/model.safetensors')})",
             "model.eval()",
-            *_classification_lines(inputs, root),
+            *_classification_lines(inputs, root, facts),
         ]
     )
 
@@ -71,7 +74,16 @@ def _arguments(config: dict[str, Any]) -> str:
     return f"**{_source(arguments, width=sys.maxsize)}"
 
 
-def _classification_lines(inputs: Inputs, root: Path) -> list[str]:
+def _first_batch_lines(inputs: Inputs, facts: WeightsFacts) -> list[str]:
+    """Return the line that gives lazy layers their sizes; no line where the model has no such layers."""
+    if inputs.data is None or not facts.has_lazy_layers:
+        return []
+    shape = ", ".join(map(str, inputs.data.image_shape))
+    dtype = "" if facts.is_float32 else ", dtype=next(model.parameters()).dtype"
+    return [f"model(torch.zeros(2, {shape}{dtype}))  # a first batch gives the lazy layers their sizes; load_model replaces all values"]
+
+
+def _classification_lines(inputs: Inputs, root: Path, facts: WeightsFacts) -> list[str]:
     """Return the lines that classify the first images of the validation part; no lines where the trainable brings its own data."""
     if inputs.data is None or inputs.data_dir is None:
         return []
@@ -82,6 +94,7 @@ def _classification_lines(inputs: Inputs, root: Path) -> list[str]:
         f"classes = {_source(list(inputs.data.classes))}",
         f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {shape})',
         "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
+        *([] if facts.is_float32 else ["inputs = inputs.to(next(model.parameters()).dtype)  # the weights are not float32"]),
         "with torch.no_grad():",
         "    for label in model(inputs).argmax(dim=1):",
         "        print(classes[label])",

@@ -5,8 +5,11 @@ Each was seen in PyTorch 2.13.0. tests/unit/training/test_private.py names each,
 
 from __future__ import annotations
 
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNormBase = (
+    _BatchNorm  # the base of all layers of batch normalisation, those of other libraries included; each public class is one of its kinds
+)
 
 # torch.compile is public and refuses an unknown option, but the names of the options are Inductor's (torch/_inductor/config.py).
 COMPILER_OPTIONS = {
@@ -18,6 +21,8 @@ COMPILER_OPTIONS = {
 THREADS_OPTION = "compile_threads"
 
 DATA_DEPENDENT = "data-dependent control flow"  # vmap raises a plain RuntimeError with these words where Python code reads a tensor's value
+# batch_norm raises a plain ValueError with these words where a channel has one value only.
+ONE_VALUE = "Expected more than 1 value per channel when training"
 BACKEND_PREFIX_ENDING = " raised:"  # torch.compile puts the line "backend='inductor' raised:" before the compiler's own error
 
 
@@ -28,6 +33,10 @@ def compiler_options(threads: int) -> dict[str, str | int | bool]:
 
 def has_cpp_compiler() -> bool:
     """Return whether torch.compile finds a C++ compiler. No public function says so without compiling something."""
+    # All trials import this module, and the import of Inductor takes more than a second.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
@@ -38,6 +47,11 @@ def has_cpp_compiler() -> bool:
 def is_data_dependent(error: Exception) -> bool:
     """Return whether vmap failed because the model decides by the values of tensors."""
     return DATA_DEPENDENT in str(error)
+
+
+def is_refused_by_batch_norm(error: Exception) -> bool:
+    """Return whether batch normalisation failed because a channel has one value only in the batch."""
+    return ONE_VALUE in str(error)
 
 
 def compiler_error(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,34 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysweep.common.seeds import epoch_order
+from raysweep.common.weights_file import LAZY_LAYERS_KEY
 from raysweep.config.space import TRAINING_KEYS
+from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
+from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "training_state.pt"
 EVALUATION_BATCH_SIZE = 1000
+HALF_TYPES = (torch.float16, torch.bfloat16)
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return uint8 images [n, …] in 0 … 255 as floats in −1 … 1, as `Normalize(0.5, 0.5)` after `ToTensor` does."""
-    return images.to(dtype).div_(127.5).sub_(1)
+    """Return uint8 images [n, …] in 0 … 255 as floats in −1 … 1, as `Normalize(0.5, 0.5)` after `ToTensor` does. The arithmetic is that of float32 at least."""
+    return images.to(torch.promote_types(dtype, torch.float32)).div_(127.5).sub_(1).to(dtype)
+
+
+def loss_function(name: str) -> Callable[..., torch.Tensor]:
+    """Return the loss of torch.nn.functional with that name, computed in float32 where the model returns a half type."""
+    function = getattr(F, name)
+
+    def loss(outputs: torch.Tensor, labels: torch.Tensor, **options: str) -> torch.Tensor:
+        # A half type has 8 or 11 significant bits: too few for a loss that early stopping compares.
+        result: torch.Tensor = function(outputs.float() if outputs.dtype in HALF_TYPES else outputs, labels, **options)
+        return result
+
+    return loss
 
 
 def select_device(needs_gpu: bool) -> torch.device:
@@ -42,17 +58,30 @@ class Trainer:
     """
 
     def __init__(
-        self, model_class: type[nn.Module], config: Mapping[str, Any], spec: TrainingSpec, *, seed: int, device: torch.device
+        self,
+        model_class: type[nn.Module],
+        config: Mapping[str, Any],
+        spec: TrainingSpec,
+        *,
+        seed: int,
+        device: torch.device,
+        image_shape: tuple[int, ...] = (),
     ) -> None:
         """Build model and optimiser. The constructor of the model gets all keys of `config` but those of the training.
 
-        `seed` sets torch's global random number generator, which draws the first weights.
+        `seed` sets torch's global random number generator, which draws the first weights. `image_shape`, (channels, height, width), gives lazy layers
+        their sizes; other models do not need it.
         """
         torch.manual_seed(seed)
         self.model = model_class(**{k: v for k, v in config.items() if k not in TRAINING_KEYS}).to(device)
+        self.lazy_layers = lazy_layers(self.model)
+        if self.lazy_layers:
+            # Before the optimiser is made, and before `load` looks for weights of the right sizes.
+            materialize(self.model, normalized(torch.zeros(2, *image_shape, dtype=torch.uint8, device=device), self.dtype))
+        self.joins_last_row = has_batch_norm(self.model)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
-        self.loss = getattr(F, spec.loss)
+        self.loss = loss_function(spec.loss)
         self.order_seed = spec.order_seed
         self.device = device
 
@@ -75,16 +104,28 @@ class Trainer:
         return next(self.model.parameters()).dtype
 
     def train_epoch(self, images: torch.Tensor, labels: torch.Tensor, epoch: int) -> float:
-        """Train on all rows once, in the order of that epoch (counted from 1). Return the mean loss."""
+        """Train on all rows once, in the order of that epoch (counted from 1). Return the mean loss.
+
+        Raises ValueError where batch normalisation gets one row only, which no other batch can take.
+        """
         self.model.train()
         order = torch.from_numpy(epoch_order(self.order_seed, epoch, len(labels))).to(self.device)
-        total = torch.zeros((), device=self.device, dtype=self.dtype)
-        for rows in order.split(self.batch_size):
-            loss = self.loss(self.model(normalized(images[rows], self.dtype)), labels[rows])
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for rows in split_rows(order, self.batch_size, self.joins_last_row):
+            try:
+                outputs = self.model(normalized(images[rows], self.dtype))
+            except ValueError as error:
+                if len(rows) > 1 or not is_refused_by_batch_norm(error):
+                    raise
+                raise ValueError(
+                    f"BatchNorm cannot train on a batch of one row: batch_size is {self.batch_size}, and there are {len(labels)} training rows. "
+                    "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
+                ) from error
+            loss = self.loss(outputs, labels[rows])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            total += loss.detach() * len(rows)
+            total += loss.detach().double() * len(rows)
         return float(total.item()) / len(labels)
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -93,15 +134,17 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.inference_mode():
-            for x, y in zip(images.split(EVALUATION_BATCH_SIZE), labels.split(EVALUATION_BATCH_SIZE), strict=True):
+            parts = (split_rows(tensor, EVALUATION_BATCH_SIZE, self.joins_last_row) for tensor in (images, labels))
+            for x, y in zip(*parts, strict=True):
                 outputs = self.model(normalized(x, self.dtype))
                 correct += (outputs.argmax(1) == y).sum()
-                total += self.loss(outputs, y, reduction="sum")
+                total += self.loss(outputs, y, reduction="none").double().sum()
         return {"accuracy": correct.item() / len(labels), "loss": total.item() / len(labels)}
 
     def save(self, folder: Path, epoch: int) -> None:
         """Write everything that training needs to continue after `epoch` as if it had never been interrupted."""
-        save_model(self.model, str(folder / MODEL_FILE))
+        metadata = {LAZY_LAYERS_KEY: ", ".join(self.lazy_layers)} if self.lazy_layers else None
+        save_model(self.model, str(folder / MODEL_FILE), metadata=metadata)
         state = {"epoch": epoch, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)

@@ -40,7 +40,7 @@ class Stack:
             steps,
             _settings(members, self.form),
             sums=torch.zeros_like(params),
-            losses=torch.zeros_like(steps),
+            losses=torch.zeros_like(steps, dtype=torch.float64),
         )
 
     def unstack(self) -> None:

@@ -24,7 +24,7 @@ class StackState:
     steps: torch.Tensor  # [members]: updates so far, as Adam counts them
     settings: Tensors  # of the optimiser, [members] each
     sums: torch.Tensor  # [members, weights]: gradients since the last update
-    losses: torch.Tensor  # [members]: sums over the rows of the epoch so far
+    losses: torch.Tensor  # float64 [members]: sums over the rows of the epoch so far
     has_sums: bool = False  # whether `sums` counts; only eager steps ask
 
     def tensors(self) -> list[torch.Tensor]:

@@ -42,7 +42,7 @@ class StackStep:
         with self.convolutions():
             outputs = functional_call(self.model, (split_row(row, self.shapes), buffers), (x,))
         losses = self.loss(outputs, y, reduction="none")
-        return (losses * weights).sum(), (losses * (weights > 0)).sum()
+        return (losses * weights).sum(), (losses.double() * (weights > 0)).sum()
 
     def run_masked(self, state: StackState, batch: MicroBatch) -> None:
         """Take the step without a look at the values of the gates, so that the step can be compiled or captured."""

@@ -154,5 +154,5 @@ class StackedTrainer:
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
             out = outputs(state.params, state.buffers, normalized(x, stack.dtype))
             correct += (out.argmax(2) == y).sum(1)
-            total += torch.stack([loss(each, y, reduction="sum") for each in out])
+            total += torch.stack([loss(each, y, reduction="none").double().sum() for each in out])
         return correct, total

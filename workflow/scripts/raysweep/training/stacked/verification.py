@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from raysweep.training.layers import has_batch_norm
 from raysweep.training.private import compiler_error, is_data_dependent
 from raysweep.training.stacked.state import Tensors
 from raysweep.training.stacked.trainer import StackedTrainer
@@ -64,6 +65,8 @@ def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, la
         return "the model draws random numbers in training, such as for dropout"
     if any(not torch.equal(buffer, buffers_before[name]) for name, buffer in trainers[0].model.named_buffers()):
         return "the model changes its buffers in training, as batch normalisation does"
+    if has_batch_norm(trainers[0].model):  # without running statistics it has no buffers
+        return "the model has batch normalisation, in which each row of a batch depends on the others"
     return None
 
 

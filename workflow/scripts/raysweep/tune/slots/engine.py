@@ -113,6 +113,7 @@ class Engine:
         self.memory_bytes = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else job.memory_mb * 1e6
         self.model_class, _ = job.code.load()
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
+        self.image_shape = tuple(self.train_data[0].shape[1:])
         self.node_ip = get_node_ip_address()
         self.stacked = StackedTrainer(StackSettings(job.micro_batch_size, job.share_rows))
         self.slots = 1
@@ -128,7 +129,7 @@ class Engine:
         """Return a new trainer for a trial's configuration."""
         config = {key: value for key, value in config.items() if key != RESERVED_KEY}
         with self.building:  # all threads share one random number generator
-            return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device)
+            return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device, image_shape=self.image_shape)
 
     # ------------------------------------------------------------------------------------------------------ called by the driver
 
