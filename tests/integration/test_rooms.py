@@ -48,7 +48,7 @@ def test_an_import_against_each_contract_is_an_error(sources: Path) -> None:
         ("training/late.py", "def load() -> None:\n    import jsonschema", "raysweep.training is not allowed to import jsonschema"),
         ("tune/late.py", "import rich", "raysweep.tune is not allowed to import rich"),
         ("stages/late.py", "import torch", "raysweep.stages is not allowed to import torch"),
-        ("stages/later.py", "import snakemake", "raysweep is not allowed to import snakemake"),
+        ("stages/later.py", "import snakemake", "raysweep.stages is not allowed to import snakemake"),
         ("slurm/status.py", "import yaml", "raysweep.slurm.status is not allowed to import yaml"),
     ]
     for module, line, _ in forbidden_imports:

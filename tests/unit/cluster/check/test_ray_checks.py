@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from raysweep.cluster.check.ray_checks import check_environment, check_torch
-from raysweep.cluster.check.ray_task import TaskReport, TorchReport, node_task, read_reports
+from raysweep.cluster.check.task_report import TaskReport, TorchReport, read_reports
 from raysweep.cluster.launcher import BringUp
 from raysweep.common.typed_json import to_json
 from raysweep.environment.archive import ARCHIVE
 from raysweep.environment.manifest import Environment
+from raysweep.tune.node_tasks import node_task
 from unit.cluster.check.reports import NODES
 
 ENVIRONMENT = Environment("key", Path("/usr/bin/python3"), "3.11.7", None, "none", (), None, {}, "sha256")

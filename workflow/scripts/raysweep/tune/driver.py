@@ -49,7 +49,7 @@ def drive(given: DriverInput) -> None:
         time.sleep(0.1)  # the launcher ends this process when the nodes do not come
     try:
         if isinstance(job, CheckJob):
-            from raysweep.cluster.check.ray_task import run_node_tasks
+            from raysweep.tune.node_tasks import run_node_tasks
 
             run_node_tasks(job, ray_cluster.nodes)
         else:

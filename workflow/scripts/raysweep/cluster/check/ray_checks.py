@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysweep.cluster import launcher
-from raysweep.cluster.check.ray_task import TorchReport, read_reports
 from raysweep.cluster.check.table import CheckResult, failed, format_size, ok, worst_of_nodes
+from raysweep.cluster.check.task_report import TorchReport, read_reports
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.launcher import BringUp, LaunchRequest
 from raysweep.common.errors import RaysweepError

@@ -1,4 +1,4 @@
-"""The driver's part of check_cluster: one task on each node of the Ray cluster. Runs in the node environment."""
+"""The driver's part of check_cluster: one task on each node of the Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,48 +6,23 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysweep.cluster.check.task_report import TaskReport, TorchReport
 from raysweep.cluster.job import CheckJob
 from raysweep.common.files import written_aside
 from raysweep.common.machine import NodeSize
-from raysweep.common.typed_json import from_json, to_json
+from raysweep.common.typed_json import to_json
 
 logger = logging.getLogger("raysweep")
 
 TASK_DEADLINE_S = 120
 
 
-@dataclass(frozen=True)
-class TorchReport:
-    """The version of torch on a node, and the number of GPUs that torch can compute on."""
-
-    version: str
-    num_gpus: int
-
-
-@dataclass(frozen=True)
-class TaskReport:
-    """The result of the task on a node: the report on torch where the job asked for it, or the error of a task that failed."""
-
-    torch: TorchReport | None = None
-    error: str | None = None
-
-
-def read_reports(path: Path) -> dict[str, TaskReport]:
-    """Return the reports that a driver wrote, by the name of the node."""
-    return {node: from_json(TaskReport, report) for node, report in json.loads(path.read_text()).items()}
-
-
 def run_node_tasks(job: CheckJob, nodes: Iterable[NodeSize]) -> None:
-    """Run a task on each node of the Ray cluster, with all GPUs of the node, and write the reports to the file `result` of the job.
-
-    Runs in the driver.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    """Run a task on each node of the Ray cluster, with all GPUs of the node, and write the reports to the file `result` of the job."""
     ids = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
     tasks = {
         node.name: ray.remote(node_task)
