@@ -68,9 +68,9 @@ class SessionHeader:
         return known_fields_from_json(cls, value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Session:
-    """A run of the driver."""
+    """A run of the driver. The fold of its events sets `last_at` and `outcome`: a new object for each event would take four times as long."""
 
     header: SessionHeader = field(default_factory=SessionHeader)
     at: str  # start, ISO 8601 in UTC

@@ -268,7 +268,7 @@ class Sweep:
         if kind not in HANDLERS:
             raise RaysweepError(f"the record holds an event {kind!r} that this version does not know: use the version that wrote it")
         if kind != "session":
-            self.sessions[-1] = replace(self.sessions[-1], last_at=event["at"])
+            self.sessions[-1].last_at = event["at"]
         HANDLERS[kind](self, event)
 
 
@@ -281,7 +281,7 @@ def _begin_session(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 
 def _end_session(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    sweep.sessions[-1] = replace(sweep.sessions[-1], outcome=event["outcome"])
+    sweep.sessions[-1].outcome = event["outcome"]
 
 
 def _add_trial(sweep: Sweep, event: Mapping[str, Any]) -> None:
