@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from faults import part_of
+from raysweep.common.typed_json import to_json
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.events import ScheduleStep
@@ -147,7 +148,7 @@ def test_a_population_of_a_function_whose_driver_is_killed_after_a_take_over(pro
         assert [result.metrics["score"] for result in own] == pytest.approx([trial.config["x"] * result.epoch for result in own])
     best = project.result("s", "best.yaml")
     winner = trials[best["trial_id"]]
-    assert best.get("schedule", []) == winner.schedule
+    assert best.get("schedule", []) == to_json(winner.schedule)
     assert (project.folder / "results/s/model/epoch").read_text() == str(best["epochs"])
     # The confirmation of one that changed twice: whoever won, its schedule is now that of the test.
     best["schedule"] = [{"from_epoch": epoch, "config": {"x": x, "pause_s": 0.1}} for epoch, x in ((0, 0.2), (2, 0.4), (5, 0.7))]
@@ -157,7 +158,7 @@ def test_a_population_of_a_function_whose_driver_is_killed_after_a_take_over(pro
     assert run.returncode == 0, run.stdout + run.stderr
     [path] = (project.folder / "state/s").glob("confirm-*/record.jsonl")
     for trial in read_sweep(path).trials.values():
-        assert (trial.status, trial.schedule) == ("TERMINATED", best["schedule"])
+        assert (trial.status, to_json(trial.schedule)) == ("TERMINATED", best["schedule"])
         assert [result.metrics["score"] for result in trial.results] == pytest.approx([0.2, 0.4, 1.2, 1.6, 2.0, 4.2])
     assert project.result("s", "confirmed.yaml")["mean"] == pytest.approx(4.2)
 
