@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import pickle
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raysweep.cluster.job import Walltime
+from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
 from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
+from raysweep.slurm.allocation import SlurmJob
 from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.population import HandOvers
 from raysweep.tune.samplers import ListSampler
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
-from raysweep.tune.session import Session, finish_whole
+from raysweep.tune.session import Session, end_session, finish_whole, open_session
 from raysweep.tune.slots.fusion import Fusion
 from raysweep.tune.slots.manager import SlotManager
 from raysweep.tune.slots.messages import EngineSetup
-from tune_parts import new_record
+from tune_parts import begin, new_record, report
 from typed import search_job, sweep_config
 
 
@@ -78,3 +83,81 @@ def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> N
     assert session(tmp_path, max_concurrent=3).capacity(0.25) == 3
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False))
     assert session(tmp_path, Fusion(slots, 6, 1.0)).capacity(1.0) == 6
+
+
+SLURM = SlurmJob("7", None, 0)
+
+
+def opened(folder: Path, *, epochs: tuple[int, ...] = (), is_near: bool = False, resubmit: int = 0, **given: Any) -> Session:
+    """Return a session on a record whose trials have come to these epochs, of 2."""
+    sweep = sweep_config(trainable="user.py:train", max_epochs=2, allocation={"resubmit": resubmit})
+    now = time.time()
+    walltime = Walltime(now - 1000, now + 10, 60) if is_near else Walltime(None, None, 0)
+    job = search_job(folder, sweep, total=2, slurm_job=SLURM, walltime=walltime, **given)
+    if not (folder / "record.jsonl").exists():
+        with new_record(folder) as record:
+            for number, last in enumerate(epochs):
+                begin(record, f"{number:05d}")
+                for epoch in range(1, last + 1):
+                    report(record, f"{number:05d}", epoch, 0.5)
+                    path = folder / f"tune-old/{number:05d}/{epoch}"
+                    path.mkdir(parents=True)
+                    record.write("checkpoint", trial=f"{number:05d}", epoch=epoch, path=str(path.relative_to(folder)))
+    return open_session(job, (NodeSize("n", 8, 2),), Record(folder / "record.jsonl"))
+
+
+def outcomes(session: Session) -> list[str | None]:
+    return [each.outcome for each in session.record.sweep.sessions]
+
+
+def test_a_session_finishes_and_keeps_what_the_last_one_left(tmp_path: Path) -> None:
+    session = opened(tmp_path, epochs=(2, 1))
+    assert [trial.status for trial in session.record.sweep.trials.values()] == ["TERMINATED", "PENDING"]
+    assert session.record.sweep.trials["00001"].checkpoints == {1: "checkpoints/00001-epoch1"}
+    assert (tmp_path / "checkpoints/00000-epoch2").is_dir()
+    assert list(tmp_path.glob("tune-*")) == [session.scratch]
+    assert session.fusion is None
+
+
+def test_the_first_resources_follow_from_what_was_measured(tmp_path: Path) -> None:
+    session = opened(tmp_path, trial_resources=TrialResources(1, 1), packs_gpus=True)
+    assert (session.resources, session.measures_gpu) == (TrialResources(1, 1.0), True)
+    session.record.write("gpu_share", gpu=0.25, used_mb=1, total_mb=9)
+    session = opened(tmp_path, trial_resources=TrialResources(1, 1), packs_gpus=True)
+    assert (session.resources, session.measures_gpu) == (TrialResources(1, 0.25), False)
+    session = opened(tmp_path, trial_resources=TrialResources(1, 0.1))
+    assert session.resources == TrialResources(1, 0.1), "the config may set a lower share than was measured"
+    session.record.write("gpu_share", gpu=0.5)
+    session = opened(tmp_path, trial_resources=TrialResources(1, 0.1))
+    assert session.resources == TrialResources(1, 0.5), "no lower share than one that was too small"
+    assert opened(tmp_path, trial_resources=TrialResources(1, 0)).resources == TrialResources(1, 0)
+
+
+def test_a_session_that_leaves_nothing_is_complete(tmp_path: Path) -> None:
+    session = opened(tmp_path, epochs=(2, 2))
+    end_session(session)
+    assert outcomes(session)[-1] == "complete"
+    assert not session.scratch.exists()
+
+
+def test_a_session_that_leaves_trials_is_resumable(tmp_path: Path) -> None:
+    session = opened(tmp_path, epochs=(2, 1))
+    with pytest.raises(RaysweepError, match=r"s: incomplete, resumable: 1 of 2 trials done. Run the same command again"):
+        end_session(session)
+    assert outcomes(session)[-1] == "incomplete"
+
+
+def test_a_job_whose_time_is_nearly_up_is_started_again_as_often_as_the_config_says(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            end_session(opened(tmp_path, epochs=(2, 1), is_near=True, resubmit=2))
+        assert ended.value.code == START_AGAIN
+    session = opened(tmp_path, is_near=True, resubmit=2)
+    with pytest.raises(WorldError, match=r"the time of job 7 is nearly up \(it was started again 2 times, as often as allocation.resubmit"):
+        end_session(session)
+    assert outcomes(session)[1:] == ["started again", "started again", "out of time"]
+
+
+def test_without_resubmit_a_line_names_it(tmp_path: Path) -> None:
+    with pytest.raises(WorldError, match=r"with allocation.resubmit it would go on by itself"):
+        end_session(opened(tmp_path, epochs=(2, 1), is_near=True))
