@@ -1,4 +1,4 @@
-"""The record of a sweep: the file of events, the trials that follow from the events, the identity of the sweep, and the outputs that are rendered.
+"""This subpackage (room) reads and writes the record of a sweep, computes the trials and the identity of the sweep, and writes the sweep's outputs.
 
-cluster, tune, report and stages import this room; it imports config and common.
+The rooms cluster, tune, report and stages import this room. This room imports the rooms config and common.
 """

@@ -1,6 +1,6 @@
-"""What the events of a record hold: typed values, each with the keys that its event has in the file.
+"""Defines the types of the values that the events of a record contain. The fields of a type have the names of the keys in the file.
 
-A record of version 0.1 stays readable: a key that was added later has a default, and a key that this version does not know is left out.
+A record of version 0.1 stays readable, because a key that was added later has a default, and a key that this version does not know is ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import fields_to_json, known_fields_from_json
 from raysweep.config.model import Mode, Named, TrialResourcesConfig
 
-# After one of these events the file is on the disk, not only in the system's memory: to lose the event would lose or repeat a trial.
+# The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
 DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
 
 Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
@@ -22,13 +22,13 @@ Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the trials of a session come from, and what the trials of a sweep come from."""
+    """Describes the workflow, the environment and the data with which the trials of a session or of a whole sweep were trained."""
 
     workflow_version: str = ""
-    identity: str = ""  # of the sweep
+    identity: str = ""  # identity of the sweep
     environment_sha256: str = ""
-    data_sha256: str | None = None  # None without a data set
-    earlier_environments: tuple[str, ...] = ()  # environments of earlier sessions of the sweep, where they differ
+    data_sha256: str | None = None  # checksum of the staged data; None where the sweep has no data set
+    earlier_environments: tuple[str, ...] = ()  # checksums of earlier sessions' environments that differ from the latest environment
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in fields_to_json(self).items() if key != "earlier_environments" or value}
@@ -40,27 +40,27 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionHeader:
-    """The sweep of a session, as the event `session` describes it for the report and for `make watch`."""
+    """Describes the sweep of a session. The event `session` contains this description for the report and for `make watch`."""
 
     name: str = ""
     identity: str = ""
     num_trials: int = 0
     max_epochs: int = 0
-    repeats: int = 1  # trials of each configuration
+    repeats: int = 1  # number of trials of each configuration
     metric: str = ""
     mode: Mode = "max"
     seed: int = 0
-    search_space: dict[str, Any] = field(default_factory=dict)  # as the config has it
+    search_space: dict[str, Any] = field(default_factory=dict)  # the key `search_space` of the sweep's config
     search_algorithm: Named = field(default_factory=lambda: Named("random"))
     scheduler: Named = field(default_factory=lambda: Named("none"))
-    dataset: str | None = None  # None: the trainable brings its own data
+    dataset: str | None = None  # None: the trainable loads its data without the workflow
     model: str | None = None
     trainable: str | None = None
     optimizer: str | None = None
     loss: str | None = None
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
-    version: str = ""  # of the workflow
+    version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)
 
     @classmethod
@@ -70,20 +70,23 @@ class SessionHeader:
 
 @dataclass(kw_only=True)
 class Session:
-    """A run of the driver. The fold of its events sets `last_at` and `outcome`: a new object for each event would take four times as long."""
+    """Describes one run of the driver.
+
+    Each event of the run changes `last_at` or `outcome` of this object, because a new object for each event would take four times as long.
+    """
 
     header: SessionHeader = field(default_factory=SessionHeader)
-    at: str  # start, ISO 8601 in UTC
-    last_at: str  # time of the session's last event
+    at: str  # time at which the session started, as ISO 8601 in UTC
+    last_at: str  # time of the session's last event, as ISO 8601 in UTC
     host: str = ""
     pid: int = 0
     nodes: tuple[NodeSize, ...] = ()
     slurm_job: str | None = None
-    outcome: str | None = None  # None: the session still runs, or was cut off
+    outcome: str | None = None  # None: the session still runs, or was interrupted
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> Session:
-        """Return the session that an event `session` begins."""
+        """Return the session that begins with an event `session`."""
         nodes = tuple(known_fields_from_json(NodeSize, node) for node in event.get("nodes", ()))
         header = SessionHeader.from_json(event["sweep"])
         started = {key: event[key] for key in ("host", "pid", "slurm_job") if key in event}
@@ -92,7 +95,7 @@ class Session:
 
 @dataclass(frozen=True)
 class NodeEvent:
-    """A node that was lost, or that joined, while a session ran."""
+    """Records that a node was lost or joined the Ray cluster while a session ran."""
 
     node: str
     state: Literal["lost", "joined"]
@@ -101,25 +104,25 @@ class NodeEvent:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A start of a trial."""
+    """Records one start of a trial."""
 
-    node: str | None  # None: it is not known
+    node: str | None  # None: the node is not known
     at: str
     from_epoch: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed attempt of a trial."""
+    """Records that an attempt of a trial failed."""
 
     error: str
-    counted: bool  # False where the trial was not to blame
+    counted: bool  # False where the trial did not cause the failure, for example when the node was lost
     at: str
 
 
 @dataclass(frozen=True)
 class ScheduleStep:
-    """The configuration with which a trial of a population trained, and the epoch after which it began to."""
+    """Contains the configuration with which a trial of a population trained after the epoch `from_epoch`."""
 
     from_epoch: int
     config: dict[str, Any]
@@ -127,7 +130,7 @@ class ScheduleStep:
 
 @dataclass(frozen=True)
 class NotFused:
-    """Trials are trained one by one, for a reason."""
+    """States why trials are not trained together."""
 
     reason: str
 
@@ -138,12 +141,12 @@ class NotFused:
 
 @dataclass(frozen=True)
 class FusionPlan:
-    """Trials are trained together: in how many engines, how many at a time, and how."""
+    """Describes how trials are trained together in engines, which are processes that train several trials at the same time."""
 
-    processes: int  # engines
-    slots: int  # of each engine
-    speed_up: float  # how many times as fast as one by one
-    way: str  # how steps run, in words
+    processes: int  # number of engines
+    slots: int  # number of trials that one engine trains at the same time
+    speed_up: float  # speed of an engine, as a multiple of the speed of training the same trials one after the other
+    way: str  # sentence for the user that says how an engine runs the steps of several trials
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields of the record's event `fused`."""
@@ -151,7 +154,7 @@ class FusionPlan:
 
 
 def fusion_from_event(event: Mapping[str, Any]) -> FusionPlan | NotFused:
-    """Return what an event `fused` says: how trials are trained together, or why they are not."""
+    """Return the content of an event `fused`, which says how trials are trained together, or why trials are not trained together."""
     if event["why_not"] is not None:
         return NotFused(event["why_not"])
     return FusionPlan(event["processes"], event["seats"], event["speed_up"], event["way"])

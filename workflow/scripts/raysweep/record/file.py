@@ -1,12 +1,13 @@
-"""The record of a sweep: an append-only file of events that alone decides what is finished.
+"""Reads and writes the record of a sweep, which is an append-only file of events. This file alone decides which trials are finished.
 
-One JSON object a line. Its last key is a CRC-32 of all text before the key, so that the file stays readable with `jq`, and a line that was
-altered, removed or moved is noticed:
+Each line is one JSON object, so that `jq` can read the file. The last key of a line is a CRC-32 of the text before the key, continued from the CRC-32
+of the preceding line. The CRC-32 shows whether a line was altered, removed or moved. An example of a line:
 
     {"event": "result", "trial": "00003", "epoch": 1, "metrics": {"accuracy": 0.41}, "time_s": 12.3, "node": "n1", "at": "…", "crc": "8a1b2c3d"}
 
-Only the driver writes the file. A kill can tear the last line, and a power loss can leave zeros behind the last line that was flushed to the disk.
-Opening the record cuts both off. Any other bad line means that somebody changed the file, and is refused: no finished trial is ever dropped silently.
+Only the driver writes the file. A kill of the driver can leave an incomplete last line, and a power loss can leave zero bytes after the last line that
+was flushed to the disk. The driver removes an incomplete line and zero bytes when the driver opens the record. Any other bad line means that somebody
+changed the file. The reader then raises an error, because otherwise a finished trial could disappear without a message.
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURAB
 
 
 def now() -> str:
-    """Return the time as ISO 8601 in UTC, to the millisecond."""
+    """Return the present time as ISO 8601 in UTC, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def encode(event: dict[str, Any], before: int = 0) -> tuple[str, int]:
-    """Return the line of an event and the CRC of the line. The CRC goes on from `before`, the CRC of the preceding line."""
+    """Return the line of an event and the CRC of the line. The CRC continues the CRC of the preceding line, which is `before`."""
     body = json.dumps(event, ensure_ascii=False, allow_nan=True)[:-1]
     crc = zlib.crc32(body.encode(), before)
     return f'{body}, "crc": "{crc:08x}"}}\n', crc
 
 
 def decode(line: str, before: int = 0) -> tuple[dict[str, Any], int] | None:
-    """Return the event of a line and the CRC of the line; None where the line is torn or altered, or does not follow the line whose CRC is `before`."""
+    """Return the event of a line and the CRC of the line.
+
+    Returns None where the line is incomplete or altered, or where the line does not follow the line whose CRC is `before`.
+    """
     body, _, tail = line.rpartition(', "crc": "')
     crc = zlib.crc32(body.encode(), before)
     if not body or tail != f'{crc:08x}"}}\n':
@@ -51,9 +55,10 @@ def decode(line: str, before: int = 0) -> tuple[dict[str, Any], int] | None:
 
 
 def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield each event, the CRC of its line, and the offset of the next line in bytes. A torn line, or a line that is just being written, is left out.
+    """Yield each event, the CRC of the event's line, and the offset of the next line in bytes.
 
-    Raises RaysweepError for a line that was altered, and for a line whose predecessor is missing.
+    An incomplete last line is not yielded, whether the driver was killed or is writing the line now.
+    Raises RaysweepError for a line that was altered, and for a line whose preceding line is missing.
     """
     if not path.exists():
         return
@@ -64,7 +69,8 @@ def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
                 return
             decoded = decode(line.decode("utf-8", errors="replace"), crc)
             if decoded is None:
-                # A power loss leaves zeros where data had not reached the disk. No durable event can follow the zeros.
+                # A power loss leaves zero bytes in the place of data that was not on the disk yet. The driver flushes durable events to the disk.
+                # Zero bytes before a durable event therefore have another cause than a power loss.
                 if b"\0" in line and not any(later.startswith(DURABLE_LINES) for later in stream):
                     return
                 raise RaysweepError(
@@ -77,7 +83,10 @@ def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Return the sweep of the record at `path`; an empty sweep where there is no record. Reading changes nothing, so it may run beside the driver."""
+    """Return the sweep of the record at `path`, or an empty sweep where the file does not exist.
+
+    Reading does not change the record, so other processes may read the record while the driver writes.
+    """
     sweep = Sweep()
     for event, _, _ in read_events(path):
         sweep.apply(event)
@@ -85,7 +94,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 class Record:
-    """The driver's handle on the record: opening folds and repairs the file, `write` appends an event."""
+    """Opens the record for the driver, applies the recorded events to `sweep`, repairs the end of the file, and appends events with `write`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,27 +105,28 @@ class Record:
             self.sweep.apply(event)
             end, self._crc = offset, crc
         if path.exists():
-            # Without a torn last line, and as another file: a driver on a node that was cut off still writes to the old file, not between our lines.
+            # The copy leaves out an incomplete last line. The copy is a new file, because the driver of an earlier session may still run on a node
+            # without a connection. That driver then goes on writing to the old file, and not between the lines of this driver.
             with path.open("rb") as stream, written_aside(path, "wb") as aside:
                 aside.write(stream.read(end))
         self._file = path.open("ab")
 
     def write(self, event: str, **values: Any) -> None:
-        """Append an event, and fold the event into `sweep`. Raises OSError when the disk is full."""
+        """Append an event to the file, and apply the event to `sweep`. Raises OSError when the disk is full."""
         entry = {"event": event, **values, "at": now()}
         line, self._crc = encode(entry, self._crc)
         self._file.write(line.encode())
         self._file.flush()
         if event in DURABLE:
             os.fsync(self._file.fileno())
-        # Through JSON, so that the sweep is the same whether the event was written just now or is read again later.
+        # The event is converted to JSON and back, so that `sweep` has equal values now and after a later reading of the record.
         self.sweep.apply(json.loads(json.dumps(entry)))
 
     def close(self) -> None:
         self._file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return only the path: Tune pickles whatever it is given into snapshots, and nobody reads the snapshots."""
+        """Return only the path, because Tune pickles the record into Tune's snapshots, and nobody reads the record from a snapshot."""
         return {"path": self.path}
 
     def __enter__(self) -> Record:

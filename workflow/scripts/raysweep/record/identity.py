@@ -1,6 +1,6 @@
-"""The identity of a sweep: all that a finished trial depends on. One table says what a change of each key of a sweep does.
+"""Computes the identity of a sweep, which is a checksum of everything on which the result of a trial depends.
 
-docs/faults.md describes the identity for users.
+The table EFFECT_OF_KEY says, for each key of a sweep, what a change of the key does. docs/faults.md describes the identity for users.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 
 class Effect(Enum):
-    """What a change of a key does to a sweep that has a record."""
+    """Names the effects that a change of a config key can have on a sweep that has a record."""
 
-    STARTS_ANEW = auto()  # the key is part of the identity
-    STARTS_ANEW_UNLESS_DEFAULT = auto()  # the same, but the default adds no part: records from before there was the key stay valid
-    EXTENDS = auto()  # the rule runs again, and the sweep goes on from its record
+    STARTS_ANEW = auto()  # the key is part of the identity, so the sweep starts anew
+    # The key is part of the identity unless the key has the default value. Records from a time before the key existed therefore stay valid.
+    STARTS_ANEW_UNLESS_DEFAULT = auto()
+    EXTENDS = auto()  # the rule run_sweep runs again, and the sweep goes on from the record
 
 
-# Snakemake keeps the values of these keys as a parameter of the rule run_sweep, in this order: another order would run every finished sweep again.
-# A change of any other key does not run the rule again.
+# Snakemake stores the values of these keys as a parameter of the rule run_sweep, in this order. Do not change the order, because Snakemake would then
+# run every finished sweep again. A change of any other key does not run the rule again.
 EFFECT_OF_KEY = {
-    "dataset": Effect.EXTENDS,  # the checksum of the staged data is part of the identity, not the name
+    "dataset": Effect.EXTENDS,  # the checksum of the staged data is part of the identity; the data set's name is not part of the identity
     "model": Effect.STARTS_ANEW,
     "trainable": Effect.STARTS_ANEW,
     "loss": Effect.STARTS_ANEW,
@@ -46,7 +47,7 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {"repeats": (1,), "stop": (None, {})}
 
 
 def rerun_triggers(sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a sweep whose change runs the rule run_sweep again, with their values; None for a key that the sweep does not have."""
+    """Return the keys whose change runs the rule run_sweep again, with the values in `sweep`. A key that `sweep` lacks has the value None."""
     return {key: sweep.get(key) for key in EFFECT_OF_KEY}
 
 
@@ -54,10 +55,10 @@ def sweep_identity(sweep: Mapping[str, Any], *, sources: str, data: str | None, 
     """Return the identity of a sweep, as a SHA-256 in hexadecimal.
 
     Args:
-        sweep: the sweep's part of the validated config.
-        sources: checksum of the code that the sweep trains.
-        data: checksum of the staged data, None without a data set.
-        lock: checksum of what is installed for the trials.
+        sweep: the section of the sweep in the validated config.
+        sources: the checksum of the code that the sweep trains.
+        data: the checksum of the staged data, or None where the sweep has no data set.
+        lock: the checksum of the lock file or of the environment, which says which packages are installed for the trials.
     """
     parts: dict[str, Any] = {"sources": sources, "data": data, "lock": lock}
     for key, effect in EFFECT_OF_KEY.items():

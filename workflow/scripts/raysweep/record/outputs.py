@@ -1,4 +1,4 @@
-"""The outputs of a sweep, rendered from its record: `trials.csv`, `best.yaml`, `model/`, `confirmed.yaml`."""
+"""Writes `trials.csv`, `best.yaml` and `model/` from the record of a sweep, and computes the content of `confirmed.yaml`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raysweep.record.events import Provenance
 from raysweep.record.results import BestMetric, BestResult, Confirmation, ConfirmedMetric, ConfirmedSeed, EvaluatedOn, Goal, Repeats
 from raysweep.record.trials import Candidate, Result, Sweep, Trial
 
-PUBLISHED = "published"  # trial_id of a confirmation: the published model is evaluated, and nothing is trained
+PUBLISHED = "published"  # trial_id of the confirmation's trial that only evaluates the published model and trains nothing
 NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"
 NOT_KEPT = (
     "This trial has become the best one afterwards, by another constraint; its checkpoints had been deleted by then (keep_checkpoints).\n"
@@ -29,7 +29,7 @@ NOT_KEPT = (
 
 
 def write_trials(path: Path, sweep: Sweep, metric: str, mode: Mode) -> None:
-    """Write a row for each trial, in the order of their ids. A value that is a list or a map stands in its column as JSON."""
+    """Write a CSV file with one row for each trial, in the order of the trial ids. Lists and booleans of a configuration are written as JSON."""
     trials = sorted(sweep.trials.values(), key=lambda trial: trial.trial_id)
     keys = list(dict.fromkeys(key for trial in trials for key in flattened(trial.config)))
     with written_aside(path) as stream:
@@ -55,7 +55,7 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, goal: Goal, 
     write_trials(results_dir / "trials.csv", sweep, goal.metric, goal.mode)
     winner = sweep.best_trial(goal.metric, goal.mode)
     if winner is None:
-        # Snakemake deletes the outputs of a rule that failed, so the reasons are kept elsewhere too.
+        # Snakemake deletes the outputs of a rule that failed. A second file in the state folder keeps the errors of the trials for the user.
         write_trials(state_dir / "trials.csv", sweep, goal.metric, goal.mode)
         raise RaysweepError(reason_for_no_best(sweep, goal.name, state_dir / "trials.csv"))
     candidate, result = winner
@@ -66,7 +66,7 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, goal: Goal, 
 
 
 def reason_for_no_best(sweep: Sweep, name: str, path_to_trials: Path) -> str:
-    """Return why a sweep has no best trial, and what the user can do."""
+    """Return a message that says why a sweep has no best trial and what the user can do."""
     reasons = [trial.error for trial in sweep.trials.values() if trial.error]
     common = statistics.mode(reasons) if reasons else "none was run"
     if sweep.constraint and len(reasons) < len(sweep.trials):
@@ -87,7 +87,7 @@ def reason_for_no_best(sweep: Sweep, name: str, path_to_trials: Path) -> str:
 
 
 def best_of(sweep: Sweep, goal: Goal, provenance: Provenance) -> BestResult:
-    """Return the winner of a sweep. Raises ValueError where no trial has reported a value yet."""
+    """Return the content of `best.yaml` for the winner of a sweep. Raises ValueError where no trial can win yet."""
     winner = sweep.best_trial(goal.metric, goal.mode)
     if winner is None:
         raise ValueError(f"{goal.name} has no best trial")
@@ -108,30 +108,30 @@ def best_of(sweep: Sweep, goal: Goal, provenance: Provenance) -> BestResult:
 
 
 def values_at(candidate: Candidate, result: Result, metric: str) -> list[float]:
-    """Return the values that the trials of a candidate reported at the epoch of `result`. `result` is the mean of these reports."""
+    """Return the values of `metric` that the trials of a candidate reported at the epoch of `result`. `result` is the mean of these reports."""
     return [report.metrics[metric] for trial in candidate.members for report in trial.results if report.epoch == result.epoch]
 
 
 def best_member(candidate: Candidate, result: Result, goal: Goal) -> Trial:
     """Return the trial of a candidate that has the best value at the epoch of `result`. The model of this trial is published."""
     reports = [(trial, report) for trial in candidate.members for report in trial.results if report.epoch == result.epoch]
-    # The mean may be within bounds that one of the trials breaks.
+    # The mean of the trials may fulfil bounds that the report of one trial does not fulfil.
     reports = [(trial, report) for trial, report in reports if all_hold(report.metrics, candidate.constraint)] or reports
     return (max if goal.mode == "max" else min)(reports, key=lambda pair: pair[1].metrics[goal.metric])[0]
 
 
 class PartialOutputs:
-    """`trials.csv` and `best.yaml` of a sweep that is not complete, in its state folder, where they can be read at any time."""
+    """Writes `trials.csv` and `best.yaml` of an incomplete sweep into the sweep's state folder, where the user can read the files at any time."""
 
-    INTERVAL_S = 10.0
-    MAX_SHARE_OF_TIME = 0.02  # that writing the files may take
+    INTERVAL_S = 10.0  # shortest time between two writes, in seconds
+    MAX_SHARE_OF_TIME = 0.02  # largest share of the driver's time that the writes may use
 
     def __init__(self, state_dir: Path, goal: Goal, provenance: Provenance) -> None:
         self.state_dir, self.goal, self.provenance = state_dir, goal, provenance
         self.next_at_s = 0.0
 
     def write_now_and_then(self, sweep: Sweep) -> None:
-        """Write the files, unless they were written a short while ago."""
+        """Write the files, unless the last write was less than INTERVAL_S seconds ago or writing would use too much time."""
         began = time.monotonic()
         if began >= self.next_at_s and sweep.trials:
             self.write(sweep)
@@ -146,7 +146,10 @@ class PartialOutputs:
 
 
 def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> int | None:
-    """Publish the checkpoint of the best epoch, or the latest checkpoint where the best epoch has none. Return the epoch of the published checkpoint."""
+    """Publish the checkpoint of the best epoch, or the latest checkpoint where the best epoch has no checkpoint.
+
+    Returns the epoch of the published checkpoint, or None where the trial has no checkpoint.
+    """
     existing = {e: state_dir / path for e, path in trial.checkpoints.items() if (state_dir / path).is_dir()}
     if not existing:
         shutil.rmtree(model_dir, ignore_errors=True)
@@ -155,15 +158,16 @@ def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> i
         return None
     published = epoch if epoch in existing else max(existing)
     replace_directory(existing[published], model_dir)
-    # The state of the workflow's own training serves to go on with the training, not to use the model.
+    # Only a trial that continues needs the file training_state.pt. A user of the model does not need the file.
     (model_dir / "training_state.pt").unlink(missing_ok=True)
     return published
 
 
 def confirmation_of(confirmed: Sweep, goal: Goal, best: BestResult, evaluated_on: EvaluatedOn, note: str) -> Confirmation:
-    """Return the result of training the best configuration anew: the value of each seed, their mean, sample standard deviation and n.
+    """Return the content of `confirmed.yaml` from the trials that trained the best configuration anew.
 
-    Raises RaysweepError when no seed succeeded.
+    The content includes the value of each seed, the mean and the sample standard deviation of the values, and the number n of the values.
+    Raises RaysweepError when no seed has a value.
     """
     runs = [trial for trial in confirmed.trials.values() if trial.trial_id != PUBLISHED]
     values = {trial.trial_id: trial.results[-1].metrics.get(goal.metric) for trial in runs if trial.results and trial.status != "ERROR"}

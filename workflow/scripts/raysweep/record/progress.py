@@ -1,4 +1,4 @@
-"""A line on the progress of a sweep, at most every ten seconds."""
+"""Logs a line about the progress of a sweep, at most once in ten seconds."""
 
 from __future__ import annotations
 

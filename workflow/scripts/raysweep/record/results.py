@@ -1,4 +1,4 @@
-"""The documents `best.yaml` and `confirmed.yaml`: one definition for the stages that write them, and for the confirmation and the report that read them."""
+"""Defines the content of `best.yaml` and `confirmed.yaml`. The stages that write these files and the code that reads these files share this definition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EvaluatedOn = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class Goal:
-    """The name of a sweep, and the metric by which its candidates are compared."""
+    """Names a sweep, and the metric by which the candidates of the sweep are compared."""
 
     name: str
     metric: str
@@ -28,7 +28,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class BestMetric:
-    """The validation value of the winner."""
+    """Contains the value of the metric that the winner reached on the validation data."""
 
     name: str
     mode: Mode
@@ -37,7 +37,7 @@ class BestMetric:
 
 @dataclass(frozen=True)
 class Repeats:
-    """The values of the winning configuration's trials at the same epoch."""
+    """Contains the values that the trials of the winning configuration reported at the winning epoch."""
 
     n: int
     values: tuple[float, ...]
@@ -45,30 +45,35 @@ class Repeats:
 
     @classmethod
     def of(cls, values: list[float]) -> Repeats | None:
-        """Return the values of several trials; None for the value of a single trial."""
+        """Return the values of several trials, with the standard deviation, or None where there are fewer than two values."""
         return cls(len(values), tuple(values), statistics.stdev(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestResult:
-    """The winner of a sweep, as `best.yaml` describes it. The file leaves out an empty schedule, repeats that are None, and an empty constraint."""
+    """Describes the winner of a sweep, as the content of `best.yaml`.
+
+    The file has no key `schedule`, `repeats` or `constraint` where the value is empty or None.
+    """
 
     sweep: str
     trial_id: str
     config: dict[str, Any]
     metric: BestMetric
-    schedule: tuple[ScheduleStep, ...] = ()  # configurations of a population's winner; empty where the configuration never changed
+    schedule: tuple[
+        ScheduleStep, ...
+    ] = ()  # configurations with which the winner of a population trained; empty where the configuration never changed
     repeats: Repeats | None = None
     constraint: Bounds = field(default_factory=dict)
     epochs: int
     num_trials: int
     num_errors: int
     provenance: Provenance
-    model_epoch: int | None = None  # None: the trainable saved no checkpoint, or the sweep still runs
+    model_epoch: int | None = None  # epoch of the published checkpoint; None where no checkpoint exists or the sweep still runs
 
     @property
     def value(self) -> float:
-        """The validation value of the winning trial."""
+        """Return the value of the metric that the winner reached on the validation data."""
         return self.metric.value
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +91,7 @@ class BestResult:
 
 @dataclass(frozen=True)
 class ConfirmedMetric:
-    """The metric of a confirmation."""
+    """Names the metric of a confirmation."""
 
     name: str
     mode: Mode
@@ -94,16 +99,19 @@ class ConfirmedMetric:
 
 @dataclass(frozen=True)
 class ConfirmedSeed:
-    """A confirmation with one seed."""
+    """Contains the result of training the best configuration with one seed."""
 
     seed: int
-    value: float | None  # None: it failed
+    value: float | None  # value of the metric; None where the training failed
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """The best configuration trained anew, as `confirmed.yaml` describes it. The file leaves out `published_model_error` where it is None."""
+    """Describes the result of training the best configuration anew, as the content of `confirmed.yaml`.
+
+    The file has no key `published_model_error` where the evaluation of the published model did not fail.
+    """
 
     sweep: str
     metric: ConfirmedMetric
@@ -112,20 +120,20 @@ class Confirmation:
     evaluated_on: EvaluatedOn
     note: str
     seeds: tuple[ConfirmedSeed, ...]
-    n: int  # seeds that gave a value
+    n: int  # number of seeds whose training gave a value
     mean: float | None
-    standard_deviation: float | None  # None: fewer than two seeds gave a value
+    standard_deviation: float | None  # None where fewer than two seeds gave a value
     published_model: dict[str, float] | None = None  # metrics of the published model on the test set
     published_model_error: str | None = None
 
     @property
     def is_on_test(self) -> bool:
-        """Whether the confirmation was measured on the test set."""
+        """Return whether the trials of the confirmation were evaluated on the test set."""
         return self.evaluated_on == "test"
 
     @property
     def values(self) -> list[float]:
-        """The values of the seeds that did not fail."""
+        """Return the values of the seeds whose training gave a value."""
         return [seed.value for seed in self.seeds if seed.value is not None]
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The sweep that a record describes: its sessions, its trials, and the groups of trials that have one configuration."""
+"""Computes a sweep from the events of a record: the sessions, the trials, and the groups of trials that share a configuration."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from raysweep.record.events import (
 
 @dataclass
 class Result:
-    """The report of a trial at the end of one epoch."""
+    """Contains the report of a trial at the end of one epoch."""
 
     epoch: int
     metrics: dict[str, float]
-    time_s: float  # training time of the trial up to this report, over all its attempts
+    time_s: float  # training time of the trial in seconds up to this report, over all attempts of the trial
     at: str
-    is_inherited: bool = False  # from the donor trial whose weights this trial took over; such a report never counts as this trial's best
+    # True for a report of the donor trial whose checkpoint this trial took over. Such a report never counts as this trial's best report.
+    is_inherited: bool = False
 
 
 class Candidate:
-    """One configuration that is compared with others: a trial, or, where a configuration is trained with several seeds, all its trials (Group)."""
+    """Represents one configuration that can win the sweep: a Trial, or a Group where each configuration is trained with several seeds."""
 
     trial_id: str
     index: int  # number of the configuration
     config: dict[str, Any]
     status: Status
     results: list[Result]
-    constraint: Bounds  # bounds that a report must fulfil to be the best
+    constraint: Bounds  # bounds that a report must fulfil to be the candidate's best report
 
     @property
     def finished(self) -> bool:
@@ -60,13 +61,13 @@ class Candidate:
         raise NotImplementedError
 
     def has_reported(self, metric: str) -> bool:
-        """Return whether there is a value to compare, whether or not the value may win."""
+        """Return whether the candidate has reported a finite value of `metric`. The value need not fulfil the constraint."""
         return any(math.isfinite(result.metrics.get(metric, math.nan)) for result in self.results)
 
     def best(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
-        """Return the report with the best value of `metric`, the earliest of equal reports.
+        """Return the report with the best value of `metric`. Where several reports have the best value, return the earliest of these reports.
 
-        Only reports that fulfil the constraint count: the candidate's constraint, unless `constraint` is given.
+        Only reports that fulfil the bounds of `constraint` count. Where `constraint` is None, the candidate's own constraint applies.
         """
         constraint = self.constraint if constraint is None else constraint
         finite = [
@@ -80,18 +81,21 @@ class Candidate:
         return max(finite, key=lambda r: (sign * r.metrics[metric], -r.epoch))
 
     def counted(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
-        """Return the best report, if the candidate may win: a candidate that ended in an error may not."""
+        """Return the best report, or None where the candidate cannot win because it has failed or no report counts."""
         return None if self.status == "ERROR" else self.best(metric, mode, constraint)
 
     def rank(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> tuple[float, str]:
-        """Return a key that sorts the best candidate first, the lowest trial_id first of equal candidates, and candidates that cannot win last."""
+        """Return a sort key that puts the best candidate first and candidates that cannot win last.
+
+        Candidates of equal value are sorted by their trial_id.
+        """
         result = self.counted(metric, mode, constraint)
         return math.inf if result is None else result.metrics[metric] * (-1 if mode == "max" else 1), self.trial_id
 
 
 @dataclass
 class Trial(Candidate):
-    """A trial, as folded from the record."""
+    """Contains the state of a trial after all events of the record."""
 
     trial_id: str
     index: int
@@ -100,13 +104,13 @@ class Trial(Candidate):
     config: dict[str, Any]
     status: Status = "PENDING"
     results: list[Result] = field(default_factory=list)
-    checkpoints: dict[int, str] = field(default_factory=dict)  # epoch → path, relative to the state folder
+    checkpoints: dict[int, str] = field(default_factory=dict)  # epoch → path of the checkpoint, relative to the state folder
     attempts: list[Attempt] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     ended: str | None = None
     error: str | None = None
     constraint: Bounds = field(default_factory=dict)
-    # With population based training the configurations by which the trial's weights came about; empty where the trial never changed its configuration.
+    # The configurations with which population based training produced the trial's weights. The list is empty where the configuration never changed.
     schedule: list[ScheduleStep] = field(default_factory=list)
 
     @property
@@ -114,7 +118,10 @@ class Trial(Candidate):
         return [self]
 
     def take_over(self, donor: Trial, epoch: int, config: dict[str, Any], path: str) -> None:
-        """Go on from the donor trial's state after `epoch`, whose checkpoint lies at `path`, with another configuration."""
+        """Replace the trial's state with the donor trial's state after `epoch`, and set the configuration to `config`.
+
+        `path` is the path of the donor's checkpoint after `epoch`.
+        """
         donor_schedule = donor.schedule or [ScheduleStep(0, donor.config)]
         self.schedule = [*(step for step in donor_schedule if step.from_epoch < epoch), ScheduleStep(epoch, config)]
         self.config = config
@@ -122,7 +129,7 @@ class Trial(Candidate):
         self.checkpoints = {epoch: path}
 
     def latest_checkpoint(self, state_dir: Path) -> int:
-        """Return the last epoch that has a result and a checkpoint that still exists; 0 where there is no such epoch."""
+        """Return the last epoch that has a report and an existing checkpoint, or 0 where no epoch has both."""
         reported = {result.epoch for result in self.results}
         return max((e for e, path in self.checkpoints.items() if e in reported and (state_dir / path).is_dir()), default=0)
 
@@ -131,7 +138,7 @@ class Trial(Candidate):
         return next((step.config for step in reversed(self.schedule) if step.from_epoch <= epoch), self.config)
 
     def go_back_to(self, epoch: int) -> None:
-        """Forget the reports after `epoch`: the trial goes on from the checkpoint of that epoch."""
+        """Remove the reports and checkpoints after `epoch`, because the trial goes on from the checkpoint of `epoch`."""
         self.config = self.config_at(epoch)
         schedule = [step for step in self.schedule if step.from_epoch <= epoch]
         self.schedule = schedule if len(schedule) > 1 else []
@@ -140,7 +147,7 @@ class Trial(Candidate):
 
     @property
     def num_failures(self) -> int:
-        """How often the trial failed by its own fault."""
+        """Return the number of failures that count against the trial."""
         return sum(failure.counted for failure in self.failures)
 
     @property
@@ -158,16 +165,17 @@ class Trial(Candidate):
 
 @dataclass
 class Group(Candidate):
-    """The trials of one configuration, which differ in their seeds, seen as one candidate: at each epoch that all have reported, by their mean.
+    """Represents the trials of one configuration as one candidate. The trials differ in their seeds.
 
-    The group is an error if one of its trials is: nobody should be recommended a configuration that fails with some seeds.
+    A result of the group is the mean of the trials' reports at an epoch that all trials have reported. The group has the status ERROR if one of the
+    trials has the status ERROR, because the workflow should not recommend a configuration that fails with some seeds.
     """
 
     index: int
-    repeats: int  # number of trials that the group will have
+    repeats: int  # number of trials of the group when all trials have been created
     constraint: Bounds = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
-    _means: tuple[tuple[int, ...], list[Result]] = ((), [])  # epochs of the trials, and the means that were computed for them
+    _means: tuple[tuple[int, ...], list[Result]] = ((), [])  # last epoch of each trial, and the means of the reports up to these epochs
 
     @property
     def trial_id(self) -> str:  # type: ignore[override]
@@ -199,7 +207,7 @@ class Group(Candidate):
 
 
 def _mean(results: list[Result]) -> Result:
-    """Return the mean of the trials' reports at one epoch. Its time is the time of the last report."""
+    """Return the mean of the trials' reports at one epoch. The times of the mean are the latest times of the reports."""
     keys = set.intersection(*(set(result.metrics) for result in results))
     metrics = {key: sum(result.metrics[key] for result in results) / len(results) for key in sorted(keys)}
     return Result(results[0].epoch, metrics, max(result.time_s for result in results), max(result.at for result in results))
@@ -207,63 +215,67 @@ def _mean(results: list[Result]) -> Result:
 
 @dataclass
 class Sweep:
-    """A sweep, as folded from its record."""
+    """Contains the state of a sweep after all events of the record."""
 
     sessions: list[Session] = field(default_factory=list)
-    trials: dict[str, Trial] = field(default_factory=dict)  # in the order in which their ids appear first
-    groups: dict[int, Group] = field(default_factory=dict)  # index of the configuration → its trials
-    constraint: Bounds = field(default_factory=dict)  # bounds that a report must fulfil to be a trial's best
+    trials: dict[str, Trial] = field(default_factory=dict)  # trial_id → trial, in the order in which the record adds the trials
+    groups: dict[int, Group] = field(default_factory=dict)  # index of the configuration → the trials of the configuration
+    constraint: Bounds = field(default_factory=dict)  # bounds that a report must fulfil to be the best report of a trial
     nodes: list[NodeEvent] = field(default_factory=list)
-    fused: FusionPlan | NotFused | None = None  # how trials are trained together, or why not; None: the driver did not try
-    # Part of a GPU that a trial takes, from the time when the first trial was measured, or when a trial did not find room beside its neighbours.
+    # How trials are trained together, or why trials are not trained together. None: the driver did not try to train trials together.
+    fused: FusionPlan | NotFused | None = None
+    # Share of a GPU that a trial uses. None until the driver has measured the first trial, or until a trial has failed because its GPU was too full.
     gpu_share: float | None = None
-    gpu_memory_mb: tuple[int, int] | None = None  # memory that the first trial took of its GPU, and the memory of that GPU
-    is_crowded: bool = False  # whether a trial did not find room
+    gpu_memory_mb: tuple[int, int] | None = None  # GPU memory that the first trial used, and total memory of that GPU, both in MB
+    is_crowded: bool = False  # whether a trial has failed because the other trials on its GPU left too little memory
 
     @property
     def header(self) -> SessionHeader:
-        """The sweep as its latest session describes it."""
+        """Return the description of the sweep in the latest session."""
         return self.sessions[-1].header if self.sessions else SessionHeader()
 
     def set_constraint(self, constraint: Bounds) -> None:
-        """Let only reports that fulfil `constraint` be the best of a trial, from now on."""
+        """Set the bounds that a report must fulfil to be the best report of a trial or a group."""
         self.constraint = constraint
         for candidate in (*self.trials.values(), *self.groups.values()):
             candidate.constraint = constraint
 
     @property
     def repeats(self) -> int:
-        """Number of trials of one configuration."""
+        """Return the number of trials of one configuration."""
         return self.header.repeats
 
     @property
     def candidates(self) -> list[Candidate]:
-        """The trials, or, where a configuration has several trials, the groups of trials."""
+        """Return the trials, or the groups of trials where each configuration has several trials."""
         return list(self.trials.values() if self.repeats == 1 else self.groups.values())
 
     def candidate_of(self, trial: Trial) -> Candidate:
-        """Return the candidate that a trial belongs to: the trial itself, or its group."""
+        """Return the candidate to which a trial belongs, which is the trial or the group of the trial."""
         return trial if self.repeats == 1 else self.groups[trial.index]
 
     def best_trial(self, metric: str, mode: Mode) -> tuple[Candidate, Result] | None:
-        """Return the candidate without error that reported the best value, the lowest trial_id of equal candidates, and that report."""
+        """Return the best candidate and the best report of this candidate, or None where no candidate can win.
+
+        A candidate that has failed cannot win. Among candidates of equal value the candidate with the lowest trial_id wins.
+        """
         candidate = min(self.candidates, key=lambda candidate: candidate.rank(metric, mode), default=None)
         result = candidate.counted(metric, mode) if candidate else None
         return (candidate, result) if candidate and result else None
 
     @property
     def used_s(self) -> float:
-        """Time used in seconds: for each session the time from its start to its last event. Time between sessions does not count."""
+        """Return the time in seconds that the sessions used. The time of a session lasts from the session's start to the session's last event."""
         times = ((datetime.fromisoformat(session.at), datetime.fromisoformat(session.last_at)) for session in self.sessions)
         return sum((last - first).total_seconds() for first, last in times)
 
     def is_complete(self, total: int, time_budget_s: float | None) -> bool:
-        """Return whether nothing is left to run: no trial is unfinished, and there are `total` trials, or the time is used up."""
+        """Return whether all trials are finished and no new trial may begin, because there are `total` trials or the time budget is used up."""
         enough = len(self.trials) >= total or (time_budget_s is not None and self.used_s >= time_budget_s)
         return bool(self.trials) and enough and all(trial.finished for trial in self.trials.values())
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Fold one event in. Raises RaysweepError for an event of a later version."""
+        """Change the state of the sweep as one event says. Raises RaysweepError for an event that this version does not know."""
         kind = event["event"]
         if kind not in HANDLERS:
             raise RaysweepError(f"the record holds an event {kind!r} that this version does not know: use the version that wrote it")
@@ -275,7 +287,7 @@ class Sweep:
 def _begin_session(sweep: Sweep, event: Mapping[str, Any]) -> None:
     sweep.sessions.append(Session.from_event(event))
     sweep.set_constraint(sweep.header.constraint)
-    for trial in sweep.trials.values():  # trials that ran when the last session broke off have to run again
+    for trial in sweep.trials.values():  # a trial that ran when the last session was interrupted has to run again
         if trial.status == "RUNNING":
             trial.status = "PENDING"
 
@@ -310,7 +322,7 @@ def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     trial.status, trial.ended, trial.error = "RUNNING", None, None
     trial.attempts.append(Attempt(event["node"], event["at"], event["from_epoch"]))
-    # A new attempt repeats the epochs after its checkpoint: the broken attempt's reports of those epochs no longer count.
+    # A new attempt repeats the epochs after its checkpoint. The reports that the earlier attempt made of these epochs therefore no longer count.
     trial.go_back_to(event["from_epoch"])
 
 
@@ -326,12 +338,12 @@ def _take_over(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 
 def _pause(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    """A scheduler paused the trial to wait for other trials, or the driver did so because time is nearly up."""
+    """Mark a trial as pending, because the scheduler waits for other trials, or because the time limit of the job is near."""
     sweep.trials[event["trial"]].status = "PENDING"
 
 
 def _add_failure(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    """The trial failed, and will be tried again."""
+    """Add a failure to a trial, and mark the trial as pending. A later event says whether the trial started again or ended."""
     trial = sweep.trials[event["trial"]]
     trial.status = "PENDING"
     trial.failures.append(Failure(event["error"], event["counted"], event["at"]))
