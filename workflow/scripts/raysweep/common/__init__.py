@@ -1,5 +1,6 @@
-"""What every room needs: errors, files that are complete, processes, seeds, bounds of metrics, durations, numbers as text, GPUs and CPUs.
+"""This subpackage (room) has the helpers that every room needs.
 
-Every interpreter of the project runs this room, with numpy and PyYAML where a module needs them; it imports nothing of raysweep, and every
-room may import it.
+The helpers are for errors, complete files, processes, seeds, bounds of metrics, durations, numbers as text, GPUs and CPUs.
+Every interpreter of the project runs this room. Some modules of this room need numpy or PyYAML. This room imports no other room of raysweep, and
+every room may import this room.
 """

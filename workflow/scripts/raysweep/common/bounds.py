@@ -1,4 +1,4 @@
-"""Bounds of metrics, as `stop` and `constraint` of the config have them: {metric: {at_least: value} or {at_most: value}}."""
+"""This module checks metrics against the bounds in `stop` and `constraint` of the config: {metric: {at_least: value} or {at_most: value}}."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Bounds = dict[str, dict[str, float]]
 
 
 def _held(metrics: dict[str, Any], bounds: Bounds) -> list[bool]:
-    """Return for each bound whether it holds. A metric that was not reported, or is no number, holds no bound.
+    """Return for each bound whether the metrics of a report fulfil the bound. A metric that is missing or not a number fulfils no bound.
 
-    A boolean is no number: the record drops it, so a sweep that continues would judge otherwise than a live one.
+    A boolean does not count as a number. The record drops booleans, so a resumed sweep would otherwise judge a report differently from the first run.
     """
     return [
         is_number(metrics.get(metric)) and BOUNDS[kind](metrics[metric], value)
@@ -25,10 +25,10 @@ def _held(metrics: dict[str, Any], bounds: Bounds) -> list[bool]:
 
 
 def any_holds(metrics: dict[str, Any], bounds: Bounds) -> bool:
-    """Return whether a report holds at least one of the bounds."""
+    """Return whether the metrics of a report fulfil at least one of the bounds."""
     return any(_held(metrics, bounds))
 
 
 def all_hold(metrics: dict[str, Any], bounds: Bounds) -> bool:
-    """Return whether a report holds all bounds."""
+    """Return whether the metrics of a report fulfil all bounds."""
     return all(_held(metrics, bounds))

@@ -1,4 +1,4 @@
-"""Durations as the config writes them: a number of minutes, or text with units such as 90s, 45m, 3h or 1d12h."""
+"""This module converts durations of the config. A duration is a number in minutes, or text with units such as 90s, 45m, 3h or 1d12h."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def seconds(duration: float | str) -> float: ...
 @overload
 def seconds(duration: float | str | None) -> float | None: ...
 def seconds(duration: float | str | None) -> float | None:
-    """Return a duration of the config in seconds; None stays None.
+    """Return a duration of the config in seconds, or None where `duration` is None.
 
-    A number counts minutes, because Snakemake takes `runtime` in minutes.
+    A number is in minutes, because Snakemake reads `runtime` in minutes.
     """
     if duration is None:
         return None
@@ -27,5 +27,5 @@ def seconds(duration: float | str | None) -> float | None:
 
 
 def minutes(duration: float | str) -> int:
-    """Return a duration of the config in whole minutes, rounded up, because `sbatch` takes whole minutes."""
+    """Return a duration of the config in whole minutes, rounded up, because `sbatch` accepts only whole minutes."""
     return math.ceil(seconds(duration) / 60)

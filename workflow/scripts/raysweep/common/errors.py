@@ -1,4 +1,7 @@
-"""How this package fails: with one line for a mistake or a fault of the world, with a traceback only for a bug of its own."""
+"""This module defines how the programs of this package report errors.
+
+A mistake of the user or a fault of the system is reported in one line. Only a bug of this package is reported with a traceback.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from typing import TextIO
 
 logger = logging.getLogger("raysweep")
 
-VERBOSITY_ENV = "RAYSWEEP_SAYS"  # set where Snakemake was called with --quiet or --verbose; its jobs inherit it
+VERBOSITY_ENV = "RAYSWEEP_SAYS"  # set where Snakemake runs with --quiet or --verbose; the jobs inherit the variable
 LEVELS = {"little": logging.WARNING, "all": logging.DEBUG}
-BUG = 70
-START_AGAIN = 75  # EX_TEMPFAIL: the driver asks for its job to be started again
+BUG = 70  # EX_SOFTWARE: exit code of a program that a bug ended
+START_AGAIN = 75  # EX_TEMPFAIL: with this exit code the driver asks the stage to start the job again
 
 
 class RaysweepError(Exception):
-    """An error that the user can mend. Its text is one line that names the key, the bad value, what is allowed and the next step.
+    """Reports an error that the user can correct. The text is one line with the key, the bad value, the allowed values and the next step.
 
-    Several mistakes of one config have a line each.
+    The text has several lines where one config has several mistakes, with one line for each mistake.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -29,7 +32,7 @@ class RaysweepError(Exception):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Return the lines of the text."""
+        """Return the lines of the error's text."""
         return self.args
 
     def __str__(self) -> str:
@@ -37,18 +40,18 @@ class RaysweepError(Exception):
 
 
 class ConfigError(RaysweepError):
-    """Mistakes in the config: each line names file, key, value and what is allowed."""
+    """Reports mistakes in the config. Each line names the file, the key, the bad value and the allowed values."""
 
 
 class WorldError(RaysweepError):
-    """A fault of the world (disk, network, node, walltime): nothing is lost, and the next run goes on."""
+    """Reports a fault of the system (disk, network, node, walltime). No result is lost, and the next run continues the work."""
 
 
 def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, is_asked_for: bool = False) -> None:
-    """Send the package's messages to the terminal, as plain text, and all messages with their times to the log of the rule.
+    """Send the package's messages as plain text to the terminal, and all messages with the times to the log of the rule.
 
-    The terminal is stderr unless `terminal` names another stream. VERBOSITY_ENV in the environment sets how much the user sees; output that the
-    user asked for, such as a table, is shown in any case (`is_asked_for`).
+    The terminal is stderr unless `terminal` is another stream. The variable VERBOSITY_ENV sets which messages the terminal shows.
+    `is_asked_for` says that the messages are output that the user asked for, such as a table. The terminal always shows such output.
     """
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -67,23 +70,23 @@ def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, 
 
 
 def is_full_disk(text: str) -> bool:
-    """Return whether an error's text names a full disk or quota, in the words of Python, of uv or of the C library."""
+    """Return whether the text of an error reports a full disk or quota. Python, uv and the C library use different words for these errors."""
     return any(sign in text for sign in ("[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded"))
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return one line for a fault of the file system, with the next step where that is known."""
+    """Return one line that describes an error of the file system, with the next step where the disk is full."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(error)):  # shutil.Error has no errno of its own
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(error)):  # shutil.Error has no errno
         return f"No space left on the device{where}. Nothing that was finished is lost: free some space, then run the same command again."
     return f"{error.strerror or error}{where}"
 
 
 def run_entry_point(main: Callable[[], None]) -> None:
-    """Run the `main` of a script and, where it fails, log the reason before the process exits.
+    """Run the function `main` of a script. Where `main` fails, log the reason and exit.
 
-    A RaysweepError or a fault of the system is one line and exit code 1, Ctrl-C is exit code 130, and a bug is a traceback and exit code 70
-    (`EX_SOFTWARE`).
+    For a RaysweepError or an OSError, the log gets one line and the exit code is 1. For Ctrl-C, the exit code is 130. For any other exception, which
+    is a bug, the log gets a traceback and the exit code is 70 (`EX_SOFTWARE`).
     """
     try:
         main()

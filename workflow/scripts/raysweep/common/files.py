@@ -1,4 +1,4 @@
-"""Files that exist only when they are complete: each is written aside, flushed and renamed."""
+"""This module writes files so that a file exists only when it is complete. A file is written under a temporary name, flushed and then renamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import yaml
 
 @contextmanager
 def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Yield a file beside `path` to write to; on success flush it to the disk and rename it to `path`, on failure remove it."""
+    """Yield a stream to a temporary file in the folder of `path`.
+
+    At the end of the block, the temporary file is flushed to the disk and renamed to `path`. Where the block raises, the temporary file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -27,7 +30,7 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes private files, and a result should be as readable as any other file of the user
+        os.chmod(aside, 0o666 & ~umask)  # because only the user can read a file of mkstemp
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
@@ -35,32 +38,32 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 class _DumperWithoutAliases(yaml.SafeDumper):
-    """A dumper that writes a value twice where it stands in two places, because readers do not take `&id001` for a value."""
+    """Writes a shared value again at each place where the value occurs, because `&id001` and `*id001` would confuse a human reader."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    """Write `value` as YAML, keys in the order given."""
+    """Write `value` to `path` as YAML. The keys keep the order of `value`."""
     with written_aside(path) as stream:
         yaml.dump(value, stream, _DumperWithoutAliases, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the value in a YAML file."""
+    """Return the value that a YAML file contains."""
     with path.open(encoding="utf-8") as stream:
         return yaml.safe_load(stream)
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content, which is read in pieces."""
+    """Return the SHA-256 of a file in hexadecimal. The file is read in pieces, because a file may be larger than the memory."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush all files below a folder, and their names, to the disk."""
+    """Flush all files and subfolders of `folder`, the folder and the parent of the folder to the disk, so that names and contents survive a crash."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -70,7 +73,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Copy the folder `source` to `target`, so that `target` is never incomplete or a mixture of old and new files."""
+    """Copy the folder `source` to `target`. At no time is `target` incomplete or a mixture of old and new files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

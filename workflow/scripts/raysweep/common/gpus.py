@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as `nvidia-smi` and CUDA_VISIBLE_DEVICES describe them. The only module that runs `nvidia-smi`."""
+"""This module counts NVIDIA GPUs with `nvidia-smi` and CUDA_VISIBLE_DEVICES. No other module runs `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NVIDIA_SMI_DEADLINE_S = 60
 
 
 class NvidiaSmiError(Exception):
-    """`nvidia-smi` is missing, fails or does not answer; the text says which of these."""
+    """Reports that `nvidia-smi` is missing, fails or does not answer. The text of the error says which of the three happened."""
 
 
 def _query(*arguments: str) -> str:
-    """Return what `nvidia-smi` prints. Raises NvidiaSmiError."""
+    """Return the text that `nvidia-smi` prints. Raises NvidiaSmiError where `nvidia-smi` cannot answer."""
     if not shutil.which("nvidia-smi"):
         raise NvidiaSmiError("there is no nvidia-smi")
     try:
@@ -32,7 +32,7 @@ def _query(*arguments: str) -> str:
 
 
 def visible_gpus() -> tuple[int, str]:
-    """Return how many GPUs, or slices of GPUs (MIG), NVIDIA's driver lists on this machine, and the same in words."""
+    """Return the number of GPUs, or of GPU slices (MIG), that NVIDIA's driver lists on this machine, and a text that explains the number."""
     try:
         lines = [line.strip() for line in _query("--list-gpus").splitlines()]
     except NvidiaSmiError as error:
@@ -42,7 +42,10 @@ def visible_gpus() -> tuple[int, str]:
 
 
 def usable_gpus() -> int:
-    """Return the number of NVIDIA GPUs that this process may use: those that CUDA_VISIBLE_DEVICES names, else all that the driver lists."""
+    """Return the number of NVIDIA GPUs that this process may use.
+
+    The number counts the GPUs in CUDA_VISIBLE_DEVICES, or all GPUs that the driver lists where the variable is not set.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -50,9 +53,9 @@ def usable_gpus() -> int:
 
 
 def first_gpu_memory_mb() -> tuple[int, int] | None:
-    """Return the used and the total memory of this process's first GPU, in MB; None where `nvidia-smi` cannot tell.
+    """Return the used and the total memory of this process's first GPU in MB, or None where `nvidia-smi` does not report the memory.
 
-    The used memory counts all processes on that GPU.
+    The used memory is the memory of all processes on that GPU.
     """
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     try:

@@ -1,4 +1,4 @@
-"""What this machine lets the present process use, and the size of a node."""
+"""This module counts the CPUs that this process may use, and describes the size of a node."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NodeSize:
-    """The CPUs and GPUs of a node that Ray may use."""
+    """Describes a node by its name and the numbers of CPUs and GPUs that Ray may use on the node."""
 
     name: str
     cpus: int
@@ -16,7 +16,10 @@ class NodeSize:
 
 
 def usable_cpus() -> int:
-    """Return the number of CPUs that this process may run on; on macOS, which binds no process to a CPU, the CPUs of the machine."""
+    """Return the number of CPUs on which this process may run.
+
+    On macOS, this is the number of CPUs of the machine, because macOS does not bind a process to CPUs.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What counts as a number among values that come from YAML, JSON or a trainable."""
+"""This module decides whether a value from YAML, from JSON or from a trainable is a number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether `value` is a real number, NumPy's scalars included. Booleans are not numbers, although Python counts with them."""
+    """Return whether `value` is a real number of Python or NumPy. A boolean does not count as a number, although `bool` is a subclass of `int`."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -1,25 +1,25 @@
-"""The seeds of a sweep: each is a function of the sweep's own seed, so that a sweep can be run again with the same result."""
+"""This module computes all seeds of a sweep from the key `seed` of the sweep, so that a second run of the sweep gives the same result."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# One number for each purpose, so that two purposes never share a stream of random numbers.
+# Each purpose of a seed has a different number, so that two purposes never share a stream of random numbers.
 _TRIAL, _CONFIRM, _ORDER, _SAMPLER = 1, 2, 3, 4
 
 
 def _seed(*words: int) -> int:
-    """Return a number below 2³¹, which every library accepts as a seed, well mixed from `words`."""
+    """Return a seed below 2³¹ that NumPy hashes from `words`. Every library accepts a seed below 2³¹."""
     return int(np.random.SeedSequence(words).generate_state(1)[0] >> 1)
 
 
 def trial_seed(seed: int, index: int, repeat: int) -> int:
-    """Return the seed of a trial, from which come its model's first weights and all else that the trial draws."""
+    """Return the seed of a trial. The seed determines the first weights of the model and all other random numbers of the trial."""
     return _seed(_TRIAL, seed, index, repeat)
 
 
 def confirm_seeds(seed: int, count: int, used: set[int]) -> list[int]:
-    """Return `count` different seeds for the confirmation; no trial used any of them."""
+    """Return `count` different seeds for the confirmation. None of the seeds is in `used`, the seeds of the trials."""
     seeds: list[int] = []
     number = 0
     while len(seeds) < count:
@@ -31,13 +31,13 @@ def confirm_seeds(seed: int, count: int, used: set[int]) -> list[int]:
 
 
 def sampler_seed(seed: int, num_results: int) -> int:
-    """Return the seed of an adaptive sampler that knows `num_results` results."""
+    """Return the seed of a sampler or scheduler that starts when the record contains `num_results` trials."""
     return _seed(_SAMPLER, seed, num_results)
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Return the order of the training data in an epoch, int64 [length].
+    """Return the order of the training data in an epoch as row numbers, int64 [length].
 
-    The order is the same for all trials of a sweep, so that the trials are compared on the same draws.
+    All trials of a sweep see the training data in the same order, so that the order causes no difference between the trials.
     """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch]))).permutation(length)

@@ -1,6 +1,6 @@
-"""Dataclasses as JSON: what crosses a process is written from a frozen dataclass and read back as one.
+"""This module converts frozen dataclasses to JSON and back, because processes exchange dataclasses as JSON.
 
-A class that is written in a way of its own defines `to_json(self)` and `from_json(cls, value)`.
+A class with a special JSON form defines `to_json(self)` and `from_json(cls, value)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """Return `value` as lists, dicts, text, numbers and None. The keys of a dataclass are its fields, in their order."""
+    """Return `value` as lists, dicts, text, numbers and None. A dataclass becomes a dict with the fields as keys, in the order of the fields."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if dataclasses.is_dataclass(value):
@@ -30,15 +30,16 @@ def to_json(value: Any) -> Any:
 
 
 def fields_to_json(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass by name, whether or not the class defines `to_json`."""
+    """Return the fields of a dataclass as {name: value as JSON}. A `to_json` of the class is not used."""
     return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
 
 
 def from_json(kind: type[T], value: Any) -> T:
-    """Return what `to_json` made `value` from. `kind` is a dataclass, a union of dataclasses, or an annotation that their fields have.
+    """Return the object of type `kind` from which `to_json` made `value`.
 
-    Of a union the first member that fits is taken. Dataclasses of a union tell themselves apart by a field of type Literal. A field that is missing in
-    `value` takes its default. Raises TypeError where `value` does not fit.
+    `kind` is a dataclass, a union of dataclasses, or the annotation of a field of a dataclass. For a union, the first member that fits `value` is used.
+    The dataclasses of a union differ in a field of type Literal. A field that is missing in `value` gets the default of the field. Raises TypeError
+    where `value` does not fit `kind`.
     """
     return typing.cast(T, _read(kind, value))
 
@@ -60,7 +61,7 @@ def _read(kind: Any, value: Any) -> Any:
     if kind is Path:
         return Path(_checked(value, str))
     if kind is float:
-        return _checked(value, int | float)  # 1 stays 1, as it was written
+        return _checked(value, int | float)  # the integer 1 is not changed to 1.0
     if origin is dict:
         return {_read(arguments[0], key): _read(arguments[1], inner) for key, inner in _checked(value, dict).items()}
     if origin is tuple:
@@ -101,9 +102,9 @@ def _read_dataclass(kind: Any, value: Any) -> Any:
 
 
 def known_fields_from_json(kind: type[T], value: Mapping[str, Any]) -> T:
-    """Return a dataclass from its fields in `value`, whether or not the class defines `from_json`. Keys that are no field of the class are left out.
+    """Return a dataclass of type `kind` with the fields that `value` contains. Keys of `value` that are not fields are ignored.
 
-    Raises TypeError where a field without a default is missing, or where a value does not fit.
+    A `from_json` of the class is not used. Raises TypeError where a field without a default is missing, or where a value does not fit the field.
     """
     cls: Any = kind
     hints, names = _hints(cls), [field.name for field in dataclasses.fields(cls)]

@@ -1,4 +1,7 @@
-"""The facts in a file of weights (safetensors) that the report needs. The controller has neither PyTorch nor safetensors."""
+"""This module reads the facts that the report needs from the header of a weights file (safetensors).
+
+The module reads the header without PyTorch and safetensors, because the controller has neither of these packages.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,23 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-# A key of the file's metadata: the names of the layers that need a first batch before weights can be loaded.
+# The key in the metadata of a weights file for the names of the lazy layers. A lazy layer needs a first batch before weights can be loaded.
 LAZY_LAYERS_KEY = "lazy_layers"
 
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """The facts in a file of weights that decide how a program loads and uses the model."""
+    """Describes the facts in a weights file that decide how a program loads and uses the model."""
 
     has_lazy_layers: bool = False
-    is_float32: bool = True  # whether all weights that are floats have 32 bits
+    is_float32: bool = True  # True where every floating-point weight has 32 bits
 
 
 def read_weights_facts(path: Path) -> WeightsFacts:
-    """Return the facts in a file of weights; those of an ordinary model where there is no such file.
+    """Return the facts in a weights file, or the default facts where the file does not exist.
 
-    The format is 8 bytes with the length of a JSON header, little-endian, and the header: https://github.com/huggingface/safetensors#format
+    The file begins with 8 bytes, which contain the length of the header in bytes (little-endian). The header follows as JSON.
+    https://github.com/huggingface/safetensors#format describes the format.
     """
     if not path.is_file():
         return WeightsFacts()

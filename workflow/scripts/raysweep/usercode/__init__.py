@@ -1,5 +1,6 @@
-"""The user's Python files: `target` finds and reads them without running them, and `freeze` imports them as they were when the run began.
+"""This subpackage (room) reads and imports the user's Python files.
 
-Both the controller and the trials run this room, with nothing but the standard library; it imports `common`, and every higher room may
-import it.
+The module `target` finds and reads the files and does not run the files. The module `freeze` imports the files with the content that the files had
+when the run began. Both the controller and the trials run this room, which needs only the standard library. This room imports `common`, and every
+higher room may import this room.
 """

@@ -1,4 +1,4 @@
-"""The code that a run carries: the user's files as they were at its start, imported from memory and not from the disk."""
+"""This module keeps the content that the user's files have at the start of a run, and imports the files from memory and not from the disk."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from raysweep.usercode.target import Target, local_sources
 
 @dataclass(frozen=True)
 class Code:
-    """A target, and all files of the user that the target needs, with the content that they had when they were read.
+    """Contains a target and the content of all user files that the target needs.
 
-    Users edit their files while a sweep runs for hours. Every process of the run imports the content that the files had at the start of the
-    run, whenever and wherever the process begins.
+    Users edit files while a sweep runs for hours. Every process of the run imports the content that the files had at the start of the run, even where
+    the process begins later or on another node.
     """
 
     target: Target
@@ -31,29 +31,29 @@ class Code:
 
     @classmethod
     def read(cls, target: Target) -> Code:
-        """Return the target with the present content of its files. Raises ConfigError as `local_sources` does."""
+        """Return the target with the present content of all files that the target needs. Raises ConfigError where a file is not valid Python."""
         return cls(target, {path: path.read_bytes() for path in local_sources(target)})
 
     @classmethod
     def from_json(cls, code: dict[str, Any]) -> Code:
-        """Return the code that `to_json` has written, possibly in another process."""
+        """Return the Code from which `to_json` made the map `code`, possibly in another process."""
         target = Target(Path(code["path"]), code["name"], code["module"])
         return cls(target, {Path(path): base64.b64decode(content) for path, content in code["contents"].items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the code as an object that JSON can hold."""
+        """Return the code as a map for JSON. Base64 encodes the contents of the files, because JSON has no bytes."""
         contents = {str(path): base64.b64encode(content).decode() for path, content in self.contents.items()}
         return {"path": str(self.target.path), "name": self.target.name, "module": self.target.module, "contents": contents}
 
     def sha256(self) -> str:
-        """Return one SHA-256 over the contents of the files; the places of the files do not change it."""
+        """Return one SHA-256 of the contents of all files. The paths of the files do not influence the SHA-256."""
         digest = hashlib.sha256()
         for content in sorted(hashlib.sha256(content).digest() for content in self.contents.values()):
             digest.update(content)
         return digest.hexdigest()
 
     def load(self, *, anew: bool = False) -> tuple[Any, ModuleType]:
-        """Import the target and return the object of that name and its module. `anew`: import it again in a process that has it already."""
+        """Import the target, and return the object that the target names and the module of the object. `anew` imports the files of the code again."""
         if anew:
             files = {str(path) for path in self.contents}
             for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in files]:
@@ -63,9 +63,9 @@ class Code:
 
 
 class _FrozenLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module from a content that was read before.
+    """Loads a module from file content in memory.
 
-    The bytecode beside the file is not used, because it may belong to another content by now.
+    The bytecode on the disk (`__pycache__`) is not used, because the user may have changed the file, and the bytecode may belong to the new content.
     """
 
     def __init__(self, name: str, path: str, content: bytes) -> None:
@@ -81,25 +81,25 @@ class _FrozenLoader(importlib.machinery.SourceFileLoader):
 
 @functools.cache
 def _compile(content: bytes, path: str) -> CodeType:
-    """Return the bytecode of a file. It is kept, because a worker imports the same code for each of its trials."""
+    """Return the bytecode of a file. The bytecode is cached, because a worker process imports the same file again for each trial."""
     return compile(content, path, "exec", dont_inherit=True)
 
 
 class _FrozenFinder:
-    """Finds the modules of frozen code, and no others, before Python looks for their files."""
+    """Finds the modules of frozen code before Python searches the disk. For any other module, Python searches as usual."""
 
     def __init__(self) -> None:
         self.path_of_module: dict[str, Path] = {}
         self.contents: dict[Path, bytes] = {}
 
     def add(self, code: Code) -> None:
-        """Have this process import the files of `code` with the content that `code` holds."""
+        """Make this process import the files of `code` with the content that `code` contains."""
         root = code.target.import_root
         for path in code.contents:
             parts = path.relative_to(root).with_suffix("").parts
             self.path_of_module[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.contents |= code.contents
-        if self not in sys.meta_path:  # behind the finder of built-in modules, as a folder on sys.path would be
+        if self not in sys.meta_path:  # built-in modules come first, as before a folder on sys.path
             sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), self)
 
     def find_spec(
@@ -108,7 +108,7 @@ class _FrozenFinder:
         return self.spec(fullname, self.path_of_module[fullname]) if fullname in self.path_of_module else None
 
     def spec(self, name: str, path: Path) -> importlib.machinery.ModuleSpec | None:
-        """Return how to import a file under a name: from its frozen content, or from the disk where no content was frozen."""
+        """Return the spec that imports the file `path` as module `name`, from the frozen content or, where the file is not frozen, from the disk."""
         if path not in self.contents:
             return importlib.util.spec_from_file_location(name, path)
         folders = [str(path.parent)] if path.name == "__init__.py" else None
@@ -120,7 +120,7 @@ _FINDER = _FrozenFinder()
 
 
 def load_target(target: Target) -> tuple[Any, ModuleType]:
-    """Import the target's file into this process, and return the object of that name and its module."""
+    """Import the file of the target into this process, and return the object that the target names and the module of the object."""
     root = str(target.import_root)
     if root not in sys.path:
         sys.path.insert(0, root)

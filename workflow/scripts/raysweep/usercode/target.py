@@ -1,6 +1,6 @@
-"""The user's Python files, found and read with `ast`. Nothing is imported in this module, because an import runs the file.
+"""This module finds the user's Python files and reads the files with `ast`. The module does not import a user file, because an import runs the file.
 
-A target is `path/to/file.py:name` (relative to the working directory) or `package.module:name`, where the package lies in the working
+A target is `path/to/file.py:name` or `package.module:name`. The path is relative to the working directory. The package lies in the working
 directory or beside the package raysweep.
 """
 
@@ -18,28 +18,28 @@ SCRIPTS_DIR = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Target:
-    """A name in a Python file."""
+    """Describes a name (a class or a function) in a Python file of the user."""
 
     path: Path
     name: str
-    module: str | None  # dotted name, or None for a target given by its file
+    module: str | None  # dotted name of the module, or None where the target was given as `file.py:name`
 
     @property
     def import_root(self) -> Path:
-        """Return the folder that has to be on sys.path for the file's own imports to work."""
+        """Return the folder that must be on sys.path, so that the imports in the file work."""
         return self.path.parent if self.module is None else self.path.parents[self.module.count(".") + (self.path.name == "__init__.py")]
 
 
 def _module_file(name: str, root: Path) -> Path | None:
-    """Return the file of a dotted module below `root`, or None where no file exists."""
+    """Return the file of the module with the dotted name `name` below `root`, or None where no such file exists."""
     stem = root.joinpath(*name.split("."))
     return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
 def find_target(text: str, root: Path) -> Target:
-    """Return the file and the name that `text` stands for; relative paths and modules start at `root`.
+    """Return the target that `text` describes. Relative paths and modules start at `root`.
 
-    Raises ConfigError, with a text that begins with the value, where the file does not exist or does not define the name.
+    Raises ConfigError where the file does not exist, is not valid Python or does not define the name. The error begins with `text`.
     """
     location, separator, name = text.rpartition(":")
     if not separator or not location or not name.isidentifier():
@@ -59,7 +59,7 @@ def find_target(text: str, root: Path) -> Target:
             raise ConfigError(f"{text!r} is not allowed: there is no module {location} in this folder or in workflow/scripts")
         target = Target(module_file.resolve(), name, location)
     names = set(defined_names(_parse(target.path, text).body))
-    if name not in names and "*" not in names:  # `from module import *` may define any name; the rule build_env imports the file
+    if name not in names and "*" not in names:  # `import *` may define any name; the rule build_env later imports the file
         public = ", ".join(sorted(n for n in names if not n.startswith("_"))) or "nothing"
         raise ConfigError(f"{text!r} is not allowed: {target.path.name} does not define {name} (it defines {public})")
     return target
@@ -68,7 +68,8 @@ def find_target(text: str, root: Path) -> Target:
 def _parse(path: Path, config_value: str | None = None) -> ast.Module:
     """Return the syntax tree of a file.
 
-    Raises ConfigError where the file is not Python; the text begins with the value of the config that names the file, if one does.
+    Raises ConfigError where the file is not valid Python. The error begins with `config_value`, the value of the config that names the file, or with
+    the path where `config_value` is None.
     """
     try:
         return ast.parse(path.read_bytes())
@@ -84,7 +85,7 @@ def defined_names_of(path: Path) -> set[str]:
 
 
 def defined_names(body: list[ast.stmt]) -> Iterator[str]:
-    """Yield the names that statements at a module's top level bind, also under `if`, `try` and `with`."""
+    """Yield the names that the statements at the top level of a module define, also the statements inside `if`, `try` and `with`."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -104,7 +105,10 @@ def defined_names(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def _imported_modules(tree: ast.Module, package: tuple[str, ...]) -> Iterator[str]:
-    """Yield the dotted names that the import statements of a file may mean; `package` holds the parts of the file's own package."""
+    """Yield the dotted names of all modules that the import statements of a file may import.
+
+    `package` contains the parts of the dotted name of the file's package. Relative imports start at this package.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -116,19 +120,20 @@ def _imported_modules(tree: ast.Module, package: tuple[str, ...]) -> Iterator[st
 
 
 def local_sources(target: Target) -> list[Path]:
-    """Return the target's file and, through its imports, every file below its import root that it needs; sorted, without duplicates.
+    """Return the file of the target and all files below the import root that the file imports, directly or through other files.
 
-    Of the package raysweep only `raysweep.models` counts, because the rest drives trials and does not change what they compute.
-    Raises ConfigError where one of the files is not Python that can be read.
+    The list is sorted and has no duplicates. From the package raysweep, the list contains only files of `raysweep.models`, because the other modules
+    run trials and do not change the results. Raises ConfigError where a file is not valid Python.
 
-    ASSUME imports are plain statements; a module imported by a computed name is not seen, and its change does not start a new sweep.
+    ASSUME that all imports are import statements. A module that is imported by a computed name is not found, and a change of such a module does not
+    start a new sweep.
     """
     root = target.import_root
     package_dir, models_dir = SCRIPTS_DIR / "raysweep", SCRIPTS_DIR / "raysweep" / "models"
     config_value = f"{target.module or target.path.name}:{target.name}"
 
     def files_of(module: str) -> list[Path]:
-        """Return the files that an import of the module runs: an import of `a.b.c` runs a/__init__.py and a/b/__init__.py too."""
+        """Return the files that an import of `module` runs. An import of `a.b.c` also runs a/__init__.py and a/b/__init__.py."""
         parts = module.split(".")
         return [path for n in range(1, len(parts) + 1) if (path := _module_file(".".join(parts[:n]), root))]
 
