@@ -1,5 +1,6 @@
-"""This room turns an allocation into a Ray cluster (launcher, agents), keeps a second run away from a sweep (lock), and checks a new cluster (check).
+"""This subpackage (room) turns an allocation into a Ray cluster, prevents two runs of one sweep at the same time, and checks a new cluster.
 
-The controller's Python runs all modules; the node environment runs `job`, `lock` and check/task_report.py as well, for the driver and the trials. The rooms
-`training`, `tune` and `stages`, the entry points and the Snakefile may import this room.
+launcher.py and agent.py start the Ray cluster, lock.py prevents the second run, and check/ checks the cluster. The controller's Python runs all modules.
+The driver and the trials also import `job`, `lock` and check/task_report.py, in the node environment. The rooms `training`, `tune` and `stages`, the entry
+points and the Snakefile may import this room.
 """

@@ -1,10 +1,11 @@
-"""The agent: one process on each node, which starts Ray on the node, and ends the processes that it started and no others.
+"""The agent is a process that runs once on each node. The agent starts Ray on the node, and ends only the processes that the agent started.
 
-`ray stop` kills every Ray process of the machine by its name, a neighbour's too. So each Ray process is a child of the agent in a session of its own
-(children.py), with ports from the kernel and a token (ray_node.py), and keeps its files in a private folder (private_folder.py). The agent talks to the
-launcher through its standard input and output (channel.py).
+The agent does not use `ray stop`, because `ray stop` finds processes by their name, and would also kill the Ray processes of other jobs on the machine.
+Instead each Ray process is a child of the agent in a new session (children.py). Ray gets its ports from the kernel, asks for a token (ray_node.py), and
+stores its files in a private folder (private_folder.py). The agent and the launcher exchange messages through the agent's standard input and output
+(channel.py).
 
-Runs in the controller's Python.
+The controller's Python runs this module.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ DRIVER = "driver"
 
 @dataclass(frozen=True)
 class ChildEnded:
-    """A child of the agent has ended."""
+    """Tells the agent that a child process of the agent has ended."""
 
     name: str
     exit_code: int
@@ -74,7 +75,7 @@ M = TypeVar("M", Start, HeadAddress, ChildEnded)
 
 
 def run_agent(input_stream: IO[str], output_stream: IO[str]) -> None:
-    """Do what the launcher's first message says. Returns when the input ends, or when a signal ends this process."""
+    """Read the launcher's first message, and run the agent. Returns when the input stream ends, or when a signal ends this process."""
     with ended_by_signals(), contextlib.suppress(KeyboardInterrupt):
         line = input_stream.readline()
         start = read_launcher_message(line) if line else None
@@ -83,7 +84,7 @@ def run_agent(input_stream: IO[str], output_stream: IO[str]) -> None:
 
 
 class Agent:
-    """The agent of one node, once it knows what to do."""
+    """Runs Ray on one node, as the first message of the launcher describes, and on the first node also the driver."""
 
     def __init__(self, start: Start, input_stream: IO[str], output_stream: IO[str]) -> None:
         self.start, self.input, self.output = start, input_stream, output_stream
@@ -101,7 +102,7 @@ class Agent:
         return "Ray's head" if self.is_head else "Ray"
 
     def run(self) -> None:
-        """Bring Ray up and keep it up until KeyboardInterrupt. The launcher learns why this node fails."""
+        """Start Ray, and let Ray run until KeyboardInterrupt is raised. Where this node fails, the agent sends the reason to the launcher."""
         threading.Thread(target=self.receive, daemon=True).start()
         try:
             self.work()
@@ -110,21 +111,21 @@ class Agent:
             self.wait_for_the_end()
 
     def receive(self) -> None:
-        """Queue the messages of the launcher, and end this process when the input ends: then the launcher's work is over. Runs in a thread."""
+        """Queue the messages of the launcher, and end this process when the input ends, because the launcher then has ended. Runs in a thread."""
         for line in self.input:
             self.events.put(read_launcher_message(line))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def report_end_of(self, process: subprocess.Popen[bytes], name: str) -> None:
-        """Have a thread queue the end of a child."""
+        """Start a thread that waits for the end of a child process, and then queues ChildEnded."""
         threading.Thread(target=lambda: self.events.put(ChildEnded(name, process.wait())), daemon=True).start()
 
     def send(self, message: AgentMessage) -> None:
         send(message, self.output)
 
     def next_event(self) -> LauncherMessage | ChildEnded:
-        """Return the next event. Raises KeyboardInterrupt when no event comes for SILENT_TICKS ticks: then the launcher is lost."""
-        silent_ticks = 0  # counted, not timed: a job that Slurm suspends goes on where it was
+        """Return the next event. Raises KeyboardInterrupt after more than SILENT_TICKS ticks without an event, because the launcher then is lost."""
+        silent_ticks = 0  # ticks are counted instead of seconds, so that the time in which Slurm suspends the job does not count
         while True:
             try:
                 return self.events.get(timeout=TICK_S)
@@ -134,18 +135,18 @@ class Agent:
                     raise KeyboardInterrupt from None
 
     def wait_for(self, kind: type[M]) -> M:
-        """Return the next event of one kind."""
+        """Return the next event of the class `kind`. Events of other classes are ignored."""
         while not isinstance(event := self.next_event(), kind):
             pass
         return event
 
     def wait_for_the_end(self) -> NoReturn:
-        """Wait until KeyboardInterrupt is raised: by a signal, by the end of the input, or because the launcher is lost."""
+        """Wait until KeyboardInterrupt is raised, because a signal arrives, the input ends, or the launcher is lost."""
         while True:
             self.next_event()
 
     def work(self) -> NoReturn:
-        """Run Ray, and on the first node the driver, in private folders. Raises RaysweepError when Ray does not come up."""
+        """Run Ray in private folders, and on the first node also the driver. Raises RaysweepError when Ray does not come up."""
         try:
             with private_folder(self.local_dir) as folder, private_folder(base_for_ray(self.local_dir)) as ray_folder:
                 try:
@@ -157,7 +158,7 @@ class Agent:
             raise WorldError(f"{self.local_dir}: {error.strerror or error}") from None
 
     def run_ray(self, folder: Path, temp_dir: Path) -> NoReturn:
-        """Start Ray with its files in `temp_dir`, tell the launcher about each stage, and wait for the end."""
+        """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait for KeyboardInterrupt."""
         environment = self.prepare_environment(folder)
         env = self.environment_variables(environment, folder, temp_dir)
         self.send(EnvironmentReady(self.node.name))
@@ -188,7 +189,10 @@ class Agent:
         self.wait_for_the_end()
 
     def prepare_environment(self, folder: Path) -> Environment:
-        """Return the environment of the trials: unpacked to `folder` or the cache in a job of Slurm, else where it was installed."""
+        """Return the environment of the trials.
+
+        In a Slurm job the environment is unpacked to `folder` or to the cache. Without Slurm the installed environment is used directly.
+        """
         if not self.start.in_slurm:
             return Environment.load(self.start.env_dir)
         if self.node.gpus:
@@ -196,7 +200,7 @@ class Agent:
         return unpack(self.start.env_dir, folder, self.start.cache_dir)
 
     def environment_variables(self, environment: Environment, folder: Path, temp_dir: Path) -> dict[str, str]:
-        """Return the environment variables of Ray and the driver. The folders that the variables name are made, with the token."""
+        """Make the folder for temporary files and the token file, and return the environment variables of Ray and the driver."""
         (folder / "tmp").mkdir()
         write_token(folder / "token", self.start.token)
         env = ray_environment(folder, len(self.start.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
@@ -205,8 +209,8 @@ class Agent:
         return env
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-        """Start the driver while Ray's head starts. The driver imports its modules meanwhile, and waits for its job."""
-        # The user sees what the driver writes to this descriptor; the output of Ray and the trials goes to the log.
+        """Start the driver at the same time as Ray's head, because the driver can import modules until Ray is up. The driver then waits for JOB_FILE."""
+        # The driver writes messages for the user to this file descriptor. The output of Ray and of the trials goes to the log.
         terminal = os.dup(sys.stderr.fileno())
         try:
             argv = [
@@ -223,11 +227,11 @@ class Agent:
             os.close(terminal)
 
     def dashboard(self, port: int | None, folder: Path) -> str | None:
-        """Return how the user opens Ray's dashboard; None where the user did not ask for a dashboard."""
+        """Return a text that says how the user opens Ray's dashboard, or None where the user did not ask for a dashboard."""
         return None if port is None else how_to_open_dashboard(self.node, port, folder / "token", self.start.in_slurm)
 
 
 def give_job(folder: Path, driver_input: DriverInput) -> None:
-    """Write the file for which the driver waits."""
+    """Write the job and the Ray cluster to JOB_FILE in `folder`, for which the driver waits."""
     with written_aside(folder / JOB_FILE) as stream:
         json.dump(to_json(driver_input), stream)

@@ -1,9 +1,10 @@
-"""The messages between the launcher and the agents: one JSON object a line, through standard input and output of the agents.
+"""This module defines the messages between the launcher and the agents. Each message is one line of JSON.
 
-`srun` carries both streams between the nodes. So no port is needed, and no file on a shared file system, which one node sees later than another. The
-token goes the same way. The end of the agents' input tells each agent to end what it started, and to exit.
+The messages pass through the standard input and the standard output of the agents, and `srun` transfers both streams between the nodes. Therefore the
+messages need no port. They also need no file on a shared file system, where some nodes would see a new file later than other nodes. The secret token of
+the job is a part of the first message. When the standard input of an agent ends, the agent ends the processes that it started, and exits.
 
-Both sides run in the controller's Python.
+The launcher and the agents run in the controller's Python.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from raysweep.cluster.job import Job
 from raysweep.common.typed_json import from_json, to_json
 from raysweep.slurm.allocation import Node
 
-TICK_S = 3  # the launcher sends LauncherAlive this often
-# An agent ends after so many ticks without a message: when the first node is lost, the other nodes are to be free again within 30 s.
+TICK_S = 3  # time in seconds between two LauncherAlive messages
+# An agent ends when the agent has received no message for more than this number of ticks. Thus all other nodes are free again within 30 s after the
+# loss of the first node.
 SILENT_TICKS = 6
 
 # ---------------------------------------------------------------------------------------------------------------- to the agents
@@ -26,23 +28,23 @@ SILENT_TICKS = 6
 
 @dataclass(frozen=True)
 class Start:
-    """The first message, which says all that an agent needs to know."""
+    """Is the first message to each agent, and contains all settings that an agent needs."""
 
     in_slurm: bool
-    nodes: tuple[Node, ...]  # in the order of their ranks
+    nodes: tuple[Node, ...]  # sorted by the rank of each node's agent
     env_dir: Path
-    cache_dir: Path | None  # where the unpacked environment stays between jobs; None: nowhere
-    token: str = field(repr=False)  # a secret of this job
+    cache_dir: Path | None  # folder where the unpacked environment stays for later jobs; None where no such folder is set
+    token: str = field(repr=False)  # secret text of this job, which Ray asks for at each connection
     has_dashboard: bool
     path_to_log: Path
-    min_nodes: int  # with how many of them the driver starts the trials
-    job: Job  # for the driver
+    min_nodes: int  # number of nodes that must be up before the driver starts trials
+    job: Job  # the job that the driver runs
     kind: Literal["start"] = "start"
 
 
 @dataclass(frozen=True)
 class HeadAddress:
-    """Ray's head is up at `address` (ip:port), so the other nodes can join."""
+    """Tells the agents that Ray's head is up at `address` (ip:port), so that the other nodes can join."""
 
     address: str
     kind: Literal["head_address"] = "head_address"
@@ -50,7 +52,7 @@ class HeadAddress:
 
 @dataclass(frozen=True)
 class LauncherAlive:
-    """The launcher is alive: sent every TICK_S seconds."""
+    """Tells the agents that the launcher is alive. The launcher sends this message every TICK_S seconds."""
 
     kind: Literal["alive"] = "alive"
 
@@ -62,7 +64,7 @@ LauncherMessage = Start | HeadAddress | LauncherAlive
 
 @dataclass(frozen=True)
 class EnvironmentReady:
-    """The environment lies on the node, or was on it before."""
+    """Tells the launcher that the environment of the trials is ready on the node."""
 
     node: str
     event: Literal["environment"] = "environment"
@@ -70,7 +72,10 @@ class EnvironmentReady:
 
 @dataclass(frozen=True)
 class HeadUp:
-    """Ray's head is up at `address`. `dashboard` is how the user reaches the dashboard; None where there is no dashboard."""
+    """Tells the launcher that Ray's head is up at `address` (ip:port).
+
+    `dashboard` is a text that says how the user opens Ray's dashboard. `dashboard` is None where there is no dashboard.
+    """
 
     node: str
     address: str
@@ -80,7 +85,7 @@ class HeadUp:
 
 @dataclass(frozen=True)
 class WorkerUp:
-    """Ray is up on a node that has joined the head."""
+    """Tells the launcher that Ray is up on a node that has joined Ray's head."""
 
     node: str
     event: Literal["worker"] = "worker"
@@ -88,7 +93,7 @@ class WorkerUp:
 
 @dataclass(frozen=True)
 class DriverEnded:
-    """The driver has ended; the exit code is negative where a signal killed the driver."""
+    """Tells the launcher that the driver has ended. The exit code is negative where a signal killed the driver."""
 
     node: str
     exit_code: int
@@ -97,7 +102,7 @@ class DriverEnded:
 
 @dataclass(frozen=True)
 class NodeFailed:
-    """The node will not come up, or is lost."""
+    """Tells the launcher that Ray will not come up on the node, or that the node is lost."""
 
     node: str
     reason: str
@@ -110,18 +115,18 @@ AgentMessage = EnvironmentReady | HeadUp | WorkerUp | DriverEnded | NodeFailed
 
 
 def send(message: object, stream: IO[str]) -> None:
-    """Write one message as a line, and flush the line."""
+    """Write one message to `stream` as a line of JSON, and flush the stream."""
     stream.write(json.dumps(to_json(message)) + "\n")
     stream.flush()
 
 
 def read_launcher_message(line: str) -> LauncherMessage:
-    """Return the message in a line from the launcher. Raises ValueError or TypeError where the line holds no message."""
+    """Return the message that a line from the launcher contains. Raises ValueError or TypeError where the line is no message."""
     return cast(LauncherMessage, from_json(cast(Any, LauncherMessage), json.loads(line)))
 
 
 def read_agent_message(line: str) -> AgentMessage | None:
-    """Return the message in a line from an agent; None for any other line, such as a line that the prolog of a site prints."""
+    """Return the message that a line from an agent contains. Return None for any other line, such as a line that the prolog of a site prints."""
     try:
         return cast(AgentMessage, from_json(cast(Any, AgentMessage), json.loads(line)))
     except (ValueError, TypeError):

@@ -1,6 +1,6 @@
-"""The child processes of an agent: how they are started, how they end, and which signals end the agent.
+"""This module starts and ends the child processes of an agent, and lets signals end the agent in an orderly way.
 
-Runs in the controller's Python.
+The controller's Python runs this module.
 """
 
 from __future__ import annotations
@@ -26,32 +26,34 @@ logger = logging.getLogger("raysweep")
 
 T = TypeVar("T")
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux, see prctl(2)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # numbers of options of prctl(2) on Linux
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 8  # between SIGTERM and SIGKILL; Slurm itself kills 30 s after its SIGTERM (KillWait)
+# Time in seconds that a child has between SIGTERM and SIGKILL. The time is short because Slurm sends SIGKILL to the agent 30 s after SIGTERM (KillWait).
+GRACE_S = 8
 
 
 def _prctl(option: int, value: int) -> None:
-    """Call prctl(2) for this process; do nothing on systems other than Linux."""
+    """Call prctl(2) for this process, or do nothing on systems other than Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value)
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent is killed. Runs in the child, before exec."""
+    """Ask the kernel to end this process when the parent process is killed. This function runs in the child process, before exec."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Children:
-    """The processes that this agent started, each in a session of its own, so that a Ctrl-C in the terminal reaches the agent alone."""
+    """Starts and ends the child processes of this agent. Each child runs in a new session, so that a Ctrl-C in the terminal reaches only the agent."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        # Ray's processes start processes that outlive them for a moment: the kernel then makes them children of this process, which ends them.
+        # Some processes that Ray starts live for a moment longer than their parent process. This call lets the kernel make such processes children of this
+        # agent, so that the agent can end these processes.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def start(self, argv: list[str], env: dict[str, str], log: Path, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-        """Start `argv` with the environment `env`; its output is appended to the file `log`."""
+        """Start the command `argv` with the environment variables `env`. The output of the process is appended to the file `log`."""
         with log.open("ab") as stream:
             process = subprocess.Popen(
                 argv,
@@ -67,9 +69,9 @@ class Children:
         return process
 
     def end(self) -> None:
-        """End the children with SIGTERM, and after GRACE_S with SIGKILL; then end all processes that the children started."""
+        """End the children with SIGTERM, and with SIGKILL after GRACE_S seconds. Then kill all remaining processes that the children started."""
         deadline = time.monotonic() + GRACE_S
-        for process in reversed(self.running):  # the driver before its Ray
+        for process in reversed(self.running):  # the newest child first, so that the driver ends before Ray
             process.terminate()
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -83,16 +85,16 @@ class Children:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     descendant.kill()
             psutil.wait_procs(descendants, timeout=1)
-        if descendants:  # stuck in the kernel, on a dead file system for example
+        if descendants:  # a process can be stuck in the kernel, for example on a file system that hangs
             logger.warning("Processes that cannot be ended: %s.", ", ".join(str(process.pid) for process in descendants))
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP end this process through its `finally` blocks.
+    """Make SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt inside the block, so that the `finally` blocks of this process run.
 
-    Only the first signal does so: a later signal must not interrupt the `finally` blocks. A signal that this process ignores stays ignored, because
-    `nohup`, or a shell that put the command in the background, wants it so.
+    Only the first signal raises KeyboardInterrupt, because a later signal must not interrupt the `finally` blocks. Where this process ignores SIGINT or
+    SIGHUP already, this signal stays ignored, because `nohup`, or a shell that started the command in the background, has set this on purpose.
     """
     numbers = [number for number in ENDING_SIGNALS if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -111,7 +113,7 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP wait for the end of the block."""
+    """Delay SIGINT, SIGTERM and SIGHUP until the end of the block."""
     pending: list[int] = []
     handlers_before = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in ENDING_SIGNALS}
     try:
@@ -119,20 +121,21 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers_before.items():
             signal.signal(number, handler)
-    for late in pending:  # all of them, because the first may be a signal that is ignored
+    for late in pending:  # all delayed signals are sent, because this process may ignore the first signal
         os.kill(os.getpid(), late)
 
 
 def tail_of(log: Path) -> str:
-    """Return the last lines that a program wrote to its log."""
+    """Return the last three lines of a program's log as one line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
     return " | ".join(lines[-3:]) or "it wrote nothing"
 
 
 def wait_until_up(get_result: Callable[[], T | None], process: subprocess.Popen[bytes], name: str, log: Path, deadline_s: float) -> T:
-    """Return the result of `get_result` as soon as it is not None.
+    """Call `get_result` again and again, and return the first result that is not None.
 
-    Raises WorldError with the tail of the log when the process `name` ends before, or is not up within `deadline_s`.
+    Raises WorldError, with the last lines of `log`, when `process` ends before there is a result, or when there is no result within `deadline_s` seconds.
+    `name` names the process in the message.
     """
     deadline = time.monotonic() + deadline_s
     while True:
@@ -141,4 +144,4 @@ def wait_until_up(get_result: Callable[[], T | None], process: subprocess.Popen[
         if process.poll() is not None or time.monotonic() > deadline:
             end = f"is not up after {deadline_s:.0f} s" if process.poll() is None else f"ended with exit code {process.returncode}"
             raise WorldError(f"{name} {end}: {tail_of(log)}")
-        time.sleep(0.05)  # Ray writes a file when it is up, and offers no event
+        time.sleep(0.05)  # polling is necessary, because Ray only writes a file when Ray is up, and offers no event

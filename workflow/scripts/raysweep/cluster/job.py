@@ -1,4 +1,4 @@
-"""The job of a driver: one definition for the launcher, the agents, the driver and the trials, written and read as JSON."""
+"""This module defines the job of a driver, which passes as JSON from the launcher through the agents to the driver and the trials."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TaskKind = Literal["search", "confirm", "evaluate"]
 
 @dataclass(frozen=True)
 class ConfirmTask:
-    """One trial of a confirmation."""
+    """Describes one trial of a confirmation."""
 
-    trial: str  # id
+    trial: str  # id of the trial
     seed: int
     task: TaskKind
     config: dict[str, Any]
@@ -29,11 +29,11 @@ class ConfirmTask:
 
 @dataclass(frozen=True)
 class Walltime:
-    """The time of a Slurm job, in seconds since the epoch. `started` and `ends` are None where there is no time limit."""
+    """Describes the time limit of a Slurm job. `started` and `ends` are in seconds since the epoch, and are None where there is no time limit."""
 
     started: float | None
     ends: float | None
-    margin_s: float  # time before the end of the job at which the driver saves and ends
+    margin_s: float  # time in seconds before the end of the job, at which the driver saves checkpoints and ends
 
     @property
     def deadline(self) -> Deadline | None:
@@ -42,17 +42,17 @@ class Walltime:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneJob:
-    """The common fields of SearchJob and ConfirmJob: the trials that Tune runs, and the record to which their events are written."""
+    """Contains the common fields of SearchJob and ConfirmJob, which describe the trials that Tune runs, and the record of these trials."""
 
-    name: str  # of the sweep
+    name: str  # name of the sweep
     sweep: SweepConfig
-    header: SessionHeader  # the sweep as the record's session describes it
-    code: Code  # the model or function that is trained, and the user's files that it needs
-    root: Path  # folder in which Snakemake was started
-    record: Path  # checkpoints and Tune's scratch lie beside it
-    data_dir: Path | None  # of the staged data
+    header: SessionHeader  # description of the sweep for the record's event `session`
+    code: Code  # the model or function to train, with the user's files that the model or function needs
+    root: Path  # folder in which the user started Snakemake
+    record: Path  # path of the record; checkpoints and Tune's temporary files are in the same folder
+    data_dir: Path | None  # folder of the staged data; None where the trainable brings its own data
     max_epochs: int
-    total: int  # number of trials
+    total: int  # number of trials of the sweep or the confirmation
     trial_resources: TrialResources
     slurm_job: SlurmJob | None
     walltime: Walltime
@@ -63,16 +63,17 @@ class TuneJob:
 
     @property
     def seen_folders(self) -> list[Path | None]:
-        """The folders that a container must show to the driver and the trials."""
+        """Return the folders that a container must make visible to the driver and the trials."""
         return [self.root, self.data_dir, self.state_dir]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchJob(TuneJob):
-    """Run what is left of a sweep."""
+    """Describes a job that runs the remaining trials of a sweep."""
 
     purpose: Literal["search"] = "search"
-    packs_gpus: bool = False  # whether the memory that the first trial takes of its GPU decides how many trials share a GPU
+    # Whether the first trial has a GPU alone, so that the GPU memory that this trial uses decides how many trials share a GPU.
+    packs_gpus: bool = False
 
     @property
     def schedule(self) -> tuple[ScheduleStep, ...]:
@@ -81,12 +82,12 @@ class SearchJob(TuneJob):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmJob(TuneJob):
-    """Train the best configuration anew, with other seeds."""
+    """Describes a job that trains the best configuration again from the beginning, with other seeds."""
 
     purpose: Literal["confirm"] = "confirm"
     tasks: tuple[ConfirmTask, ...]
-    model_dir: Path  # of the published model
-    schedule: tuple[ScheduleStep, ...] = ()  # empty where the configuration never changed
+    model_dir: Path  # folder of the published model
+    schedule: tuple[ScheduleStep, ...] = ()  # changes of the configuration during the training; empty where there was no change
 
     @property
     def seen_folders(self) -> list[Path | None]:
@@ -95,11 +96,11 @@ class ConfirmJob(TuneJob):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckJob:
-    """Report the nodes as Ray sees them."""
+    """Describes a job that runs a task of check_cluster on each node of the Ray cluster."""
 
     purpose: Literal["check"] = "check"
-    result: Path  # file in which the driver describes the nodes
-    has_torch: bool  # whether the environment has torch, so that GPUs can compute
+    result: Path  # file to which the driver writes the reports of the tasks
+    has_torch: bool  # whether each task checks that torch computes on the GPUs of the node
 
     @property
     def seen_folders(self) -> list[Path | None]:
@@ -111,46 +112,46 @@ Job = SearchJob | ConfirmJob | CheckJob
 
 @dataclass(frozen=True)
 class RayCluster:
-    """The Ray cluster of the job, as the agent of the first node knows it."""
+    """Describes the Ray cluster of the job. The agent of the first node gives this description to the driver."""
 
-    nodes: tuple[NodeSize, ...]  # of the allocation
-    min_nodes: int  # number of nodes with which the trials start
-    address: str  # of Ray's GCS
-    node_ip: str  # of this node
+    nodes: tuple[NodeSize, ...]  # all nodes of the allocation
+    min_nodes: int  # number of nodes that must be up before the trials start
+    address: str  # address of Ray's GCS (ip:port)
+    node_ip: str  # IP address of the node on which the driver runs
 
 
 @dataclass(frozen=True)
 class MeasurementInput:
-    """The standard input of the measurement of a plan."""
+    """Describes the steps that the program measure_steps.py is to time. The rule `plan` sends this as JSON to the standard input of the program."""
 
     job: SearchJob
     nodes: tuple[NodeSize, ...]
-    configs: tuple[dict[str, Any], ...]  # to measure
-    capacity: int  # how many trials the nodes hold
+    configs: tuple[dict[str, Any], ...]  # configurations whose training steps are timed
+    capacity: int  # number of trials that can run at the same time on the nodes
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """The time that a trial takes alone, with one batch size."""
+    """Contains the times that training and validation take for one batch size, when a trial runs alone."""
 
     batch_size: int
-    row_s: float  # for a row of the training part
-    validation_row_s: float
+    row_s: float  # time in seconds to train on one row of the split `train`
+    validation_row_s: float  # time in seconds to evaluate one row of the split `validation`
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The time that training takes on this machine."""
+    """Contains the measured times of training on this machine."""
 
     device: str
-    rows: int  # of the training part
-    validation_rows: int
+    rows: int  # number of rows of the split `train`
+    validation_rows: int  # number of rows of the split `validation`
     points: tuple[StepTimes, ...]
     together: FusionPlan | NotFused
-    benchmark_s: float  # that the benchmark of training together took
+    benchmark_s: float  # time in seconds that the benchmark of training several trials together took
 
     def to_json(self) -> dict[str, Any]:
-        """Return the measurement for JSON; `together` has the fields of the record's event `fused`."""
+        """Return the measurement as an object for JSON. The value of `together` has the fields of the record's event `fused`."""
         return {**fields_to_json(self), "together": self.together.as_event()}
 
     @classmethod
@@ -161,7 +162,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class DriverInput:
-    """The file that the agent of the first node writes for the driver."""
+    """Contains the job and the Ray cluster, which the agent of the first node writes to a file for the driver."""
 
     job: Job
     ray: RayCluster

@@ -1,7 +1,8 @@
-"""The launcher: turns an allocation into a Ray cluster with one agent on each node (agent.py), and runs a driver on the cluster.
+"""The launcher turns an allocation into a Ray cluster with one agent on each node (agent.py), and runs a driver on the cluster.
 
-The launcher waits for the messages of the agents (channel.py), never for a time that should be enough, and knows how far each node has come. On this
-machine it works in the same way with one agent and no `srun`. Runs in the controller's Python.
+The launcher waits for messages of the agents (channel.py), and never sleeps for a fixed time in the hope that a node is ready. By these messages the
+launcher knows which stage each node has reached. Without Slurm, the launcher starts one agent on this machine, without `srun`. The controller's Python runs
+this module.
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")
 
-BRING_UP_DEADLINE_S = 900  # unpacking on a slow disk takes minutes
+BRING_UP_DEADLINE_S = 900  # unpacking the environment on a slow disk takes minutes
+# An agent gives its children GRACE_S seconds to end, and then the processes that its children started another GRACE_S seconds.
 END_DEADLINE_S = 2 * GRACE_S + 10
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What to start a Ray cluster on and with.
+    """Describes the Ray cluster that the launcher is to start: the nodes, the environment, and the options.
 
-    The driver starts as soon as `min_nodes` nodes are up (None: all nodes), and the other nodes join when they are ready.
+    Trials start as soon as Ray is up on `min_nodes` nodes, or on all nodes where `min_nodes` is None. Every other node joins when that node is ready.
     """
 
     allocation: Allocation
@@ -58,7 +60,7 @@ class LaunchRequest:
     path_to_log: Path
     min_nodes: int | None = None
     has_dashboard: bool = False
-    cache_dir: Path | None = None  # where the unpacked environment stays between jobs
+    cache_dir: Path | None = None  # folder where the unpacked environment stays for later jobs
 
     @property
     def num_required_nodes(self) -> int:
@@ -67,16 +69,18 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class BringUp:
-    """How a Ray cluster came up: its size, and the time from the start of the job, or of the launcher where there is no job."""
+    """Describes how a Ray cluster started: the nodes, and the times in seconds from the start of the job, or of the launcher without a job."""
 
-    nodes: tuple[Node, ...]  # that were up
+    nodes: tuple[Node, ...]  # the nodes on which Ray was up
     num_allocated_nodes: int
-    job_start_s: float | None  # from the start of the job to the start of the launcher; None without a job
-    stages_s: dict[str, float]  # the time that each later stage took: environment, head, workers
-    total_s: float
+    job_start_s: float | None  # time from the start of the job to the start of the launcher; None without a job
+    stages_s: dict[str, float]  # stage (environment, head, workers) → duration of the stage
+    total_s: float  # time from the start of the job, or of the launcher without a job, until the cluster was up
 
     def __str__(self) -> str:
-        stages = [] if self.job_start_s is None else [f"start of the job {self.job_start_s:.0f} s"]  # Slurm gives whole seconds
+        stages = (
+            [] if self.job_start_s is None else [f"start of the job {self.job_start_s:.0f} s"]
+        )  # Slurm gives the start time in whole seconds
         stages += [f"{stage} {duration_s:.1f} s" for stage, duration_s in self.stages_s.items()]
         of_nodes = f"on {len(self.nodes)} of {self.num_allocated_nodes} nodes " if self.num_allocated_nodes > 1 else ""
         cpus, gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
@@ -85,7 +89,10 @@ class BringUp:
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """How a driver ended, and how its Ray cluster had come up; `bring_up` is None where the driver ended before the cluster was up."""
+    """Describes how a driver ended, and how the driver's Ray cluster started.
+
+    `bring_up` is None where the driver ended before the launcher counted the cluster as up.
+    """
 
     exit_code: int
     bring_up: BringUp | None
@@ -95,53 +102,58 @@ class LaunchResult:
 
 
 def print_to_terminal(line: str) -> None:
-    """Print a line to stderr. A terminal that nobody reads any more (`| tee` was ended, the disk is full) must not stop the launcher."""
+    """Print a line to stderr, and ignore errors. The launcher must go on when stderr fails, because `| tee` was ended or the disk is full."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(line)
         sys.stderr.flush()
 
 
 class AgentsProgram:
-    """The program that carries the agents: `srun`, or on this machine the one agent itself. Their messages arrive in `messages`."""
+    """Runs the program that starts the agents, and queues the agents' messages. The program is `srun`, or the one agent where there is no Slurm job."""
 
     def __init__(self, process: subprocess.Popen[str], allocation: Allocation) -> None:
         self.process = process
         self.name = "srun" if allocation.job_id else "the agent"
         self.node_names = [node.name for node in allocation.nodes]
-        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()  # None: no message can come any more
-        self.error_lines: list[str] = []  # of srun
+        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()  # None is queued last, after the end of the program's output
+        self.error_lines: list[str] = []  # the error messages of srun
         self.is_writing, self.is_over = threading.Lock(), threading.Event()
         self.error_reader = threading.Thread(target=self.read_errors, daemon=True)
         self.threads = [
             threading.Thread(target=self.read_messages, daemon=True),
             self.error_reader,
-            # A thread of its own, because the main thread may wait for a file system in trouble.
+            # This is a separate thread, because the main thread may have to wait for a file system that hangs.
             threading.Thread(target=self.show_life, daemon=True),
         ]
 
     def send(self, message: LauncherMessage) -> None:
         """Send a message to all agents."""
         assert self.process.stdin
-        # `read_messages` notices the end of the program, so an error is no news.
+        # An error here means that the program has ended. `read_messages` notices that end too, so the error needs no treatment here.
         with self.is_writing, contextlib.suppress(BrokenPipeError, ValueError):
             send(message, self.process.stdin)
 
+    # This method runs in a thread.
     def show_life(self) -> None:
         while not self.is_over.wait(TICK_S):
             self.send(LauncherAlive())
 
+    # This method runs in a thread.
     def read_messages(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
             message = read_agent_message(line)
-            if message is None:  # the prolog of a site printed the line
+            if message is None:  # the line is no message: for example, the prolog of the site printed the line
                 print_to_terminal(line)
             else:
                 self.messages.put(message)
         self.messages.put(None)
 
     def read_errors(self) -> None:
-        """Pass the lines of the driver and of `srun` to the terminal. `srun` tells which agents have ended, for an agent that was killed cannot."""
+        """Print the lines of the driver and of `srun` to the terminal, and queue NodeFailed for each agent that ended with an error. Runs in a thread.
+
+        An agent that was killed cannot send a message, so the launcher learns the end of such an agent from an error line of `srun`.
+        """
         assert self.process.stderr
         for line in self.process.stderr:
             print_to_terminal(line)
@@ -155,15 +167,15 @@ class AgentsProgram:
         return " | ".join(self.error_lines[-3:])
 
     def describe_end(self) -> str:
-        """Wait for the end of the program, and return how it ended."""
+        """Wait for the end of the program, and return a text that says how the program ended."""
         exit_code = self.process.wait()
-        self.error_reader.join(END_DEADLINE_S)  # the last lines may be on their way
+        self.error_reader.join(END_DEADLINE_S)  # this thread may still be reading the last lines
         if exit_code < 0:
             return f"{self.name} was killed (signal {-exit_code})"
         return f"{self.name} ended with exit code {exit_code}: {self.last_errors() or 'it printed nothing'}"
 
     def end(self) -> None:
-        """End the agents: they end when their input does."""
+        """End the agents. This method closes the agents' standard input, and each agent ends when the standard input ends."""
         self.is_over.set()
         assert self.process.stdin
         with self.is_writing, contextlib.suppress(BrokenPipeError):
@@ -172,7 +184,7 @@ class AgentsProgram:
             self.process.wait(END_DEADLINE_S)
         except subprocess.TimeoutExpired:
             logger.warning("The agents did not end within %d s: ending them by force.", END_DEADLINE_S)
-            self.process.terminate()  # srun then kills its tasks
+            self.process.terminate()  # srun kills its tasks when srun gets SIGTERM
             self.process.wait()
         for thread in self.threads:
             thread.join()
@@ -180,14 +192,14 @@ class AgentsProgram:
 
 @contextlib.contextmanager
 def agents_on(allocation: Allocation) -> Iterator[AgentsProgram]:
-    """Start the agents, and end them after the block. A session of their own keeps a Ctrl-C in the terminal from the agents.
+    """Start the agents, and end the agents after the block. The program runs in a new session, so that a Ctrl-C in the terminal does not reach the agents.
 
     Raises WorldError where the program cannot be started.
     """
     command = allocation.command([sys.executable, str(SCRIPTS_DIR / "agent.py")])
     pipe = subprocess.PIPE
     try:
-        # The prolog of a site may print in another encoding, hence `errors`.
+        # `errors` is set because the prolog of a site may print text in another encoding.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True)
     except OSError as error:
         raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
@@ -204,7 +216,7 @@ def agents_on(allocation: Allocation) -> Iterator[AgentsProgram]:
 
 
 class Launcher:
-    """One run of the agents: how far each node has come, and which nodes are lost."""
+    """Follows one run of the agents: records which stage each node has reached, and which nodes are lost."""
 
     def __init__(self, allocation: Allocation, num_required_nodes: int, agents: AgentsProgram) -> None:
         self.allocation, self.num_required_nodes, self.agents = allocation, num_required_nodes, agents
@@ -214,13 +226,13 @@ class Launcher:
         self.with_environment: set[str] = set()
         self.with_ray: set[str] = set()
         self.lost: set[str] = set()
-        self.reached_at_s: dict[str, float] = {}  # stage → when the last node that reached the stage did so, since the launcher began
+        self.reached_at_s: dict[str, float] = {}  # stage → seconds from the launcher's start until the last node reached the stage
         self.bring_up: BringUp | None = None
 
     def run(self, start: Start) -> LaunchResult:
-        """Have the agents do what `start` says, until the driver ends.
+        """Send `start` to the agents, and wait until the driver ends.
 
-        Raises WorldError when the cluster does not come up, or the node of Ray's head is lost.
+        Raises WorldError when the cluster does not come up, when the node of Ray's head is lost, or when all agents have ended before the driver.
         """
         self.agents.send(start)
         while True:
@@ -238,7 +250,7 @@ class Launcher:
                 self.handle(message)
 
     def handle(self, message: EnvironmentReady | HeadUp | WorkerUp | NodeFailed) -> None:
-        """Note what a message says of its node. Raises WorldError where the run cannot go on without the node."""
+        """Record the state of a node that a message reports. Raises WorldError where the node has failed and the run cannot go on without the node."""
         if isinstance(message, NodeFailed):
             self.lose(message.node, message.reason)
             return
@@ -261,7 +273,7 @@ class Launcher:
             logger.info("%s has joined after %.1f s: %d of %d nodes.", message.node, self.elapsed_s(), len(nodes_up), len(self.names))
 
     def lose(self, name: str, reason: str) -> None:
-        """Go on without a node. Raises WorldError where too few nodes are left, or the node is the head's."""
+        """Record that a node is lost. Raises WorldError where too few nodes are left, or where Ray's head runs on the lost node."""
         if name in self.lost:
             return
         self.lost.add(name)
@@ -274,18 +286,18 @@ class Launcher:
         return time.monotonic() - self.began_at_s
 
     def describe_missing_nodes(self) -> str:
-        """Return which nodes are not up, and how far each of them has come."""
+        """Return a text that names the nodes whose Ray is not up, with the stage that each of these nodes has reached."""
         missing = [f"{name} ({self.progress_of(name)})" for name in self.names if name not in self.with_ray | self.lost]
         return f"not up: {', '.join(missing)}" if missing else "the agents went away"
 
     def progress_of(self, name: str) -> str:
-        """Return how far a node has come whose Ray is not up."""
+        """Return a text on the stage that a node has reached. Ray is not up on this node yet."""
         if name not in self.with_environment:
             return "it has not answered"
         return "its Ray is starting" if name == self.head else "it waits for Ray's head"
 
     def describe_bring_up(self, nodes_up: tuple[Node, ...]) -> BringUp:
-        """Return how long each stage took until the cluster was up, which it is now."""
+        """Return the duration of each stage. This method is called at the moment when the cluster is up."""
         elapsed_s, started_at = self.elapsed_s(), self.allocation.started
         job_start_s = None if started_at is None else max(0.0, time.time() - elapsed_s - started_at)
         stages_s: dict[str, float] = {}
@@ -298,10 +310,12 @@ class Launcher:
 
 
 def run(request: LaunchRequest, job: Job) -> LaunchResult:
-    """Bring Ray up, run the driver on it with `job`, and take everything down again.
+    """Start the Ray cluster, run the driver with `job` on the cluster, and end all started processes.
 
-    Raises WorldError, with one line that names the node, when too few nodes come up or the head is lost; RaysweepError when a signal ends this process
-    in a job of Slurm, else KeyboardInterrupt.
+    Raises:
+        WorldError: too few nodes come up, or Ray's head is lost. The message is one line that names the node.
+        RaysweepError: a signal ends this process in a Slurm job.
+        KeyboardInterrupt: a signal ends this process where there is no Slurm job.
     """
     allocation = request.allocation
     request.path_to_log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""One writer for each sweep: a lock names the run that works on the sweep, so that a second run is refused. The lock of a dead run stops nobody.
+"""This module gives each sweep a lock, so that only one run writes to the sweep. A second run is refused, and the lock of a dead run is removed.
 
-The lock is a file beside the record that names its holder. `flock` is not reliable on the file systems of clusters. Making a hard link is one step on all
-of them, and fails where the name is taken. Runs in the controller's Python, and in the node environment for the driver.
+The lock is a file beside the sweep's record, and the file names the process that has the lock. The lock is not made with `flock`, because `flock` is not
+reliable on the file systems of clusters. The lock is a hard link, because every such file system makes a hard link in one step, and refuses the link
+where the name exists already. The controller's Python runs this module, and so does the driver in the node environment.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ DRIVER_LOCK = "driver.lock"
 
 @dataclass(frozen=True)
 class LockHolder:
-    """The process that holds a lock, as the lock file names it."""
+    """Describes the process that has a lock, as the lock file describes this process."""
 
-    token: str  # differs for each time that a lock is taken
+    token: str  # random text, which differs for each Lock object
     host: str
-    pids: str  # the namespace of process ids
+    pids: str  # the namespace in which `pid` is valid
     pid: int
-    started: str | None  # when the process began, which tells it from a later process of the same id
+    started: str | None  # start time of the process; a later process with the same id has another start time
     uid: int
-    job: SlurmJob | None  # None: the process is in no job
+    job: SlurmJob | None  # None when the process runs outside of a job
 
     @classmethod
     def this_process(cls, job: SlurmJob | None) -> LockHolder:
@@ -43,7 +44,7 @@ class LockHolder:
 
     @classmethod
     def read(cls, path: Path) -> LockHolder | None:
-        """Return the holder that a lock file names; None where there is no lock. Raises RaysweepError where the file names no holder."""
+        """Return the holder that a lock file names, or None where the file does not exist. Raises RaysweepError where the file names no holder."""
         try:
             return from_json(cls, json.loads(path.read_text()))
         except FileNotFoundError:
@@ -52,7 +53,10 @@ class LockHolder:
             raise RaysweepError(f"{path} does not say who holds it. If no other run is at work on the sweep, remove it") from None
 
     def is_dead(self) -> bool:
-        """Return whether the holder has provably ended. A holder of which nothing is known counts as alive."""
+        """Return whether the holder has certainly ended.
+
+        A holder counts as alive where this process cannot find out whether the holder has ended.
+        """
         if self.job is not None and self.job.is_over():
             return True
         on_this_machine = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
@@ -64,16 +68,16 @@ class LockHolder:
 
 
 class Lock:
-    """The file `file_name` in `folder`, held by this process inside a `with`.
+    """Locks a sweep inside a `with` block: the file `file_name` in `folder` then names this process.
 
-    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the job of Slurm that this process runs in.
+    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the Slurm job that this process runs in.
     """
 
     def __init__(self, folder: Path, title: str, file_name: str = LOCK, job: SlurmJob | None = None) -> None:
         self.path, self.title, self.holder = folder / file_name, title, LockHolder.this_process(job)
 
     def __enter__(self) -> Lock:
-        """Take the lock. Raises RaysweepError when another run, which may be alive, holds the lock, or when other users may write to the folder."""
+        """Acquire the lock. Raises RaysweepError when another run has the lock and may be alive, or when other users may write to the folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_if_others_write(self.path.parent)
         while not self._take():
@@ -90,7 +94,10 @@ class Lock:
             self.path.unlink()
 
     def verify(self) -> None:
-        """Raise RaysweepError when another run holds the lock: a job whose node was cut off for a while may have begun again on other nodes."""
+        """Raise RaysweepError when another run has the lock.
+
+        This can happen because Slurm may start a job again on other nodes while a node of the first start is only disconnected from the network.
+        """
         if not self._is_held():
             raise RaysweepError(f"{self.title}: another run has taken the sweep over ({self.path} is not of this one any more)")
 
@@ -99,14 +106,14 @@ class Lock:
         return holder is not None and holder.token == self.holder.token
 
     def _take(self) -> bool:
-        """Return whether this process holds the lock now."""
+        """Try once to acquire the lock, and return whether this process has the lock now."""
         own_file = self.path.with_name(f"{self.path.name}.{self.holder.token}")
         with written_aside(own_file) as stream:
             json.dump(to_json(self.holder), stream)
         try:
             os.link(own_file, self.path)
         except FileExistsError:
-            # NFS may have made the link and lost its answer: then the file has both names.
+            # NFS may have made the link and lost its answer. In that case the file has both names.
             return own_file.stat().st_nlink == 2
         finally:
             own_file.unlink()
@@ -115,7 +122,8 @@ class Lock:
     def _remove_dead(self, dead: LockHolder) -> None:
         """Remove the lock of a dead holder.
 
-        Several processes may try so at the same time. Then one of them may rename the new lock of another one, and puts that lock back.
+        Several processes may try this at the same time. A slow process may then rename the new lock of a faster process. The slow process therefore reads
+        the renamed file, and puts a lock of a living process back.
         """
         aside = self.path.with_name(f"{self.path.name}.{self.holder.token}.broken")
         try:
@@ -128,7 +136,10 @@ class Lock:
         aside.unlink()
 
     def follow(self, folder: Path) -> None:
-        """Hold the lock at its old path after its folder was renamed to `folder`. Raises RaysweepError when another run was faster."""
+        """Keep the lock at the old path after the folder of the lock was renamed to `folder`.
+
+        Raises RaysweepError when another run has created a lock at the old path in the meantime.
+        """
         self.path.parent.mkdir(mode=0o700)
         try:
             os.link(folder / self.path.name, self.path)
@@ -138,7 +149,7 @@ class Lock:
 
 
 def is_held(folder: Path) -> bool:
-    """Return whether another run may be at work on the sweep whose state lies in `folder`."""
+    """Return whether a run may be at work on the sweep whose state lies in `folder`."""
     try:
         return (holder := LockHolder.read(folder / LOCK)) is not None and not holder.is_dead()
     except RaysweepError:
@@ -146,7 +157,10 @@ def is_held(folder: Path) -> bool:
 
 
 def refuse_if_others_write(folder: Path) -> None:
-    """Raise RaysweepError where other users may write to `folder`: the workflow believes its files, so only this user may have written them."""
+    """Raise RaysweepError where other users may write to `folder`.
+
+    The workflow trusts all files in `folder`, so only this user may be able to write files there.
+    """
     status = folder.stat()
     if status.st_uid != os.getuid():
         raise RaysweepError(

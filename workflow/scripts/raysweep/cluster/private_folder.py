@@ -1,6 +1,6 @@
-"""The private folders of an agent on its node: only this user can enter them, and they go when the agent ends.
+"""This module makes the private folders of an agent. Only the user of the agent can enter these folders, and the folders are removed when the agent ends.
 
-Runs in the controller's Python.
+The controller's Python runs this module.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ from pathlib import Path
 from raysweep.cluster.children import uninterrupted
 from raysweep.common.errors import WorldError
 
-# Ray puts sockets below its folder. The path of a socket has at most 107 bytes, which leaves 43 for the folder.
+# Greatest length in bytes of the path of Ray's folder. Linux allows at most 107 bytes for the path of a socket, and Ray creates sockets below Ray's folder,
+# so that 43 bytes are left for the path of the folder.
 LONGEST_TEMP_DIR = 43
 
 
 @contextlib.contextmanager
 def private_folder(base: Path) -> Iterator[Path]:
-    """Make a folder in `base` that only this user can enter. It is removed at the end or, after a SIGKILL, by the next agent on this node."""
+    """Make a folder in `base` that only this user can enter, and remove the folder after the block.
+
+    Where a SIGKILL prevents the removal, the next agent on this node removes the folder.
+    """
     remove_left_behind(base)
-    # mkdtemp would return the name only after it made the folder, and a signal in between would leave the folder for ever.
+    # The name is chosen before the folder is made. `mkdtemp` returns the name only after making the folder, and a signal between these two steps would
+    # leave a folder that nobody removes.
     folder = base / f"rs-{secrets.token_urlsafe(6)}"
     try:
         folder.mkdir(mode=0o700)
-        # The lock tells a folder in use from a folder left behind. `base` is on a disk of this node, where `flock` is reliable. The file is locked
-        # before it gets its name, so that no other agent sees it unlocked.
+        # Other agents see by the lock that this folder is in use. `flock` is reliable here, because `base` is on a disk of this node. The lock file is
+        # renamed to "lock" only after `flock`, so that no other agent finds the file "lock" unlocked.
         with (folder / "lock.new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lock.write(socket.gethostname())
@@ -43,9 +48,12 @@ def private_folder(base: Path) -> Iterator[Path]:
 
 
 def remove_left_behind(base: Path) -> None:
-    """Remove the private folders of agents of this user that were killed on this node. All nodes may share `base`, which TMPDIR may name."""
+    """Remove the private folders of this user's agents that were killed on this node.
+
+    Folders of other nodes stay, because TMPDIR may set `base` to a folder that all nodes share.
+    """
     for lock_path in base.glob("rs-*/lock"):
-        with contextlib.suppress(OSError):  # in use, gone, or another user's
+        with contextlib.suppress(OSError):  # the folder is in use, was removed meanwhile, or belongs to another user
             if lock_path.parent.lstat().st_uid == os.getuid():
                 with lock_path.open("r+") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,7 +62,10 @@ def remove_left_behind(base: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a private folder. The lock goes last: by the lock, the next agent recognises what a SIGKILL leaves of the folder."""
+    """Remove a private folder.
+
+    The lock file is removed last. If a SIGKILL interrupts the removal, the next agent recognises the incomplete folder by the lock file.
+    """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir():
@@ -63,14 +74,15 @@ def _remove(folder: Path) -> None:
 
 
 def has_short_path(base: Path) -> bool:
-    """Return whether Ray can keep its sockets in a private folder in `base`."""
+    """Return whether the path of `base` is short enough for Ray to create sockets in a private folder in `base`."""
     return len(os.fsencode(base)) + len("/rs-XXXXXXXX/ray") <= LONGEST_TEMP_DIR
 
 
 def base_for_ray(local_dir: Path) -> Path:
-    """Return where Ray's own folder can be made: `local_dir`, on the node's disk, or /tmp where the path of `local_dir` is too long.
+    """Return the folder in which the private folder for Ray can be made: `local_dir` where possible, else /tmp.
 
-    Raises WorldError where neither can be used.
+    /tmp is used where the path of `local_dir` is too long, or where this user may not write to `local_dir`. Raises WorldError where neither `local_dir` nor
+    /tmp can be used.
     """
     for base in (local_dir, Path("/tmp")):
         if has_short_path(base) and os.access(base, os.W_OK):

@@ -1,7 +1,8 @@
-"""How Ray is started on a node: command line, environment, address, object store, GPUs, dashboard.
+"""This module defines how Ray is started on a node: command line, environment variables, address, object store, GPUs and dashboard.
 
-Ray's defaults harm other users: a default cluster listens on fixed ports, and runs code for anyone who can reach them. So Ray gets its ports from the
-kernel, and asks for a token that only this job knows. Runs in the controller's Python, and imports nothing of Ray.
+Ray's defaults are dangerous on a machine with several users, because a default cluster listens on fixed ports, and runs code for anyone who can reach
+these ports. Therefore Ray gets its ports from the kernel, and asks for a token that only this job knows. The controller's Python runs this module, and the
+module imports nothing from Ray.
 """
 
 from __future__ import annotations
@@ -18,21 +19,26 @@ from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
 
-# Only on this address do Ray's servers listen on the loopback and nowhere else. Ray replaces the address by an address that the network can reach, unless
-# Ray believes that it runs on a system where there is only one node.
+# With this address, Ray's servers listen only on the loopback interface. By default, Ray replaces this address by an address that other machines can
+# reach. The variable in ONE_NODE prevents the replacement, because Ray then believes that this operating system supports only clusters of one node.
 LOOPBACK = "127.0.0.1"
 ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Ray's command line. Where grpc is installed, as many libraries have it, a head also serves remote clients, on a port that is the same for all heads of a
-# machine. Ray refuses port 0 for that server, so Ray is made to believe that grpc is not installed. Seen in Ray 2.60.
+# Python code that runs Ray's command line without the server for remote clients. A head starts that server where grpc is installed, and many libraries
+# install grpc. The server has the same port for all heads of a machine, and Ray refuses port 0 for the server. Therefore this code makes Ray believe that
+# grpc is not installed. This behaviour was observed in Ray 2.60.
 RAY_COMMAND_LINE = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
-ADDRESS_FILE = "ray_current_cluster"  # in Ray's folder: Ray writes it on each node, last of all
-OBJECT_STORE_SHARE = 0.1
+ADDRESS_FILE = "ray_current_cluster"  # file in Ray's folder, which Ray writes on each node as the last step of the start
+OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
 LEAST_OBJECT_STORE_MB = 100
-SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # prefixes of variables that do not reach our Ray
+# Prefixes of environment variables that Ray does not inherit from the user.
+SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
-    """Return the environment of every Ray process: the user's, without settings of Ray and without Slurm's of the job step, and with ours."""
+    """Return the environment variables of every Ray process.
+
+    The result contains the user's variables, except the variables of Ray, Tune, Python and the Slurm job step, and adds the settings of this project.
+    """
     kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(SETTINGS_OF_THE_USER)}
     if num_nodes == 1:
         kept |= ONE_NODE
@@ -41,43 +47,43 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU sees none
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides all GPUs from a trial that has no GPU
         "RAY_DEDUP_LOGS": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else ending takes 30 s, and Slurm kills after 30
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else ending Ray takes 30 s, and Slurm sends SIGKILL 30 s after SIGTERM
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # else the other nodes notice the loss of the head after 60 s
-        "RAY_timeout_ms_task_wait_for_death_info": "30000",  # else a crash on a busy node passes for the loss of the node
-        "RAY_prestart_worker_first_driver": "0",  # else a process for each CPU is started that no trial uses
+        "RAY_timeout_ms_task_wait_for_death_info": "30000",  # else Ray reports a crash on a busy node as the loss of the node
+        "RAY_prestart_worker_first_driver": "0",  # else Ray starts for each CPU a process that no trial uses
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        # Where ray[default] is installed, Ray starts three servers of metrics. They ask nobody for a token, and two of them listen on ports that are the
-        # same for all heads of a machine. One server can be turned off. The two others take 0 for a port of the kernel's choice, so they get a port
-        # that does not exist.
+        # Where ray[default] is installed, Ray starts three servers for metrics. These servers do not ask for a token, and two of the servers listen on
+        # ports that are the same for all heads of a machine. The first variable turns one server off. Port 0 does not turn the
+        # other two servers off, because a server with port 0 listens on any free port. Therefore the other two servers get a port that does not exist.
         "RAY_enable_metrics_collection": "0",
         "AUTOSCALER_METRIC_PORT": "65536",
         "DASHBOARD_METRIC_PORT": "65536",
-        "TMPDIR": str(folder / "tmp"),  # the files that trials leave in it go with the folder
+        "TMPDIR": str(folder / "tmp"),  # the agent removes this folder at the end, with all temporary files of the trials
     }
 
 
 def object_store_mb(node: Node) -> int:
-    """Return the size of Ray's object store in MB. Sweeps pass little through the store, and it must fit into /dev/shm."""
+    """Return the size of Ray's object store in MB. The store is small, because sweeps use it little, and because the store must fit into /dev/shm."""
     wanted = wanted_object_store_mb(node.mem_mb)
     shm = Path("/dev/shm")
-    # Where /dev/shm cannot even hold the least, Ray puts the object store into a file.
+    # Where /dev/shm is smaller than LEAST_OBJECT_STORE_MB, Ray puts the object store into a file.
     return min(wanted, max(LEAST_OBJECT_STORE_MB, shutil.disk_usage(shm).free // 2**20 // 2)) if shm.is_dir() else wanted
 
 
 def wanted_object_store_mb(mem_mb: int) -> int:
-    """Return the size that the object store of a node with `mem_mb` of memory has where /dev/shm is large enough."""
+    """Return the size of the object store in MB for a node with `mem_mb` MB of memory, where /dev/shm is large enough."""
     return max(LEAST_OBJECT_STORE_MB, int(mem_mb * OBJECT_STORE_SHARE))
 
 
 def own_address(nodes: Sequence[Node], rank: int) -> str:
-    """Return the address under which the other nodes reach this node: the address of the interface from which this node would reach them.
+    """Return the IP address of the network interface through which this node and the other nodes reach each other.
 
-    The name of the node is no help, because many sites map the name to the loopback. Nothing is sent: connecting a UDP socket only asks the routes.
-    Raises WorldError where no route leads to the other nodes.
+    The function does not look up the name of the node, because many sites map this name to the loopback address. Instead the function connects a UDP
+    socket to another node. This sends no packet, and only asks the kernel for the route. Raises WorldError where no route leads to the other node.
     """
     if len(nodes) == 1:
         return LOOPBACK
@@ -93,7 +99,10 @@ def own_address(nodes: Sequence[Node], rank: int) -> str:
 def start_command(
     environment: Environment, node: Node, temp_dir: Path, address: str, head_address: str | None, dashboard_port: int | None
 ) -> list[str]:
-    """Return the command that starts Ray on this node: Ray's head where `head_address` is None, else a node that joins the head there."""
+    """Return the command that starts Ray on this node.
+
+    The command starts Ray's head where `head_address` is None. Otherwise the command starts a Ray node that joins the head at `head_address`.
+    """
     store_mb = object_store_mb(node)
     if head_address is not None:
         role = [f"--address={head_address}"]
@@ -120,7 +129,7 @@ def start_command(
 
 
 def check_gpus(node: Node) -> None:
-    """Raise WorldError when this node has fewer GPUs than Slurm counted for the job."""
+    """Raise WorldError when this job can use fewer GPUs on this node than Slurm gave to the job."""
     num_usable = usable_gpus()
     if num_usable < node.gpus:
         raise WorldError(
@@ -134,14 +143,14 @@ def check_gpus(node: Node) -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback that is free now; Ray takes another port where this one is taken meanwhile."""
+    """Return a port of the loopback interface that is free now. Where another program uses this port before Ray starts, Ray chooses another port."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def how_to_open_dashboard(node: Node, port: int, path_to_token: Path, in_slurm: bool) -> str:
-    """Return the commands that bring Ray's dashboard, which only this node can reach, to the user's own machine."""
+    """Return a text that says how the user opens Ray's dashboard. In a Slurm job the text contains an SSH tunnel, as only this node can reach the port."""
     if not in_slurm:
         return f"http://127.0.0.1:{port} (it asks for the token in {path_to_token})"
     via = f"-J {submit_host()} " if submit_host() else ""

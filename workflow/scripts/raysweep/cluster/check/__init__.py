@@ -1,5 +1,6 @@
-"""What `snakemake check_cluster` does: it checks a new cluster before a sweep meets the cluster's faults, and each check says what to do.
+"""This subpackage (room) implements `snakemake check_cluster`, which checks a new cluster before the first sweep, and says how to mend each problem.
 
-run.py begins with what Slurm says where Snakemake runs (slurm_checks.py). Then each node of a job measures itself (probe.py, node_checks.py), and a Ray
-cluster comes up as for a sweep (ray_checks.py). The controller's Python runs all modules. The driver imports task_report.py in the node environment.
+run.py first checks the answers of Slurm's commands on the machine where Snakemake runs (slurm_checks.py). Then a job measures each of its nodes (probe.py,
+node_checks.py), and starts a Ray cluster in the same way as a sweep (ray_checks.py). The controller's Python runs all modules. The driver imports
+task_report.py in the node environment.
 """
