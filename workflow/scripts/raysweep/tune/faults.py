@@ -1,4 +1,4 @@
-"""The first fault of a session, and full disks."""
+"""This module keeps the first fault of a session, and recognises full disks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from raysweep.common.errors import is_full_disk
 
-PROBE_BYTES = 2**20  # a disk that takes so much more is not the disk that is full
+PROBE_BYTES = 2**20  # size of the test file in bytes: a disk that can still store 1 MiB is not full
 
 
 class FirstFault:
-    """The first fault that a part of the callback met.
+    """Keeps the first fault that occurs in a part of the callback.
 
-    Tune swallows some of the exceptions that callbacks raise. A full disk must end the sweep, so the fault is kept here, and the stopper
+    Tune ignores some of the exceptions that callbacks raise. But a full disk must end the sweep. So this object keeps the fault, and the stopper
     (stopping.EndOfTrial) ends the experiment.
     """
 
@@ -24,12 +24,12 @@ class FirstFault:
         self.fault: BaseException | None = None
 
     def note(self, fault: BaseException | None) -> None:
-        """Keep the fault, unless an earlier one is kept."""
+        """Keep the fault, unless an earlier fault is kept already."""
         if self.fault is None:
             self.fault = fault
 
     def guard(self, action: Callable[[], None]) -> None:
-        """Do the action and keep its fault. After the first fault no action is done, because the record must not change any more."""
+        """Call the action and keep the exception that the action raises. After the first fault do nothing, because the record must not change any more."""
         if self.fault is None:
             try:
                 action()
@@ -38,7 +38,7 @@ class FirstFault:
 
 
 def disk_error(folder: Path) -> OSError | None:
-    """Return the error that a write to the folder meets, as when its disk or the user's quota is full; None where the write succeeds."""
+    """Return the error that a test write to the folder raises, for example when the disk or the user's quota is full. Return None if the write succeeds."""
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
             stream.write(bytes(PROBE_BYTES))
@@ -50,12 +50,12 @@ def disk_error(folder: Path) -> OSError | None:
 
 
 def full_disk_in(error: BaseException) -> OSError | None:
-    """Return the error of a full disk or quota in the chain of an error; None where the chain has no such error."""
+    """Return the error of a full disk or a full quota from the chain of causes of `error`. Return None if the chain has no such error."""
     return next(
         (
             cause
             for cause in _chain(error)
-            # shutil.Error has no errno of its own.
+            # shutil.Error has no errno, so the text of the error is searched too.
             if isinstance(cause, OSError) and (cause.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(cause)))
         ),
         None,
@@ -63,7 +63,7 @@ def full_disk_in(error: BaseException) -> OSError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and the errors that it was raised from or during."""
+    """Yield the error, then the error from which or during which Python raised that error, and so on."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -1,4 +1,7 @@
-"""The part of a GPU that each trial takes: packed by the memory of the first trial, doubled when a GPU was too full."""
+"""This module decides which share of a GPU each trial uses.
+
+The first trial's use of memory sets the share. The share is doubled when the trials on a GPU used up the GPU's memory.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,31 @@ from raysweep.record.file import Record
 
 logger = logging.getLogger("raysweep")
 
-PACKED_SHARE = 0.9  # of a GPU's memory: later trials may take a little more than the first one
-MAX_TRIALS_PER_GPU = 32  # processes; with more, each gets too little of the GPU's time
+# Fraction of a GPU's memory that the trials on the GPU may use together. The rest is a reserve, because later trials may use more memory than the first trial.
+PACKED_SHARE = 0.9
+# Maximum number of trials on one GPU. Each trial is a process, and with more processes each process would get too little of the GPU's time.
+MAX_TRIALS_PER_GPU = 32
 
 
 def gpus_of(trial: TuneTrial) -> float:
-    """Return the GPUs that a trial takes."""
+    """Return how many GPUs a trial uses, which may be a fraction of one GPU."""
     return float(trial.placement_group_factory.required_resources.get("GPU", 0))
 
 
 class GpuShare:
-    """The part of a GPU that a trial takes that starts now.
+    """Keeps the share of a GPU that a trial uses if the trial starts now.
 
-    While `is_measuring`, the next trial has a GPU for itself, and its first report says how many trials can share a GPU.
+    While `is_measuring` is true, the next trial has a GPU alone. The first report of this trial shows how many trials can share a GPU.
     """
 
     def __init__(self, record: Record, share: float, is_measuring: bool = False) -> None:
         self.record, self.share, self.is_measuring = record, share, is_measuring
 
     def pack(self, memory_mb: tuple[int, int] | None) -> None:
-        """Have trials that start from now on share GPUs. `memory_mb`: memory that the first trial takes, and memory of its GPU."""
+        """Let the trials that start from now on share GPUs.
+
+        `memory_mb` is a pair in MB: the memory that the first trial uses on its GPU, and the whole memory of this GPU.
+        """
         if not self.is_measuring:
             return
         self.is_measuring = False
@@ -51,9 +59,9 @@ class GpuShare:
         )
 
     def double(self, failed_share: float) -> None:
-        """Double the share after a trial with `failed_share` found its GPU too full.
+        """Double the share after a trial that used `failed_share` of a GPU found too little free memory.
 
-        The trials of that GPU fail in the same moment, so a trial that had less than the present share does not double the share once more.
+        All trials on that GPU may fail together. The first failure doubles the share, so later failures of trials with the smaller share change nothing.
         """
         if failed_share < self.share:
             return
@@ -62,7 +70,7 @@ class GpuShare:
         logger.info("A GPU was too full for the trials on it: each now takes %.3g of one.", self.share)
 
     def apply(self, trial: TuneTrial) -> None:
-        """Have a trial that waits take the present share."""
+        """Set the resources of a waiting trial to the present share of a GPU."""
         resources = trial.placement_group_factory.required_resources
         if resources.get("GPU") and resources["GPU"] != self.share:
             trial.update_resources({"cpu": resources.get("CPU", 0), "gpu": self.share})

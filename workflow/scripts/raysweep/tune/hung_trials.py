@@ -1,4 +1,4 @@
-"""The trials that run now, and the end of those that hang."""
+"""This module keeps the list of running trials, and kills the trials that hang."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from raysweep.tune.private import actor_of
 
 logger = logging.getLogger("raysweep")
 
-START_DEADLINE_S = 900  # a worker imports torch from a slow disk, which takes minutes at most
-SUSPENDED_S = 60  # a gap between two steps of Tune, which take seconds at most: Slurm has suspended the job
+# Time limit in seconds for the start of a trial while no trial runs. A worker imports torch first, which takes some minutes at most from a slow disk.
+START_DEADLINE_S = 900
+# Time between two steps of Tune, in seconds, above which Slurm must have suspended the job. A step of Tune takes some seconds at most.
+SUSPENDED_S = 60
 
 
 class RunningTrials:
-    """The trials that run now, and when each reported last. A trial that reports nothing for `timeout_s` is killed.
+    """Keeps the running trials and the time of each trial's last report. Kills a trial that reports nothing for `timeout_s` seconds.
 
-    `kill` ends the process of a trial, given the actor of the trial.
+    The function `kill` receives the actor of a trial and ends the process of this actor.
     """
 
     def __init__(self, timeout_s: float | None, kill: Callable[[Any], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,35 +36,35 @@ class RunningTrials:
         self.last_event_at_s = self.last_step_at_s = clock()
 
     def begin(self, trial: TuneTrial) -> None:
-        """Note that a trial has begun or continued."""
+        """Record that a trial has begun or has continued."""
         self.trials[trial.trial_id] = trial
         self.note_report(trial.trial_id)
 
     def note_report(self, trial_id: str) -> None:
-        """Note that a trial has reported."""
+        """Record that a trial has reported now."""
         self.last_report_at_s[trial_id] = self.last_event_at_s = self.clock()
 
     def note_event(self) -> None:
-        """Note that a trial has failed or finished, so that the sweep does not stand still."""
+        """Record that a trial has failed or finished now, which shows that the sweep is not stuck."""
         self.last_event_at_s = self.clock()
 
     def end(self, trial_id: str) -> None:
-        """Note that a trial runs no more."""
+        """Record that a trial no longer runs."""
         self.trials.pop(trial_id, None)
 
     def take_paused(self) -> list[str]:
-        """Remove the trials that a scheduler has paused, and return their ids."""
+        """Remove the trials that a scheduler has paused, and return the ids of these trials."""
         paused = [trial_id for trial_id, trial in self.trials.items() if trial.status == TuneTrial.PAUSED]
         for trial_id in paused:
             self.end(trial_id)
         return paused
 
     def take_kill_reason(self, trial_id: str) -> str | None:
-        """Return why the process of a trial was killed, once; None where it was not killed."""
+        """Return and forget the reason why the process of a trial was killed. Return None if the process was not killed."""
         return self.kill_reasons.pop(trial_id, None)
 
     def allow_for_suspension(self) -> None:
-        """Give all trials the time for which Slurm had suspended the job: the driver stood still as the trials did."""
+        """Extend the time limits of all trials by the time for which Slurm suspended the job, because the trials could not report in this time."""
         now_s = self.clock()
         gap_s, self.last_step_at_s = now_s - self.last_step_at_s, now_s
         if gap_s > SUSPENDED_S:
@@ -70,7 +72,7 @@ class RunningTrials:
             self.last_report_at_s = {trial_id: at_s + gap_s for trial_id, at_s in self.last_report_at_s.items()}
 
     def kill_hung(self) -> None:
-        """Kill the process of each trial that has reported nothing for too long. Tune tries the trial again as after any other failure."""
+        """Kill the process of each trial that has reported nothing for `timeout_s` seconds. For Tune this is a failure, so Tune can try the trial again."""
         if self.timeout_s is None:
             return
         for trial_id, trial in self.trials.items():
@@ -78,11 +80,11 @@ class RunningTrials:
             if actor is None or self.clock() < self.last_report_at_s[trial_id] + self.timeout_s:
                 continue
             self.kill_reasons[trial_id] = f"it reported nothing for {duration(self.timeout_s)} (trial_timeout), so it was ended"
-            self.last_report_at_s[trial_id] = math.inf  # so that it is killed only once
+            self.last_report_at_s[trial_id] = math.inf  # so that this method kills the trial only once
             self.kill(actor)
 
     def start_error(self) -> WorldError | None:
-        """Return the error of a sweep in which no trial begins although none runs; None where trials run or may still begin in time."""
+        """Return an error if no trial runs and no trial has begun within the time limit. Return None if a trial runs or may still begin in time."""
         if self.trials or self.clock() <= self.last_event_at_s + START_DEADLINE_S:
             return None
         return WorldError(f"no trial has begun for {START_DEADLINE_S // 60} minutes, though there is room for one")

@@ -1,4 +1,7 @@
-"""Times some training steps of a sweep's model on this machine, for `snakemake plan`. Runs in the environment of the trials."""
+"""This module measures how long some training steps of a sweep's model take on this machine, for `snakemake plan`.
+
+The module runs in the node environment, as the trials do.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,17 @@ from raysweep.tune.slots.fusion import Layout, engine_job, plan_fusion, reason_b
 logger = logging.getLogger("raysweep")
 
 WARM_UP_STEPS = 3
-MIN_MEASURED_S = 0.7  # unless all the data takes less: a shorter time would measure the clock, the cache and other processes
+# Minimum time of a measurement in seconds, unless all data takes less time. A shorter measurement depends too much on the clock, the cache and other processes.
+MIN_MEASURED_S = 0.7
 MAX_ROWS_EVALUATED = 2000
 
 
 def measure(given: MeasurementInput) -> Measurement:
-    """Time training steps of some configurations, and benchmark training together."""
+    """Measure the time of training steps for some configurations, and the speed at which an engine trains several trials together."""
     job = given.job
     os.chdir(job.root)
     device = torch.device("cuda" if torch.cuda.is_available() and job.trial_resources.gpu else "cpu")
-    if device.type == "cpu":  # then the benchmark needs no GPU either
+    if device.type == "cpu":  # on a CPU the benchmark must not ask for a GPU
         job = replace(job, trial_resources=TrialResources(job.trial_resources.cpu, 0))
     torch.set_num_threads(max(1, int(job.trial_resources.cpu)))
     model_class, _ = job.code.load()
@@ -76,14 +80,14 @@ def _evaluation_row_s(trainer: Trainer, images: torch.Tensor, labels: torch.Tens
 
 
 def _seconds(action: Callable[[], Any]) -> float:
-    """Return how long an action takes. The action returns numbers, so a GPU has done its work by then."""
+    """Return how many seconds an action takes. The action returns numbers, so a GPU has completed its work when the action returns."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
 def _plan_fusion(job: SearchJob, nodes: Sequence[NodeSize], capacity: int) -> FusionPlan | NotFused:
-    """Return whether and how trials would be trained together: the decision that the sweep itself makes when it begins."""
+    """Return whether and how trials would be trained together. A sweep makes the same decision when the sweep begins."""
     sweep = job.sweep
     if sweep.fuse == "off":
         return NotFused("fuse is off")

@@ -1,4 +1,4 @@
-"""The driver's part of check_cluster: one task on each node of the Ray cluster."""
+"""This module is the driver's part of check_cluster: it runs one task on each node of the Ray cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASK_DEADLINE_S = 120
 
 
 def run_node_tasks(job: CheckJob, nodes: Iterable[NodeSize]) -> None:
-    """Run a task on each node of the Ray cluster, with all GPUs of the node, and write the reports to the file `result` of the job."""
+    """Run one task on each node of the Ray cluster, with all GPUs of the node, and write the reports of the tasks to the file `job.result`."""
     ids = {node["NodeName"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
     tasks = {
         node.name: ray.remote(node_task)
@@ -45,7 +45,7 @@ def run_node_tasks(job: CheckJob, nodes: Iterable[NodeSize]) -> None:
 
 
 def node_task(with_torch: bool) -> TaskReport:
-    """Return the GPUs that torch can compute on. Runs in a task of Ray."""
+    """Return torch's version and the number of GPUs on which torch can compute; an empty report if `with_torch` is false. Runs in a task of Ray."""
     if not with_torch:
         return TaskReport()
     import torch

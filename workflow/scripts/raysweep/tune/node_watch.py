@@ -1,4 +1,4 @@
-"""The nodes of the Ray cluster: their names, and which join and which are lost while a session runs."""
+"""This module watches the nodes of the Ray cluster: it maps addresses to names, and records which nodes join and which nodes are lost during a session."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LOOK_INTERVAL_S = 5
 
 
 def live_nodes() -> dict[str, str]:
-    """Return the nodes that are part of the Ray cluster now: address → name."""
+    """Return a map from the address to the name of each node that is part of the Ray cluster now."""
     return {node["NodeManagerAddress"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
 class NodeWatch:
-    """The nodes that live now, and the names of all nodes that ever lived.
+    """Keeps the nodes that are alive now, and the names of all nodes that were alive at some time.
 
-    `only_node` is the name of the only node, or None where Tune chooses among several. A single node needs no watch, because the driver runs on it.
+    `only_node` is the name of the only node, or None if the cluster has several nodes. A single node needs no watch, because the driver runs on that node.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class NodeWatch:
     ) -> None:
         self.record, self.only_node, self.list_nodes, self.clock = record, only_node, list_nodes, clock
         self.live: dict[str, str] = {}  # address → name
-        self.names: dict[str, str] = {}  # address → name, of all nodes that ever lived
+        self.names: dict[str, str] = {}  # address → name, also of nodes that are lost
         self.last_look_at_s = -math.inf
 
     def look(self) -> None:
-        """Record which nodes have joined and which were lost since the last look. Does nothing before the interval is over."""
+        """Record which nodes have joined and which nodes were lost since the last call. Do nothing within LOOK_INTERVAL_S seconds after the last call."""
         if self.only_node is not None or self.clock() < self.last_look_at_s + LOOK_INTERVAL_S:
             return
         now = self.list_nodes()
@@ -49,7 +49,7 @@ class NodeWatch:
         self.names |= now
 
     def name_of(self, address: str) -> str:
-        """Return the name of the node with that address; the address where no node of that address is known."""
+        """Return the name of the node that has this address. Return the address if no such node is known."""
         if self.only_node is not None:
             return self.only_node
         if address not in self.names:

@@ -1,4 +1,7 @@
-"""Population based training, and the repetition of its schedule in a confirmation."""
+"""This module contains population based training (PBT), and the scheduler that repeats a PBT schedule in a confirmation.
+
+A take-over means that a trial continues from a checkpoint of another trial, the donor, with another configuration. Tune calls this step "exploit".
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,18 @@ from raysweep.tune.trial import RESERVED_KEY
 
 logger = logging.getLogger("raysweep")
 
-COPY_PREFIX = "taken_over_"  # begins the names of folders with a donor's checkpoint, beside the trial's own checkpoints
+# Prefix for the name of a folder with a copy of a donor's checkpoint. The folder lies beside the trial's own checkpoints.
+COPY_PREFIX = "taken_over_"
 
 
 @dataclass(frozen=True)
 class HandOver:
-    """A trial continues from the checkpoint that a donor recorded after `epoch`, with another configuration."""
+    """Describes the take-over of a checkpoint: a trial continues from the donor's checkpoint after `epoch`, with the configuration `config`."""
 
-    donor: str  # id
+    donor: str  # id of the trial that wrote the checkpoint
     epoch: int
     config: dict[str, Any]
-    path: str  # of the trial's copy of the checkpoint, below the state folder
+    path: str  # path of the trial's copy of the checkpoint, relative to the state folder
 
     def as_event(self) -> dict[str, Any]:
         """Return the values of the record's event `take_over`."""
@@ -42,22 +46,25 @@ class HandOver:
 
 
 class HandOvers:
-    """The hand-overs that a scheduler has announced and the record does not hold yet: the record takes each after the report at which it was decided."""
+    """Keeps the take-overs that a scheduler has announced and that the record does not contain yet.
+
+    The scheduler decides about a take-over at a report. The callback writes this report into the record, and then the take-over.
+    """
 
     def __init__(self) -> None:
         self._by_trial: dict[str, HandOver] = {}
 
     def announce(self, trial_id: str, hand_over: HandOver) -> None:
-        """Add the hand-over to a trial."""
+        """Store a take-over until the record contains the report at which the scheduler decided about the take-over."""
         self._by_trial[trial_id] = hand_over
 
     def take(self, trial_id: str) -> HandOver | None:
-        """Remove and return the hand-over to a trial; None where there is none."""
+        """Remove and return the announced take-over of a trial. Return None if no take-over is announced for the trial."""
         return self._by_trial.pop(trial_id, None)
 
 
 def hand_over(record: Record, tune_controller: Any, trial: TuneTrial, donor: Trial, epoch: int, config: dict[str, Any]) -> HandOver:
-    """Pause a trial of Tune's, so that it continues with another configuration from the checkpoint that `donor` recorded after `epoch`."""
+    """Pause a Tune trial and prepare the take-over: the trial will continue with `config` from the donor's checkpoint after `epoch`."""
     state_dir = record.path.parent
     folder = _copy_checkpoint(state_dir / donor.checkpoints[epoch], Path(trial.path))
     tune_controller.pause_trial(trial, should_checkpoint=False)
@@ -68,9 +75,10 @@ def hand_over(record: Record, tune_controller: Any, trial: TuneTrial, donor: Tri
 
 
 def _copy_checkpoint(checkpoint: Path, trial_dir: Path) -> Path:
-    """Return a copy of a donor's checkpoint in the folder of a trial. The donor's own is deleted when the donor has a later one.
+    """Copy a donor's checkpoint into the folder of a trial, and return the path of the copy.
 
-    Of earlier copies the latest stays, because the record names it until the record holds the new hand-over.
+    A copy is needed because the donor's checkpoint is deleted when the donor has a later checkpoint. The latest of the earlier copies stays, because the
+    record still names this copy until the record contains the new take-over.
     """
     earlier = sorted(trial_dir.glob(f"{COPY_PREFIX}*"))
     for old in earlier[:-1]:
@@ -82,9 +90,9 @@ def _copy_checkpoint(checkpoint: Path, trial_dir: Path) -> Path:
 
 
 class PBT(PopulationScheduler):
-    """Tune's population based training, but a trial takes a better trial's checkpoint and configuration from our record.
+    """Changes Tune's population based training: a trial takes over a better trial's checkpoint and configuration from the record of this package.
 
-    The trial gets a copy of the latest checkpoint that is recorded of the better trial.
+    The trial gets a copy of the latest checkpoint that the record contains for the better trial.
     (M. Jaderberg et al., https://arxiv.org/abs/1711.09846)
     """
 
@@ -96,7 +104,7 @@ class PBT(PopulationScheduler):
         self.random = random.Random(seed)
 
     def exploit(self, tune_controller: Any, trial: TuneTrial, better_trials: list[TuneTrial]) -> None:
-        """Have a trial continue as one of the better trials, with a configuration near that trial's."""
+        """Let a trial continue from a checkpoint of a better trial, chosen at random, with a configuration near the better trial's configuration."""
         better = self.random.choice(better_trials)
         donor = self.record.sweep.trials[better.trial_id]
         epoch = donor.latest_checkpoint(self.record.path.parent)
@@ -109,7 +117,10 @@ class PBT(PopulationScheduler):
         logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, epoch, config)
 
     def explore(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return a configuration near another: each key is drawn anew, or multiplied, or, where its values are a list, moved by one place."""
+        """Return a configuration near `config`.
+
+        The value of each mutable key is sampled again, or multiplied by a factor. Instead of a product, a value from a list gets a neighbour in the list.
+        """
         explored = flattened(config)
         for key in self.keys:
             distribution, value = self.space[key], value_at(config, key)
@@ -124,7 +135,7 @@ class PBT(PopulationScheduler):
 
 
 def nearest(distribution: Numeric | Normal, value: float) -> float:
-    """Return the value of a distribution that is nearest to `value`."""
+    """Return the possible value of the distribution that is nearest to `value`."""
     if isinstance(distribution, Normal):
         return value
     low, high, step = distribution.low, distribution.high, distribution.step
@@ -133,18 +144,18 @@ def nearest(distribution: Numeric | Normal, value: float) -> float:
 
 
 def mutable_keys(sweep: SweepConfig, space: dict[str, Any]) -> list[str]:
-    """Return the keys that may change in the middle of a training.
+    """Return the keys of the search space whose values may change during the training of a trial.
 
-    Of a model only the keys of the training may change, because the model's form is that of its weights; of a function all may.
+    For a model only the keys of the training may change, because the model must fit the weights in its checkpoint. For a function all keys may change.
     """
     return [key for key, d in space.items() if isinstance(d, Distribution) and (sweep.trainable is not None or key in TRAINING_KEYS)]
 
 
 class Replay(FIFOScheduler):
-    """Changes the configuration of each trial at the epochs at which a population's weights changed theirs (record.Trial.schedule).
+    """Repeats a schedule of population based training: changes the configuration of each trial at the epochs of `schedule` (record.Trial.schedule).
 
-    The scheduler learns of an epoch's checkpoint with the next report. The trial then goes back to that checkpoint, and takes the epoch again with the
-    new configuration.
+    The checkpoint of an epoch is recorded after the report of that epoch, so this scheduler first sees the checkpoint at the report of the next epoch. The
+    trial then goes back to the checkpoint and trains the next epoch again, with the new configuration.
     """
 
     def __init__(self, record: Record, hand_overs: HandOvers, schedule: Sequence[ScheduleStep]) -> None:
@@ -156,14 +167,14 @@ class Replay(FIFOScheduler):
         return self._due(trial_id) is not None
 
     def _due(self, trial_id: str) -> tuple[int, dict[str, Any]] | None:
-        """Return the epoch to go back to and the configuration to continue with; None where no change is due."""
+        """Return the epoch of the checkpoint from which the trial must continue, and the new configuration. Return None if no change is due."""
         trial = self.record.sweep.trials[trial_id]
         epoch = trial.latest_checkpoint(self.record.path.parent)
         configs = [step.config for step in self.schedule if 0 < step.from_epoch <= epoch]
         return (epoch, configs[-1]) if configs and configs[-1] != trial.config else None
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Hand a trial over to itself where a change of its configuration is due."""
+        """Let a trial take over its own checkpoint with the new configuration if a change of the configuration is due."""
         if (due := self._due(trial.trial_id)) is None:
             return str(TrialScheduler.CONTINUE)
         recorded = self.record.sweep.trials[trial.trial_id]

@@ -1,6 +1,6 @@
-"""Every private name of Ray and Tune that the package uses, with the reason. No other module touches a private name of theirs.
+"""This module contains every use of a private name of Ray and Tune, with the reason. No other module uses a private name of Ray or Tune.
 
-Seen in Ray 2.53.0, 2.56.0, 2.56.1 and 2.60.0, which is pinned. tests/unit/tune/test_private.py fails when a name changes.
+The names exist in Ray 2.53.0, 2.56.0, 2.56.1 and 2.60.0. Version 2.60.0 is pinned. tests/unit/tune/test_private.py fails when a name changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 
-# The form in which Tune keeps a checkpoint with its metrics. Engines return it for a trial, and checkpoints are handed over in it.
+# Type in which Tune keeps a checkpoint together with its metrics. Engines return a checkpoint in this type, and a trial takes over a checkpoint in this type.
 TrainingResult = _TrainingResult
 
 # ------------------------------------------------------------------------------------------------------------------------------------------------------- Ray
@@ -33,7 +33,7 @@ TrainingResult = _TrainingResult
 def connect(address: str, node_ip: str, **options: Any) -> None:
     """Connect this process to a Ray cluster.
 
-    `_node_ip_address` is needed where a node has several addresses: Ray guesses one of them, which may not be the raylet's.
+    `_node_ip_address` is needed if a node has several addresses. Without this option Ray guesses an address, which may differ from the raylet's address.
     """
     ray.init(address=address, _node_ip_address=node_ip, **options)
 
@@ -42,35 +42,41 @@ def connect(address: str, node_ip: str, **options: Any) -> None:
 
 
 def actor_of(trial: TuneTrial) -> Any:
-    """Return the actor of a trial, None where it has none: a trial that hangs must be killed, for which Tune has no option."""
+    """Return the actor of a trial. Return None if the trial has no actor.
+
+    The actor is needed because a trial that hangs must be killed, and Tune has no option for this.
+    """
     return trial.temporary_state.ray_actor
 
 
 def training_result(folder: Path, metrics: dict[str, Any]) -> Any:
-    """Return a checkpoint with its metrics, in the form in which Tune keeps it."""
+    """Return the checkpoint in `folder` with its metrics, in the type in which Tune keeps a checkpoint."""
     return TrainingResult(checkpoint=Checkpoint.from_directory(folder), metrics=metrics)
 
 
 def restore_from(trial: TuneTrial, folder: Path, metrics: dict[str, Any]) -> None:
-    """Have a trial that has not begun start from a checkpoint.
+    """Let a trial that has not begun start from the checkpoint in `folder`.
 
-    The public `restore_path` starts the count of epochs at 0, which misleads rungs.
+    Tune's public option `restore_path` would count the epochs from 0 again, so that a scheduler with rungs would put the trial into a wrong rung.
     """
     trial._restore_checkpoint_result = training_result(folder, metrics)
 
 
 def continue_from(trial: TuneTrial, folder: Path, metrics: dict[str, Any]) -> None:
-    """Have a trial that is paused continue from a checkpoint that is not its own. Tune has no public way, since its own schedulers do the same."""
+    """Let a paused trial continue from the checkpoint in `folder`, which another trial may have written.
+
+    Tune has no public function for this. Tune's own schedulers use the same private name.
+    """
     trial.run_metadata.checkpoint_manager._latest_checkpoint_result = training_result(folder, metrics)
 
 
-_REPORT = tune.report  # of Tune: a worker runs many trials, each of which wraps it anew
+_REPORT = tune.report  # Tune's own function, kept because a worker runs many trials and each trial must wrap the original function
 
 
 def wrap_report(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Have `tune.report` in this process be `wrap(report)`, where `report` is Tune's own function.
+    """Replace `tune.report` in this process by `wrap(report)`, where `report` is Tune's own function.
 
-    `tune.report` is public. It is exchanged because Tune has no hook between a report and the checkpoint that comes with it.
+    The name `tune.report` is public. The function is replaced because Tune has no hook between a report and the checkpoint of this report.
     """
     tune.report = functools.wraps(_REPORT)(wrap(_REPORT))
 
@@ -79,9 +85,9 @@ def wrap_report(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Non
 
 
 class HyperBand(HyperBandScheduler):
-    """Tune's HyperBand, but a bracket that was halved once is processed again when a trial of it fails.
+    """Changes Tune's HyperBand so that a bracket which was halved once is processed again when a trial of the bracket fails.
 
-    Tune leaves `is_being_processed` set, so that the end of the last running trial would leave the other trials of the bracket waiting.
+    Tune does not reset `is_being_processed`. After the last running trial of the bracket has ended, the other trials of the bracket would wait for ever.
     """
 
     def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
@@ -92,13 +98,13 @@ class HyperBand(HyperBandScheduler):
 
 
 class PopulationScheduler(PopulationBasedTraining):
-    """Tune's population based training, with a hook in the place of what Tune does to a trial that is among the worst.
+    """Changes Tune's population based training so that Tune calls the hook `exploit` for a trial that is among the worst trials.
 
-    Tune would have the better trial save itself, and hand over a checkpoint that nothing keeps.
+    Without this change Tune would save the better trial and let the other trial take over this checkpoint, which would not be kept.
     """
 
     def __init__(self, **options: Any) -> None:
-        # Tune wants something to mutate. `dict` copies the configuration; the hook explores.
+        # Tune requires a function that changes the configuration. `dict` only copies the configuration, because the hook changes the values.
         super().__init__(time_attr="training_iteration", custom_explore_fn=dict, log_config=False, **options)
 
     def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, upper_quantile: list[Any], lower_quantile: list[Any]) -> None:
@@ -106,11 +112,11 @@ class PopulationScheduler(PopulationBasedTraining):
             self.exploit(tune_controller, trial, upper_quantile)
 
     def exploit(self, tune_controller: Any, trial: TuneTrial, better_trials: list[TuneTrial]) -> None:
-        """Have the trial continue as one of the better trials."""
+        """Let the trial continue from a checkpoint of a better trial."""
         raise NotImplementedError
 
     def note_exploit(self, trial: TuneTrial, donor: TuneTrial, epoch: int) -> None:
-        """Note that the trial continues as the donor was after `epoch`."""
+        """Record in Tune's state that the trial continues from the state that the donor had after `epoch`."""
         state, donor_state = self._trial_state[trial], self._trial_state[donor]
         state.last_perturbation_time, state.last_train_time = donor_state.last_perturbation_time, epoch
         self._num_perturbations += 1
@@ -126,10 +132,10 @@ class PopulationScheduler(PopulationBasedTraining):
 
 
 def add_median_result(scheduler: MedianStoppingRule, trial: Any, result: dict[str, Any]) -> None:
-    """Add a report to those that the median rule compares, without a decision.
+    """Add a report to the reports that the median rule compares, but let the rule make no decision.
 
-    `on_trial_result` would note which trial it stops, and take no further report of that trial, which may have continued all the same: it
-    failed and was tried again, or time was up before the rule was asked.
+    `on_trial_result` would remember each trial that the rule stops, and ignore later reports of this trial. But the trial may have continued after this report,
+    because the trial failed and was tried again, or because the time of the job ended before the rule could decide.
     """
     scheduler._results[trial].append(result)
 
@@ -138,15 +144,17 @@ def add_median_result(scheduler: MedianStoppingRule, trial: Any, result: dict[st
 
 
 class TensorBoard(TBXLoggerCallback):
-    """Tune's callback, with a folder for each trial under `folder`. A trial that continues has another file in its folder, which TensorBoard shows as
-    the same curve."""
+    """Changes Tune's callback for TensorBoard so that each trial has its own subfolder of `folder`.
+
+    A trial that continues writes a second file into its subfolder. TensorBoard shows all files of a subfolder as one curve.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
 
     def log_trial_start(self, trial: TuneTrial) -> None:
-        """Open the file of a trial. Tune's own method writes to the trial's folder, which is deleted."""
+        """Open a file for the curves of a trial. Tune's own method would write into the trial's Tune folder, which is deleted later."""
         if trial in self._trial_writer:
             self._trial_writer[trial].close()
         self._trial_writer[trial] = self._summary_writer_cls(str(self.folder / trial.trial_id), flush_secs=30)
@@ -154,11 +162,14 @@ class TensorBoard(TBXLoggerCallback):
 
 
 def mlflow_callback(tracking_uri: str, experiment: str, parameters_of: Callable[[Any], dict[str, Any]]) -> LoggerCallback:
-    """Return Tune's callback for MLflow, where `parameters_of(trial)` are a run's parameters and the trial's id is its name. Raises ImportError."""
+    """Return Tune's callback for MLflow. The id of a trial names the trial's run, and `parameters_of(trial)` returns the parameters of the run.
+
+    Raises ImportError if MLflow is not installed.
+    """
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     class MLflow(MLflowLoggerCallback):
-        """Tune's own method would make many parameters of a list or a map, and name a run by the trial's name."""
+        """Replaces a method of Tune's callback that would split a list or a map into many parameters, and name a run after the trial's name."""
 
         def log_trial_start(self, trial: Any) -> None:
             if trial not in self._trial_runs:
@@ -171,14 +182,17 @@ def mlflow_callback(tracking_uri: str, experiment: str, parameters_of: Callable[
 
 
 def wandb_callback(project: str, group: str, folder: Path, run_id_of: Callable[[Any], str]) -> LoggerCallback:
-    """Return Tune's callback for Weights & Biases, offline, where `run_id_of(trial)` is the id of a run. Raises ImportError."""
+    """Return Tune's callback for Weights & Biases in offline mode. `run_id_of(trial)` returns the id of the trial's run.
+
+    Raises ImportError if the package wandb is not installed.
+    """
     from ray.air.integrations import wandb as integration
 
     if integration.wandb is None:
         raise ModuleNotFoundError("No module named 'wandb'")
 
     class WandB(integration.WandbLoggerCallback):
-        """Tune's own method takes the trial's id, but an id is unique in the whole project."""
+        """Replaces the id of a run. Tune's own method would use the trial's id, but the id of a run must be unique in the whole W&B project."""
 
         def _start_logging_actor(self, trial: Any, exclude_results: list[str], **options: Any) -> None:
             super()._start_logging_actor(trial, exclude_results, **{**options, "id": run_id_of(trial)})
@@ -190,7 +204,7 @@ def wandb_callback(project: str, group: str, folder: Path, run_id_of: Callable[[
 
 
 class _SlotActorManager(RayActorManager):
-    """Tune's actor manager, but the actors that it would kill are slots, which have no processes of their own."""
+    """Changes Tune's actor manager so that Tune kills no process, because Tune's actors are slots here, and a slot has no own process."""
 
     def _try_kill_actor(self) -> bool:
         if not self._live_actors_to_kill:
@@ -201,14 +215,14 @@ class _SlotActorManager(RayActorManager):
         return True
 
     def cleanup(self) -> None:
-        """Do nothing: the slots are cleared at once (slots/manager.py)."""
+        """Do nothing, because SlotManager.clear ends all slots together (slots/manager.py)."""
 
 
 @contextlib.contextmanager
 def resources_managed_by(manager: ResourceManager) -> Iterator[None]:
-    """Have the Tune controllers that start within this context take their actors from `manager`.
+    """Let the Tune controllers that start within this context use `manager` as their resource manager.
 
-    `tune.Tuner` has no option for a resource manager, so the class of the controller is exchanged.
+    `tune.Tuner` has no option for a resource manager, so this context replaces the class of the controller.
     """
 
     class Controller(TuneController):

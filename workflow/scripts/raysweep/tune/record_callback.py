@@ -1,4 +1,4 @@
-"""Tune's events, written into the record: the one place where the record of a sweep grows."""
+"""This module writes Tune's events into the record of a sweep."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LOCK_INTERVAL_S = 5
 
 @dataclass(frozen=True)
 class CallbackParts:
-    """The parts that the callback calls. Each has its own state."""
+    """Contains the objects that the callback calls. Each object has its own state."""
 
     faults: FirstFault
     running: RunningTrials
@@ -54,17 +54,17 @@ class CallbackParts:
 
 @dataclass(frozen=True)
 class StepActions:
-    """The actions that the callback does at each step of Tune."""
+    """Contains the actions that the callback does at each step of Tune."""
 
     progress: ProgressLine
-    partial_outputs: PartialOutputs | None  # None for a confirmation
-    verify_lock: Callable[[], None]  # raises where another run has taken the sweep over
+    partial_outputs: PartialOutputs | None  # None for a confirmation, which has no partial outputs
+    verify_lock: Callable[[], None]  # raises an error if another run of the workflow has acquired the lock of the sweep
 
 
 class RecordCallback(Callback):
-    """Writes each event of Tune into the record, then calls the parts that the event concerns.
+    """Writes each event of Tune into the record, then calls the objects that need to know the event.
 
-    The record comes first, and every write is guarded (faults.FirstFault), because Tune swallows some of what callbacks raise.
+    Every write is guarded by faults.FirstFault, because Tune ignores some of the exceptions that callbacks raise.
     """
 
     def __init__(self, record: Record, parts: CallbackParts, actions: StepActions) -> None:
@@ -72,7 +72,7 @@ class RecordCallback(Callback):
         self.lock_verified_at_s = -math.inf
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
-        """Record pauses; verify the lock; look at the nodes; end trials that hang; show the progress."""
+        """Record paused trials, verify the lock, check the nodes, kill hung trials, show the progress and write partial outputs from time to time."""
         parts = self.parts
         for trial_id in parts.running.take_paused():
             self._write("pause", trial=trial_id)
@@ -86,7 +86,7 @@ class RecordCallback(Callback):
             parts.faults.guard(partial(self.actions.partial_outputs.write_now_and_then, self.record.sweep))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """Record the start; watch the trial from now on."""
+        """Record the start of a trial, and watch from now on whether the trial hangs."""
 
         def write() -> None:
             restored = trial.latest_checkpoint_result
@@ -97,27 +97,32 @@ class RecordCallback(Callback):
         self.parts.faults.guard(write)
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any) -> None:
-        """Record the report, and the hand-over that the scheduler announced for it; pack GPUs by the first report; reset watch and retries."""
+        """Record the report of a trial, and the take-over that the scheduler announced at this report.
+
+        The first report of a session may set the share of a GPU. Each report restarts the time limit of the trial, and marks an earlier failure as overcome.
+        """
         parts = self.parts
-        parts.faults.guard(partial(self._write_report, trial.trial_id, flatten_dict(result)))  # as schedulers see it: `outer/inner`
+        parts.faults.guard(
+            partial(self._write_report, trial.trial_id, flatten_dict(result))
+        )  # flat keys such as `outer/inner`, as schedulers use
         parts.faults.guard(partial(parts.gpu_share.pack, result.get(GPU_MEMORY_MB)))
         parts.running.note_report(trial.trial_id)
         parts.retries.note_report(trial.trial_id)
 
     def on_checkpoint(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, checkpoint: Checkpoint, **_: Any) -> None:
-        """Record the checkpoint; delete the checkpoints that it makes needless."""
+        """Record a new checkpoint, and delete the trial's checkpoints that are no longer needed."""
 
         def write() -> None:
             path = Path(checkpoint.path).relative_to(self.record.path.parent)
             epoch = trial.last_result["training_iteration"]
-            flush_folder(Path(checkpoint.path))  # before the record names it: a power loss must not leave half of it
+            flush_folder(Path(checkpoint.path))  # a power loss must not leave an incomplete checkpoint in the record
             self.record.write("checkpoint", trial=trial.trial_id, epoch=epoch, path=str(path))
             self.parts.retention.note_checkpoint(self._recorded(trial))
 
         self.parts.faults.guard(write)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """Record the end of a trial that did not fail, or its pause, where it was only saved because the job's time is nearly up."""
+        """Record the end of a trial that did not fail. Record a pause if the trial only stopped because the job's time is nearly up."""
         recorded, end = self._recorded(trial), self.parts.end_of_trial
         if trial.trial_id in end.saved:
             self._pause(trial.trial_id)
@@ -129,14 +134,15 @@ class RecordCallback(Callback):
         self.parts.faults.guard(partial(self._finish, recorded, "ERROR" if reason else "TERMINATED" if is_whole else "STOPPED", reason))
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """Have a trial that failed and is tried again take the present share of a GPU. Its failure is recorded already (retries.RetryPolicy)."""
+        """Give the present share of a GPU to a failed trial that is tried again. The class retries.RetryPolicy has already recorded the failure."""
         self.parts.running.end(trial.trial_id)
         self.parts.gpu_share.apply(trial)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """Record the end of a trial that has failed too often."""
+        """Record the end of a trial that has failed too often. Record a pause if the trial may still be tried again."""
         if self.parts.retries.is_retried(trial.trial_id):
-            # Tune does not try a trial again that fails before it runs, as when a process that waited for its next trial is gone. The next run does.
+            # Tune does not retry a trial that fails before the trial runs, for example because the process that should run the trial has died. The next run
+            # of the sweep retries the trial.
             self._pause(trial.trial_id)
             return
         recorded = self._recorded(trial)
@@ -162,7 +168,7 @@ class RecordCallback(Callback):
             time_s=round(result["time_total_s"], 3),
             node=self.parts.nodes.name_of(result["node_ip"]),
         )
-        # The scheduler has decided before this event. The record gets the hand-over now, because the donor may change before the trial continues.
+        # The scheduler has decided about take-overs already. The record gets the take-over now because the donor may change before the trial continues.
         if (hand_over := self.parts.hand_overs.take(trial_id)) is not None:
             needless = list(self.record.sweep.trials[trial_id].checkpoints.values())
             self.record.write("take_over", trial=trial_id, **hand_over.as_event())

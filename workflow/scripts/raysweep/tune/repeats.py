@@ -1,4 +1,4 @@
-"""Several trials of one configuration, with a seed each, shown to a scheduler as one trial."""
+"""This module shows several trials of one configuration, which differ only in their seeds, to a scheduler as one trial."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from raysweep.tune.schedulers import PassingScheduler
 
 
 class GroupedScheduler(PassingScheduler):
-    """Shows another scheduler the trials of one configuration as one trial.
+    """Shows the trials of one configuration to the scheduler `inner` as one trial.
 
-    The other scheduler is told the mean of the trials once all have reached an epoch, and its decision holds for all of them. A trial that is ahead when the
-    others are stopped ends with its next report. `is_retried` returns whether a trial that failed is tried again.
+    When all trials of a configuration have reached an epoch, `inner` gets the mean of their reports. The decision of `inner` applies to all these trials. If
+    `inner` stops the configuration, a trial that is already at a later epoch ends at its next report. `is_retried(trial_id)` returns whether a failed trial
+    is tried again.
     """
 
     def __init__(self, inner: TrialScheduler, recorded: Sweep, metric_name: str, is_retried: Callable[[str], bool]) -> None:
         super().__init__(inner)
         self.recorded, self.metric_name, self.is_retried = recorded, metric_name, is_retried
         self.values: dict[int, dict[int, dict[str, float]]] = {}  # index of the configuration → epoch → trial_id → value
-        self.last_epoch: dict[
-            int, int
-        ] = {}  # index → the last epoch that the other scheduler knows; what is recorded it knows from replay()
+        # Index of the configuration → last epoch that `inner` knows. `inner` learns of the recorded epochs from replay().
+        self.last_epoch: dict[int, int] = {}
         self.added: set[int] = set()
         for index, group in recorded.groups.items():
             self.last_epoch[index] = group.epochs
             for trial in group.trials:
                 for result in trial.results:
                     self._note(index, result.epoch, trial.trial_id, result.metrics.get(metric_name))
-        # Configurations of which no trial is to continue.
+        # Indices of the configurations whose trials must not continue.
         self.over = {index for index, group in recorded.groups.items() if {"STOPPED", "ERROR"} & {trial.status for trial in group.trials}}
         self.finished: dict[int, set[str]] = {
             index: {trial.trial_id for trial in group.trials if trial.finished} for index, group in recorded.groups.items()
@@ -50,7 +50,10 @@ class GroupedScheduler(PassingScheduler):
         return RecordedStub(self.recorded.groups[index].trial_id)
 
     def _mean(self, index: int, result: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the report of a configuration at the epoch of a trial's report; None while some of its trials have not reached that epoch."""
+        """Return the report of a configuration at the epoch of `result`, with the mean of the metric over the trials.
+
+        Return None if some trials of the configuration have not reached this epoch yet, or if `inner` knows this epoch already.
+        """
         epoch = result["training_iteration"]
         values = self.values.get(index, {}).get(epoch, {})
         if len(values) < self.recorded.repeats or epoch <= self.last_epoch.get(index, 0):
@@ -59,7 +62,7 @@ class GroupedScheduler(PassingScheduler):
         return {**result, self.metric_name: sum(values.values()) / len(values)}
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Add the configuration with the first of its trials."""
+        """Add the configuration to `inner` when Tune adds the first trial of the configuration."""
         index = self._index(trial)
         self.finished.setdefault(index, set())
         if index not in self.added:
@@ -67,14 +70,14 @@ class GroupedScheduler(PassingScheduler):
             self.inner.on_trial_add(tune_controller, self._stub(index))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """End the configuration, unless the trial is tried again: Tune calls this for failures of both kinds."""
+        """End the configuration, unless the failed trial is tried again. Tune calls this method in both cases."""
         index = self._index(trial)
         if index not in self.over and not self.is_retried(trial.trial_id):
             self.over.add(index)  # a configuration that fails with one seed cannot win
             self.inner.on_trial_error(tune_controller, self._stub(index))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Report the mean of the configuration where all of its trials have reached the epoch."""
+        """Report the mean of the configuration to `inner` if all trials of the configuration have reached the epoch of `result`."""
         index = self._index(trial)
         self._note(index, result["training_iteration"], trial.trial_id, result.get(self.metric_name))
         mean = None if index in self.over else self._mean(index, result)
@@ -83,7 +86,7 @@ class GroupedScheduler(PassingScheduler):
         return str(TrialScheduler.STOP if index in self.over else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        """Complete the configuration with the last of its trials."""
+        """Complete the configuration in `inner` when the last trial of the configuration completes."""
         index = self._index(trial)
         if "training_iteration" in result:
             self._note(index, result["training_iteration"], trial.trial_id, result.get(self.metric_name))

@@ -1,4 +1,4 @@
-"""Replay: a scheduler of Tune's gets the recorded reports before the sweep continues."""
+"""This module gives the recorded reports to a Tune scheduler before a sweep continues."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ logger = logging.getLogger("raysweep")
 
 
 class RecordedStub:
-    """Stands for a trial of the record where results are replayed: schedulers with rungs read nothing but its id.
+    """Replaces a recorded trial during a replay. The id is enough, because schedulers with rungs read only the id of a trial.
 
-    The stub equals the trial that continues under that id (search.RecordedTrial), because the median rule keeps results by trial.
+    The stub is equal to the trial that continues under this id (search.RecordedTrial), because the median rule uses trials as dictionary keys for results.
     """
 
     def __init__(self, trial_id: str) -> None:
@@ -30,16 +30,17 @@ class RecordedStub:
 
 
 class _ControllerStub:
-    """Stands for Tune's controller, which the median rule asks for trials that wait: in a replay no trial waits."""
+    """Replaces Tune's controller during a replay. The median rule asks the controller for the live trials, and a replay has no live trial."""
 
     def get_live_trials(self) -> list[Any]:
         return []
 
 
 def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
-    """Tell ASHA or the median rule the recorded reports, in the order in which they came, so that the rungs are as they were.
+    """Give ASHA or the median rule the recorded reports in their original order, so that the scheduler has the same rungs and results as before.
 
-    HyperBand would start and stop trials at a replay, and population based training would hand checkpoints over. Both begin anew, which a log line says.
+    HyperBand and population based training get no replay, because HyperBand would start and stop trials, and population based training would start take-overs.
+    Both schedulers start again without a memory of the recorded reports, and the log says so.
     """
     if isinstance(scheduler, HyperBandScheduler) and recorded.trials:
         logger.info("HyperBand does not remember its brackets: the trials that are left form new ones.")

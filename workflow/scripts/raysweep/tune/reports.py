@@ -1,4 +1,4 @@
-"""Reports of trials: the values that are recorded, and whether the metric can be compared."""
+"""This module selects the values of a trial's report that are recorded, and checks whether the metric of a report can be compared."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 
 from raysweep.common.numeric import is_finite_number, is_number
 
-HAS_CHECKPOINT = "should_checkpoint"  # Tune sets this key where a report comes with a checkpoint
+HAS_CHECKPOINT = "should_checkpoint"  # Tune adds this key to a report that comes with a checkpoint
 NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, HAS_CHECKPOINT, "experiment_tag", "trial_id", "timesteps_total"}
 
 
 def numbers_of(result: dict[str, Any]) -> dict[str, float]:
-    """Return the finite numbers that a trial reported, without the values that Tune adds."""
+    """Return the finite numbers in a trial's report, without the values that Tune adds to the report."""
     return {
         key: value if isinstance(value, int) else float(value)
         for key, value in ((str(key), value) for key, value in result.items())
@@ -23,7 +23,7 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
 
 
 def reason_unusable(result: dict[str, Any], metric: str) -> str | None:
-    """Return why the metric of a report cannot be compared; None where it can."""
+    """Return the reason why the metric of a report cannot be compared. Return None if the metric can be compared."""
     if metric not in result:
         reported = ", ".join(sorted(str(key) for key in result if _is_reported(str(key)))) or "nothing"
         return f"reported no {metric} (it reported {reported})"

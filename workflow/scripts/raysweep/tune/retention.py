@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, where those lie that outlive a session, and which are deleted."""
+"""This module decides which checkpoints are kept or deleted, and where a checkpoint lies that is kept after the end of a session."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from raysweep.config.model import Mode
 from raysweep.record.file import Record
 from raysweep.record.trials import Candidate, Trial
 
-SCRATCH_PREFIX = "tune-"  # begins the name of the folder of a session's checkpoints, beside the record
+SCRATCH_PREFIX = "tune-"  # prefix for the name of a session's folder of checkpoints, which lies beside the record
 
 
 def kept_path(trial_id: str, epoch: int) -> str:
-    """Return the path, below the state folder, of a checkpoint that outlives its session."""
+    """Return the path of a checkpoint that is kept after the end of its session. The path is relative to the state folder."""
     return f"checkpoints/{trial_id}-epoch{epoch}"
 
 
 def find_checkpoints(record: Record) -> None:
     """Correct the paths of the recorded checkpoints, and forget the checkpoints that no longer exist.
 
-    Where the driver was killed while it moved a checkpoint (keep_checkpoints), the checkpoint may lie at its new path and the record name the old one.
+    If the driver was killed while the driver moved a checkpoint (keep_checkpoints), the checkpoint may lie at the new path while the record has the old path.
     """
     state_dir = record.path.parent
     for trial in record.sweep.trials.values():
@@ -34,7 +34,7 @@ def find_checkpoints(record: Record) -> None:
 
 
 def keep_checkpoints(record: Record) -> None:
-    """Move the checkpoints that are kept to a folder of their own, and delete the other files that earlier sessions of Tune left."""
+    """Move the kept checkpoints to the folder `checkpoints`, and delete all other files that earlier sessions of Tune left."""
     state_dir = record.path.parent
     for trial in record.sweep.trials.values():
         for epoch, path in list(trial.checkpoints.items()):
@@ -50,9 +50,9 @@ def keep_checkpoints(record: Record) -> None:
 
 
 class Retention:
-    """Deletes the checkpoints that nothing needs. Of the finished configurations only the best `keep_checkpoints` keep theirs.
+    """Deletes the checkpoints that are no longer needed. Among the finished configurations only the best `keep_checkpoints` configurations keep checkpoints.
 
-    `scratch` is the folder in which Tune has one folder for each trial.
+    `scratch` is the folder in which Tune has one subfolder for each trial.
     """
 
     def __init__(self, record: Record, scratch: Path, *, metric: str, mode: Mode, keep_checkpoints: int) -> None:
@@ -61,22 +61,22 @@ class Retention:
         self.kept = [candidate for candidate in record.sweep.candidates if candidate.finished and _has_checkpoints(candidate)]
 
     def delete(self, paths: list[str]) -> None:
-        """Delete checkpoints, given by their paths below the state folder."""
+        """Delete the checkpoints at `paths`, which are relative to the state folder."""
         for path in paths:
             shutil.rmtree(self.record.path.parent / path, ignore_errors=True)
 
     def note_checkpoint(self, trial: Trial) -> None:
-        """Prune the checkpoints of a trial that has a new one."""
+        """Delete the older checkpoints of a trial that are not needed after a new checkpoint."""
         self._prune(trial)
 
     def note_finish(self, trial: Trial) -> None:
-        """Prune the checkpoints of a trial that has finished, and of the configurations that the trial's configuration has surpassed."""
+        """Delete the needless checkpoints of a finished trial, and all checkpoints of configurations that are no longer among the best."""
         candidate = self.record.sweep.candidate_of(trial)
         for member in candidate.members:
             self._prune(member)
         if candidate.finished and _has_checkpoints(candidate):
             self.kept.append(candidate)
-        # A rank without the constraint comes second: another constraint may be set afterwards.
+        # Configurations that do not fulfil the constraint are compared without the constraint, because the user may change the constraint later.
         self.kept.sort(key=lambda kept: (kept.rank(self.metric, self.mode)[0], kept.rank(self.metric, self.mode, {})))
         for surpassed in self.kept[self.max_kept :]:
             for member in surpassed.members:
@@ -84,12 +84,13 @@ class Retention:
         del self.kept[self.max_kept :]
 
     def _prune(self, trial: Trial, keep_best: bool = True) -> None:
-        """Delete the checkpoints of a trial, except that of its best epoch and, until it is finished, the latest, from which it would continue.
+        """Delete the checkpoints of a trial, except the checkpoint of the best epoch and the latest checkpoint of an unfinished trial.
 
-        Where several trials share a configuration, the best epoch is that of their mean. It may be an epoch that not all of them have reached.
+        An unfinished trial would continue from the latest checkpoint. If several trials share a configuration, the best epoch is the epoch with the best mean
+        of these trials. A later epoch may become the best epoch when all trials have reached it, so the later checkpoints are kept until then.
         """
         candidate = self.record.sweep.candidate_of(trial)
-        # Where no report fulfils the constraint, the best without it counts, because another constraint may be set afterwards.
+        # If no report fulfils the constraint, the best report without the constraint counts, because the user may change the constraint later.
         best = (candidate.counted(self.metric, self.mode) or candidate.counted(self.metric, self.mode, {})) if keep_best else None
         kept = {best.epoch} if best else set()
         if trial.checkpoints and (not candidate.finished or (best and best.epoch not in trial.checkpoints)):

@@ -1,4 +1,4 @@
-"""Failures of trials: their cause, whether they count, and whether the trial is tried again."""
+"""This module finds the cause of a trial's failure, and decides whether the failure counts and whether the trial is tried again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from raysweep.tune.hung_trials import RunningTrials
 
 logger = logging.getLogger("raysweep")
 
-# Failures of one trial that do not count. With a limit the sweep ends even where a trial takes down each node that it runs on.
+# Maximum number of failures of one trial that do not count. The limit ends a sweep in which a trial crashes every node on which the trial runs.
 MAX_FORGIVEN = 10
 
 
 def cause_of(error_text: str) -> str:
-    """Return one line for why a trial died, from Ray's text of the error."""
+    """Return the reason why a trial died, as one line, from the text of Ray's error."""
     text = error_text.strip()
     if "running low on memory" in text or "OutOfMemoryError: Task was killed" in text:
         return "killed: the node was running out of memory"
@@ -30,7 +30,7 @@ def cause_of(error_text: str) -> str:
         return f"its process died: {detail[1].split('. ')[0]}"
     if "actor died" in text or "ActorDied" in text or "actor is dead" in text:
         return "its process died"
-    # The exception stands below the last indented line of the traceback. The text of the exception may have several lines.
+    # The text of the exception follows the last indented line of the traceback. This text may have several lines.
     lines: list[str] = []
     for line in reversed(text.splitlines()):
         if line.startswith((" ", "\t")):
@@ -40,34 +40,34 @@ def cause_of(error_text: str) -> str:
 
 
 def is_lost_node(error: BaseException | None) -> bool:
-    """Return whether a trial died with its node, or the connection to the node was lost."""
-    if isinstance(error, ray.exceptions.ActorUnavailableError):  # before Ray knows that the node is dead
+    """Return whether a trial failed because its node died or because the connection to the node was lost."""
+    if isinstance(error, ray.exceptions.ActorUnavailableError):  # Ray raises this error before Ray knows that the node is dead
         return True
     died = r"node (has died|was terminated|is dead)|node failure|raylet (has )?died"
     return isinstance(error, ray.exceptions.RayActorError) and re.search(died, str(error), re.IGNORECASE) is not None
 
 
 def is_full_gpu(error_text: str) -> bool:
-    """Return whether a trial found no room on its GPU, in the words of PyTorch."""
+    """Return whether the text of an error contains a message of PyTorch that the GPU has too little free memory."""
     return any(words in error_text for words in ("CUDA out of memory", "torch.OutOfMemoryError", "CUDA error: out of memory"))
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The cause of a failure, and whether the trial is not to blame for the failure."""
+    """Describes the cause of a trial's failure, and whether the cause lies outside the trial."""
 
     cause: str
-    is_crowded: bool = False  # the other trials of its GPU left no room for the trial
-    is_lost: bool = False  # the trial's node, or the engine that it shared with other trials, was lost
+    is_crowded: bool = False  # whether the other trials on the same GPU left too little memory for the trial
+    is_lost: bool = False  # whether the trial's node, or the engine that trained the trial with other trials, was lost
 
 
 class RetryPolicy:
-    """Judges failures. A trial is tried again until it has failed more than `max_failures` times, over all sessions.
+    """Decides whether a failure counts and whether the trial is tried again. A trial may fail `max_failures` times in all sessions together.
 
-    A failure does not count where the trial is not to blame: a full disk, which ends the sweep, a lost node, and a GPU that other trials
-    fill. After the latter a trial gets twice the share, so that fewer trials share a GPU.
+    A failure does not count if the trial did not cause the failure, that is, if the trial's node or engine was lost, or if other trials filled the GPU. After a
+    full GPU the share of a GPU for each trial is doubled, so that fewer trials share a GPU. A full disk ends the sweep.
 
-    Tune's own policy counts lost nodes against a trial, and forgets the failures of earlier sessions.
+    This class replaces Tune's own policy, which counts a lost node as a failure of the trial and forgets the failures of earlier sessions.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RetryPolicy:
         logger.debug("trial %s failed:\n%s", trial_id, text)
         self.running.note_event()
         if self.faults.fault is None and is_full_disk(text):
-            self.faults.note(disk_error(self.record.path.parent))  # where another disk is full, that concerns the trial alone
+            self.faults.note(disk_error(self.record.path.parent))  # if another disk is full, only the trial fails
         diagnosis = self._diagnose(trial_id, error, gpus)
         forgiven = sum(not failure.counted for failure in self.record.sweep.trials[trial_id].failures)
         is_counted = not (diagnosis.is_crowded or diagnosis.is_lost) or forgiven >= MAX_FORGIVEN
@@ -115,5 +115,5 @@ class RetryPolicy:
         return trial_id in self.retried
 
     def note_report(self, trial_id: str) -> None:
-        """Note that a trial reports: its last failure is over."""
+        """Record that a trial has reported, so that an earlier failure no longer leads to a retry."""
         self.retried.discard(trial_id)

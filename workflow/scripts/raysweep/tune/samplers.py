@@ -1,4 +1,4 @@
-"""Samplers: a sampler proposes the next configuration, and is told how each configuration did."""
+"""This module contains the samplers. A sampler proposes the next configuration, and learns the result of each configuration."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from raysweep.config.model import Named, SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at, values_in
 from raysweep.record.trials import Candidate, Sweep
 
-NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # between which a normal distribution is searched
+NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # lowest and highest quantile of a normal distribution that a learning algorithm proposes
 
 
 class Sampler(Protocol):
-    """Proposes configurations, and learns from those that have finished."""
+    """Proposes configurations, and learns from the finished configurations."""
 
     def propose(self, index: int) -> dict[str, Any] | None:
-        """Return configuration `index`, nested as the search space is; None where the sampler waits for the end of a trial."""
+        """Return configuration number `index`, nested like the search space. Return None if the sampler must wait for the end of a trial first."""
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """Take a configuration that came from elsewhere as if the sampler had proposed it."""
+        """Treat a configuration from another source as if this sampler had proposed the configuration."""
 
     def tell(self, trial: Candidate) -> None:
-        """Learn from a configuration that has finished."""
+        """Learn from the result of a finished configuration."""
 
 
 def value_of(d: Distribution, parameter: Any) -> Any:
-    """Return the value that a parameter of a learning algorithm stands for.
+    """Return the value of the distribution for a parameter of a learning algorithm.
 
-    The parameter is a position in a list, a quantile of a normal distribution, or the number itself.
+    The parameter is a position in a list, a quantile of a normal distribution, or the numerical value.
     """
     if isinstance(d, Choice):
         return d.values[parameter]
@@ -40,7 +40,7 @@ def value_of(d: Distribution, parameter: Any) -> Any:
 
 
 def parameter_of(d: Distribution, value: Any) -> Any:
-    """Return the parameter of a learning algorithm that stands for a value."""
+    """Return the parameter of a learning algorithm for a value of the distribution. This is the inverse of `value_of`."""
     if isinstance(d, Choice):
         return d.values.index(value)
     if isinstance(d, Normal):
@@ -49,7 +49,7 @@ def parameter_of(d: Distribution, value: Any) -> Any:
 
 
 class IndependentSampler:
-    """Random and grid search: a configuration depends on its index and the sweep's seed alone."""
+    """Proposes the configurations of random search and grid search. A configuration depends only on its index and on the sweep's seed."""
 
     def __init__(self, space: dict[str, Any], seed: int) -> None:
         self.space, self.seed = space, seed
@@ -58,24 +58,25 @@ class IndependentSampler:
         return configuration(self.space, self.seed, index)
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """Do nothing, because a configuration does not depend on others."""
+        """Do nothing, because a configuration does not depend on other configurations."""
 
     def tell(self, trial: Candidate) -> None:
         """Do nothing, because the sampler does not learn."""
 
 
 class OptunaSampler:
-    """Optuna's tree-structured Parzen estimator, asked and told directly (Optuna's ask-and-tell interface).
+    """Proposes configurations with Optuna's tree-structured Parzen estimator (TPE), through Optuna's ask-and-tell interface.
 
-    Optuna is told the record at the start, with unfinished trials as running ones. Its seed depends on the number of recorded trials, so that a sweep that
-    continues does not propose the same configurations again.
+    At the start Optuna gets the recorded trials, with the unfinished trials as running trials. The seed of TPE depends on the number of recorded trials, so
+    that a sweep that continues does not propose the same configurations again.
     """
 
     def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.captureWarnings(True)  # Optuna warns that `multivariate` is experimental, which the user need not know
+        # Optuna warns that `multivariate` is experimental. The warning goes to Python's logging, because the user does not need this warning.
+        logging.captureWarnings(True)
         self.optuna = optuna
         self.space, self.metric, self.mode = space, sweep.metric, sweep.mode
         self.distributions = {key: self._distribution(d) for key, d in space.items() if isinstance(d, Distribution)}
@@ -87,7 +88,8 @@ class OptunaSampler:
                 **sweep.search_algorithm.options,
             ),
         )
-        self.asked: dict[int, int] = {}  # index of the configuration → Optuna's number of the trial, until Optuna is told its result
+        # Index of the configuration → Optuna's number for the trial. An entry stays until Optuna gets the result of the configuration.
+        self.asked: dict[int, int] = {}
         for trial in recorded.candidates:
             self.adopt(trial.index, trial.config)
             if trial.finished:
@@ -109,10 +111,10 @@ class OptunaSampler:
         return None if best is None else best.metrics[self.metric]
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """Add a configuration as a running trial."""
+        """Add a configuration to Optuna's study as a running trial."""
         values = values_in(self.space, config)
         if values is None:
-            return  # the configuration is of another search space, in which Optuna has no place for it
+            return  # the configuration belongs to another search space, so Optuna cannot use the configuration
         parameters = {key: parameter_of(self.space[key], value) for key, value in values.items()}
         running = self.optuna.trial.create_trial(
             state=self.optuna.trial.TrialState.RUNNING, params=parameters, distributions=self.distributions
@@ -122,9 +124,9 @@ class OptunaSampler:
 
     def _distribution(self, d: Distribution) -> Any:
         distributions = self.optuna.distributions
-        if isinstance(d, Choice):  # by position, because Optuna takes only simple values as categories
+        if isinstance(d, Choice):  # a category is a position in the list, because Optuna accepts only simple values
             return distributions.CategoricalDistribution(list(range(len(d.values))))
-        if isinstance(d, Normal):  # by quantile
+        if isinstance(d, Normal):  # the parameter is a quantile
             return distributions.FloatDistribution(*NORMAL_QUANTILES)
         if d.integer:
             return distributions.IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
@@ -132,12 +134,15 @@ class OptunaSampler:
 
 
 class PointsFirst:
-    """Proposes the points of the config that no trial has had yet, then the proposals of a sampler. Keys that a point leaves out are drawn at random."""
+    """Proposes the points of the config that no trial has used yet, then the configurations of a sampler.
+
+    If a point has no value for a key of the search space, this class samples the value at random.
+    """
 
     def __init__(self, sampler: Sampler, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> None:
         self.sampler, self.space, self.seed = sampler, space, sweep.seed
         self.left = []
-        configs = [candidate.config for candidate in recorded.candidates]  # each may have been one of the points
+        configs = [candidate.config for candidate in recorded.candidates]  # a recorded configuration may have come from a point
         for point in (point_of(space, point) for point in sweep.points_to_evaluate):
             if (config := next((config for config in configs if _is_of(config, point)), None)) is not None:
                 configs.remove(config)
@@ -161,7 +166,7 @@ class PointsFirst:
 
 
 def _is_of(config: dict[str, Any], point: dict[str, Any]) -> bool:
-    """Return whether a configuration has the values of a point, for each key of the point."""
+    """Return whether a configuration has the same value as a point for each key of the point."""
     return all(has(config, key) and value_at(config, key) == value for key, value in point.items())
 
 
@@ -175,21 +180,21 @@ class ListSampler:
         return self.configurations[index]
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
-        """Do nothing, because the list holds all configurations."""
+        """Do nothing, because the list contains all configurations."""
 
     def tell(self, trial: Candidate) -> None:
         """Do nothing, because the sampler does not learn."""
 
 
 def is_adaptive(search_algorithm: Named) -> bool:
-    """Return whether the algorithm learns from trials that have ended, so that it learns nothing where all trials run at the same time."""
+    """Return whether the algorithm learns from ended trials. Such an algorithm learns nothing if all trials run at the same time."""
     return search_algorithm.name not in ("random", "grid")
 
 
 def make_sampler(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
-    """Return the sampler of a sweep of a validated config, told what is recorded.
+    """Return the sampler of a sweep, which already knows the recorded trials. The config of the sweep must be validated.
 
-    A searcher of Tune's keeps its state in `state_dir`. Paths start at `root`.
+    A Tune searcher stores its state in `state_dir`. Relative paths start at `root`.
     """
     sampler: Sampler
     if sweep.search_algorithm.name == "optuna":
