@@ -1,5 +1,5 @@
-"""The environment that trials run in: its requirements, how it is built, packed for the nodes and unpacked, and the record that describes it.
+"""Builds the environment in which trials run, packs the environment for the nodes, unpacks it there, and reads and writes its record.
 
-The controller and the agents on the nodes run this room in the controller's interpreter; it imports `common` and `usercode`, and every room
-from `config` upwards may import it, `config` only the light module `requirements`.
+The controller and the agents on the nodes run this subpackage (room) in the controller's interpreter. This room imports `common` and `usercode`.
+The room `config` may import only the light module `requirements` of this room; every higher room may import all modules of this room.
 """

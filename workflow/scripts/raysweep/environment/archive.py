@@ -1,9 +1,10 @@
-"""The virtualenv as one file, so that each node gets exactly what was built and checked where the network is.
+"""Packs the virtualenv into one file, so that each node gets exactly the virtualenv that was built and checked on a machine with network.
 
-    resources/env/<key>/env.tar     the virtualenv between two copies of its record: the first identifies it, the last shows that it is complete
+    resources/env/<key>/env.tar     the virtualenv between two copies of its record
 
-One import of torch opens 19,000 files, so an environment belongs on a node's own disk, and shared file systems read one large file best. The
-archive is not compressed, because decompressing takes longer than reading.
+The first copy of the record identifies the virtualenv. The last copy shows that the archive is complete. One import of torch opens 19,000 files,
+so an environment belongs on a node's own disk. A shared file system reads one large file faster than many small files. The archive is not
+compressed, because decompressing takes longer than reading.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from raysweep.environment.manifest import VENV_MANIFEST, Environment
 logger = logging.getLogger(__name__)
 
 ARCHIVE = "env.tar"
-UNPACKED_TO_PACKED = 1.1  # files take whole blocks on a disk; measured 1.01 with torch's CUDA build
-COMPILING_PROCESSES = "4"  # not more, because other users work on a login node too
+# Size of the unpacked files divided by the size of the archive. The ratio is above 1, because files use whole blocks of a disk. The measured ratio
+# was 1.01 with torch's CUDA build.
+UNPACKED_TO_PACKED = 1.1
+COMPILING_PROCESSES = "4"  # The number of processes is small, because other users work on a login node too.
 
 
 def pack(env_dir: Path) -> None:
-    """Make sure that the archive of the virtualenv in `env_dir` exists and is current; do nothing where it is, or with `wheels: none`.
+    """Make sure that the archive of the virtualenv in `env_dir` exists and is current.
 
-    Several processes may pack at the same time. Raises WorldError where the disk is full.
+    The function does nothing where the archive is current, or with `wheels: none`. Several processes may pack at the same time. Raises WorldError
+    where the disk is full.
     """
     environment = Environment.load(env_dir)
     if environment.wheels == "none" or _is_current(env_dir):
@@ -53,16 +57,17 @@ def pack(env_dir: Path) -> None:
                 f"{archive}, the copy of the environment for the nodes, cannot be written: the disk is full. Free some space."
             ) from None
         size_gb = aside.stat().st_size / 1e9
-        if not _is_current(env_dir):  # else another process has packed it meanwhile, and nodes may be reading that archive
+        # If another process has packed the virtualenv in the meantime, nodes may be reading that archive, so that archive stays.
+        if not _is_current(env_dir):
             aside.replace(archive)
     logger.info("Environment packed for the nodes: %.1f GB in %.0f s", size_gb, time.monotonic() - started)
 
 
 def unpack(env_dir: Path, folder: Path, cache_dir: Path | None = None) -> Environment:
-    """Return the environment of `env_dir`, unpacked to `folder`/venv; with `wheels: none` nothing is unpacked.
+    """Return the environment of `env_dir`, unpacked to `folder`/venv. With `wheels: none` nothing is unpacked.
 
-    With `cache_dir` the environment is unpacked into that folder and stays there for later jobs. Raises WorldError, with one line that names
-    the node, where the disk lacks room, the archive is not complete, or the Python under the environment is missing.
+    With `cache_dir` the environment is unpacked into `cache_dir` and stays there for later jobs. Raises WorldError, with one line that names
+    the node, where the disk lacks space, the archive is not complete, or the Python on which the environment is based is missing.
     """
     environment = Environment.load(env_dir)
     if environment.wheels != "none":
@@ -84,7 +89,7 @@ def unpack(env_dir: Path, folder: Path, cache_dir: Path | None = None) -> Enviro
 
 
 def _is_current(env_dir: Path) -> bool:
-    """Return whether the archive holds the virtualenv that lies beside it."""
+    """Return whether the archive in `env_dir` contains the virtualenv of `env_dir`, which is true when both have an equal record."""
     try:
         return _record_in(env_dir / ARCHIVE) == (env_dir / "venv" / VENV_MANIFEST).read_bytes()
     except (OSError, tarfile.TarError):
@@ -92,7 +97,7 @@ def _is_current(env_dir: Path) -> bool:
 
 
 def _record_in(archive: Path) -> bytes:
-    """Return the record of the virtualenv in an archive. Raises OSError or TarError where the archive does not begin with a record."""
+    """Return the record of the virtualenv in `archive`. Raises OSError or TarError where the archive does not begin with a record."""
     with tarfile.open(archive, "r:") as tar:
         first = tar.next()
         content = tar.extractfile(first) if first and first.name == VENV_MANIFEST else None
@@ -102,10 +107,11 @@ def _record_in(archive: Path) -> bytes:
 
 
 def _compile_modules(environment: Environment) -> None:
-    """Compile all modules, so that nodes need not.
+    """Compile all modules to bytecode, so that the nodes do not have to compile them.
 
-    Bytecode is validated by the time of its source, which the archive keeps. That is Python's default, so bytecode that an import has written
-    stays as it is. Files that are no Python of this version, such as templates in packages, are passed over.
+    Python compares the modification time of a source file with the time in the bytecode, and the archive keeps that modification time. This check is
+    Python's default, so bytecode that an import has already written stays valid. compileall skips files that this version of Python cannot compile,
+    such as templates in packages.
     """
     library = environment.python.parent.parent / "lib"
     argv = ["-m", "compileall", "-q", "-j", COMPILING_PROCESSES, "--invalidation-mode", "timestamp", str(library)]
@@ -114,14 +120,13 @@ def _compile_modules(environment: Environment) -> None:
 
 
 def _write_archive(archive: Path, venv: Path) -> None:
-    """Write the archive of a virtualenv, flushed to the disk."""
+    """Write the archive of the virtualenv `venv` to `archive` and flush the archive to the disk."""
     with archive.open("wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
             tar.add(venv / VENV_MANIFEST, VENV_MANIFEST, filter=_without_owner)
             for path in sorted(venv.rglob("*")):
-                if (
-                    path != venv / VENV_MANIFEST and ".pyc." not in path.name
-                ):  # a name with .pyc. is the unfinished file of another packer that compiles
+                # A file with .pyc. in its name is incomplete, because another process that packs is compiling this module.
+                if path != venv / VENV_MANIFEST and ".pyc." not in path.name:
                     tar.add(path, path.relative_to(venv.parent), recursive=False, filter=_without_owner)
             tar.add(venv / VENV_MANIFEST, f"venv/{VENV_MANIFEST}", filter=_without_owner)
         stream.flush()
@@ -129,7 +134,7 @@ def _write_archive(archive: Path, venv: Path) -> None:
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return a member without its owner, because on the node it belongs to the user who unpacks it."""
+    """Return a member of an archive without its owner, because on the node the file belongs to the user who unpacks the archive."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
@@ -139,7 +144,7 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Unpack an archive to `folder`/venv."""
+    """Unpack `archive` to `folder`/venv. Raises WorldError where the disk is too small or not allowed to run programs, or the archive is incomplete."""
     started = time.monotonic()
     needed_gb = archive.stat().st_size * UNPACKED_TO_PACKED / 1e9
     free_gb = shutil.disk_usage(folder).free / 1e9
@@ -151,8 +156,8 @@ def _extract(archive: Path, folder: Path) -> None:
         )
     try:
         with tarfile.open(archive, "r:") as tar:
-            # The filter admits links that lead out of the folder, such as the link to Python. Python before 3.11.4 has no filters, which does no
-            # harm, because the archive is the user's own.
+            # This filter allows links to places outside the folder, such as the link to Python. Python before 3.11.4 has no filters. Unpacking without
+            # a filter is safe, because the user has made the archive.
             tar.extraction_filter = getattr(tarfile, "tar_filter", None)
             tar.extractall(folder)
     except tarfile.TarError as error:
@@ -167,35 +172,35 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _broken(archive: Path, reason: str) -> WorldError:
-    """Return the error for an archive that is not complete."""
+    """Return the WorldError for an archive that is not complete."""
     remedy = "remove it, if it is there, and run the same command again, which packs it anew"
     return WorldError(f"{socket.gethostname()}: {archive} is not a whole environment ({reason}): {remedy}.")
 
 
 def _no_room(folder: Path, reason: str) -> WorldError:
-    """Return the error for a disk of the node that is too small."""
+    """Return the WorldError for a disk of the node that is too small for the environment."""
     remedy = "ask for nodes with more disk of their own (sbatch's --tmp or --constraint), for other nodes, or set TMPDIR to a larger disk"
     return WorldError(f"{socket.gethostname()}: no room at {folder}: {reason}. Next: {remedy}.")
 
 
 def _unpack_once(archive: Path, folder: Path) -> Path:
-    """Return `folder`, in which the environment stays between jobs, and unpack the archive there if no job has done it before."""
+    """Unpack the archive to `folder` unless an earlier job has unpacked it, and return `folder`. The environment stays in `folder` between jobs."""
     if not folder.exists():
         with made_aside(folder) as aside:
             aside.mkdir()
             _extract(archive, aside)
             try:
                 aside.rename(folder)
-            except OSError as error:  # another job has put it there meanwhile
+            except OSError as error:  # These two error codes mean that another job has made `folder` in the meantime.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
     return folder
 
 
 def _private_folder(cache_dir: Path) -> Path:
-    """Return this user's own folder in `cache_dir`.
+    """Return the folder in `cache_dir` that belongs to this user alone.
 
-    Raises WorldError where other users could put something else in its place, because jobs run the programs in that folder.
+    Raises WorldError where other users could replace that folder or change its files, because jobs run the programs in that folder.
     """
     node = socket.gethostname()
     try:

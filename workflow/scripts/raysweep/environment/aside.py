@@ -1,6 +1,7 @@
-"""A place beside a file or a folder in which one process makes it, before it is renamed to its own place.
+"""Gives a process a temporary name for a file or a folder. The process makes the file under that name, and then renames it to its final name.
 
-Two processes may make the same thing at the same time, each aside. They need no lock, which not all file systems of clusters keep.
+Two processes may make the same file at the same time, because each process uses another temporary name. The processes need no lock. Some file
+systems of clusters ignore locks.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-ABANDONED_AFTER_S = 86_400  # on another machine, whose processes cannot be asked
+# A temporary file that has not changed for this time in seconds is removed. The age decides, because this process cannot see whether a process on
+# another machine still runs.
+ABANDONED_AFTER_S = 86_400
 
 
 @contextmanager
 def made_aside(path: Path) -> Iterator[Path]:
-    """Yield a place beside `path` that only this process uses, and clear it afterwards.
+    """Yield a temporary path beside `path` that only this process uses, and remove that temporary path afterwards.
 
-    What killed processes have left beside `path` is removed first.
+    Temporary files and folders that killed processes have left beside `path` are removed first.
     """
     _remove_abandoned(path)
     aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -35,12 +38,15 @@ def made_aside(path: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the places aside of killed processes: of this machine those whose process is gone, and any that is older than a day."""
+    """Remove the temporary files and folders of killed processes beside `path`.
+
+    A temporary file of this machine is removed where its process no longer exists. A temporary file of any machine is removed after one day.
+    """
     for aside in path.parent.glob(f"{path.name}.*.*"):
         host, _, pid = aside.name.removesuffix(".old").removeprefix(f"{path.name}.").rpartition(".")
         try:
             is_abandoned = time.time() - aside.stat().st_mtime > ABANDONED_AFTER_S
-        except FileNotFoundError:  # its owner has just removed it
+        except FileNotFoundError:  # The process that made this temporary file has just removed it.
             continue
         if host == socket.gethostname() and pid.isdecimal():
             try:
@@ -48,14 +54,14 @@ def _remove_abandoned(path: Path) -> None:
             except ProcessLookupError:
                 is_abandoned = True
             except PermissionError:
-                pass  # the process lives and belongs to another user
+                pass  # The process still runs and belongs to another user.
         if is_abandoned:
             logger.debug("removing %s, which a killed process left", aside)
             _remove(aside)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
+    """Remove the file or the folder `path`, if it exists."""
     if path.is_file():
         path.unlink(missing_ok=True)
     else:

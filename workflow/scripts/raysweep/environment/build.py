@@ -1,11 +1,12 @@
-"""The environment that trials run in: built with uv from a list of requirements and its lock, checked, and described in a file beside it.
+"""Builds the environment in which trials run with uv from a requirements file and its lock, checks the environment, and writes its record.
 
-    resources/env/<key>/env.yaml        what was built; exists only when the whole environment works
+    resources/env/<key>/env.yaml        the record of the environment; exists only when the whole environment works
     resources/env/<key>/venv/           the virtualenv, unless `wheels: none`
     resources/env/<key>/env.tar         the virtualenv for the nodes of a cluster, see archive.py
 
-Each builder makes the virtualenv aside and renames it when it is complete (uv's relocatable virtualenvs may be renamed). So two builders at
-most do the same work twice, and a virtualenv that a kill left incomplete is never taken for an environment.
+Each building process makes the virtualenv under a temporary name and renames the virtualenv when it is complete. uv's relocatable virtualenvs may
+be renamed. So two building processes may do the same work twice, but they do not disturb each other. A virtualenv that a killed process left
+incomplete is never used as an environment.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def build_environment(spec: EnvironmentSpec, output_dir: Path) -> Environment:
-    """Make sure that the environment in `output_dir` is complete and importable, and return it; do nothing where it is already.
+    """Make sure that the environment in `output_dir` is complete and importable, and return the environment.
 
-    Raises RaysweepError, with one line, for every mistake in the config and every fault of the world.
+    Nothing is built where `output_dir` already contains that environment. Raises RaysweepError, with one line, for every mistake in the config and
+    every fault of the machine, such as a full disk.
     """
     if spec.wheels != "download" and spec.torch_backend != "auto":
         raise ConfigError(
             f"env.torch_backend: {spec.torch_backend!r} is not allowed with wheels: {spec.wheels}, where the wheels decide. "
             "Leave it at auto, or set wheels: download"
         )
-    env_key(spec)  # a missing file is a mistake that shows before any Python runs
+    env_key(spec)  # This call reports a missing file before any other Python is started.
     base = find_python(spec)
     output_dir.mkdir(parents=True, exist_ok=True)
     manifest = output_dir / MANIFEST
@@ -67,7 +69,7 @@ def build_environment(spec: EnvironmentSpec, output_dir: Path) -> Environment:
 def check_import(env_dir: Path, names: Sequence[str], requirements: Path) -> None:
     """Import modules and targets (`path/to/file.py:name` or `package.module:name`) in the environment of the trials.
 
-    Raises RaysweepError, with one line, for the first that fails.
+    Raises RaysweepError, with one line, for the first import that fails.
     """
     for name in names:
         if ":" in name:
@@ -76,7 +78,7 @@ def check_import(env_dir: Path, names: Sequence[str], requirements: Path) -> Non
 
 
 def _check_requirements(environment: Environment, spec: EnvironmentSpec) -> None:
-    """Raise ConfigError where an environment that is taken as it is lacks a requirement."""
+    """Raise ConfigError where an environment to which the workflow installs nothing lacks a requirement."""
     missing = missing_requirements(spec.requirements, environment.packages)
     if not missing:
         return
@@ -92,7 +94,7 @@ def _check_requirements(environment: Environment, spec: EnvironmentSpec) -> None
 
 
 def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Environment:
-    """Build the virtualenv aside, check it, and rename it to its place."""
+    """Build the virtualenv under a temporary name, check the virtualenv, and rename it to its final name."""
     started = time.monotonic()
     with made_aside(env_dir / "venv") as aside:
         make_venv(aside, base.path, spec.modules)
@@ -101,7 +103,8 @@ def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Envi
         built = describe_environment(spec, python, base)
         next_step = "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend"
         check_imports(built, modules_to_try(spec.requirements), next_step)
-        # This record moves with the virtualenv, so it can never describe another one. Place and time make it differ from every other record.
+        # This record lies inside the virtualenv and is renamed with it, so the record always describes this virtualenv. The record contains the path
+        # and the time of the build, so it differs from the record of every other build.
         write_yaml(aside / VENV_MANIFEST, built.to_record() | {"built_ns": time.time_ns()})
         environment = _publish(aside, built, env_dir, base)
     logger.info("Environment: Python %s, %d packages, built in %.0f s", base.version, len(built.packages), time.monotonic() - started)
@@ -109,14 +112,17 @@ def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Envi
 
 
 def _publish(aside: Path, built: Environment, env_dir: Path, base: Interpreter) -> Environment:
-    """Rename a virtualenv to its place, unless another builder has put an equal one there; return the environment in that place."""
+    """Rename the virtualenv `aside` to its final name and return the environment with that name.
+
+    Where another building process has already made an equal virtualenv with that name, that virtualenv is returned.
+    """
     while (finished := _finished(env_dir, built.key, base)) is None:
         try:
             aside.rename(env_dir / "venv")
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            with suppress(FileNotFoundError):  # another builder has taken the outdated one away
+            with suppress(FileNotFoundError):  # Another building process has already removed the outdated virtualenv.
                 shutil.rmtree((env_dir / "venv").rename(aside.with_name(f"{aside.name}.old")))
         else:
             return Environment.from_record(built.to_record(), env_dir)
@@ -124,7 +130,10 @@ def _publish(aside: Path, built: Environment, env_dir: Path, base: Interpreter) 
 
 
 def _finished(env_dir: Path, key: str, base: Interpreter) -> Environment | None:
-    """Return the complete virtualenv of an environment, or None where none exists or where a build would make another one now."""
+    """Return the environment whose complete virtualenv lies in `env_dir`.
+
+    Returns None where `env_dir` has no complete virtualenv, or where a build would make a different virtualenv now.
+    """
     path = env_dir / "venv" / VENV_MANIFEST
     if not path.is_file():
         return None
@@ -133,6 +142,6 @@ def _finished(env_dir: Path, key: str, base: Interpreter) -> Environment | None:
         return None
     try:
         environment.check_python()
-    except WorldError:  # the Python under it was removed, or is another one now
+    except WorldError:  # The Python on which the virtualenv is based was removed or replaced by another version.
         return None
     return environment

@@ -1,4 +1,4 @@
-"""How a program is started in the environment of the trials: after the site's modules, in the container, with the right variables."""
+"""Makes and runs the commands that start a program in the environment of the trials, with the site's modules, the container and the right variables."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 
 from raysweep.usercode.target import SCRIPTS_DIR
 
-# Variables of the controller that would lead processes of the trials' environment into the controller's. PYTHONDONTWRITEBYTECODE is among
-# them because it would make every worker compile torch and Ray again.
+# Processes of the trials' environment do not inherit these variables of the controller. Most of these variables would make such a process use the
+# controller's environment. PYTHONDONTWRITEBYTECODE would make every worker compile torch and Ray again.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__", "UV_TORCH_BACKEND")
 
-# `bash -l`, because only login shells define the shell function `module`. The words arrive as arguments, so nothing has to be quoted.
+# This script runs with `bash -l`, because only login shells define the shell function `module`. The script receives the names of the modules and the
+# command as arguments, so nothing has to be quoted.
 _LOAD_AND_EXEC = 'n=$1; shift; module load "${@:1:n}" && shift "$n" && exec "$@"'
 
 
 def process_environment() -> dict[str, str]:
-    """Return the environment variables for processes of the trials' environment: the user's variables but for NOT_INHERITED."""
+    """Return the environment variables for processes of the trials' environment, which are the user's variables without those in NOT_INHERITED."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
 
 
@@ -31,10 +32,11 @@ def with_modules(modules: Sequence[str], argv: Sequence[str]) -> list[str]:
 
 
 def in_container(container: str | None, argv: Sequence[str]) -> list[str]:
-    """Return the command that runs `argv` in an Apptainer image, with NVIDIA's driver where the node has one; without an image `argv`.
+    """Return the command that runs `argv` in the Apptainer image `container`, or `argv` where `container` is None.
 
-    A relative path of the image starts at the working directory of Snakemake. The user's home is mounted, but packages that he has installed
-    there are not imported. The folders that a program needs besides are named in APPTAINER_BIND: see `seen_in_container`.
+    The container sees NVIDIA's driver where the node has this driver. A relative path of the image starts at the working directory of Snakemake.
+    Apptainer mounts the user's home, but Python does not import packages that the user has installed there. APPTAINER_BIND names all other folders
+    that the program needs, see `seen_in_container`.
     """
     if container is None:
         return list(argv)
@@ -43,22 +45,28 @@ def in_container(container: str | None, argv: Sequence[str]) -> list[str]:
 
 
 def seen_in_container(env: dict[str, str], folders: Iterable[Path | str | None]) -> dict[str, str]:
-    """Return the variables `env` with folders added that a container has to show, behind the folders that the user has named."""
+    """Return the variables `env`, with `folders` added to APPTAINER_BIND, so that a program in a container sees these folders.
+
+    The folders that the user has named in APPTAINER_BIND stay first.
+    """
     named = [env["APPTAINER_BIND"]] if env.get("APPTAINER_BIND") else []
     return env | {"APPTAINER_BIND": ",".join(dict.fromkeys([*named, *(str(folder) for folder in folders if folder)]))}
 
 
 def run_captured(argv: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of the trials' environment to its end and return what it printed; `variables` are added to its environment."""
+    """Run a program of the trials' environment until it ends, and return its exit code and its output.
+
+    `variables` are added to the environment variables of the program.
+    """
     return subprocess.run(argv, capture_output=True, text=True, errors="replace", env=process_environment() | variables, check=False)
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a program's output, where most programs put the cause of a failure."""
+    """Return the last line of a program's output. Most programs print the cause of a failure on this line."""
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else "it printed nothing"
 
 
 def last_json(text: str) -> Any:
-    """Return the JSON value on the last line, because a login shell may print a greeting before it."""
+    """Return the JSON value on the last line of `text`. A login shell may print a greeting before that line."""
     return json.loads(last_line(text))

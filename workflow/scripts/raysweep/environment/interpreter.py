@@ -1,4 +1,4 @@
-"""What a Python interpreter is and has, learnt by running it: its version, its packages, and whether modules can be imported."""
+"""Runs a Python interpreter to learn its version, its packages, and whether it can import given modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ MINIMUM_PYTHON = (3, 11)
 
 _LIST_PACKAGES = "import json; from importlib.metadata import distributions as d; print(json.dumps([[x.name, x.version] for x in d()]))"
 
-# The program that imports modules and targets prints lines with this mark and JSON: the name before its import, the error after a failure.
+# The program that imports modules and targets prints lines that begin with this mark and continue with JSON. Before an import the line contains the
+# name of the module or target. After a failed import the line contains the name and the error.
 _MARK = "raysweep-import "
 _IMPORT_ALL = f"""
 import importlib, json, os, sys, traceback
@@ -49,14 +50,14 @@ for name in sys.argv[2:]:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that was found by running it."""
+    """Describes a Python interpreter that this module has run."""
 
-    path: str  # absolute
+    path: str  # absolute path of the program `python`
     version: str
 
 
 def find_python(spec: EnvironmentSpec) -> Interpreter:
-    """Return the Python that `env.python` means once the modules are loaded. Raises ConfigError where it does not run or is too old."""
+    """Return the Python that the name `env.python` starts after the modules are loaded. Raises ConfigError where this Python does not run or is too old."""
     minimum = ".".join(map(str, MINIMUM_PYTHON))
     try:
         run = run_captured(with_modules(spec.modules, in_container(spec.container, [spec.python, "-c", DESCRIBE_PYTHON])))
@@ -78,19 +79,25 @@ def find_python(spec: EnvironmentSpec) -> Interpreter:
 
 
 def installed_packages(command: list[str]) -> dict[str, str]:
-    """Return all distributions that an interpreter sees, version by normalised name; those of loaded modules too."""
+    """Return the versions of all distributions that an interpreter sees, by normalised name.
+
+    These distributions include those that the loaded modules bring. `command` starts the interpreter.
+    """
     run = run_captured([*command, "-c", _LIST_PACKAGES])
     if run.returncode != 0:
         raise RaysweepError(f"{command[-1]} does not run: {last_line(run.stderr)}")
     packages: dict[str, str] = {}
     for name, version in last_json(run.stdout):
-        if name:  # a broken installation leaves distributions without a name
-            packages.setdefault(canonicalize_name(name), version)  # Python imports the first on sys.path
+        if name:  # A broken installation leaves distributions without a name.
+            packages.setdefault(canonicalize_name(name), version)  # Python imports the first distribution of this name on sys.path.
     return dict(sorted(packages.items()))
 
 
 def describe_environment(spec: EnvironmentSpec, python: Path, base: Interpreter) -> Environment:
-    """Return the description of the environment whose interpreter is `python`, a virtualenv's on top of `base` or `base` itself."""
+    """Return the description of the environment whose interpreter is `python`.
+
+    `python` is the interpreter of a virtualenv that is based on `base`, or `python` is `base`.
+    """
     packages = installed_packages(with_modules(spec.modules, in_container(spec.container, [str(python)])))
     backend = (packages["torch"].partition("+")[2] or "pypi") if "torch" in packages else None
     contents = json.dumps([feature_version(base.version), backend, packages], sort_keys=True)
@@ -108,7 +115,10 @@ def describe_environment(spec: EnvironmentSpec, python: Path, base: Interpreter)
 
 
 def check_imports(environment: Environment, names: Sequence[str], next_step: str) -> None:
-    """Import modules and targets in the environment. Raises RaysweepError with the first that fails, the reason and the next step."""
+    """Import the modules and targets `names` in the environment.
+
+    Raises RaysweepError, which contains the first name whose import fails, the reason, and the next step for the user.
+    """
     if not names:
         return
     logger.debug("importing %s", ", ".join(names))

@@ -1,4 +1,4 @@
-"""The record of an environment, `env.yaml`: the one definition of what is written there and read from there."""
+"""Defines the record of an environment, `env.yaml`. No other module defines the keys that are written to this file and read from it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import read_yaml
 from raysweep.environment.commands import in_container, last_json, last_line, run_captured, with_modules
 
-MANIFEST = "env.yaml"  # in the environment's folder; exists only when the environment works
-VENV_MANIFEST = "raysweep.yaml"  # in a virtualenv that is complete: the same, and when it was built
+MANIFEST = "env.yaml"  # This file lies in the environment's folder and exists only when the environment works.
+VENV_MANIFEST = "raysweep.yaml"  # This file lies in a complete virtualenv and contains the record and the time of the build.
 
 DESCRIBE_PYTHON = "import json, platform, sys; print(json.dumps({'python': sys.executable, 'version': platform.python_version()}))"
 
 
 def feature_version(version: str) -> str:
-    """Return X.Y of a Python's version, for which packages are compiled: 3.11.7 → 3.11."""
+    """Return X.Y of the Python version X.Y.Z, for instance 3.11 for 3.11.7. Packages are compiled for X.Y."""
     return ".".join(version.split(".")[:2])
 
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment that is ready, as its env.yaml describes it."""
+    """Describes an environment that is ready for use, as its env.yaml does."""
 
-    key: str
-    python: Path  # absolute
-    python_version: str  # as in 3.11.7
-    torch_backend: str | None  # cpu | cu130 … | pypi; None without torch
+    key: str  # name of the environment's folder, see requirements.env_key
+    python: Path  # absolute path of the interpreter
+    python_version: str  # for instance 3.11.7
+    torch_backend: str | None  # cpu, cu130 … or pypi; None where torch is not installed
     wheels: str
     modules: tuple[str, ...]
-    container: str | None  # the image in which it runs
-    packages: dict[str, str]  # all that is installed: normalised name → version
-    environment_sha256: str  # over X.Y of Python, the backend and the packages, which are all that a result can depend on
+    container: str | None  # path of the image in which the environment runs
+    packages: dict[str, str]  # versions of all installed packages by normalised name
+    # Digest of X.Y of the Python version, the torch backend and the packages. No other property of the environment can change a result.
+    environment_sha256: str
 
     @classmethod
     def load(cls, env_dir: Path) -> Environment:
-        """Return the environment in `env_dir`. Raises RaysweepError where none was finished."""
+        """Return the environment in `env_dir`. Raises RaysweepError where `env_dir` has no complete environment."""
         path = env_dir / MANIFEST
         if not path.is_file():
             raise RaysweepError(f"{path} is missing: the environment was not built. Run the rule build_env first.")
@@ -48,9 +49,9 @@ class Environment:
 
     @classmethod
     def from_record(cls, record: dict[str, Any], env_dir: Path) -> Environment:
-        """Return the environment in `env_dir` that a yaml file describes.
+        """Return the environment in `env_dir` that the record describes.
 
-        The virtualenv may have moved along with the project, so its place follows from `env_dir` and not from the record.
+        The user may have moved the project and with it the virtualenv. So the path of the virtualenv follows from `env_dir` and not from the record.
         """
         as_it_is = record["wheels"] == "none"
         return cls(
@@ -60,25 +61,28 @@ class Environment:
             torch_backend=record["torch_backend"],
             wheels=record["wheels"],
             modules=tuple(record["modules"]),
-            container=record.get("container"),  # records of environments without an image once lacked the key
+            container=record.get("container"),  # Old records of environments without an image lack this key.
             packages=record["packages"],
             environment_sha256=record["environment_sha256"],
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Return what env.yaml holds."""
+        """Return the content of env.yaml for this environment."""
         return asdict(self) | {"python": str(self.python), "modules": list(self.modules)}
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Return the command that runs `python *argv` in this environment. It needs the variables of `process_environment()`."""
+        """Return the command that runs `python *argv` in this environment. The command has to run with the variables of `process_environment()`."""
         return with_modules(self.modules, in_container(self.container, [str(self.python), *argv]))
 
     def check_python(self) -> None:
-        """Raise WorldError, with one line, where the environment's Python does not run on this machine as it did where it was built."""
+        """Raise WorldError, with one line, where the environment's Python does not run on this machine.
+
+        WorldError is raised too where X.Y of this Python's version differs from the version with which the environment was built.
+        """
         node, remedy = socket.gethostname(), "env.python and env.modules have to lead to the same Python on all nodes"
         if self.container is not None and not os.path.exists(self.container):
             raise WorldError(f"{node} does not see the image {self.container}: the image has to lie where all nodes see it.")
-        if self.container is None and not os.path.exists(self.python):  # the Python of a virtualenv is a link
+        if self.container is None and not os.path.exists(self.python):  # The Python of a virtualenv is a link, whose target may be missing.
             raise WorldError(f"{node} has no {os.path.realpath(self.python)}, the Python under the environment: {remedy}.")
         try:
             run = run_captured(self.command(["-c", DESCRIBE_PYTHON]))

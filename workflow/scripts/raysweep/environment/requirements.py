@@ -1,4 +1,4 @@
-"""What the config asks of the environment: the section `env`, and the requirements file with its lock beside it (node.in, node.txt)."""
+"""Reads what the config requires of the environment: the section `env`, the requirements file (node.in), and the lock beside this file (node.txt)."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from raysweep.common.errors import ConfigError
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """The section `env` of the config."""
+    """Contains the section `env` of the config."""
 
     python: str
     modules: tuple[str, ...]
     requirements: Path
-    wheels: str  # download | site | none | a folder of wheels
+    wheels: str  # download, site, none, or the path of a folder of wheels
     torch_backend: str
-    gpu: bool  # whether torch_backend: auto has to serve GPUs, of this machine or of other ones
+    gpu: bool  # whether `torch_backend: auto` has to choose a build for GPUs of this machine or of other machines
     container: str | None = None
 
     @property
     def takes_python_as_it_is(self) -> bool:
-        """Whether the environment of `python` is used without installing anything."""
+        """Return whether the trials use the environment of `python` and the workflow installs nothing."""
         return self.wheels == "none"
 
 
 def lock_of(requirements: Path) -> Path:
-    """Return the lock that lies beside a requirements file: node.in → node.txt."""
+    """Return the path of the lock that lies beside a requirements file, for instance node.txt for node.in."""
     return requirements.with_suffix(".txt")
 
 
 def env_key(spec: EnvironmentSpec) -> str:
-    """Return the name of an environment's folder: 12 hexadecimal digits over the section `env` and the contents of requirements and lock.
+    """Return the name of an environment's folder.
 
-    The key is the same on login and compute nodes, because no process is asked. Raises ConfigError for a missing file.
+    The name is the first 12 hexadecimal digits of a digest of the section `env`, the requirements files and the lock. Login nodes and compute nodes
+    compute an equal name, because the digest does not depend on the output of a program. Raises ConfigError for a missing file.
     """
     words = [spec.python, list(spec.modules), spec.wheels, spec.torch_backend, spec.gpu]
     digest = hashlib.sha256(json.dumps(words).encode())
@@ -50,7 +51,8 @@ def env_key(spec: EnvironmentSpec) -> str:
             raise ConfigError(
                 f"env.container: {spec.container!r} is not allowed: there is no such image. Make one from workflow/envs/image.def"
             )
-        # Size and time stand for the content, because reading a whole image takes longer than everything else before a job.
+        # The digest contains the size and the modification time of the image instead of its content, because reading a whole image takes longer than
+        # all other work before a job.
         digest.update(f"{spec.container} {image.stat().st_size} {image.stat().st_mtime_ns}".encode())
     check_requirements_files(spec.requirements)
     for path in (*requirements_files(spec.requirements), lock_of(spec.requirements)):
@@ -66,7 +68,7 @@ def check_requirements_files(requirements: Path) -> None:
 
 
 def _missing_file(path: Path, requirements: Path) -> ConfigError:
-    """Return the error for a requirements file or a lock that does not exist."""
+    """Return the ConfigError for a requirements file or a lock that does not exist."""
     if path.suffix == ".in":
         return ConfigError(
             f"{path} is missing, the requirements file (env.requirements): name one that exists; its lock lies beside it, as .txt"
@@ -77,7 +79,7 @@ def _missing_file(path: Path, requirements: Path) -> ConfigError:
 
 
 def requirements_files(path: Path) -> list[Path]:
-    """Return a requirements file and the files that it includes."""
+    """Return the path of a requirements file and the paths of all files that it includes with `-r`."""
     files = [path]
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -87,9 +89,9 @@ def requirements_files(path: Path) -> list[Path]:
 
 
 def parse_requirements(path: Path) -> list[Requirement]:
-    """Return the requirements of a file and of the files that it includes, without those whose markers exclude this machine.
+    """Return the requirements of a file and of the files that it includes.
 
-    Raises ConfigError for a line that is no requirement.
+    Requirements whose markers exclude this machine are left out. Raises ConfigError for a line that is not a requirement.
     """
     requirements = []
     for file in requirements_files(path):
@@ -107,19 +109,20 @@ def parse_requirements(path: Path) -> list[Requirement]:
 
 
 def extras_of(requirements: Path, package: str) -> set[str]:
-    """Return the extras that a requirements file asks for with a package: ray[default,tune] → default, tune."""
+    """Return the extras that a requirements file lists for a package, for instance {"default", "tune"} for `ray[default,tune]`."""
     return {extra for r in parse_requirements(requirements) if canonicalize_name(r.name) == package for extra in r.extras}
 
 
 def lists(requirements: Path, package: str) -> bool:
-    """Return whether a requirements file asks for a package."""
+    """Return whether a requirements file lists a package."""
     return any(canonicalize_name(r.name) == package for r in parse_requirements(requirements))
 
 
 def modules_to_try(path: Path) -> list[str]:
     """Return the modules whose import shows whether an environment works.
 
-    These are the libraries whose wheels can be installed and yet not work, and the modules by which Ray detects its extras.
+    These modules are the libraries whose wheels can be installed although they do not work on this machine, and the modules by which Ray detects
+    its extras.
     """
     names = {canonicalize_name(r.name) for r in parse_requirements(path)}
     module_of_extra = {"tune": "ray.tune", "default": "ray.dashboard.optional_deps"}
@@ -128,7 +131,10 @@ def modules_to_try(path: Path) -> list[str]:
 
 
 def missing_requirements(path: Path, packages: dict[str, str]) -> list[str]:
-    """Return the requirements of a file that `packages`, versions by normalised names, do not fulfil, each with the version that is there."""
+    """Return the requirements of a file that the installed packages do not fulfil.
+
+    `packages` maps normalised names to versions. Where a package is installed in a wrong version, the text of its requirement also names that version.
+    """
     missing = []
     for requirement in parse_requirements(path):
         version = packages.get(canonicalize_name(requirement.name))

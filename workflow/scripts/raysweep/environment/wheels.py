@@ -1,4 +1,4 @@
-"""How packages get into a virtualenv: downloaded, from a folder of wheels, or from the wheelhouse of the site. The only module that runs uv."""
+"""Installs packages into a virtualenv from the network, from a folder of wheels, or from the wheelhouse of the site. Only this module runs uv."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from raysweep.environment.requirements import EnvironmentSpec, lists, lock_of
 
 logger = logging.getLogger(__name__)
 
-# The size of an environment with torch on the disk, in GB: measured with torch 2.13 and Ray 2.60, and rounded up.
+# The sizes on the disk, in GB, of an environment with torch's CPU build, with torch's CUDA build, and without torch. The sizes were measured with
+# torch 2.13 and Ray 2.60 and rounded up.
 CPU_BUILD_GB = 1.7
 CUDA_BUILD_GB = 5.2
 WITHOUT_TORCH_GB = 0.3
@@ -31,15 +32,15 @@ PYPI_BUILD = "PyPI's build: 2.5 GB to download, 5 GB on disk" if sys.platform ==
 
 
 def make_venv(folder: Path, base_python: str, modules: Sequence[str]) -> None:
-    """Make an empty virtualenv that may be renamed."""
+    """Make an empty virtualenv in `folder`. This virtualenv still works after its folder is renamed."""
     arguments = ["--quiet", "--relocatable", "--no-project", "--python", base_python, str(folder)]
     _check(_run_uv(["venv", *arguments], modules), "The virtualenv cannot be made")
 
 
 def install(python: Path, env_dir: Path, spec: EnvironmentSpec, base_python: str) -> None:
-    """Install the requirements into the virtualenv of `python`, whose final place is in `env_dir`.
+    """Install the requirements into the virtualenv of `python`. The final path of this virtualenv is in `env_dir`.
 
-    Raises ConfigError or WorldError, with one line that names the key of the config or the fault of the world.
+    Raises ConfigError, with one line that names the key of the config, or WorldError, with one line that names the fault of the machine.
     """
     if spec.wheels == "download":
         _install_by_download(python, env_dir, spec)
@@ -55,7 +56,8 @@ def install(python: Path, env_dir: Path, spec: EnvironmentSpec, base_python: str
 def _install_by_download(python: Path, env_dir: Path, spec: EnvironmentSpec) -> None:
     """Install the requirements in the versions of the lock.
 
-    The lock only constrains, because torch's CPU build does not depend on the CUDA packages that the lock holds for PyPI's build.
+    uv uses the lock only as constraints and does not install every package of the lock. The reason is that the lock lists the CUDA packages of PyPI's
+    build of torch, and torch's CPU build does not depend on these packages.
     """
     arguments = ["--python", str(python), "--requirements", str(spec.requirements), "--constraints", str(lock_of(spec.requirements))]
     failure, size_gb, backend = "The environment cannot be resolved", WITHOUT_TORCH_GB, None
@@ -67,7 +69,7 @@ def _install_by_download(python: Path, env_dir: Path, spec: EnvironmentSpec) -> 
         failure = f"env.torch_backend: {backend!r} cannot be had; use auto, which falls back on PyPI's build, or pypi. uv says"
     plan = _check(_install(spec, "--dry-run", "--verbose", *arguments), failure, is_about_torch_index="--torch-backend" in arguments)
     uncached = re.findall(r"uncached distribution: (\S+?)==", plan.stderr)
-    # All packages but torch and its CUDA packages are small.
+    # All packages except torch and its CUDA packages are small.
     to_cache_gb = size_gb if re.search(r"torch|nvidia|cuda|triton", " ".join(uncached)) else WITHOUT_TORCH_GB if uncached else 0.0
     _check_space(env_dir, size_gb, to_cache_gb)
     if uncached:
@@ -76,9 +78,9 @@ def _install_by_download(python: Path, env_dir: Path, spec: EnvironmentSpec) -> 
 
 
 def _choose_torch_backend(spec: EnvironmentSpec, arguments: Sequence[str]) -> str:
-    """Return the backend to ask uv for, or `pypi` for PyPI's build of torch.
+    """Return the value for uv's option --torch-backend, or `pypi` for PyPI's build of torch.
 
-    ASSUME PyPI has the CPU build of torch for macOS, and for Linux a CUDA build, which runs without a GPU as well.
+    ASSUME PyPI has the CPU build of torch for macOS, and a CUDA build of torch for Linux, which also runs on machines without a GPU.
     """
     if sys.platform == "darwin":
         return "pypi"
@@ -90,7 +92,8 @@ def _choose_torch_backend(spec: EnvironmentSpec, arguments: Sequence[str]) -> st
             logger.info("A sweep asks for GPUs, but this machine has none to choose a build by (%s): installing %s", reason, PYPI_BUILD)
             return "pypi"
     backend = "auto" if spec.gpu else "cpu"
-    # A dry run resolves, and resolving needs torch's index. One short try, because that index may well be out of reach.
+    # A dry run resolves the requirements, for which uv needs torch's package index. The dry run has one retry and a short time limit, because this
+    # machine often cannot reach that index.
     probe = _install(spec, "--dry-run", "--torch-backend", backend, *arguments, UV_HTTP_RETRIES="1", UV_HTTP_CONNECT_TIMEOUT="5")
     if probe.returncode == 0:
         return backend
@@ -100,7 +103,7 @@ def _choose_torch_backend(spec: EnvironmentSpec, arguments: Sequence[str]) -> st
 
 
 def _install_from_folder(python: Path, env_dir: Path, spec: EnvironmentSpec) -> None:
-    """Install from a folder of wheels, in the versions of the lock, without network."""
+    """Install the requirements from a folder of wheels, in the versions of the lock, without network."""
     folder = Path(spec.wheels)
     if not folder.is_dir():
         raise ConfigError(f"env.wheels: {spec.wheels!r} is not allowed: download, site, none, or a folder of wheels that exists")
@@ -116,10 +119,10 @@ def _install_from_folder(python: Path, env_dir: Path, spec: EnvironmentSpec) -> 
 
 
 def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_python: str) -> None:
-    """Install what the site's pip chooses from the site's wheelhouse for the names and minimum versions of the requirements.
+    """Install the wheels that pip chooses from the site's wheelhouse for the requirements.
 
-    pip resolves, because only pip reads the site's configuration, and it sees the packages of the loaded modules; uv then installs exactly
-    the files that pip chose.
+    pip chooses the wheels, because only pip reads the site's configuration, and because pip sees the packages of the loaded modules. uv then installs
+    exactly the wheels that pip chose. The lock is not used.
     """
     report, listed = (python.parent.parent / name for name in ("pip-report.json", "site-wheels.txt"))
     argv = [
@@ -146,7 +149,7 @@ def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_
         )
     items = json.loads(report.read_text(encoding="utf-8"))["install"]
     chosen = [(item["metadata"]["name"], item["download_info"]["url"]) for item in items]
-    if not chosen:  # the modules bring everything
+    if not chosen:  # The loaded modules already bring all packages.
         return
     size_gb = _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:"))
     _check_space(env_dir, size_gb, size_gb)
@@ -159,14 +162,14 @@ def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_
 
 
 def _unpacked_gb(wheels: Iterable[Path]) -> float:
-    """Return the size of the files in wheels, in GB."""
+    """Return the unpacked size of all files in `wheels`, in GB."""
     return sum(member.file_size for path in wheels for member in zipfile.ZipFile(path).infolist()) / 1e9
 
 
 def _check_space(env_dir: Path, needed_gb: float, to_cache_gb: float) -> None:
-    """Raise WorldError where the file systems of uv's cache and of the environment lack space.
+    """Raise WorldError where the file system of uv's cache or of the environment lacks space.
 
-    On one file system the environment takes no space of its own, because its files are links to those of the cache.
+    Where the cache and the environment lie on one file system, the environment needs no extra space, because its files are links to the files in the cache.
     """
     cache = Path(_check(_run_uv(["cache", "dir"]), "uv does not work").stdout.strip())
     while not cache.exists():
@@ -184,29 +187,31 @@ def _check_space(env_dir: Path, needed_gb: float, to_cache_gb: float) -> None:
 
 
 def _install(spec: EnvironmentSpec, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `uv pip install`."""
+    """Run `uv pip install` with `arguments` and return the result. `variables` are extra environment variables."""
     return _run_uv(["pip", "install", *arguments], spec.modules, **variables)
 
 
 def _run_uv(arguments: Sequence[str], modules: Sequence[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the uv of the controller's environment, with the user's own settings (UV_*, proxies).
+    """Run the uv of the controller's environment with the user's own settings (UV_*, proxies), and return the result.
 
-    The modules are loaded first, because uv runs a Python to learn about it, and that Python may need libraries of the modules.
+    The modules are loaded first, because uv starts the Python of the environment to learn its version, and this Python may need libraries of the modules.
     """
-    import uv  # only the controller's environment has it
+    import uv  # Only the controller's environment has the package uv.
 
     argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *arguments]
     logger.debug("uv %s", " ".join(argv[1:]))
-    run = run_captured(with_modules(modules, argv), UV_PYTHON_DOWNLOADS="never", **variables)  # else uv downloads a Python that is missing
+    # Without UV_PYTHON_DOWNLOADS="never" uv would download a missing Python.
+    run = run_captured(with_modules(modules, argv), UV_PYTHON_DOWNLOADS="never", **variables)
     logger.debug("%s", "\n".join(line for line in (run.stderr or run.stdout).splitlines() if not line.startswith(("DEBUG ", "TRACE "))))
     return run
 
 
 def _check(run: subprocess.CompletedProcess[str], failure: str, *, is_about_torch_index: bool = False) -> subprocess.CompletedProcess[str]:
-    """Return a run of uv that succeeded. Raises a one-line error for one that failed.
+    """Return `run`, a run of uv, where it succeeded. Raises an error of one line where the run failed.
 
-    The error is about the full disk or the network where uv's reason is, else it is `failure` with uv's reason. Where the network fails and
-    the run asked torch's index, `failure` is the better beginning, because it names the setting that avoids that index.
+    WorldError is raised for a full disk or a network failure. ConfigError, which is `failure` with uv's reason, is raised for all other failures.
+    `is_about_torch_index` says that the run used torch's package index. A network failure of such a run also begins with `failure`, because
+    `failure` then names the setting that avoids that index.
     """
     if run.returncode == 0:
         return run
@@ -222,7 +227,7 @@ def _check(run: subprocess.CompletedProcess[str], failure: str, *, is_about_torc
 
 
 def _uv_reason(stderr: str) -> str:
-    """Return uv's error with its causes, in one line."""
+    """Return the error that uv printed and the causes of that error, in one line."""
     lines = [line.strip() for line in stderr.splitlines()]
     parts = [line.split(": ", 1)[1] for line in lines if line.startswith(("error: ", "cause: "))]
     return ": ".join(parts).rstrip(".") or last_line(stderr)
