@@ -60,9 +60,8 @@ class BestResult:
     trial_id: str
     config: dict[str, Any]
     metric: BestMetric
-    schedule: tuple[
-        ScheduleStep, ...
-    ] = ()  # configurations with which the winner of a population trained; empty where the configuration never changed
+    # The configurations with which the winner of a population trained. The tuple is empty where the configuration never changed.
+    schedule: tuple[ScheduleStep, ...] = ()
     repeats: Repeats | None = None
     constraint: Bounds = field(default_factory=dict)
     epochs: int

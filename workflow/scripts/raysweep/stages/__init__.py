@@ -1,4 +1,4 @@
-"""The stages that do more than call one room: the sweep, its confirmation, its plan, and the view of a sweep that runs.
+"""This subpackage (room) contains the stages that use several rooms: the sweep, the confirmation, the plan, and the view of a sweep in the terminal.
 
-Only the entry points and the rule files import this room; it imports every room except report and models.
+Only the entry points and the rule files import this room. This room imports every room except report and models.
 """

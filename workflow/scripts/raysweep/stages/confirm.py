@@ -1,4 +1,4 @@
-"""The stage `confirm`: the best configuration is trained anew with other seeds, and evaluated."""
+"""Implements the stage `confirm`, which trains the best configuration anew with other seeds and evaluates the trained models."""
 
 from __future__ import annotations
 
@@ -30,16 +30,20 @@ ON_VALIDATION = "repeated on validation, not a test result (the trainable's file
 
 @dataclass(frozen=True)
 class Method:
-    """How the best configuration is trained anew."""
+    """Describes how the best configuration is trained anew."""
 
-    config: dict[str, Any]  # with which training begins
-    schedule: tuple[ScheduleStep, ...]  # configurations through which training goes; empty where the configuration does not change
+    config: dict[str, Any]  # configuration with which training begins
+    # The configurations that training uses one after the other. The tuple is empty where the configuration does not change.
+    schedule: tuple[ScheduleStep, ...]
     evaluated_on: EvaluatedOn
     note: str
 
 
 def run_confirm(stage: Stage) -> None:
-    """Train the best configuration anew with seeds that no trial used, on all training data, and evaluate it on the test set. No other stage does so."""
+    """Train the best configuration anew on all training data with seeds that no trial used, and evaluate the trained models on the test set.
+
+    No other stage opens the test set. A trainable without a function `confirm` is evaluated on the validation data instead.
+    """
     with stage.lock():
         best = BestResult.read(stage.results_dir / "best.yaml")
         if best.provenance.identity != stage.identity():
@@ -55,7 +59,10 @@ def run_confirm(stage: Stage) -> None:
 
 
 def method_of(stage: Stage, best: BestResult) -> Method:
-    """Return how the best configuration is trained anew: through the schedule of a population's winner, where the training can replay the schedule."""
+    """Return how the best configuration is trained anew.
+
+    The winner of a population has a schedule of configurations. The training follows the schedule, unless the trainable has a function `confirm`.
+    """
     is_model = stage.sweep.model is not None
     has_confirm = not is_model and "confirm" in defined_names_of(stage.code.target.path)
     on: EvaluatedOn = "test" if is_model or has_confirm else "validation"
@@ -65,13 +72,14 @@ def method_of(stage: Stage, best: BestResult) -> Method:
     if has_confirm:
         note += "; with the last configuration throughout, not with the schedule by which it came about"
         return Method(best.config, (), on, note)
-    # A model goes through its schedule by itself. A trainable begins with the first configuration, and is restarted with the next ones.
+    # The workflow's own training of a model follows the schedule without a restart. A trainable begins with the first configuration, and is restarted
+    # for each later configuration.
     config = best.config if is_model else best.schedule[0].config
     return Method(config, best.schedule, on, f"{note}; its settings changed at the same epochs")
 
 
 def tasks_of(stage: Stage, best: BestResult, method: Method) -> list[ConfirmTask]:
-    """Return the trials of the confirmation: one for each new seed, and one that evaluates the published model."""
+    """Return the trials of the confirmation: a trial for each new seed, and a trial that evaluates the published model if there is a model."""
     sweep, recorded = stage.sweep, read_sweep(stage.path_to_record)
     seeds = confirm_seeds(sweep.seed, sweep.confirm.seeds, {trial.seed for trial in recorded.trials.values()})
     tasks = [
@@ -84,13 +92,16 @@ def tasks_of(stage: Stage, best: BestResult, method: Method) -> list[ConfirmTask
 
 
 def identity_of(best: BestResult, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]) -> str:
-    """Return the identity of a confirmation: all that its result depends on, so that a confirmation of another winner never mixes with this one."""
+    """Return a checksum of everything on which the result of a confirmation depends.
+
+    The folder of the confirmation has this checksum in its name, so that the records of two different winners never mix.
+    """
     parts = [best.provenance.identity, best.epochs, best.trial_id, to_json(tasks), *to_json(schedule)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Sweep:
-    """Run the trials of the confirmation, unless they have run before, and return them as their record describes them."""
+    """Run the trials of the confirmation, unless an earlier run has trained all trials without an error, and return the recorded sweep."""
     tasks = tasks_of(stage, best, method)
     identity = identity_of(best, tasks, method.schedule)
     path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD

@@ -1,7 +1,7 @@
-"""What a sweep will take, before it is paid for: `snakemake plan`.
+"""Estimates the time and the resources that a sweep will need, before the sweep runs. `snakemake plan` prints the estimate.
 
-The time of the sweep follows from the time of an epoch (speed.py), from the number of trials that run at a time, and from the trials that its scheduler
-stops.
+The time of the sweep depends on the time of an epoch (speed.py), on the number of trials that run at the same time, and on the number of epochs that the
+scheduler of the sweep saves by stopping trials early.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded
 from raysweep.stages.stage import Stage
 from raysweep.stages.sweep import reason_to_start_anew
 
-MIN_TRIALS = 5  # finished trials from which the part of the epochs that a scheduler spares is estimated
+MIN_TRIALS = 5  # smallest number of finished trials from which the share of the trained epochs is estimated
 
 
 @dataclass(frozen=True)
 class Range:
-    """An expected value, and the bounds between which the value is likely to lie."""
+    """Contains an expected value, and the bounds between which the value is likely to lie."""
 
     low: float
     expected: float
@@ -47,35 +47,38 @@ class Range:
 
 @dataclass(frozen=True)
 class Plan:
-    """The resources that a sweep will take."""
+    """Describes the time and the resources that a sweep will need."""
 
     sweep: str
     num_trials: int
-    trials_left: int
-    at_a_time: int
-    waves: int
-    measures_gpu: bool  # whether the first trial is measured to know how many trials share a GPU
+    trials_left: int  # number of trials that are not finished yet
+    at_a_time: int  # number of trials that run at the same time
+    waves: int  # number of trials that run one after the other in the same place
+    measures_gpu: bool  # whether the sweep measures the GPU memory of the first trial to decide how many trials share a GPU
     nodes: tuple[NodeSize, ...]
     speed: Speed
-    walltime_s: Range  # of the trials that are left
-    runtime_s: float | None  # of the job, with its restarts; None where there is no limit
-    largest_num_trials: int | None  # number of trials that would fit, with the trials that are done
-    confirm_s: Range
-    confirm_runtime_s: float | None
+    walltime_s: Range  # time in seconds that the trials that are left need
+    runtime_s: float | None  # time in seconds that the job and its restarts give to trials; None where there is no time limit
+    largest_num_trials: int | None  # largest num_trials with which the sweep would end in time; None where there is no time limit
+    confirm_s: Range  # time in seconds that the confirmation needs
+    confirm_runtime_s: float | None  # time limit in seconds of the confirmation's job; None where there is no time limit
 
     @property
     def fits(self) -> str:
-        """Whether the time of the job is enough: yes, no, or perhaps."""
+        """Return "yes", "no" or "perhaps" to the question whether the time of the job is enough for the trials."""
         if self.runtime_s is None or self.walltime_s.high <= self.runtime_s:
             return "yes"
         return "perhaps" if self.walltime_s.low <= self.runtime_s else "no"
 
     def hours(self, kind: Literal["cpus", "gpus"]) -> Range:
-        """Return the GPU-hours ("gpus") or CPU-hours ("cpus") of the trials that are left: of the whole allocation, used or not, as a cluster counts them."""
+        """Return the GPU-hours ("gpus") or CPU-hours ("cpus") of the whole allocation while the trials that are left run.
+
+        The hours include GPUs and CPUs that no trial uses, because a cluster charges the whole allocation.
+        """
         return self.walltime_s.times(sum(getattr(node, kind) for node in self.nodes) / 3600)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan for its file."""
+        """Return the content of the plan's YAML file."""
         return {
             "sweep": self.sweep,
             "num_trials": self.num_trials,
@@ -97,9 +100,10 @@ def _rounded(amount: Range) -> dict[str, float]:
 
 
 def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
-    """Return the part of all epochs that a scheduler lets trials train, if the scheduler stops as many trials as it aims at.
+    """Return the share of all epochs that the trials of a sweep train, if the scheduler stops as many trials as its rule intends.
 
-    With ASHA and HyperBand one of `reduction_factor` trials goes on at each rung. The median rule stops half of the trials after its grace period.
+    With ASHA and HyperBand one trial of every `reduction_factor` trials goes on after each rung. The median rule stops half of the trials after the grace
+    period.
     """
     name, options = scheduler.name, scheduler.options
     if name in ("none", "pbt"):
@@ -115,7 +119,7 @@ def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
 
 
 def makespan_s(durations_s: Sequence[float], at_a_time: int) -> float:
-    """Return when the last trial ends, if trials begin in this order, and `at_a_time` of them run at the same time."""
+    """Return the time in seconds until the last trial ends, if trials begin in the given order and `at_a_time` trials run at the same time."""
     ends = [0.0] * max(1, min(at_a_time, len(durations_s)))
     for duration_s in durations_s:
         heapq.heapreplace(ends, ends[0] + duration_s)
@@ -123,7 +127,7 @@ def makespan_s(durations_s: Sequence[float], at_a_time: int) -> float:
 
 
 class Planner:
-    """Makes the plan of a stage: for the job that the sweep would be if `on_slurm`, else for a run on this machine."""
+    """Makes the plan of a sweep. The plan is for the Slurm job of the sweep if `on_slurm` is True, and otherwise for a run on this machine."""
 
     def __init__(self, stage: Stage, on_slurm: bool) -> None:
         self.sweep, self.on_slurm, self.name = stage.sweep, on_slurm, stage.name
@@ -143,7 +147,7 @@ class Planner:
         self.work = Work(stage, self.identity, allocation, self.recorded, self.left, trials_at_a_time, needs_gpu=self.resources.gpu > 0)
 
     def plan(self) -> Plan | str:
-        """Return the plan, or the reason why there is none."""
+        """Return the plan, or a sentence that says why no plan can be made."""
         speed = recorded_speed(self.work) or measured_speed(self.work)
         return speed if isinstance(speed, str) else self._plan(speed)
 
@@ -166,7 +170,7 @@ class Planner:
         )
 
     def walltime(self, speed: Speed) -> Range:
-        """Return how long the trials that are left take, in seconds."""
+        """Return the time in seconds that the trials that are left need, with the start of Ray."""
         if not self.left:
             return Range(0.0, 0.0, 0.0)
         share, most = self.expected_share()
@@ -175,22 +179,23 @@ class Planner:
         walltime = walltime.plus(speed.start_s)
         if (budget_s := self.sweep.time_budget_s) is None:
             return walltime
-        # No trial begins after the time budget is used up; the last trials go on to their end.
+        # No trial begins after the time budget is used up, but a trial that has begun trains to its end.
         most_s = max(0.0, budget_s - self.recorded.used_s) + speed.start_s + max(speed.epoch_s) * self.sweep.max_epochs
         return Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
 
     def confirm_time(self, speed: Speed) -> Range:
-        """Return how long the confirmation takes, in seconds, if the best trial trained all its epochs."""
+        """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch."""
         waves = math.ceil(self.sweep.confirm.seeds / max(1, capacity(self.nodes[:1], self.resources)))
-        # A confirmation trains by itself, on the validation part too, for as many epochs as the best trial had.
+        # A trial of a confirmation is not trained together with other trials. The training data of a model includes the validation split.
+        # A trial of a confirmation trains up to the epoch at which the best trial was best.
         more_rows = 1 if self.sweep.trainable is not None else 1.1
         confirm_s = START_S + waves * statistics.fmean(speed.epoch_s) * self.sweep.max_epochs * more_rows
         return Range(START_S, confirm_s, confirm_s * (1 + speed.uncertainty))
 
     def expected_share(self) -> tuple[float, float]:
-        """Return the part of all epochs that trials are expected to train, and the largest likely part.
+        """Return the share of all epochs that trials are expected to train, and the largest likely share.
 
-        They follow from the trials that are done; where too few are done, from the rule of the scheduler.
+        The shares are computed from the finished trials. Where fewer than MIN_TRIALS trials are finished, the shares follow from the rule of the scheduler.
         """
         finished = [trial.epochs for trial in self.recorded.trials.values() if trial.status in ("TERMINATED", "STOPPED")]
         if len(finished) >= MIN_TRIALS:
@@ -199,19 +204,19 @@ class Planner:
         return share_of_epochs(self.sweep.scheduler, self.sweep.max_epochs), 1.0
 
     def runtime_s(self) -> float:
-        """Return how long trials may train in the job and in its restarts, in seconds."""
+        """Return the time in seconds that trials may train in the job and in the restarts of the job."""
         allocation = self.sweep.allocation
         return (allocation.runtime_s - min(allocation.walltime_margin_s, allocation.runtime_s / 2)) * (1 + allocation.resubmit)
 
     def seconds(self, speed: Speed, share: float) -> float:
-        """Return how long all trials that are left take, in seconds, if they train this part of their epochs."""
+        """Return the time in seconds that all trials that are left need, if the trials train the share `share` of their epochs."""
         durations_s = [epoch_s * share * self.sweep.max_epochs for epoch_s in speed.epoch_s[: self.left]]
         if speed.speed_up > 1:
             return sum(durations_s) / (speed.speed_up * speed.processes)
         return makespan_s(durations_s, speed.at_a_time)
 
     def largest(self, speed: Speed, runtime_s: float) -> int:
-        """Return the number of trials with which the sweep would still end in time, at the slowest likely speed."""
+        """Return the largest number of trials with which the sweep would end within `runtime_s` seconds at the slowest likely speed."""
         if not self.left:
             return self.total
         left_s = max(0.0, runtime_s - speed.start_s)
@@ -223,7 +228,7 @@ class Planner:
 
 
 def lines_of(plan: Plan) -> list[tuple[str, str]]:
-    """Return the lines that show a plan, as pairs of name and text."""
+    """Return the lines that show a plan to the user, as pairs of a name and a text."""
     speed, cpus, gpus = plan.speed, *(sum(getattr(node, kind) for node in plan.nodes) for kind in ("cpus", "gpus"))
     fits = ""
     if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
@@ -269,7 +274,7 @@ def _numbers(amount: Range) -> str:
 
 
 def plan_path(state_dir: Path, sweep: str) -> Path:
-    """Return the file of the latest plan of a sweep. The report of the sweep reads the file."""
+    """Return the path of the file that contains the latest plan of a sweep. The report of the sweep reads this file."""
     return state_dir / ".plan" / f"{sweep}.yaml"
 
 
@@ -281,6 +286,6 @@ def planned_allocation(stage: Stage) -> Allocation:
 
 
 def keep(plan: Plan, path: Path) -> None:
-    """Write the file of a plan."""
+    """Write a plan to the YAML file `path`."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_yaml(path, plan.as_dict())

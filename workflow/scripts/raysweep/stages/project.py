@@ -1,4 +1,4 @@
-"""The folders, files and options that the rules name, worked out from the validated config. The rule files import this module when Snakemake reads them."""
+"""Computes the folders, files and options that the rules use from the validated config. The rule files import this module."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ TRACKERS = ("mlflow", "wandb")
 
 @dataclass(frozen=True)
 class Project:
-    """One inclusion of the workflow in Snakemake, with its config and its folders."""
+    """Describes the config and the folders of one inclusion of this workflow in Snakemake.
 
-    config: dict[str, Any]  # validated
-    typed: Config  # the same
-    root: Path  # where Snakemake runs; the files that the config names are relative to this folder
-    is_module: bool  # of another workflow
-    placed: Callable[[Path | str], Path]  # where Snakemake puts a folder of a module
+    Another workflow can include this workflow several times, as modules with different configs.
+    """
+
+    config: dict[str, Any]  # validated config
+    typed: Config  # validated config as a typed object
+    root: Path  # folder in which Snakemake runs; the paths of files in the config are relative to this folder
+    is_module: bool  # whether this workflow is a module of another workflow
+    placed: Callable[[Path | str], Path]  # function that adds Snakemake's prefix for modules to the path of a folder
 
     @property
     def sweeps(self) -> dict[str, dict[str, Any]]:
-        """Return the sweeps of the config, by name."""
+        """Return the sweeps of the config, as a map from the name of a sweep to the values of the sweep."""
         sweeps: dict[str, dict[str, Any]] = self.config["sweeps"]
         return sweeps
 
@@ -55,14 +58,15 @@ class Project:
         return Path(self.config["resources_dir"]) / "env" / env_key(env_arguments(self.typed, self.root))
 
     def config_file(self, sweep: str) -> Path:
-        """Return the file from which the stages of a sweep read its config.
+        """Return the path of the file from which the stages of a sweep read the config of the sweep.
 
-        The rules get a path, because Snakemake runs no job again for a changed path: only the parameter `trigger` makes a sweep run again.
+        The rules have this path as a parameter and not the config itself, because Snakemake does not run a job again for a changed `Path`. Only a change
+        of the parameter `trigger` runs a sweep again.
         """
         return self.placed(self.state) / ".config" / f"{sweep}.yaml"
 
     def config_of(self, sweep: str) -> dict[str, Any]:
-        """Return the part of the config that concerns one sweep."""
+        """Return the part of the config that one sweep needs."""
         dataset = self.sweeps[sweep]["dataset"]
         folders = (
             {key: str(self.placed(self.config[key])) for key in ("results_dir", "state_dir", "resources_dir")} if self.is_module else {}
@@ -71,21 +75,25 @@ class Project:
         return {**self.config, **folders, "datasets": datasets, "sweeps": {sweep: self.sweeps[sweep]}}
 
     def write_configs(self) -> None:
-        """Write the config file of each sweep that no other run is at work on.
+        """Write the config file of each sweep whose lock no other run holds.
 
-        A job that Slurm starts again reads the file once more, so the file must not change while the job is at work. The job will refuse this run.
+        A job that Slurm starts again reads the file a second time, so the file must not change while the job runs. A sweep that another run has locked
+        will stop this run with an error.
         """
         for sweep in self.sweeps:
             if not is_held(self.placed(self.state) / sweep):
                 write_yaml(self.config_file(sweep), self.config_of(sweep))
 
     def sources_of(self, sweep: str) -> list[str]:
-        """Return the files that define what a sweep trains, relative to the root where they lie below the root."""
+        """Return the paths of the files that define the model or function that a sweep trains. Paths below the root are relative to the root."""
         paths = local_sources(find_target(self.typed.sweeps[sweep].target, self.root))
         return [str(path.relative_to(self.root) if path.is_relative_to(self.root) else path) for path in paths]
 
     def imports_of(self, sweep: str) -> list[str]:
-        """Return what the driver and the trials of a sweep import: modules of this package, libraries, and the trained model or function."""
+        """Return the names that the driver and the trials of a sweep import.
+
+        The names are modules of this package, libraries, and the model or function that the sweep trains.
+        """
         section = self.sweeps[sweep]
         names = list(DRIVER_MODULES)
         algorithm = section["search_algorithm"]["name"]
@@ -97,7 +105,7 @@ class Project:
         return [*names, "raysweep.training.trainer", section["model"]] if "model" in section else [*names, section["trainable"]]
 
     def staged(self, sweep: str, *splits: str) -> list[Path]:
-        """Return the staged files of a sweep's data set: the manifest, and the arrays of the splits that a rule may open."""
+        """Return the paths of the manifest and of the arrays of `splits` in the staged data set of a sweep. A rule may open only these splits."""
         dataset = self.sweeps[sweep]["dataset"]
         if dataset is None:
             return []
@@ -105,7 +113,7 @@ class Project:
         return [self.data / dataset / "manifest.yaml", *arrays]
 
     def source_of(self, name: str) -> str | list[str]:
-        """Return the source of a data set, followed by the options for a folder of images, if the config has any."""
+        """Return the source of a data set, followed by the command-line options for a folder of images where the config sets these options."""
         dataset = self.config["datasets"][name]
         options = [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
         source: str = dataset["source"]

@@ -1,4 +1,7 @@
-"""How long trials take: by the trials of the sweep's record, or, where there are none, by steps of its model that are timed on this machine."""
+"""Estimates how long trials take, from the recorded trials of the sweep.
+
+Where no trial has reported, the estimate follows from training steps of the sweep's model that are timed on this machine.
+"""
 
 from __future__ import annotations
 
@@ -24,40 +27,43 @@ from raysweep.slurm.allocation import Allocation
 from raysweep.stages.stage import Stage
 from raysweep.usercode.target import SCRIPTS_DIR
 
-MAX_MEASURED = 6  # configurations
-MAX_EXAMINED = 200  # of the sweep's first configurations; the measured configurations are chosen among them
-MEASURE_DEADLINE_S = 900
-START_S = 20  # until the first trial begins: Ray, and the imports of a driver and a worker; to unpack on a node's slow disk takes longer
-MIN_UNCERTAINTY = 0.15  # two measurements of the same configuration on one machine, some minutes apart, differ by as much
+MAX_MEASURED = 6  # largest number of configurations whose steps are timed
+MAX_EXAMINED = 200  # the configurations to time are chosen among at most this number of the sweep's configurations
+MEASURE_DEADLINE_S = 900  # time limit of the measurement in seconds
+# Time in seconds from the start of the job to the start of the first trial. In this time Ray starts, and the driver and a worker import packages.
+# Unpacking the environment on the slow disk of a node can take longer.
+START_S = 20
+# Two measurements of one configuration on one machine, with some minutes between the measurements, differ by this relative amount.
+MIN_UNCERTAINTY = 0.15
 
 logger = logging.getLogger("raysweep")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long trials take: `epoch_s`, in seconds, of the configurations that are left, each trained by itself."""
+    """Describes how fast the trials that are left train."""
 
-    epoch_s: Sequence[float]
-    uncertainty: float  # relative, of their sum
-    speed_up: float  # of trials that are trained together, in each of `processes`; 1 where they are trained one by one
-    processes: int
-    at_a_time: int
-    start_s: float
-    source: str  # of the figures, in words
-    together: str  # whether trials are trained together, in words
+    epoch_s: Sequence[float]  # time in seconds of an epoch for each configuration that is left, when a trial trains alone
+    uncertainty: float  # relative error of the sum of `epoch_s`
+    speed_up: float  # speed of each process that trains trials together, as a multiple of the speed of one trial alone; 1 where trials train alone
+    processes: int  # number of processes that train trials together; 1 where trials train alone
+    at_a_time: int  # number of trials that run at the same time
+    start_s: float  # time in seconds from the start of the job to the start of the first trial
+    source: str  # sentence for the user that says how the speed was measured
+    together: str  # sentence for the user that says whether trials are trained together
 
 
 @dataclass(frozen=True)
 class Work:
-    """The trials of a sweep that are left, and the nodes that run them."""
+    """Describes the trials of a sweep that are left, and the nodes that would run these trials."""
 
     stage: Stage
     identity: str
     allocation: Allocation
-    recorded: Sweep
-    left: int  # number of trials
-    capacity: int  # trials that the nodes hold at a time
-    needs_gpu: bool
+    recorded: Sweep  # sweep as its record describes it; an empty sweep where the sweep would start anew
+    left: int  # number of trials that are left
+    capacity: int  # number of trials that run on the nodes at the same time
+    needs_gpu: bool  # whether a trial uses a GPU
 
     @property
     def nodes(self) -> tuple[NodeSize, ...]:
@@ -65,9 +71,9 @@ class Work:
 
 
 def predicted_row_s(times: Sequence[tuple[int, float]], batch_size: int) -> float:
-    """Return the seconds for a row at a batch size, from measured pairs of batch size and seconds for a row.
+    """Return the predicted time in seconds for one row of the data at `batch_size`, from measured pairs of batch size and time for one row.
 
-    Between measured batch sizes the time is linear in 1 / batch size, because a step takes a time of its own beside the time of its rows.
+    Between measured batch sizes the time is linear in 1 / batch size, because each step takes a fixed time in addition to the time for its rows.
     """
     by_size: dict[int, list[float]] = {}
     for size, row_s in times:
@@ -79,13 +85,14 @@ def predicted_row_s(times: Sequence[tuple[int, float]], batch_size: int) -> floa
     for (x0, y0), (x1, y1) in itertools.pairwise(means):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return means[-1][1] * x / means[-1][0]  # a smaller batch takes proportionally more steps
+    return means[-1][1] * x / means[-1][0]  # for a smaller batch the number of steps grows in proportion to 1 / batch size
 
 
 def spread_of(times: Sequence[tuple[int, float]]) -> float:
-    """Return the relative error of the prediction for the mean of all configurations.
+    """Return the relative error of the predicted mean time of all configurations.
 
-    Each measurement is compared to the prediction from the other measurements, except at the ends, where the other measurements say little.
+    Each measurement is compared to the prediction from the other measurements. A measurement is left out where its batch size lies outside of the other
+    batch sizes, because the prediction is poor there.
     """
     residuals = []
     for number, (batch_size, row_s) in enumerate(times):
@@ -97,20 +104,20 @@ def spread_of(times: Sequence[tuple[int, float]]) -> float:
 
 
 def configs_to_measure(configs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Return some of the configurations, whose batch sizes differ as the batch sizes of all do."""
+    """Return at most MAX_MEASURED of the configurations, with batch sizes spread from the smallest to the largest batch size of `configs`."""
     ordered = sorted(configs, key=lambda config: config["batch_size"])
     count = min(MAX_MEASURED, len(ordered))
     return tuple(ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count))
 
 
 def recorded_speed(work: Work) -> Speed | None:
-    """Return the speed of the trials that are done; None where no trial has reported."""
+    """Return the speed of the trials that have reported, or None where no trial has reported."""
     trials = [trial for trial in work.recorded.trials.values() if trial.results]
     paces_s = [trial.time_s / trial.epochs for trial in trials]
     if not paces_s:
         return None
     fused = work.recorded.fused if isinstance(work.recorded.fused, FusionPlan) else None
-    # Trained together, the epoch of a trial takes as long as the epochs of all trials of its process.
+    # In a process that trains trials together, an epoch of one trial takes as long as an epoch of all trials of the process.
     alone = fused.speed_up / fused.slots if fused else 1.0
     mean_s = alone * statistics.fmean(paces_s)
     spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
@@ -129,7 +136,7 @@ def recorded_speed(work: Work) -> Speed | None:
 
 
 def measured_speed(work: Work) -> Speed | str:
-    """Return the speed of steps that are timed on this machine, or the reason why steps cannot be timed."""
+    """Return the speed of training steps that are timed on this machine, or a sentence that says why steps cannot be timed."""
     sweep = work.stage.sweep
     if sweep.trainable is not None:
         return "how long a function of your own takes is seen when it has run: set num_samples to 2, run the sweep, and plan again. The two trials are kept"
@@ -163,7 +170,10 @@ def _speed_of(work: Work, configs: Sequence[dict[str, Any]], measured: Measureme
 
 
 def run_measurement(stage: Stage, measurement: MeasurementInput) -> Measurement:
-    """Time the steps in the environment of the trials (tune/measure.py). Raises RaysweepError where the model cannot be trained."""
+    """Time training steps in the environment of the trials, with tune/measure.py, and return the times.
+
+    Raises RaysweepError where the model cannot be trained, or where the steps take too long.
+    """
     argv = stage.environment.command([str(SCRIPTS_DIR / "measure_steps.py")])
     env = seen_in_container(process_environment() | {"PYTHONPATH": str(SCRIPTS_DIR)}, [stage.call.root, stage.data_dir])
     text = json.dumps(to_json(measurement))

@@ -1,4 +1,7 @@
-"""A stage of one sweep: its folders, its identity, its jobs, its allocation and its lock. The rules run_sweep, confirm and plan begin with it."""
+"""Defines Stage, which knows the folders, the identity, the jobs, the allocation and the lock of one sweep.
+
+The rules run_sweep, confirm and plan create a Stage first.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +36,17 @@ RECORD = "record.jsonl"
 
 @dataclass(frozen=True)
 class Call:
-    """The folders and options with which a rule calls a stage. Relative paths of the config start at `root`."""
+    """Contains the folders and options with which a rule calls a stage. Relative paths in the config start at `root`."""
 
     root: Path
     env_dir: Path
     path_to_log: Path
     in_slurm: bool = False
-    threads: int = 1  # CPUs that Snakemake grants on this machine
+    threads: int = 1  # number of CPUs that Snakemake allows the stage to use on this machine
 
 
 class Stage:
-    """The sweep `name` of a validated config, in its folders."""
+    """Knows the config, the folders, the environment and the trained code of the sweep `name`."""
 
     def __init__(self, config: Config, name: str, call: Call) -> None:
         self.config, self.name, self.call = config, name, call
@@ -56,7 +59,10 @@ class Stage:
         self.data_sha256 = self._check_data()
 
     def _check_data(self) -> str | None:
-        """Return the checksum of the staged data, None without a data set. Raises WorldError where other data was staged than the config asks for."""
+        """Return the checksum of the staged data, or None where the sweep has no data set.
+
+        Raises WorldError where the staged data is not the data that the config describes.
+        """
         if self.data_dir is None or self.sweep.dataset is None:
             return None
         manifest = read_manifest(self.data_dir)
@@ -72,15 +78,18 @@ class Stage:
         return Goal(self.name, self.sweep.metric, self.sweep.mode)
 
     def identity(self) -> str:
-        """Return the identity of the sweep: all that a finished trial depends on. Any other key of the config can change, and the sweep goes on."""
+        """Return the identity of the sweep, which is a checksum of everything on which the result of a trial depends.
+
+        The sweep goes on from its record after a change of any other part of the config.
+        """
         env = self.config.env
-        # The lock says what is installed, except for wheels that the site or the user chose.
+        # The lock file says which packages are installed, unless the site or the user chooses the packages. Then the environment's checksum says this.
         is_locked = env.wheels not in ("site", "none")
         lock = sha256_of_file(lock_of(self.call.root / env.requirements)) if is_locked else self.environment.environment_sha256
         return sweep_identity(to_json(self.sweep), sources=self.code.sha256(), data=self.data_sha256, lock=lock)
 
     def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> SessionHeader:
-        """Return the header of a session, for the report and `make watch`."""
+        """Return the description of the sweep that a session writes to the record for the report and for `make watch`."""
         sweep = self.sweep
         return SessionHeader(
             name=self.name,
@@ -106,7 +115,7 @@ class Stage:
         )
 
     def search_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> SearchJob:
-        """Return the job of a driver that runs what is left of the sweep."""
+        """Return the job of a driver that runs the trials of the sweep that are left."""
         base = self._base_job(record, header, allocation)
         return SearchJob(**vars(base), packs_gpus=self.sweep.trial_resources.gpu == "auto" and base.trial_resources.gpu > 0)
 
@@ -134,23 +143,24 @@ class Stage:
         )
 
     def allocation(self) -> Allocation:
-        """Return what this run may use: what Slurm gave to its job, or what this machine has."""
+        """Return the nodes that this run may use, which are the nodes of its Slurm job or this machine."""
         return Allocation.of_slurm() if self.call.in_slurm else Allocation.local(self.sweep.allocation, self.call.threads)
 
     def lock(self) -> Lock:
-        """Return the lock that keeps a second run of the sweep away."""
+        """Return the lock that prevents a second run of the sweep at the same time."""
         return Lock(self.state_dir, f"sweep {self.name}", job=SlurmJob.current() if self.call.in_slurm else None)
 
     def run_agents(self, job: SearchJob | ConfirmJob, allocation: Allocation) -> None:
         """Run the job on the nodes of the allocation.
 
-        Exits with the driver's exit code where the driver has logged the reason. Raises RaysweepError where the driver could not.
+        Exits with the driver's exit code where the driver failed and has logged the reason. Raises RaysweepError where the driver failed without a reason.
         """
-        # Remove the lock of a driver that has died here, because Slurm's commands may not be on the PATH that the modules leave to the driver.
+        # Remove the lock of a driver that has died. The next driver cannot always do this, because the environment modules may have removed
+        # Slurm's commands from the driver's PATH.
         with Lock(job.state_dir, f"sweep {self.name}", DRIVER_LOCK):
             pass
         if self.call.in_slurm:
-            pack(self.call.env_dir)  # the archive exists already, except where the environment was built for a run on that machine alone
+            pack(self.call.env_dir)  # does nothing where the archive exists; a run without Slurm builds the environment without an archive
         cache_dir = self.config.env.cache_dir
         request = LaunchRequest(
             allocation,
@@ -169,7 +179,7 @@ class Stage:
         self._raise_for(code)
 
     def _raise_for(self, code: int) -> None:
-        """Exit, or raise RaysweepError, for a driver that did not end with exit code 0."""
+        """Exit or raise RaysweepError where the driver's exit code `code` is not 0."""
         path_to_log = self.call.path_to_log
         if code < 0:
             raise RaysweepError(
@@ -182,7 +192,7 @@ class Stage:
 
 
 def stage_from_command_line(description: str | None) -> tuple[Stage, Path]:
-    """Return the stage that an entry point was called for, and the file of its config."""
+    """Return the stage that the command line of an entry point describes, and the path of the stage's config file."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sweep", required=True, help="name of the sweep")
     parser.add_argument("--config", type=Path, required=True, help="YAML file with the validated config of this sweep")

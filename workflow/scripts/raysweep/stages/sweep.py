@@ -1,4 +1,4 @@
-"""The stage `run_sweep`: what is left to do follows from the record, the agents do it, and the outputs are rendered from the record."""
+"""Implements the stage `run_sweep`, which runs the trials that the record lacks and then writes the outputs from the record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("raysweep")
 
 
 def set_aside(state_dir: Path, identity: str) -> Path:
-    """Rename the state folder of a sweep, by the identity that it has, and return the new path. Nothing is deleted."""
+    """Rename the state folder of a sweep and return the new path. The new name contains the start of `identity`. Nothing is deleted."""
     number = 1
     while (target := state_dir.with_name(f"{state_dir.name}.before-{identity[:8]}{f'-{number}' if number > 1 else ''}")).exists():
         number += 1
@@ -28,7 +28,7 @@ def set_aside(state_dir: Path, identity: str) -> Path:
 
 
 def reason_to_start_anew(recorded: Sweep, identity: str, resume: bool) -> str | None:
-    """Return why the recorded trials do not count any more, or None where they count."""
+    """Return why the recorded trials do not count any more, or None where the recorded trials count."""
     if not recorded.sessions:
         return None
     if recorded.header.identity != identity:
@@ -39,28 +39,31 @@ def reason_to_start_anew(recorded: Sweep, identity: str, resume: bool) -> str | 
 
 
 def provenance_of(recorded: Sweep) -> Provenance:
-    """Return where the trials come from, by the sessions that ran them; not by what is installed while the outputs are written."""
+    """Return the workflow, environment and data with which the recorded sessions ran the trials.
+
+    The environment that is installed now does not count, because the environment may have changed after the trials ran.
+    """
     environments = [session.header.provenance.environment_sha256 for session in recorded.sessions]
     earlier = tuple(environment for environment in dict.fromkeys(environments) if environment != environments[-1])
     return replace(recorded.header.provenance, earlier_environments=earlier)
 
 
 def run_sweep(stage: Stage, path_to_config: Path) -> None:
-    """Bring a sweep to its end, and write its outputs from the record.
+    """Run the trials of a sweep that are left, and write the outputs of the sweep from the record.
 
-    Raises RaysweepError when the sweep is not complete, when all trials failed, and when another run is at work on the sweep.
+    Raises RaysweepError when the sweep is not complete, when no trial can win, and when another run has locked the sweep.
     """
     with stage.lock() as lock:
         recorded = _run_trials(stage, lock)
-        recorded.set_constraint(stage.sweep.constraint)  # which may have changed since the trials ran
+        recorded.set_constraint(stage.sweep.constraint)  # the constraint may have changed since the trials ran
         best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded))
-        write_yaml(stage.results_dir / "config.yaml", read_yaml(path_to_config))  # with the keys in the order of the user's config
+        write_yaml(stage.results_dir / "config.yaml", read_yaml(path_to_config))  # the keys keep the order of the user's config
     config = json.dumps(best.config)
     logger.info("%s: best %s %.4g, trial %s: %s", stage.name, best.metric.name, best.value, best.trial_id, config)
 
 
 def _run_trials(stage: Stage, lock: Lock) -> Sweep:
-    """Run the trials that are left, and return the sweep as the record then describes it."""
+    """Run the trials that are left, and return the sweep from the record after the run."""
     identity = stage.identity()
     recorded = read_sweep(stage.path_to_record)
     if reason := reason_to_start_anew(recorded, identity, stage.sweep.resume):

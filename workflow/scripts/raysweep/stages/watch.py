@@ -1,4 +1,4 @@
-"""A table of a sweep in the terminal, and a plot of its best value so far, from its record: during the run and after it."""
+"""Shows a table of a sweep's trials and a plot of the best value so far in the terminal, during the sweep and after the sweep."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from raysweep.config.space import flattened
 from raysweep.record.file import read_sweep
 from raysweep.record.trials import Sweep, Trial
 
-INTERVAL_S = 1.0
-PLOT_HEIGHT = 9  # rows
-NODE_WIDTH = 12
-QUIET_S = 300.0  # after which the view says how old the last line of the record is
+INTERVAL_S = 1.0  # time in seconds between two looks at the record
+PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
+NODE_WIDTH = 12  # width of the column with the name of the node, in characters
+QUIET_S = 300.0  # age in seconds of the record's last event from which the view warns that the driver may have died
 STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "STOPPED": "yellow", "ERROR": "red", "PENDING": "dim"}
 
 
-# --- which record -----------------------------------------------------------------------------------------------------------------
+# --- find the record -----------------------------------------------------------------------------------------------------------------
 
 
 def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path | None) -> tuple[Path, list[str]]:
-    """Return the state folder, and the names of the sweeps in question; without names all sweeps in the state folder are in question.
+    """Return the state folder, and the names of the sweeps that the user asks for. Without names the user asks for all sweeps in the state folder.
 
-    Raises ConfigError for a config that cannot be read, or that does not have the sweep.
+    Raises ConfigError for a config file that does not exist, that has no sweeps, or that does not have the sweep `sweep_name`.
     """
     names = [] if sweep_name is None else [sweep_name]
     if path_to_config is None:
@@ -53,9 +53,9 @@ def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path 
 
 
 def find_record(state_dir: Path, names: list[str]) -> Path | None:
-    """Return the most recently written record below `state_dir`, of one of the sweeps `names` if names are given.
+    """Return the path of the most recently written record below `state_dir`, or None where there is no record.
 
-    A record below the folder of another record belongs to a confirmation, and is left out.
+    If `names` is not empty, only the records of these sweeps count. A record below the folder of another record belongs to a confirmation and is ignored.
     """
     records = [
         path
@@ -69,7 +69,10 @@ def find_record(state_dir: Path, names: list[str]) -> Path | None:
 
 
 def state_of(sweep: Sweep) -> str:
-    """Return `running`, the outcome of the last session, or `cut off` where the driver of the last session has ended without an outcome."""
+    """Return the state of the last session.
+
+    The state is the outcome of the session, `cut off` where the driver has died without an outcome, or `running` in all other cases.
+    """
     last = sweep.sessions[-1]
     if last.outcome is not None:
         return last.outcome
@@ -79,17 +82,17 @@ def state_of(sweep: Sweep) -> str:
         except ProcessLookupError:
             return "cut off"
         except PermissionError:
-            pass  # the process runs under another user
+            pass  # the process exists and belongs to another user
     return "running"
 
 
 def seconds_since(at: str) -> float:
-    """Return the seconds since a time in ISO 8601."""
+    """Return the number of seconds since the time `at`, which is a text in ISO 8601."""
     return max((datetime.now(UTC) - datetime.fromisoformat(at)) / timedelta(seconds=1), 0.0)
 
 
 def progress_values(sweep: Sweep) -> list[float]:
-    """Return the best value so far after each trial that ended without error, in the order in which trials ended."""
+    """Return a list with the best value so far after each trial that ended without an error, in the order in which the trials ended."""
     metric, mode = sweep.header.metric, sweep.header.mode
     better = max if mode == "max" else min
     values: list[float] = []
@@ -101,7 +104,7 @@ def progress_values(sweep: Sweep) -> list[float]:
 
 
 def in_order(sweep: Sweep) -> list[Trial]:
-    """Return the trials in the order of the table: running trials, then the other trials from the best on, then trials that cannot win."""
+    """Return the trials in the order of the table: running trials first, then the other trials from best to worst, and trials that cannot win last."""
     metric, mode = sweep.header.metric, sweep.header.mode
     return sorted(sweep.trials.values(), key=lambda trial: (trial.status != "RUNNING", *trial.rank(metric, mode)))
 
@@ -110,7 +113,7 @@ def in_order(sweep: Sweep) -> list[Trial]:
 
 
 def summary(sweep: Sweep, width: int) -> Text:
-    """Return a few lines, at most `width` cells wide: name and state, counts, times and the best value."""
+    """Return lines of at most `width` cells with the name and the state of the sweep, counts of trials, the elapsed time and the best value."""
     about, state = sweep.header, state_of(sweep)
     statuses = [t.status for t in sweep.trials.values()]
     done = sum(t.finished for t in sweep.trials.values())
@@ -131,23 +134,23 @@ def summary(sweep: Sweep, width: int) -> Text:
 
 
 def settings(config: dict[str, Any]) -> str:
-    """Return a configuration in one line."""
+    """Return a configuration as one line of text."""
     return " ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in flattened(config).items())
 
 
 def shortened(text: str, width: int) -> str:
-    """Return `text`, cut with an ellipsis where the text is wider than `width` cells."""
+    """Return `text` in one line, shortened with an ellipsis where the text is wider than `width` cells."""
     text = text.replace("\n", " ")
     return text if cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)) + "…"
 
 
 def end_of(text: str, width: int) -> str:
-    """Return the last `width` characters of a name: the names of nodes differ at their end."""
+    """Return the last `width` characters of the name of a node, because the names of nodes differ at the end."""
     return text if len(text) <= width else "…" + text[1 - width :]
 
 
 def table_of(sweep: Sweep, width: int, rows: int) -> Table:
-    """Return a table of at most `rows` trials, each in one line of `width` cells."""
+    """Return a table of at most `rows` lines of `width` cells, with one line for each trial."""
     about, trials = sweep.header, in_order(sweep)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
     table.add_column("trial", no_wrap=True)
@@ -164,7 +167,7 @@ def table_of(sweep: Sweep, width: int, rows: int) -> Table:
         table.add_row(
             trial.trial_id,
             Text(trial.status, style=STYLES[trial.status]),
-            Text(text.replace("\n", " ")),  # a plain string would read brackets in a user's words as markup
+            Text(text.replace("\n", " ")),  # rich would read brackets in a plain string as markup
             f"{trial.epochs}/{about.max_epochs}",
             "" if result is None else number(result.metrics[about.metric]),
             Text(end_of(trial.node or "", NODE_WIDTH)),
@@ -176,7 +179,7 @@ def table_of(sweep: Sweep, width: int, rows: int) -> Table:
 
 
 def plot_of(sweep: Sweep, width: int) -> Text:
-    """Return a plot of the best value so far against the number of trials that ended; no text before the second trial has ended."""
+    """Return a plot of the best value so far against the number of ended trials, or an empty text where fewer than two trials have ended."""
     values = progress_values(sweep)
     if len(values) < 2:
         return Text("")
@@ -195,11 +198,11 @@ def plot_of(sweep: Sweep, width: int) -> Text:
 
 
 def view(sweep: Sweep, width: int, height: int | None) -> Group:
-    """Return summary, table and plot, in at most `height` rows; None allows as many rows as there are."""
+    """Return the summary, the table and the plot in at most `height` rows, or in any number of rows where `height` is None."""
     head, plot = summary(sweep, width), plot_of(sweep, width)
     rows = len(sweep.trials)
     if height is not None:
-        used = len(head.plain.splitlines()) + 3  # blank lines and the table's titles
+        used = len(head.plain.splitlines()) + 3  # three more rows for the blank lines and the table's titles
         if height - used - PLOT_HEIGHT - 1 < 4:
             plot = Text("")
         rows = max(height - used - (len(plot.plain.splitlines()) if plot.plain else 0) - 1, 1)
@@ -208,9 +211,9 @@ def view(sweep: Sweep, width: int, height: int | None) -> Group:
 
 
 def watch(state_dir: Path, names: list[str], once: bool) -> None:
-    """Show the sweep until its driver ends; without a terminal, or with `once`, print the view once.
+    """Show the sweep until the last session of the sweep ends. Without a terminal, or if `once` is True, print the view once.
 
-    Raises RaysweepError where there is no record and the view is printed once.
+    Raises RaysweepError where the view is printed once and there is no record.
     """
     console = Console(highlight=False)
     live_view = console.is_terminal and not once
@@ -232,14 +235,14 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
 
 
 def follow(path: Path, console: Console) -> None:
-    """Show the record at `path` again and again, until its sweep no longer runs."""
+    """Show the record at `path` and update the view until the last session of the sweep has ended."""
     size, sweep = -1, Sweep()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             if path.stat().st_size != size:
                 size = path.stat().st_size
                 sweep = read_sweep(path)
-            if sweep.sessions:  # there is no session while the first line is being written
+            if sweep.sessions:  # there is no session before the driver has written the first line
                 live.update(view(sweep, console.width, console.height), refresh=True)
                 if state_of(sweep) != "running":
                     return
