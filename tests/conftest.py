@@ -72,4 +72,6 @@ def project(tmp_path: Path) -> Iterator[sweeping.Project]:
     project = sweeping.Project(tmp_path / "a project")  # paths with spaces are part of every test
     project.write("user.py", sweeping.TRAINABLES)
     yield project
-    assert sweeping.ours(project.folder) == [], "processes were left behind"
+    left = sweeping.ours(project.folder)
+    sweeping.end_processes_of(project.folder)
+    assert left == [], "processes were left behind"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -216,19 +218,38 @@ def user_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
-def ours(folder: Path) -> list[str]:
-    """Command lines of living processes that belong to a run in `folder`: its drivers and whatever has its record or private folder open."""
-    found = []
+def processes_of(folder: Path) -> dict[int, str]:
+    """Return the living processes of runs in `folder`: process id → command line.
+
+    These are the processes that have the folder, or a folder below it, in their command line or as their working directory.
+    """
+    found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                where = str((process / "cwd").resolve())
+                working_dir = str((process / "cwd").resolve())
             except OSError:
-                continue  # it ended, or is another user's
-            if int(process.name) != os.getpid() and (str(folder) in line or where.startswith(str(folder))):
-                found.append(line)
+                continue  # the process has ended, or belongs to another user
+            if int(process.name) != os.getpid() and (str(folder) in line or working_dir.startswith(str(folder))):
+                found[int(process.name)] = line
     return found
+
+
+def ours(folder: Path) -> list[str]:
+    """Return the command lines of the living processes of runs in `folder`."""
+    return list(processes_of(folder).values())
+
+
+def end_processes_of(folder: Path) -> None:
+    """End the processes that a failed test has left: first with SIGTERM, so that the agents remove their folders, then with SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 20
+        for pid in processes_of(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while processes_of(folder) and time.monotonic() < deadline:
+            time.sleep(0.2)
 
 
 def sweep_of(function: str, **values: object) -> dict[str, object]:
