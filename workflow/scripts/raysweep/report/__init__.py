@@ -1,5 +1,6 @@
-"""The report of a sweep and the page that compares sweeps: what is read, what is found in it, figures, text, and the files that hold them.
+"""Builds the report of one sweep and the page that compares several sweeps.
 
-The room runs in the controller's interpreter (`.venv`). It imports record, config, data, usercode and common; only the entry points
-`report.py` and `compare.py` import it.
+This subpackage (room) reads the record and the files beside the record, analyses the sweep, and writes figures and text to files.
+The room runs in the controller's interpreter (`.venv`). The room imports record, config, data, usercode and common. Only the entry points
+`report.py` and `compare.py` import the room.
 """

@@ -1,4 +1,7 @@
-"""What a sweep teaches beyond its winner: which hyper-parameters mattered, where the good values lie, what the scheduler did, and what it cost."""
+"""Analyses a sweep beyond the winner.
+
+The analysis finds which hyper-parameters mattered, where the good values lie, which trials the scheduler stopped, and what the sweep cost.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,19 @@ from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key
 from raysweep.report.optuna_study import distribution_of, new_study, params_of
 
-MIN_TRIALS = 30  # trials with a value: fewer trials support neither importances nor a map
-MIN_SHARE_WITH_KEY = 0.9  # a key is judged if more than this share of the trials with a value have it
-TARGET_QUANTILE = 0.2  # the best fifth is compared with all trials, as elsewhere on the page
-CELLS = 24  # cells along a numeric axis of the map
-BANDWIDTH = 0.1  # bandwidth of the map's kernel, as a part of an axis
-MIN_WEIGHT = 0.6  # weight of the trials around a cell (a trial at its centre counts 1): with less weight the cell stays empty
-LEVELS = 5
-MAX_RUNGS = 40
+MIN_TRIALS = 30  # trials with a value that importances and the map need, because fewer trials do not support a conclusion
+MIN_SHARE_WITH_KEY = 0.9  # a key gets an importance only if more than this share of the trials with a value have the key
+TARGET_QUANTILE = 0.2  # the best fifth is compared with all trials, because the figures also divide the trials into fifths
+CELLS = 24  # number of cells along a numeric axis of the map
+BANDWIDTH = 0.1  # bandwidth of the map's kernel, as a fraction of the length of an axis
+# A cell of the map stays empty if the trials around the cell have less weight together. A trial at the centre of the cell has the weight 1.
+MIN_WEIGHT = 0.6
+LEVELS = 5  # number of levels of the map, each with a colour
+MAX_RUNGS = 40  # with more rungs, the page has no figure of the rungs
 
 
 class Importance(NamedTuple):
-    """The share of the difference between good trials and all trials that one key explains; the shares of a sweep add up to 1."""
+    """Contains the share of the difference between good trials and all trials that one key explains. The shares of a sweep's keys add up to 1."""
 
     key: Key
     share: float
@@ -36,15 +40,15 @@ class Importance(NamedTuple):
 def importances(result: SweepResult, keys: list[Key]) -> list[Importance]:
     """Return the importance of two or more of the keys, the most important key first.
 
-    The list is empty where the trials are too few, or where the best fifth is no better than the others. Keys that a part of the trials
-    lacks, such as a key that the space no longer has, are left out.
+    The list is empty if there are too few trials, or if the best fifth of the trials is no better than the other trials. A key is left out if too many
+    trials lack the key, for example because the search space no longer contains the key.
 
-    PED-ANOVA (Watanabe, Bansal, Hutter: https://arxiv.org/abs/2304.10255), as Optuna implements it, measures how far the values of the best
-    fifth are from the values of all trials.
+    The method is PED-ANOVA (Watanabe, Bansal, Hutter: https://arxiv.org/abs/2304.10255), as Optuna implements it. PED-ANOVA measures how much the
+    values of a key in the best fifth of the trials differ from the values of the key in all trials.
     """
     keys = [key for key in keys if len(_with_keys(result, [key])) > MIN_SHARE_WITH_KEY * len(result.ranked)]
     trials = _with_keys(result, keys)
-    # `ranked` is best first. Where the best fifth ends with the worst value of all, nothing separates good trials from others.
+    # `ranked` begins with the best trial. If the best fifth ends with the worst value of all trials, good trials do not differ from other trials.
     if len(keys) < 2 or len(trials) < MIN_TRIALS or trials[int(TARGET_QUANTILE * len(trials))][1] == trials[-1][1]:
         return []
     import optuna
@@ -63,39 +67,40 @@ def importances(result: SweepResult, keys: list[Key]) -> list[Importance]:
 
 
 def _with_keys(result: SweepResult, keys: list[Key]) -> list[tuple[Trial, float]]:
-    """Return the trials with a value that have all of these keys; trials from before a space was extended lack some keys."""
+    """Return the trials with a value that have all of these keys. Trials from the time before the search space was extended lack some keys."""
     return [(trial, value) for trial, value in result.ranked if all(key.is_in(trial.config) for key in keys)]
 
 
 class Cell(NamedTuple):
-    """A rectangle of the map, in positions from 0 to 1 on both axes."""
+    """Describes a rectangle of the map. The edges of the rectangle are positions from 0 to 1 on the two axes."""
 
     left: float
     right: float
     bottom: float
     top: float
-    value: float  # the smoothed metric
-    level: int  # 0 is the best level
+    value: float  # smoothed value of the metric
+    level: int  # number of the level; the best level has the number 0
 
 
 def landscape(result: SweepResult, x: Key, y: Key) -> list[Cell]:
-    """Return the metric over two keys: each cell has the mean of the trials' values, weighted by how near the trials lie to its centre.
+    """Return the cells of the map, which shows the smoothed metric over the two keys `x` and `y`.
 
-    Nadaraya–Watson with a Gaussian kernel. Values beyond the middle nine tenths are clipped, so that one trial that diverged does not bleach
-    all the others. Cells without trials around them are left out.
+    The value of a cell is the weighted mean of the trials' values. Trials near the centre of the cell have more weight. The method is Nadaraya–Watson
+    with a Gaussian kernel. Values outside the middle 90 % of all values are clipped. Otherwise one trial that diverged would make all other cells look
+    alike. Cells without trials around them are left out.
     """
     trials = _with_keys(result, [x, y])
     values = np.array([value for _, value in trials])
     values = np.clip(values, *np.quantile(values, [0.05, 0.95]))
     positions = np.array([[key.position(key.value_in(trial.config)) for key in (x, y)] for trial, _ in trials])
-    # Names have no neighbours: along an axis of names, only trials with the very same name count.
+    # Names have no neighbours. So along an axis of names, only trials with exactly the name of the cell count.
     bandwidths = np.array([BANDWIDTH if key.numeric else 1e-9 for key in (x, y)])
     cells = []
     for (left, right), (bottom, top) in itertools.product(_edges(x), _edges(y)):
         centre = np.array([(left + right) / 2, (bottom + top) / 2])
         weights = np.exp(-(((positions - centre) / bandwidths) ** 2).sum(1) / 2)
         if weights.sum() >= MIN_WEIGHT:
-            value = float(f"{weights @ values / weights.sum():.6g}")  # without the last digits, which differ between equal values
+            value = float(f"{weights @ values / weights.sum():.6g}")  # rounded, because equal values may differ in the last digits
             cells.append((left, right, bottom, top, value))
     smoothed = [cell[4] for cell in cells]
     low, high = min(smoothed), max(smoothed)
@@ -104,13 +109,13 @@ def landscape(result: SweepResult, x: Key, y: Key) -> list[Cell]:
 
 
 def _edges(key: Key) -> list[tuple[float, float]]:
-    """Return the ends of the cells along the axis of a key."""
+    """Return the two ends of each cell along the axis of `key`, as positions from 0 to 1."""
     count = CELLS if key.numeric else len(key.categories)
     return [(i / count, (i + 1) / count) for i in range(count)]
 
 
 def _level(value: float, bounds: list[float], mode: Mode) -> int:
-    """Return the level of a value between the bounds of the levels."""
+    """Return the level of `value`, where 0 is the best level. `bounds` contains the bounds between the levels."""
     if bounds[0] == bounds[-1]:
         return 0
     from_below = bisect.bisect_right(bounds, value)
@@ -118,15 +123,15 @@ def _level(value: float, bounds: list[float], mode: Mode) -> int:
 
 
 class Rung(NamedTuple):
-    """An epoch at which the scheduler compared trials: how many trials without an error reached it and went on, or were stopped at it."""
+    """Describes an epoch at which the scheduler compared trials. The numbers count the trials without an error that reached this epoch."""
 
     epoch: int
-    went_on: int
-    stopped: int
+    went_on: int  # number of trials that the scheduler did not stop at this epoch
+    stopped: int  # number of trials that the scheduler stopped at this epoch
 
 
 def rungs(result: SweepResult) -> list[Rung]:
-    """Return the rungs of ASHA or HyperBand; the list is empty with another scheduler, or where no trial was stopped."""
+    """Return the rungs of ASHA or HyperBand. The list is empty for any other scheduler, and if no trial was stopped."""
     if result.header.scheduler.name not in ("asha", "hyperband"):
         return []
     stopped = [trial.epochs for trial in result.trials if trial.status == "STOPPED"]
@@ -139,31 +144,31 @@ def rungs(result: SweepResult) -> list[Rung]:
 
 
 class Cost(NamedTuple):
-    """What the sweep was given, and what its scheduler spared."""
+    """Contains the hours and epochs that the sweep used, and the epochs that the scheduler spared."""
 
-    unit: str
-    hours: float  # hours that the sweep was given, over all its sessions
-    epochs: int  # epochs that were trained
-    epochs_spared: int  # epochs that stopped trials did not train
+    unit: str  # GPU-hours or CPU-hours
+    hours: float  # hours in `unit` that the sweep was given, over all sessions
+    epochs: int  # number of epochs that all trials trained
+    epochs_spared: int  # number of epochs that the stopped trials did not train
 
     @property
     def hours_spared(self) -> float:
-        """About as many hours as the spared epochs would have taken at the pace of the trained ones."""
+        """Return an estimate of the hours that the spared epochs would have taken. The estimate uses the mean hours of a trained epoch."""
         return self.hours * self.epochs_spared / self.epochs if self.epochs else 0.0
 
 
 def cost(result: SweepResult) -> Cost:
     """Return the cost of a sweep."""
-    # A function may end by itself before `max_epochs`.
+    # A trainable function may return before `max_epochs`. So the longest trial that was not stopped gives the epochs of a full trial.
     full_epochs = max((trial.epochs for trial in result.trials if trial.status == "TERMINATED"), default=result.header.max_epochs)
     spared = sum(max(0, full_epochs - trial.epochs) for trial in result.trials if trial.status == "STOPPED")
     return Cost(unit_of_cost(result), hours_at(result, math.inf), sum(trial.epochs for trial in result.trials), spared)
 
 
 def repeated_s(result: SweepResult) -> float:
-    """Return the seconds of training that were done twice, over all trials.
+    """Return the seconds of training that were done twice, summed over all trials.
 
-    An attempt that was cut off loses what it had done since the report from which the next attempt went on.
+    The next attempt of a trial goes on from a report of the interrupted attempt. All training after this report is lost and must be repeated.
     """
     attempts: dict[str, list[Attempt]] = {}
     for attempt in result.attempts:
@@ -174,7 +179,7 @@ def repeated_s(result: SweepResult) -> float:
         failed_s = [clock.seconds(failure.at) for failure in trial.failures]
         for attempt, following in zip(attempts.get(trial.trial_id, []), trial.attempts[1:], strict=False):
             kept_s = reported_s.get(following.from_epoch, attempt.start_s)
-            # An attempt that failed ran until its failure, which may come after its last report.
+            # An attempt that failed ran until its failure. The failure may come after the last report of the attempt.
             own_failures_s = [at_s for at_s in failed_s if attempt.start_s <= at_s <= clock.seconds(following.at)]
             lost_s += max(0.0, max([attempt.end_s, *own_failures_s]) - max(kept_s, attempt.start_s))
     return lost_s
@@ -186,12 +191,15 @@ def has_gpus(result: SweepResult) -> bool:
 
 
 def unit_of_cost(result: SweepResult) -> str:
-    """Return "GPU-hours" where the sweep had GPUs, else "CPU-hours"."""
+    """Return "GPU-hours" if the sweep had GPUs, otherwise "CPU-hours"."""
     return "GPU-hours" if has_gpus(result) else "CPU-hours"
 
 
 def hours_at(result: SweepResult, running_s: float) -> float:
-    """Return the hours that the sweep had been given after so many seconds of running time. Unused hours count, as a cluster counts them."""
+    """Return the GPU-hours or CPU-hours that the sweep had been given after `running_s` seconds of running time.
+
+    Hours in which a device was not used also count, because a cluster counts such hours.
+    """
     counts_gpus, hours = has_gpus(result), 0.0
     for session, session_s in zip(result.sessions, result.clock.session_s, strict=True):
         devices = sum(node.gpus if counts_gpus else node.cpus for node in session.nodes)
@@ -201,7 +209,10 @@ def hours_at(result: SweepResult, running_s: float) -> float:
 
 
 def best_until(result: SweepResult) -> list[tuple[float, float]]:
-    """Return the steps of the best value of the trials that had ended: (second of running time, value), up to the end of the sweep."""
+    """Return the steps of the best value so far as pairs (second of running time, best value of the trials that had ended by then).
+
+    The last step repeats the best value at the end of the sweep.
+    """
     steps: list[tuple[float, float]] = []
     for at_s, value in sorted((result.clock.seconds(trial.ended), value) for trial, value in result.ranked if trial.ended):
         if not steps or result.sign * value > result.sign * steps[-1][1]:
@@ -210,7 +221,10 @@ def best_until(result: SweepResult) -> list[tuple[float, float]]:
 
 
 def at_a_time(result: SweepResult, bins: int) -> list[tuple[float, float]]:
-    """Return how many trials ran on average in each of so many equal parts of the running time: (second at which the part begins, trials)."""
+    """Return the mean number of running trials in each of `bins` equal parts of the running time.
+
+    The result contains pairs (second at which the part begins, number of trials).
+    """
     width_s = result.clock.total_s / bins
     busy_s = np.zeros(bins)
     for attempt in result.attempts:

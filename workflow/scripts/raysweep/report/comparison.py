@@ -1,4 +1,7 @@
-"""Several sweeps on one page: how good the best configuration of each sweep is, after what cost, and which differences exceed chance."""
+"""Compares several sweeps on one page.
+
+The page shows the confirmed value of the best configuration of each sweep, the cost of each sweep, and the differences that exceed chance.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from raysweep.report.charts.parts import Spec
 from raysweep.report.inputs import SweepResult
 from raysweep.report.page import html_page
 
-MIN_SEEDS = 3  # confirmed seeds of each sweep that a test of two means needs
-# Student's t that chance exceeds, in either direction, in one of 20 cases. The first value has one degree of freedom; the last value also stands
-# for more degrees of freedom.
+MIN_SEEDS = 3  # number of confirmed seeds of each sweep that a test of two means needs
+# Values of Student's t that chance alone exceeds, in either direction, in one of 20 cases. The first value is for one degree of freedom, the second
+# value is for two degrees of freedom, and so on. The last value is also used for more degrees of freedom.
 T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09)
 
 
 def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[SweepResult]:
-    """Return the sweeps with those names."""
+    """Return the results of the sweeps with these names."""
     return [
         SweepResult(
             sweep=read_sweep(state_dir / name / "record.jsonl"),
@@ -36,24 +39,28 @@ def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[Sw
 
 
 def groups(sweeps: list[SweepResult]) -> list[list[SweepResult]]:
-    """Return the sweeps in groups that can be compared: one metric, one data set, one way of measuring. The best sweep of a group stands first."""
+    """Return the sweeps in groups whose sweeps can be compared with each other. The best sweep of a group stands first.
+
+    All sweeps of a group have the same metric, the same data set, and a confirmation on the same split of the data.
+    """
     group_of: dict[tuple[Any, ...], list[SweepResult]] = {}
     for sweep in sweeps:
-        # A function that brings its own data is comparable only with itself, because nobody else knows its data.
+        # A sweep without a data set is comparable only with sweeps of the same trainable, because only the trainable knows the data.
         data = sweep.header.dataset or ("of", sweep.header.trainable)
         group_of.setdefault((sweep.metric, sweep.mode, data, sweep.confirmed.evaluated_on), []).append(sweep)
     return [sorted(group, key=lambda sweep: -sweep.sign * _mean(sweep)) for group in group_of.values()]
 
 
 def _mean(sweep: SweepResult) -> float:
-    """Return the confirmed mean; a sweep without a mean is the worst."""
+    """Return the confirmed mean of a sweep. A sweep without a mean gets the worst possible value."""
     mean = sweep.confirmed.mean
     return float("-inf") * sweep.sign if mean is None else mean
 
 
 def verdict(group: list[SweepResult]) -> str:
-    """Return a sentence on whether the mean of the first sweep exceeds the mean of the second by more than chance: Welch's t-test, at 1 in 20.
+    """Return a sentence on whether the difference between the means of the first two sweeps of `group` exceeds chance.
 
+    The test is Welch's t-test at the 5 % level, that is, 1 in 20 cases.
     B. L. Welch, The generalization of Student's problem when several different population variances are involved, Biometrika 34 (1947).
     """
     if len(group) < 2:
@@ -64,7 +71,7 @@ def verdict(group: list[SweepResult]) -> str:
     names = f"{first.name} and {second.name}"
     if min(counts) < MIN_SEEDS or len(deviations) < 2:
         return f"Whether {names} differ is not known: a test takes {MIN_SEEDS} confirmed seeds of each."
-    variances = [deviation**2 / n for deviation, n in zip(deviations, counts, strict=True)]  # of the means
+    variances = [deviation**2 / n for deviation, n in zip(deviations, counts, strict=True)]  # variances of the two means
     gap = abs(_mean(first) - _mean(second))
     if not all(variances):
         return f"{names} are {number(gap)} apart. All seeds of one of them gave the same value, so the part of chance is not known."
@@ -78,7 +85,7 @@ def verdict(group: list[SweepResult]) -> str:
     return f"{names} are {number(gap)} apart. Chance may explain this: chance alone makes up to {number(limit)} in 19 of 20 cases."
 
 
-COLUMNS = [  # title, and whether the column holds numbers
+COLUMNS = [  # pairs (title of the column, whether the column contains numbers)
     ("metric", False),
     ("data", False),
     ("validation, winner", True),
@@ -95,7 +102,7 @@ COLUMNS = [  # title, and whether the column holds numbers
 
 
 def row_of(sweep: SweepResult) -> dict[str, Any]:
-    """Return a sweep as a row of the page's table."""
+    """Return the row of the page's table that describes `sweep`."""
     confirmed, spent = sweep.confirmed, cost(sweep)
     deviation = confirmed.standard_deviation
     return {
@@ -119,7 +126,7 @@ def row_of(sweep: SweepResult) -> dict[str, Any]:
 
 
 def render(sweeps: list[SweepResult]) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     specs: dict[str, Spec] = {}
     sections = []
     for i, group in enumerate(groups(sweeps)):
@@ -131,7 +138,7 @@ def render(sweeps: list[SweepResult]) -> str:
 
 
 def write_comparison(sweeps: list[SweepResult], path_to_output: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page to `path_to_output`. The file appears only when the page is complete."""
     with written_aside(path_to_output) as stream:
         stream.write(render(sweeps))
     logger.info("Comparison: %s", path_to_output)

@@ -1,4 +1,4 @@
-"""What the report reads beside the record, as typed values: the YAML files."""
+"""Reads the YAML files that the report needs in addition to the record. The contents become typed values."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Document:
-    """A document of which only the named fields are read."""
+    """Describes a YAML document of which the report reads only the fields that the class names."""
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """Return the document with those of its fields that `values` holds. Raises TypeError where a field without a default is missing."""
+        """Return the document with the values of its fields from `values`. Raises TypeError if `values` lacks a field without a default."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)
 class EnvironmentManifest(Document):
-    """What the report reads of `env.yaml`."""
+    """Contains the fields of `env.yaml` that the report reads."""
 
     python_version: str
     torch_backend: str
     wheels: str
-    packages: dict[str, str]  # name → version
+    packages: dict[str, str]  # maps the name of a package to the version
     environment_sha256: str
-    python: str | None = None  # path of the interpreter
+    python: str | None = None  # path of the Python interpreter
 
 
 @dataclass(frozen=True)
 class Plan(Document):
-    """What the report reads of a plan: the hours that `snakemake plan` expected, as {low, expected, high}."""
+    """Contains the fields of a plan that the report reads.
+
+    `cpu_hours` and `gpu_hours` are the hours that `snakemake plan` expected. Both have the keys low, expected and high.
+    """
 
     num_trials: int
     trials_left: int

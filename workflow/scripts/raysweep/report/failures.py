@@ -1,4 +1,4 @@
-"""The failed trials of a sweep, by cause."""
+"""Groups the failed trials of a sweep by the cause of the failure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from raysweep.record.trials import Trial
 
 @dataclass(frozen=True)
 class Failure:
-    """A cause of failed trials."""
+    """Contains a cause of failure and the trials that failed for this cause."""
 
-    cause: str  # the error of the first trial that failed so
+    cause: str  # error message of the first trial that failed for this cause
     trials: list[Trial] = field(default_factory=list)
 
 
 def failures(trials: list[Trial]) -> list[Failure]:
-    """Return the failed trials by cause, the most frequent cause first; errors that differ only in numbers have one cause."""
+    """Return the failed trials by cause, the most frequent cause first. Errors that differ only in numbers count as one cause."""
     by_cause: dict[str, Failure] = {}
     for trial in trials:
         if trial.status == "ERROR":

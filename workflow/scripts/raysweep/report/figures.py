@@ -1,4 +1,4 @@
-"""The report's figures as files, for a paper: each as SVG, and what they show as CSV."""
+"""Writes the figures of the report as SVG files and the data of the figures as CSV files, for use in a paper."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ import vl_convert
 from raysweep.report.charts.parts import CONFIG, Columns, Spec
 
 STYLE = Path(__file__).parent / "templates" / "report.css"
-WIDTH = 640  # pixels; on the page, the page decides
-WITH_DATA = ("importance", "contour", "rungs", "best_by_cost", "running", "confirmation")  # figures with data of their own
+WIDTH = 640  # width of an SVG file in pixels; on the page, the page decides the width
+# Figures that contain their own data in the specification. These data also become CSV files.
+WITH_DATA = ("importance", "contour", "rungs", "best_by_cost", "running", "confirmation")
 
 Row = dict[str, Any]
 
 
 def write_figures(folder: Path, specs: dict[str, Spec], data: dict[str, Columns], key_names: list[str]) -> None:
-    """Write all figures and their data to a folder, which is emptied first. `key_names` are the names of the keys that vary, in order."""
+    """Write all figures and the data of the figures to `folder`. All old files in `folder` are removed first.
+
+    `key_names` contains the names of the keys that vary. The figure `key0` belongs to the first name, and so on.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     colours = _colours()
@@ -40,43 +44,46 @@ def write_figures(folder: Path, specs: dict[str, Spec], data: dict[str, Columns]
 
 
 def _file_name(figure: str, key_names: list[str]) -> str:
-    """Return the name of a figure's file; `key0` is followed by the name of its key, as far as a file's name can hold that name."""
+    """Return the name of a figure's file without the suffix.
+
+    The name of the key follows after `key0`, `key1` and so on. Characters that do not suit a file name become `_`, and the key's name is cut to 60 characters.
+    """
     match = re.fullmatch(r"key(\d+)", figure)
     return f"{figure}_{re.sub(r'[^A-Za-z0-9.-]+', '_', key_names[int(match[1])])[:60]}" if match else figure
 
 
 def _colours() -> dict[str, str]:
-    """Return the page's colours on a light screen, by name."""
+    """Return the colours of the page's light theme by name."""
     root = STYLE.read_text(encoding="utf-8").partition("}")[0]
     return dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]+)", root))
 
 
 def _coloured(spec: Spec, colours: dict[str, str]) -> Spec:
-    """Return a specification with colours in place of their names, because a file has no style sheet."""
+    """Return `spec` with each name of a colour replaced by the colour, because an SVG file has no style sheet."""
     text = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: colours.get(match[1], match[0]), json.dumps(spec))
     coloured: Spec = json.loads(text)
     return coloured
 
 
 def _rows(columns: Columns) -> list[Row]:
-    """Return the rows of columns."""
+    """Return the rows of a table that is given as columns."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _readable(columns: Columns, key_names: list[str]) -> Columns:
-    """Return the columns with the names of the keys, and without the columns that only place a point."""
+    """Return the columns for a CSV file, with the real names of the keys and without the columns that only set the position of a point."""
     names = {f"config{i}": f"config/{name}" for i, name in enumerate(key_names)}
     return {names.get(name, name): values for name, values in columns.items() if not name.startswith("axis")}
 
 
 def _values_of(spec: Spec) -> list[Row]:
-    """Return the rows that a figure, or its first layer, holds."""
+    """Return the rows of data that the first layer of a figure contains, or the rows of the whole figure if the first layer contains no data."""
     rows: list[Row] = (spec["layer"][0].get("data") or spec["data"])["values"]
     return rows
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:
-    """Write rows with one header line."""
+    """Write `rows` to a CSV file with one header line."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""What the report is made from: a sweep's record and the files beside it, in the shape that text, table and figures share."""
+"""Reads the record of a sweep and the files beside the record. Text, table and figures of the report use the contents in one common form."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from raysweep.record.trials import Candidate, Sweep, Trial
 from raysweep.report.documents import EnvironmentManifest, Plan
 from raysweep.report.keys import Key, keys_of
 
-CONTINUED = "continued later"  # an attempt that was cut off, paused by the scheduler, or failed and was tried again
+# State of an attempt after which the trial started again. The attempt was interrupted, was paused by the scheduler, or failed and was tried again.
+CONTINUED = "continued later"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A stretch of time in which a trial ran on a node, in seconds of the sweep's running time."""
+    """Describes an uninterrupted run of a trial on one node. The times are seconds of the sweep's running time."""
 
     trial: Trial
     node: str
     start_s: float
     end_s: float
-    state: str  # the trial's status, or CONTINUED
+    state: str  # status of the trial for the trial's last attempt, CONTINUED for every earlier attempt
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep with its best trial and the confirmation. Nothing changes after it was read, so figures are computed once."""
+    """Contains a sweep, its best trial and the confirmation. Nothing changes after the files were read, so computed values are cached."""
 
     sweep: Sweep
     best: BestResult
@@ -63,7 +64,7 @@ class SweepResult:
 
     @property
     def sign(self) -> int:
-        """A value times this sign is larger when the value is better."""
+        """Return the factor, 1 or -1, by which a value of the metric is multiplied so that a better value is larger."""
         return 1 if self.mode == "max" else -1
 
     @property
@@ -75,30 +76,34 @@ class SweepResult:
         return self.sweep.trials[self.best.trial_id]
 
     def value(self, trial: Trial) -> float | None:
-        """Return the trial's best value of the metric, None where the trial reported no value."""
+        """Return the trial's best value of the metric, or None if the trial has no report that may be the best."""
         result = trial.best(self.metric, self.mode)
         return None if result is None else result.metrics[self.metric]
 
     @cached_property
     def ranked(self) -> list[tuple[Trial, float]]:
-        """Trials without an error that reported a value, best first; of equal trials the lowest id first."""
+        """Return the trials that did not fail and have a best value, with this value, best first. Trials with equal values are sorted by id."""
         ordered = sorted(self.trials, key=lambda trial: trial.rank(self.metric, self.mode))
         return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
 
     @cached_property
     def compared(self) -> list[tuple[Candidate, float]]:
-        """The candidates for the winner, best first: the trials of `ranked`, or, with several seeds of each, configurations by their mean."""
+        """Return the candidates for the winner with their values, best first.
+
+        The candidates are the trials of `ranked`. But if each configuration is trained with several seeds, the candidates are the configurations, and the
+        value of a configuration is the mean over the seeds.
+        """
         ordered = sorted(self.sweep.candidates, key=lambda candidate: candidate.rank(self.metric, self.mode))
         return [(candidate, result.metrics[self.metric]) for candidate in ordered if (result := candidate.counted(self.metric, self.mode))]
 
     @cached_property
     def keys(self) -> list[Key]:
-        """The keys of the search space, then the other keys of the configurations."""
+        """Return the keys of the search space, followed by the other keys of the configurations."""
         return keys_of(self.header.search_space, [trial.config for trial in self.trials])
 
     @property
     def varying_keys(self) -> list[Key]:
-        """The keys that have more than one value."""
+        """Return the keys that have more than one value."""
         return [key for key in self.keys if key.varies]
 
     @cached_property
@@ -107,34 +112,34 @@ class SweepResult:
 
     @cached_property
     def attempts(self) -> list[Attempt]:
-        """Every attempt of every trial, by start."""
+        """Return every attempt of every trial, sorted by the start of the attempt."""
         attempts = (attempt for trial in self.trials for attempt in _attempts_of(trial, self.clock))
         return sorted(attempts, key=lambda a: (a.start_s, a.trial.trial_id))
 
     def unfinished(self) -> int:
-        """Return how many of the planned trials have no final result yet."""
+        """Return the number of planned trials that have no final result yet."""
         return max(self.header.num_trials, len(self.trials)) - sum(t.finished for t in self.trials)
 
 
 @dataclass(frozen=True)
 class Inputs(SweepResult):
-    """All that the report of one sweep shows."""
+    """Contains all information that the report of one sweep shows."""
 
     config_text: str
-    data: DataManifest | None  # None: the trainable brings its own data
+    data: DataManifest | None  # None if the trainable brings its own data
     data_dir: Path | None
     env: EnvironmentManifest
     model_dir: Path
-    plan: Plan | None  # the plan that `snakemake plan` made of all trials, before the sweep
+    plan: Plan | None  # plan of all trials that `snakemake plan` made before the sweep, or None if such a plan does not exist
 
 
 def seconds_between(start: str, end: str) -> float:
-    """Return the seconds between two times in ISO 8601."""
+    """Return the seconds from `start` to `end`. Both are times in ISO 8601."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)) / timedelta(seconds=1)
 
 
 class Clock:
-    """Turns times into seconds of running time, which leaves out the gaps between a sweep's sessions."""
+    """Converts times of the record to seconds of running time. The running time leaves out the gaps between the sessions of a sweep."""
 
     def __init__(self, sessions: list[Session]) -> None:
         self.sessions = [(session.at, session.last_at) for session in sessions]
@@ -142,24 +147,25 @@ class Clock:
         self.total_s = sum(self.session_s)
 
     def session_of(self, at: str) -> int:
-        """Return the number of the session in which a time lies."""
+        """Return the index of the session to which the time `at` belongs."""
         return max((i for i, (start, _) in enumerate(self.sessions) if start <= at), default=0)
 
     def seconds(self, at: str) -> float:
-        """Return the running time until a time of the record."""
+        """Return the running time in seconds from the beginning of the sweep to `at`, which is a time of the record."""
         session = self.session_of(at)
         before_s = sum(self.session_s[:session])
         return before_s + max(seconds_between(self.sessions[session][0], at), 0.0)
 
 
 def _attempts_of(trial: Trial, clock: Clock) -> Iterator[Attempt]:
-    """Yield the attempts of a trial, in their order."""
+    """Yield the attempts of a trial in the order in which they started."""
     next_starts = [*(a.at for a in trial.attempts[1:]), None]
     for attempt, next_start in zip(trial.attempts, next_starts, strict=True):
         end = clock.sessions[clock.session_of(attempt.at)][1]
         if next_start is None:
             end = trial.ended or end
-        elif next_start < end:  # paused by the scheduler, or tried again: the attempt ran until its last report
+        elif next_start < end:
+            # The scheduler paused the trial, or the trial was tried again. So the attempt counts until its last report.
             end = max((r.at for r in trial.results if attempt.at <= r.at <= next_start), default=next_start)
         state = trial.status if next_start is None else CONTINUED
         yield Attempt(trial, attempt.node or "not known", clock.seconds(attempt.at), clock.seconds(end), state)
@@ -167,7 +173,7 @@ def _attempts_of(trial: Trial, clock: Clock) -> Iterator[Attempt]:
 
 @dataclass(frozen=True)
 class InputPaths:
-    """The files that a report is made from."""
+    """Contains the paths of the files from which a report is made."""
 
     path_to_record: Path
     path_to_best: Path
@@ -179,7 +185,10 @@ class InputPaths:
 
 
 def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
-    """Read the files. Raises RaysweepError where the record or `best.yaml` does not belong to the sweep `sweep_name`."""
+    """Return all information for the report, read from the files of `paths`.
+
+    Raises RaysweepError if the record or `best.yaml` belongs to another sweep than `sweep_name`, or if the record lacks the trial of `best.yaml`.
+    """
     sweep, best = read_sweep(paths.path_to_record), BestResult.read(paths.path_to_best)
     for path, name in ((paths.path_to_record, sweep.header.name), (paths.path_to_best, best.sweep)):
         if name != sweep_name:
@@ -205,7 +214,10 @@ def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
 
 
 def _read_plan(path: Path | None, num_trials: int) -> Plan | None:
-    """Return the plan, None where there is no plan of all trials: a plan of some of them does not tell what all of them cost."""
+    """Return the plan, or None if no plan of all trials exists.
+
+    A plan of only some trials is not used, because the cost of some trials does not tell the cost of all trials.
+    """
     if path is None or not path.exists() or not (values := read_yaml(path)):
         return None
     plan = Plan.read(values)

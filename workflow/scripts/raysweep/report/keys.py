@@ -1,4 +1,4 @@
-"""The keys of a sweep's configurations, and where their values lie on an axis."""
+"""Describes the keys of a sweep's configurations, and the positions of the keys' values on an axis."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric,
 
 @dataclass(frozen=True)
 class Key:
-    """A key of the configurations; a nested key is written `outer/inner`."""
+    """Describes a key of the configurations. The name of a nested key is written as `outer/inner`."""
 
     name: str
-    distribution: Distribution | None  # None: a constant, or a key that the search space no longer has
-    values: tuple[Any, ...]  # the values that occur, each once
+    # None for a constant, for a key that the search space no longer has, and for a key with different distributions in different branches
+    distribution: Distribution | None
+    values: tuple[Any, ...]  # the different values in the configurations
 
     @property
     def varies(self) -> bool:
@@ -25,24 +26,31 @@ class Key:
 
     @property
     def numeric(self) -> bool:
-        """Whether the values are points on a scale: numbers that were not chosen from a list."""
+        """Return whether the values are points on a scale, which means that all values are numbers that were not chosen from a list."""
         return not isinstance(self.distribution, Choice) and all(is_finite_number(v) for v in self.values)
 
     @property
     def log(self) -> bool:
-        """Whether the axis of the key is logarithmic."""
+        """Return whether the axis of the key is logarithmic."""
         return isinstance(self.distribution, Numeric) and self.distribution.log and all(v > 0 for v in self.values)
 
     @property
     def categories(self) -> list[Any]:
-        """The values in the order of the axis: first the values of the list, then others that occur. Numbers are sorted by size."""
+        """Return the values in the order of the axis.
+
+        The values of the list in the search space come first, followed by other values that occur. If all values are numbers, the numbers are sorted by size.
+        """
         offered = list(self.distribution.values) if isinstance(self.distribution, Choice) else []
         values = offered + [v for v in self.values if v not in offered]
         return sorted(values) if all(is_finite_number(v) for v in values) else values
 
     @property
     def span(self) -> tuple[float, float]:
-        """The ends of a numeric key's axis: the bounds of the range. Values beyond the bounds move the ends outwards."""
+        """Return the two ends of a numeric key's axis.
+
+        The ends are the bounds of the range, or, for a normal distribution, two standard deviations from the mean. Values beyond the ends move the ends
+        outwards.
+        """
         d = self.distribution
         ends: list[float] = []
         if isinstance(d, Numeric):
@@ -52,23 +60,26 @@ class Key:
         return min([*ends, *self.values]), max([*ends, *self.values])
 
     def value_in(self, config: dict[str, Any]) -> Any:
-        """Return the key's value in a configuration, None where the configuration lacks the key."""
+        """Return the value of the key in `config`, or None if `config` lacks the key."""
         return flattened(config).get(self.name)
 
     def is_in(self, config: dict[str, Any]) -> bool:
-        """Return whether a configuration has the key."""
+        """Return whether `config` has the key."""
         return self.name in flattened(config)
 
     def position(self, value: Any) -> float:
-        """Return where a value lies on the axis of the key, from 0 to 1."""
+        """Return the position of `value` on the axis of the key, from 0 to 1."""
         if not self.numeric:
             return (self.categories.index(value) + 0.5) / len(self.categories)
         return position_in_range(Numeric("", *self.span, self.log), value)
 
 
 def position_in_range(distribution: Numeric, value: float) -> float:
-    """Return where `value` lies between the bounds, on the distribution's own scale: 0 at the lower bound, 1 at the upper bound."""
-    # The upper bound of integers is excluded.
+    """Return the position of `value` between the bounds of `distribution`, from 0 at the lower bound to 1 at the upper bound.
+
+    The position is measured on the linear or logarithmic scale of the distribution.
+    """
+    # The upper bound of an integer distribution is excluded, so the largest value is smaller by 1.
     low, high = distribution.low, distribution.high - 1 if distribution.integer else distribution.high
     if low == high:
         return 0.5
@@ -78,18 +89,20 @@ def position_in_range(distribution: Numeric, value: float) -> float:
 
 
 def keys_of(search_space: dict[str, Any], configs: list[dict[str, Any]]) -> list[Key]:
-    """Return the keys of the search space, then the other keys of the configurations."""
+    """Return the keys of the search space, followed by the other keys of `configs`."""
     space: dict[str, Any] = {}
     for key, distribution in parse_space(search_space).items():
         name = shown_key(key)
-        if not (isinstance(distribution, Choice) and distribution.name == ONE_OF):  # the branches of a one_of hold its values
-            # Two branches may give one name different distributions.
+        if not (isinstance(distribution, Choice) and distribution.name == ONE_OF):  # the branches of a one_of contain the values
+            # Two branches of a one_of may give the same name different distributions. Then no single distribution describes the key.
             space[name] = distribution if name not in space or space[name] == distribution else None
     flat = [flattened(config) for config in configs]
     names = [*space, *(name for config in flat for name in config)]
     keys = []
     for name in dict.fromkeys(names):
-        values = {json.dumps(c[name], sort_keys=True): c[name] for c in flat if name in c}  # values may be lists, which are not hashable
+        values = {
+            json.dumps(c[name], sort_keys=True): c[name] for c in flat if name in c
+        }  # JSON as dict key, because lists are not hashable
         distribution = space.get(name)
         keys.append(Key(name, distribution if isinstance(distribution, Distribution) else None, tuple(values.values())))
     return keys

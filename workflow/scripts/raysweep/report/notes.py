@@ -1,4 +1,7 @@
-"""What helps to judge a sweep's result: ties, the winner's luck, the edges of the search space, what was seeded, what went wrong."""
+"""Finds the facts that help to judge the result of a sweep.
+
+The facts are ties, the luck of the winner, values at the edges of the search space, the effects of the seed, and problems during the sweep.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,17 @@ from raysweep.report.analysis import has_gpus, repeated_s
 from raysweep.report.inputs import Inputs
 from raysweep.report.keys import Key, position_in_range
 
-EDGE_FRACTION = 0.05  # of a range, at each end
-MIN_STEPS = 20  # a range with fewer values has no outer 5 %: its ends are judged as the ends of a list
-MAX_NAMED = 5  # trials that a sentence names
+EDGE_FRACTION = 0.05  # fraction of a range, at each end of the range, that counts as the edge
+MIN_STEPS = 20  # a range with fewer values has no outer 5 %, so the ends of this range are judged as the ends of a list
+MAX_NAMED = 5  # maximum number of trials or configurations that a sentence names
 
 
 @dataclass(frozen=True)
 class Note:
-    """A finding: `good` speaks for the result, `warn` against taking it at face value, `info` is background that the reader needs."""
+    """Describes one finding about a sweep.
+
+    The kind `good` supports the result, `warn` is a reason to doubt the result, and `info` is background that the reader needs.
+    """
 
     kind: Literal["good", "info", "warn"]
     title: str
@@ -33,7 +39,7 @@ class Note:
 
 
 def notes(inputs: Inputs) -> list[Note]:
-    """Return the findings, the most important first."""
+    """Return the findings about a sweep, the most important finding first."""
     optional = [
         _tie(inputs),
         _optimism(inputs),
@@ -60,16 +66,19 @@ def notes(inputs: Inputs) -> list[Note]:
 
 
 def compared_as(inputs: Inputs) -> str:
-    """Return the noun for what is compared: "trial", or "configuration" where each has several seeds."""
+    """Return the noun for the compared candidates: "configuration" if each configuration has several seeds, otherwise "trial"."""
     return "configuration" if inputs.sweep.repeats > 1 else "trial"
 
 
 def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
-    """Return the other trials (or configurations) whose value lies within one standard deviation of the confirmation from the winner, best first."""
+    """Return the candidates that tie with the winner, with their values, best first. The winner is left out.
+
+    A candidate ties if its value differs from the winner's value by at most one standard deviation of the confirmation.
+    """
     deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
     if deviation is None:
         return []
-    slack = 1e-12 * max(1.0, abs(best))  # in binary, 0.47 - 0.46 is a little more than 0.01
+    slack = 1e-12 * max(1.0, abs(best))  # allows rounding errors, because in binary 0.47 - 0.46 is slightly more than 0.01
     return [
         (candidate, value)
         for candidate, value in inputs.compared
@@ -78,7 +87,7 @@ def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
 
 
 def _tie(inputs: Inputs) -> Note | None:
-    """Return whether other trials are as good as the winner within the noise."""
+    """Return a note on the candidates whose values differ from the winner's value by at most one standard deviation of the confirmation."""
     deviation, num_others = inputs.confirmed.standard_deviation, len(inputs.compared) - 1
     if num_others < 1:
         return Note("warn", "Nothing to compare with", "Only one trial has a result, so nothing was selected.")
@@ -105,7 +114,7 @@ def _tie(inputs: Inputs) -> Note | None:
 
 
 def _optimism(inputs: Inputs) -> Note | None:
-    """Return how far the winner's validation value exceeds the confirmed mean."""
+    """Return a note that compares the winner's validation value with the confirmed mean."""
     num_compared, best, mean = len(inputs.compared), inputs.best.value, inputs.confirmed.mean
     if num_compared < 2 or mean is None:
         return None
@@ -123,7 +132,7 @@ def _optimism(inputs: Inputs) -> Note | None:
 
 
 def _repeats(inputs: Inputs) -> Note | None:
-    """Return, for configurations with several seeds, how far the values of the seeds are apart."""
+    """Return a note on the differences between the seeds of one configuration, or None if each configuration has only one seed."""
     if inputs.sweep.repeats == 1:
         return None
     shown = []
@@ -140,7 +149,7 @@ def _repeats(inputs: Inputs) -> Note | None:
 
 
 def _constraint(inputs: Inputs) -> Note | None:
-    """Return how many trials had no report within the constraint."""
+    """Return a note on the number of candidates that never reported values within the constraint."""
     bounds = inputs.best.constraint
     if not bounds:
         return None
@@ -154,7 +163,7 @@ def _constraint(inputs: Inputs) -> Note | None:
 
 
 def _schedule(inputs: Inputs) -> Note | None:
-    """Return, for population based training, the settings by which the winner's weights came about."""
+    """Return a note on the changes of the winner's settings during population based training, or None if the settings did not change."""
     schedule = inputs.best.schedule
     if not schedule:
         return None
@@ -172,7 +181,7 @@ def _schedule(inputs: Inputs) -> Note | None:
 
 
 def _confirmation(inputs: Inputs) -> Note | None:
-    """Return a warning where nothing was measured on a test set."""
+    """Return a warning if the confirmation was not measured on a test set."""
     if inputs.confirmed.is_on_test:
         return None
     return Note(
@@ -186,7 +195,7 @@ def _confirmation(inputs: Inputs) -> Note | None:
 
 
 def _edges(inputs: Inputs) -> Iterator[Note]:
-    """Yield the keys whose best value lies at an edge of the search space."""
+    """Yield a note for each key whose value in the winner's configuration lies at an edge of the search space."""
     config = flattened(inputs.winner.config)
     for key in inputs.keys:
         value = config.get(key.name)
@@ -195,29 +204,29 @@ def _edges(inputs: Inputs) -> Iterator[Note]:
 
 
 def _edge(key: Key, value: float) -> Note | None:
-    """Return that a value lies at the edge of a range or of a list, or None."""
+    """Return a note if `value` lies at the edge of a range or of a list, otherwise None."""
     distribution = key.distribution
     if isinstance(distribution, Numeric):
-        if distribution.log and value <= 0:  # drawn before the range was changed to a logarithmic one
+        if distribution.log and value <= 0:  # the value was sampled before the range became logarithmic
             return None
         num_values = _num_values(distribution)
         if num_values >= MIN_STEPS:
             return _edge_of_range(key, distribution, value)
         return _edge_of_list(key, [distribution.low, distribution.high - distribution.integer], value) if num_values >= 3 else None
     if isinstance(distribution, Choice) and all(is_finite_number(v) for v in distribution.values):
-        # With two values, the best value always lies at an end.
+        # In a list of two values, the best value always lies at an end, so such a list gives no note.
         return _edge_of_list(key, sorted(distribution.values), value) if len(set(distribution.values)) >= 3 else None
     return None
 
 
 def _num_values(distribution: Numeric) -> float:
-    """Return how many different values a distribution has."""
+    """Return the number of different values that a distribution can give. The number is infinite for a continuous distribution."""
     width = distribution.high - distribution.low
     return width if distribution.integer else width / distribution.step + 1 if distribution.step else math.inf
 
 
 def _edge_of_range(key: Key, distribution: Numeric, value: float) -> Note | None:
-    """Return that a value lies in the outer 5 % of a range, or None."""
+    """Return a note if `value` lies in the outer 5 % of a range, otherwise None."""
     position = position_in_range(distribution, value)
     if EDGE_FRACTION < position < 1 - EDGE_FRACTION:
         return None
@@ -232,7 +241,7 @@ def _edge_of_range(key: Key, distribution: Numeric, value: float) -> Note | None
 
 
 def _edge_of_list(key: Key, values: list[float], value: float) -> Note | None:
-    """Return that a value is the smallest or the largest of sorted values, or None."""
+    """Return a note if `value` is the smallest or the largest of `values`, which are sorted. Otherwise return None."""
     if value not in (values[0], values[-1]):
         return None
     end, beyond = ("largest", "larger") if value == values[-1] else ("smallest", "smaller")
@@ -244,7 +253,7 @@ def _edge_of_list(key: Key, values: list[float], value: float) -> Note | None:
 
 
 def _splits(inputs: Inputs) -> Note:
-    """Return how many examples each part of the data has, and what that means for an accuracy."""
+    """Return a note on the number of examples in each split of the data, and on the standard error of an accuracy from so few examples."""
     if inputs.data is None:
         text = "The trainable decides how it splits its data, and on which part it measures its validation figure."
         return Note("info", "The trainable brings its own data", text)
@@ -259,7 +268,7 @@ def _splits(inputs: Inputs) -> Note:
 
 
 def _seeded(inputs: Inputs) -> Note:
-    """Return what a seed decides, and what may differ in another run."""
+    """Return a note on the choices that the seed decides, and on the choices that may differ when the sweep runs again."""
     header = inputs.header
     split = f" the validation split (seed {inputs.data.seed})," if inputs.data is not None else ""
     text = f"From seed {header.seed}: the configurations,{split} each trial’s own seed"
@@ -281,7 +290,7 @@ def _seeded(inputs: Inputs) -> Note:
 
 
 def _errors(inputs: Inputs) -> Note | None:
-    """Return how many trials failed."""
+    """Return a note on the number of failed trials."""
     num_failed = sum(t.status == "ERROR" for t in inputs.trials)
     if not num_failed:
         return None
@@ -294,7 +303,7 @@ def _errors(inputs: Inputs) -> Note | None:
 
 
 def _unfinished(inputs: Inputs) -> Note | None:
-    """Return how many planned trials have no final result."""
+    """Return a note on the number of planned trials that have no final result."""
     if not (missing := inputs.unfinished()):
         return None
     return Note(
@@ -306,7 +315,7 @@ def _unfinished(inputs: Inputs) -> Note | None:
 
 
 def _stopped_early(inputs: Inputs) -> Note | None:
-    """Return how many trials the scheduler stopped."""
+    """Return a note on the number of trials that the scheduler stopped."""
     num_stopped = sum(t.status == "STOPPED" for t in inputs.trials)
     if not num_stopped:
         return None
@@ -319,7 +328,7 @@ def _stopped_early(inputs: Inputs) -> Note | None:
 
 
 def _interruptions(inputs: Inputs) -> Note | None:
-    """Return how often the sweep was interrupted, and what that cost."""
+    """Return a note on the interruptions of the sweep, and on the training time that was repeated because of the interruptions."""
     sessions = inputs.sessions
     if len(sessions) < 2:
         return None
@@ -337,7 +346,7 @@ def _interruptions(inputs: Inputs) -> Note | None:
 
 
 def _stacked(inputs: Inputs) -> Note | None:
-    """Return whether trials were trained together, or why not; None where the config did not ask for it."""
+    """Return a note on trials that were trained together in one process, or on the reason against this. Return None if the driver did not try."""
     fused = inputs.sweep.fused
     if not fused:
         return None
@@ -354,7 +363,7 @@ def _stacked(inputs: Inputs) -> Note | None:
 
 
 def _lost_nodes(inputs: Inputs) -> Note | None:
-    """Return which nodes were lost, and how many trials had to move."""
+    """Return a note on the nodes that were lost, and on the number of trials that had to move to another node."""
     lost = list(dict.fromkeys(event.node for event in inputs.sweep.nodes if event.state == "lost"))
     if not lost:
         return None
@@ -367,7 +376,7 @@ def _lost_nodes(inputs: Inputs) -> Note | None:
 
 
 def _shared_gpus(inputs: Inputs) -> Iterator[Note]:
-    """Yield how trials shared GPUs."""
+    """Yield notes on the sharing of GPUs by several trials."""
     sweep = inputs.sweep
     if measured := sweep.gpu_memory_mb:
         share = min(1.0, sweep.gpu_share or 1.0)
@@ -387,7 +396,7 @@ def _shared_gpus(inputs: Inputs) -> Iterator[Note]:
 
 
 def _retries(inputs: Inputs) -> Note | None:
-    """Return how many trials succeeded only when they were tried again."""
+    """Return a note on the number of trials that failed at first, but did not fail when they were tried again."""
     retried = sum(t.num_failures > 0 and t.status != "ERROR" for t in inputs.trials)
     if not retried:
         return None

@@ -1,4 +1,7 @@
-"""A sweep as a study of Optuna's: for its evaluators, and as a journal that optuna-dashboard opens, whichever algorithm searched."""
+"""Converts a sweep to an Optuna study, whichever algorithm searched.
+
+Optuna's importance evaluators use the study. The program optuna-dashboard can open the study as a journal file.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ STATES = {"TERMINATED": "COMPLETE", "STOPPED": "PRUNED", "ERROR": "FAIL"}
 
 
 def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
-    """Return the distribution that holds all values of a key."""
+    """Return the Optuna distribution that contains all values of `key`."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not key.numeric:
@@ -34,18 +37,18 @@ def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
 
 
 def params_of(keys: list[Key], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of those keys that the configuration has, by name."""
+    """Return the values of the keys that `config` contains, by the name of the key."""
     values = {key.name: (key, key.value_in(config)) for key in keys if key.is_in(config)}
     return {name: value if key.numeric else _choice(value) for name, (key, value) in values.items()}
 
 
 def _choice(value: Any) -> Any:
-    """Return a value as a choice; Optuna keeps no lists and maps among its choices, so they become JSON."""
+    """Return `value` as a choice for Optuna. A list or a map becomes JSON text, because Optuna's choices cannot be lists or maps."""
     return value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value)
 
 
 def new_study(result: SweepResult, **options: Any) -> optuna.Study:
-    """Return an empty study, and keep Optuna's messages out of the log."""
+    """Return an empty Optuna study. Optuna's messages below the level WARNING are kept out of the log."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -53,18 +56,22 @@ def new_study(result: SweepResult, **options: Any) -> optuna.Study:
 
 
 def write_journal(result: SweepResult, path: Path) -> None:
-    """Write the sweep's finished trials as a journal, whole or not at all. Trials that were stopped early are pruned ones, with all their values."""
+    """Write the finished trials of the sweep to `path` as an Optuna journal. The file appears only when the journal is complete.
+
+    Trials that were stopped early become pruned trials with all their reported values.
+    """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     keys = result.varying_keys
     distributions = {key.name: distribution_of(key) for key in keys}
-    # Optuna opens the file again for each entry, and locks it by a file beside it. So Optuna writes elsewhere, and the whole file is copied.
+    # Optuna opens the journal again for each entry and creates a lock file beside the journal. So Optuna writes the journal to a temporary folder,
+    # and the complete journal is then copied to `path`.
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "journal"
         study = new_study(result, storage=JournalStorage(JournalFileBackend(str(journal))), study_name=result.name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # set_metric_names is experimental, which the user need not know
+            warnings.simplefilter("ignore")  # the user need not know that set_metric_names is experimental
             study.set_metric_names([result.metric])
         study.add_trials([_frozen(result, trial, keys, distributions) for trial in result.trials if trial.status in STATES])
         with written_aside(path, "wb") as stream:
@@ -72,12 +79,12 @@ def write_journal(result: SweepResult, path: Path) -> None:
 
 
 def _frozen(result: SweepResult, trial: Trial, keys: list[Key], distributions: dict[str, Any]) -> optuna.trial.FrozenTrial:
-    """Return a finished trial as Optuna keeps it."""
+    """Return a finished trial as a FrozenTrial of Optuna."""
     import optuna
 
     params = params_of(keys, trial.config)
     value = result.value(trial)
-    # A trial that ended without a value, such as a function that reported nothing, cannot be compared.
+    # A trial that ended without a value cannot be compared, for example when a trainable function reported nothing.
     state = "FAIL" if value is None else STATES[trial.status]
     values = {report.epoch: report.metrics.get(result.metric) for report in trial.results}
     frozen = optuna.create_trial(
@@ -95,5 +102,5 @@ def _frozen(result: SweepResult, trial: Trial, keys: list[Key], distributions: d
 
 
 def _local(at: str | None) -> datetime | None:
-    """Return a time of the record in the local time zone, without the zone's name, as Optuna keeps times."""
+    """Return a time of the record in the local time zone but without the name of the zone, because Optuna stores times in this form."""
     return None if at is None else datetime.fromisoformat(at).astimezone().replace(tzinfo=None)

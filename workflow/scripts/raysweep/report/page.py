@@ -1,4 +1,4 @@
-"""The frame of a page: one HTML file with its styles, scripts and figures, which loads nothing from anywhere."""
+"""Fills in the frame of a page. A page is one HTML file that contains all styles, scripts and figures, and loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
 def when(at: str | None) -> str:
-    """Return an ISO 8601 time in UTC as the page shows it, and an empty text for None."""
+    """Return the text in which the page shows `at`, an ISO 8601 time in UTC. The text is empty if `at` is None."""
     return "" if at is None else datetime.fromisoformat(at).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
 def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], **values: Any) -> str:
-    """Return the template filled in with these values; `specs` are the figures by the ids of their places."""
-    # The text of the bundle depends only on the version of the package. The policy names scripts by their hash, so that no other script can run.
+    """Return the page as HTML, that is, the template filled in with `values`, the figures and the data of the figures.
+
+    `specs` maps the id of each place on the page to the figure at that place. `data` maps the name of each data set to the columns of the data set.
+    """
+    # The text of the bundle depends only on the version of vl_convert. The page's Content-Security-Policy lists each allowed script by the script's
+    # hash, so that no other script can run.
     bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -45,12 +49,12 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], *
 
 
 def _sha256_source(text: str) -> str:
-    """Return the name of a script in a Content-Security-Policy."""
+    """Return the expression with which a Content-Security-Policy allows the script `text`."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _json_in_html(value: Any) -> Markup:
-    """Return JSON that can stand in a <script> element without ending it."""
+    """Return `value` as JSON that can stand inside a <script> element. Characters that could end the element are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(
         text.replace("<", "\\u003c")

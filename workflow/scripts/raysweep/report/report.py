@@ -1,4 +1,7 @@
-"""The report of a sweep: one HTML page that opens from a file, needs no network, and shows the result and how far to trust it."""
+"""Builds the report of a sweep, which is one HTML page that shows the result and how far the reader can trust the result.
+
+The browser opens the page from a file, without a network.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from raysweep.report.page import html_page, when
 from raysweep.report.snippet import path_from, snippet
 
 MAIN_PACKAGES = ("torch", "ray", "numpy", "optuna", "safetensors")
-MAX_TRIALS_NAMED = 12  # trials that are named for one cause of failure
+MAX_TRIALS_NAMED = 12  # maximum number of trials that the page names for one cause of failure
 
 
 # --- figures ------------------------------------------------------------------------------------------------------------------------
@@ -32,17 +35,19 @@ MAX_TRIALS_NAMED = 12  # trials that are named for one cause of failure
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of a report."""
+    """Contains the figures of a report, the data of the figures, and texts about the figures."""
 
-    specs: dict[str, Spec]  # by their place on the page
-    data: dict[str, Columns]  # what the figures share
-    left_out: dict[str, str]  # sentences on what a figure leaves out, by its place
-    hyperparameters: list[str]  # places of the figures that show one key each
-    num_axes: int  # of the parallel coordinates
+    specs: dict[str, Spec]  # maps each place on the page to the figure at that place
+    data: dict[str, Columns]  # maps a name to a data set that the figures share
+    left_out: dict[
+        str, str
+    ]  # maps the place of a figure to a sentence about the data that the figure leaves out; empty text if the figure shows all data
+    hyperparameters: list[str]  # places of the figures that show the metric against one key
+    num_axes: int  # number of axes of the parallel coordinates
 
 
 def figures_of(inputs: Inputs) -> Figures:
-    """Return the figures of a sweep; some of them need several trials, several epochs or a scheduler."""
+    """Return the figures of a sweep. Some figures exist only if the sweep has several trials, several epochs or a scheduler."""
     keys = inputs.varying_keys
     per_key = {f"key{i}": hyperparameters.hyperparameter(inputs, keys, i) for i in range(len(keys))}
     specs, left_out = dict(per_key), {}
@@ -67,15 +72,15 @@ def figures_of(inputs: Inputs) -> Figures:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table."""
+    """Describes a column of the table of trials."""
 
     title: str
-    number: bool  # whether the column holds numbers, by which it is sorted and aligned
+    number: bool  # whether the column contains numbers, so that the page sorts and aligns the cells as numbers
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial as a row of the table."""
+    """Describes one trial as a row of the table of trials."""
 
     cells: list[Any]
     status: str
@@ -84,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The table of all trials, best first, failed trials last."""
+    """Describes the table of all trials, sorted from the best trial to the worst trial. Trials without a rank, such as failed trials, come last."""
 
     columns: list[Column]
     rows: list[Row]
@@ -101,7 +106,7 @@ def _table(inputs: Inputs) -> Table:
 
 
 def _row(inputs: Inputs, trial: Trial) -> Row:
-    """Return the row of a trial."""
+    """Return the table row of a trial."""
     result = trial.best(inputs.metric, inputs.mode)
     config = flattened(trial.config)
     cells: list[Any] = [
@@ -121,7 +126,7 @@ def _row(inputs: Inputs, trial: Trial) -> Row:
 
 
 def _cell(value: Any) -> str:
-    """Return a value in the table; JavaScript can read the numbers again."""
+    """Return `value` as the text of a table cell. JavaScript can parse the text of a number, so that the page can sort the column by size."""
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else value_text(value)
 
 
@@ -129,12 +134,12 @@ def _cell(value: Any) -> str:
 
 
 def _counts(inputs: Inputs) -> dict[str, int]:
-    """Return how many trials ended in which way."""
+    """Return the number of trials with each final status."""
     return {status: sum(t.status == status for t in inputs.trials) for status in ("TERMINATED", "STOPPED", "ERROR")}
 
 
 def _facts(inputs: Inputs) -> list[tuple[str, str]]:
-    """Return the line of facts below the headline: (title, text)."""
+    """Return the facts below the headline of the page as pairs (title, text)."""
     header, trials = inputs.header, inputs.trials
     endings = zip(_counts(inputs).values(), ("finished", "stopped early", "failed"), strict=True)
     ended = ", ".join(f"{count:,} {ending}" for count, ending in endings if count)
@@ -152,7 +157,7 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def _cost_text(inputs: Inputs) -> str:
-    """Return the cost of the sweep, with what was spared and what was planned."""
+    """Return a text with the cost of the sweep, the cost that early stopping spared, and the planned cost."""
     cost = analysis.cost(inputs)
     text = f"{number(cost.hours)} {cost.unit}"
     if cost.epochs_spared:
@@ -164,7 +169,7 @@ def _cost_text(inputs: Inputs) -> str:
 
 
 def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
-    """Return where the result came from: (title, text)."""
+    """Return the origin of the result as pairs (title, text)."""
     header, env = inputs.header, inputs.env
     packages = ", ".join(f"{name} {env.packages[name]}" for name in MAIN_PACKAGES if name in env.packages)
     return [
@@ -180,7 +185,7 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
-    """Return where the data came from and how they were split; nothing where the trainable brings its own data."""
+    """Return the origin and the splits of the data as pairs (title, text). The list is empty if the trainable brings its own data."""
     data = inputs.data
     if data is None:
         return []
@@ -197,7 +202,7 @@ def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def _sessions(inputs: Inputs) -> list[dict[str, str]]:
-    """Return the sessions as rows of a table."""
+    """Return one table row for each session of the sweep."""
     return [
         {
             "start": when(session.at),
@@ -214,7 +219,10 @@ def _sessions(inputs: Inputs) -> list[dict[str, str]]:
 
 
 def render(inputs: Inputs, figures: Figures, root: Path) -> str:
-    """Return the page with these figures. `root` is the folder in which the workflow runs; paths on the page start there."""
+    """Return the page as HTML with these figures.
+
+    `root` is the folder in which the workflow runs. The page shows paths relative to `root`, and absolute paths for files outside `root`.
+    """
     states = {attempt.state for attempt in inputs.attempts}
     return html_page(
         "report.html",
@@ -247,7 +255,7 @@ def render(inputs: Inputs, figures: Figures, root: Path) -> str:
 
 
 def write_report(inputs: Inputs, path_to_output: Path, figures_dir: Path, root: Path) -> None:
-    """Write the page, whole or not at all, and the figures as files."""
+    """Write the page and the files of the figures. The file of the page appears only when the page is complete."""
     figures = figures_of(inputs)
     page = render(inputs, figures, root)
     with written_aside(path_to_output) as stream:

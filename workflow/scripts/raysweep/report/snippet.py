@@ -1,4 +1,4 @@
-"""The program on the page that loads the best model and classifies a few images."""
+"""Builds the program that the page shows. The program loads the best model and classifies a few images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raysweep.usercode.target import Target, find_target
 
 
 def snippet(inputs: Inputs, root: Path) -> str:
-    """Return the program; the user runs it in `root`, the folder in which the workflow runs."""
+    """Return the program that the page shows. The user runs the program in `root`, the folder in which the workflow runs."""
     if inputs.header.model:
         return _model_snippet(inputs, find_target(inputs.header.model, root), root)
     return "\n".join(
@@ -35,7 +35,7 @@ def snippet(inputs: Inputs, root: Path) -> str:
 
 
 def _model_snippet(inputs: Inputs, target: Target, root: Path) -> str:
-    """Return the program for a sweep of the workflow's own training."""
+    """Return the program for a sweep in which the workflow itself trains the model."""
     facts = read_weights_facts(inputs.model_dir / "model.safetensors")
     return "\n".join(
         [
@@ -58,16 +58,16 @@ def _model_snippet(inputs: Inputs, target: Target, root: Path) -> str:
 
 
 def _import_lines(target: Target) -> list[str]:
-    """Return the lines that import the model's class."""
+    """Return the lines of the program that import the model's class."""
     module = target.module or target.path.stem
     if all(_is_name(part) for part in module.split(".")):
         return [f"from {module} import {target.name}"]
-    # The name of a file such as my-model.py cannot stand in an import statement.
+    # An import statement cannot contain the name of a file such as my-model.py.
     return ["import importlib", "", f"{target.name} = importlib.import_module({module!r}).{target.name}"]
 
 
 def _arguments(config: dict[str, Any]) -> str:
-    """Return the arguments of the model's constructor: the configuration without the keys of the training."""
+    """Return the arguments of the model's constructor as Python source. Keys of the configuration that set the training are left out."""
     arguments = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
     if all(map(_is_name, arguments)):
         return ", ".join(f"{key}={_source(value, width=sys.maxsize)}" for key, value in arguments.items())
@@ -75,7 +75,7 @@ def _arguments(config: dict[str, Any]) -> str:
 
 
 def _first_batch_lines(inputs: Inputs, facts: WeightsFacts) -> list[str]:
-    """Return the line that gives lazy layers their sizes; no line where the model has no such layers."""
+    """Return the line that gives lazy layers their sizes. The list is empty if the model has no lazy layers."""
     if inputs.data is None or not facts.has_lazy_layers:
         return []
     shape = ", ".join(map(str, inputs.data.image_shape))
@@ -84,7 +84,7 @@ def _first_batch_lines(inputs: Inputs, facts: WeightsFacts) -> list[str]:
 
 
 def _classification_lines(inputs: Inputs, root: Path, facts: WeightsFacts) -> list[str]:
-    """Return the lines that classify the first images of the validation part; no lines where the trainable brings its own data."""
+    """Return the lines that classify the first images of the validation split. The list is empty if the trainable brings its own data."""
     if inputs.data is None or inputs.data_dir is None:
         return []
     images = f"{path_from(root, inputs.data_dir)}/validation/images.npy"
@@ -102,12 +102,12 @@ def _classification_lines(inputs: Inputs, root: Path, facts: WeightsFacts) -> li
 
 
 def _is_name(text: str) -> bool:
-    """Return whether Python takes a text as a name."""
+    """Return whether Python accepts `text` as a name."""
     return text.isidentifier() and not keyword.iskeyword(text)
 
 
 class _SourcePrinter(PrettyPrinter):
-    """A printer that writes infinity and NaN, for which Python has no literal, so that Python reads them again."""
+    """Prints values as Python source. Infinity and NaN become calls of `float`, because Python has no literals for them."""
 
     def format(self, object: Any, context: dict[int, int], maxlevels: int, level: int) -> tuple[str, bool, bool]:
         if isinstance(object, float) and not math.isfinite(object):
@@ -116,16 +116,16 @@ class _SourcePrinter(PrettyPrinter):
 
 
 def _source(value: Any, width: int = 100) -> str:
-    """Return a value of the config as Python source."""
+    """Return `value` as Python source."""
     return _SourcePrinter(width=width, compact=True, sort_dicts=False).pformat(value)
 
 
 def _quoted(value: str) -> str:
-    """Return text as a Python literal with double quotes: a JSON string is also a Python string."""
+    """Return `value` as a Python string literal with double quotes. `json.dumps` is suitable because a JSON string is also a Python string."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def path_from(root: Path, path: Path) -> str:
-    """Return `path` relative to `root`, or absolute where it lies outside of `root`."""
-    text = os.path.relpath(os.path.abspath(path), root)  # resolve() would follow links
+    """Return `path` relative to `root`, or the absolute path if `path` lies outside `root`."""
+    text = os.path.relpath(os.path.abspath(path), root)  # not Path.resolve(), because Path.resolve() would follow links
     return os.path.abspath(path) if text.startswith("..") else Path(text).as_posix()
