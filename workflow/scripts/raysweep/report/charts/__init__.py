@@ -1,1 +1,4 @@
-"""The figures of the report as Vega-Lite specifications: plain dicts, because the page and the files on disk both take JSON."""
+"""Builds the figures of the report as Vega-Lite specifications.
+
+A specification is a plain dict, because the page and the files on disk both need JSON.
+"""

@@ -1,4 +1,4 @@
-"""Figures that compare sweeps: their confirmed seeds, and the best value so far against what it cost."""
+"""Builds the figures that compare sweeps by their confirmed seeds, and by the best value so far against the cost."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from raysweep.report.analysis import best_until, hours_at, unit_of_cost
 from raysweep.report.charts.parts import WINNER_COLOUR, Spec, chart, layer, mark, metric_scale, nominal, quantitative
 from raysweep.report.inputs import SweepResult
 
-# The colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any colour vision tell apart. When they are used up,
-# they begin again, with dashed lines.
+# These are the colours of Okabe and Ito (https://jfly.uni-koeln.de/color/). People with any type of colour vision can tell the colours apart. After
+# the last colour, the colours begin again with dashed lines.
 COLOURS = [f"var(--{name})" for name in ("blue", "winner", "green", "red", "sky", "grey")]
 DASHES = [[1, 0], [6, 3], [2, 2]]
 
 
 def colour_of_sweep(position: int) -> str:
-    """Return the colour of the sweep at that position of its group."""
+    """Return the colour of the sweep at index `position` of its group."""
     return COLOURS[position % len(COLOURS)]
 
 
 def confirmed_values(group: list[SweepResult]) -> Spec:
-    """Return every confirmed seed of each sweep, and their mean with one standard deviation."""
+    """Return the figure of every confirmed seed of each sweep, with the mean and one standard deviation of the seeds."""
     metric = group[0].metric
     seeds = [{"sweep": sweep.name, "value": value} for sweep in group for value in sweep.confirmed.values]
     means = [
@@ -44,7 +44,7 @@ def confirmed_values(group: list[SweepResult]) -> Spec:
 
 
 def best_by_cost(group: list[SweepResult]) -> Spec:
-    """Return the best validation figure so far of each sweep against the hours that the sweep had been given by then."""
+    """Return the figure of each sweep's best validation value so far against the hours that the sweep had been given by then."""
     metric, names = group[0].metric, [sweep.name for sweep in group]
     units = sorted({unit_of_cost(sweep) for sweep in group})
     values = [

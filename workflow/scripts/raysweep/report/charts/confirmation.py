@@ -1,4 +1,4 @@
-"""The figure of the confirmation: every seed, their mean, and what else is known of the winner."""
+"""Builds the figure of the confirmation, which shows the value of every seed, the mean of the seeds, and other known values of the winner."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from raysweep.report.inputs import SweepResult
 
 
 def confirmation(result: SweepResult) -> Spec:
-    """Return every seed's value, their mean with one standard deviation, and beside them the other values of the winner."""
+    """Return the figure with the value of every seed, the mean with one standard deviation, and the other known values of the winner."""
     confirmed = result.confirmed
     seeds, mean_row = f"{confirmed.evaluated_on}, each seed", f"{confirmed.evaluated_on}, mean ± SD"
     colours = {seeds: "var(--blue)"} if confirmed.values else {}

@@ -1,4 +1,7 @@
-"""Figures of how a sweep went: learning curves, the best value over time and cost, trials at a time, rungs, and the timeline."""
+"""Builds the figures that show the course of a sweep.
+
+The figures show the learning curves, the best value over time and over cost, the number of running trials, the rungs, and the timeline.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,15 @@ from raysweep.report.charts.parts import (
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key
 
-BINS = 200  # equal parts of the running time; for each part the running trials are counted
+BINS = 200  # number of equal parts of the running time; the figure shows the mean number of running trials in each part
 BEST_LINE = mark("line", interpolate="step-after", color=WINNER_COLOUR, strokeWidth=2.5)
 
 
 def learning_curves(result: SweepResult) -> tuple[Spec, str] | None:
-    """Return the metric after each epoch, and a sentence on what the figure leaves out; None where no trial reported twice."""
+    """Return the figure of the metric after each epoch, and a sentence on the data that the figure leaves out.
+
+    Return None if no trial reported twice.
+    """
     if max(len(trial.results) for trial in result.trials) < 2:
         return None
     _, left_out = learning_curves_data(result)
@@ -59,7 +65,7 @@ def learning_curves(result: SweepResult) -> tuple[Spec, str] | None:
 
 
 def best_so_far(result: SweepResult, keys: list[Key]) -> Spec:
-    """Return the value of every finished trial at the time at which the trial ended, and the best value until then."""
+    """Return the figure of the best value so far against the running time. Every trial with a value is a point at the end of the trial."""
     unit_s, unit = time_unit(result.clock.total_s)
     steps = [{"end": round(at_s / unit_s, 4), "value": value} for at_s, value in best_until(result)]
     x = quantitative("end", title=f"running time ({unit})", scale={"zero": True, "nice": False})
@@ -80,7 +86,7 @@ def best_so_far(result: SweepResult, keys: list[Key]) -> Spec:
 
 
 def best_by_cost(result: SweepResult) -> Spec:
-    """Return the best value so far against the hours that the sweep had been given by then."""
+    """Return the figure of the best value so far against the GPU-hours or CPU-hours that the sweep had been given by then."""
     unit = unit_of_cost(result)
     steps = [{"hours": round(hours_at(result, at_s), 5), "value": value} for at_s, value in best_until(result)]
     line = layer(
@@ -93,7 +99,7 @@ def best_by_cost(result: SweepResult) -> Spec:
 
 
 def running(result: SweepResult) -> Spec:
-    """Return how many trials ran at a time."""
+    """Return the figure of the number of trials that ran at the same time."""
     total_s = result.clock.total_s
     unit_s, _ = time_unit(total_s)
     steps = [{"at": round(at_s / unit_s, 4), "trials": round(count, 3)} for at_s, count in at_a_time(result, BINS)]
@@ -107,7 +113,7 @@ def running(result: SweepResult) -> Spec:
 
 
 def rung_diagram(rungs: list[Rung]) -> Spec:
-    """Return how many trials reached each rung, and how many of them were stopped at that rung."""
+    """Return the figure of the number of trials that reached each rung, and the number of trials that were stopped at each rung."""
     colours = {"went on": "var(--blue)", "stopped there": "var(--sky)"}
     values = [
         {"epoch": rung.epoch, "fate": fate, "trials": count, "order": order}
@@ -126,7 +132,10 @@ def rung_diagram(rungs: list[Rung]) -> Spec:
 
 
 def timeline(result: SweepResult) -> tuple[Spec, str]:
-    """Return when and where each trial ran, a row for each place of a node, and a sentence on what the figure leaves out."""
+    """Return the figure of when and where each trial ran, and a sentence on the attempts that the figure leaves out.
+
+    Each row belongs to one node. A node has as many rows as trials ran on the node at the same time.
+    """
     attempts, clock = result.attempts, result.clock
     unit_s, unit = time_unit(clock.total_s)
     rows = lanes(attempts[:MAX_BARS])
@@ -156,7 +165,7 @@ def timeline(result: SweepResult) -> tuple[Spec, str]:
 
 
 def _node_axis(attempts: list[Attempt], rows: list[int]) -> Spec:
-    """Return the encoding of the rows as y; the first row of each node carries the node's name."""
+    """Return the encoding of the rows as the y-axis. The first row of each node shows the name of the node."""
     first_row: dict[str, int] = {}
     for attempt, row in zip(attempts, rows, strict=False):
         first_row[attempt.node] = min(first_row.get(attempt.node, row), row)

@@ -1,4 +1,7 @@
-"""The data that figures share: trials, learning curves, and the bars of the timeline. The page holds each of the three once."""
+"""Collects the data that several figures share, which are the trials, the learning curves, and the bars of the timeline.
+
+The page contains each of the three data sets only once.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key, position_in_range
 
-MAX_CURVES = 200  # learning curves that are drawn: more curves are neither readable nor small
-BEST_CURVES = 50  # of them from the best trials; the others are spread evenly over the ranks
-MAX_POINTS = 100  # points of one curve
-MAX_BARS = 2000  # bars of the timeline
+MAX_CURVES = 200  # maximum number of learning curves in the figure, because more curves would be hard to read and need much space
+BEST_CURVES = 50  # number of these curves that belong to the best trials; the other curves are spread evenly over the other ranks
+MAX_POINTS = 100  # maximum number of points of one curve
+MAX_BARS = 2000  # maximum number of bars of the timeline
 
 
 def shared_data(result: SweepResult, keys: list[Key]) -> dict[str, Columns]:
-    """Return the named data of the figures: `trials`, `curves` and `bars`."""
+    """Return the data sets `trials`, `curves` and `bars` by name."""
     unit_s, _ = time_unit(result.clock.total_s)
     curves, _ = learning_curves_data(result)
     return {"trials": _trials(result, keys, unit_s), "curves": curves, "bars": _bars(result.attempts, unit_s)}
 
 
 def _trials(result: SweepResult, keys: list[Key], unit_s: float) -> Columns:
-    """Return the columns of the trials, worst first, so that the best trials are drawn on top."""
+    """Return the columns of the trials. The worst trial comes first, so that the best trials are painted on top."""
     ranked = result.ranked
     rank = {trial.trial_id: i for i, (trial, _) in enumerate(ranked)}
     trials = sorted(result.trials, key=lambda t: -rank.get(t.trial_id, len(rank)))
@@ -34,7 +37,7 @@ def _trials(result: SweepResult, keys: list[Key], unit_s: float) -> Columns:
     columns: Columns = {
         "trial": [t.trial_id for t in trials],
         "status": [t.status for t in trials],
-        # The values of a failed trial do not count. Figures show only where the trial lies.
+        # The values of a failed trial do not count. Figures show only the configuration of a failed trial.
         "value": [None if t.status == "ERROR" else result.value(t) for t in trials],
         "tier": [tier_of(rank[t.trial_id], len(ranked)) if t.trial_id in rank else None for t in trials],
         "end": [round(result.clock.seconds(t.ended) / unit_s, 4) if t.ended else None for t in trials],
@@ -48,12 +51,12 @@ def _trials(result: SweepResult, keys: list[Key], unit_s: float) -> Columns:
 
 
 def tier_of(rank: int, num_trials: int) -> str:
-    """Return the fifth of all trials to which the trial of that rank belongs; the best trial has rank 0."""
+    """Return the fifth of all trials to which the trial with this rank belongs. The best trial has rank 0."""
     return TIERS[len(TIERS) * rank // num_trials]
 
 
 def metric_position(result: SweepResult, value: float) -> float:
-    """Return where a value of the metric lies on its axis of the parallel coordinates; the best value lies at 1."""
+    """Return the position of a value of the metric on the metric's axis of the parallel coordinates. The best value has the position 1."""
     values = [v for _, v in result.ranked]
     low, high = min(values), max(values)
     position = position_in_range(Numeric("", low, high, metric_scale(result).get("type") == "log"), value)
@@ -61,7 +64,10 @@ def metric_position(result: SweepResult, value: float) -> float:
 
 
 def learning_curves_data(result: SweepResult) -> tuple[Columns, str]:
-    """Return the columns of the learning curves, and a sentence on what is left out, since too many curves are thinned out."""
+    """Return the columns of the learning curves, and a sentence on the curves and points that are left out.
+
+    If there are too many curves, or too many points in a curve, only a selection is shown.
+    """
     ranked = [trial for trial, _ in result.ranked]
     rank = {trial.trial_id: i for i, trial in enumerate(ranked)}
     drawn = _drawn_curves(ranked)
@@ -82,7 +88,7 @@ def learning_curves_data(result: SweepResult) -> tuple[Columns, str]:
 
 
 def _drawn_curves(ranked: list[Trial]) -> list[Trial]:
-    """Return the trials whose curves are drawn: the best ones, and the others at even steps of rank."""
+    """Return the trials whose curves are shown. They are the best trials, and a selection of the other trials at even steps of rank."""
     if len(ranked) <= MAX_CURVES:
         return ranked
     best, others = ranked[:BEST_CURVES], ranked[BEST_CURVES:]
@@ -91,7 +97,7 @@ def _drawn_curves(ranked: list[Trial]) -> list[Trial]:
 
 
 def _thinned(points: list[tuple[int, float]], trial: Trial, result: SweepResult) -> list[tuple[int, float]]:
-    """Return at most MAX_POINTS points of a curve: the first, the last, the best, and others at even steps."""
+    """Return at most MAX_POINTS points of a curve. They include the first, the last and the best point, and other points at even steps."""
     if len(points) <= MAX_POINTS:
         return points
     best = trial.best(result.metric, result.mode)
@@ -101,7 +107,7 @@ def _thinned(points: list[tuple[int, float]], trial: Trial, result: SweepResult)
 
 
 def _bars(attempts: list[Attempt], unit_s: float) -> Columns:
-    """Return the columns of the timeline's bars."""
+    """Return the columns that describe the bars of the timeline."""
     drawn = attempts[:MAX_BARS]
     return {
         "trial": [a.trial.trial_id for a in drawn],
@@ -113,7 +119,7 @@ def _bars(attempts: list[Attempt], unit_s: float) -> Columns:
 
 
 def lanes(attempts: list[Attempt]) -> list[int]:
-    """Return the row of each attempt: the lowest free row of its node. Nodes lie below each other in the order of their names."""
+    """Return the row of the timeline for each attempt, which is the lowest free row of the attempt's node. The nodes are sorted by name."""
     places: list[tuple[str, int]] = []
     free: dict[str, list[int]] = {}
     busy: dict[str, list[tuple[float, int]]] = {}

@@ -1,4 +1,7 @@
-"""Figures of the search space: the metric against each key, all keys at once, their importance, and the map of two keys."""
+"""Builds the figures of the search space.
+
+The figures show the metric against each key, all keys side by side, the importance of the keys, and the map of two keys.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ from raysweep.report.charts.parts import (
 from raysweep.report.inputs import Inputs, SweepResult
 from raysweep.report.keys import Key
 
-KEY_HEIGHT = 220
+KEY_HEIGHT = 220  # height in pixels of the figure of one key
 
 
 def hyperparameter(inputs: Inputs, keys: list[Key], i: int) -> Spec:
-    """Return the metric of every trial against one key: failed trials are crosses at the foot, the winner is a diamond."""
+    """Return the figure of the metric against the key `keys[i]`. Failed trials are crosses at the bottom, and the winner is a diamond."""
     key, x = keys[i], _x_axis(i, keys[i])
     y = metric_axis(inputs, axis={"tickCount": 5})
     tooltip = trial_tooltip(inputs, keys)
@@ -49,7 +52,9 @@ def hyperparameter(inputs: Inputs, keys: list[Key], i: int) -> Spec:
         shape=SHAPE_BY_STATUS,
         tooltip=tooltip,
     )
-    if not key.numeric:  # spread the points of one category, by a pattern that is the same every time
+    if not key.numeric:
+        # The points of one category are spread sideways, so that all points can be seen. The pattern depends only on the trial ids, so every report
+        # shows the same figure.
         points["transform"] = [*points["transform"], {"calculate": "((toNumber(datum.trial) * 7) % 11 - 5) / 7", "as": "jitter"}]
         points["encoding"]["xOffset"] = quantitative("jitter", scale={"domain": [-1, 1]}, axis=None)
     crosses = layer(
@@ -65,7 +70,10 @@ def hyperparameter(inputs: Inputs, keys: list[Key], i: int) -> Spec:
 
 
 def _noise_band(inputs: Inputs, y: Spec) -> list[Spec]:
-    """Return the band of one standard deviation of the confirmation below the winner; no band where no deviation is known."""
+    """Return the band between the winner's value and a value that is worse by one standard deviation of the confirmation.
+
+    The list is empty if the standard deviation is not known or is 0.
+    """
     deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
     if not deviation:
         return []
@@ -74,7 +82,7 @@ def _noise_band(inputs: Inputs, y: Spec) -> list[Spec]:
 
 
 def _x_axis(i: int, key: Key) -> Spec:
-    """Return the encoding of a key as x."""
+    """Return the encoding of `key`, which has the index `i`, as the x-axis."""
     if not key.numeric:
         return nominal(f"config{i}", title=key.name, sort=[value_text(v) for v in key.categories], axis={"labelAngle": 0, "labelLimit": 90})
     low, high = key.span
@@ -89,7 +97,10 @@ def _x_axis(i: int, key: Key) -> Spec:
 
 
 def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
-    """Return a line for each trial across an axis for each key and one for the metric. Darker lines are better; the winner lies on top."""
+    """Return the figure of the parallel coordinates, in which each key and the metric have an axis, and each trial is a line across all axes.
+
+    Lines of better trials are darker. The line of the winner lies on top.
+    """
     axes = [f"axis{i}" for i in range(len(keys))] + ["axis_metric"]
     x = _parallel_x(axes, [*(key.name for key in keys), inputs.metric])
     y = quantitative("position", axis=None, scale={"domain": [0, 1]})
@@ -110,7 +121,7 @@ def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
             **line,
         ),
     ]
-    # Each label is drawn twice: first with a broad stroke in the colour of the paper, which hides the lines behind the label.
+    # Each label is painted twice. The first label has a broad stroke in the colour of the paper, which hides the lines behind the second label.
     for style in ({"stroke": "var(--paper)", "strokeWidth": 4, "color": "var(--paper)"}, {"color": "var(--muted)"}):
         shape = mark("text", align="right", dx=-7, fontSize=11, **style)
         layers.append(layer(shape, data=_parallel_labels(inputs, keys), x=x, y=y, text={"field": "text"}))
@@ -119,8 +130,8 @@ def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
 
 
 def _parallel_x(axes: list[str], titles: list[str]) -> Spec:
-    """Return the encoding of the axes side by side, with their titles on top."""
-    # The titles go into an expression of Vega's as JSON text, which its parser reads as an object.
+    """Return the encoding that places the axes side by side, with the title of each axis on top."""
+    # The Vega expression contains the titles as JSON text, because Vega's parser reads JSON as an object.
     title_of = json.dumps(dict(zip(axes, titles, strict=True)))
     axis = {
         "orient": "top",
@@ -145,7 +156,7 @@ def _parallel_labels(inputs: SweepResult, keys: list[Key]) -> list[Spec]:
 
 
 def _ticks(key: Key) -> list[tuple[float, str]]:
-    """Return the labels of an axis from 0 to 1: (position, text)."""
+    """Return the labels along the axis of `key` as pairs (position from 0 to 1, text)."""
     if not key.numeric:
         return [(key.position(v), value_text(v)[:18]) for v in key.categories]
     low, high = key.span
@@ -161,7 +172,7 @@ def _ticks(key: Key) -> list[tuple[float, str]]:
 
 
 def importance(importances: list[Importance]) -> Spec:
-    """Return a bar for each key, the most important key on top."""
+    """Return the figure with a bar for the importance of each key. The most important key is on top."""
     values = [{"key": item.key.name, "share": round(item.share, 4)} for item in importances]
     y = nominal("key", sort=None, title=None, axis={"labelLimit": 160, "ticks": False, "domain": False})
     x = quantitative("share", title="importance", axis={"format": ".0%", "tickCount": 5}, scale={"domain": [0, 1]})
@@ -173,7 +184,7 @@ def importance(importances: list[Importance]) -> Spec:
 
 
 def contour(inputs: SweepResult, keys: list[Key], x_key: Key, y_key: Key) -> Spec:
-    """Return the map of two keys: the smoothed metric in levels, and every trial as a point."""
+    """Return the map of two keys, which shows the smoothed metric in levels, and every trial with a value as a point."""
     cells = [
         {
             "left": round(cell.left, 4),
@@ -211,7 +222,7 @@ def contour(inputs: SweepResult, keys: list[Key], x_key: Key, y_key: Key) -> Spe
 
 
 def _position_axis(field: str, key: Key) -> Spec:
-    """Return the encoding of a key's positions from 0 to 1, with the key's values as labels."""
+    """Return the encoding of an axis with the positions of `key` from 0 to 1. The labels show the values of the key."""
     labels = {f"{position:.6f}": text for position, text in _ticks(key)}
     return quantitative(
         field,

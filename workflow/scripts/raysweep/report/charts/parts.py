@@ -1,7 +1,7 @@
-"""What figures have in common: the style, the colours, and the pieces from which a specification is put together.
+"""Provides the parts that figures share, which are the style, the colours, and the pieces of a specification.
 
-Colours are CSS variables of the page. So a figure follows the page's theme, in print too, without being drawn again. Fields have made-up
-names (`config0`), because Vega reads dots and brackets in a name as a path. The user's own names appear only as titles and labels.
+Colours are CSS variables of the page. So a figure follows the page's theme, in print too, and the browser need not paint the figure again. Fields
+have invented names (`config0`), because Vega reads dots and brackets in a name as a path. The user's own names appear only as titles and labels.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from raysweep.report.inputs import CONTINUED, SweepResult
 from raysweep.report.keys import Key
 
 Spec = dict[str, Any]
-Columns = dict[str, list[Any]]  # named data of a figure, a list for each column
+Columns = dict[str, list[Any]]  # a data set for figures, which maps the name of each column to the values of the column
 
-# The style of every figure, on the page and in its file.
+# The Vega configuration, which gives every figure its style, both on the page and in the figure's SVG file.
 CONFIG: Spec = {
     "background": None,
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif",
@@ -32,7 +32,7 @@ CONFIG: Spec = {
         "labelPadding": 4,
     },
     "axisX": {"grid": False},
-    "legend": {"disable": True},  # the page has legends of its own, which fold on a narrow screen
+    "legend": {"disable": True},  # off, because the page has its own legends, which wrap on a narrow screen
 }
 
 STATUS_COLOURS = {
@@ -50,38 +50,38 @@ WINNER_COLOUR = "var(--winner)"
 
 
 def quantitative(field: str, **options: Any) -> Spec:
-    """Return the encoding of a field that holds numbers."""
+    """Return the Vega-Lite encoding of a field that contains numbers."""
     return {"field": field, "type": "quantitative", **options}
 
 
 def nominal(field: str, **options: Any) -> Spec:
-    """Return the encoding of a field that holds names."""
+    """Return the Vega-Lite encoding of a field that contains names."""
     return {"field": field, "type": "nominal", **options}
 
 
 def ordinal(field: str, **options: Any) -> Spec:
-    """Return the encoding of a field that holds ordered steps."""
+    """Return the Vega-Lite encoding of a field that contains ordered steps."""
     return {"field": field, "type": "ordinal", **options}
 
 
 def mark(kind: str, **style: Any) -> Spec:
-    """Return a mark: "point", "line", "bar" and so on, with its style."""
+    """Return a Vega-Lite mark with this style. `kind` is "point", "line", "bar" and so on."""
     return {"type": kind, **style}
 
 
 def layer(shape: Spec, /, *, data: list[Spec] | None = None, transform: list[Spec] | None = None, **encoding: Any) -> Spec:
-    """Return a layer of a figure. Without `data`, the layer shows the data of the figure."""
+    """Return a layer of a figure. Without `data`, the layer shows the data of the whole figure."""
     source = {} if data is None else {"data": {"values": data}}
     return source | ({} if transform is None else {"transform": transform}) | {"mark": shape, "encoding": encoding}
 
 
 def chart(description: str, height: int, layers: list[Spec], **options: Any) -> Spec:
-    """Return a figure of that height in pixels. The page decides its width."""
+    """Return a figure with a height of `height` pixels. The page decides the width of the figure."""
     return {"description": description, "width": "container", "height": height, "layer": layers} | options
 
 
 def palette(colour_of: dict[str, str]) -> Spec:
-    """Return a scale that gives each name its own colour."""
+    """Return a scale that gives each name its own colour or shape."""
     return {"domain": list(colour_of), "range": list(colour_of.values())}
 
 
@@ -90,33 +90,37 @@ SHAPE_BY_STATUS = nominal("status", scale=palette(STATUS_SHAPES))
 COLOUR_BY_TIER = ordinal("tier", scale={"domain": TIERS, "range": TIER_COLOURS})
 TRIAL: Spec = {"field": "trial"}
 WINNER_MARK = mark("point", shape="diamond", filled=True, size=190, color=WINNER_COLOUR, stroke="var(--paper)", strokeWidth=1.5)
-WITH_VALUE: Spec = {"filter": "isValid(datum.value)"}  # failed trials have no value
+WITH_VALUE: Spec = {"filter": "isValid(datum.value)"}  # leaves out failed trials, because failed trials have no value
 
 
 def only_winner(result: SweepResult) -> Spec:
-    """Return the transform that keeps the winning trial alone."""
+    """Return the transform that keeps only the data of the winning trial."""
     return {"filter": {"field": "trial", "equal": result.winner.trial_id}}
 
 
 def metric_scale(result: SweepResult) -> Spec:
-    """Return a logarithmic scale where all values are positive and one value would squash all the others, else a linear scale."""
+    """Return the scale for the values of the metric.
+
+    The scale is logarithmic if all values are positive and the largest value is more than 1000 times the smallest value. A linear scale would press
+    most of such values together. In all other cases the scale is linear.
+    """
     values = [value for _, value in result.ranked]
     is_wide = min(values) > 0 and max(values) / min(values) > 1000
     return {"type": "log"} if is_wide else {"zero": False, "nice": True}
 
 
 def metric_axis(result: SweepResult, **options: Any) -> Spec:
-    """Return the encoding of the metric as y."""
+    """Return the encoding of the metric as the y-axis."""
     return quantitative("value", title=result.metric, scale=metric_scale(result), **options)
 
 
 def metric_tooltip(title: str) -> Spec:
-    """Return the line of a tooltip that shows the value of a point."""
+    """Return the line of a tooltip that shows the metric's value at a point."""
     return quantitative("value", title=title, format=".4~g")
 
 
 def trial_tooltip(result: SweepResult, keys: list[Key]) -> list[Spec]:
-    """Return the lines of the tooltip that shows a trial: status, value and configuration."""
+    """Return the lines of a tooltip that shows the id, status, value and configuration of a trial."""
     lines = [TRIAL, {"field": "status"}, metric_tooltip(result.metric)]
     for i, key in enumerate(keys):
         field = f"config{i}"
@@ -125,11 +129,11 @@ def trial_tooltip(result: SweepResult, keys: list[Key]) -> list[Spec]:
 
 
 def time_unit(total_s: float) -> tuple[float, str]:
-    """Return the unit in which a time axis of that length is shown: (its seconds, its name)."""
+    """Return the unit for a time axis with a length of `total_s` seconds, as a pair (seconds of the unit, name of the unit)."""
     return (1.0, "s") if total_s < 180 else (60.0, "min") if total_s < 3 * 3600 else (3600.0, "h")
 
 
 def running_time_axis(field: str, total_s: float) -> Spec:
-    """Return the encoding of the whole running time of a sweep as x."""
+    """Return the encoding of an x-axis that covers the whole running time of a sweep."""
     unit_s, unit = time_unit(total_s)
     return quantitative(field, title=f"running time ({unit})", scale={"domain": [0, max(total_s, 1e-3) / unit_s], "nice": False})
