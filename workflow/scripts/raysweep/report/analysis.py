@@ -19,14 +19,14 @@ from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key
 from raysweep.report.optuna_study import distribution_of, new_study, params_of
 
-MIN_TRIALS = 30  # trials with a value that importances and the map need, because fewer trials do not support a conclusion
+MIN_TRIALS = 30  # number of trials with a value that the importances and the map need; fewer trials do not support a conclusion
 MIN_SHARE_WITH_KEY = 0.9  # a key gets an importance only if more than this share of the trials with a value have the key
-TARGET_QUANTILE = 0.2  # the best fifth is compared with all trials, because the figures also divide the trials into fifths
+TARGET_QUANTILE = 0.2  # the best fifth of the trials is compared with all trials; the figures also divide the trials into fifths
 CELLS = 24  # number of cells along a numeric axis of the map
 BANDWIDTH = 0.1  # bandwidth of the map's kernel, as a fraction of the length of an axis
-# A cell of the map stays empty if the trials around the cell have less weight together. A trial at the centre of the cell has the weight 1.
+# A cell of the map stays empty if the sum of the weights of the trials is smaller than this number. A trial at the centre of the cell has the weight 1.
 MIN_WEIGHT = 0.6
-LEVELS = 5  # number of levels of the map, each with a colour
+LEVELS = 5  # number of levels into which the map divides the values of the metric; each level has a colour
 MAX_RUNGS = 40  # with more rungs, the page has no figure of the rungs
 
 
@@ -72,14 +72,14 @@ def _with_keys(result: SweepResult, keys: list[Key]) -> list[tuple[Trial, float]
 
 
 class Cell(NamedTuple):
-    """Describes a rectangle of the map. The edges of the rectangle are positions from 0 to 1 on the two axes."""
+    """Describes a rectangle of the map. The ends of the rectangle are positions from 0 to 1 on the two axes of the map."""
 
     left: float
     right: float
     bottom: float
     top: float
     value: float  # smoothed value of the metric
-    level: int  # number of the level; the best level has the number 0
+    level: int  # index of the level of `value`; the best level has index 0
 
 
 def landscape(result: SweepResult, x: Key, y: Key) -> list[Cell]:
@@ -93,14 +93,15 @@ def landscape(result: SweepResult, x: Key, y: Key) -> list[Cell]:
     values = np.array([value for _, value in trials])
     values = np.clip(values, *np.quantile(values, [0.05, 0.95]))
     positions = np.array([[key.position(key.value_in(trial.config)) for key in (x, y)] for trial, _ in trials])
-    # Names have no neighbours. So along an axis of names, only trials with exactly the name of the cell count.
+    # Names have no neighbours. So along an axis of names, only trials with the name at the centre of the cell count.
     bandwidths = np.array([BANDWIDTH if key.numeric else 1e-9 for key in (x, y)])
     cells = []
     for (left, right), (bottom, top) in itertools.product(_edges(x), _edges(y)):
         centre = np.array([(left + right) / 2, (bottom + top) / 2])
         weights = np.exp(-(((positions - centre) / bandwidths) ** 2).sum(1) / 2)
         if weights.sum() >= MIN_WEIGHT:
-            value = float(f"{weights @ values / weights.sum():.6g}")  # rounded, because equal values may differ in the last digits
+            # Rounding removes the last digits, in which equal values may differ.
+            value = float(f"{weights @ values / weights.sum():.6g}")
             cells.append((left, right, bottom, top, value))
     smoothed = [cell[4] for cell in cells]
     low, high = min(smoothed), max(smoothed)
@@ -115,7 +116,7 @@ def _edges(key: Key) -> list[tuple[float, float]]:
 
 
 def _level(value: float, bounds: list[float], mode: Mode) -> int:
-    """Return the level of `value`, where 0 is the best level. `bounds` contains the bounds between the levels."""
+    """Return the level of `value`, from 0 for the best level. `bounds` contains the bounds between the levels."""
     if bounds[0] == bounds[-1]:
         return 0
     from_below = bisect.bisect_right(bounds, value)
@@ -126,8 +127,8 @@ class Rung(NamedTuple):
     """Describes an epoch at which the scheduler compared trials. The numbers count the trials without an error that reached this epoch."""
 
     epoch: int
-    went_on: int  # number of trials that the scheduler did not stop at this epoch
-    stopped: int  # number of trials that the scheduler stopped at this epoch
+    went_on: int  # number of these trials that the scheduler did not stop at this epoch
+    stopped: int  # number of these trials that the scheduler stopped at this epoch
 
 
 def rungs(result: SweepResult) -> list[Rung]:

@@ -39,7 +39,7 @@ def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[Sw
 
 
 def groups(sweeps: list[SweepResult]) -> list[list[SweepResult]]:
-    """Return the sweeps in groups whose sweeps can be compared with each other. The best sweep of a group stands first.
+    """Return the sweeps in groups. Sweeps of one group can be compared with each other. The best sweep of a group stands first.
 
     All sweeps of a group have the same metric, the same data set, and a confirmation on the same split of the data.
     """
@@ -71,7 +71,7 @@ def verdict(group: list[SweepResult]) -> str:
     names = f"{first.name} and {second.name}"
     if min(counts) < MIN_SEEDS or len(deviations) < 2:
         return f"Whether {names} differ is not known: a test takes {MIN_SEEDS} confirmed seeds of each."
-    variances = [deviation**2 / n for deviation, n in zip(deviations, counts, strict=True)]  # variances of the two means
+    variances = [deviation**2 / n for deviation, n in zip(deviations, counts, strict=True)]  # variance of each of the two means
     gap = abs(_mean(first) - _mean(second))
     if not all(variances):
         return f"{names} are {number(gap)} apart. All seeds of one of them gave the same value, so the part of chance is not known."
@@ -85,7 +85,7 @@ def verdict(group: list[SweepResult]) -> str:
     return f"{names} are {number(gap)} apart. Chance may explain this: chance alone makes up to {number(limit)} in 19 of 20 cases."
 
 
-COLUMNS = [  # pairs (title of the column, whether the column contains numbers)
+COLUMNS = [  # list of pairs (title of the column, whether the column contains numbers)
     ("metric", False),
     ("data", False),
     ("validation, winner", True),

@@ -13,7 +13,10 @@ class Document:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """Return the document with the values of its fields from `values`. Raises TypeError if `values` lacks a field without a default."""
+        """Return the document that is made from `values`. Keys of `values` that are not fields of the class are ignored.
+
+        Raises TypeError if `values` lacks a field without a default.
+        """
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
@@ -24,7 +27,7 @@ class EnvironmentManifest(Document):
     python_version: str
     torch_backend: str
     wheels: str
-    packages: dict[str, str]  # maps the name of a package to the version
+    packages: dict[str, str]  # maps the name of each package to the version of the package
     environment_sha256: str
     python: str | None = None  # path of the Python interpreter
 

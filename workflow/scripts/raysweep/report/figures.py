@@ -14,7 +14,7 @@ import vl_convert
 from raysweep.report.charts.parts import CONFIG, Columns, Spec
 
 STYLE = Path(__file__).parent / "templates" / "report.css"
-WIDTH = 640  # width of an SVG file in pixels; on the page, the page decides the width
+WIDTH = 640  # width in pixels of a figure in an SVG file; the HTML page uses other widths
 # Figures that contain their own data in the specification. These data also become CSV files.
 WITH_DATA = ("importance", "contour", "rungs", "best_by_cost", "running", "confirmation")
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 def write_figures(folder: Path, specs: dict[str, Spec], data: dict[str, Columns], key_names: list[str]) -> None:
     """Write all figures and the data of the figures to `folder`. All old files in `folder` are removed first.
 
-    `key_names` contains the names of the keys that vary. The figure `key0` belongs to the first name, and so on.
+    `key_names` contains the names of the keys that vary. The figure `key0` shows the first of these keys, the figure `key1` shows the second key, and so on.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def _colours() -> dict[str, str]:
 
 
 def _coloured(spec: Spec, colours: dict[str, str]) -> Spec:
-    """Return `spec` with each name of a colour replaced by the colour, because an SVG file has no style sheet."""
+    """Return a copy of `spec` in which each name of a colour is replaced by the colour, because an SVG file has no style sheet."""
     text = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: colours.get(match[1], match[0]), json.dumps(spec))
     coloured: Spec = json.loads(text)
     return coloured
@@ -71,7 +71,7 @@ def _rows(columns: Columns) -> list[Row]:
 
 
 def _readable(columns: Columns, key_names: list[str]) -> Columns:
-    """Return the columns for a CSV file, with the real names of the keys and without the columns that only set the position of a point."""
+    """Return the columns for a CSV file. Columns get the real names of the keys, and columns that only set the position of a point are left out."""
     names = {f"config{i}": f"config/{name}" for i, name in enumerate(key_names)}
     return {names.get(name, name): values for name, values in columns.items() if not name.startswith("axis")}
 

@@ -31,7 +31,7 @@ class Attempt:
     node: str
     start_s: float
     end_s: float
-    state: str  # status of the trial for the trial's last attempt, CONTINUED for every earlier attempt
+    state: str  # status of the trial if this is the last attempt of the trial, otherwise CONTINUED
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class SweepResult:
 
     @cached_property
     def ranked(self) -> list[tuple[Trial, float]]:
-        """Return the trials that did not fail and have a best value, with this value, best first. Trials with equal values are sorted by id."""
+        """Return the trials that did not fail and have a best value, with this value, best trial first. Trials with equal values are sorted by id."""
         ordered = sorted(self.trials, key=lambda trial: trial.rank(self.metric, self.mode))
         return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
 
@@ -147,7 +147,7 @@ class Clock:
         self.total_s = sum(self.session_s)
 
     def session_of(self, at: str) -> int:
-        """Return the index of the session to which the time `at` belongs."""
+        """Return the index of the last session that began before or at the time `at`."""
         return max((i for i, (start, _) in enumerate(self.sessions) if start <= at), default=0)
 
     def seconds(self, at: str) -> float:

@@ -16,9 +16,9 @@ class Key:
     """Describes a key of the configurations. The name of a nested key is written as `outer/inner`."""
 
     name: str
-    # None for a constant, for a key that the search space no longer has, and for a key with different distributions in different branches
+    # None for a constant, for a key that the search space no longer has, and for a key with different distributions in the branches of a one_of
     distribution: Distribution | None
-    values: tuple[Any, ...]  # the different values in the configurations
+    values: tuple[Any, ...]  # all different values of the key in the configurations
 
     @property
     def varies(self) -> bool:
@@ -100,9 +100,8 @@ def keys_of(search_space: dict[str, Any], configs: list[dict[str, Any]]) -> list
     names = [*space, *(name for config in flat for name in config)]
     keys = []
     for name in dict.fromkeys(names):
-        values = {
-            json.dumps(c[name], sort_keys=True): c[name] for c in flat if name in c
-        }  # JSON as dict key, because lists are not hashable
+        # The keys of this dict are JSON text, because a value may be a list, and a list is not hashable.
+        values = {json.dumps(c[name], sort_keys=True): c[name] for c in flat if name in c}
         distribution = space.get(name)
         keys.append(Key(name, distribution if isinstance(distribution, Distribution) else None, tuple(values.values())))
     return keys

@@ -21,7 +21,7 @@ from raysweep.report.analysis import has_gpus, repeated_s
 from raysweep.report.inputs import Inputs
 from raysweep.report.keys import Key, position_in_range
 
-EDGE_FRACTION = 0.05  # fraction of a range, at each end of the range, that counts as the edge
+EDGE_FRACTION = 0.05  # fraction of a range that counts as the edge, at each of the two ends
 MIN_STEPS = 20  # a range with fewer values has no outer 5 %, so the ends of this range are judged as the ends of a list
 MAX_NAMED = 5  # maximum number of trials or configurations that a sentence names
 
@@ -71,14 +71,14 @@ def compared_as(inputs: Inputs) -> str:
 
 
 def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
-    """Return the candidates that tie with the winner, with their values, best first. The winner is left out.
+    """Return the other candidates that tie with the winner, with the value of each candidate, best candidate first.
 
-    A candidate ties if its value differs from the winner's value by at most one standard deviation of the confirmation.
+    A candidate ties with the winner if the candidate's value differs from the winner's value by at most one standard deviation of the confirmation.
     """
     deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
     if deviation is None:
         return []
-    slack = 1e-12 * max(1.0, abs(best))  # allows rounding errors, because in binary 0.47 - 0.46 is slightly more than 0.01
+    slack = 1e-12 * max(1.0, abs(best))  # needed because in binary numbers, 0.47 - 0.46 is slightly more than 0.01
     return [
         (candidate, value)
         for candidate, value in inputs.compared
@@ -253,7 +253,7 @@ def _edge_of_list(key: Key, values: list[float], value: float) -> Note | None:
 
 
 def _splits(inputs: Inputs) -> Note:
-    """Return a note on the number of examples in each split of the data, and on the standard error of an accuracy from so few examples."""
+    """Return a note on the number of examples in each split of the data, and on the standard error of an accuracy on the validation split."""
     if inputs.data is None:
         text = "The trainable decides how it splits its data, and on which part it measures its validation figure."
         return Note("info", "The trainable brings its own data", text)
@@ -346,7 +346,7 @@ def _interruptions(inputs: Inputs) -> Note | None:
 
 
 def _stacked(inputs: Inputs) -> Note | None:
-    """Return a note on trials that were trained together in one process, or on the reason against this. Return None if the driver did not try."""
+    """Return a note on the trials that were trained together in one process, or on the reason why not. Return None if the driver did not try."""
     fused = inputs.sweep.fused
     if not fused:
         return None

@@ -1,4 +1,4 @@
-"""Converts a sweep to an Optuna study, whichever algorithm searched.
+"""Converts a sweep to an Optuna study. The search algorithm of the sweep does not matter.
 
 Optuna's importance evaluators use the study. The program optuna-dashboard can open the study as a journal file.
 """
@@ -71,7 +71,8 @@ def write_journal(result: SweepResult, path: Path) -> None:
         journal = Path(folder) / "journal"
         study = new_study(result, storage=JournalStorage(JournalFileBackend(str(journal))), study_name=result.name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the user need not know that set_metric_names is experimental
+            # Optuna warns that set_metric_names is experimental. The user need not know this.
+            warnings.simplefilter("ignore")
             study.set_metric_names([result.metric])
         study.add_trials([_frozen(result, trial, keys, distributions) for trial in result.trials if trial.status in STATES])
         with written_aside(path, "wb") as stream:

@@ -1,4 +1,4 @@
-"""Fills in the frame of a page. A page is one HTML file that contains all styles, scripts and figures, and loads nothing from elsewhere."""
+"""Fills in the frame of a page. A page is one HTML file that contains all styles, scripts and figures, and loads no other file."""
 
 from __future__ import annotations
 

@@ -39,9 +39,8 @@ class Figures:
 
     specs: dict[str, Spec]  # maps each place on the page to the figure at that place
     data: dict[str, Columns]  # maps a name to a data set that the figures share
-    left_out: dict[
-        str, str
-    ]  # maps the place of a figure to a sentence about the data that the figure leaves out; empty text if the figure shows all data
+    # Maps the place of a figure to a sentence about the data that the figure leaves out. The text is empty if the figure shows all data.
+    left_out: dict[str, str]
     hyperparameters: list[str]  # places of the figures that show the metric against one key
     num_axes: int  # number of axes of the parallel coordinates
 
@@ -75,7 +74,7 @@ class Column:
     """Describes a column of the table of trials."""
 
     title: str
-    number: bool  # whether the column contains numbers, so that the page sorts and aligns the cells as numbers
+    number: bool  # whether the column contains numbers; the page sorts and aligns such a column as numbers
 
 
 @dataclass(frozen=True)

@@ -127,5 +127,6 @@ def _quoted(value: str) -> str:
 
 def path_from(root: Path, path: Path) -> str:
     """Return `path` relative to `root`, or the absolute path if `path` lies outside `root`."""
-    text = os.path.relpath(os.path.abspath(path), root)  # not Path.resolve(), because Path.resolve() would follow links
+    # Path.resolve() is not used, because Path.resolve() would follow symbolic links.
+    text = os.path.relpath(os.path.abspath(path), root)
     return os.path.abspath(path) if text.startswith("..") else Path(text).as_posix()

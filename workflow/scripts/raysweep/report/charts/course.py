@@ -132,9 +132,9 @@ def rung_diagram(rungs: list[Rung]) -> Spec:
 
 
 def timeline(result: SweepResult) -> tuple[Spec, str]:
-    """Return the figure of when and where each trial ran, and a sentence on the attempts that the figure leaves out.
+    """Return the figure that shows when and where each trial ran, and a sentence on the attempts that the figure leaves out.
 
-    Each row belongs to one node. A node has as many rows as trials ran on the node at the same time.
+    Each row belongs to one node. The attempts in one row did not overlap in time.
     """
     attempts, clock = result.attempts, result.clock
     unit_s, unit = time_unit(clock.total_s)

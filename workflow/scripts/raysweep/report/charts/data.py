@@ -88,7 +88,7 @@ def learning_curves_data(result: SweepResult) -> tuple[Columns, str]:
 
 
 def _drawn_curves(ranked: list[Trial]) -> list[Trial]:
-    """Return the trials whose curves are shown. They are the best trials, and a selection of the other trials at even steps of rank."""
+    """Return the trials whose curves are shown. These trials are the best trials, and a selection of the other trials at even steps of rank."""
     if len(ranked) <= MAX_CURVES:
         return ranked
     best, others = ranked[:BEST_CURVES], ranked[BEST_CURVES:]
@@ -97,7 +97,7 @@ def _drawn_curves(ranked: list[Trial]) -> list[Trial]:
 
 
 def _thinned(points: list[tuple[int, float]], trial: Trial, result: SweepResult) -> list[tuple[int, float]]:
-    """Return at most MAX_POINTS points of a curve. They include the first, the last and the best point, and other points at even steps."""
+    """Return at most MAX_POINTS points of a curve. These points are the first, the last and the best point, and other points at even steps."""
     if len(points) <= MAX_POINTS:
         return points
     best = trial.best(result.metric, result.mode)
@@ -119,7 +119,7 @@ def _bars(attempts: list[Attempt], unit_s: float) -> Columns:
 
 
 def lanes(attempts: list[Attempt]) -> list[int]:
-    """Return the row of the timeline for each attempt, which is the lowest free row of the attempt's node. The nodes are sorted by name."""
+    """Return the row of each attempt in the timeline. The row is the lowest free row of the attempt's node. The nodes are sorted by name."""
     places: list[tuple[str, int]] = []
     free: dict[str, list[int]] = {}
     busy: dict[str, list[tuple[float, int]]] = {}

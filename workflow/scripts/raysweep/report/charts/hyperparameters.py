@@ -97,8 +97,9 @@ def _x_axis(i: int, key: Key) -> Spec:
 
 
 def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
-    """Return the figure of the parallel coordinates, in which each key and the metric have an axis, and each trial is a line across all axes.
+    """Return the figure of the parallel coordinates.
 
+    The figure has one axis for each key and one axis for the metric. Each trial is a line across all axes.
     Lines of better trials are darker. The line of the winner lies on top.
     """
     axes = [f"axis{i}" for i in range(len(keys))] + ["axis_metric"]

@@ -32,7 +32,8 @@ CONFIG: Spec = {
         "labelPadding": 4,
     },
     "axisX": {"grid": False},
-    "legend": {"disable": True},  # off, because the page has its own legends, which wrap on a narrow screen
+    # Vega's legends are disabled, because the page has its own legends, which wrap into several lines on a narrow screen.
+    "legend": {"disable": True},
 }
 
 STATUS_COLOURS = {
@@ -90,7 +91,7 @@ SHAPE_BY_STATUS = nominal("status", scale=palette(STATUS_SHAPES))
 COLOUR_BY_TIER = ordinal("tier", scale={"domain": TIERS, "range": TIER_COLOURS})
 TRIAL: Spec = {"field": "trial"}
 WINNER_MARK = mark("point", shape="diamond", filled=True, size=190, color=WINNER_COLOUR, stroke="var(--paper)", strokeWidth=1.5)
-WITH_VALUE: Spec = {"filter": "isValid(datum.value)"}  # leaves out failed trials, because failed trials have no value
+WITH_VALUE: Spec = {"filter": "isValid(datum.value)"}  # this filter leaves out failed trials, because failed trials have no value
 
 
 def only_winner(result: SweepResult) -> Spec:
