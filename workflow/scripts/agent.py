@@ -1,4 +1,4 @@
-"""Entry point of the agent, which the launcher starts once on each node. It talks through its standard input and output: raysweep/cluster/agent.py."""
+"""Run the agent, which the launcher starts once on each node. The agent exchanges messages through standard input and output (raysweep/cluster/agent.py)."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from raysweep.cluster.agent import run_agent
 
 
 def main() -> None:
-    # Only messages may go to the launcher: lines that modules and programs print go to the terminal.
+    # The original standard output is only for messages to the launcher. Text that modules and programs print goes to stderr, which is the terminal.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     run_agent(sys.stdin, channel)

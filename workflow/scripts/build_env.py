@@ -1,4 +1,4 @@
-"""Build the environment that trials run in, and describe it in OUTPUT_DIR/env.yaml. Runs in the controller's environment."""
+"""Build the environment of the trials, and describe this environment in OUTPUT_DIR/env.yaml. This program runs in the controller's environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entry point of the rules of check_cluster: `login` checks Slurm, `nodes` checks the nodes of its job, `table` prints the results of both."""
+"""Run a rule of check_cluster. `login` checks Slurm, `nodes` checks the nodes of the rule's Slurm job, and `table` prints the results of both rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import what a sweep needs in the environment of its trials, so that a mistake shows before a job waits in a queue."""
+"""Import the modules and functions that a sweep needs, in the environment of the trials, so that an error is visible before a job waits in the queue."""
 
 from __future__ import annotations
 

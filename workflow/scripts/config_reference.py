@@ -1,4 +1,4 @@
-"""Write the table of config/README.md from the schema, or with --check only report whether the table is up to date."""
+"""Write the table in config/README.md from the schema. With --check, only report whether the table is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entry point of the rule confirm."""
+"""Run the rule confirm, which trains the best configuration of a sweep again with other seeds."""
 
 from raysweep.common.errors import run_entry_point
 from raysweep.stages.confirm import run_confirm

@@ -1,4 +1,4 @@
-"""Entry point of the driver, started by the agent in the node environment."""
+"""Run the driver. The agent of the first node starts this program in the node environment."""
 
 import argparse
 import json
@@ -18,11 +18,11 @@ def main() -> None:
     set_up_logging(args.log, os.fdopen(args.terminal_fd, "w", encoding="utf-8"))
     from raysweep.cluster.job import DriverInput
     from raysweep.common.typed_json import from_json
-    from raysweep.tune.driver import drive, import_all  # here, so that a failing import is told like any other failure
+    from raysweep.tune.driver import drive, import_all  # imported here, so that a failed import is logged like every other error
 
     import_all()
     while not args.job.exists():
-        time.sleep(0.02)  # its agent writes the file, or ends this process
+        time.sleep(0.02)  # the agent writes this file when Ray is up, or ends this process
     drive(from_json(DriverInput, json.loads(args.job.read_text())))
 
 

@@ -1,6 +1,6 @@
-"""Entry point of the measurement of `snakemake plan`, in the environment of the trials.
+"""Measure the time of training steps for `snakemake plan`. This program runs in the environment of the trials.
 
-It reads a MeasurementInput from its standard input, and writes a Measurement as its last line, both as JSON.
+The program reads a MeasurementInput as JSON from the standard input, and prints a Measurement as JSON in the last line of the output.
 """
 
 import json
@@ -13,7 +13,9 @@ from raysweep.common.errors import run_entry_point
 def main() -> None:
     from raysweep.tune.slots.fusion import KEEP_MEMORY
 
-    if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads these variables when a process begins
+    if (
+        not KEEP_MEMORY.keys() <= os.environ.keys()
+    ):  # the process starts again, because glibc reads these variables only at the start of a process
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     from raysweep.cluster.job import MeasurementInput
     from raysweep.common.typed_json import from_json

@@ -1,4 +1,4 @@
-"""Begin a sweep of your own: copy one of the examples under a name of your own. The copy runs as it is."""
+"""Create a new sweep as a copy of an example, under a name that the user chooses. The copy runs without changes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from raysweep.common.files import flush_folder
 from raysweep.config.schema import PATH_TO_SCHEMA, load_schema
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-DATA_SCRIPT = "draw_pictures.py"  # run once, where an example has it, to make the first data
+# Script that creates the first data of a new sweep. The script runs once where the example contains this file.
+DATA_SCRIPT = "draw_pictures.py"
 
 
 def new_sweep(name: str, like: str, root: Path) -> Path:
-    """Copy examples/<like>/ to <root>/sweeps/<name>/, put the name into the config of the copy, and return the folder.
+    """Copy examples/<like>/ to <root>/sweeps/<name>/, write the name into the config of the copy, and return the folder of the copy.
 
-    Raises ConfigError for a name that is not allowed or is taken, and for an example that does not exist.
+    Raises ConfigError where the name is not allowed, where the folder exists already, and where there is no such example.
     """
     kinds = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
     schema = load_schema()["$defs"]["name"]
@@ -33,15 +34,15 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
     if folder.exists():
         raise ConfigError(f"NAME: {folder.relative_to(root)} exists already. Give another name, or take it away.")
     folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:  # so that the folder exists only when it is complete
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:  # so that the final folder never exists without all files
         new = shutil.copytree(EXAMPLES / like, Path(aside) / name, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
         for path in new.iterdir():
             text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")
             if path.name == "config.yaml":
-                # The schema with which an editor checks the file. `root` need not be the folder of this project.
+                # An editor checks the file with this schema. The path is computed, because `root` may be another folder than the folder of this project.
                 text = text.replace("$schema=../../config/schema.yaml", f"$schema={os.path.relpath(PATH_TO_SCHEMA, folder)}")
-                # Each sweep names its own data set, because two data sets must not lie in one place. The name stands in quotes, because YAML
-                # takes some names for numbers.
+                # Each sweep uses a data set with the name of the sweep, because two data sets must not use the same folder. The name is in quotes,
+                # because YAML reads some names as numbers.
                 for pattern, line in (
                     (f"  {like}:", f'  "{name}":'),
                     ("  pictures:", f'  "{name}":'),

@@ -1,4 +1,4 @@
-"""Entry point of the rule plan: print the time and the resources that each sweep will take."""
+"""Run the rule plan, which prints the time and the resources that each sweep will need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def wrapped(name: str, text: str) -> list[str]:
-    """Return a line of the plan, wrapped to the width of the output."""
+    """Return a row of the plan as lines of at most COLUMNS characters."""
     indent = " " * (NAME_COLUMNS + 2)
     return textwrap.wrap(text, COLUMNS, initial_indent=f"  {name:<{NAME_COLUMNS}}", subsequent_indent=indent, break_on_hyphens=False)
 

@@ -1,4 +1,4 @@
-"""Write the report of a sweep: one HTML page."""
+"""Write the report of a sweep as one HTML page, with the figures and a journal for Optuna as separate files."""
 
 from __future__ import annotations
 

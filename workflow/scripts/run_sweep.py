@@ -1,4 +1,4 @@
-"""Entry point of the rule run_sweep."""
+"""Run the rule run_sweep, which runs the remaining trials of a sweep and writes the outputs of the sweep."""
 
 from raysweep.common.errors import run_entry_point
 from raysweep.stages.stage import stage_from_command_line

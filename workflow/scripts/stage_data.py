@@ -1,4 +1,4 @@
-"""Stage a data set: fetch or generate it, verify it, split it, and write arrays for the trials to map."""
+"""Stage a data set. Download, read or generate the data, verify and split the data, and write arrays that the trials map into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show a sweep from its record, again and again while the sweep runs. Without arguments, show the sweep whose record was written last."""
+"""Show the state of a sweep from the sweep's record, and update the view while the sweep runs. Without arguments, show the sweep whose record changed last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of what the nodes of the job report (probe.py): each node by itself, and the connections between the nodes."""
+"""This module checks the reports of the nodes of the job (probe.py): the measurements of each node, and the connections between the nodes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation, Node
 from raysweep.slurm.explanations import PROFILE
 
-# Measured with Ray 2.60: Ray's own processes on a node have 125 threads, each worker about 20, and torch starts some.
+# Number of threads that Ray needs on a node: NUM_THREADS, and NUM_THREADS_PER_CPU for each CPU. Ray 2.60 was measured: Ray's own processes on a node have
+# 125 threads, and each worker has about 20 threads. torch starts more threads in each worker.
 NUM_THREADS, NUM_THREADS_PER_CPU = 300, 40
-LEAST_OPEN_FILES_SOFT = 1024  # the limit of Ray's GCS and raylet
-LEAST_OPEN_FILES_HARD = 4096  # drivers and workers raise their limit to the hard one, and Ray warns below this
+LEAST_OPEN_FILES_SOFT = 1024  # lowest soft limit of open files that is enough for Ray's GCS and raylet
+LEAST_OPEN_FILES_HARD = 4096  # lowest hard limit without a warning of Ray; drivers and workers raise their soft limit to the hard limit
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 NETWORK_FILESYSTEMS = (
     "nfs",
@@ -39,16 +40,17 @@ NETWORK_FILESYSTEMS = (
 )
 LOCAL_DIR_REMEDY = "Ask the site for a folder on the nodes' own disks, and set TMPDIR to it where Snakemake is started"
 SHARED_FOLDER_REMEDY = "The project's folder has to lie on a disk that all nodes and the login node share"
-MISSING_FILE_SIGNS = ("execve", "No such file")  # in srun's errors, where a node does not see the controller's Python
+# Texts in srun's error lines that mean that the file of the controller's Python does not exist on a node.
+MISSING_FILE_SIGNS = ("execve", "No such file")
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A node that has reported, and what the sweep needs of the node."""
+    """Contains a node, the report of the node, and the disk space that a sweep needs on the node."""
 
     node: Node
     probed: ProbedNode
-    environment_mb: float  # what is unpacked to the node's own disk; 0: nothing
+    environment_mb: float  # size of the environment that is unpacked to the node's disk; 0 where nothing is unpacked
 
     @property
     def report(self) -> NodeReport:
@@ -59,7 +61,7 @@ class NodeFacts:
 
 
 def check_shared_folder(facts: NodeFacts) -> CheckResult:
-    """Check whether the node saw the file of the first node, and the first node saw the file of the node."""
+    """Check whether this node saw the file of the first node, and whether the first node saw the file of this node."""
     name, forth_s, back_s = "shared folder", facts.report.shared_file_seen_after_s, facts.probed.seen_by_first_after_s
     if forth_s is None or back_s is None:
         finding = "it does not see what the first node writes" if forth_s is None else "what it writes is not seen by the first node"
@@ -71,7 +73,7 @@ def check_shared_folder(facts: NodeFacts) -> CheckResult:
 
 
 def check_python(facts: NodeFacts) -> CheckResult:
-    """Check whether the Python under the node environment runs on the node."""
+    """Check whether the Python that the node environment uses runs on the node."""
     name, python = "env.python", facts.report.python
     if python.error is not None:
         return failed(name, python.error.rstrip("."), "Change env.python or env.modules")
@@ -79,7 +81,7 @@ def check_python(facts: NodeFacts) -> CheckResult:
 
 
 def check_local_disk(facts: NodeFacts) -> CheckResult:
-    """Check the folder on the node's own disk, to which trials write, and to which the environment may be unpacked."""
+    """Check the folder for temporary files on the node. Trials write to this folder, and the environment may be unpacked to this folder."""
     name, disk, needed_mb = "node-local disk", facts.report.resources.local_disk, facts.environment_mb
     finding = f"{disk.folder} ({disk.filesystem}), {format_size(disk.free_mb)} free"
     if not disk.is_writable:
@@ -121,7 +123,7 @@ def check_open_files(facts: NodeFacts) -> CheckResult:
 
 
 def check_threads(facts: NodeFacts) -> CheckResult:
-    """Check whether Ray may start a worker for each CPU."""
+    """Check whether this user may start enough threads for Ray and a worker on each CPU."""
     name, left, cpus = "threads", facts.report.resources.threads_left, facts.node.cpus
     if left is None:
         return ok(name, "no limit")
@@ -133,7 +135,7 @@ def check_threads(facts: NodeFacts) -> CheckResult:
 
 
 def check_gpus(facts: NodeFacts) -> CheckResult:
-    """Check whether NVIDIA's driver and CUDA_VISIBLE_DEVICES agree with what Slurm counted."""
+    """Check whether CUDA_VISIBLE_DEVICES names, and NVIDIA's driver lists, all GPUs that Slurm gave to the job on this node."""
     name, given, gpus, remedy = "GPUs", facts.node.gpus, facts.report.resources.gpus, "Tell the site, or ask for another gpu_type"
     if gpus is None:
         return ok(name, f"{given} given")
@@ -153,7 +155,7 @@ NODE_CHECKS: tuple[NodeCheck, ...] = (
     check_open_files,
     check_threads,
 )
-GPU_CHECKS: tuple[NodeCheck, ...] = (check_gpus,)  # where the job has GPUs
+GPU_CHECKS: tuple[NodeCheck, ...] = (check_gpus,)  # these checks run only where a node of the job has GPUs
 
 # ---------------------------------------------------------------------------------------------------------------- all nodes
 
@@ -169,7 +171,7 @@ def check_nodes_answer(nodes: Sequence[Node], probe: ProbeResult) -> CheckResult
 
 
 def check_connections(nodes: Sequence[Node], probe: ProbeResult) -> CheckResult:
-    """Check whether each node that has reported reaches each other one on the addresses that Ray uses."""
+    """Check whether each node that has sent a report can connect to the other nodes, through the addresses that Ray uses."""
     name, remedy = "TCP", "Ask the site to open the ports above 1024 between the nodes of a job"
     without_address = [f"{node}: {probed.report.address_error}" for node, probed in probe.nodes.items() if probed.report.address is None]
     if without_address:
@@ -187,7 +189,7 @@ def check_connections(nodes: Sequence[Node], probe: ProbeResult) -> CheckResult:
 
 
 def unpacked_mb(environment: Environment, env_dir: Path, cache_dir: Path | None) -> float:
-    """Return how much is unpacked to the private folder of an agent, in MB."""
+    """Return the size in MB of the environment that is unpacked to the private folder of an agent, or 0 where nothing is unpacked."""
     if environment.wheels == "none" or cache_dir is not None:
         return 0.0
     return (env_dir / ARCHIVE).stat().st_size * UNPACKED_TO_PACKED / 2**20
@@ -196,7 +198,7 @@ def unpacked_mb(environment: Environment, env_dir: Path, cache_dir: Path | None)
 def check_nodes(
     allocation: Allocation, environment: Environment, env_dir: Path, shared_dir: Path, cache_dir: Path | None
 ) -> tuple[CheckResult, ...]:
-    """Return the results of all checks of this module. `shared_dir` is a new folder in the project's folder."""
+    """Return the results of all checks of this module. `shared_dir` is a new folder in the project's folder, for the files of the nodes."""
     probe = probe_nodes(allocation, env_dir, shared_dir)
     environment_mb = unpacked_mb(environment, env_dir, cache_dir)
     facts = [NodeFacts(node, probe.nodes[node.name], environment_mb) for node in allocation.nodes if node.name in probe.nodes]

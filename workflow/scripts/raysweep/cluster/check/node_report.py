@@ -1,4 +1,7 @@
-"""What a node measures of itself, and the messages between the node (probe_node.py) and the first node of the job (probe.py)."""
+"""This module defines the measurements of a node for check_cluster, and the messages between the probes and the first node.
+
+probe_node.py runs once on each node and sends the measurements. probe.py runs on the first node of the job and receives the measurements.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from raysweep.slurm.allocation import Node
 
 @dataclass(frozen=True)
 class LocalDisk:
-    """The folder for temporary files on a node, and its file system."""
+    """Describes the folder for temporary files on a node, and the file system of this folder."""
 
     folder: Path
-    filesystem: str  # such as ext4, tmpfs or lustre
+    filesystem: str  # type of the file system, such as ext4, tmpfs or lustre
     free_mb: int
-    is_noexec: bool  # no program may be run from it
+    is_noexec: bool  # the file system is mounted with `noexec`, so that no program can be run from the folder
     is_writable: bool
 
     @classmethod
@@ -44,7 +47,7 @@ class LocalDisk:
 
 @dataclass(frozen=True)
 class GpuCounts:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, and the GPUs that NVIDIA's driver lists; `description` holds the latter in words."""
+    """Contains the number of GPUs that CUDA_VISIBLE_DEVICES names, and the number that NVIDIA's driver lists. `description` describes this list."""
 
     num_named: int
     num_listed: int
@@ -57,7 +60,7 @@ class GpuCounts:
 
 @dataclass(frozen=True)
 class PythonStatus:
-    """The version of the Python under the node environment, or why that Python does not run on the node."""
+    """Contains the version of the Python that the node environment uses, or the reason why this Python does not run on the node."""
 
     version: str | None
     error: str | None = None
@@ -74,15 +77,15 @@ class PythonStatus:
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What one node can measure alone."""
+    """Contains the measurements that a node can make without other nodes."""
 
     local_disk: LocalDisk
-    shm_free_mb: int | None  # None: there is no /dev/shm
-    object_store_mb: int
-    open_files_soft: int | None  # limits of this user; None: no limit
-    open_files_hard: int | None
-    threads_left: int | None  # None: no limit
-    gpus: GpuCounts | None  # None where the job asked for no GPU
+    shm_free_mb: int | None  # free space of /dev/shm; None where /dev/shm does not exist
+    object_store_mb: int  # size that Ray's object store would have
+    open_files_soft: int | None  # soft limit of open files for a process of this user; None where there is no limit
+    open_files_hard: int | None  # hard limit of open files; None where there is no limit
+    threads_left: int | None  # number of threads that this user may still start; None where there is no limit
+    gpus: GpuCounts | None  # None where the job has no GPU on this node
 
     @classmethod
     def measure(cls, node: Node, local_dir: Path) -> NodeResources:
@@ -100,17 +103,21 @@ class NodeResources:
 
 
 def filesystem_type(path: Path) -> str:
-    """Return the type of the file system that a folder lies on, such as ext4, tmpfs or lustre."""
-    # Of several mounts at one place the last one is visible.
+    """Return the type of the file system that contains a folder, such as ext4, tmpfs or lustre."""
+    # Where several file systems are mounted at the same path, only the last mount is visible. The dictionary keeps the last mount of each path.
     mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
     return next((mounts[folder] for folder in (path.resolve(), *path.resolve().parents) if folder in mounts), "unknown")
 
 
 def threads_left() -> int | None:
-    """Return how many more threads this user may start on this node; None where nothing limits them. Linux counts threads as processes."""
+    """Return how many more threads this user may start on this node, or None where there is no limit.
+
+    The function reads the limit of the user (`ulimit -u`) and the limits of the control groups. Linux counts threads as
+    processes, so both limits count threads.
+    """
     amounts = []
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if limit != resource.RLIM_INFINITY and os.getuid() != 0:  # the limit does not bind root
+    if limit != resource.RLIM_INFINITY and os.getuid() != 0:  # Linux does not apply this limit to root
         processes = psutil.process_iter(["uids", "num_threads"])
         amounts.append(limit - sum(p.info["num_threads"] or 0 for p in processes if p.info["uids"].real == os.getuid()))
     own = Path("/proc/self/cgroup")
@@ -130,7 +137,7 @@ def threads_left() -> int | None:
 
 @dataclass(frozen=True)
 class SocketAddress:
-    """An address that accepts TCP connections."""
+    """Describes an address that accepts TCP connections."""
 
     host: str
     port: int
@@ -138,7 +145,10 @@ class SocketAddress:
 
 @dataclass(frozen=True)
 class ProbeStart:
-    """The first message to each node. Each node writes `nonce` to a file in `shared_dir`, by which the nodes see whether they share the folder."""
+    """Is the first message to each node.
+
+    Each node writes the random text `nonce` to a file in `shared_dir`. A check looks whether the other nodes see this text, that is, share the folder.
+    """
 
     nodes: tuple[Node, ...]
     nonce: str
@@ -149,37 +159,37 @@ class ProbeStart:
 
 @dataclass(frozen=True)
 class Listeners:
-    """The second message to each node: where the nodes that have answered listen."""
+    """Is the second message to each node. This message contains the addresses of the nodes that listen for connections."""
 
-    addresses: dict[str, SocketAddress]  # rank, as text → address
+    addresses: dict[str, SocketAddress]  # rank of a node as text → address of the node
     kind: Literal["listeners"] = "listeners"
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """The first message of a node."""
+    """Is the first message from a node, and contains the measurements of the node."""
 
     rank: int
     resources: NodeResources
     python: PythonStatus
-    shared_file_seen_after_s: float | None  # when the node saw the file that the first node wrote; None: not within the deadline
-    address: SocketAddress | None  # where the node listens
-    address_error: str | None = None  # why it does not listen
+    shared_file_seen_after_s: float | None  # seconds until the node saw the first node's file; None where too late
+    address: SocketAddress | None  # address on which the node listens; None where listening failed
+    address_error: str | None = None  # reason why listening failed
     kind: Literal["report"] = "report"
 
 
 @dataclass(frozen=True)
 class FailedConnections:
-    """The second message of a node: the other nodes that do not accept a connection from it."""
+    """Is the second message from a node, and names the other nodes that did not accept a connection from this node."""
 
     rank: int
-    reasons: dict[str, str]  # rank of the other node, as text → reason
+    reasons: dict[str, str]  # rank of the other node as text → reason of the failure
     kind: Literal["failed_connections"] = "failed_connections"
 
 
 @dataclass(frozen=True)
 class TaskEnded:
-    """The task of a node has ended too early: `srun` says so, the node cannot."""
+    """Tells that the task on a node has failed. This is known from an error line of `srun`, because the task itself can send nothing any more."""
 
     rank: int
     kind: Literal["task_ended"] = "task_ended"
@@ -189,7 +199,7 @@ NodeMessage = NodeReport | FailedConnections | TaskEnded
 
 
 def read_node_message(line: str) -> NodeMessage | None:
-    """Return the message in a line from a node; None for any other line, such as a line that the prolog of a site prints."""
+    """Return the message that a line from a node contains. Return None for any other line, such as a line that the prolog of a site prints."""
     try:
         return cast(NodeMessage, from_json(cast(Any, NodeMessage), json.loads(line)))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The first node's part of the probe: it starts probe_node.py once on each node of the job, and collects their messages."""
+"""This module runs on the first node of the job. The module starts probe_node.py once on each node, and collects the messages of these probes."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")
 
-REPORT_DEADLINE_S = 180  # for modules and a Python on a slow file system, and SHARED_DEADLINE_S
+REPORT_DEADLINE_S = 180  # includes SHARED_DEADLINE_S, and the start of Python from a slow file system
 
 
 @dataclass(frozen=True)
 class ProbedNode:
-    """A node that has reported."""
+    """Contains the report of one node, and the measurements that need other nodes."""
 
     report: NodeReport
-    seen_by_first_after_s: float | None = None  # when the first node saw the file that this node wrote; None: not within the deadline
-    failed_connections: dict[str, str] | None = None  # rank → reason; None: the node did not answer
+    seen_by_first_after_s: float | None = None  # seconds until the first node saw this node's file; None where too late
+    failed_connections: dict[str, str] | None = None  # rank of another node → reason; None where this node did not answer
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The nodes that have reported, by name, and the last errors of srun."""
+    """Contains the reports of the nodes (name of the node → report), and the last error lines of srun."""
 
     nodes: dict[str, ProbedNode]
     errors: str
 
 
 class Probes:
-    """The running probes, one on each node, and what they have sent."""
+    """Runs the program that starts one probe on each node, and collects the messages of the probes."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.messages: queue.Queue[NodeMessage | None] = queue.Queue()  # None: no message can come any more
+        self.messages: queue.Queue[NodeMessage | None] = queue.Queue()  # None is queued last, after the end of the program's output
         self.error_lines: list[str] = []
-        self.reports: dict[int, NodeReport] = {}  # rank → report
+        self.reports: dict[int, NodeReport] = {}  # rank of the node → report
         self.connections: dict[int, FailedConnections] = {}
-        self.ended: set[int] = set()  # the ranks whose tasks have ended too early
+        self.ended: set[int] = set()  # ranks of the nodes whose tasks have failed
         self.threads = [threading.Thread(target=self.read_messages), threading.Thread(target=self.read_errors)]
 
     def read_messages(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
             message = read_node_message(line)
-            if message is None:  # the prolog of a site printed the line
+            if message is None:  # the line is no message: for example, the prolog of the site printed the line
                 logger.debug("%s", line.strip())
             else:
                 self.messages.put(message)
@@ -87,7 +87,10 @@ class Probes:
             send(message, self.process.stdin)
 
     def collect(self, ranks: set[int], answers: dict[int, NodeReport] | dict[int, FailedConnections], deadline_s: float) -> None:
-        """Return when each of the nodes stands among the answers or has ended, or time is up."""
+        """Receive messages until each node of `ranks` has an entry in `answers` or has failed, or until `deadline_s` seconds are over.
+
+        `answers` is one of the dictionaries `reports` and `connections` of this object.
+        """
         deadline = time.monotonic() + deadline_s
         while ranks - answers.keys() - self.ended and (left_s := deadline - time.monotonic()) > 0:
             try:
@@ -104,13 +107,13 @@ class Probes:
                 self.ended.add(message.rank)
 
     def end(self) -> None:
-        """End the probes: they end when their input does."""
+        """End the probes. This method closes the probes' standard input, and each probe ends when the standard input ends."""
         assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
             self.process.wait(CONNECT_DEADLINE_S)
-        except subprocess.TimeoutExpired:  # a node that hangs
+        except subprocess.TimeoutExpired:  # the program on a node hangs
             self.process.kill()
             self.process.wait()
         for thread in self.threads:
@@ -133,7 +136,10 @@ def probes_on(allocation: Allocation) -> Iterator[Probes]:
 
 
 def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> ProbeResult:
-    """Return what each node reports. `shared_dir` is a new folder, by whose files the nodes see whether they share it."""
+    """Start a probe on each node, and return the reports of the nodes.
+
+    `shared_dir` is a new folder. The first node and each other node write a file there, to find out whether all nodes share the folder.
+    """
     nonce = os.urandom(8).hex()
     (shared_dir / FIRST_FILE).write_text(nonce)
     num_nodes = len(allocation.nodes)
@@ -141,14 +147,15 @@ def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> Prob
         probes.send(ProbeStart(allocation.nodes, nonce, shared_dir.absolute(), env_dir.absolute()))
         probes.collect(set(range(num_nodes)), probes.reports, REPORT_DEADLINE_S)
         nodes = {rank: ProbedNode(report) for rank, report in probes.reports.items()}
-        # Waiting for the file of a node that cannot see ours would take as long again.
+        # The first node waits only for files of nodes that saw the first node's file. The other nodes share no folder with the first node, and waiting for
+        # the files of these nodes would take another SHARED_DEADLINE_S seconds.
         sharing = [rank for rank, node in nodes.items() if node.report.shared_file_seen_after_s is not None]
         for rank, seen_after_s in zip(sharing, seen_after([shared_dir / str(rank) for rank in sharing], nonce), strict=True):
             nodes[rank] = replace(nodes[rank], seen_by_first_after_s=seen_after_s)
         probes.send(Listeners({str(rank): node.report.address for rank, node in nodes.items() if node.report.address is not None}))
         deadline_s = CONNECT_DEADLINE_S * (1 + num_nodes / NUM_CONNECTIONS) + CONNECT_DEADLINE_S
         probes.collect(set(nodes), probes.connections, deadline_s)
-    # A report that came after the deadline does not count, and nor do its connections.
+    # A node whose report came after the deadline is ignored, with the connections of this node.
     for rank in nodes.keys() & probes.connections.keys():
         nodes[rank] = replace(nodes[rank], failed_connections=probes.connections[rank].reasons)
     return ProbeResult({allocation.nodes[rank].name: node for rank, node in sorted(nodes.items())}, " | ".join(probes.error_lines[-3:]))

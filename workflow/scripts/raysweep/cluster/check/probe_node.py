@@ -1,6 +1,7 @@
-"""What runs on each node of the job: the node measures itself, then it tries to reach the other nodes.
+"""This module is the probe, which runs once on each node of the job. The probe measures the node, and then tries to connect to the other nodes.
 
-`srun` starts it, and carries its standard input and output: one JSON object a line (node_report.py). The end of the input ends it.
+`srun` starts the probe, and transfers the probe's standard input and output. Each message is one line of JSON (node_report.py). The probe ends when its
+standard input ends.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from raysweep.common.files import written_aside
 from raysweep.common.typed_json import from_json
 from raysweep.slurm.allocation import Node, Task
 
-SHARED_DEADLINE_S = 60  # as `latency-wait` in the profile, after which Snakemake gives up as well
-CONNECT_DEADLINE_S = 5
-NUM_CONNECTIONS = 16  # at a time
-FIRST_FILE = "first"  # in the shared folder: the file of the first node
+SHARED_DEADLINE_S = 60  # equal to `latency-wait` in the profile, after which Snakemake stops waiting for a file
+CONNECT_DEADLINE_S = 5  # time limit in seconds for one connection
+NUM_CONNECTIONS = 16  # number of connections that a node opens at the same time
+FIRST_FILE = "first"  # name of the file that the first node writes to the shared folder
 
 
 def probe_node(input_stream: IO[str], output_stream: IO[str], in_slurm: bool) -> None:
-    """Send what this node is like, then which of the other nodes cannot be reached from it."""
+    """Measure this node and send a NodeReport, then connect to the other nodes and send FailedConnections."""
     start = from_json(ProbeStart, json.loads(input_stream.readline()))
     task = Task.current(in_slurm)
     with written_aside(start.shared_dir / str(task.rank)) as stream:
@@ -52,11 +53,14 @@ def probe_node(input_stream: IO[str], output_stream: IO[str], in_slurm: bool) ->
         addresses = from_json(Listeners, json.loads(line)).addresses if line else {}
         others = {rank: other for rank, other in addresses.items() if int(rank) != task.rank}
         send(FailedConnections(task.rank, failed_connections(others)), output_stream)
-        input_stream.read()  # the other nodes may still be connecting
+        input_stream.read()  # wait for the end of the input, because other nodes may still connect to this node
 
 
 def listen(listener: socket.socket, nodes: Sequence[Node], rank: int) -> tuple[SocketAddress | None, str | None]:
-    """Have the socket listen where the other nodes reach this node. Return its address, or None and the reason why there is no address."""
+    """Make the socket listen on the address through which the other nodes reach this node.
+
+    Return the address and None, or None and the reason of the failure.
+    """
     try:
         host = own_address(nodes, rank)
         listener.bind((host, 0))
@@ -67,7 +71,10 @@ def listen(listener: socket.socket, nodes: Sequence[Node], rank: int) -> tuple[S
 
 
 def seen_after(paths: Sequence[Path], content: str) -> list[float | None]:
-    """Return after how many seconds this node sees each file with its content; None for a file that it does not see within the deadline."""
+    """Wait until this node sees all files `paths` with the text `content`.
+
+    Return the waiting time in seconds for each file, or None for a file that was not visible within SHARED_DEADLINE_S seconds.
+    """
     began_at_s = time.monotonic()
     seen_after_s: dict[Path, float] = {}
     while len(seen_after_s) < len(paths) and time.monotonic() < began_at_s + SHARED_DEADLINE_S:
@@ -75,12 +82,12 @@ def seen_after(paths: Sequence[Path], content: str) -> list[float | None]:
             with contextlib.suppress(OSError):
                 if path not in seen_after_s and path.read_text() == content:
                     seen_after_s[path] = time.monotonic() - began_at_s
-        time.sleep(0.05)  # shared file systems offer no event
+        time.sleep(0.05)  # polling is necessary, because shared file systems offer no event
     return [seen_after_s.get(path) for path in paths]
 
 
 def failed_connections(addresses: Mapping[str, SocketAddress]) -> dict[str, str]:
-    """Return which of the addresses (rank → address) do not accept a connection, and why."""
+    """Try to connect to the addresses (rank of a node → address). Return the ranks whose address did not accept a connection (rank → reason)."""
 
     def connect(address: SocketAddress) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""The checks that take a Ray cluster: it comes up as for a sweep, a task runs on each node, and torch computes on the GPUs."""
+"""This module starts a Ray cluster in the same way as a sweep, and checks that a task runs on each node and that torch computes on the GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RAY_CLUSTER = "Ray cluster"
 
 
 def check_environment(environment: Environment, env_dir: Path, bring_up: BringUp | None) -> CheckResult:
-    """Return how long the nodes took to make the environment ready."""
+    """Return a result with the time until the environment was ready on the nodes. `bring_up` is None where this time was not measured."""
     name, duration_s = "environment", bring_up and bring_up.stages_s.get("environment")
     time = "ready" if duration_s is None else f"ready after {duration_s:.1f} s"
     if environment.wheels == "none":
@@ -28,7 +28,7 @@ def check_environment(environment: Environment, env_dir: Path, bring_up: BringUp
 
 
 def check_torch(nodes: Sequence[Node], reports: Mapping[str, TorchReport]) -> CheckResult:
-    """Check whether torch computes on all GPUs of each node."""
+    """Check whether torch computes on all GPUs of each node. `reports` maps the name of each node to the report on torch."""
     name, results = "torch", {}
     for node in nodes:
         torch = reports[node.name]
@@ -39,7 +39,10 @@ def check_torch(nodes: Sequence[Node], reports: Mapping[str, TorchReport]) -> Ch
 
 
 def check_ray(request: LaunchRequest, environment: Environment, path_to_result: Path) -> tuple[CheckResult, ...]:
-    """Bring a Ray cluster up as a sweep does, run a task on each node, and take the cluster down. The tasks' reports go to `path_to_result`."""
+    """Start a Ray cluster in the same way as a sweep, run a task on each node, end the cluster, and return the results of the checks.
+
+    The driver writes the reports of the tasks to `path_to_result`.
+    """
     nodes, log = request.allocation.nodes, request.path_to_log
     with_torch = "torch" in environment.packages and any(node.gpus for node in nodes)
     job = CheckJob(result=path_to_result, has_torch=with_torch)
@@ -53,7 +56,7 @@ def check_ray(request: LaunchRequest, environment: Environment, path_to_result: 
     environment_result = check_environment(environment, request.env_dir, result.bring_up)
     if errors := [f"{node}: {report.error}" for node, report in reports.items() if report.error is not None]:
         return (environment_result, failed(RAY_CLUSTER, f"a task does not run: {'; '.join(errors[:3])}", f"{log} has the details"))
-    # The driver may see all nodes, and end, a moment before the launcher has read the last agent's message.
+    # `bring_up` may be None, because the driver may see all nodes and end before the launcher reads the last agent's message.
     bring_up = str(result.bring_up or "Ray is up")
     cluster_result = ok(RAY_CLUSTER, f"{bring_up}; a task ran on each node")
     if not with_torch:

@@ -1,6 +1,7 @@
-"""The rules of check_cluster: check_login, where Snakemake runs; check_nodes, a job of the shape of the largest sweep; check_cluster, the table.
+"""This module runs the three rules of `snakemake check_cluster`: check_login, check_nodes and check_cluster.
 
-Where check_login finds that a sweep cannot run, no job is submitted.
+check_login checks Slurm on the machine where Snakemake runs. check_nodes runs in a job with the allocation of the largest sweep.
+check_cluster prints the table of all results. Where a check of check_login fails, no job is submitted.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ logger = logging.getLogger("raysweep")
 
 
 def run_login(allocations: Mapping[str, AllocationConfig], resources: Mapping[str, str], output: Path) -> None:
-    """Run the rule check_login. `allocations`: sweep → its allocation; `resources`: the profile's.
+    """Run the rule check_login, which checks Slurm on the machine where Snakemake runs.
 
-    Raises RaysweepError at once where a check fails, because a job could wait for ever, or be in vain.
+    `allocations` maps the name of each sweep to the allocation that the sweep asks for. `resources` are the resources that the Snakemake profile sets.
+    Raises RaysweepError where a check fails, because a job could then wait for ever or be useless.
     """
     now = datetime.datetime.now().astimezone().isoformat(timespec="minutes")
     section = Section(f"Slurm, {now}", check_slurm(allocations, resources, Path.cwd()))
@@ -42,7 +44,7 @@ def run_login(allocations: Mapping[str, AllocationConfig], resources: Mapping[st
 
 
 def run_nodes(env_dir: Path, cache_dir: Path | None, output: Path, path_to_log: Path) -> None:
-    """Run the rule check_nodes, in a job of Slurm."""
+    """Run the rule check_nodes, which checks the nodes of the Slurm job that this process runs in."""
     allocation = Allocation.of_slurm()
     first = allocation.nodes[0]
     names = few_of([node.name for node in allocation.nodes])
@@ -52,11 +54,11 @@ def run_nodes(env_dir: Path, cache_dir: Path | None, output: Path, path_to_log: 
 
 
 def run_table(inputs: Sequence[Path]) -> None:
-    """Run the rule check_cluster: print the results of the other two rules. Raises RaysweepError where a check has failed."""
+    """Run the rule check_cluster, which prints the results of the other two rules. Raises RaysweepError where a check has failed."""
     sections = []
     for path in inputs:
         sections.append(from_json(Section, json.loads(path.read_text())))
-        path.unlink()  # so that a later run does not take the results for new, however this run ends
+        path.unlink()  # so that a later run cannot print these old results, even when this run fails
         print_table(sections[-1])
     raise_if_failed(sections, "Then run the same command again")
     results = [result for section in sections for result in section.results]
@@ -65,11 +67,11 @@ def run_table(inputs: Sequence[Path]) -> None:
 
 
 def check_job(request: LaunchRequest, work_dir: Path) -> tuple[CheckResult, ...]:
-    """Return the results of all checks in the job. `work_dir` is a folder of the project for files that pass between the nodes."""
+    """Return the results of all checks in the job. `work_dir` is a folder of the project, in which the nodes write files for each other."""
     pack(request.env_dir)
     environment = Environment.load(request.env_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    # A network file system may keep files that nodes had open, hence `ignore_cleanup_errors`.
+    # `ignore_cleanup_errors` is set because a network file system may keep files that another node still has open.
     with tempfile.TemporaryDirectory(dir=work_dir, ignore_cleanup_errors=True) as folder:
         shared_dir = Path(folder).absolute()
         results = check_nodes(request.allocation, environment, request.env_dir, shared_dir, request.cache_dir)
@@ -89,7 +91,7 @@ def print_table(section: Section) -> None:
 
 
 def raise_if_failed(sections: Sequence[Section], next_step: str) -> None:
-    """Raise RaysweepError where a check has failed."""
+    """Raise RaysweepError where a check has failed. `next_step` ends the message, and says what the user does after the repair."""
     num_checks = sum(len(section.results) for section in sections)
     if failed := [name for section in sections for name in section.failed]:
         raise RaysweepError(

@@ -1,4 +1,4 @@
-"""The checks that Slurm's commands answer where Snakemake runs, and the project's disk there."""
+"""This module checks the answers of Slurm's commands on the machine where Snakemake runs, and the disk of the project's folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from raysweep.config.model import AllocationConfig
 from raysweep.slurm.commands import slurm_extra
 from raysweep.slurm.explanations import PROFILE, RuleJob
 
-PROGRAM_DEADLINE_S = 30
-LEAST_SLURM = (22, 5)  # older versions of srun handle shared CPUs and exclusive use of CPUs differently
-LEAST_KILL_WAIT_S = 2 * GRACE_S + 4  # an agent gives its children GRACE_S, and then their children as long again
-LONGEST_POLL_S = 180  # of the plugin
-LEAST_FREE_GB, LEAST_FREE_FILES = 5, 10_000  # for records, checkpoints and models
-NO_ACCOUNTING = ("", "none", "(null)")
+PROGRAM_DEADLINE_S = 30  # time limit in seconds for each program that this module runs
+# Oldest version of Slurm that was tried. Older versions of srun have other rules for CPUs that job steps share, and for CPUs that a step has alone.
+LEAST_SLURM = (22, 5)
+LEAST_KILL_WAIT_S = 2 * GRACE_S + 4  # an agent needs GRACE_S to end its children, and GRACE_S to end the remaining processes
+LONGEST_POLL_S = 180  # longest time between two queries of the Slurm plugin of Snakemake
+LEAST_FREE_GB, LEAST_FREE_FILES = 5, 10_000  # the least space for records, checkpoints and models
+NO_ACCOUNTING = ("", "none", "(null)")  # values of AccountingStorageType, after the last "/", without accounting
+# Resource in the Snakemake profile → option of sbatch.
 SBATCH_OPTIONS = {"slurm_account": "account", "slurm_partition": "partition", "qos": "qos", "constraint": "constraint"}
 
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """What a program printed, and its exit code; the code is None where the program could not be run or did not end in time."""
+    """Contains the output and the exit code of a program. The code is None where the program could not be run or did not end in time."""
 
     exit_code: int | None
     text: str
@@ -43,7 +45,7 @@ class ProgramOutput:
 
 
 def run_program(*argv: str) -> ProgramOutput:
-    """Run a program that may hang, or not exist."""
+    """Run a program, and return the output. The program may be missing, and is ended after PROGRAM_DEADLINE_S seconds."""
     try:
         run = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False, timeout=PROGRAM_DEADLINE_S
@@ -57,19 +59,19 @@ def run_program(*argv: str) -> ProgramOutput:
 
 @dataclass(frozen=True)
 class SlurmFacts:
-    """What Slurm's commands and `quota` print for this user."""
+    """Contains the answers of Slurm's commands and of `quota` for this user."""
 
-    version: ProgramOutput  # of scontrol --version, such as `slurm-wlm 22.05.8`
-    config: str  # what scontrol show config prints
+    version: ProgramOutput  # output of `scontrol --version`, such as `slurm-wlm 22.05.8`
+    config: str  # output of `scontrol show config`
     sacct: ProgramOutput
-    sacctmgr: ProgramOutput  # an account of the user's in each line
+    sacctmgr: ProgramOutput  # output of `sacctmgr`, with one account of the user in each line
     quota: ProgramOutput
-    wanted_account: str  # slurm_account of the profile, or ""
+    wanted_account: str  # `slurm_account` of the profile, or "" where the profile sets no account
     project_dir: Path
 
     @classmethod
     def gather(cls, wanted_account: str, project_dir: Path) -> SlurmFacts:
-        """Run the commands. Raises RaysweepError where there is no Slurm, or Slurm does not answer."""
+        """Run the commands, and return the answers. Raises RaysweepError where there is no Slurm, or where Slurm does not answer."""
         if shutil.which("sbatch") is None:
             raise RaysweepError("check_cluster: there is no sbatch here. Run it where Slurm's commands are, on a login node")
         config = run_program("scontrol", "show", "config")
@@ -87,7 +89,7 @@ class SlurmFacts:
         )
 
     def setting(self, key: str) -> str:
-        """Return the value of a key in Slurm's config; "" where Slurm does not tell."""
+        """Return the value of a key in Slurm's configuration, or "" where the configuration has no such key."""
         match = re.search(rf"^{key}\s*= (.*)$", self.config, re.MULTILINE)
         return match[1].strip() if match else ""
 
@@ -101,17 +103,17 @@ class SlurmFacts:
 
     @property
     def has_accounting(self) -> bool:
-        """Whether this Slurm is set up to keep accounts and to remember jobs that have ended."""
+        """Return whether Slurm is configured to keep accounts and to remember jobs that have ended."""
         return self.accounting_type.rpartition("/")[2] not in NO_ACCOUNTING
 
     @property
     def answers_about_jobs(self) -> bool:
-        """Whether accounting says how a job has ended."""
+        """Return whether `sacct` can tell how a job has ended."""
         return self.has_accounting and self.sacct.exit_code == 0
 
 
 def run_quota(user: str, folder: Path) -> ProgramOutput:
-    """Return the quota of the user on the disk of a folder, where a program tells it."""
+    """Run the program that prints the quota of the user on the disk of a folder, and return the output."""
     if filesystem_type(folder) == "lustre":
         return run_program("lfs", "quota", "-q", "-u", user, str(folder))
     return run_program("quota", "--no-wrap", "--raw-grace", f"--filesystem={folder}")
@@ -140,7 +142,7 @@ def check_accounting(facts: SlurmFacts) -> CheckResult:
 
 
 def check_account(facts: SlurmFacts) -> CheckResult:
-    """Check whether the user may charge jobs to the account of the profile."""
+    """Check whether the user may use the account that the profile names, or the default account."""
     name, wanted = "account", facts.wanted_account
     if not facts.has_accounting:
         if wanted:
@@ -165,7 +167,7 @@ def check_account(facts: SlurmFacts) -> CheckResult:
 
 
 def check_kill_wait(facts: SlurmFacts) -> CheckResult:
-    """Check whether agents have the time to end their children before Slurm kills the agents."""
+    """Check whether KillWait gives an agent enough time to end its children before Slurm kills the agent."""
     name, wait_s = "KillWait", facts.seconds_of("KillWait")
     if wait_s is None:
         remedy = f"If files are left on nodes after scancel, ask the site for at least {LEAST_KILL_WAIT_S} s"
@@ -178,7 +180,7 @@ def check_kill_wait(facts: SlurmFacts) -> CheckResult:
 
 
 def check_min_job_age(facts: SlurmFacts) -> CheckResult:
-    """Check whether Slurm still knows how a job ended when Snakemake asks."""
+    """Check whether Slurm still remembers how a job ended when Snakemake asks for the state of the job."""
     name, age_s = "MinJobAge", facts.seconds_of("MinJobAge")
     finding = "Slurm does not say" if age_s is None else f"Slurm forgets jobs {age_s} s after their end"
     if facts.answers_about_jobs:
@@ -190,12 +192,13 @@ def check_min_job_age(facts: SlurmFacts) -> CheckResult:
 
 
 def check_project_disk(facts: SlurmFacts) -> CheckResult:
-    """Check how much the user may still write into the project's folder, by the disk, and by the quota where a program tells the quota."""
+    """Check how much the user may still write to the project's folder. The free disk space counts, and the user's quota where a program prints the quota."""
     name, folder, quota = "project's disk", facts.project_dir, facts.quota
     disk = os.statvfs(folder)
     free_gb, free_files = disk.f_bavail * disk.f_frsize / 1e9, disk.f_favail if disk.f_files else None
     limited_by = "free on the disk"
-    # Both programs print KB used, quota, limit, grace, then the same of files. 0 means no limit, and a star marks a number that is over its limit.
+    # `quota` and `lfs quota` print the same fields: used KB, quota in KB, limit in KB and grace time, and then the number of files, the quota of files and the
+    # limit of files. 0 means that there is no limit. A star marks a number that is greater than the limit.
     pattern = r"\s(\d+)\*?\s+(\d+)\s+(\d+)\s+\S+\s+(\d+)\*?\s+(\d+)\s+(\d+)\s"
     if quota.exit_code == 0 and (match := re.search(pattern, f"{quota.text} ")):
         used_kb, soft_kb, hard_kb, used_files, soft_files, hard_files = map(int, match.groups())
@@ -223,9 +226,10 @@ SLURM_CHECKS: tuple[Callable[[SlurmFacts], CheckResult], ...] = (
 
 
 def dry_run_command(allocation: AllocationConfig, resources: Mapping[str, str]) -> list[str]:
-    """Return the command that asks Slurm whether it would take the job of a sweep: the same request as the plugin's, without submitting it.
+    """Return the command that asks Slurm whether Slurm would accept the job of a sweep, without submitting the job.
 
-    `allocation` is the sweep's, `resources` are the profile's.
+    The command makes the same request as Snakemake's Slurm plugin. `allocation` is the allocation that the sweep asks for. `resources` are the
+    resources that the Snakemake profile sets.
     """
     return [
         *("sbatch", "--test-only", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}"),
@@ -241,9 +245,9 @@ def dry_run_command(allocation: AllocationConfig, resources: Mapping[str, str]) 
 def check_sweep(
     sweep: str, allocation: AllocationConfig, resources: Mapping[str, str], answer: ProgramOutput, nodes_out: ProgramOutput
 ) -> CheckResult:
-    """Check whether Slurm would take the job of a sweep.
+    """Check whether Slurm would accept the job of a sweep.
 
-    `answer` is what dry_run_command prints, `nodes_out` what `sinfo` prints of the nodes that are out of service.
+    `answer` is the output of the command that `dry_run_command` returns. `nodes_out` is the output of `sinfo`, which lists the nodes that are out of service.
     """
     name, runtime_min = f"sweep {sweep}", minutes(allocation.runtime)
     gpus = f", {allocation.gpus_per_node} GPUs" if allocation.gpus_per_node else ""
@@ -266,9 +270,10 @@ def check_sweep(
 
 
 def check_slurm(allocations: Mapping[str, AllocationConfig], resources: Mapping[str, str], project_dir: Path) -> tuple[CheckResult, ...]:
-    """Return the results of all checks of this module. `allocations`: sweep → its allocation; `resources`: the profile's.
+    """Return the results of all checks of this module.
 
-    Raises RaysweepError where there is no Slurm, or Slurm does not answer.
+    `allocations` maps the name of each sweep to the allocation that the sweep asks for. `resources` are the resources that the Snakemake profile sets.
+    Raises RaysweepError where there is no Slurm, or where Slurm does not answer.
     """
     facts = SlurmFacts.gather(resources.get("slurm_account", ""), project_dir)
     nodes_out = run_program("sinfo", "--list-reasons", "--noheader", "--format=%n (%T, %E)")

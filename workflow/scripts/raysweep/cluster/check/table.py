@@ -1,4 +1,4 @@
-"""The result of a check, and the table that is printed of the results."""
+"""This module defines the result of a check, and formats the results as a table."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-COLUMNS = 100
-INDENT = 28  # columns before the finding: the state and the name
-MOST_FINDINGS = 3  # that a check over nodes lists
+COLUMNS = 100  # width of the table in characters
+INDENT = 28  # width in characters of the state and the name, which stand before the finding
+MOST_FINDINGS = 3  # greatest number of findings that the result of one check lists
 
 State = Literal["ok", "warning", "FAILED"]
-STATES: tuple[State, ...] = ("ok", "warning", "FAILED")  # from good to bad
+STATES: tuple[State, ...] = ("ok", "warning", "FAILED")  # sorted from the best to the worst state
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the table. `remedy` says what to do where the state is not ok."""
+    """Describes the result of one check, which is one row of the table.
+
+    `finding` says what the check found. `remedy` says what the user should do where the state is not ok.
+    """
 
     name: str
     state: State
@@ -31,14 +34,14 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the table, with a title."""
+    """Contains the results of several checks, which the table shows below a title."""
 
     title: str
     results: tuple[CheckResult, ...]
 
     @property
     def failed(self) -> list[str]:
-        """The names of the checks that have failed."""
+        """Return the names of the checks that have failed."""
         return [result.name for result in self.results if result.has_failed]
 
     def __str__(self) -> str:
@@ -59,7 +62,7 @@ def failed(name: str, finding: str, remedy: str) -> CheckResult:
 
 
 def lines_of(result: CheckResult) -> list[str]:
-    """Return a result as lines of at most COLUMNS: the finding, and below it the remedy."""
+    """Return a result as lines of at most COLUMNS characters. The lines of the remedy follow the lines of the finding."""
     lines = textwrap.wrap(
         result.finding,
         COLUMNS,
@@ -79,7 +82,7 @@ def lines_of(result: CheckResult) -> list[str]:
 
 
 def worst_of_nodes(results: Mapping[str, CheckResult]) -> CheckResult:
-    """Return one result for a check of several nodes (node → result): the worst state, with the nodes that have it."""
+    """Combine the results of one check on several nodes (node → result) into one result, with the worst state and the nodes that have this state."""
     worst = max((result.state for result in results.values()), key=STATES.index)
     nodes_of_finding: dict[str, list[str]] = {}
     for node, result in results.items():
@@ -93,14 +96,14 @@ def worst_of_nodes(results: Mapping[str, CheckResult]) -> CheckResult:
 
 
 def first_of(items: Iterable[str], plural: str) -> str:
-    """Return the first MOST_FINDINGS items, and how many other ones there are."""
+    """Return a text with the first MOST_FINDINGS items and the number of the remaining items. `plural` names the items."""
     items = list(items)
     num_others = len(items) - MOST_FINDINGS
     return "; ".join(items[:MOST_FINDINGS]) + (f"; {num_others} other {plural}" if num_others > 0 else "")
 
 
 def few_of(names: Sequence[str]) -> str:
-    """Return the first four of many names, and how many other ones there are."""
+    """Return a text with the first four names and the number of the remaining names."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
 
 
