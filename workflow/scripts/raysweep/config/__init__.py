@@ -1,4 +1,4 @@
-"""This room checks the config of the user once, when the workflow loads, and gives the config to all stages as frozen dataclasses.
+"""This subpackage (room) checks the config once, when the workflow loads, and gives the config to all stages as frozen dataclasses.
 
-Only the controller imports `load`; a trial imports `model` and `space`, which need neither jsonschema nor the checks.
+Only the controller imports `load`. A trial imports only `model` and `space`, which need neither jsonschema nor the checks.
 """

@@ -1,4 +1,4 @@
-"""Checks of the config outside its sweeps that a JSON Schema cannot make. Each check yields its mistakes."""
+"""This module checks the config outside of the sweeps for mistakes that a JSON Schema cannot find. Each check yields the mistakes that it finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDERS = ("results_dir", "state_dir", "resources_dir")
 
 
 def check_text(path: KeyPath, value: str) -> Iterator[Mistake]:
-    """Yield a mistake for a text that a script takes for one of its options, or that Snakemake does not take for a path."""
+    """Yield a mistake for a text that a script would read as a command-line option, or that Snakemake cannot use as a path."""
     if value.startswith("-"):
         yield Mistake(path, f"{value!r} is not allowed: a text that does not begin with a hyphen; ./{value}, if it is a path")
     elif set("{}") & set(value) or not value.isprintable():
@@ -23,18 +23,18 @@ def check_text(path: KeyPath, value: str) -> Iterator[Mistake]:
 
 
 def check_folders(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where results, state and resources lie in each other, because Snakemake deletes the outputs of a failed job."""
+    """Yield a mistake where one of the three folders lies in another, because Snakemake deletes the outputs of a failed job."""
     folders = {key: (config.root / config.values[key]).resolve() for key in FOLDERS}
     for key, folder in folders.items():
         for outer, outer_folder in folders.items():
             if key != outer and folder.is_relative_to(outer_folder):
                 place = f"it lies in {outer} ({config.values[outer]})"
                 yield config.mistake(f"{config.values[key]!r} is not allowed: {place}. Allowed: three folders, none in another", key)
-                return  # two equal folders are one mistake
+                return  # because two equal folders would otherwise be reported twice
 
 
 def check_container(config: Section) -> Iterator[Mistake]:
-    """Yield the mistakes of an image in which trials run."""
+    """Yield the mistakes of `env.container`, the image in which trials run."""
     env = config.values["env"]
     if env["container"] is None:
         return
@@ -46,14 +46,14 @@ def check_container(config: Section) -> Iterator[Mistake]:
         yield config.mistake(message, "env", "container")
         return
     for folder in (SCRIPTS_DIR, *(config.root / config.values[key] for key in ("resources_dir", "state_dir", "results_dir"))):
-        if {",", ":"} & set(str(folder)):  # Apptainer's list of the folders that an image sees has no quotes
+        if {",", ":"} & set(str(folder)):  # because Apptainer's list of bound folders has no quotes
             message = f"an image is not allowed here: Apptainer takes a comma or colon for the end of a path, as in {folder}"
             yield config.mistake(message, "env", "container")
             return
 
 
 def check_requirements(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the requirements file or the lock is missing."""
+    """Yield a mistake where the requirements file of the environment or the lock file is missing."""
     try:
         check_requirements_files(config.requirements)
     except ConfigError as error:
@@ -61,14 +61,14 @@ def check_requirements(config: Section) -> Iterator[Mistake]:
 
 
 def check_dashboard(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the environment lacks what Ray's dashboard needs."""
+    """Yield a mistake where the config asks for Ray's dashboard, and the environment lacks ray[default], which the dashboard needs."""
     if config.values["ray"]["dashboard"] and "default" not in extras_of(config.requirements, "ray"):
         message = f"True is not allowed: env.requirements, {config.values['env']['requirements']}, does not list ray[default]"
         yield config.mistake(f"{message}. Name workflow/envs/dashboard.in there, or add it and lock again", "ray", "dashboard")
 
 
 def check_cache(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where nodes are to keep an environment that is never unpacked."""
+    """Yield a mistake where the config has a `cache_dir` and `wheels: none`. With `wheels: none`, no environment is unpacked on the nodes."""
     env = config.values["env"]
     if env["cache_dir"] is not None and env["wheels"] == "none":
         message = "is not allowed with wheels: none, where there is nothing to keep: leave it out"
@@ -76,11 +76,11 @@ def check_cache(config: Section) -> Iterator[Mistake]:
 
 
 def check_sources(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a sweep is to use a data set whose source is a path at which nothing lies.
+    """Yield a mistake where a sweep uses a data set whose source is a path that does not exist.
 
-    A data set that was staged before needs no source, so an interrupted sweep goes on after its archive was deleted.
+    A staged data set does not need the source, so that an interrupted sweep can continue after the user has deleted the archive of the data set.
     """
-    sweeps = config.values.get("sweeps")  # which may be missing or have mistakes
+    sweeps = config.values.get("sweeps")  # the sweeps may be missing or may have mistakes
     names_in_use = [sweep.get("dataset") for sweep in (sweeps.values() if isinstance(sweeps, dict) else ()) if isinstance(sweep, dict)]
     for name, dataset in config.values["datasets"].items():
         source, data_dir = dataset["source"], config.root / config.values["resources_dir"] / "data" / name
@@ -89,7 +89,7 @@ def check_sources(config: Section) -> Iterator[Mistake]:
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:
-    """Yield the sweeps that would write to the folder of another sweep on a file system that ignores case."""
+    """Yield a mistake for each sweep that would write to the folder of another sweep on a file system that ignores upper and lower case."""
     first_spelling: dict[str, str] = {}
     for name in names:
         if (first := first_spelling.setdefault(name.casefold(), name)) != name:

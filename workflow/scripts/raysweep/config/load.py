@@ -1,6 +1,6 @@
-"""Reading the config: defaults, the order of the checks, and the files in which the keys stand.
+"""This module validates the config, fills in defaults and finds the file that contains each key.
 
-The workflow reads the config once, when Snakemake loads the workflow. All mistakes are reported together, with a line for each.
+The workflow validates the config once, when Snakemake loads the workflow. All mistakes are reported together, with one line for each mistake.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _MERGE_KEY = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class Module:
-    """The module as which another workflow includes this one: the name, and the keys under which the config of the other workflow holds ours.
+    """Describes the Snakemake module as which another workflow includes this workflow.
 
-    `keys` is None where the other workflow makes our config itself.
+    `name` is the name of the module. `keys` lead to the config of this workflow in the config of the other workflow. `keys` is None where the config of
+    the other workflow does not contain the config of this workflow.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Module:
 
 
 def keys_of(part: Any, whole: Any) -> KeyPath | None:
-    """Return the keys under which `whole` holds the very object `part`, or None where `whole` does not hold it."""
+    """Return the keys that lead from `whole` to the identical object `part`, or None where `whole` does not contain `part`."""
     if part is whole:
         return ()
     below = whole.items() if isinstance(whole, dict) else ()
@@ -48,48 +49,51 @@ def keys_of(part: Any, whole: Any) -> KeyPath | None:
 
 @dataclass(frozen=True)
 class Sources:
-    """The config as Snakemake merged it, and the files that it comes from."""
+    """Contains the config that Snakemake merged from several files, and the paths of these files."""
 
     config: dict[str, Any]
-    paths: list[Path]  # a later file is stronger
+    paths: list[Path]  # in the order of merging: a value of a later file replaces the value of an earlier file
     root: Path  # the folder to which the paths of the config are relative
     module: Module | None
 
     @property
     def keys(self) -> KeyPath:
-        """Return the keys under which the files hold the config."""
+        """Return the keys that lead to the config of this workflow in each file."""
         return (self.module.keys if self.module else None) or ()
 
     @cached_property
     def contents(self) -> dict[Path, Any]:
-        """Return what each file holds of the config, the strongest file first."""
+        """Return the config of each file as {path: config}, in reverse order of merging."""
         return {path: _at(yaml.safe_load(path.read_text(encoding="utf-8")), self.keys) for path in reversed(self.paths)}
 
     def line(self, mistake: Mistake) -> str:
-        """Return the line for the user: file, key and message."""
+        """Return a line for the user with the file, the key and the message of a mistake."""
         place = mistake.place or f"{self.file_of(mistake.path)}: {'.'.join(map(str, (*self.keys, *mistake.path))) or 'the config'}"
         return f"{place}: {mistake.message}"
 
     def shown(self, path: Path) -> str:
-        """Return the name of a file, relative to the root where the file lies below."""
+        """Return the path of a file as text. The path is relative to the root where the file lies below the root."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
 
     def file_of(self, path: KeyPath) -> str:
-        """Return the last file that sets a key to the value that the key has, else `--config` or the name of the module.
+        """Return the last file that sets the key at `path` to the value that the key has in the merged config.
 
-        A missing key has the file of the map around it.
+        Where no file sets the value, return the name of the module or `--config`. For a missing key, return the file of the map that lacks the key.
         """
         nearest = next(path[:n] for n in range(len(path), -1, -1) if _at(self.config, path[:n]) is not _MISSING)
         value = _at(self.config, nearest)
         for file, content in self.contents.items():
             value_in_file = _at(content, nearest)
-            # A map may be merged from several files. NaN equals NaN as text only.
+            # Two maps count as equal, because a map may be merged from several files. Values are compared as text, because NaN != NaN.
             if repr(value_in_file) == repr(value) or (isinstance(value, dict) and isinstance(value_in_file, dict)):
                 return self.shown(file)
         return f"module {self.module.name}" if self.module else "--config"
 
     def position(self, mistake: Mistake) -> tuple[int, ...]:
-        """Return the position of a mistake in the order of the config. A missing key comes behind the keys of its map."""
+        """Return the position of a mistake in the config, as a key for sorting.
+
+        The position of a missing key comes after all keys of the map that lacks the key.
+        """
         position = []
         value: Any = self.config
         for key in mistake.path:
@@ -100,10 +104,11 @@ class Sources:
 
 
 def validated(config: dict[str, Any], paths: list[Path], root: Path, module: Module | None = None) -> dict[str, Any]:
-    """Return the config with defaults filled in and numbers read as numbers.
+    """Return the config with all defaults filled in, and with numbers such as `1e-4` in the place of text.
 
-    `paths` are the files that the config comes from; a later file is stronger. File names in the config are relative to `root`. Raises ConfigError with
-    a line for each mistake, in the order of the config: file, key, value and what is allowed.
+    `paths` are the files from which Snakemake merged the config. A value of a later file replaces the value of an earlier file. Paths in the config are
+    relative to `root`. Raises ConfigError with one line for each mistake, in the order of the config. A line has the file, the key, the bad value and
+    the allowed values.
     """
     sources = Sources(config, [] if module and module.keys is None else paths, root, module)
     mistakes = Mistakes()
@@ -119,7 +124,7 @@ def validated(config: dict[str, Any], paths: list[Path], root: Path, module: Mod
 
 
 def env_arguments(config: Config, root: Path) -> EnvironmentSpec:
-    """Return the environment that the config asks for."""
+    """Return the specification of the environment that the config asks for."""
     env = config.env
     asks_for_gpus = any(sweep.allocation.gpus_per_node for sweep in config.sweeps.values())
     return EnvironmentSpec(
@@ -129,13 +134,13 @@ def env_arguments(config: Config, root: Path) -> EnvironmentSpec:
         wheels=env.wheels,
         torch_backend=env.torch_backend,
         container=env.container,
-        # Only where it decides what is built, because a sweep that asks for a GPU must not give another environment to all other sweeps in vain.
+        # `gpu` is True only where a GPU changes the environment. Else a new sweep with GPUs would needlessly build the environment again for all sweeps.
         gpu=asks_for_gpus and env.wheels == "download" and env.torch_backend == "auto",
     )
 
 
 def with_numbers(value: Any) -> Any:
-    """Return a copy in which text such as `1e-4`, which is a number for every reader but YAML 1.1, is a number."""
+    """Return a copy of `value` in which text such as `1e-4` has become a number, because YAML 1.1 reads `1e-4` as text."""
     if isinstance(value, dict):
         return {key: with_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -146,7 +151,7 @@ def with_numbers(value: Any) -> Any:
 
 
 def _at(value: Any, path: KeyPath) -> Any:
-    """Return the part of a config to which `path` leads, or _MISSING."""
+    """Return the part of a config to which `path` leads, or _MISSING where the config has no such part."""
     for key in path:
         try:
             value = value[key]
@@ -156,20 +161,20 @@ def _at(value: Any, path: KeyPath) -> Any:
 
 
 def _sweeps_of(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the sweeps of a config that may have mistakes."""
+    """Return the sweeps of a config that may have mistakes. A sweep that is not a map is left out."""
     sweeps = config.get("sweeps")
     return [sweep for sweep in sweeps.values() if isinstance(sweep, dict)] if isinstance(sweeps, dict) else []
 
 
 def _long_forms(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with `{name: …}` in the place of a name alone."""
+    """Return the config with `{name: random}` where a sweep has `random` as search algorithm, and likewise for other names and for the scheduler."""
     for sweep in _sweeps_of(config):
         sweep.update({key: {"name": sweep[key]} for key in NAMED if isinstance(sweep.get(key), str)})
     return config
 
 
 def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
-    """Return the config with all defaults, also those that depend on other keys. Values with mistakes stay as they are."""
+    """Return the config with all defaults. Some defaults depend on other keys. Values with mistakes stay unchanged."""
     filled: dict[str, Any] = with_defaults(config, load_schema())
     env = filled["env"]
     if isinstance(env, dict):
@@ -180,7 +185,7 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             env["wheels"] = "none"
     for sweep in _sweeps_of(filled):
         sweep.update({key: options_with_defaults(key, sweep[key]) for key in NAMED})
-        if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads on and off as booleans
+        if isinstance(sweep["fuse"], bool):  # because YAML 1.1 reads `on` and `off` as booleans
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
         if "model" in sweep:
             sweep.setdefault("loss", "cross_entropy")
@@ -189,7 +194,7 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
 
 
 def _repeated_keys(sources: Sources) -> Iterator[Mistake]:
-    """Yield the keys that stand twice in one map of a file, because YAML silently takes the last."""
+    """Yield a mistake for each key that stands twice in one map of a file, because YAML silently uses only the last value."""
     for path in sources.paths:
         with path.open(encoding="utf-8") as stream:
             loader = yaml.SafeLoader(stream)
@@ -206,9 +211,12 @@ def _repeated_keys(sources: Sources) -> Iterator[Mistake]:
 
 
 def _repeated_below(node: yaml.Node | None, path: KeyPath, loader: yaml.SafeLoader, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the path of each key that stands twice in one map, and the line where the map begins. `seen` holds the nodes that were read before."""
+    """Yield the path of each key below `node` that stands twice in one map, and the number of the line where the map begins.
+
+    `seen` contains the ids of the nodes that this function has visited.
+    """
     if id(node) in seen:
-        return  # an alias of a node, which may lead to the node itself
+        return  # an alias; without this check, an alias that leads to an outer node would cause endless recursion
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for number, inner in enumerate(node.value):

@@ -1,4 +1,4 @@
-"""Mistakes of a config, and the parts of the config that no further check may rely on."""
+"""This module collects the mistakes of a config, and finds the parts of the config that later checks must not read."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake, at the key that `path` leads to."""
+    """Describes a mistake at the key of the config to which `path` leads."""
 
     path: KeyPath
     message: str
-    unsound: KeyPath | None = None  # the part that no further check may rely on, where that is not `path`
-    place: str | None = None  # shown before the message, where that is not the file and the key
+    unsound: KeyPath | None = None  # the part of the config that later checks must not read; None stands for `path`
+    place: str | None = None  # the text in front of the message; None stands for the file and the key
 
     @property
     def unsound_path(self) -> KeyPath:
-        """Return the path of the part that no further check may rely on."""
+        """Return the path of the part of the config that later checks must not read."""
         return self.path if self.unsound is None else self.unsound
 
 
 @dataclass
 class Mistakes:
-    """The mistakes that the checks have collected so far."""
+    """Collects the mistakes that the checks find."""
 
     collected: list[Mistake] = field(default_factory=list)
 
     def add(self, mistakes: Iterable[Mistake]) -> None:
-        """Collect some mistakes."""
+        """Add `mistakes` to the collected mistakes."""
         self.collected += mistakes
 
     def is_sound(self, path: KeyPath) -> bool:
-        """Return whether no mistake lies at `path` or above."""
+        """Return whether no collected mistake lies at `path` or at a map or list that contains `path`."""
         return not any(is_below(path, mistake.unsound_path) for mistake in self.collected)
 
     def is_sound_throughout(self, path: KeyPath) -> bool:
-        """Return whether no mistake lies at `path`, above or below."""
+        """Return whether no collected mistake lies at `path`, at a map or list that contains `path`, or below `path`."""
         return self.is_sound(path) and not any(is_below(mistake.unsound_path, path) for mistake in self.collected)
 
 
 def is_below(path: KeyPath, outer: KeyPath) -> bool:
-    """Return whether `path` is `outer` or leads through `outer`."""
+    """Return whether `path` equals `outer` or begins with `outer`."""
     return path[: len(outer)] == outer

@@ -1,7 +1,7 @@
-"""The config as frozen dataclasses, as every stage reads the config once `config.load` has validated it.
+"""This module defines the frozen dataclasses in which every stage reads the validated config.
 
-A field has the name and the meaning that config/schema.yaml gives to the key of that name. A time keeps the form of the config; a property beside the
-time returns the seconds.
+A field has the name and the meaning of the key in config/schema.yaml. A field with a time has the form that the config uses: minutes, or text with
+units. A property, such as `runtime_s`, returns the time in seconds.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import DatasetSpec
 
 Mode = Literal["max", "min"]
-Time = float | str  # minutes, or text with units, such as 1d12h
+Time = float | str  # a number in minutes, or text with units, such as 1d12h
 
 
 @dataclass(frozen=True)
 class Named:
-    """A search algorithm or a scheduler, and its options. In the config the name lies among the options."""
+    """Describes a search algorithm or a scheduler by its name and options. In the config, one map contains both the name and the options."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the map that the config holds."""
+        """Return the map that stands for this search algorithm or scheduler in the config."""
         return {"name": self.name, **self.options}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Named:
-        """Return what `to_json` made `value` from."""
+        """Return the search algorithm or scheduler from the map that the config contains."""
         return cls(value["name"], {key: option for key, option in value.items() if key != "name"})
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The environment in which trials run."""
+    """Describes the environment in which trials run."""
 
     python: str
     modules: tuple[str, ...]
@@ -54,14 +54,14 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class RayConfig:
-    """The Ray cluster."""
+    """Describes the settings of the Ray cluster."""
 
     dashboard: bool
 
 
 @dataclass(frozen=True)
 class TrialResourcesConfig:
-    """What the config asks for one trial."""
+    """Describes the resources that the config asks for one trial."""
 
     cpu: float
     gpu: float | Literal["auto"]
@@ -69,7 +69,7 @@ class TrialResourcesConfig:
 
 @dataclass(frozen=True)
 class AllocationConfig:
-    """What the config asks for the sweep."""
+    """Describes the nodes, the times and the restarts that the config asks for one sweep."""
 
     nodes: int
     min_nodes: int | None
@@ -84,31 +84,31 @@ class AllocationConfig:
 
     @property
     def runtime_s(self) -> float:
-        """Return the time limit of the job in seconds."""
+        """Return the time limit of the sweep's job in seconds."""
         return seconds(self.runtime) or 0.0
 
     @property
     def walltime_margin_s(self) -> float:
-        """Return the margin before the time limit in seconds."""
+        """Return how many seconds before the time limit the sweep begins to end. In this margin, no new trial starts."""
         return seconds(self.walltime_margin) or 0.0
 
 
 @dataclass(frozen=True)
 class ConfirmConfig:
-    """How the best configuration is trained anew."""
+    """Describes how the stage `confirm` trains the best configuration again with new seeds."""
 
     seeds: int
     runtime: Time
 
     @property
     def runtime_s(self) -> float:
-        """Return the time limit of the job in seconds."""
+        """Return the time limit of the confirmation's job in seconds."""
         return seconds(self.runtime) or 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """One sweep. Either `model` or `trainable` is given. `loss` and `optimizer` are None with a trainable."""
+    """Describes one sweep. A sweep has either a `model` or a `trainable`. With a trainable, `loss` and `optimizer` are None."""
 
     dataset: str | None = None
     model: str | None = None
@@ -142,7 +142,7 @@ class SweepConfig:
     confirm: ConfirmConfig
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sweep as a map, as the config holds the sweep. A key without a default is left out where the config does not give the key."""
+        """Return the sweep as the map that the config contains. The keys without a default are left out where the value is None."""
         without_default = ("model", "loss", "optimizer", "trainable")
         return {key: value for key, value in fields_to_json(self).items() if key not in without_default or value is not None}
 
@@ -155,23 +155,23 @@ class SweepConfig:
 
     @property
     def num_trials(self) -> int:
-        """Return the number of trials of the sweep: `repeats` for each configuration."""
+        """Return the number of trials of the sweep, which has `repeats` trials for each configuration."""
         return self.num_samples * num_combinations(parse_space(self.search_space)) * self.repeats
 
     @property
     def time_budget_s(self) -> float | None:
-        """Return the time for all runs of the sweep in seconds, or None for no limit."""
+        """Return the time limit for all runs of the sweep together in seconds, or None where the sweep has no such limit."""
         return seconds(self.time_budget)
 
     @property
     def trial_timeout_s(self) -> float | None:
-        """Return how many seconds a trial may report nothing, or None for no limit."""
+        """Return the longest allowed time between two reports of a trial in seconds, or None where the time is not limited."""
         return seconds(self.trial_timeout)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A validated config."""
+    """Describes a validated config."""
 
     results_dir: str
     state_dir: str
@@ -183,12 +183,12 @@ class Config:
 
     @classmethod
     def of(cls, validated: Mapping[str, Any]) -> Config:
-        """Return a config from the map that `config.load.validated` returns."""
+        """Return the config as a dataclass. `validated` is the map that the function `config.load.validated` returns."""
         sections = {key: value for key, value in validated.items() if key in cls.__dataclass_fields__}
         datasets = {name: {"name": name, **section} for name, section in validated["datasets"].items()}
         return from_json(cls, sections | {"datasets": datasets})
 
 
 def read_config(path: Path) -> Config:
-    """Return the config that a stage reads from `path`, which holds the validated config of one sweep."""
+    """Return the config in the file `path`, which contains the validated config of one sweep."""
     return Config.of(read_yaml(path))

@@ -1,4 +1,4 @@
-"""The table of all keys in config/README.md, made from the schema."""
+"""This module makes the table of all config keys in config/README.md from the schema."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, Schema, allowed, load_
 
 PATH_TO_README = PATH_TO_SCHEMA.with_name("README.md")
 BEGIN, END = "<!-- begin of the generated table -->\n", "<!-- end of the generated table -->\n"
-PLACEHOLDERS = {"datasets": "<dataset>", "sweeps": "<sweep>"}  # stand for the names that the user gives
+PLACEHOLDERS = {"datasets": "<dataset>", "sweeps": "<sweep>"}  # text in the table for the names that the user chooses
 HEADER = ("key", "allowed", "default", "meaning")
 
 Row = tuple[str, ...]
 
 
 def with_table(text: str, table: str, path: Path) -> str:
-    """Return the text of a document with `table` between its two marks. Raises RaysweepError where `path`, the document, lacks a mark."""
+    """Return the text of a document with `table` between the lines BEGIN and END.
+
+    `path` is the path of the document for the error. Raises RaysweepError where the document lacks one of the two lines.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -28,13 +31,13 @@ def with_table(text: str, table: str, path: Path) -> str:
 
 
 def reference() -> str:
-    """Return a Markdown table with a row for each key of the schema, and a row for each option of a search algorithm or scheduler."""
+    """Return a Markdown table with one row for each key of the schema and for each option of a search algorithm or scheduler."""
     lines = [HEADER, ("---",) * len(HEADER), *_rows(load_schema(), ())]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
 def _rows(schema: Schema, path: tuple[str, ...]) -> Iterator[Row]:
-    """Yield the rows of all keys of a map."""
+    """Yield the table rows of all keys in the map that `schema` describes. `path` leads to the map."""
     for key, below in schema["properties"].items():
         below, here, is_required = resolved(below), (*path, key), key in required_keys(schema)
         if "additionalProperties" in below:
@@ -49,15 +52,15 @@ def _rows(schema: Schema, path: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _row(path: tuple[str, ...], schema: Schema, *, default: str, name: str = "") -> Row:
-    """Return the row of one key. `name` stands before the description."""
+    """Return the table row of one key. `name` is text in front of the description, such as the name of the scheduler that has the option."""
     unit = f" ({schema['unit']})" if "unit" in schema and "minutes" not in allowed(schema) else ""
-    allowed_text = (allowed(schema) + unit).replace("<", "&lt;")  # Markdown takes <…> for HTML
+    allowed_text = (allowed(schema) + unit).replace("<", "&lt;")  # because Markdown reads <…> as HTML
     return f"`{'.'.join(path)}`", allowed_text, default, name + schema["description"]
 
 
 def _default(schema: Schema) -> str:
-    """Return the default of a key as the config would hold the default, on one line."""
+    """Return the default of a key as one line of YAML, or "" where the key has no default."""
     if "default" not in schema:
         return ""
     text: str = yaml.safe_dump(schema["default"], default_flow_style=True, width=1000)
-    return f"`{text.splitlines()[0]}`"  # a second line may hold `...`, the end of a YAML document
+    return f"`{text.splitlines()[0]}`"  # the second line may be `...`, the end mark of a YAML document

@@ -1,6 +1,6 @@
-"""The checks that a JSON Schema cannot make, in tables, with the keys that each check reads.
+"""This module runs the checks that a JSON Schema cannot make. Two tables list each check with the keys that the check reads.
 
-A check runs only where the keys that the check reads are sound, so that one mistake is reported once.
+A check runs only where these keys have no mistakes, so that one mistake is reported only once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from raysweep.config.section import Section
 
 @dataclass(frozen=True)
 class Rule:
-    """A check, with the keys that the check reads."""
+    """Describes a check and the keys that the check reads."""
 
     check: Callable[[Section], Iterator[Mistake]]
-    keys: str  # in the section; dots lead to inner keys
-    whole_config_keys: str = ""  # of the whole config; for a check of a sweep
+    keys: str  # the keys in the section, separated by spaces; a dot leads to an inner key
+    whole_config_keys: str = ""  # the keys outside of the section, from the top of the config; a check of a sweep may read such keys
 
 
 def run_rules(rules: tuple[Rule, ...], section: Section, mistakes: Mistakes) -> None:
-    """Collect the mistakes that the checks of a section yield."""
+    """Run the checks of a section, and add the mistakes that the checks yield to `mistakes`."""
     for rule in rules:
         keys = [(*section.path, *key.split(".")) for key in rule.keys.split()]
         whole_config_keys = [tuple(key.split(".")) for key in rule.whole_config_keys.split()]
@@ -34,7 +34,7 @@ def run_rules(rules: tuple[Rule, ...], section: Section, mistakes: Mistakes) -> 
             continue
         try:
             mistakes.add(list(rule.check(section)))
-        except ConfigError as error:  # a line of the requirements file that is no requirement
+        except ConfigError as error:  # where a line of the requirements file is not a valid requirement
             mistakes.add([Mistake(("env", "requirements"), str(error))])
 
 
@@ -73,7 +73,10 @@ RULES_OF_SWEEP = (
 
 
 def check_rules(config: dict[str, Any], root: Path, mistakes: Mistakes) -> None:
-    """Collect what a JSON Schema cannot find. `config` has all defaults filled in; `mistakes` are those against the schema."""
+    """Add to `mistakes` the mistakes that a JSON Schema cannot find.
+
+    `config` has all defaults filled in. `mistakes` already contains the mistakes that the JSON Schema finds.
+    """
     sweeps = config["sweeps"].items() if mistakes.is_sound(("sweeps",)) else ()
     names = [name for name, _ in sweeps if mistakes.is_sound(("sweeps", name))]
     for path, text in _free_texts(config):
@@ -86,7 +89,7 @@ def check_rules(config: dict[str, Any], root: Path, mistakes: Mistakes) -> None:
 
 
 def _free_texts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the texts for which the schema has neither a pattern nor a list of words."""
+    """Yield the path and the text of each value for which the schema has neither a pattern nor a list of allowed words."""
     yield from _texts_at((), config, "results_dir", "state_dir", "resources_dir")
     yield from _texts_at(("env",), config["env"], "python", "requirements", "wheels", "container", "cache_dir")
     for section, keys in (("datasets", ("source",)), ("sweeps", ("mlflow", "wandb", "model", "trainable"))):
@@ -96,7 +99,7 @@ def _free_texts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _texts_at(path: KeyPath, values: Any, *keys: str) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the texts that some keys of the map at `path` hold."""
+    """Yield the path and the text of each of `keys` whose value is text. `values` is the map at `path`."""
     for key in keys:
         text = values.get(key) if isinstance(values, dict) else None
         if isinstance(text, str):

@@ -1,4 +1,7 @@
-"""The JSON Schema of the config (config/schema.yaml): the allowed values in words, the mistakes of a config against the schema, and the defaults."""
+"""This module reads the JSON Schema of the config (config/schema.yaml).
+
+With the schema, the module describes allowed values in words, finds mistakes of a config and fills in defaults.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ import yaml
 from raysweep.config.mistakes import KeyPath, Mistake
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[4] / "config" / "schema.yaml"
-NAMED = ("search_algorithm", "scheduler")  # keys of a sweep whose value is a name, or a map with a name and the options of that name
-# These keywords concern the parts of a value, and `schema_mistakes` reads them itself.
+NAMED = ("search_algorithm", "scheduler")  # the value of such a key is a name, or a map with a name and options
+# These keywords of JSON Schema describe values inside a map or list. The function `schema_mistakes` checks these keywords without jsonschema.
 STRUCTURE = frozenset({"properties", "additionalProperties", "propertyNames", "items", "required", "required_when_merged", "$defs"})
 WORD_OF_TYPE = {
     "integer": "a whole number",
@@ -36,9 +39,9 @@ Schema = dict[str, Any]
 
 @functools.cache
 def load_schema() -> Schema:
-    """Return the schema of the whole config. No caller may change the map.
+    """Return the schema of the whole config. A caller must not change the schema, because all callers get the same object.
 
-    A process reads the file once, because reading takes longer than all checks of a config.
+    A process reads the file only once, because reading the file takes longer than all checks of a config.
     """
     with PATH_TO_SCHEMA.open(encoding="utf-8") as stream:
         schema: Schema = yaml.safe_load(stream)
@@ -46,7 +49,7 @@ def load_schema() -> Schema:
 
 
 def resolved(schema: Schema) -> Schema:
-    """Return a schema with the definition that its `$ref` names put in."""
+    """Return a schema in which the definition replaces `$ref`. The other keywords of the schema override keywords of the definition."""
     if "$ref" not in schema:
         return schema
     definition: Schema = load_schema()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
@@ -54,18 +57,18 @@ def resolved(schema: Schema) -> Schema:
 
 
 def required_keys(schema: Schema) -> list[str]:
-    """Return the keys that a map must have once all files of the config are merged."""
+    """Return the keys that a map must have after all files of the config are merged."""
     return [*schema.get("required", ()), *schema.get("required_when_merged", ())]
 
 
 def options_by_name(key: str) -> dict[str, Schema]:
-    """Return the schemas of the options of each search algorithm or scheduler, by name."""
+    """Return {name: {option: schema}} for all search algorithms or all schedulers. `key` is `search_algorithm` or `scheduler`."""
     options: dict[str, Schema] = load_schema()["$defs"][key]
     return options
 
 
 def allowed(schema: Schema) -> str:
-    """Return in words what a schema allows."""
+    """Return a description in words of the values that a schema allows."""
     if "allowed" in schema:
         return str(schema["allowed"])
     if "enum" in schema:
@@ -78,9 +81,10 @@ def allowed(schema: Schema) -> str:
 
 
 def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_of: str = "") -> Iterator[Mistake]:
-    """Yield the mistakes of `value`, which lies at `path` in the config, against its schema.
+    """Yield the mistakes that `value` makes against `schema`. `path` leads to `value` in the config.
 
-    Nothing below a value of a wrong type is checked. `options_of` is the name of the search algorithm or scheduler whose options `value` holds.
+    Where `value` has a wrong type, the values inside `value` are not checked. Where `value` contains the options of a search algorithm or
+    scheduler, `options_of` is the name of that algorithm or scheduler.
     """
     schema = resolved(schema)
     is_map = isinstance(value, dict) and "additionalProperties" in schema
@@ -103,17 +107,17 @@ def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_o
 
 
 def _is_valid(value: Any, schema: Schema) -> bool:
-    """Return whether a schema allows a value, apart from the parts of the value."""
+    """Return whether a schema allows a value. The values inside a map or list are not checked."""
     if isinstance(value, float) and not math.isfinite(value):
-        return False  # no bound of a JSON Schema excludes NaN
+        return False  # because no bound in a JSON Schema excludes NaN
     if isinstance(value, str) and "pattern" in schema and value.endswith("\n"):
-        return False  # `$` in a pattern matches before a line break at the end
+        return False  # because `$` in a pattern also matches before a final line break
     own = {key: rule for key, rule in schema.items() if key not in STRUCTURE}
     return bool(jsonschema.Draft202012Validator(own).is_valid(value))
 
 
 def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, options_of: str) -> Iterator[Mistake]:
-    """Yield the keys that are unknown, and the names that are not allowed."""
+    """Yield a mistake for each unknown key of a map, and for each name of a data set or sweep that is not allowed."""
     known = schema.get("properties", {})
     for key in value:
         if key in known:
@@ -125,15 +129,16 @@ def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, opti
             continue
         names = resolved(schema["propertyNames"])
         if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
-            # A sweep may name the data set by the name that the user should have given.
+            # All data sets become unsound, because a sweep may already use the corrected name, and no second mistake should be reported.
             unsound = path if path == ("datasets",) else None
             yield Mistake((*path, key), f"the name {key!r} is not allowed: {names['allowed']}", unsound)
 
 
 def _unsound_for_unknown(key: Any, known: Iterable[str], path: KeyPath) -> KeyPath:
-    """Return the part of the config that an unknown key makes unsound.
+    """Return the path of the part of the config that later checks must not read because of the unknown key.
 
-    The key may be misspelt or stand at a wrong place of its sweep or section, so that another key there has its default instead of the user's value.
+    The unknown key may be misspelt or stand at a wrong place in the sweep or section. Then another key of that sweep or section has the default
+    instead of the user's value.
     """
     if path[:1] == ("sweeps",):
         return path[:2]
@@ -141,7 +146,7 @@ def _unsound_for_unknown(key: Any, known: Iterable[str], path: KeyPath) -> KeyPa
 
 
 def _missing_keys(value: dict[Any, Any], schema: Schema, path: KeyPath) -> Iterator[Mistake]:
-    """Yield the required keys that a map lacks. A key that is probably misspelt is not reported a second time."""
+    """Yield a mistake for each required key that a map lacks. A key that is probably misspelt is already reported as an unknown key."""
     known = schema.get("properties", {})
     misspelt = {_nearest(key, known) for key in value if key not in known}
     for key in required_keys(schema):
@@ -150,28 +155,28 @@ def _missing_keys(value: dict[Any, Any], schema: Schema, path: KeyPath) -> Itera
 
 
 def _nearest(key: Any, known: Iterable[str]) -> str | None:
-    """Return the known key that the user probably means by an unknown key."""
+    """Return the known key that is most similar to the unknown key `key`, or None where no known key is similar."""
     return next(iter(difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)), None)
 
 
 def _hint(key: Any, known: Iterable[str]) -> str:
-    """Return the key that the user probably means, if there is one, and all known keys."""
+    """Return a text for the user with the known key that is similar to the unknown key `key`, if there is one, and with all known keys."""
     nearest = _nearest(key, known)
     return (f"Did you mean {nearest}? " if nearest else "") + f"Allowed: {', '.join(known) or 'no option'}"
 
 
 def _is_named(path: KeyPath, key: Any) -> bool:
-    """Return whether `key` of the map at `path` is a search algorithm or a scheduler."""
+    """Return whether the value at `key` in the map at `path` is a search algorithm or a scheduler."""
     return len(path) == 2 and path[0] == "sweeps" and key in NAMED
 
 
 def _options_schema(options: dict[str, Schema]) -> Schema:
-    """Return the schema of a map with some options."""
+    """Return the schema of a map that may have the given options and no other keys."""
     return {"type": "object", "additionalProperties": False, "properties": options}
 
 
 def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mistake]:
-    """Yield the mistakes of a search algorithm or scheduler: its name, and the options of that name."""
+    """Yield the mistakes in the name and the options of a search algorithm or scheduler. `path` leads to the search algorithm or scheduler."""
     key = str(path[-1])
     known = options_by_name(key)
     if "name" not in value:
@@ -179,7 +184,7 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
         return
     name = value["name"]
     if is_class(key, name):
-        return  # the options go to the constructor of the class
+        return  # the schema does not describe the options, which are arguments of the class
     if not isinstance(name, str) or name not in known:
         or_class = ", or module:Class of a searcher of Ray Tune's" if key == "search_algorithm" else ""
         yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_class}")
@@ -189,17 +194,17 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
 
 
 def is_class(key: str, name: Any) -> bool:
-    """Return whether the name of a search algorithm is that of a class of the user's or of a library."""
+    """Return whether `name` is a search algorithm that is a class, written as `module:Class` or `file.py:Class`."""
     return key == "search_algorithm" and isinstance(name, str) and ":" in name
 
 
 def with_defaults(value: Any, schema: Schema) -> Any:
-    """Return a copy of `value` with the schema's defaults where keys are missing, in the order of the schema, and without unknown keys.
+    """Return a copy of `value` with the defaults of the schema for missing keys.
 
-    A value of a wrong type is returned as it is.
+    The copy has the order of the schema and no unknown keys. A value of a wrong type is returned unchanged.
     """
     if isinstance(value, float) and "integer" in schema.get("type", ()) and value.is_integer():
-        return int(value)  # JSON Schema takes 20.0 and 1e2 for whole numbers
+        return int(value)  # because JSON Schema accepts 20.0 and 1e2 as integers
     if not isinstance(value, dict) or "additionalProperties" not in schema:
         return value
     if isinstance(schema["additionalProperties"], dict):
@@ -212,7 +217,7 @@ def with_defaults(value: Any, schema: Schema) -> Any:
 
 
 def options_with_defaults(key: str, value: Any) -> Any:
-    """Return a copy of a search algorithm or scheduler with the defaults of its options. A wrong value is returned as it is."""
+    """Return a copy of a search algorithm or scheduler with the defaults of the missing options. A value with an unknown name is returned unchanged."""
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str) or name not in options_by_name(key):
         return copy.copy(value)

@@ -1,4 +1,4 @@
-"""A part of a config as the checks across keys read it."""
+"""This module gives a part of a config to the checks that a JSON Schema cannot make."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from raysweep.config.space import read_space
 
 @dataclass(frozen=True)
 class Section:
-    """The whole config or one sweep, with all defaults filled in."""
+    """Contains the whole config or one sweep, with all defaults filled in."""
 
-    path: KeyPath
-    values: dict[str, Any]
+    path: KeyPath  # the keys that lead to the section in the config
+    values: dict[str, Any]  # the map of the section
     config: dict[str, Any]  # the whole config
-    root: Path  # the folder to which the paths of the config are relative
+    root: Path  # the folder that relative paths of the config start from
 
     def mistake(self, message: str, *keys: str | int) -> Mistake:
-        """Return a mistake at the key of the section that `keys` lead to."""
+        """Return a mistake at the key to which `keys` lead, from the section downwards."""
         return Mistake((*self.path, *keys), message)
 
     @property
     def requirements(self) -> Path:
-        """Return the requirements file of the environment."""
+        """Return the path of the environment's requirements file."""
         return self.root / str(self.config["env"]["requirements"])
 
     @property
     def is_of_model(self) -> bool:
-        """Return whether the sweep trains a model, and not a trainable."""
+        """Return whether the sweep trains a `model` and not a `trainable`."""
         return "model" in self.values
 
     @cached_property
     def space(self) -> dict[str, Any]:
-        """Return the flat search space of the sweep, without the parts that have mistakes."""
+        """Return the search space of the sweep as a flat map. Keys with mistakes are left out."""
         return read_space(self.values["search_space"])[0]
 
     @property

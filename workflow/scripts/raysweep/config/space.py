@@ -1,9 +1,11 @@
-"""Search spaces: how the config describes a space, and how configurations are drawn from the space.
+"""This module reads the search space of the config and samples configurations from the search space.
 
-A value of the space is a distribution (a map with one key, its name), a nested space (any other map) or a constant. Distributions have the
-names and the meaning that they have in Ray Tune (https://docs.ray.io/en/latest/tune/api/search_space.html): upper bounds are excluded for
-`randint` and `lograndint`, included for `quniform` and `qloguniform`. This module draws the values itself: so configuration i depends on (seed, i) alone,
-whatever the version of Ray, and the report, which runs without Ray, can draw as well.
+A value in a search space is a distribution (a map whose only key is the name of the distribution), a nested space (any other map) or a constant.
+The distributions have the names and meanings of Ray Tune (https://docs.ray.io/en/latest/tune/api/search_space.html). The upper bound is excluded
+for `randint` and `lograndint`, and included for `quniform` and `qloguniform`.
+
+This module samples without Ray Tune for two reasons. Configuration i depends only on (seed, i) and not on the version of Ray. The report, which runs
+without Ray, can sample the same configurations.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ import numpy as np
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_finite_number
 
-# Keys of a search space that set the training of a `model`; all others go to the model's constructor.
+# The keys of a search space that are settings of the training of a `model`. All other keys are arguments of the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
-PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # the values of JSON, in which the record is written
-SEPARATOR = "/"  # of the keys of a nested space, as in `config/optimizer/lr`
+PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # the values that JSON allows, because the record is JSON
+SEPARATOR = "/"  # joins the keys of nested spaces in a flat map, as in `optimizer/lr`
 
 
 @dataclass(frozen=True)
 class Numeric:
-    """A distribution over numbers: uniform between two bounds, on a linear or a logarithmic scale, perhaps rounded to a step."""
+    """Describes a uniform distribution of numbers between two bounds, on a linear or logarithmic scale. Values may be rounded to a step."""
 
     name: str
     low: float
-    high: float  # excluded for integers
+    high: float  # the upper bound, which is excluded where `integer` is True
     log: bool = False
     integer: bool = False
     step: float | None = None
@@ -43,17 +45,17 @@ class Numeric:
         return self.integer or (self.step is not None and self.step.is_integer())
 
     def contains(self, value: Any) -> bool:
-        """Return whether `value` lies in the distribution. The step is not checked."""
+        """Return whether `value` has the right type and lies within the bounds. The step is not checked."""
         is_number = isinstance(value, int if self.integer else int | float) and not isinstance(value, bool)
         return is_number and self.low <= value <= (self.high - 1 if self.integer else self.high)
 
     @property
     def range(self) -> str:
-        """Return in words which values can be drawn."""
+        """Return a description in words of the values that can be sampled."""
         return f"a {'whole ' if self.integer else ''}number from {self.low:g} to {self.high - self.integer:g}"
 
     def quantile(self, u: float) -> float | int:
-        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
+        """Return the value below which a sampled value lies with probability `u` in [0, 1)."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = low + u * (high - low)
         if self.log:
@@ -66,7 +68,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Normal:
-    """A normal distribution."""
+    """Describes a normal distribution."""
 
     mean: float
     standard_deviation: float
@@ -74,36 +76,40 @@ class Normal:
     range = "a number"
 
     def contains(self, value: Any) -> bool:
-        """Return whether `value` can be drawn."""
+        """Return whether `value` is a finite number, because a normal distribution can give any finite number."""
         return is_finite_number(value)
 
     def cumulative(self, value: float) -> float:
-        """Return the fraction of the distribution that lies below `value`."""
+        """Return the probability in [0, 1] that a sampled value lies below `value`."""
         return NormalDist(self.mean, self.standard_deviation).cdf(value)
 
     def quantile(self, u: float) -> float:
-        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
+        """Return the value below which a sampled value lies with probability `u` in [0, 1)."""
         return NormalDist(self.mean, self.standard_deviation).inv_cdf(min(max(u, 1e-12), 1 - 1e-12))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A list of values, of which one is drawn at random (`choice`) or each is taken in turn (`grid`)."""
+    """Describes a list of values.
+
+    `name` says how a configuration gets a value: `choice` samples one value at random, `grid` uses all values one after the other, and `one_of` samples
+    the number of a branch.
+    """
 
     name: str
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
-        """Return whether `value` can be drawn."""
-        return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # True == 1 in Python
+        """Return whether `value` equals a value of the list and has the same type."""
+        return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # the type counts, because True == 1
 
     @property
     def range(self) -> str:
-        """Return in words which values can be drawn."""
+        """Return a description in words of the values that can be sampled."""
         return "one of " + ", ".join(str(value) for value in self.values)
 
     def quantile(self, u: float) -> Any:
-        """Return the value at a fraction `u` in [0, 1) of the list."""
+        """Return the value at position `u` of the list, where 0 stands for the start and 1 for the end of the list."""
         return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
 
 
@@ -111,21 +117,24 @@ Distribution = Numeric | Normal | Choice
 
 
 def quantized(value: float, low: float, high: float, step: float) -> float:
-    """Return `value` rounded to a multiple of `step` that lies within the bounds, without the noise of binary fractions."""
-    # ASSUME a step has at most 12 significant decimals
+    """Return the multiple of `step` within the bounds that is nearest to `value`, without the rounding error of binary floating-point numbers."""
+    # ASSUME that a multiple of the step has at most 12 significant decimal digits
     steps = min(max(round(value / step), math.ceil(low / step - 1e-9)), math.floor(high / step + 1e-9))
     return float(f"{steps * step:.12g}")
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether JSON holds a value of YAML unchanged. Dates, sets and bytes are values that JSON does not hold."""
+    """Return whether JSON can contain the value `value` of YAML unchanged. JSON cannot contain dates, sets and bytes."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
     return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)
 
 
 def parse_distribution(name: str, arguments: Any) -> Distribution:
-    """Return the distribution `name` with the arguments of the config. Raises ConfigError, with a text that begins with the value."""
+    """Return the distribution `name` with the arguments from the config.
+
+    Raises ConfigError where the arguments are not allowed. The error begins with the bad value.
+    """
     if name in ("choice", "grid"):
         if not isinstance(arguments, list) or not arguments:
             raise ConfigError(f"{arguments!r} is not allowed: {name} takes a list of at least one value")
@@ -157,25 +166,25 @@ def parse_distribution(name: str, arguments: Any) -> Distribution:
     return Numeric(name, float(low), float(high), log, integer, None if step is None else float(step))
 
 
-ONE_OF = "one_of"  # the key of a list of spaces, of which a configuration has one
+ONE_OF = "one_of"  # the key of a list of spaces (branches); each configuration has values of only one branch
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
-Keys = tuple[str | int, ...]  # the keys and numbers that lead to a part of a search space
+Keys = tuple[str | int, ...]  # the keys and list positions that lead to a part of a search space
 
 
 @dataclass(frozen=True)
 class SpaceMistake:
-    """A part of a search space that is not allowed."""
+    """Describes a mistake in the part of a search space to which `keys` lead."""
 
     keys: Keys
     message: str
 
 
 def parse_space(space: dict[str, Any]) -> dict[str, Any]:
-    """Return a search space of the config as a flat map: {"key" or "outer/inner": distribution or constant}.
+    """Return a search space of the config as a flat map, in which a key is "key" or "outer/inner", and a value is a distribution or a constant.
 
-    Raises ConfigError for the first mistake; the text of the error begins with the key.
+    Raises ConfigError for the first mistake. The error begins with the key of the mistake.
     """
     flat, mistakes = read_space(space)
     if mistakes:
@@ -184,7 +193,7 @@ def parse_space(space: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_space(space: dict[str, Any], outer: Keys = ()) -> tuple[dict[str, Any], list[SpaceMistake]]:
-    """Return a search space of the config as a flat map, as `parse_space` does, and all mistakes. `outer` leads to the space."""
+    """Return a search space as the flat map that `parse_space` returns, and all mistakes in the space. `outer` are the keys that lead to the space."""
     flat: dict[str, Any] = {}
     mistakes: list[SpaceMistake] = []
     for key, value in space.items():
@@ -195,7 +204,7 @@ def read_space(space: dict[str, Any], outer: Keys = ()) -> tuple[dict[str, Any],
 
 
 def _read_value(key: Any, value: Any, outer: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
-    """Return the flat map and the mistakes of one key of a search space."""
+    """Return the flat map and the mistakes of one key of a search space. `outer` are the keys that lead to the space."""
     keys = (*outer, key)
     if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
         allowed = "a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
@@ -211,7 +220,7 @@ def _read_value(key: Any, value: Any, outer: Keys) -> tuple[dict[str, Any], list
 
 
 def _read_map(key: str, value: dict[Any, Any], keys: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
-    """Return the flat map and the mistakes of a key whose value is a distribution, several branches or a nested space."""
+    """Return the flat map and the mistakes of a key whose value is a distribution, a `one_of` or a nested space."""
     if len(value) == 1 and next(iter(value)) in DISTRIBUTIONS:
         name, arguments = next(iter(value.items()))
         try:
@@ -222,13 +231,13 @@ def _read_map(key: str, value: dict[Any, Any], keys: Keys) -> tuple[dict[str, An
         return _read_branches(key, value[ONE_OF], (*keys, ONE_OF))
     if not value:
         return {}, [SpaceMistake(keys, f"{{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")]
-    # A misspelt distribution is read as a nested space with a list in it, and a list is a mistake.
+    # A misspelt distribution is read as a nested space. The list of arguments is then reported, because a list is not allowed in a space.
     flat, mistakes = read_space(value, keys)
     return {f"{key}{SEPARATOR}{inner}": v for inner, v in flat.items()}, mistakes
 
 
 def _read_branches(key: str, branches: Any, keys: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
-    """Return the flat map {key: number of the branch, "key[0]/inner": …, "key[1]/other": …} of a `one_of`, and the mistakes."""
+    """Return the flat map {key: choice of the branch number, "key[0]/inner": …, "key[1]/other": …} of a `one_of`, and the mistakes in the branches."""
     if not isinstance(branches, list) or len(branches) < 2 or not all(isinstance(branch, dict) and branch for branch in branches):
         return {}, [SpaceMistake(keys, f"{branches!r} is not allowed: a list of at least two spaces")]
     flat: dict[str, Any] = {key: Choice(ONE_OF, tuple(range(len(branches))))}
@@ -243,22 +252,22 @@ def _read_branches(key: str, branches: Any, keys: Keys) -> tuple[dict[str, Any],
 
 
 def is_conditional(space: dict[str, Any]) -> bool:
-    """Return whether a flat space has keys that only some configurations have."""
+    """Return whether a flat space has a `one_of`, so that some keys occur only in some configurations."""
     return any(isinstance(d, Choice) and d.name == ONE_OF for d in space.values())
 
 
 def shown_key(key: str) -> str:
-    """Return the name that a key of a flat space has in a configuration: net[1]/width → net/width."""
+    """Return the key of a configuration for a key of a flat space, without the numbers of branches: net[1]/width → net/width."""
     return re.sub(r"\[\d+\]", "", key)
 
 
 def _conditions(key: str) -> list[tuple[str, int]]:
-    """Return the branches in which a key of a flat space lies, the outermost first: [(key of the choice, number of the branch)]."""
+    """Return the branches that contain a key of a flat space as [(key of the `one_of`, number of the branch)]. The outermost branch comes first."""
     return [(key[: match.start()], int(match[1])) for match in re.finditer(r"\[(\d+)\]", key)]
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return a flat map as a nested map: {"a/b": 1} → {"a": {"b": 1}}."""
+    """Return the nested map that corresponds to a flat map: {"a/b": 1} → {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
         *outer, last = key.split(SEPARATOR)
@@ -270,7 +279,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def flattened(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a nested map as a flat map: {"a": {"b": 1}} → {"a/b": 1}."""
+    """Return the flat map that corresponds to a nested map: {"a": {"b": 1}} → {"a/b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -281,7 +290,7 @@ def flattened(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:
-    """Return the value that a nested configuration holds for a key of the flat space, or None where the configuration lacks the key."""
+    """Return the value of a flat key such as "a/b" in a nested configuration, or None where the configuration lacks the key."""
     value: Any = config
     for name in key.split(SEPARATOR):
         value = value.get(name) if isinstance(value, dict) else None
@@ -289,9 +298,9 @@ def value_at(config: dict[str, Any], key: str) -> Any:
 
 
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
-    """Return the nested configuration that has `draw(key, distribution)` in the place of each distribution of a flat space.
+    """Return a nested configuration of a flat space. The function `draw(key, distribution)` gives the value for each distribution.
 
-    Branches of a `one_of` that were not drawn are left out.
+    For a `one_of`, `draw` gives the number of a branch. The configuration contains only the keys of that branch.
     """
     flat: dict[str, Any] = {}
     drawn: dict[str, int] = {}
@@ -307,10 +316,10 @@ def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dic
 
 
 def values_in(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the values that a configuration has for all distributions of a flat space, or None where the configuration is not of this space.
+    """Return the values of a configuration for all distributions of a flat space as {key: value}.
 
-    A distribution in a branch that the configuration does not have gets the middle of the distribution. Where a configuration fits two branches,
-    the first branch counts.
+    Return None where the space does not allow a value of the configuration. For a distribution in a branch that the configuration does not have, the
+    value is the median of the distribution. Where a configuration fits several branches of a `one_of`, the first of these branches is used.
     """
     values: dict[str, Any] = {}
     for key, d in space.items():
@@ -325,7 +334,10 @@ def values_in(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] |
 
 
 def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
-    """Return whether a configuration has the constants of a branch, and values for the distributions of the branch."""
+    """Return whether a configuration has the constants of a branch, and values that the distributions of the branch allow.
+
+    `branch` is the beginning of all keys of the branch, such as "net[1]/". The keys in a branch of an inner `one_of` are not checked.
+    """
     for key, d in space.items():
         if not key.startswith(branch) or _conditions(key.removeprefix(branch)):
             continue
@@ -339,9 +351,9 @@ def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
 
 
 def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that a point, nested as the space is, gives to distributions of a flat space: {key: value}.
+    """Return the values of a point for the distributions of a flat space as {key: value}. The point is a nested map, as search_space is.
 
-    Raises ConfigError, with a text that begins with the key, where the space has no such distribution, or the distribution no such value.
+    Raises ConfigError where the space has no distribution for a key, or where the distribution does not allow the value. The error begins with the key.
     """
     distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
     for given in point:
@@ -360,7 +372,7 @@ def point_of(space: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
 
 
 def has(config: dict[str, Any], key: str) -> bool:
-    """Return whether a nested configuration holds a key of the flat space."""
+    """Return whether a nested configuration has a value for a flat key such as "a/b"."""
     value: Any = config
     for name in key.split(SEPARATOR):
         if not isinstance(value, dict) or name not in value:
@@ -370,20 +382,20 @@ def has(config: dict[str, Any], key: str) -> bool:
 
 
 def grids_of(space: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return the keys of a flat space whose values are taken in turn, with the values."""
+    """Return the `grid` keys of a flat space with the values as {key: values}."""
     return {key: d.values for key, d in space.items() if isinstance(d, Choice) and d.name == "grid"}
 
 
 def num_combinations(space: dict[str, Any]) -> int:
-    """Return the number of combinations of the `grid` values of a flat space; 1 where the space has none."""
+    """Return the number of combinations of the `grid` values of a flat space, which is 1 where the space has no `grid`."""
     return math.prod(len(values) for values in grids_of(space).values())
 
 
 def configuration(space: dict[str, Any], seed: int, index: int) -> dict[str, Any]:
-    """Return configuration `index` of a flat space, which depends on (seed, index) alone.
+    """Return configuration number `index` of a flat space, which depends only on the space, `seed` and `index`.
 
-    As in Ray Tune, each sample is combined with the whole grid: consecutive indices differ in the values of the grid, and the last key changes fastest.
-    Each key draws from a generator of its own. So a key that is added, or whose bounds change, leaves the values of the other keys unchanged.
+    Consecutive indices go through all combinations of the `grid` values, and the last `grid` key changes fastest. All other keys are sampled again for
+    each index. Each key has a separate random generator, so that a new key, or new bounds of a key, do not change the values of other keys.
     """
     grids = grids_of(space)
     position = np.unravel_index(index % num_combinations(space), [len(v) for v in grids.values()]) if grids else ()

@@ -1,4 +1,7 @@
-"""Checks of a sweep that a JSON Schema cannot make: between keys, and of files that the sweep names. Each check yields its mistakes."""
+"""This module checks a sweep for mistakes that a JSON Schema cannot find.
+
+Such a mistake is a contradiction between keys, or lies in a file that the sweep names. Each check yields the mistakes that the check finds.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ MODEL_METRICS = ("accuracy", "loss", "train_loss")
 
 
 def check_target(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the sweep does not name one model or function that can be read."""
+    """Yield a mistake where the sweep has not exactly one of `model` and `trainable`, or where the file with the model or trainable is not valid."""
     if sweep.is_of_model == ("trainable" in sweep.values):
         yield Mistake(sweep.path, "needs either model or trainable, and not both", unsound=(*sweep.path, "model"))
         return
@@ -31,7 +34,7 @@ def check_target(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_dataset(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the config lacks the data set that the sweep names, or the sweep of a model names none."""
+    """Yield a mistake where the config lacks the data set of the sweep, or where a sweep with a model names no data set."""
     datasets = sweep.config["datasets"]
     if sweep.values["dataset"] is None and sweep.is_of_model:
         yield sweep.mistake("missing: a model is trained on a data set, so name one of datasets", "dataset")
@@ -41,7 +44,11 @@ def check_dataset(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_class_of_algorithm(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the search algorithm cannot be a class. build_env tries a class of a library, because only there libraries are installed."""
+    """Yield a mistake where the search algorithm is written as a class, and this class cannot exist.
+
+    For a class of a library, only the form of the name is checked. The rule build_env later imports the class, because only the environment of the
+    trials has the library.
+    """
     if not is_class("search_algorithm", sweep.algorithm):
         return
     module, _, class_name = sweep.algorithm.rpartition(":")
@@ -56,36 +63,36 @@ def check_class_of_algorithm(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_package_of_mlflow(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the environment lacks MLflow."""
+    """Yield a mistake where the sweep uses MLflow and the environment lacks MLflow."""
     yield from _check_tracker(sweep, "mlflow")
 
 
 def check_package_of_wandb(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the environment lacks Weights & Biases."""
+    """Yield a mistake where the sweep uses Weights & Biases and the environment lacks the package wandb."""
     yield from _check_tracker(sweep, "wandb")
 
 
 def _check_tracker(sweep: Section, tracker: str) -> Iterator[Mistake]:
-    """Yield a mistake where the sweep uses a tracker whose package the environment lacks."""
+    """Yield a mistake where the sweep uses the tracker `tracker` and the environment lacks the package of the tracker."""
     value = sweep.values[tracker]
     if value is not None and not any(lists(sweep.requirements, package) for package in (tracker, f"{tracker}-skinny")):
         yield _missing_package(sweep, value, tracker, "trackers", tracker)
 
 
 def _missing_package(sweep: Section, value: str, package: str, file: str, *keys: str) -> Mistake:
-    """Return the mistake of a value that needs a package, which the requirements file `file`.in has."""
+    """Return a mistake for a value that needs `package`. The requirements file workflow/envs/`file`.in contains this package."""
     message = f"{value!r} is not allowed: env.requirements, {sweep.config['env']['requirements']}, does not list {package}"
     return sweep.mistake(f"{message}. Name workflow/envs/{file}.in there, or add it and lock again", *keys)
 
 
 def check_space(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes of the search space."""
+    """Yield the mistakes in the search space of a sweep."""
     for mistake in read_space(sweep.values["search_space"])[1]:
         yield sweep.mistake(mistake.message, "search_space", *mistake.keys)
 
 
 def check_space_fits_algorithm(sweep: Section) -> Iterator[Mistake]:
-    """Yield the distributions from which the search algorithm does not draw."""
+    """Yield a mistake for each distribution that the search algorithm does not support."""
     algorithm = sweep.algorithm
     for key, distribution in sweep.space.items():
         if not isinstance(distribution, Distribution):
@@ -101,7 +108,7 @@ def check_space_fits_algorithm(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_points(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes of the configurations to try first."""
+    """Yield the mistakes in `points_to_evaluate`, the configurations that the sweep tries first."""
     points, key = sweep.values["points_to_evaluate"], "points_to_evaluate"
     if points and is_conditional(sweep.space):
         yield sweep.mistake("is not allowed where search_space has one_of: no points, or choice", key)
@@ -120,17 +127,17 @@ def check_points(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_stop(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes of the bounds that end a trial."""
+    """Yield the mistakes in `stop`, the bounds that end a trial."""
     yield from _check_bounds(sweep, "stop")
 
 
 def check_constraint(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes of the bounds that a report must fulfil."""
+    """Yield the mistakes in `constraint`, the bounds that the best report must fulfil."""
     yield from _check_bounds(sweep, "constraint")
 
 
 def _check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
-    """Yield the metrics that a model does not report, and the bounds that are not written as bounds."""
+    """Yield a mistake for each metric that a model does not report, and for each bound with a wrong form."""
     for metric, bound in sweep.values[key].items():
         if not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
             names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
@@ -140,7 +147,7 @@ def _check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
 
 
 def check_metric(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the training of a model does not report the metric, or the mode is the wrong one."""
+    """Yield a mistake where the training of a model does not report the metric, or where `mode` is max for a loss."""
     metric = sweep.values["metric"]
     if not sweep.is_of_model:
         return
@@ -151,7 +158,7 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_learning_rate(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistake of `lr`, which the training of a model needs."""
+    """Yield a mistake where the search space of a model lacks `lr`, or where a value of `lr` is not a number above 0."""
     if not sweep.is_of_model:
         return
     if "lr" not in sweep.space:
@@ -163,7 +170,7 @@ def check_learning_rate(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_batch_size(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistake of `batch_size`, which the training of a model needs."""
+    """Yield a mistake where the search space of a model lacks `batch_size`, or where a batch size is not a whole number of at least 1."""
     if not sweep.is_of_model:
         return
     if "batch_size" not in sweep.space:
@@ -180,19 +187,19 @@ def check_batch_size(sweep: Section) -> Iterator[Mistake]:
 
 
 def _missing_training_key(sweep: Section, key: str) -> Mistake:
-    """Return the mistake of a search space that lacks a key."""
+    """Return a mistake for a search space that lacks `key`, which the training of a model needs."""
     return sweep.mistake("missing: the training of a model needs it, as a distribution or a constant", "search_space", key)
 
 
 def _extremes(value: Any) -> list[Any]:
-    """Return values between which, or among which, all values of a distribution or constant lie."""
+    """Return the smallest and the largest value of a numeric or normal distribution, all values of a list, or a constant."""
     if isinstance(value, Numeric | Normal):
         return [value.quantile(0), value.quantile(1)]
     return list(value.values) if isinstance(value, Choice) else [value]
 
 
 def check_optimizer(sweep: Section) -> Iterator[Mistake]:
-    """Yield the keys of the search space that the optimiser does not have."""
+    """Yield a mistake for each key of the search space that is not a setting of the sweep's optimiser."""
     if not sweep.is_of_model:
         return
     optimizer = sweep.values["optimizer"]
@@ -203,28 +210,28 @@ def check_optimizer(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:
-    """Yield the keys beside a trainable that only a model can have."""
+    """Yield a mistake where a sweep with a trainable has `loss` or `optimizer`, which only a sweep with a model may have."""
     for key in ("loss", "optimizer"):
         if not sweep.is_of_model and key in sweep.values:
             yield sweep.mistake(f"{sweep.values[key]!r} is not allowed beside trainable: it belongs to model", key)
 
 
 def check_fuse(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where trials of a trainable are to be trained together."""
+    """Yield a mistake where the config asks to train trials of a trainable together, because only trials of a model can be trained together."""
     if not sweep.is_of_model and sweep.values["fuse"] == "on":
         message = "'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"
         yield sweep.mistake(message, "fuse")
 
 
 def check_grace_period(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where no trial is long enough for the scheduler to stop the trial."""
+    """Yield a mistake where `grace_period` exceeds `max_epochs`, because the scheduler could then never stop a trial."""
     grace_period, max_epochs = sweep.values["scheduler"].get("grace_period", 1), sweep.values["max_epochs"]
     if grace_period > max_epochs:
         yield sweep.mistake(f"{grace_period} is not allowed: at most max_epochs, {max_epochs}", "scheduler", "grace_period")
 
 
 def check_scheduler_that_takes_all(sweep: Section) -> Iterator[Mistake]:
-    """Yield the keys that do not go with a scheduler that takes all trials at the start, and pauses them."""
+    """Yield a mistake for each key that hyperband or pbt does not support. These schedulers start with all trials of the sweep and pause trials."""
     if sweep.scheduler not in ("hyperband", "pbt"):
         return
     name = f"with scheduler {sweep.scheduler}"
@@ -243,7 +250,7 @@ def check_scheduler_that_takes_all(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_pbt(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where population based training has no setting that it can change in the middle of a training."""
+    """Yield a mistake where the search space has a `one_of`, or has no setting that population based training can change during a training."""
     if sweep.scheduler != "pbt":
         return
     keys = [key for key, d in sweep.space.items() if isinstance(d, Distribution) and (not sweep.is_of_model or key in TRAINING_KEYS)]
@@ -255,7 +262,7 @@ def check_pbt(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_allocation(sweep: Section) -> Iterator[Mistake]:
-    """Yield the keys of the allocation that contradict each other."""
+    """Yield a mistake for each key of the allocation that contradicts another key of the allocation."""
     allocation = sweep.values["allocation"]
     if allocation["max_wait"] is not None and allocation["resubmit"]:
         reason = "null where resubmit is above 0, since Slurm counts it from the first start of a job"
@@ -266,13 +273,16 @@ def check_allocation(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_cpus_of_trial(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a trial needs more CPUs than a node has."""
+    """Yield a mistake where a trial needs more CPUs than one node has."""
     cpu = sweep.values["trial_resources"]["cpu"]
     yield from _check_fits_node(sweep, "cpu", cpu, "cpus_per_node")
 
 
 def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the GPUs of a trial are no number, more than a node has, or neither whole nor a part of one GPU."""
+    """Yield a mistake where the GPUs of a trial are not a number, or are more GPUs than one node has.
+
+    A number above 1 that is not whole is also a mistake, because a trial uses whole GPUs or a part of one GPU.
+    """
     gpu = sweep.values["trial_resources"]["gpu"]
     if isinstance(gpu, str) and gpu != "auto":
         yield sweep.mistake(f"{gpu!r} is not allowed: a number of at least 0, or auto", "trial_resources", "gpu")
@@ -285,7 +295,7 @@ def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
 
 
 def _check_fits_node(sweep: Section, key: str, least: float, key_of_node: str) -> Iterator[Mistake]:
-    """Yield a mistake where a trial needs at least `least` of a resource, and a node has less."""
+    """Yield a mistake where a node has less than `least` of the resource `key` (CPUs or GPUs), and a trial needs at least `least`."""
     on_node = sweep.values["allocation"][key_of_node]
     if least > on_node:
         reason = f"a trial runs on one node, so at most allocation.{key_of_node}, {on_node}"
