@@ -15,10 +15,13 @@ from typing import TextIO
 
 logger = logging.getLogger("raysweep")
 
-VERBOSITY_ENV = "RAYSWEEP_SAYS"  # set where Snakemake runs with --quiet or --verbose; the jobs inherit the variable
+# This variable is set where Snakemake runs with --quiet or --verbose. The jobs of Snakemake inherit the variable.
+VERBOSITY_ENV = "RAYSWEEP_SAYS"
 LEVELS = {"little": logging.WARNING, "all": logging.DEBUG}
-BUG = 70  # EX_SOFTWARE: exit code of a program that a bug ended
-START_AGAIN = 75  # EX_TEMPFAIL: with this exit code the driver asks the stage to start the job again
+# A program that fails because of a bug ends with this exit code (EX_SOFTWARE).
+BUG = 70
+# The driver ends with this exit code (EX_TEMPFAIL) to ask the stage to start the job again.
+START_AGAIN = 75
 
 
 class RaysweepError(Exception):
@@ -77,7 +80,7 @@ def is_full_disk(text: str) -> bool:
 def describe_os_error(error: OSError) -> str:
     """Return one line that describes an error of the file system, with the next step where the disk is full."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(error)):  # shutil.Error has no errno
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(str(error)):  # shutil.Error has only a text
         return f"No space left on the device{where}. Nothing that was finished is lost: free some space, then run the same command again."
     return f"{error.strerror or error}{where}"
 

@@ -1,4 +1,4 @@
-"""This module writes files so that a file exists only when it is complete. A file is written under a temporary name, flushed and then renamed."""
+"""This module writes only complete files. Each file is written under a temporary name, flushed to the disk and then renamed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # because only the user can read a file of mkstemp
+        # A file of mkstemp is readable for the user only. A result should have the usual permissions of the user's files.
+        os.chmod(aside, 0o666 & ~umask)
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
@@ -63,7 +64,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush all files and subfolders of `folder`, the folder and the parent of the folder to the disk, so that names and contents survive a crash."""
+    """Flush `folder`, the parent of `folder`, and all files and folders below `folder` to the disk, so that names and contents survive a crash."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         handle = os.open(path, os.O_RDONLY)
         try:

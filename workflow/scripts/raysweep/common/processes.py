@@ -32,6 +32,6 @@ def started(pid: int) -> str | None:
         if not os.path.exists("/proc/self/stat"):
             return ""
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except (ProcessLookupError, FileNotFoundError, PermissionError):  # PermissionError: a process of another user has the id now
+    except (ProcessLookupError, FileNotFoundError, PermissionError):  # PermissionError means that a process of another user has the id now
         return None
     return None if state == "Z" else rest[18]

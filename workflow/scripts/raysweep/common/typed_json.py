@@ -61,7 +61,7 @@ def _read(kind: Any, value: Any) -> Any:
     if kind is Path:
         return Path(_checked(value, str))
     if kind is float:
-        return _checked(value, int | float)  # the integer 1 is not changed to 1.0
+        return _checked(value, int | float)  # An integer stays an integer.
     if origin is dict:
         return {_read(arguments[0], key): _read(arguments[1], inner) for key, inner in _checked(value, dict).items()}
     if origin is tuple:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-# The key in the metadata of a weights file for the names of the lazy layers. A lazy layer needs a first batch before weights can be loaded.
+# The metadata of a weights file has the names of the lazy layers at this key. A lazy layer needs a first batch before weights can be loaded.
 LAZY_LAYERS_KEY = "lazy_layers"
 
 
@@ -18,7 +18,7 @@ class WeightsFacts:
     """Describes the facts in a weights file that decide how a program loads and uses the model."""
 
     has_lazy_layers: bool = False
-    is_float32: bool = True  # True where every floating-point weight has 32 bits
+    is_float32: bool = True  # This field is True where every floating-point weight has 32 bits.
 
 
 def read_weights_facts(path: Path) -> WeightsFacts:

@@ -1,4 +1,4 @@
-"""This module checks the config outside of the sweeps for mistakes that a JSON Schema cannot find. Each check yields the mistakes that it finds."""
+"""This module checks the config outside of the sweeps for mistakes that a JSON Schema cannot find. Each check yields mistakes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_folders(config: Section) -> Iterator[Mistake]:
             if key != outer and folder.is_relative_to(outer_folder):
                 place = f"it lies in {outer} ({config.values[outer]})"
                 yield config.mistake(f"{config.values[key]!r} is not allowed: {place}. Allowed: three folders, none in another", key)
-                return  # because two equal folders would otherwise be reported twice
+                return  # Without this return, two equal folders would be reported twice.
 
 
 def check_container(config: Section) -> Iterator[Mistake]:
@@ -46,7 +46,8 @@ def check_container(config: Section) -> Iterator[Mistake]:
         yield config.mistake(message, "env", "container")
         return
     for folder in (SCRIPTS_DIR, *(config.root / config.values[key] for key in ("resources_dir", "state_dir", "results_dir"))):
-        if {",", ":"} & set(str(folder)):  # because Apptainer's list of bound folders has no quotes
+        # A comma or colon would split the path, because Apptainer's list of bound folders has no quotes.
+        if {",", ":"} & set(str(folder)):
             message = f"an image is not allowed here: Apptainer takes a comma or colon for the end of a path, as in {folder}"
             yield config.mistake(message, "env", "container")
             return
@@ -80,7 +81,7 @@ def check_sources(config: Section) -> Iterator[Mistake]:
 
     A staged data set does not need the source, so that an interrupted sweep can continue after the user has deleted the archive of the data set.
     """
-    sweeps = config.values.get("sweeps")  # the sweeps may be missing or may have mistakes
+    sweeps = config.values.get("sweeps")  # The sweeps may be missing or may have mistakes.
     names_in_use = [sweep.get("dataset") for sweep in (sweeps.values() if isinstance(sweeps, dict) else ()) if isinstance(sweep, dict)]
     for name, dataset in config.values["datasets"].items():
         source, data_dir = dataset["source"], config.root / config.values["resources_dir"] / "data" / name

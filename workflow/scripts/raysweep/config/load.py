@@ -52,13 +52,15 @@ class Sources:
     """Contains the config that Snakemake merged from several files, and the paths of these files."""
 
     config: dict[str, Any]
-    paths: list[Path]  # in the order of merging: a value of a later file replaces the value of an earlier file
-    root: Path  # the folder to which the paths of the config are relative
+    # Snakemake merged the files in this order. A value of a later file replaces the value of an earlier file.
+    paths: list[Path]
+    # Relative paths in the config start from this folder.
+    root: Path
     module: Module | None
 
     @property
     def keys(self) -> KeyPath:
-        """Return the keys that lead to the config of this workflow in each file."""
+        """Return the keys that lead to the config of this workflow in every config file."""
         return (self.module.keys if self.module else None) or ()
 
     @cached_property
@@ -72,7 +74,7 @@ class Sources:
         return f"{place}: {mistake.message}"
 
     def shown(self, path: Path) -> str:
-        """Return the path of a file as text. The path is relative to the root where the file lies below the root."""
+        """Return the path of a file as text. The path is relative to `root` where `root` contains the file, and unchanged elsewhere."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
 
     def file_of(self, path: KeyPath) -> str:
@@ -167,7 +169,7 @@ def _sweeps_of(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _long_forms(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with `{name: random}` where a sweep has `random` as search algorithm, and likewise for other names and for the scheduler."""
+    """Return the config in which `{name: random}` replaces the short form `random` of a search algorithm or scheduler."""
     for sweep in _sweeps_of(config):
         sweep.update({key: {"name": sweep[key]} for key in NAMED if isinstance(sweep.get(key), str)})
     return config
@@ -185,7 +187,7 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             env["wheels"] = "none"
     for sweep in _sweeps_of(filled):
         sweep.update({key: options_with_defaults(key, sweep[key]) for key in NAMED})
-        if isinstance(sweep["fuse"], bool):  # because YAML 1.1 reads `on` and `off` as booleans
+        if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
         if "model" in sweep:
             sweep.setdefault("loss", "cross_entropy")
@@ -216,7 +218,7 @@ def _repeated_below(node: yaml.Node | None, path: KeyPath, loader: yaml.SafeLoad
     `seen` contains the ids of the nodes that this function has visited.
     """
     if id(node) in seen:
-        return  # an alias; without this check, an alias that leads to an outer node would cause endless recursion
+        return  # The node is an alias. An alias that leads to an outer node would cause endless recursion.
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for number, inner in enumerate(node.value):

@@ -14,8 +14,10 @@ class Mistake:
 
     path: KeyPath
     message: str
-    unsound: KeyPath | None = None  # the part of the config that later checks must not read; None stands for `path`
-    place: str | None = None  # the text in front of the message; None stands for the file and the key
+    # Later checks must not read the part of the config at this path. None stands for `path`.
+    unsound: KeyPath | None = None
+    # The line for the user begins with this text. None stands for the file and the key of the mistake.
+    place: str | None = None
 
     @property
     def unsound_path(self) -> KeyPath:

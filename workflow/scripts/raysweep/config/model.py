@@ -19,7 +19,8 @@ from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import DatasetSpec
 
 Mode = Literal["max", "min"]
-Time = float | str  # a number in minutes, or text with units, such as 1d12h
+# A time is a number in minutes, or text with units, such as 1d12h.
+Time = float | str
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class TrialResourcesConfig:
-    """Describes the resources that the config asks for one trial."""
+    """Describes the CPUs and GPUs that the config requests for each trial."""
 
     cpu: float
     gpu: float | Literal["auto"]
@@ -69,7 +70,7 @@ class TrialResourcesConfig:
 
 @dataclass(frozen=True)
 class AllocationConfig:
-    """Describes the nodes, the times and the restarts that the config asks for one sweep."""
+    """Describes the nodes, the time limits and the restarts that the config requests for the Slurm job of a sweep."""
 
     nodes: int
     min_nodes: int | None
@@ -150,7 +151,7 @@ class SweepConfig:
     def target(self) -> str:
         """Return the model or the function that the sweep trains, as `module:name` or `file.py:name`."""
         target = self.model if self.model is not None else self.trainable
-        assert target is not None  # the config has been validated
+        assert target is not None  # Each validated sweep has one of the two keys.
         return target
 
     @property

@@ -12,7 +12,7 @@ from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, Schema, allowed, load_
 
 PATH_TO_README = PATH_TO_SCHEMA.with_name("README.md")
 BEGIN, END = "<!-- begin of the generated table -->\n", "<!-- end of the generated table -->\n"
-PLACEHOLDERS = {"datasets": "<dataset>", "sweeps": "<sweep>"}  # text in the table for the names that the user chooses
+PLACEHOLDERS = {"datasets": "<dataset>", "sweeps": "<sweep>"}  # These texts stand for names that the user chooses.
 HEADER = ("key", "allowed", "default", "meaning")
 
 Row = tuple[str, ...]
@@ -54,7 +54,7 @@ def _rows(schema: Schema, path: tuple[str, ...]) -> Iterator[Row]:
 def _row(path: tuple[str, ...], schema: Schema, *, default: str, name: str = "") -> Row:
     """Return the table row of one key. `name` is text in front of the description, such as the name of the scheduler that has the option."""
     unit = f" ({schema['unit']})" if "unit" in schema and "minutes" not in allowed(schema) else ""
-    allowed_text = (allowed(schema) + unit).replace("<", "&lt;")  # because Markdown reads <…> as HTML
+    allowed_text = (allowed(schema) + unit).replace("<", "&lt;")  # Markdown would read <…> as HTML.
     return f"`{'.'.join(path)}`", allowed_text, default, name + schema["description"]
 
 
@@ -63,4 +63,4 @@ def _default(schema: Schema) -> str:
     if "default" not in schema:
         return ""
     text: str = yaml.safe_dump(schema["default"], default_flow_style=True, width=1000)
-    return f"`{text.splitlines()[0]}`"  # the second line may be `...`, the end mark of a YAML document
+    return f"`{text.splitlines()[0]}`"  # The second line may be `...`, the end mark of YAML.

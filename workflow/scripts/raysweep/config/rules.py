@@ -21,8 +21,10 @@ class Rule:
     """Describes a check and the keys that the check reads."""
 
     check: Callable[[Section], Iterator[Mistake]]
-    keys: str  # the keys in the section, separated by spaces; a dot leads to an inner key
-    whole_config_keys: str = ""  # the keys outside of the section, from the top of the config; a check of a sweep may read such keys
+    # The check reads these keys of the section. Spaces separate the keys, and a dot leads to an inner key.
+    keys: str
+    # A check of a sweep also reads these keys of the whole config.
+    whole_config_keys: str = ""
 
 
 def run_rules(rules: tuple[Rule, ...], section: Section, mistakes: Mistakes) -> None:
@@ -34,7 +36,7 @@ def run_rules(rules: tuple[Rule, ...], section: Section, mistakes: Mistakes) -> 
             continue
         try:
             mistakes.add(list(rule.check(section)))
-        except ConfigError as error:  # where a line of the requirements file is not a valid requirement
+        except ConfigError as error:  # A line of the requirements file is not a valid requirement.
             mistakes.add([Mistake(("env", "requirements"), str(error))])
 
 

@@ -20,7 +20,8 @@ import yaml
 from raysweep.config.mistakes import KeyPath, Mistake
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[4] / "config" / "schema.yaml"
-NAMED = ("search_algorithm", "scheduler")  # the value of such a key is a name, or a map with a name and options
+# The value of these keys of a sweep is a name, or a map with a name and options.
+NAMED = ("search_algorithm", "scheduler")
 # These keywords of JSON Schema describe values inside a map or list. The function `schema_mistakes` checks these keywords without jsonschema.
 STRUCTURE = frozenset({"properties", "additionalProperties", "propertyNames", "items", "required", "required_when_merged", "$defs"})
 WORD_OF_TYPE = {
@@ -109,9 +110,9 @@ def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_o
 def _is_valid(value: Any, schema: Schema) -> bool:
     """Return whether a schema allows a value. The values inside a map or list are not checked."""
     if isinstance(value, float) and not math.isfinite(value):
-        return False  # because no bound in a JSON Schema excludes NaN
+        return False  # No bound in a JSON Schema excludes NaN.
     if isinstance(value, str) and "pattern" in schema and value.endswith("\n"):
-        return False  # because `$` in a pattern also matches before a final line break
+        return False  # The sign `$` in a pattern also matches before a final line break.
     own = {key: rule for key, rule in schema.items() if key not in STRUCTURE}
     return bool(jsonschema.Draft202012Validator(own).is_valid(value))
 
@@ -129,7 +130,7 @@ def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, opti
             continue
         names = resolved(schema["propertyNames"])
         if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
-            # All data sets become unsound, because a sweep may already use the corrected name, and no second mistake should be reported.
+            # Later checks must not read the data sets, because a sweep may use the corrected name of the data set, and this use is no second mistake.
             unsound = path if path == ("datasets",) else None
             yield Mistake((*path, key), f"the name {key!r} is not allowed: {names['allowed']}", unsound)
 
@@ -184,7 +185,7 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
         return
     name = value["name"]
     if is_class(key, name):
-        return  # the schema does not describe the options, which are arguments of the class
+        return  # The options are arguments of the class, which the schema does not describe.
     if not isinstance(name, str) or name not in known:
         or_class = ", or module:Class of a searcher of Ray Tune's" if key == "search_algorithm" else ""
         yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_class}")
@@ -204,7 +205,7 @@ def with_defaults(value: Any, schema: Schema) -> Any:
     The copy has the order of the schema and no unknown keys. A value of a wrong type is returned unchanged.
     """
     if isinstance(value, float) and "integer" in schema.get("type", ()) and value.is_integer():
-        return int(value)  # because JSON Schema accepts 20.0 and 1e2 as integers
+        return int(value)  # JSON Schema accepts 20.0 and 1e2 as integers.
     if not isinstance(value, dict) or "additionalProperties" not in schema:
         return value
     if isinstance(schema["additionalProperties"], dict):

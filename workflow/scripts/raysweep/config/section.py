@@ -15,10 +15,10 @@ from raysweep.config.space import read_space
 class Section:
     """Contains the whole config or one sweep, with all defaults filled in."""
 
-    path: KeyPath  # the keys that lead to the section in the config
-    values: dict[str, Any]  # the map of the section
-    config: dict[str, Any]  # the whole config
-    root: Path  # the folder that relative paths of the config start from
+    path: KeyPath  # These keys lead from the top of the config to the section.
+    values: dict[str, Any]  # This map is the content of the section.
+    config: dict[str, Any]  # This map is the whole config.
+    root: Path  # Relative paths in the config start from this folder.
 
     def mistake(self, message: str, *keys: str | int) -> Mistake:
         """Return a mistake at the key to which `keys` lead, from the section downwards."""

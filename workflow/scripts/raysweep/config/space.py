@@ -24,8 +24,10 @@ from raysweep.common.numeric import is_finite_number
 
 # The keys of a search space that are settings of the training of a `model`. All other keys are arguments of the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
-PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # the values that JSON allows, because the record is JSON
-SEPARATOR = "/"  # joins the keys of nested spaces in a flat map, as in `optimizer/lr`
+# This text describes the values that JSON can contain. Other values are not allowed, because the record is written as JSON.
+PLAIN = "text (a date stands in quotes), numbers, true, false, null"
+# The separator joins the keys of nested spaces to a key of a flat map, such as `optimizer/lr`.
+SEPARATOR = "/"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Numeric:
 
     name: str
     low: float
-    high: float  # the upper bound, which is excluded where `integer` is True
+    high: float  # The upper bound is excluded where `integer` is True.
     log: bool = False
     integer: bool = False
     step: float | None = None
@@ -101,7 +103,7 @@ class Choice:
 
     def contains(self, value: Any) -> bool:
         """Return whether `value` equals a value of the list and has the same type."""
-        return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # the type counts, because True == 1
+        return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # Python says that True == 1.
 
     @property
     def range(self) -> str:
@@ -166,11 +168,13 @@ def parse_distribution(name: str, arguments: Any) -> Distribution:
     return Numeric(name, float(low), float(high), log, integer, None if step is None else float(step))
 
 
-ONE_OF = "one_of"  # the key of a list of spaces (branches); each configuration has values of only one branch
+# The value at this key is a list of spaces, which are called branches. A configuration has the keys of only one branch.
+ONE_OF = "one_of"
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
-Keys = tuple[str | int, ...]  # the keys and list positions that lead to a part of a search space
+# Keys and list positions lead to a part of a search space.
+Keys = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -300,7 +304,7 @@ def value_at(config: dict[str, Any], key: str) -> Any:
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
     """Return a nested configuration of a flat space. The function `draw(key, distribution)` gives the value for each distribution.
 
-    For a `one_of`, `draw` gives the number of a branch. The configuration contains only the keys of that branch.
+    For a `one_of`, `draw` gives the number of a branch. The configuration has the keys of this branch and lacks the keys of the other branches.
     """
     flat: dict[str, Any] = {}
     drawn: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """This module checks a sweep for mistakes that a JSON Schema cannot find.
 
-Such a mistake is a contradiction between keys, or lies in a file that the sweep names. Each check yields the mistakes that the check finds.
+Such a mistake is a contradiction between keys, or lies in a file that the sweep names. Each check yields mistakes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODEL_METRICS = ("accuracy", "loss", "train_loss")
 
 
 def check_target(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the sweep has not exactly one of `model` and `trainable`, or where the file with the model or trainable is not valid."""
+    """Yield a mistake where the sweep has both or neither of `model` and `trainable`, or where the model or trainable cannot be found or read."""
     if sweep.is_of_model == ("trainable" in sweep.values):
         yield Mistake(sweep.path, "needs either model or trainable, and not both", unsound=(*sweep.path, "model"))
         return
@@ -199,7 +199,7 @@ def _extremes(value: Any) -> list[Any]:
 
 
 def check_optimizer(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each key of the search space that is not a setting of the sweep's optimiser."""
+    """Yield a mistake where the search space has `momentum`, `nesterov` or `betas`, and the optimiser of the sweep lacks this setting."""
     if not sweep.is_of_model:
         return
     optimizer = sweep.values["optimizer"]

@@ -23,7 +23,7 @@ class Code:
     """Contains a target and the content of all user files that the target needs.
 
     Users edit files while a sweep runs for hours. Every process of the run imports the content that the files had at the start of the run, even where
-    the process begins later or on another node.
+    the process starts later or runs on another node.
     """
 
     target: Target
@@ -99,7 +99,8 @@ class _FrozenFinder:
             parts = path.relative_to(root).with_suffix("").parts
             self.path_of_module[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.contents |= code.contents
-        if self not in sys.meta_path:  # built-in modules come first, as before a folder on sys.path
+        if self not in sys.meta_path:
+            # This finder stands behind the finder of built-in modules, because built-in modules also precede the folders on sys.path.
             sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), self)
 
     def find_spec(
@@ -130,7 +131,7 @@ def load_target(target: Target) -> tuple[Any, ModuleType]:
         name = f"raysweep_user_{hashlib.sha256(str(target.path).encode()).hexdigest()[:12]}"
         if name not in sys.modules:
             spec = _FINDER.spec(name, target.path)
-            assert spec is not None  # because the path ends in .py
+            assert spec is not None  # The spec exists because the path ends in .py.
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module

@@ -22,7 +22,7 @@ class Target:
 
     path: Path
     name: str
-    module: str | None  # dotted name of the module, or None where the target was given as `file.py:name`
+    module: str | None  # The field has the dotted name of the module, or None for `file.py:name`.
 
     @property
     def import_root(self) -> Path:
@@ -59,7 +59,8 @@ def find_target(text: str, root: Path) -> Target:
             raise ConfigError(f"{text!r} is not allowed: there is no module {location} in this folder or in workflow/scripts")
         target = Target(module_file.resolve(), name, location)
     names = set(defined_names(_parse(target.path, text).body))
-    if name not in names and "*" not in names:  # `import *` may define any name; the rule build_env later imports the file
+    # A file with `from module import *` may define any name. The rule build_env later imports the file and finds a missing name.
+    if name not in names and "*" not in names:
         public = ", ".join(sorted(n for n in names if not n.startswith("_"))) or "nothing"
         raise ConfigError(f"{text!r} is not allowed: {target.path.name} does not define {name} (it defines {public})")
     return target
@@ -80,7 +81,7 @@ def _parse(path: Path, config_value: str | None = None) -> ast.Module:
 
 
 def defined_names_of(path: Path) -> set[str]:
-    """Return the names that a Python file defines at its top level."""
+    """Return the names that the top level of a Python file defines."""
     return set(defined_names(_parse(path).body))
 
 
