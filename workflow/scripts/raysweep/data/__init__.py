@@ -1,5 +1,5 @@
-"""Data sets as trials see them: fetched or generated, verified, split, and left as arrays on the disk with a manifest that describes them.
+"""Fetches or generates a data set, verifies and splits it, and writes it as arrays with a manifest, from which the trials read it.
 
-The controller stages data sets; the trials and the engines, in the environment of the trials, import only `split` and `manifest` of this
-room. It imports `common`, and `config` and every higher room may import it.
+The controller stages data sets. The trials and the engines run in the environment of the trials and import only `split` and `manifest` of this
+subpackage (room). This room imports `common`. The room `config` and every higher room may import this room.
 """

@@ -1,8 +1,8 @@
-"""CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html): where it is published, and how its files are read without running them.
+"""Reads CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html) without running code from its files, and says where it is published.
 
-The files are pickles, and a pickle is a program. The unpickler of this module admits only the four names that numpy's arrays need, and puts a
-stand-in in the place of each, because numpy's own functions would follow a forged dtype into memory outside of the array. Sizes that a header or
-a pickle claims are compared with what CIFAR-10's format can have, before memory is taken for them.
+The files are pickles, and loading a pickle can run any code. The unpickler of this module allows only the names that numpy's arrays need. It replaces
+the object behind each of these names by a stand-in class, because numpy's own functions would read memory outside the array for a forged dtype. A
+header or a pickle claims sizes. This module compares a claimed size with the largest size in CIFAR-10's format before it allocates memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from raysweep.common.errors import WorldError
 
-# As in torchvision.datasets.CIFAR10; a test compares them.
+# The address, the names and the MD5 digests are those in torchvision.datasets.CIFAR10. A test compares the values.
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -43,20 +43,21 @@ LAYOUT = f"CIFAR-10's python version has {', '.join(FILE_MD5)}."
 
 IMAGE_SHAPE = (3, 32, 32)
 NUM_CLASSES = 10
-MAX_FILE_BYTES = 256 * 2**20  # a published batch has 31 MB; a file that claims to be much larger is not read at all
-MAX_ARCHIVE_BYTES = (len(FILE_MD5) + 1) * MAX_FILE_BYTES  # when unpacked: all files, and as much again as one file for the other members
-READ_BYTES = 2**20  # read at once; a header of a member, with its long name, is never larger
-MAX_REASON_CHARACTERS = 200  # of the text that a damaged pickle can put into an error
+MAX_FILE_BYTES = 256 * 2**20  # A published batch has 31 MB. A file that claims to be larger than this limit is not read.
+# Largest size of the unpacked archive. It is the limit of all files plus the limit of one more file for the other members.
+MAX_ARCHIVE_BYTES = (len(FILE_MD5) + 1) * MAX_FILE_BYTES
+READ_BYTES = 2**20  # Largest number of bytes that one call reads. The header of a member, with a long name, is never larger.
+MAX_REASON_CHARACTERS = 200  # Largest length of an error's text in a message, because a damaged pickle can make this text very long.
 OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 
 
 def _text(value: str | bytes) -> str:
-    """Return a string of the pickle, which is bytes where Python 2 has written it."""
+    """Return a string of the pickle as str. The pickle contains bytes where Python 2 has written the string."""
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 class _Dtype:
-    """A stand-in for numpy.dtype that admits integer types only."""
+    """Replaces numpy.dtype in a pickle and allows integer types only."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if not re.fullmatch(r"[iu][1248]", _text(code)):
@@ -64,12 +65,12 @@ class _Dtype:
         self.dtype = np.dtype(_text(code))
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        byte_order: Any = _text(state[1])  # the other items describe fields and sizes, which integers do not have
+        byte_order: Any = _text(state[1])  # The other items of `state` describe fields and sizes, which integer types do not have.
         self.dtype = self.dtype.newbyteorder(byte_order)
 
 
 class _Array:
-    """A stand-in for numpy.ndarray and for the function that makes an empty array."""
+    """Replaces numpy.ndarray, and the function that makes an empty array, in a pickle."""
 
     def __init__(self, *_: object) -> None:
         self.array = np.empty(0, np.uint8)
@@ -80,20 +81,21 @@ class _Array:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that admits containers, numbers, strings and integer arrays."""
+    """Loads a pickle that consists of containers, numbers, strings and integer arrays, and raises UnpicklingError for all other objects."""
 
     STAND_INS: ClassVar[dict[tuple[str, str], Any]] = {
-        **{(f"{core}.multiarray", "_reconstruct"): _Array for core in ("numpy.core", "numpy._core")},  # numpy 1 and 2
+        **{(f"{core}.multiarray", "_reconstruct"): _Array for core in ("numpy.core", "numpy._core")},  # names in numpy 1 and numpy 2
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _Dtype,
     }
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
-        self.num_bytes_to_encode = len(data)  # a pickle holds each text that it encodes, so more bytes than these are one text many times
+        # A pickle contains each text that it encodes. A pickle that encodes more bytes than its own size therefore encodes one text many times.
+        self.num_bytes_to_encode = len(data)
 
     def encode(self, text: str, encoding: str) -> bytes:
-        """Return `text` as bytes: a stand-in for _codecs.encode, by which Python 3 writes bytes for Python 2."""
+        """Return `text` as bytes. This method replaces _codecs.encode, which Python 3 uses in pickles that Python 2 can read."""
         if encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one that pickle uses")
         self.num_bytes_to_encode -= len(text)
@@ -111,9 +113,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _refuse_claims(data: bytes) -> None:
-    """Raise UnpicklingError or ValueError for a pickle that claims a size or a place in the memo for which it has not the bytes.
+    """Raise UnpicklingError or ValueError for a pickle that claims a larger size, or a larger index in the memo, than its number of bytes allows.
 
-    The unpickler would take the memory that is claimed: a place of 4 bytes in the memo can ask for 32 GiB.
+    Without this check the unpickler would allocate the claimed memory. An index of 4 bytes in the memo can make the unpickler allocate 32 GiB.
     """
     stream = io.BytesIO(data)
     while code := stream.read(1):
@@ -122,7 +124,7 @@ def _refuse_claims(data: bytes) -> None:
             raise pickle.UnpicklingError(f"{code!r} is no opcode of a pickle")
         value: Any = None
         if opcode.arg is pickletools.stringnl:
-            stream.readline()  # the reader of pickletools refuses the bytes of Python 2 that are not ASCII
+            stream.readline()  # The reader of pickletools would raise an error for a string of Python 2 that is not ASCII.
         elif opcode.arg is not None:
             value = opcode.arg.reader(stream)
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and value > len(data):
@@ -132,20 +134,23 @@ def _refuse_claims(data: bytes) -> None:
 
 
 def unpickle(data: bytes, place: str) -> dict[str, Any]:
-    """Return the dict in the pickle `data`, keys as str and arrays as numpy's. Raises WorldError; `place` names the file in errors."""
+    """Return the dict in the pickle `data`, with str keys and numpy arrays.
+
+    Raises WorldError where `data` is damaged, contains code, or is not a dict. `place` is the name of the file in the error.
+    """
     try:
         _refuse_claims(data)
         value = _ArrayUnpickler(data).load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}, not a dict")
         return {_text(key): item.array if isinstance(item, _Array) else item for key, item in value.items()}
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # A damaged pickle can raise nearly every type of exception.
         reason = " ".join(str(error)[:MAX_REASON_CHARACTERS].split()) or type(error).__name__
         raise WorldError(f"{place}: not a file of CIFAR-10: {reason}. Get the data set again.") from error
 
 
 def _read_batch(data: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images, uint8 [n, 3, 32, 32], and the labels, int64 [n], of a batch. Raises WorldError where the file is not a batch."""
+    """Return the images, uint8 [n, 3, 32, 32], and the labels, int64 [n], of a batch file. Raises WorldError where `data` is not a batch."""
     batch = unpickle(data, place)
     if missing := {"data", "labels"} - batch.keys():
         raise WorldError(f"{place}: holds no {' and no '.join(map(repr, sorted(missing)))}; a batch of CIFAR-10 has both.")
@@ -157,13 +162,14 @@ def _read_batch(data: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_labels(labels: Any, num_images: int, place: str) -> np.ndarray:
-    """Return the labels of a batch, int64 [num_images]. Raises WorldError, which says what is wrong with them.
+    """Return the labels of a batch, int64 [num_images]. Raises WorldError, which says why the labels are wrong.
 
-    The labels are looked at one by one before numpy has them, because numpy refuses a ragged list and multiplies a list that holds itself.
+    Each label is checked before numpy receives the list, because numpy raises an error for a ragged list, and because numpy makes a huge array of a
+    list that contains itself.
     """
     needed = f"'labels' has to be {num_images:,} integers from 0 to {NUM_CLASSES - 1}, one an image"
     if isinstance(labels, np.ndarray) and labels.ndim == 1:
-        labels = labels.tolist()  # arrays of this unpickler have integers only
+        labels = labels.tolist()  # All arrays of this unpickler contain integers only.
     if not isinstance(labels, list):
         raise WorldError(f"{place}: {needed}; it is {_description_of(labels)}. Get the data set again.")
     for row, label in enumerate(labels):
@@ -177,13 +183,13 @@ def _read_labels(labels: Any, num_images: int, place: str) -> np.ndarray:
 
 
 def _description_of(value: Any) -> str:
-    """Return the type of a value of a pickle, and its shape where the value is an array or a stand-in for one."""
+    """Return the type of a value of a pickle as text. For an array, or a stand-in for an array, the text also contains the shape."""
     array = value.array if isinstance(value, _Array) else value
     return f"an array {array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"of type {type(value).__name__}"
 
 
 def _read_classes(data: bytes, place: str) -> list[str]:
-    """Return the names of the classes. Raises WorldError where the file does not hold them."""
+    """Return the names of the classes. Raises WorldError where the file does not contain these names."""
     names = unpickle(data, place).get("label_names")
     if not isinstance(names, list) or len(names) != NUM_CLASSES or not all(isinstance(name, str | bytes) for name in names):
         raise WorldError(f"{place}: 'label_names' has to be a list of {NUM_CLASSES} names.")
@@ -191,14 +197,15 @@ def _read_classes(data: bytes, place: str) -> list[str]:
 
 
 def is_cifar_folder(folder: Path) -> bool:
-    """Return whether a folder is, by the names in it, the extracted data set or the folder around it."""
+    """Return whether `folder` is the extracted data set, or contains the extracted data set, by the names of the files in `folder`."""
     return (folder / FOLDER).is_dir() or any((folder / name).exists() for name in FILE_MD5)
 
 
 def files_of_folder(folder: Path, verify: bool = False) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file of the extracted data set; `folder` is its folder or the folder around it.
+    """Yield the name and the content of each file of the extracted data set, which is `folder` or lies in `folder`.
 
-    Raises WorldError, with `verify` also for a file whose MD5 is not the published one, before its content is yielded.
+    Raises WorldError where a file is missing or too large. With `verify` a file whose MD5 differs from the published MD5 also raises WorldError, before
+    the content of this file is yielded.
     """
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
@@ -217,7 +224,10 @@ def files_of_folder(folder: Path, verify: bool = False) -> Iterator[tuple[str, b
 
 
 def files_of_archive(archive_path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each of the data set's files in the .tar.gz, in the order of the archive; nothing is extracted to the disk."""
+    """Yield the name and the content of each file of the data set in a .tar.gz archive, in the order of the archive.
+
+    No file is extracted to the disk. Raises WorldError where the archive is damaged or is not an archive of CIFAR-10.
+    """
     try:
         with (
             gzip.open(archive_path) as unzipped,
@@ -235,16 +245,16 @@ def files_of_archive(archive_path: Path) -> Iterator[tuple[str, bytes]]:
                     content = archive.extractfile(member)
                     assert content is not None
                     yield path.name, b"".join(iter(partial(content.read, READ_BYTES), b""))
-            while reader.read(READ_BYTES):  # gzip compares its checksum only at the end of the file
+            while reader.read(READ_BYTES):  # The loop reads to the end of the file, because gzip compares its checksum only there.
                 pass
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, UnicodeError) as error:
         raise WorldError(f"{archive_path}: not a whole .tar.gz archive ({error}). Get it again: it was cut short or altered.") from error
 
 
 class _BoundedReader(io.BufferedIOBase):
-    """A stream of an unzipped archive that refuses sizes which no archive of CIFAR-10 has.
+    """Reads an unzipped archive and raises WorldError for sizes that no archive of CIFAR-10 has.
 
-    tarfile reads the headers of long names as a whole, whatever size they claim, and a small .gz can unpack to terabytes.
+    tarfile reads the header of a long name in one call, whatever size the header claims. A small .gz file can unpack to terabytes.
     """
 
     def __init__(self, unzipped: gzip.GzipFile, archive_path: Path) -> None:
@@ -274,7 +284,7 @@ class _BoundedReader(io.BufferedIOBase):
         return self._unzipped.read(size)
 
     def _refuse_position(self, position: int) -> None:
-        """Raise WorldError for a position that lies behind all that an archive of CIFAR-10 can hold."""
+        """Raise WorldError for a position in bytes that is larger than the largest unpacked archive of CIFAR-10."""
         if position > MAX_ARCHIVE_BYTES:
             raise WorldError(
                 f"{self._archive_path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes, which no archive of CIFAR-10 has. Get the data set again."
@@ -282,15 +292,16 @@ class _BoundedReader(io.BufferedIOBase):
 
 
 def _refuse_large(num_bytes: int, place: str) -> None:
-    """Raise WorldError for a file that is too large to be one of CIFAR-10's."""
+    """Raise WorldError for a file that is larger than every file of CIFAR-10."""
     if num_bytes > MAX_FILE_BYTES:
         raise WorldError(f"{place}: has {num_bytes:,} bytes; a file of CIFAR-10 has at most {MAX_FILE_BYTES:,}. Get the data set again.")
 
 
 def assemble(files: Iterable[tuple[str, bytes]], place: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
-    """Return the parts "train" and "test" and the names of the classes, from the data set's files, given as name and content in any order.
+    """Return the splits "train" and "test" and the names of the classes, from the names and the contents of the data set's files.
 
-    A part is images, uint8 [n, 3, 32, 32], and labels, int64 [n], in the published order. Raises WorldError where a file is missing.
+    The files may come in any order. A split consists of images, uint8 [n, 3, 32, 32], and labels, int64 [n], in the published order. Raises WorldError
+    where a file is missing.
     """
     batches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     classes: list[str] = []

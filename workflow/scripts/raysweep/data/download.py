@@ -1,4 +1,4 @@
-"""Archives from the network: fetched in pieces, verified, and kept for the next run."""
+"""Downloads an archive in chunks, verifies its checksum, and keeps the archive for the next run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("raysweep")
 
-DIGEST_LENGTHS = {"md5": 32, "sha256": 64}  # hexadecimal digits
+DIGEST_LENGTHS = {"md5": 32, "sha256": 64}  # length of a digest in hexadecimal digits, by algorithm
 
 
 class Checksum(NamedTuple):
-    """The digest that a file has to have."""
+    """Contains the digest that a file must have, and the algorithm of that digest."""
 
     algorithm: str
     digest: str
@@ -34,16 +34,16 @@ class Checksum(NamedTuple):
         return f"{self.algorithm}:{self.digest}"
 
     def new_hash(self) -> _Hash:
-        """Return an empty hash of the algorithm, not for security, because a system in FIPS mode refuses MD5 otherwise."""
+        """Return a new hash object of the algorithm. It is marked as not used for security, because a system in FIPS mode otherwise forbids MD5."""
         return hashlib.new(self.algorithm, usedforsecurity=False)
 
     def digest_of(self, path: Path) -> str:
-        """Return the digest of a file by the algorithm of this checksum."""
+        """Return the digest of a file, computed with the algorithm of this checksum."""
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, self.new_hash).hexdigest()
 
     def check(self, digest: str, place: str) -> None:
-        """Raise WorldError where `digest`, that of the content at `place`, is another one."""
+        """Raise WorldError where `digest`, the digest of the content at `place`, differs from the digest of this checksum."""
         if digest != self.digest:
             raise WorldError(
                 f"{place}: its checksum is {self.algorithm}:{digest}, expected was {self}. It was not unpacked: get it again, "
@@ -52,7 +52,11 @@ class Checksum(NamedTuple):
 
 
 def parse_checksum(config_key: str, text: str, upstream: Checksum) -> Checksum | None:
-    """Return the checksum that a config gives: `upstream` for the published one, None for `none`. Raises ConfigError for other texts."""
+    """Return the checksum that `text`, the value in the config, means.
+
+    The text "upstream" means the published checksum, which is the argument `upstream`. The text "none" means None. Other texts contain an algorithm and
+    a digest, such as "md5:…". Raises ConfigError for a text that is not allowed.
+    """
     if text == "none":
         return None
     if text == "upstream":
@@ -65,7 +69,10 @@ def parse_checksum(config_key: str, text: str, upstream: Checksum) -> Checksum |
 
 
 def fetch(address: str, path: Path, expected: Checksum | None, timeout_s: float = 60) -> None:
-    """Download `address` to `path`, which appears only when the download is complete and has the `expected` checksum."""
+    """Download `address` to `path`. The file `path` appears only when the download is complete and has the `expected` checksum.
+
+    `timeout_s` is the time in seconds for which one network operation may wait. Raises WorldError where the network fails or the checksum differs.
+    """
     logger.info("downloading %s to %s", address, path)
     with with_filename(path), written_aside(path, "wb") as stream:
         digest = None if expected is None else expected.new_hash()
@@ -78,12 +85,12 @@ def fetch(address: str, path: Path, expected: Checksum | None, timeout_s: float 
 
 
 def _chunks(address: str, timeout_s: float) -> Iterator[bytes]:
-    """Yield the content at `address` in pieces. Raises WorldError for faults of the network, and not for those of the consumer's disk."""
+    """Yield the content at `address` in chunks of bytes. Raises WorldError for network errors. Disk errors of the caller are not changed."""
     try:
         with urllib.request.urlopen(address, timeout=timeout_s) as response:
             while chunk := response.read(2**20):
                 yield chunk
-            if response.length:  # bytes that the server announced and did not send
+            if response.length:  # This is the number of bytes that the server announced but did not send.
                 raise http.client.IncompleteRead(b"", response.length)
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if type(error) is urllib.error.URLError else error
@@ -95,7 +102,7 @@ def _chunks(address: str, timeout_s: float) -> Iterator[bytes]:
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Give an error of the system that names no file, such as a write to a full disk, the name of the file that was written."""
+    """Add `path` as the filename to an OSError that names no file. A write to a full disk, for instance, raises such an error."""
     try:
         yield
     except OSError as error:

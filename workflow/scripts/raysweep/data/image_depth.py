@@ -1,7 +1,8 @@
-"""Pixels of more than 8 bits (16-bit PNG and TIFF, whole numbers of 32 bits, floats) brought to 8 bits by one scale for the whole data set.
+"""Converts pixels of more than 8 bits (16-bit PNG and TIFF, 32-bit integers, floats) to 8 bits, with one scale for the whole data set.
 
-The format of a file does not say which range its values have: cameras and X-rays write 10, 12 or 14 bits into 16. The high byte of such values is
-black. The scale therefore follows the range of the values in all images of the set, so that images stay comparable with each other.
+The format of a file does not say which range its values have. For instance, cameras and X-ray devices write values of 10, 12 or 14 bits as 16 bits. The
+high byte alone of such a value gives a nearly black image. So the scale is computed from the range of the values in all images of the data set. One
+scale for all images keeps the images comparable.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from raysweep.common.errors import WorldError
 
 logger = logging.getLogger("raysweep")
 
-SHADES = 256
-MIN_SHADES = 64  # a set that uses fewer of the 256 shades after whole bits are cut off is scaled by its own range
-MIN_HIGH_BYTES = 16  # Pillow gives only the high bytes of colours of 16 bits; with fewer shades than these an image is nearly black
+SHADES = 256  # number of values of an 8-bit pixel
+# The scale normally removes the lowest bits. If the data set would then use fewer shades than this number, its range low…high is scaled to 0…255 instead.
+MIN_SHADES = 64
+# An image whose highest value is below this number of the 256 shades is nearly black. Pillow reads only the high bytes of colours of 16 bits.
+MIN_HIGH_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Range:
-    """The range of the pixels of an image, as far as the scale needs it. `kind` is "8 bits", "16-bit colours", "integers" or "floats"."""
+    """Describes the range of an image's pixels. `kind` is "8 bits", "16-bit colours", "integers" or "floats".
+
+    `low` and `high` are the smallest and the largest pixel value. `low` is 0 for 16-bit colours, and both are 0 for 8 bits, because no scale needs them.
+    """
 
     kind: str
     low: float = 0
@@ -34,14 +40,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Scale:
-    """How pixels of more than 8 bits become 8 bits: `shift` bits are cut off, or, where that is None, low…high becomes 0…255."""
+    """Converts pixels of more than 8 bits to 8 bits.
+
+    The scale removes the lowest `shift` bits. Where `shift` is None, the scale maps the range low…high to 0…255.
+    """
 
     low: float
     high: float
     shift: int | None
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Return pixels, uint8, of the same shape."""
+        """Return the pixels as uint8. The shape does not change."""
         if self.shift is not None:
             return (pixels >> self.shift).astype(np.uint8)
         span = self.high - self.low or 1.0
@@ -54,12 +63,12 @@ class Scale:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether the pixels of an image are floats, or whole numbers of more than 8 bits."""
+    """Return whether the pixels of an image are floats, or integers of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def range_of(image: Image.Image) -> Range:
-    """Return the range of an image's pixels; images of 8 bits are not decoded for it. Raises ValueError for floats that are no numbers."""
+    """Return the range of an image's pixels. An image of 8 bits is not decoded. Raises ValueError where a float is NaN or infinite."""
     if is_deep(image):
         pixels = np.asarray(image)
         if not np.isfinite(pixels).all():
@@ -71,9 +80,9 @@ def range_of(image: Image.Image) -> Range:
 
 
 def choose_scale(folder: Path, ranges: Mapping[Path, Range]) -> Scale | None:
-    """Return the scale for the deep images among `ranges`, None where none is deep, and log a line about it.
+    """Return the scale for the images of more than 8 bits among `ranges`, and log the scale.
 
-    Raises WorldError where no scale serves all images.
+    Returns None where no image has more than 8 bits. Raises WorldError where no single scale is suitable for all these images.
     """
     _refuse_dark_colours(folder, [image.high for image in ranges.values() if image.kind == "16-bit colours"])
     integers, floats = ({path: image for path, image in ranges.items() if image.kind == kind} for kind in ("integers", "floats"))
@@ -93,7 +102,11 @@ def choose_scale(folder: Path, ranges: Mapping[Path, Range]) -> Scale | None:
 
 
 def _scale_of(low: float, high: float, is_float: bool) -> Scale:
-    """Return the scale of a range: the bits above 8 are cut off, unless that leaves few shades. Values up to 65535 keep their high byte."""
+    """Return the scale for pixel values from `low` to `high`.
+
+    For integers of 0 or more the scale removes the lowest bits, so that `high` keeps 8 bits. For instance, where `high` is 65535, all values keep their
+    high byte. Where this leaves fewer than MIN_SHADES shades, and for all other values, the scale maps low…high to 0…255.
+    """
     if not is_float and low >= 0:
         shift = max(int(high).bit_length() - 8, 0)
         if (int(high) >> shift) - (int(low) >> shift) >= MIN_SHADES:
@@ -102,7 +115,10 @@ def _scale_of(low: float, high: float, is_float: bool) -> Scale:
 
 
 def _refuse_dark_colours(folder: Path, highest_bytes: list[float]) -> None:
-    """Raise WorldError where the high bytes of colours of 16 bits, which is all that Pillow reads, are nearly black in all images."""
+    """Raise WorldError where all images with 16-bit colours would be nearly black. Pillow reads only the high bytes of such colours.
+
+    `highest_bytes` contains the largest high byte of each of these images.
+    """
     if highest_bytes and max(highest_bytes) < MIN_HIGH_BYTES:
         raise WorldError(
             f"{folder}: its {len(highest_bytes)} images with colours of 16 bits use less than a sixteenth of the range 0 to 65535, and would be "
@@ -111,7 +127,7 @@ def _refuse_dark_colours(folder: Path, highest_bytes: list[float]) -> None:
 
 
 def _refuse_outlier(deep: Mapping[Path, Range], scale: Scale) -> None:
-    """Raise WorldError where the values of one image make half of the images nearly black."""
+    """Raise WorldError where the high values of one image lead to a scale that makes half of the images nearly black."""
     highest = sorted(image.high for image in deep.values())
     median = highest[(len(highest) - 1) // 2]
     if (median - scale.low) * SHADES < (scale.high - scale.low) * MIN_HIGH_BYTES:

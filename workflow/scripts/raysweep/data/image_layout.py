@@ -1,10 +1,11 @@
-"""The layout of a folder of images: which of its folders are splits, which are classes, and which files are images.
+"""Finds out the layout of a folder of images, that is, which folders in it are splits, which are classes, and which files are images.
 
     <folder>/train/<class>/*.png …    and    <folder>/test/<class>/*.png …
-    <folder>/<class>/*.png …          of which a part is set aside for the test
+    <folder>/<class>/*.png …          from these images the test split is sampled
 
-Public data sets write `train` and `test` in many ways (Training, seg_train, Test). A folder is a split where its name says so and where it
-holds folders of classes. A layout that may mean two things is refused, because a wrong guess trains on the names of the splits.
+Public data sets spell `train` and `test` in many ways (Training, seg_train, Test). A folder is a split where its name means a split and where it
+contains folders of classes. Where a layout may mean two things, this module raises an error, because after a wrong guess the model would learn the
+names of the splits as classes.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ UNREADABLE = {
     "HDF5",
     "MPEG",
     "WMF",
-}  # Pillow names these kinds, but reads their pixels only with libraries that it does not bring
+}  # Pillow recognises these file formats, but reads their pixels only with libraries that are not part of Pillow.
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The image files of each class, by the parts "train" and, where the folder has one, "test"."""
+    """Maps each split to its classes, and each class to its image files. The splits are "train" and, where the folder has a test split, "test"."""
 
     parts: dict[str, dict[str, list[Path]]]
 
@@ -54,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder with the images right in it, the names of its other files, and its folders that are not hidden."""
+    """Describes a folder by the images directly in it, the names of the other files in it, and the folders in it that are not hidden."""
 
     path: Path
     images: tuple[Path, ...]
@@ -63,13 +64,16 @@ class _Folder:
 
     @property
     def is_nested(self) -> bool:
-        """Return whether the images lie in folders of this folder, but for images that lie beside two such folders or more."""
+        """Return whether the images of this folder lie in folders inside it.
+
+        The answer is yes where at least two folders inside it contain images, or where one does and no image lies directly in this folder.
+        """
         num_folders = sum(1 for folder in self.folders if folder.num_images)
         return num_folders > 1 or (num_folders == 1 and not self.images)
 
     @property
     def num_images(self) -> int:
-        """Return the number of images in this folder and in all folders below."""
+        """Return the number of images in this folder and in all folders below it."""
         return len(self.images) + sum(folder.num_images for folder in self.folders)
 
     @property
@@ -77,14 +81,17 @@ class _Folder:
         return {folder.path.name for folder in self.folders}
 
     def walk(self) -> Iterator[_Folder]:
-        """Yield this folder and all folders below."""
+        """Yield this folder and all folders below it."""
         yield self
         for folder in self.folders:
             yield from folder.walk()
 
 
 def read_layout(path: Path) -> Layout:
-    """Return the images of a folder by part and class. Raises WorldError for any other layout, with one line that says how to write it."""
+    """Return the image files of a folder by split and class.
+
+    Raises WorldError for a layout that is not allowed, with one line that describes the layouts that are allowed.
+    """
     root = _scan(path, _image_endings(), ())
     splits = _splits_of(root)
     if splits:
@@ -104,12 +111,15 @@ def read_layout(path: Path) -> Layout:
 
 
 def _image_endings() -> set[str]:
-    """Return the endings of the names of the files that Pillow can read."""
+    """Return the file name endings, such as .png, of the formats that Pillow can read."""
     return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNREADABLE}
 
 
 def _scan(path: Path, endings: set[str], parents: tuple[str, ...]) -> _Folder:
-    """Return a folder with all below, links followed. Raises WorldError for a link that leads nowhere or to one of the folders around it."""
+    """Return the folder `path` with all folders below it. Symbolic links are followed.
+
+    Raises WorldError for a link whose target does not exist, and for a link whose target is a folder that contains the link.
+    """
     real_path = os.path.realpath(path)
     if real_path in parents:
         raise WorldError(f"{path}: a link in this path leads back to {real_path}, which holds the link. Remove the link.")
@@ -129,7 +139,7 @@ def _scan(path: Path, endings: set[str], parents: tuple[str, ...]) -> _Folder:
 
 
 def _files_of_classes(root: _Folder) -> dict[str, list[Path]]:
-    """Return the image files of each class of a part."""
+    """Return the image files of each class of one split. Raises WorldError where there are fewer than two classes, or where a class has no image."""
     files_of_class = {}
     for folder in root.folders:
         files_of_class[folder.path.name] = sorted(path for inner in folder.walk() for path in inner.images)
@@ -146,7 +156,7 @@ def _files_of_classes(root: _Folder) -> dict[str, list[Path]]:
 
 
 def _log_ignored_files(root: _Folder, roots: dict[str, _Folder]) -> None:
-    """Log how many files are not used: files that are no images, and images that lie beside the folders of the classes."""
+    """Log the number of files that are not used, which are files that are not images, and images beside the folders of the classes."""
     names = [name for folder in root.walk() for name in folder.other_files]
     if names:
         endings = Counter(Path(name).suffix.lower() or "no ending" for name in names).most_common(3)
@@ -163,16 +173,20 @@ def _log_ignored_files(root: _Folder, roots: dict[str, _Folder]) -> None:
 
 
 def _split_in_name(name: str, is_exact: bool) -> str | None:
-    """Return the split that the name of a folder means: as a whole, or, unless `is_exact`, with one of its words."""
+    """Return the split that the name of a folder means, or None where the name means no split or two splits.
+
+    With `is_exact` the whole name has to mean a split. Otherwise one word in the name is enough.
+    """
     words = {name.casefold()} if is_exact else set(re.split(r"[^a-z]+", name.casefold()))
     splits = [split for split, spellings in WORDS_OF_SPLITS.items() if words & spellings]
     return splits[0] if len(splits) == 1 else None
 
 
 def _splits_of(root: _Folder) -> dict[str, _Folder]:
-    """Return the folder of each split, {} where the folder holds classes. Raises WorldError where two folders are the same split.
+    """Return the folder of each split, or {} where the folders in `root` are classes. Raises WorldError where two folders mean one split.
 
-    `Train` alone is a split. A name such as seg_train is one only beside another split with the same classes, because freight_train may be a class.
+    A folder named `Train` is always a split. A folder named seg_train is a split only beside a folder of another split with common class names,
+    because a folder named freight_train may be a class.
     """
     nested = [folder for folder in root.folders if folder.is_nested]
     found = [(split, folder) for folder in nested if (split := _split_in_name(folder.path.name, is_exact=True))]
@@ -192,14 +206,14 @@ def _splits_of(root: _Folder) -> dict[str, _Folder]:
 
 
 def _unwrapped(folder: _Folder) -> _Folder:
-    """Return the folder of the classes: archives often hold seg_train/seg_train/<class>."""
+    """Return the folder that contains the folders of the classes. Archives often contain a second folder, as in seg_train/seg_train/<class>."""
     while folder.is_nested and len(folder.folders) == 1 and folder.folders[0].is_nested:
         folder = folder.folders[0]
     return folder
 
 
 def _refuse_other_than_train_and_test(root: _Folder, splits: dict[str, _Folder]) -> None:
-    """Raise WorldError where a folder has splits without `train`, or has other folders beside `train` and `test`."""
+    """Raise WorldError where `root` has splits but no train split, or has other folders beside the train split and the test split."""
     names = {split: folder.path.name for split, folder in splits.items()}
     if "train" not in splits:
         raise WorldError(f"{root.path}: has a folder `{next(iter(names.values()))}`, but no `train`. {LAYOUT}")
@@ -216,7 +230,7 @@ def _refuse_other_than_train_and_test(root: _Folder, splits: dict[str, _Folder])
 
 
 def _refuse_folders_that_are_no_classes(root: _Folder) -> None:
-    """Raise WorldError where the folders look like splits or folds rather than classes."""
+    """Raise WorldError where the folders in `root` look like splits or cross-validation folds and not like classes."""
     names = sorted(root.names_of_folders)
     with_split = [name for name in names if _split_in_name(name, is_exact=True)]
     if len({_split_in_name(name, is_exact=True) for name in with_split}) > 1 or (

@@ -1,4 +1,4 @@
-"""What a data set is: the section of the config that asks for it, and the manifest of the data set that was staged."""
+"""Defines the section of the config that describes a data set, and the manifest of the data set that was staged."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any
 from raysweep.common.errors import WorldError
 from raysweep.common.files import read_yaml
 
-MANIFEST = "manifest.yaml"  # exists only when the data set is complete
+MANIFEST = "manifest.yaml"  # This file exists only when the data set is complete.
 
 
 def is_missing(source: str, root: Path) -> bool:
-    """Return whether a source is a path, relative to `root`, at which nothing lies."""
+    """Return whether `source` is a path at which no file or folder exists. A relative path starts at `root`."""
     return source not in ("download", "synthetic") and not (root / Path(source).expanduser()).exists()
 
 
 def missing_source_message(source: str) -> str:
-    """Return the message for a source at which nothing lies: the config check and the staging say the same."""
+    """Return the error message for a source path that does not exist. The config check and the staging both use this message."""
     return f"{source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, or that of a folder of images"
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A section `datasets.<name>` of the config."""
+    """Contains a section `datasets.<name>` of the config."""
 
     name: str
     source: str  # download, synthetic or a path
     checksum: str  # upstream, none, md5:… or sha256:…
     validation_fraction: float
     seed: int
-    image_size: int | None = None  # in pixels; for a folder of images
-    test_fraction: float | None = None  # for a folder of images without a folder `test`
+    image_size: int | None = None  # side of the square images in pixels; only allowed for a folder of images
+    test_fraction: float | None = None  # only allowed for a folder of images without a folder `test`
 
 
 @dataclass(frozen=True)
 class DataManifest:
-    """A data set that was staged, as its manifest.yaml describes it."""
+    """Describes a data set that was staged, as its manifest.yaml does."""
 
     name: str
     source: str
     synthetic: bool
     description: str
-    checksum: str | None  # the one that was verified
+    checksum: str | None  # the checksum that was verified; None where no checksum was verified
     classes: tuple[str, ...]
-    image_shape: tuple[int, ...]  # channels, height, width
-    splits: dict[str, int]  # number of images in train, validation and test
+    image_shape: tuple[int, ...]  # (channels, height, width), the last two in pixels
+    splits: dict[str, int]  # number of images by split
     validation_fraction: float
     seed: int
-    files: dict[str, str]  # SHA-256 by path below the folder of the data set
-    data_sha256: str  # over `files`: a part of a sweep's identity
-    test_fraction: float | None = None  # None where the source has a test set of its own
+    files: dict[str, str]  # SHA-256 of each file by its path, which is relative to the folder of the data set
+    data_sha256: str  # SHA-256 of the list in `files`; this digest is part of a sweep's identity
+    test_fraction: float | None = None  # None where the source already contains a test split
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> DataManifest:
@@ -73,7 +73,7 @@ class DataManifest:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Return what manifest.yaml holds; `test_fraction` stands there only where a test set was drawn, before `image_shape`."""
+        """Return the content of manifest.yaml. The key `test_fraction`, before `image_shape`, exists only where the test split was sampled."""
         record: dict[str, Any] = {}
         for key, value in asdict(self).items():
             if key == "image_shape" and self.test_fraction is not None:
@@ -83,9 +83,9 @@ class DataManifest:
         return record
 
     def check_spec(self, data_dir: Path, spec: DatasetSpec) -> None:
-        """Raise WorldError where the data set staged in `data_dir` is not the one of the config.
+        """Raise WorldError where the data set staged in `data_dir` differs from the data set that the config describes.
 
-        That happens where two projects share a `resources_dir` and a name in it.
+        This difference occurs where two projects share a `resources_dir` and both use one name for different data sets.
         """
         staged = {
             "source": (self.source, spec.source),
@@ -103,7 +103,7 @@ class DataManifest:
 
 
 def read_manifest(data_dir: Path) -> DataManifest:
-    """Return the manifest of the data set in `data_dir`. Raises WorldError where none is complete."""
+    """Return the manifest of the data set in `data_dir`. Raises WorldError where `data_dir` contains no complete data set."""
     if not (data_dir / MANIFEST).is_file():
         raise WorldError(f"{data_dir}: holds no complete data set (it has no {MANIFEST}). Run the rule stage_data.")
     return DataManifest.from_record(read_yaml(data_dir / MANIFEST))

@@ -1,4 +1,4 @@
-"""The splits of a data set: which rows belong to each, and how a trial opens one."""
+"""Chooses which rows belong to each split of a data set, and opens the arrays of a split for a trial."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ logger = logging.getLogger("raysweep")
 
 SPLITS = ("train", "validation", "test")
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images, uint8 [n, 3, height, width], and labels, int64 [n]
+Arrays = tuple[np.ndarray, np.ndarray]  # (images, uint8 [n, 3, height, width]; labels, int64 [n])
 
 
 def load_split(data_dir: Path, split: str) -> Arrays:
-    """Return the images, uint8 [n, 3, height, width], and the labels, int64 [n], of "train", "validation" or "test".
+    """Return the images, uint8 [n, 3, height, width], and the labels, int64 [n], of the split "train", "validation" or "test".
 
-    The arrays are memory-mapped, so all trials of a node share one copy. The mode is copy-on-write, because torch.from_numpy expects arrays
-    that can be written to.
+    The arrays are memory-mapped, so all trials of a node share one copy in memory. The mode is copy-on-write, because torch.from_numpy expects
+    writable arrays.
     """
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}: there are {', '.join(SPLITS)}")
-    read_manifest(data_dir)  # raises where the data set is not complete
+    read_manifest(data_dir)  # This call raises WorldError where the data set is not complete.
     images, labels = (np.load(data_dir / split / f"{name}.npy", mmap_mode="c") for name in ("images", "labels"))
     return images, labels
 
 
 def refuse_small_classes(labels: np.ndarray, classes: Sequence[str], splits: Sequence[str], config_key: str) -> None:
-    """Raise ConfigError, which begins with `config_key`, where a class has fewer rows than there are splits to be drawn from these rows."""
+    """Raise ConfigError where a class has fewer rows than the number of `splits` that are sampled from these rows.
+
+    The error's message begins with `config_key`.
+    """
     numbers, counts = np.unique(labels, return_counts=True)
     small = [(classes[number], count) for number, count in zip(numbers, counts, strict=True) if count < len(splits)]
     if small:
@@ -46,10 +49,11 @@ def refuse_small_classes(labels: np.ndarray, classes: Sequence[str], splits: Seq
 def set_rows_aside(
     arrays: Arrays, fraction: float, seed: int, config_key: str, names: tuple[str, str], num_kept: int = 1
 ) -> tuple[Arrays, Arrays]:
-    """Divide arrays into the rows that remain and the rows that are set aside. `names` are the two splits that result.
+    """Divide the rows of `arrays` into two splits, and return the first split and the second split. `names` are the names of the two splits.
 
-    Of each class at least one row is set aside and at least `num_kept` rows remain, whatever the fraction, so each class needs `num_kept` + 1
-    rows. Raises ConfigError, which begins with `config_key`, where the fraction leaves one of the two splits empty.
+    The second split receives about `fraction` of the rows. Whatever the fraction is, it receives at least one row of each class, and the first split
+    keeps at least `num_kept` rows of each class. So each class needs at least `num_kept` + 1 rows. Raises ConfigError, whose message begins with
+    `config_key`, where the fraction alone would leave one of the two splits empty.
     """
     images, labels = arrays
     classes, counts = np.unique(labels, return_counts=True)
@@ -68,16 +72,16 @@ def set_rows_aside(
 
 
 def rows_set_aside(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return which rows are set aside for validation or test, bool [n].
+    """Return a mask, bool [n], of the rows that are sampled for the validation split or the test split.
 
-    They are `fraction` of all rows, rounded, and of each class as near to that fraction as the total allows.
+    The number of sampled rows is `fraction` of all rows, rounded. The number for each class is as near to `fraction` of the class as this total allows.
     """
     classes, counts = np.unique(labels, return_counts=True)
     return _choose(labels, classes, _apportion(counts, fraction), seed)
 
 
 def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Return how many rows of each class are set aside, int64 [classes]; `counts` has the rows of each class."""
+    """Return the number of rows to sample from each class, int64 [classes]. `counts` contains the number of rows of each class."""
     exact = counts * fraction
     take: np.ndarray = np.floor(exact).astype(np.int64)
     largest_remainders = np.argsort(take - exact, kind="stable")
@@ -86,9 +90,9 @@ def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _choose(labels: np.ndarray, classes: np.ndarray, take: np.ndarray, seed: int) -> np.ndarray:
-    """Return the rows that are chosen, bool [n]: `take` rows of each class.
+    """Return a mask, bool [n], of the sampled rows. `take` contains the number of rows to sample from each class.
 
-    Rows are chosen by sorting random keys, because numpy keeps PCG64's raw output the same in all versions, but not the methods of its Generator.
+    Rows are sampled by sorting random keys. All versions of numpy give equal raw output of PCG64, but may change the methods of its Generator.
     """
     keys = np.asarray(np.random.PCG64(seed).random_raw(len(labels)))
     chosen = np.zeros(len(labels), dtype=bool)

@@ -1,10 +1,10 @@
-"""Staging: a data set is fetched or generated, verified, split, and written for the trials to map.
+"""Stages a data set, that is, fetches or generates it, verifies and splits it, and writes its arrays, which the trials map into memory.
 
     <data_dir>/{train,validation,test}/images.npy     uint8 [n, 3, height, width]
     <data_dir>/{train,validation,test}/labels.npy     int64 [n]
     <data_dir>/manifest.yaml
 
-The validation split is taken from the training set; both keep its order.
+The validation split is sampled from the training set. In both splits the rows keep the order of the training set.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_a
 
 logger = logging.getLogger("raysweep")
 
-IMAGE_SIZE, TEST_FRACTION = 32, 0.2  # defaults for a folder of images
-TEST_SEED_OFFSET = 2**64  # added to the seed of the test split, so that the test split is another draw than the validation split
+IMAGE_SIZE, TEST_FRACTION = 32, 0.2  # Default side of the images in pixels, and default fraction of the test split, for a folder of images.
+# This number is added to the seed of the config to sample the test split, so that the test split and the validation split use different seeds.
+TEST_SEED_OFFSET = 2**64
 
 UPSTREAM = Checksum("md5", cifar10.ARCHIVE_MD5)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before it is split."""
+    """Contains a data set before the validation split is sampled."""
 
-    parts: dict[str, Arrays]  # "train" and, unless a folder of images has none, "test"
+    parts: dict[str, Arrays]  # arrays by split: "train", and "test" unless a folder of images has no test split
     synthetic: bool
     description: str
-    checksum: str | None  # the one that was verified
+    checksum: str | None  # the checksum that was verified; None where no checksum was verified
     classes: tuple[str, ...]
 
 
 def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: str = cifar10.ADDRESS) -> DataManifest:
-    """Bring the data set that the config asks for to `output_dir`, and return its manifest.
+    """Write the data set that `spec` describes to `output_dir`, and return its manifest.
 
-    Raises ConfigError or WorldError, with one line. Where that happens before the new arrays are written, the old data set stays.
+    Raises ConfigError or WorldError, with one line. An earlier data set in `output_dir` stays where the error occurs before the new arrays are written.
     """
     key = f"datasets.{spec.name}"
     _check_values(spec)
@@ -60,7 +61,7 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
     if test is None:
         test_fraction = spec.test_fraction or TEST_FRACTION
         names = ("train", "test")
-        # Two images of each class are kept: validation needs one of them.
+        # At least two images of each class stay in the training set, because the validation split is sampled next and needs one of these images.
         train, test = set_rows_aside(train, test_fraction, TEST_SEED_OFFSET + spec.seed, f"{key}.test_fraction", names, num_kept=2)
     train, validation = set_rows_aside(train, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", ("train", "validation"))
     splits = {"train": train, "validation": validation, "test": test}
@@ -89,7 +90,7 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
 
 
 def _check_values(spec: DatasetSpec) -> None:
-    """Raise ConfigError for a fraction or a seed out of range."""
+    """Raise ConfigError for a fraction or a seed outside its range."""
     for key in ("validation_fraction", "test_fraction"):
         fraction = getattr(spec, key)
         if fraction is not None and not 0 < fraction < 1:
@@ -102,14 +103,14 @@ def _check_values(spec: DatasetSpec) -> None:
 
 
 def _is_image_folder(source: str) -> bool:
-    """Return whether `source` is a folder that does not hold CIFAR-10's files."""
+    """Return whether `source` is a folder that does not contain CIFAR-10's files."""
     path = Path(source).expanduser()
     return source not in ("download", "synthetic") and path.is_dir() and not cifar10.is_cifar_folder(path)
 
 
 def _read_image_folder(spec: DatasetSpec) -> Source:
-    """Return the user's own images; "test" is a part only where the folder has a folder `test`."""
-    from raysweep.data import image_folder  # imports Pillow, which other sources do not need
+    """Return the user's own images. The result has the split "test" only where the source contains a folder of the test split."""
+    from raysweep.data import image_folder  # This import is here because the module imports Pillow, which other sources do not need.
 
     _refuse_checksum_of_folder(spec)
     size = spec.image_size or IMAGE_SIZE
@@ -124,7 +125,7 @@ def _read_image_folder(spec: DatasetSpec) -> Source:
 
 
 def _refuse_checksum_of_folder(spec: DatasetSpec) -> None:
-    """Raise ConfigError where the config gives the checksum of an archive for a folder."""
+    """Raise ConfigError where the config contains the checksum of an archive but the source is a folder."""
     if spec.checksum not in ("upstream", "none"):
         raise ConfigError(
             f"datasets.{spec.name}.checksum: {spec.checksum!r} is for an archive, but {spec.source!r} is a folder. Allowed: upstream, none."
@@ -132,7 +133,7 @@ def _refuse_checksum_of_folder(spec: DatasetSpec) -> None:
 
 
 def _read_cifar_or_synthetic(spec: DatasetSpec, downloads_dir: Path, address: str) -> Source:
-    """Return a data set in CIFAR-10's layout, or the generated one; both have the parts "train" and "test"."""
+    """Return a data set in CIFAR-10's layout or the generated data set. Both contain the splits "train" and "test"."""
     for key, value in (("image_size", spec.image_size), ("test_fraction", spec.test_fraction)):
         if value is not None:
             raise ConfigError(f"datasets.{spec.name}.{key}: {value} is for a folder of images, which {spec.source!r} is not. Leave it out.")
@@ -164,7 +165,10 @@ def _generate(spec: DatasetSpec) -> Source:
 def _cifar_files(
     spec: DatasetSpec, expected: Checksum | None, downloads_dir: Path, address: str
 ) -> tuple[Iterator[tuple[str, bytes]], Path]:
-    """Return name and content of each of CIFAR-10's files, and where they lie; an archive is downloaded and verified first."""
+    """Return the names and contents of CIFAR-10's files, and the path of their archive or folder.
+
+    With `source: download` the archive is downloaded first. An archive is compared with the `expected` checksum before any file is returned.
+    """
     path = Path(spec.source).expanduser()
     if spec.source == "download":
         path = downloads_dir / cifar10.ARCHIVE_NAME
@@ -188,7 +192,7 @@ def _cifar_files(
 
 @contextmanager
 def _all_or_nothing(output_dir: Path) -> Iterator[None]:
-    """Withdraw the data set in `output_dir`, and remove what was written of the new one where writing fails."""
+    """Remove the manifest in `output_dir`, which marks the earlier data set as incomplete. Remove all arrays where writing the new data set fails."""
     (output_dir / MANIFEST).unlink(missing_ok=True)
     try:
         with with_filename(output_dir):
@@ -200,13 +204,13 @@ def _all_or_nothing(output_dir: Path) -> Iterator[None]:
 
 
 def _write(splits: dict[str, Arrays], output_dir: Path) -> dict[str, str]:
-    """Write all arrays and return the SHA-256 of each file by its path in `output_dir`."""
+    """Write the arrays of all splits and return the SHA-256 of each file by its path relative to `output_dir`."""
     files = {}
     for split, arrays in splits.items():
         for name, array in zip(("images", "labels"), arrays, strict=True):
             path, contiguous = output_dir / split / f"{name}.npy", np.ascontiguousarray(array)
             with written_aside(path, "wb") as stream:
-                # Not np.save, whose error on a full disk does not name the cause.
+                # np.save is not used, because its error on a full disk does not name the cause.
                 np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(contiguous))
                 stream.write(contiguous.data)
             files[f"{split}/{name}.npy"] = sha256_of_file(path)
