@@ -39,7 +39,7 @@ def measure(given: MeasurementInput) -> Measurement:
     job = given.job
     os.chdir(job.root)
     device = torch.device("cuda" if torch.cuda.is_available() and job.trial_resources.gpu else "cpu")
-    if device.type == "cpu":  # on a CPU the benchmark must not ask for a GPU
+    if device.type == "cpu":  # without a GPU here, the benchmark must not ask for a GPU
         job = replace(job, trial_resources=TrialResources(job.trial_resources.cpu, 0))
     torch.set_num_threads(max(1, int(job.trial_resources.cpu)))
     model_class, _ = job.code.load()

@@ -1,7 +1,8 @@
-"""The search algorithm that Tune is given: it hands out the trials that are unfinished in the record, then the trials that are still to come.
+"""This module contains the search algorithm for Tune, which gives Tune the unfinished trials of the record first, and then new trials.
 
-Tune takes it through `TuneConfig(search_alg=…)`. It makes `Trial` objects under our own ids, and lets a trial continue from its checkpoint:
-with Tune's own restore a sweep cannot be given more trials, and a damaged experiment state silently runs one trial with an empty configuration.
+Tune gets the algorithm through `TuneConfig(search_alg=…)`. The algorithm makes `Trial` objects with the ids of this package, and lets a trial continue from
+the trial's checkpoint. Tune's own restore is not used for two reasons: it cannot add trials to a sweep, and a damaged experiment state silently runs one trial
+with an empty configuration.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING, TuneTrial.PAUSED)
 
 
 def trial_id_of(index: int, repeat: int, repeats: int) -> str:
-    """Return the id of a trial of configuration `index`. Ids sort as their numbers do."""
+    """Return the id of trial number `repeat` of configuration `index`. The ids have the same order as the configurations."""
     return f"{index:05d}" if repeats == 1 else f"{index:05d}-{repeat}"
 
 
 class RecordedTrial(TuneTrial):
-    """Tune's trial, but our policy decides whether it is tried again, and it takes the present share of a GPU."""
+    """Changes Tune's trial: RetryPolicy decides whether the trial is tried again, and GpuShare sets the trial's share of a GPU."""
 
     def __init__(self, retries: RetryPolicy, gpu_share: GpuShare, **options: Any) -> None:
         self._retries, self._gpu_share = retries, gpu_share
@@ -46,7 +47,7 @@ class RecordedTrial(TuneTrial):
         return hash(self.trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return Tune's state without the policies: Tune pickles it into snapshots that nothing reads."""
+        """Return Tune's state of the trial without the two policies, because Tune pickles the state into snapshots that nothing reads."""
         return {key: value for key, value in super().__getstate__().items() if key not in ("_retries", "_gpu_share")}
 
     def create_placement_group_factory(self) -> None:
@@ -63,38 +64,38 @@ class RecordedTrial(TuneTrial):
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """The trials of a sweep or of a confirmation."""
+    """Describes the trials of a sweep or of a confirmation."""
 
-    total: int
+    total: int  # number of trials
     seed: int
-    tasks: tuple[ConfirmTask, ...] = ()  # of a confirmation: one for each configuration of its sampler
+    tasks: tuple[ConfirmTask, ...] = ()  # in a confirmation: one task for each configuration of the sampler. In a sweep: empty
 
 
 @dataclass(frozen=True)
 class StartConditions:
-    """When a trial may start."""
+    """Contains the conditions under which a trial may start."""
 
-    max_concurrent: Callable[[], float]  # trials at a time
-    may_start_new: Callable[[], bool]  # whether a trial may start that the record does not hold
-    is_over: Callable[[], bool] = lambda: False  # whether no trial may begin or continue
+    max_concurrent: Callable[[], float]  # returns the maximum number of trials that run or wait at the same time
+    may_start_new: Callable[[], bool]  # returns whether a trial may start that the record does not contain yet
+    is_over: Callable[[], bool] = lambda: False  # returns whether the session is over, so that no trial may begin or continue
 
 
 class RecordedSearch(SearchAlgorithm):
-    """Hands out trials, first those that the record began and did not finish, then new ones, until the plan is fulfilled."""
+    """Gives trials to Tune: first the trials that are unfinished in the record, then new trials until the record contains all trials of the plan."""
 
     def __init__(
         self, record: Record, sampler: Sampler, plan: TrialPlan, conditions: StartConditions, retries: RetryPolicy, gpu_share: GpuShare
     ) -> None:
         self.record, self.sampler, self.plan, self.conditions = record, sampler, plan, conditions
         self.retries, self.gpu_share = retries, gpu_share
-        # A confirmation that failed is tried again, because its cause may have been mended.
+        # A confirmation is tried again after a failure, because the user may have removed the cause of the failure.
         tried_again = ("ERROR",) if plan.tasks else ()
         self.unfinished = [trial for trial in record.sweep.trials.values() if not trial.finished or trial.status in tried_again]
         self.handed_out: list[TuneTrial] = []
         self.spec: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its search algorithm with its own state, which nothing reads."""
+        """Return an empty state, because Tune pickles the search algorithm into a snapshot that nothing reads."""
         return {}
 
     @property
@@ -102,12 +103,15 @@ class RecordedSearch(SearchAlgorithm):
         return self.plan.total
 
     def add_configurations(self, experiments: Any) -> None:
-        """Take over Tune's description of the experiment, of which there is exactly one."""
+        """Store Tune's description of the experiment. Tune runs exactly one experiment."""
         (experiment,) = experiments if isinstance(experiments, list) else [experiments]
         self.spec = experiment.spec
 
     def next_trial(self) -> TuneTrial | None:
-        """Return the next trial; None at capacity, where Tune asks again, and None when no trial is left, where `is_finished` is set."""
+        """Return the next trial. Return None if no trial may start now, or if no trial is left.
+
+        Tune asks again after None, unless this method has marked the search as finished (`set_finished`).
+        """
         self.handed_out = [trial for trial in self.handed_out if not trial.is_finished()]
         if sum(trial.status in ALIVE for trial in self.handed_out) >= self.conditions.max_concurrent():
             return None
@@ -122,15 +126,15 @@ class RecordedSearch(SearchAlgorithm):
         return tune_trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: the record holds the end already, and record_callback.py tells the sampler when a trial has finished."""
+        """Do nothing, because record_callback.py records the end of a trial and tells the sampler about finished configurations."""
 
     def _has_new(self) -> bool:
         return len(self.record.sweep.trials) < self.plan.total and self.conditions.may_start_new()
 
     def _new(self) -> Trial | None:
-        """Record and return a new trial; None while the sampler has no configuration."""
+        """Record a new trial and return the trial. Return None while the sampler has no configuration."""
         sweep, tasks = self.record.sweep, self.plan.tasks
-        # Trials of one configuration come one after the other, so the number of trials says which is the next.
+        # The trials of one configuration have consecutive numbers, so the number of recorded trials gives the index and the repeat of the next trial.
         index, repeat = divmod(len(sweep.trials), sweep.repeats)
         config = sweep.groups[index].config if repeat else self.sampler.propose(index)
         if config is None:

@@ -1,7 +1,7 @@
-"""Searchers of Ray Tune's, as `module:Class` or `file.py:Class`, asked and told directly.
+"""This module uses a Ray Tune searcher as a sampler. The config names the searcher as `module:Class` or `file.py:Class`.
 
-A searcher gets parameters of two kinds, which all searchers know: numbers between bounds, and positions in a list. Our own distributions turn the
-parameters into values (samplers.py), so that the values of a configuration do not depend on the searcher.
+A searcher proposes parameters of two kinds, which all searchers support: numbers between bounds, and positions in a list. The distributions of this package
+convert the parameters into values (samplers.py), so that the values of a configuration do not depend on the searcher.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ from raysweep.usercode.target import find_target
 
 logger = logging.getLogger("raysweep")
 
-SEED_OPTIONS = ("seed", "random_state_seed", "random_state")  # names of a constructor's seed
+SEED_OPTIONS = ("seed", "random_state_seed", "random_state")  # names of the seed in the constructors of searchers
 
 
 def load_searcher(name: str, root: Path) -> type[Searcher]:
-    """Return the class `file.py:Class` or `module:Class`. Paths start at `root`. Raises RaysweepError where the class is no searcher."""
+    """Return the searcher class with the name `file.py:Class` or `module:Class`. Relative paths start at `root`.
+
+    Raises RaysweepError if the module cannot be imported or if the class is no searcher.
+    """
     module, _, class_name = name.rpartition(":")
     try:
         searcher, _ = load_target(find_target(name, root))
-    except ConfigError:  # the class is not of a user's file, so it is of a library
+    except ConfigError:  # no file of the user contains the class, so a library must contain the class
         try:
             searcher = getattr(importlib.import_module(module), class_name, None)
         except ImportError as error:
@@ -50,10 +53,11 @@ def load_searcher(name: str, root: Path) -> type[Searcher]:
 
 
 class TuneSampler:
-    """A `Searcher` of Tune's as a sampler.
+    """Uses a Tune `Searcher` as a sampler.
 
-    The state of the searcher is saved after each proposal and each result, as Tune does, and restored when the sweep continues. The searcher is then told the
-    results that it does not know. A searcher without a state gets the recorded trials as points that were evaluated elsewhere, if it takes such points.
+    This class saves the searcher's state after each proposal and each result, and restores the state when the sweep continues. Then the searcher gets the
+    recorded results that are not in its state. A searcher that cannot save a state gets the recorded trials as already evaluated points, if the searcher
+    accepts such points.
     """
 
     def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> None:
@@ -68,11 +72,11 @@ class TuneSampler:
         self.state = state_dir / f"searcher-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
         self.asked: set[str] = set()
         self.told: set[str] = set()
-        self.elsewhere: set[str] = set()  # trials that the searcher did not propose
-        self.saved: tuple[int, int] | None = None  # the numbers of proposals and of results in the state that was saved last
+        self.elsewhere: set[str] = set()  # ids of the configurations that the searcher did not propose
+        self.saved: tuple[int, int] | None = None  # number of proposals and number of results in the last saved state
         try:
             self._restore()
-        except Exception as error:  # a power loss has torn the file, or the class has changed
+        except Exception as error:  # a power loss has damaged the file, or the class has changed
             logger.warning("%s cannot read the state that it saved (%s: %s): it learns anew.", name, type(error).__name__, error)
             self.searcher, self.asked, self.told = make(), set(), set()
         forgotten = 0
@@ -109,7 +113,7 @@ class TuneSampler:
             raise RaysweepError(f"search_algorithm {self.name} has no more than {index} configurations. Set num_samples to {index}")
         self.asked.add(trial_id)
         self._save()
-        parameters = flattened(suggested)  # some searchers make nested parameters of keys with a slash
+        parameters = flattened(suggested)  # some searchers return nested parameters for keys that contain a slash
         return fill(self.space, lambda key, d: value_of(d, _plain(parameters[key])))
 
     def adopt(self, index: int, config: dict[str, Any]) -> None:
@@ -120,7 +124,7 @@ class TuneSampler:
         self._save()
 
     def _tell(self, trial: Candidate) -> bool:
-        """Tell the searcher how a trial ended. Return whether the searcher could be told."""
+        """Give the result of a configuration to the searcher. Return False if the searcher does not accept a configuration that it did not propose."""
         best = trial.counted(self.metric, self.mode)
         self.told.add(trial.trial_id)
         if trial.trial_id not in self.elsewhere:
@@ -129,7 +133,7 @@ class TuneSampler:
             return True
         values = values_in(self.space, trial.config)
         if best is None or values is None:
-            return True  # the trial has no result, or its configuration lies outside of this space
+            return True  # the trial has no result, or the configuration lies outside the search space
         try:
             parameters = {key: parameter_of(self.distributions[key], value) for key, value in values.items()}
             self.searcher.add_evaluated_point(parameters, best.metrics[self.metric])
@@ -138,7 +142,10 @@ class TuneSampler:
         return True
 
     def _save(self) -> None:
-        """Save the state under a new name, then exchange the index file that names it, so that a kill leaves either the old state or the new one."""
+        """Save the searcher's state under a new name, then replace the index file, which contains the name of the state's file.
+
+        If the driver is killed during this method, the index file therefore names either the complete old state or the complete new state.
+        """
         if self.saved == (len(self.asked), len(self.told)):
             return
         aside = self.state.with_suffix(f".{len(self.asked)}-{len(self.told)}-{uuid.uuid4().hex[:8]}")
@@ -165,7 +172,7 @@ class TuneSampler:
 
 
 def _domain(d: Distribution) -> Any:
-    """Return the parameter of a distribution, as `value_of` reads it."""
+    """Return Tune's domain for a distribution. The searcher proposes parameters from this domain, and samplers.value_of converts them into values."""
     if isinstance(d, Choice):
         return tune.choice(list(range(len(d.values))))
     if isinstance(d, Normal):
@@ -176,5 +183,5 @@ def _domain(d: Distribution) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of Python's for a number of numpy's; any other value as it is."""
+    """Return a Python number for a numpy number. Return any other value unchanged."""
     return value.item() if hasattr(value, "item") else value

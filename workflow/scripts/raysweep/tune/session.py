@@ -1,4 +1,4 @@
-"""The beginning and the end of a session, which is one run of the driver on a sweep or a confirmation."""
+"""This module begins and ends a session. A session is one run of the driver on a sweep or on a confirmation."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ logger = logging.getLogger("raysweep")
 
 @dataclass(frozen=True)
 class Session:
-    """The facts of a session that do not change while trials run."""
+    """Contains the facts of a session that do not change while trials run."""
 
     job: SearchJob | ConfirmJob
     nodes: tuple[NodeSize, ...]
     record: Record
     space: dict[str, Any]
     sampler: Sampler
-    scratch: Path  # folder of Tune's files
-    fusion: Fusion | None  # None where trials are trained one by one
-    resources: TrialResources  # of a trial that starts first
-    measures_gpu: bool  # whether the first trial has a GPU for itself, to measure how many trials can share a GPU
-    deadline: Deadline | None
+    scratch: Path  # temporary folder for Tune's files
+    fusion: Fusion | None  # the engines that train several trials together. None if each trial has its own process
+    resources: TrialResources  # resources of each trial at the beginning of the session
+    measures_gpu: bool  # whether the first trial has a GPU alone, to measure how many trials can share a GPU
+    deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its scheduler, which asks the session for the deadline, into a file that nothing reads. Slots cannot be pickled."""
+        """Return an empty state, because a session contains slots, which cannot be pickled.
+
+        Tune pickles the scheduler into a file that nothing reads, and the scheduler has a reference to the session.
+        """
         return {}
 
     @property
@@ -57,21 +60,24 @@ class Session:
 
     @property
     def stop(self) -> Bounds:
-        """Return when a trial has come far enough. A confirmation trains as long as the best trial did."""
+        """Return the bounds that end a trial early. A confirmation has no such bounds, because a confirmation trains as many epochs as the best trial."""
         return self.sweep.stop if self.is_search else {}
 
     def is_over(self) -> bool:
-        """Return whether the job's time is nearly up, so that no trial may begin or continue."""
+        """Return whether the job's time is nearly over, so that no trial may begin or continue."""
         return self.deadline is not None and self.deadline.is_near()
 
     def capacity(self, gpu_share: float) -> int:
-        """Return how many trials may run at a time where each takes `gpu_share` of a GPU."""
+        """Return how many trials may run at the same time if each trial uses the fraction `gpu_share` of a GPU."""
         held = self.fusion.total if self.fusion else capacity(self.nodes, TrialResources(self.resources.cpu, gpu_share))
         return min(held, self.sweep.max_concurrent or held)
 
 
 def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], record: Record) -> Session:
-    """Begin a session: note it in the record, finish and clean up what the last session left, and start the engines where trials are trained together."""
+    """Begin a session: record the session, clean up after the last session, and start the engines if trials are trained together.
+
+    The clean-up marks the trials as finished that have reported their last epoch, and moves the checkpoints that are kept.
+    """
     sweep = job.sweep
     find_checkpoints(record)
     record.write(
@@ -121,7 +127,7 @@ def _begin_fusion(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], spac
 
 
 def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bool) -> TrialResources:
-    """Return the resources of a trial at the beginning of a session, by the share of a GPU that earlier sessions came to."""
+    """Return the resources of a trial at the beginning of a session. These resources depend on the share of a GPU that earlier sessions recorded."""
     resources, share = job.trial_resources, record.sweep.gpu_share
     if packs_gpus:
         return TrialResources(resources.cpu, share or 1.0)
@@ -131,7 +137,10 @@ def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bo
 
 
 def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> None:
-    """Finish the trials that had reported their last epoch when an earlier session was cut off: otherwise they would train one epoch too many."""
+    """Mark the trials as finished that had reported their last epoch when an earlier session was interrupted.
+
+    Without this mark such a trial would continue and train one epoch too many.
+    """
     for trial in record.sweep.trials.values():
         is_whole = trial.epochs >= max_epochs or (bool(trial.results) and any_holds(trial.results[-1].metrics, stop))
         if not trial.finished and is_whole:
@@ -140,9 +149,9 @@ def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> 
 
 
 def end_session(session: Session) -> None:
-    """Note in the record how the session ended.
+    """Record how the session ended.
 
-    Raises RaysweepError where trials are left; exits with START_AGAIN where the job is to be started again for them.
+    Exits with START_AGAIN if trials are left and the job must be started again. Raises RaysweepError if trials are left and the job is not started again.
     """
     job, record = session.job, session.record
     if record.sweep.is_complete(job.total, job.sweep.time_budget_s if isinstance(job, SearchJob) else None):

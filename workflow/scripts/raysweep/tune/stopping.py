@@ -1,4 +1,4 @@
-"""The ends of trials, and of the experiment."""
+"""This module decides when a trial ends and when Tune's experiment ends."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from raysweep.tune.reports import HAS_CHECKPOINT, reason_unusable
 
 @dataclass(frozen=True)
 class TrialLimits:
-    """How far a trial goes."""
+    """Contains the limits at which a trial ends."""
 
-    metric: str  # without which a report cannot be used
+    metric: str  # name of the metric that each report must contain
     max_epochs: int
-    stop: Bounds  # of the config: a trial whose report holds one of the bounds has come far enough
-    deadline: Deadline | None  # of the job
+    stop: Bounds  # bounds from the config: a trial is complete when its report fulfils one of these bounds
+    deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
 
     @property
     def is_deadline_near(self) -> bool:
@@ -32,12 +32,12 @@ class TrialLimits:
 
 
 class EndOfTrial(Stopper):
-    """Ends trials, and the experiment.
+    """Decides for Tune when a trial ends and when the experiment ends.
 
-    A trial ends after `max_epochs`, when it has come far enough (`stop`), or at a report that cannot be used. The experiment ends after a fault, and before the
-    job's time is up.
+    A trial ends after `max_epochs` epochs, at a report that fulfils one of the bounds `stop`, or at a report without a usable metric. If the job's time is
+    nearly over, a trial also ends at a report with a checkpoint. The experiment ends after a fault, and before the job's time is over.
 
-    `is_replayed` returns whether a trial takes its last epoch once more (population.Replay).
+    `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay).
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class EndOfTrial(Stopper):
     ) -> None:
         self.limits, self.faults, self.running, self.is_replayed = limits, faults, running, is_replayed
         self.unusable: dict[str, str] = {}  # trial_id → why a report of the trial cannot be used
-        self.whole: set[str] = set()  # trials whose function returned, or that came far enough
-        self.saved: set[str] = set()  # trials that were ended after a checkpoint, because the job's time is nearly up
+        self.whole: set[str] = set()  # ids of trials whose function has returned, or whose report fulfils one of the bounds `stop`
+        self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its stopper with its own state, which nothing reads."""
+        """Return an empty state, because Tune pickles the stopper into a snapshot that nothing reads."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -73,7 +73,10 @@ class EndOfTrial(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Return whether the experiment ends: after a fault, when the time is up, or when it is nearly up and no trial runs."""
+        """Return whether the experiment ends.
+
+        The experiment ends after a fault, when the job's time is over, or when the job's time is nearly over and no trial runs.
+        """
         if self.faults.fault is not None:
             return True
         deadline = self.limits.deadline
@@ -84,5 +87,5 @@ class EndOfTrial(Stopper):
         return trial_id in self.unusable
 
     def is_whole(self, trial_id: str, epochs: int) -> bool:
-        """Return whether a trial with so many epochs has come to its end, rather than being stopped by the scheduler."""
+        """Return whether a trial that has ended after `epochs` epochs is complete. If not, the scheduler has stopped the trial."""
         return trial_id in self.whole or epochs >= self.limits.max_epochs

@@ -1,6 +1,6 @@
-"""Trials as other tools show them (TensorBoard, MLflow, Weights & Biases), through Tune's own callbacks.
+"""This module sends the reports of trials to tracking tools (TensorBoard, MLflow, Weights & Biases) through Tune's own callbacks.
 
-A tool that fails is no reason to end a sweep: one line names the error, and the sweep continues without the tool.
+The failure of a tool does not end a sweep. The log shows the error in one line, and the sweep continues without the tool.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ logger = logging.getLogger("raysweep")
 
 
 def trackers(sweep: SweepConfig, name: str, state_dir: Path, identity: str) -> list[Callback]:
-    """Return the callbacks of the tools that a sweep of a validated config asks for. Their files lie in `state_dir`.
+    """Return the callbacks of the tracking tools that the config of a sweep asks for. The config must be validated. The tools write into `state_dir`.
 
-    Raises RaysweepError where a tool is not installed.
+    Raises RaysweepError if a tool is not installed.
     """
     callbacks: list[Callback] = []
     if sweep.tensorboard:
@@ -43,7 +43,7 @@ def trackers(sweep: SweepConfig, name: str, state_dir: Path, identity: str) -> l
 
 
 class Lenient(LoggerCallback):
-    """Passes every event to another callback until that raises, then logs the error and passes no more events."""
+    """Passes every event to the callback `inner`. After the first exception of `inner`, logs the exception and passes no more events."""
 
     def __init__(self, name: str, inner: LoggerCallback) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Lenient(LoggerCallback):
 
 
 class ShownTrial:
-    """A trial of Tune's without our own key in its configuration."""
+    """Behaves like a Tune trial, but does not show RESERVED_KEY in the configuration."""
 
     def __init__(self, trial: TuneTrial) -> None:
         self._trial = trial
@@ -103,11 +103,12 @@ class ShownTrial:
 
 
 def mlflow(tracking_uri: str, name: str, state_dir: Path) -> LoggerCallback:
-    """Return the callback that makes a run for each trial, in the experiment `name`.
+    """Return the MLflow callback, which makes a run for each trial in the experiment `name`.
 
-    The runs lie on a server, in a file of SQLite, or, for `local`, in the sweep's state folder. A list or a map in a configuration is one parameter.
+    `tracking_uri` names a server or an SQLite file. If `tracking_uri` is `local`, the runs are stored in the sweep's state folder. A list or a map in a
+    configuration is one parameter of the run.
     """
-    # The driver waits for a server. By default MLflow would wait for many minutes.
+    # The driver waits while a server does not answer. By default MLflow would wait for many minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     uri = f"sqlite:///{state_dir.absolute() / 'mlflow.db'}" if tracking_uri == "local" else tracking_uri
@@ -115,9 +116,9 @@ def mlflow(tracking_uri: str, name: str, state_dir: Path) -> LoggerCallback:
 
 
 def wandb(project: str, name: str, state_dir: Path, identity: str) -> LoggerCallback:
-    """Return the callback that makes a run for each trial, in the group `name`, in the sweep's state folder.
+    """Return the Weights & Biases callback, which makes a run for each trial in the group `name` and stores the runs in the sweep's state folder.
 
-    `wandb sync` sends the runs to a server, from a machine that has a network.
+    The user can send the runs to a server with `wandb sync`, on a machine that has a network.
     """
     os.environ["WANDB_MODE"] = "offline"
     folder = state_dir.absolute() / "wandb"

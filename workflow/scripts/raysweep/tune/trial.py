@@ -1,4 +1,7 @@
-"""The function that a trial runs, in a worker process of Ray: the training of a `model`, or the user's own Tune function."""
+"""This module contains the function that Tune runs for a trial, in a worker process of Ray.
+
+The function trains a `model`, or calls the user's own Tune function.
+"""
 
 from __future__ import annotations
 
@@ -23,39 +26,40 @@ from raysweep.tune.private import wrap_report
 if TYPE_CHECKING:
     from raysweep.training.trainer import Trainer
 
-# The key under which TrialFacts travel in a configuration. They are taken out before the model or the user's function sees the configuration.
+# Key of the TrialFacts in a trial's configuration. `run` removes this key before the model or the user's function gets the configuration.
 RESERVED_KEY = "_raysweep"
-GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"  # in a report: memory in use and all memory of the GPU, or None
+# Key in a report whose value is a pair in MB: the used memory and the whole memory of the trial's GPU. The value is None if the memory is unknown.
+GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"
 
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """The facts of one trial that are not part of its configuration."""
+    """Contains the facts about one trial that are not part of the trial's configuration."""
 
     seed: int
     task: TaskKind
-    measures_gpu: bool  # whether the first report says how much memory of its GPU the trial takes
+    measures_gpu: bool  # whether the first report contains the memory that the trial uses on its GPU
 
 
 def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
-    """Run one trial, whatever the sweep trains. Tune calls this function."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # at INFO each checkpoint has a line
+    """Run one trial of a sweep or of a confirmation. Tune calls this function."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # at level INFO, Ray logs a line for each checkpoint
     config = dict(config)
     facts: TrialFacts = config.pop(RESERVED_KEY)
-    # The folder in which the user started Snakemake, so that relative paths in the user's function are right.
+    # `job.root` is the folder in which the user started Snakemake. Relative paths in the user's function start at this folder.
     os.chdir(job.root)
     os.environ["RAYSWEEP_SEED"] = str(facts.seed)
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job.max_epochs)
     if job.data_dir:
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
     shield_reports(job.sweep.metric, facts.measures_gpu)
-    # A worker runs many trials, and the top level of a user's file may keep values of one trial, such as a seed.
+    # A user's file is loaded again for each trial, because a worker runs many trials and the file's global variables may keep values of an earlier trial.
     target, module = job.code.load(anew=job.sweep.trainable is not None)
     if facts.task == "confirm" and job.sweep.trainable is not None:
         return _checked(module.confirm(config, facts.seed, job.max_epochs))
     if job.sweep.trainable is not None:
         returned = target(config)
-        # A function may return its only report, which does not pass through `tune.report`.
+        # A function may return its only report instead of a call to `tune.report`, so the memory is added to the returned report.
         return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
     if isinstance(job, SearchJob):
         return search_model(target, config, facts.seed, job)
@@ -70,7 +74,10 @@ def check_finite(metric: str, metrics: dict[str, Any]) -> None:
 
 
 def gpu_memory_mb() -> tuple[int, int] | None:
-    """Return the memory in use of this process's GPU, by all processes, and all its memory, in MB; None where neither PyTorch nor nvidia-smi can say."""
+    """Return the used memory and the whole memory of this process's GPU, in MB. The used memory includes the memory of other processes.
+
+    Return None if neither PyTorch nor nvidia-smi can read the memory.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
@@ -79,9 +86,10 @@ def gpu_memory_mb() -> tuple[int, int] | None:
 
 
 def shield_reports(metric: str, measures_gpu: bool) -> None:
-    """Have `tune.report` raise where the metric is NaN or infinite: the trial has failed, and must not continue from the checkpoint of that report.
+    """Change `tune.report` so that `tune.report` raises FloatingPointError if the metric is NaN or infinite.
 
-    `measures_gpu`: the first report also says how much memory of its GPU the trial takes.
+    Such a trial has failed, and must not continue later from the checkpoint of this report. If `measures_gpu` is true, the first report also gets the memory
+    that the trial uses on its GPU.
     """
 
     def wrap(report: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,13 +121,13 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) 
     from raysweep.training.trainer import Trainer, select_device
 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
-    # By default torch takes a thread for each core. Several such processes on one node stall one another.
+    # By default torch uses one thread for each core. Several such processes on one node would slow down each other.
     torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
     return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device, image_shape=read_image_shape(job.data_dir))
 
 
 def search_model(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> None:
-    """Train on the training part, report on the validation part after each epoch, and checkpoint."""
+    """Train on the training split. After each epoch evaluate on the validation split, and report the metrics with a checkpoint."""
     from raysweep.training.arrays import load_tensors
 
     trainer = _trainer(model_class, config, seed, job)
@@ -138,9 +146,9 @@ def search_model(model_class: Any, config: dict[str, Any], seed: int, job: TuneJ
 
 
 def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
-    """Train on all training data, validation part included, for as many epochs as the best trial had. Evaluate on the test set, once.
+    """Train on the training split and the validation split together, for as many epochs as the best trial. Then evaluate once on the test split.
 
-    Where the settings of the best trial changed in between (population based training), they change at the same epochs.
+    If the configuration of the best trial changed during the training (population based training), the configuration changes at the same epochs here.
     """
     import torch
 
@@ -159,7 +167,7 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: Conf
 
 
 def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
-    """Return the test metrics of the model that the sweep published."""
+    """Evaluate the model that the sweep published on the test split, and return the metrics."""
     from safetensors.torch import load_model
 
     from raysweep.training.arrays import load_tensors

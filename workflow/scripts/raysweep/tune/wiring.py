@@ -1,4 +1,4 @@
-"""The wiring of a session: its parts are made, connected, and handed to `Tuner.fit()`."""
+"""This module makes the objects of a session, connects these objects, and runs `Tuner.fit()`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from raysweep.tune.trackers import trackers
 
 logger = logging.getLogger("raysweep")
 
-EXPERIMENT = "trials"  # name of Tune's experiment, and of its folder
+EXPERIMENT = "trials"  # name of Tune's experiment and of the experiment's folder
 
 
 def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
-    """Run the trials that are left, and note in the record how the session ended.
+    """Run the trials that are not finished yet, and record how the session ended.
 
-    Raises RaysweepError where trials are left, or a fault has ended the session.
+    Raises RaysweepError if trials are left or if a fault has ended the session.
     """
     with Lock(job.state_dir, job.name, DRIVER_LOCK, job.slurm_job) as lock, Record(job.record) as record:
         session = open_session(job, nodes, record)
@@ -64,14 +64,16 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a session that several others call."""
+    """Contains the objects of a session that several other objects call."""
 
     callback: CallbackParts
-    replaying: Replay  # repeats the schedule of a population in a confirmation; without one it does nothing
+    replaying: (
+        Replay  # scheduler that repeats the schedule of a population in a confirmation. Without a schedule this scheduler changes nothing
+    )
 
 
 def make_parts(session: Session) -> Parts:
-    """Make the parts that the callback calls, each with its own state."""
+    """Make the objects that the callback calls, and the scheduler `Replay`."""
     job, sweep, record, fusion = session.job, session.sweep, session.record, session.fusion
     faults, hand_overs = FirstFault(), HandOvers()
     timeout_s = sweep.trial_timeout_s
@@ -79,7 +81,7 @@ def make_parts(session: Session) -> Parts:
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
-    # A model goes through its schedule by itself, see trial.confirm_model.
+    # For a model, Replay gets no schedule, because trial.confirm_model changes the configuration during the training.
     replaying = Replay(record, hand_overs, job.schedule if sweep.trainable is not None else ())
     limits = TrialLimits(sweep.metric, job.max_epochs, session.stop, session.deadline)
     callback = CallbackParts(
@@ -103,7 +105,7 @@ def make_parts(session: Session) -> Parts:
 
 
 def make_session_scheduler(session: Session, parts: Parts) -> TrialScheduler:
-    """Return the scheduler of a session, with the recorded reports replayed."""
+    """Return the scheduler of a session, after the scheduler has received the recorded reports."""
     sweep, recorded = session.sweep, session.record.sweep
     scheduler = parts.replaying
     if session.is_search:
@@ -116,11 +118,11 @@ def make_session_scheduler(session: Session, parts: Parts) -> TrialScheduler:
 
 
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
-    """Return the search algorithm of a session, which hands out its trials."""
+    """Return the search algorithm of a session, which gives the session's trials to Tune."""
     job, sweep, recorded, gpu_share = session.job, session.sweep, session.record.sweep, parts.gpu_share
     budget_s = sweep.time_budget_s if session.is_search else None
-    # HyperBand fills a bracket before it compares, and a population is compared as a whole, so they are handed all trials; Tune starts as many as the
-    # nodes hold.
+    # HyperBand fills a bracket before HyperBand compares trials, and population based training compares the whole population. So Tune gets all trials of the
+    # sweep at the beginning, and starts as many trials at the same time as fit on the nodes.
     takes_all = session.is_search and sweep.scheduler.name in ("hyperband", "pbt")
 
     def max_concurrent() -> float:
@@ -138,9 +140,9 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
 
 
 def fit(session: Session, parts: Parts, scheduler: TrialScheduler, callbacks: list[Callback]) -> None:
-    """Run the trials with Tune. Raises the first fault that the callback or Tune met."""
+    """Run the trials with Tune. Raises the first fault of the callback or of Tune."""
     job, resources, faults = session.job, session.resources, parts.callback.faults
-    # RecordedSearch limits how many trials wait for a process at a time. With Tune's own limit processes would start one after the other.
+    # RecordedSearch limits how many trials wait for a process at the same time. With Tune's own limit the processes would start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job.total)
     trainable = tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources.cpu, "GPU": resources.gpu})
     try:
@@ -171,9 +173,10 @@ def fit(session: Session, parts: Parts, scheduler: TrialScheduler, callbacks: li
 
 
 def disk_fault(error: Exception, state_dir: Path) -> OSError | None:
-    """Return the fault of the disk that caused an error of Tune; None where a write to the state folder succeeds and the error names no full disk.
+    """Return the fault of the disk that caused an error of Tune.
 
-    On a full disk Tune fails in ways of its own, because it cannot write down what failed.
+    Return None if a write to the state folder succeeds and the error names no full disk. The write is tested because Tune often raises another error on a full
+    disk: Tune cannot write the original error to a file.
     """
     if (fault := disk_error(state_dir)) is not None:
         return fault

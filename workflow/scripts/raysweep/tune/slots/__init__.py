@@ -1,5 +1,5 @@
-"""Slots: the places in which trials sit. Today a slot is a place in an engine, a process that trains several trials together (`fuse`).
+"""The subpackage (room) `slots` runs several trials in one process. Such a process is an engine, and a slot is a place for one trial in an engine (`fuse`).
 
-The modules run in the node environment, where the driver, the engines and the measurement of `snakemake plan` import them. messages.py needs neither Ray nor
-PyTorch, so `raysweep.stages` may import it.
+These modules run in the node environment. The driver, the engines and the measurement of `snakemake plan` import these modules. The module messages.py needs
+neither Ray nor PyTorch, so `raysweep.stages` may import messages.py.
 """

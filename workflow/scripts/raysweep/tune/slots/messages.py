@@ -1,4 +1,4 @@
-"""The typed facts that travel between driver and engines. This module needs neither Ray nor PyTorch."""
+"""This module contains the types of the data that the driver and the engines exchange. The module needs neither Ray nor PyTorch."""
 
 from __future__ import annotations
 
@@ -12,38 +12,41 @@ from raysweep.usercode.freeze import Code
 
 @dataclass(frozen=True)
 class EngineJob:
-    """The facts that an engine needs to know of its sweep."""
+    """Contains the facts about a sweep that an engine needs."""
 
     root: Path  # folder in which the user started Snakemake
-    code: Code  # the model's class
+    code: Code  # code of the model's class
     data_dir: Path | None
     spec: TrainingSpec
     metric: str
     max_epochs: int
     needs_gpu: bool
-    threads: int  # of PyTorch
-    compiler_threads: int  # of all engines of the node: one engine compiles, and the other engines find its work
-    memory_mb: float  # that the engine may take on a CPU
-    micro_batch_size: int  # rows of a trial in one step
-    share_rows: bool  # whether all trials are at the same epoch and take the same rows, see StackSettings
+    threads: int  # number of PyTorch threads in the engine
+    # Number of threads for the compiler: the sum over all engines of the node, because only one engine compiles and the other engines use the compiled files.
+    compiler_threads: int
+    memory_mb: float  # memory in MB that the engine may use on a CPU node
+    micro_batch_size: int  # number of rows of one trial in one step
+    share_rows: bool  # whether all trials are at the same epoch and use the same rows, see StackSettings
     max_slots: int
-    trials: int  # about how many trials the engine trains over the sweep
-    samples: tuple[dict[str, Any], ...]  # configurations that differ as those of the sweep do
+    trials: int  # approximate number of trials that the engine trains during the sweep
+    samples: tuple[
+        dict[str, Any], ...
+    ]  # configurations for the benchmark, which differ from each other like the configurations of the sweep
 
 
 @dataclass(frozen=True)
 class EngineSetup:
-    """The way in which an engine trains: the same for all engines of a sweep."""
+    """Describes how an engine trains. All engines of a sweep train in the same way."""
 
-    slots: int  # trials at a time
-    is_prepared: bool  # whether the step is compiled, or a CUDA graph
-    unfolds: bool  # whether convolutions are matrix products
+    slots: int  # number of trials that the engine trains at the same time
+    is_prepared: bool  # whether the training step is compiled (on a CPU) or captured as a CUDA graph (on a GPU)
+    unfolds: bool  # whether convolutions are computed as matrix products
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What an engine measured before the sweep relies on it."""
+    """Contains the result of an engine's benchmark, which decides whether the sweep uses engines."""
 
     setup: EngineSetup
-    speed_up: float  # how many times as fast as one by one trials are together
-    way: str  # how steps run, in words
+    speed_up: float  # time of separate training divided by time of training together
+    way: str  # description of how the training steps run, for the log and the record
