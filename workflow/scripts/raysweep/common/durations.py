@@ -1,4 +1,4 @@
-"""This module converts durations of the config. A duration is a number in minutes, or text with units such as 90s, 45m, 3h or 1d12h."""
+"""This module converts durations of the config. A duration is a number in minutes, or a text with units, such as 90s, 45m, 3h or 1d12h."""
 
 from __future__ import annotations
 

@@ -22,12 +22,10 @@ import numpy as np
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_finite_number
 
-# The keys of a search space that are settings of the training of a `model`. All other keys are arguments of the model's constructor.
+# These keys of a search space are settings of the training of a `model`. All other keys are arguments of the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
-# This text describes the values that JSON can contain. Other values are not allowed, because the record is written as JSON.
-PLAIN = "text (a date stands in quotes), numbers, true, false, null"
-# The separator joins the keys of nested spaces to a key of a flat map, such as `optimizer/lr`.
-SEPARATOR = "/"
+PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # The record is written as JSON, which can contain only these values.
+SEPARATOR = "/"  # The separator joins the keys of nested spaces to a key of a flat map, such as `optimizer/lr`.
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class Choice:
-    """Describes a list of values.
-
-    `name` says how a configuration gets a value: `choice` samples one value at random, `grid` uses all values one after the other, and `one_of` samples
-    the number of a branch.
-    """
+    """Describes a list of values. With `choice` and `one_of`, a value is sampled at random. With `grid`, all values are used one after the other."""
 
     name: str
     values: tuple[Any, ...]
@@ -126,7 +120,7 @@ def quantized(value: float, low: float, high: float, step: float) -> float:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether JSON can contain the value `value` of YAML unchanged. JSON cannot contain dates, sets and bytes."""
+    """Return whether JSON can contain `value`, a value from YAML, unchanged. JSON cannot contain dates, sets and bytes."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
     return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)
@@ -168,13 +162,11 @@ def parse_distribution(name: str, arguments: Any) -> Distribution:
     return Numeric(name, float(low), float(high), log, integer, None if step is None else float(step))
 
 
-# The value at this key is a list of spaces, which are called branches. A configuration has the keys of only one branch.
-ONE_OF = "one_of"
+ONE_OF = "one_of"  # The value at this key is a list of spaces, which are called branches. A configuration has the keys of only one branch.
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
-# Keys and list positions lead to a part of a search space.
-Keys = tuple[str | int, ...]
+Keys = tuple[str | int, ...]  # These map keys and list positions lead to a part of a search space.
 
 
 @dataclass(frozen=True)
@@ -304,7 +296,7 @@ def value_at(config: dict[str, Any], key: str) -> Any:
 def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
     """Return a nested configuration of a flat space. The function `draw(key, distribution)` gives the value for each distribution.
 
-    For a `one_of`, `draw` gives the number of a branch. The configuration has the keys of this branch and lacks the keys of the other branches.
+    For a `one_of`, `draw` gives the number of a branch. The configuration then gets values for the keys of this branch only.
     """
     flat: dict[str, Any] = {}
     drawn: dict[str, int] = {}
@@ -322,7 +314,7 @@ def fill(space: dict[str, Any], draw: Callable[[str, Distribution], Any]) -> dic
 def values_in(space: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
     """Return the values of a configuration for all distributions of a flat space as {key: value}.
 
-    Return None where the space does not allow a value of the configuration. For a distribution in a branch that the configuration does not have, the
+    Return None where a value is missing or not allowed by the distribution. For a distribution in a branch that the configuration does not have, the
     value is the median of the distribution. Where a configuration fits several branches of a `one_of`, the first of these branches is used.
     """
     values: dict[str, Any] = {}
@@ -398,8 +390,8 @@ def num_combinations(space: dict[str, Any]) -> int:
 def configuration(space: dict[str, Any], seed: int, index: int) -> dict[str, Any]:
     """Return configuration number `index` of a flat space, which depends only on the space, `seed` and `index`.
 
-    Consecutive indices go through all combinations of the `grid` values, and the last `grid` key changes fastest. All other keys are sampled again for
-    each index. Each key has a separate random generator, so that a new key, or new bounds of a key, do not change the values of other keys.
+    As in Ray Tune, consecutive indices go through all combinations of the `grid` values, and all other distributions are sampled for each index. The
+    last `grid` key changes fastest. Each key has a separate random generator, so that a new key or new bounds do not change the values of other keys.
     """
     grids = grids_of(space)
     position = np.unravel_index(index % num_combinations(space), [len(v) for v in grids.values()]) if grids else ()
