@@ -192,7 +192,10 @@ def _cifar_files(
 
 @contextmanager
 def _all_or_nothing(output_dir: Path) -> Iterator[None]:
-    """Remove the manifest in `output_dir`, which marks the earlier data set as incomplete. Remove all arrays where writing the new data set fails."""
+    """Remove the manifest in `output_dir`, and remove all arrays in `output_dir` where writing the new data set fails.
+
+    A data set without a manifest counts as incomplete, so no trial reads a mixture of the earlier data set and the new data set.
+    """
     (output_dir / MANIFEST).unlink(missing_ok=True)
     try:
         with with_filename(output_dir):

@@ -1,4 +1,5 @@
-"""Training of a sweep's model on the staged arrays: one model alone, or many as one stacked computation.
+"""Trains the models of a sweep on the staged arrays, either one model alone, or many models as one stacked computation.
 
-The modules run in the node environment, which has PyTorch; only `raysweep.tune` and `raysweep.stages` may import them.
+The modules of this subpackage (room) run in the node environment, which contains PyTorch. Only `raysweep.tune` and `raysweep.stages` may import
+these modules.
 """

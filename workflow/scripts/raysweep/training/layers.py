@@ -1,4 +1,4 @@
-"""Layers that a training has to treat with care: batch normalisation, and lazy layers."""
+"""Finds the two kinds of layers that need special treatment in training, which are batch normalisation and lazy layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from raysweep.training.private import BatchNormBase
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a model has a layer of batch normalisation. Such a layer cannot train on a batch of one row."""
+    """Return whether a model has a batch normalisation layer. Some batch normalisation layers cannot train on a batch of one row."""
     return any(isinstance(module, BatchNormBase) for module in model.modules())
 
 
 def split_rows(rows: torch.Tensor, size: int, joins_last_row: bool) -> tuple[torch.Tensor, ...]:
-    """Return the rows in batches of `size`. `joins_last_row`: a last batch of one row joins the batch before it."""
+    """Return the rows in batches of `size` rows.
+
+    Where `joins_last_row` is true, a last batch of only one row is joined to the batch before it.
+    """
     whole = len(rows) // size
     has_row_to_join = joins_last_row and whole and len(rows) % size == 1
     batches: tuple[torch.Tensor, ...] = rows.split([size] * (whole - 1) + [size + 1] if has_row_to_join else size)
@@ -23,15 +26,16 @@ def split_rows(rows: torch.Tensor, size: int, joins_last_row: bool) -> tuple[tor
 
 
 def lazy_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers whose weights have no size before the model has seen a first batch."""
+    """Return the names of the lazy layers whose weights have no shape yet. Such a layer gets its shape when the model computes its first batch."""
     return [name for name, module in model.named_modules() if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()]
 
 
 def materialize(model: nn.Module, images: torch.Tensor) -> None:
-    """Give lazy layers their sizes and their first weights, which torch's global random number generator draws.
+    """Give lazy layers their shapes and their initial weights, which are sampled with torch's global random number generator.
 
-    `images` are two normalised images or more. The model sees them in evaluation mode, so that batch normalisation does not count them. A second look, in
-    training mode, is for layers that the model uses only then. Raises ValueError where a lazy layer is used in neither.
+    `images` contains at least two normalised images. The model first computes `images` in evaluation mode, so that batch normalisation does not
+    count these images in its statistics. If lazy layers without a shape are left, the model computes `images` again in training mode, because a model may
+    use a layer only in training. Raises ValueError where the model uses a lazy layer in neither mode.
     """
     was_training = model.training
     for is_training in (False, True):

@@ -1,4 +1,4 @@
-"""Training of a `model:` sweep's model on staged arrays, in this process, without data loaders."""
+"""Trains the model of a sweep that has the key `model`, on staged arrays, in this process, without data loaders."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.o
 
 
 def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return uint8 images [n, …] in 0 … 255 as floats in −1 … 1, as `Normalize(0.5, 0.5)` after `ToTensor` does. The arithmetic is that of float32 at least."""
+    """Return uint8 images [n, …] with values 0 … 255 as floats from −1 to 1 of type `dtype`, as `Normalize(0.5, 0.5)` after `ToTensor` does.
+
+    The values are computed in float32 or in a more precise type.
+    """
     return images.to(torch.promote_types(dtype, torch.float32)).div_(127.5).sub_(1).to(dtype)
 
 
 def loss_function(name: str) -> Callable[..., torch.Tensor]:
-    """Return the loss of torch.nn.functional with that name, computed in float32 where the model returns a half type."""
+    """Return the loss function `name` of torch.nn.functional. The loss is computed in float32 where the model returns a 16-bit float type."""
     function = getattr(F, name)
 
     def loss(outputs: torch.Tensor, labels: torch.Tensor, **options: str) -> torch.Tensor:
-        # A half type has 8 or 11 significant bits: too few for a loss that early stopping compares.
+        # A 16-bit float type has 8 or 11 significant bits, which are too few for comparing losses in early stopping.
         result: torch.Tensor = function(outputs.float() if outputs.dtype in HALF_TYPES else outputs, labels, **options)
         return result
 
@@ -43,7 +46,10 @@ def loss_function(name: str) -> Callable[..., torch.Tensor]:
 
 
 def select_device(needs_gpu: bool) -> torch.device:
-    """Return the GPU of this process, or the CPU where PyTorch sees no GPU. Raises RuntimeError where a GPU was given but PyTorch cannot use it."""
+    """Return the GPU of this process, or the CPU where PyTorch can use no GPU.
+
+    Raises RuntimeError where PyTorch can use no GPU although `needs_gpu` says that this process was given a GPU.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda")
     if needs_gpu:
@@ -52,9 +58,10 @@ def select_device(needs_gpu: bool) -> torch.device:
 
 
 class Trainer:
-    """A model in training: built from a configuration, it trains an epoch, evaluates, saves and loads.
+    """Builds a model from a configuration, trains the model for an epoch, evaluates the model, and saves and loads its state.
 
-    Images are uint8 [n, channels, height, width], labels int64 [n], both on `device`. The images of one batch at a time become floats.
+    Images are uint8 [n, channels, height, width]. Labels are int64 [n]. Images and labels are on `device`. Only the images of the current batch are
+    converted to floats.
     """
 
     def __init__(
@@ -67,16 +74,16 @@ class Trainer:
         device: torch.device,
         image_shape: tuple[int, ...] = (),
     ) -> None:
-        """Build model and optimiser. The constructor of the model gets all keys of `config` but those of the training.
+        """Build the model and the optimiser. The constructor of the model receives all keys of `config` except the keys in TRAINING_KEYS.
 
-        `seed` sets torch's global random number generator, which draws the first weights. `image_shape`, (channels, height, width), gives lazy layers
-        their sizes; other models do not need it.
+        `seed` sets torch's global random number generator, with which the initial weights are sampled. `image_shape` is (channels, height, width). Lazy
+        layers get their shapes from `image_shape`. A model without lazy layers does not need `image_shape`.
         """
         torch.manual_seed(seed)
         self.model = model_class(**{k: v for k, v in config.items() if k not in TRAINING_KEYS}).to(device)
         self.lazy_layers = lazy_layers(self.model)
         if self.lazy_layers:
-            # Before the optimiser is made, and before `load` looks for weights of the right sizes.
+            # Lazy layers need their shapes before the optimiser is made, and before `load` compares the shapes of the weights.
             materialize(self.model, normalized(torch.zeros(2, *image_shape, dtype=torch.uint8, device=device), self.dtype))
         self.joins_last_row = has_batch_norm(self.model)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
@@ -86,27 +93,27 @@ class Trainer:
         self.device = device
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the optimiser's settings in `config`, and keep them for `load`."""
+        """Return the settings of the optimiser in `config`, and store these settings for `load`."""
         self.settings = {k: v for k, v in config.items() if k in TRAINING_KEYS - {"batch_size"}}
         if "betas" in self.settings:
             self.settings["betas"] = tuple(self.settings["betas"])
         return self.settings
 
     def change(self, config: Mapping[str, Any]) -> None:
-        """Change the settings of the training to those of `config`. The weights stay."""
+        """Change the batch size and the settings of the optimiser to the values in `config`. The weights do not change."""
         self.batch_size = int(config["batch_size"])
         for group in self.optimizer.param_groups:
             group.update(self._settings(config))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the model's weights."""
+        """Return the data type of the model's weights."""
         return next(self.model.parameters()).dtype
 
     def train_epoch(self, images: torch.Tensor, labels: torch.Tensor, epoch: int) -> float:
-        """Train on all rows once, in the order of that epoch (counted from 1). Return the mean loss.
+        """Train on all rows once, in the order of `epoch`, which is counted from 1. Return the mean loss of the rows.
 
-        Raises ValueError where batch normalisation gets one row only, which no other batch can take.
+        Raises ValueError where batch normalisation gets a batch of only one row, and this row cannot be joined to another batch.
         """
         self.model.train()
         order = torch.from_numpy(epoch_order(self.order_seed, epoch, len(labels))).to(self.device)
@@ -129,7 +136,7 @@ class Trainer:
         return float(total.item()) / len(labels)
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Return accuracy (a fraction of 1) and mean loss."""
+        """Return the accuracy, which is a fraction from 0 to 1, and the mean loss of the rows."""
         self.model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -142,7 +149,7 @@ class Trainer:
         return {"accuracy": correct.item() / len(labels), "loss": total.item() / len(labels)}
 
     def save(self, folder: Path, epoch: int) -> None:
-        """Write everything that training needs to continue after `epoch` as if it had never been interrupted."""
+        """Write the complete state of training to `folder`, so that training continues after `epoch` as if training had not been interrupted."""
         metadata = {LAZY_LAYERS_KEY: ", ".join(self.lazy_layers)} if self.lazy_layers else None
         save_model(self.model, str(folder / MODEL_FILE), metadata=metadata)
         state = {"epoch": epoch, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
@@ -151,7 +158,10 @@ class Trainer:
         torch.save(state, folder / STATE_FILE)
 
     def load(self, folder: Path) -> int:
-        """Restore the state that `save` wrote, and return its epoch. The settings stay those of this trainer, which may differ from the saved ones."""
+        """Restore the state that `save` wrote to `folder`, and return the epoch of this state.
+
+        The trainer keeps its settings of the optimiser, which may differ from the saved settings.
+        """
         load_model(self.model, str(folder / MODEL_FILE), device=str(self.device))
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location=self.device)
         self.optimizer.load_state_dict(state["optimizer"])

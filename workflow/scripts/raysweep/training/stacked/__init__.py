@@ -1,12 +1,13 @@
-"""Trials trained together: models of one form as one stacked computation, each with its own weights, settings and optimiser state.
+"""Trains several trials together, as one stacked computation, where their models have one form. Each trial has separate weights and settings.
 
-The modules run in the node environment; `raysweep.tune.slots` imports them, and nothing else of the package.
+The modules run in the node environment. Only `raysweep.tune.slots` imports these modules; no other module of the package does.
 
-`torch.func.vmap` turns many small operations into one large operation for any model; no kernel in these modules knows the model. The stack takes the data in
-micro-batches of one size. The gradients of a member add up until the member's own batch is complete, and only then do its weights change. So one stack has
-members of all batch sizes, and each member gets the weights that it would get alone. verification.py checks that before a sweep relies on it. Members at the
-same epoch see the same data in the same order (seeds.epoch_order), so that their first layer can take the data in as one.
+A stack consists of the models of several trials, which are called its members. `torch.func.vmap` combines many small operations into one large operation
+for any model, so these modules contain no code for a particular model. The stack processes the data in micro-batches of one size. The gradients of a
+member are added until the batch of this member is complete, and only then the weights of this member change. So one stack can contain members of all batch
+sizes, and each member gets the weights that it would get if it trained alone. verification.py checks the weights before a sweep uses a stack. Members at
+the same epoch receive the same data in the same order (seeds.epoch_order), so that the first layer of all these members can process the data together.
 
-Sources: functional optimisers as in torch.optim of PyTorch (BSD licence), written again for members with settings of their own; model ensembling with
-torch.func, https://pytorch.org/tutorials/intermediate/ensembling.html.
+Sources: The optimisers follow torch.optim of PyTorch (BSD licence) and were written again for members with different settings. The stacking of models
+follows https://pytorch.org/tutorials/intermediate/ensembling.html.
 """

@@ -1,4 +1,4 @@
-"""Faster steps: compiled for a CPU, or captured as a CUDA graph."""
+"""Makes the steps of a stack faster, by compiling a step for a CPU or by capturing a step as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ MaskedStep = Callable[[StackState, MicroBatch], None]
 
 
 def compile_step(step: MaskedStep, threads: int) -> MaskedStep:
-    """Return the step compiled by torch.compile, with at most `threads` threads of the compiler."""
-    # dynamic=False: otherwise a second form of stack is compiled for all sizes.
+    """Return the step compiled by torch.compile. The compiler uses at most `threads` threads."""
+    # dynamic=False makes torch.compile compile each form of stack for its exact sizes. Otherwise the second form is compiled for variable sizes.
     compiled: MaskedStep = torch.compile(step, fullgraph=True, dynamic=False, options=compiler_options(threads))
     return compiled
 
 
 class CapturedStep:
-    """A step as a CUDA graph, which one launch replays, the choice of its rows included.
+    """Captures a step, with the selection of its rows, as a CUDA graph. One launch replays the whole step.
 
-    The graph reads and writes the tensors of the capture, so `run` copies a state in and out: members come and go without another capture. Raises RuntimeError
-    where PyTorch cannot capture the step.
+    The graph reads and writes the tensors that were used in the capture. So `run` copies a state into these tensors and the result back, and the members
+    of a stack may change without another capture. Raises RuntimeError where PyTorch cannot capture the step.
     """
 
     def __init__(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.max_steps = 2 * len(plan.rows)  # members with other batch sizes may need more steps than `plan` has
+        self.max_steps = 2 * len(
+            plan.rows
+        )  # The factor 2 leaves space for later members, whose batch sizes may need more steps than `plan` has.
         self.state = state.clone()
         self.rows, self.weights = (tensor.new_zeros(self.max_steps, *tensor.shape[1:]) for tensor in (plan.rows, plan.weights))
         self.gates = plan.weights.new_zeros(self.max_steps, *plan.gates.shape[1:])
@@ -44,7 +46,7 @@ class CapturedStep:
         self.replay = capture_graph(run_step)
 
     def run(self, state: StackState, plan: StepPlan) -> None:
-        """Take a state through all steps of an epoch."""
+        """Run all steps of `plan`, which is the plan of an epoch, on `state`. The tensors of `state` change."""
         self.state.copy_from(state)
         steps = len(plan.rows)
         for buffer, values in ((self.rows, plan.rows), (self.weights, plan.weights), (self.gates, plan.gates)):
@@ -56,9 +58,9 @@ class CapturedStep:
 
 
 def capture_graph(action: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that does on the GPU, as one launch, all that `action` does. `action` is called a few times before.
+    """Return a function that replays all GPU operations of `action` with one launch. `action` is called four times during this function.
 
-    The steps are those of https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs; other threads may use the GPU meanwhile.
+    The code follows https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Other threads may use the GPU during the capture.
     """
     side_stream = torch.cuda.Stream()
     side_stream.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products of unfolded images."""
+"""Computes convolutions as matrix products of unfolded images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Pair = int | tuple[int, int]
 
 
 class UnfoldedConvolutions(TorchFunctionMode):
-    """A context in which two-dimensional convolutions are matrix products of unfolded images.
+    """Provides a context in which two-dimensional convolutions are computed as matrix products of unfolded images.
 
-    Outside this context the convolutions of a stack are grouped convolutions, which are slow on some devices.
+    Outside this context the convolutions of a stack are computed as grouped convolutions, which are slow on some devices.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,7 +32,10 @@ def convolve_unfolded(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Return what F.conv2d returns, whose signature this function has. Convolutions in groups or with a named padding go to F.conv2d."""
+    """Return the result of F.conv2d, computed as a matrix product. The arguments are the arguments of F.conv2d.
+
+    F.conv2d itself computes convolutions with groups, with a named padding such as "same", or of images that are not [rows, channels, height, width].
+    """
     if groups != 1 or isinstance(padding, str) or images.dim() != 4:
         return F.conv2d(images, weight, bias, stride, padding, dilation, groups)
     strides, paddings, dilations = (value if isinstance(value, tuple) else (value, value) for value in (stride, padding, dilation))

@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW of torch.optim for a stack: one update changes all members, each with its own settings."""
+"""Implements SGD, Adam and AdamW of torch.optim for a stack. One update changes all members, although each member has separate settings."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ from raysweep.training.trainer import Trainer
 
 
 class OptimizerForm(NamedTuple):
-    """The form of an update: the optimiser, and which of its terms are computed."""
+    """Describes the form of an update, which is the optimiser and the terms of the update that are computed."""
 
-    optimizer: str
-    has_momentum: bool
-    decays: bool
+    optimizer: str  # name of the optimiser: sgd, adam or adamw
+    has_momentum: bool  # whether the momentum of SGD is computed
+    decays: bool  # whether the weight decay is computed; AdamW always computes it
 
     @classmethod
     def of(cls, trainers: Sequence[Trainer]) -> OptimizerForm:
-        """Return the smallest form that is good for all trainers, which have optimisers of one kind."""
+        """Return the form with the fewest terms that all trainers can use. The optimisers of all trainers must be of one class."""
         optimizer = type(trainers[0].optimizer).__name__.lower()
         groups = [trainer.optimizer.param_groups[0] for trainer in trainers]
         return cls(optimizer, any(group.get("momentum") for group in groups), any(group["weight_decay"] for group in groups))
 
     def joined(self, other: OptimizerForm | None) -> OptimizerForm:
-        """Return a form that is good for the members of both forms. A member that does not use a term has the setting 0 for it."""
+        """Return a form that the members of both forms can use. A member that does not use a term has the setting 0 for this term."""
         if other is None:
             return self
         return OptimizerForm(self.optimizer, self.has_momentum or other.has_momentum, self.decays or other.decays)
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """The keys of the tensors that the optimiser keeps for each parameter, as in its state_dict()."""
+        """Return the keys of the tensors that the optimiser stores for each parameter. These keys are equal to the keys in its state_dict()."""
         if self.optimizer == "sgd":
             return ("momentum_buffer",) if self.has_momentum else ()
         return ("exp_avg", "exp_avg_sq")
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The keys of the optimiser's settings that are single numbers."""
+        """Return the keys of those settings of the optimiser that are single numbers."""
         return ("lr", "weight_decay", *(("momentum", "nesterov") if self.optimizer == "sgd" else ("eps",)))
 
 
 def update(state: StackState, form: OptimizerForm, gradients: torch.Tensor, gate: torch.Tensor | None) -> None:
-    """Change the weights of the members whose gate is 1 by their gradients, [members, weights]. `gate` is float [members]; None means all members."""
+    """Update the weights of the members whose gate is 1. `gradients` has the shape [members, weights].
+
+    `gate` is float [members]. None means that the gates of all members are 1.
+    """
     settings = {key: values[:, None] for key, values in state.settings.items()}
     lr, weight_decay = settings["lr"], settings["weight_decay"]
     gate = torch.ones_like(lr) if gate is None else gate[:, None]
@@ -73,7 +76,8 @@ def _update_sgd(
 
 def _update_adam(state: StackState, settings: dict[str, torch.Tensor], gradients: torch.Tensor, gate: torch.Tensor) -> None:
     beta1, beta2 = settings["beta1"], settings["beta2"]
-    steps = state.steps.clamp(min=1)[:, None]  # a member without a step yet has a closed gate
+    # The number of updates is at least 1 here, to avoid a division by zero. A member without an update has the gate 0, so its weights do not change.
+    steps = state.steps.clamp(min=1)[:, None]
     mean, square = state.moments["exp_avg"], state.moments["exp_avg_sq"]
     mean.add_((gradients - mean) * (gate * (1 - beta1)))
     square.mul_(1 - gate * (1 - beta2)).addcmul_(gradients * gradients, gate * (1 - beta2))

@@ -1,4 +1,4 @@
-"""The plan of an epoch: which rows of the data each member of a stack takes in each step, and when its weights change."""
+"""Plans an epoch of a stack. The plan says which rows of the data each member uses in each step, and in which steps the member's weights change."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import torch
 
 
 class StepPlan(NamedTuple):
-    """The way of all members through an epoch, in `steps` micro-batches of `size` rows."""
+    """Contains the plan of all members for an epoch, which consists of `steps` micro-batches of `size` rows."""
 
-    rows: torch.Tensor  # of the data, int64 [steps, members, size], or [steps, size] where all members take the same rows
-    weights: torch.Tensor  # of a row in its member's gradient, [steps, members, size]: 1 / rows of the batch; 0 where there is no row
-    gates: torch.Tensor  # whether a member's batch is complete with this step, bool [steps, members]
+    # Indices of the rows in the data, int64 [steps, members, size], or [steps, size] where all members use the same rows.
+    rows: torch.Tensor
+    # Weight of each row in the gradient of a member, [steps, members, size]. The weight is 1 / (number of rows of the batch), and 0 for a filler row.
+    weights: torch.Tensor
+    # Whether the batch of a member is complete after a step, bool [steps, members]. Only then the member's weights change.
+    gates: torch.Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StepPlan:
-        """Return the plan with its tensors on `device` and its weights as `dtype`."""
+        """Return the plan with its tensors on `device` and its weights with the type `dtype`."""
         return StepPlan(self.rows.to(device), self.weights.to(device, dtype), self.gates.to(device))
 
 
 def plan_steps(orders: Sequence[np.ndarray], batch_sizes: Sequence[int], size: int, shared: bool) -> StepPlan:
-    """Plan an epoch of members that take the data in these orders, int64 [rows] each, in micro-batches of `size` rows.
+    """Return the plan of an epoch with micro-batches of `size` rows. `orders` contains the order of the data, int64 [rows], for each member.
 
-    Where `size` does not divide a batch, the batch is filled up with rows of weight 0. `shared`: all members have the order of the first one, and batches of
-    whole micro-batches, so that their rows are the same.
+    Where the number of rows of a batch is not a multiple of `size`, filler rows of weight 0 complete the last micro-batch. Where `shared` is true, all
+    members must have the order of the first member and batch sizes that are multiples of `size`, so that all members use the same rows in each step.
     """
     parts = [_plan_member(order, batch_size, size) for order, batch_size in zip(orders, batch_sizes, strict=True)]
     steps = max(len(gates) for _, _, gates in parts)
@@ -39,7 +42,7 @@ def plan_steps(orders: Sequence[np.ndarray], batch_sizes: Sequence[int], size: i
 
 
 def _plan_member(order: np.ndarray, batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return rows and weights, [steps, size], and gates, [steps], of one member."""
+    """Return the rows, [steps, size], the weights, [steps, size], and the gates, [steps], of one member, see StepPlan."""
     starts = np.arange(0, len(order), batch_size)[:, None] + np.arange(0, batch_size, size)
     ends = np.minimum(starts[:, :1] + batch_size, len(order))
     is_step = starts < ends

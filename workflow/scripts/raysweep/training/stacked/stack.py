@@ -1,4 +1,4 @@
-"""Trainers as one stack: their weights and optimiser states are put together for an epoch, and given back after it."""
+"""Combines the weights and the optimiser states of trainers into one stack for an epoch, and returns them to the trainers after the epoch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from raysweep.training.trainer import Trainer
 
 
 class Stack:
-    """Trainers for one epoch as one StackState; `unstack` gives the state back to the trainers.
+    """Combines trainers into one StackState for one epoch. `unstack` writes the state back to the trainers.
 
-    `filled_to`: the stack has at least so many members; copies of the first trainer, which never change, fill it up. A compiled step takes one number of
-    members only.
+    The stack has at least `filled_to` members, because a compiled step accepts only one number of members. Copies of the first trainer, whose weights
+    never change, complete the number.
     """
 
     def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: OptimizerForm | None = None) -> None:
@@ -44,7 +44,7 @@ class Stack:
         )
 
     def unstack(self) -> None:
-        """Give each trainer its weights and its optimiser's state, as if the trainer had trained alone."""
+        """Write the weights and the optimiser state of each member to its trainer, as if the trainer had trained alone."""
         for member, trainer in enumerate(self.trainers):
             steps = self.state.steps[member].to("cpu", torch.float32)
             is_plain = self.form.optimizer == "sgd" and not trainer.optimizer.param_groups[0]["momentum"]
@@ -60,7 +60,7 @@ class Stack:
 
 
 def _settings(members: Sequence[Trainer], form: OptimizerForm) -> Tensors:
-    """Return the settings of the members' optimisers, [members] each."""
+    """Return the settings of the members' optimisers by key. Each setting is a tensor [members]."""
     groups = [member.optimizer.param_groups[0] for member in members]
     per_member = partial(torch.tensor, device=members[0].device, dtype=members[0].dtype)
     settings: Tensors = {key: per_member([float(group[key]) for group in groups]) for key in form.settings}
@@ -75,5 +75,8 @@ def _moment(trainer: Trainer, key: str, param: nn.Parameter) -> torch.Tensor:
 
 
 def _num_updates(trainer: Trainer) -> float:
-    """Return how often the trainer's optimiser has changed the weights, as Adam counts it; 0 where the optimiser does not count."""
+    """Return the number of updates that the trainer's optimiser has counted.
+
+    The number is 0 before the first update. The number is always 0 for SGD, because SGD does not count updates.
+    """
     return next((float(state["step"]) for state in trainer.optimizer.state.values() if "step" in state), 0.0)

@@ -1,4 +1,4 @@
-"""A step of a stack: one micro-batch through all models and back, and an update of the members whose batch is complete."""
+"""Runs a step of a stack, which computes the gradients of all members for one micro-batch and updates the members whose batch is complete."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raysweep.training.stacked.state import StackState, Tensors, parameter_shape
 
 
 class MicroBatch(NamedTuple):
-    """The data of one step."""
+    """Contains the data of one step."""
 
-    images: torch.Tensor  # normalised, [members, size, …], or [size, …] where all members take the same rows
-    labels: torch.Tensor  # int64 [members, size] or [size]
-    weights: torch.Tensor  # [members, size], see StepPlan
-    gate: torch.Tensor  # float [members]: 1 where the member's batch is complete with this step
+    images: torch.Tensor  # normalised images, [members, size, …], or [size, …] where all members use the same rows
+    labels: torch.Tensor  # labels, int64 [members, size], or [size] where all members use the same rows
+    weights: torch.Tensor  # weights of the rows, [members, size], see StepPlan
+    gate: torch.Tensor  # float [members]; the gate is 1 where the member's batch is complete after this step, else 0
 
 
 class StackStep:
-    """The step of stacks of one form. `share_rows`: all members take the same rows."""
+    """Runs the step of all stacks of one form. `share_rows` says whether all members use the same rows."""
 
     def __init__(
         self, model: nn.Module, loss: Callable[..., torch.Tensor], form: OptimizerForm, *, share_rows: bool, unfolds: bool
@@ -38,14 +38,14 @@ class StackStep:
     def _loss(
         self, row: torch.Tensor, buffers: Tensors, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss that one member minimises, and its loss summed over the rows of data that are no filling."""
+        """Return the weighted loss that one member minimises, and the sum of this member's losses over all rows that are not filler rows."""
         with self.convolutions():
             outputs = functional_call(self.model, (split_row(row, self.shapes), buffers), (x,))
         losses = self.loss(outputs, y, reduction="none")
         return (losses * weights).sum(), (losses.double() * (weights > 0)).sum()
 
     def run_masked(self, state: StackState, batch: MicroBatch) -> None:
-        """Take the step without a look at the values of the gates, so that the step can be compiled or captured."""
+        """Run the step without control flow that depends on the values of the gates, so that the step can be compiled or captured."""
         gradients, losses = self.gradients(state.params, state.buffers, batch.images, batch.labels, batch.weights)
         state.losses.add_(losses)
         gradients = state.sums + gradients
@@ -53,7 +53,7 @@ class StackStep:
         state.sums.copy_(gradients * (1 - batch.gate)[:, None])
 
     def run_eager(self, state: StackState, batch: MicroBatch, is_any_open: bool, are_all_open: bool) -> None:
-        """Take the same step, but leave out the operations that are not needed where no gate is open, or all gates are."""
+        """Run the step of `run_masked`, but omit the operations that are not needed where no gate is open or where all gates are open."""
         gradients, losses = self.gradients(state.params, state.buffers, batch.images, batch.labels, batch.weights)
         state.losses.add_(losses)
         if state.has_sums:

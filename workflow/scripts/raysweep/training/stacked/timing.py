@@ -1,4 +1,4 @@
-"""How long training takes, together and alone, and how much memory a member of a stack takes."""
+"""Measures the time of training together and of training alone, and estimates the memory of one member of a stack."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from raysweep.training.stacked.trainer import EVALUATION_ROWS, StackedTrainer
 from raysweep.training.trainer import Trainer, normalized
 
-MIN_MEASURED_S = 0.2
-FIRST_ROWS = 4 * 130  # of the first measurement
+MIN_MEASURED_S = 0.2  # A measurement that takes less time, in seconds, is repeated with more rows.
+FIRST_ROWS = 4 * 130  # number of rows in the first measurement
 
 
 def seconds_per_row(stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the time in which these trainers go through one row of the data together. The trainers do not change."""
+    """Return the time in seconds that all `trainers`, trained together, need for one row of the data. The trainers do not change."""
     group = [copy.deepcopy(trainer) for trainer in trainers]
     rows, took_s = FIRST_ROWS // 4, 0.0
-    # The measurement grows so that the time of a round beside its steps counts for little.
+    # The number of rows grows until the time for work outside the steps, such as making the stack, is a small part of the measured time.
     while not took_s or (took_s < MIN_MEASURED_S and rows < len(labels)):
         rows = min(4 * rows, len(labels))
         train = partial(stacked.train_epoch, group, [1] * len(group), images[:rows], labels[:rows])
@@ -29,9 +29,10 @@ def seconds_per_row(stacked: StackedTrainer, trainers: Sequence[Trainer], images
 
 
 def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the time in which these trainers go through one row of the data one after the other. The trainers do not change."""
+    """Return the time in seconds that all `trainers`, trained one after the other, need for one row of the data. The trainers do not change."""
     rows = min(len(labels), FIRST_ROWS)
-    alone = {trainer.batch_size: copy.deepcopy(trainer) for trainer in trainers}  # one trainer stands for all of its batch size
+    # Only one trainer of each batch size is measured, because trainers of equal batch size need about the same time.
+    alone = {trainer.batch_size: copy.deepcopy(trainer) for trainer in trainers}
     took_s = {
         size: _seconds(partial(trainer.train_epoch, images[:rows], labels[:rows], 1), trainer.device) for size, trainer in alone.items()
     }
@@ -39,10 +40,10 @@ def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, lab
 
 
 def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, micro_batch_size: int) -> int:
-    """Return about how much memory one member of a stack takes.
+    """Return an estimate of the memory of one member of a stack, in bytes.
 
-    Counted are the member's weights, gradients, their sums and optimiser states, in its trainer and in the stack; and the tensors that a step, or an
-    evaluation, keeps for its gradient, with as much again for the gradient's own tensors.
+    The estimate includes the member's weights, gradients, sums of gradients and optimiser states, both in the trainer and in the stack. It also includes
+    the tensors that a step or an evaluation stores for computing the gradient, and an equal amount for the tensors of the gradient computation.
     """
     kept: dict[int, int] = {}
 
@@ -59,7 +60,7 @@ def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tenso
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Return the shorter time of two runs: the first run also allocates buffers and chooses kernels."""
+    """Return the shorter time of two runs of `action`, in seconds. The first run also allocates buffers and chooses kernels, so it often takes longer."""
     times = []
     for _ in range(2):
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The stacked trainer: takes trainers through their epochs together."""
+"""Trains and evaluates several trainers together as one stack."""
 
 from __future__ import annotations
 
@@ -20,45 +20,52 @@ from raysweep.training.stacked.state import StackState, split_row
 from raysweep.training.stacked.step import MicroBatch, StackStep
 from raysweep.training.trainer import Trainer, normalized
 
-EVALUATION_ROWS = 100  # of each member at a time: the same for stacks of all sizes, so that all stacks round alike
+# Number of rows of a batch in an evaluation. The number is equal for stacks of all sizes, so that rounding errors are equal in all stacks.
+EVALUATION_ROWS = 100
 
 
 @dataclass(frozen=True)
 class StackSettings:
-    """The way in which trainers are trained together.
+    """Contains the settings with which trainers are trained together.
 
-    `share_rows`: the members at one epoch form a stack of their own, which fetches its data once. That is faster where trials are at the same epoch, but it
-    rounds in another way; so a sweep keeps one setting from its beginning to its end.
+    Where `share_rows` is true, the members at one epoch form a separate stack, which fetches its data once for all its members. Sharing rows is faster
+    where trials are at the same epoch, but the results are rounded differently. So a sweep does not change this setting.
     """
 
-    micro_batch_size: int
+    micro_batch_size: int  # number of rows of a micro-batch
     share_rows: bool
-    unfolds: bool = False  # whether convolutions are matrix products, see UnfoldedConvolutions
-    prepared_for: int = 0  # members of a stack whose step is compiled, or captured as a CUDA graph on a GPU; 0: eager
-    compiler_threads: int = 1
+    unfolds: bool = False  # whether convolutions are computed as matrix products, see UnfoldedConvolutions
+    # Number of members for which the step is compiled on a CPU or captured as a CUDA graph on a GPU. 0 means that steps are eager.
+    prepared_for: int = 0
+    compiler_threads: int = 1  # largest number of threads of the compiler
 
 
 class StackedTrainer:
-    """Takes trainers through their epochs together, in micro-batches of one size. The trainers may differ from epoch to epoch.
+    """Trains and evaluates trainers together, in micro-batches of one size. Each epoch may have different trainers.
 
-    The trainers must have models of one form (the same arguments of the constructor) and optimisers of one kind, and go through the data in the same order in
-    the same epoch; all else may differ. The numbers of a trainer do not depend on the other trainers of its stack, to the last bit on one CPU.
+    All trainers must have models of one form (equal arguments of the constructor), optimisers of one class, and the same order of the data in the same
+    epoch. All other properties may differ. The results of a trainer do not depend on the other trainers of its stack. On one CPU the results are equal to
+    the last bit.
     """
 
     def __init__(self, settings: StackSettings) -> None:
         self.settings = settings
-        self.form: OptimizerForm | None = None  # grows with the trainers that come: when a trainer leaves, the step stays as it is
+        # The form gains the terms that new trainers need and never loses a term. So the step does not change when a trainer leaves.
+        self.form: OptimizerForm | None = None
         self._model: nn.Module | None = None
         self._eager_steps: dict[tuple[OptimizerForm, bool], StackStep] = {}
         self._masked_steps: dict[tuple[OptimizerForm, bool], MaskedStep] = {}
         self._captured: dict[tuple[OptimizerForm, bool, int], CapturedStep] = {}
 
     def captures(self, device: torch.device) -> bool:
-        """Return whether steps on that device are replayed as a CUDA graph."""
+        """Return whether steps on `device` are replayed as a CUDA graph."""
         return self.settings.prepared_for > 0 and device.type == "cuda"
 
     def train_epoch(self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-        """Take each trainer through its epoch (counted from 1), as Trainer.train_epoch does. Return the mean losses."""
+        """Train each trainer for one epoch, as Trainer.train_epoch does. Return the mean loss of each trainer.
+
+        `epochs` contains the epoch of each trainer, counted from 1.
+        """
         groups: dict[int | None, list[int]] = {}
         for number, (trainer, epoch) in enumerate(zip(trainers, epochs, strict=True)):
             has_whole_steps = trainer.batch_size % self.settings.micro_batch_size == 0
@@ -75,9 +82,9 @@ class StackedTrainer:
     def _train_group(
         self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor, shared: bool
     ) -> list[float]:
-        """Take the trainers of one stack through their epochs. `shared`: all take the same rows in each step."""
+        """Train the trainers of one stack for one epoch and return their mean losses. `shared` says whether all use the same rows in each step."""
         self.form = OptimizerForm.of(trainers).joined(self.form)
-        # A stack of one member would round differently from a stack of more members.
+        # The stack has at least two members, because a stack of one member would have other rounding errors than a stack of more members.
         stack = Stack(trainers, filled_to=max(2, self.settings.prepared_for), form=self.form)
         plan = self._plan(stack, epochs, len(labels), shared)
         if not self.settings.prepared_for:
@@ -95,7 +102,7 @@ class StackedTrainer:
         return losses[: len(trainers)]
 
     def _plan(self, stack: Stack, epochs: Sequence[int], num_rows: int, shared: bool) -> StepPlan:
-        """Return the plan of the stack's epoch. The gates of the members that only fill the stack up stay closed."""
+        """Return the plan of the stack's epoch. The gates of the filler members stay closed, so that these members never change."""
         trainers, num_fillers = stack.trainers, stack.num_fillers
         orders = {epoch: epoch_order(trainers[0].order_seed, epoch, num_rows) for epoch in set(epochs)}
         plan = plan_steps(
@@ -120,7 +127,10 @@ class StackedTrainer:
             step(state, MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number]))
 
     def _step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> StackStep:
-        """Return the step of stacks of that form, made of the trainer's model on the first call."""
+        """Return the step for stacks of the given form. The first call for a form makes this step.
+
+        All steps use one copy of the first trainer's model.
+        """
         if self._model is None:
             self._model = copy.deepcopy(trainer.model).train()
         if (form, shared) not in self._eager_steps:
@@ -129,7 +139,7 @@ class StackedTrainer:
         return self._eager_steps[form, shared]
 
     def _masked_step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> MaskedStep:
-        """Return the same step to be captured, or compiled where steps are not captured."""
+        """Return the masked step for stacks of the given form. This step is compiled where steps on this device are not captured."""
         if (form, shared) not in self._masked_steps:
             step = self._step(form, shared, trainer).run_masked
             is_captured = self.captures(trainer.device)
@@ -137,14 +147,14 @@ class StackedTrainer:
         return self._masked_steps[form, shared]
 
     def evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
-        """Return the metrics that Trainer.evaluate returns, for each trainer."""
+        """Return the metrics of each trainer, which are the metrics that Trainer.evaluate returns."""
         with torch.inference_mode():
             correct, total = self._evaluate(trainers, images, labels)
         sums = zip(correct.tolist(), total.tolist(), strict=True)
         return [{"accuracy": right / len(labels), "loss": loss / len(labels)} for right, loss in sums][: len(trainers)]
 
     def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the number of correct predictions and the sum of the losses of each member, [members]."""
+        """Return the number of correct predictions of each member, int64 [members], and the sum of the losses of each member, float64 [members]."""
         stack = Stack(trainers, filled_to=2)
         state = stack.state
         model, loss = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss

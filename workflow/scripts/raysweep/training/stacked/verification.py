@@ -1,4 +1,4 @@
-"""Whether a stack trains as each trainer does alone: the comparison in float64, and of faster steps with eager ones."""
+"""Verifies that a stack trains its members as plain training of each trainer alone does, and that faster steps agree with eager steps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from raysweep.training.trainer import Trainer
 
 logger = logging.getLogger("raysweep")
 
-VERIFICATION_ROWS = 130  # for most batch sizes the last batch is then a small one
-TOLERANCE = 1e-9  # of weights in float64, relative: between the stack and a plain loop, after a few steps
-COMPILED_TOLERANCE = 1e-3  # of weights in the model's own precision: compiled code rounds in another way
-MAX_REASON_LENGTH = 200
+VERIFICATION_ROWS = 130  # number of rows for the verification; for most batch sizes the last batch is then smaller than the other batches
+# Largest relative and absolute difference between float64 weights after a few steps of a stack and of plain training.
+TOLERANCE = 1e-9
+# Largest relative and absolute difference between weights, in the model's precision, after compiled and eager steps. Compiled code rounds differently.
+COMPILED_TOLERANCE = 1e-3
+MAX_REASON_LENGTH = 200  # largest number of characters of a reason
 
 
 def reason_not_stackable(stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> str | None:
-    """Return why these trainers cannot be trained together; None where a few steps together give the weights of plain training, in float64.
+    """Return the reason why these trainers cannot be trained together, or None where they can.
 
-    The trainers do not change. At least two of them should differ in batch size where the trials of the sweep do.
+    The function trains copies of the trainers for a few steps, both together and alone, and compares the weights and the metrics in float64. The trainers
+    do not change. Where the trials of the sweep have different batch sizes, at least two of the trainers should have different batch sizes.
     """
     dtypes = {str(param.dtype).removeprefix("torch.") for param in trainers[0].model.parameters()}
     if dtypes not in ({"float32"}, {"float64"}):
@@ -42,7 +45,7 @@ def reason_not_stackable(stacked: StackedTrainer, trainers: Sequence[Trainer], i
             return reason
         stacked.train_epoch(together, [1] * len(together), images, labels)
         metrics = stacked.evaluate(together, images, labels)
-    except Exception as error:  # a user's model may raise anything
+    except Exception as error:  # A user's model may raise every type of exception.
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         if is_data_dependent(error):
             cause = "the model decides by the values of tensors"
@@ -57,7 +60,10 @@ def reason_not_stackable(stacked: StackedTrainer, trainers: Sequence[Trainer], i
 
 
 def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> str | None:
-    """Take each trainer through an epoch alone. Return what the models do in training that a stack cannot do; None where there is nothing."""
+    """Train each trainer alone for one epoch. Return the operation of the models in training that a stack cannot do, or None where no such operation exists.
+
+    Such operations are random numbers, changes of buffers, and batch normalisation.
+    """
     random_before, buffers_before = _random_states(trainers[0].device), _copies(trainers[0].model.named_buffers())
     for trainer in trainers:
         trainer.train_epoch(images, labels, 1)
@@ -65,7 +71,9 @@ def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, la
         return "the model draws random numbers in training, such as for dropout"
     if any(not torch.equal(buffer, buffers_before[name]) for name, buffer in trainers[0].model.named_buffers()):
         return "the model changes its buffers in training, as batch normalisation does"
-    if has_batch_norm(trainers[0].model):  # without running statistics it has no buffers
+    if has_batch_norm(
+        trainers[0].model
+    ):  # Batch normalisation without running statistics changes no buffers, so the check above does not find it.
         return "the model has batch normalisation, in which each row of a batch depends on the others"
     return None
 
@@ -73,17 +81,19 @@ def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, la
 def prepare(
     stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor, threads: int = 1
 ) -> StackedTrainer | str:
-    """Return a stacked trainer whose step is compiled, or captured on a GPU, for stacks of as many members as `trainers`; or why there is none.
+    """Return a stacked trainer whose step is compiled on a CPU, or captured on a GPU, for stacks with the number of members in `trainers`.
 
-    The trainers do not change. `threads`: of the compiler.
+    Returns the reason as text where the step cannot be compiled or captured, or where its weights differ from those of the eager step. The trainers do
+    not change. The compiler uses at most `threads` threads.
     """
-    rows = 2 * max(trainer.batch_size for trainer in trainers)  # few, because with a large learning rate all differences grow
+    # The number of rows is small, because with a large learning rate rounding differences grow with every step.
+    rows = 2 * max(trainer.batch_size for trainer in trainers)
     images, labels = images[:rows], labels[:rows]
     faster = StackedTrainer(replace(stacked.settings, prepared_for=len(trainers), compiler_threads=threads))
     eager_copies, faster_copies = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
     try:
         faster.train_epoch(faster_copies, [1] * len(trainers), images, labels)
-    except Exception as error:  # the compiler may be broken, or unable to read the model
+    except Exception as error:  # The compiler may be broken, or may not support the model.
         logger.debug("the step could not be prepared", exc_info=True)
         return compiler_error(error)[:MAX_REASON_LENGTH]
     stacked.train_epoch(eager_copies, [1] * len(trainers), images, labels)
@@ -95,9 +105,10 @@ def prepare(
 def with_unfolded_convolutions(
     stacked: StackedTrainer, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor
 ) -> StackedTrainer | None:
-    """Return a stacked trainer with convolutions as matrix products; None where the model has no convolutions or where the weights would differ.
+    """Return a stacked trainer that computes convolutions as matrix products.
 
-    The trainers do not change.
+    Returns None where the model has no two-dimensional convolutions, or where the weights would differ from those of plain training. The trainers do not
+    change.
     """
     unfolded = StackedTrainer(replace(stacked.settings, unfolds=True, prepared_for=0))
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in trainers[0].model.modules())
