@@ -1,7 +1,7 @@
-"""The nodes that a sweep may use, and its share of each node: this machine, or the job of Slurm that this process runs in.
+"""Reads which nodes a sweep may use, and which share of each node. The nodes are this machine or the nodes of the Slurm job of this process.
 
-No other module reads `SLURM_*`. Snakemake's jobstep plugin deletes most of those variables before the rule runs, so `scontrol` is asked for the nodes,
-CPUs, GPUs, memory and end of the job.
+No other module reads the variables `SLURM_*`. Snakemake's jobstep plugin deletes most of these variables before the rule runs. This module therefore asks
+`scontrol` for the nodes, CPUs, GPUs, memory and end time of the job.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raysweep.slurm.capacity import TrialResources
 from raysweep.slurm.commands import SLURM_DEADLINE_S, field_of, hostnames, node_addresses, on_each_node, restarts_in, scontrol
 
 logger = logging.getLogger("raysweep")
-# Field of SlurmVariables → variable of the environment.
+# Maps each field of SlurmVariables to the name of an environment variable.
 VARIABLES = {
     "job_id": "SLURM_JOB_ID",
     "cluster": "SLURM_CLUSTER_NAME",
@@ -32,57 +32,65 @@ VARIABLES = {
     "local_dir": "SLURM_TMPDIR",
     "submit_host": "SLURM_SUBMIT_HOST",
 }
-# The variables that a program of the user's may see.
+# The Slurm variables that a program of the user may see.
 VISIBLE_VARIABLES = ("SLURM_JOB_ID", "SLURM_TMPDIR", "SLURM_CONF")
+# The states in which a job has not ended and still has its nodes.
 ALIVE_STATES = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "SIGNALING", "STAGE_OUT")
 
 
 @dataclass(frozen=True)
 class SlurmVariables:
-    """The variables of Slurm in the environment of this process. None: the variable is not set."""
+    """Contains the Slurm variables in the environment of this process. The value None means that the variable is not set."""
 
     job_id: str | None
     cluster: str | None
-    rank: str | None  # of this process among the tasks of `srun`
+    rank: str | None  # number of this process among the tasks of `srun`, from 0
     local_dir: str | None  # a folder on a disk of this node
     submit_host: str | None  # the machine from which the job was submitted
 
     @classmethod
     def read(cls) -> SlurmVariables:
-        """Return the variables as they are now."""
+        """Return the present values of the variables."""
         return cls(**{field: os.environ.get(variable) for field, variable in VARIABLES.items()})
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the allocation, and the sweep's share of the node."""
+    """Describes a node of the allocation, with the CPUs, GPUs and memory of the node that the sweep may use."""
 
     name: str
     cpus: int
     gpus: int
     mem_mb: int
-    address: str | None = None  # by which the other nodes reach this node; None on this machine, which has no other nodes
+    address: str | None = None  # network address of the node for the other nodes; None without Slurm, where there is only this machine
 
     @property
     def size(self) -> NodeSize:
-        """The part of the node that the record keeps."""
+        """Return the name, the CPUs and the GPUs of the node, which the record stores."""
         return NodeSize(self.name, self.cpus, self.gpus)
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The nodes that Ray may use. Ray sees whole machines, so Ray is given these numbers."""
+    """Describes the nodes that Ray may use.
+
+    The workflow passes the numbers of CPUs and GPUs to Ray, because Ray would otherwise use the whole machines.
+    """
 
     nodes: tuple[Node, ...]
-    job_id: str | None = None  # of the job of Slurm; None on this machine
-    restarts: int = 0  # how often Slurm has started the job again
-    started: float | None = None  # when the job began, in seconds since the epoch
-    ends: float | None = None  # when Slurm will end the job
-    cluster: str | None = None  # the name of the job's cluster
+    job_id: str | None = None  # id of the Slurm job; None where the sweep runs without Slurm
+    restarts: int = 0  # number of times that Slurm has started the job again
+    started: float | None = None  # time at which the job started, in seconds since the epoch
+    ends: float | None = None  # time at which Slurm will end the job, in seconds since the epoch
+    cluster: str | None = None  # name of the job's Slurm cluster
 
     @classmethod
     def local(cls, wanted: AllocationConfig, threads: int) -> Allocation:
-        """Return this machine: the minimum of what the config asks for, of Snakemake's threads, and of what the machine has."""
+        """Return the allocation that consists of this machine.
+
+        The CPUs are the smallest of the config's number, of Snakemake's `threads` and of the machine's number. GPUs and memory are the smaller of the
+        config's number and of the machine's number.
+        """
         node = Node(
             name=socket.gethostname(),
             cpus=min(wanted.cpus_per_node, threads, usable_cpus()),
@@ -93,11 +101,11 @@ class Allocation:
 
     @classmethod
     def of_slurm(cls) -> Allocation:
-        """Return what Slurm gave to the job that this process runs in, whatever the config asked for.
+        """Return the nodes that Slurm gave to the job of this process. The numbers of the config do not count.
 
         Raises:
-            RaysweepError: this process does not run in a job of Slurm.
-            WorldError: Slurm does not answer, or does not name the job's nodes.
+            RaysweepError: This process does not run in a Slurm job.
+            WorldError: Slurm does not answer, or Slurm does not name the job's nodes.
         """
         variables = SlurmVariables.read()
         if variables.job_id is None:
@@ -119,25 +127,25 @@ class Allocation:
 
     @property
     def slurm_job(self) -> SlurmJob | None:
-        """The job that holds the nodes; None on this machine."""
+        """Return the Slurm job of the allocation, or None where the sweep runs without Slurm."""
         return None if self.job_id is None else SlurmJob(self.job_id, self.cluster, self.restarts)
 
     def command(self, argv: list[str]) -> list[str]:
-        """Return the command that runs `argv` once on each node: on this machine, `argv` itself."""
+        """Return the command that runs `argv` once on each node. Without Slurm, this command is `argv`."""
         return argv if self.job_id is None else on_each_node(argv, len(self.nodes), self.nodes[0].cpus)
 
     def start_again(self) -> None:
-        """Have Slurm end this job and start the job again under its id. This method does not return.
+        """Ask Slurm to end this job and to start the job again with the present job id. This method does not return, because Slurm ends this process.
 
         Raises:
-            WorldError: Slurm does not end the job.
+            WorldError: Slurm has not ended the job within SLURM_DEADLINE_S seconds.
         """
         scontrol("requeue", str(self.job_id))
         time.sleep(SLURM_DEADLINE_S)
         raise WorldError(f"Slurm was asked to start job {self.job_id} again, but does not end it")
 
     def why_interrupted(self) -> str:
-        """Return a line on what may have ended this process from outside."""
+        """Return a message for the user that says why this process was probably interrupted."""
         if self.job_id is None:
             return "Interrupted."
         if self.ends is not None and time.time() > self.ends - 60:
@@ -149,14 +157,14 @@ class Allocation:
 
 
 def nodes_of_job(job: str) -> tuple[Node, ...]:
-    """Return the nodes in the text that `scontrol show job -d` prints, in the order in which srun numbers its tasks."""
+    """Return the nodes in the output of `scontrol show job -d`, in the order in which `srun` numbers the tasks."""
     cpus_per_task = field_of(job, "CPUs/Task")
-    cpus = int(cpus_per_task) if cpus_per_task.isdigit() else 1  # N/A: one
+    cpus = int(cpus_per_task) if cpus_per_task.isdigit() else 1  # Slurm prints N/A where a task has one CPU
     nodes = []
     for nodelist, mem_mb, gres in re.findall(r"^\s+Nodes=(\S+) CPU_IDs=\S* Mem=(\d+) GRES=(\S*)", job, re.MULTILINE):
         gpus = sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:(,]+)?:(\d+)", gres))
         addresses = node_addresses(nodelist)
-        # Mem=0: Slurm does not hand out memory.
+        # Mem=0 means that Slurm does not allocate memory on this cluster.
         nodes += [Node(name, cpus, gpus, int(mem_mb) or available_mem_mb(), addresses[name]) for name in hostnames(nodelist)]
     if nodes:
         order = hostnames(field_of(job, "NodeList"))
@@ -166,41 +174,45 @@ def nodes_of_job(job: str) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When the time of a job is nearly up, in seconds since the epoch."""
+    """Contains two times near the end of a job, in seconds since the epoch."""
 
-    near: float  # from then on no trial begins, and each trial ends with its next checkpoint
-    here: float  # then the remaining trials are ended too, because ending and starting again take a while
+    near: float  # after this time no trial begins, and each running trial ends with its next checkpoint
+    # At this time the driver ends the remaining trials, because the end of the driver and the restart of the job take some time.
+    here: float
 
     @classmethod
     def of(cls, started: float | None, ends: float | None, margin_s: float) -> Deadline | None:
-        """Return the deadline `margin_s` before the end, but not in the first half of the job; None without a time limit."""
+        """Return the deadline that is `margin_s` seconds before the end of the job, or None without a time limit.
+
+        The deadline is never in the first half of the job.
+        """
         if started is None or ends is None:
             return None
         margin_s = min(margin_s, (ends - started) / 2)
         return cls(ends - margin_s, ends - min(60, margin_s / 2))
 
     def is_near(self) -> bool:
-        """Return whether no more trial may begin."""
+        """Return whether the time `near` has passed, so that no trial may begin."""
         return time.time() >= self.near
 
     def is_here(self) -> bool:
-        """Return whether all trials are to be ended."""
+        """Return whether the time `here` has passed, so that the driver must end all trials."""
         return time.time() >= self.here
 
 
 @dataclass(frozen=True)
 class Task:
-    """This process among the tasks that `srun` started."""
+    """Describes this process as one of the tasks that `srun` started."""
 
-    rank: int
+    rank: int  # number of the task, from 0
     local_dir: Path  # a folder on a disk of this node
 
     @classmethod
     def current(cls, in_slurm: bool) -> Task:
-        """Return the task of this process. Without Slurm the task is the only one.
+        """Return the task of this process. Without Slurm this process is the only task and has the rank 0.
 
         Raises:
-            WorldError: this process was to be a task of `srun`, and is none.
+            WorldError: `in_slurm` is True, but `srun` did not start this process.
         """
         if not in_slurm:
             return cls(0, Path(tempfile.gettempdir()))
@@ -213,24 +225,25 @@ class Task:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job of Slurm, as a lock names the job."""
+    """Identifies a Slurm job. The lock file of a sweep contains this identification."""
 
     id: str
     cluster: str | None
-    restarts: int  # how often Slurm has started the job again
+    restarts: int  # number of times that Slurm has started the job again
 
     @classmethod
     def current(cls) -> SlurmJob | None:
-        """Return the job that this process runs in, or None outside of a job."""
+        """Return the Slurm job of this process, or None where this process does not run in a Slurm job."""
         variables = SlurmVariables.read()
         if variables.job_id is None:
             return None
         return cls(variables.job_id, variables.cluster, restarts_in(scontrol("show", "job", variables.job_id)))
 
     def is_over(self) -> bool:
-        """Return whether the job has ended, or was started again since. Slurm forgets old jobs. False where Slurm does not answer.
+        """Return whether the job has ended or was started again since this object was created. Return False where Slurm does not answer.
 
-        A job of another cluster on the same file system counts as alive: this cluster has no such job, or another job of that number.
+        A job id that Slurm does not know counts as ended, because Slurm forgets old jobs. A job of another cluster counts as alive, because the Slurm of
+        this cluster does not know that job and may use the job id for another job.
         """
         try:
             if self.cluster is not None and self.cluster != _cluster():
@@ -246,28 +259,31 @@ def _cluster() -> str | None:
 
 
 def without_slurm(env: dict[str, str]) -> dict[str, str]:
-    """Return an environment for programs of the user's, without Slurm's variables.
+    """Return a copy of `env` without Slurm's variables, for the programs of the user.
 
-    Libraries that see the variables of a job step take themselves for one task of many.
+    A library that finds the variables of a job step would assume that its process is one of several tasks of a parallel program.
     """
     prefixes = ("SLURM", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "PMI2_")
     return {key: value for key, value in env.items() if key in VISIBLE_VARIABLES or not key.startswith(prefixes)}
 
 
 def submit_host() -> str | None:
-    """Return the machine from which the job was submitted, or None outside of a job."""
+    """Return the name of the machine from which the Slurm job was submitted, or None where this process does not run in a Slurm job."""
     return SlurmVariables.read().submit_host
 
 
 def _seconds_since_epoch(text: str) -> float | None:
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:  # Unknown, N/A
+    except ValueError:  # Slurm prints "Unknown" or "N/A" where there is no time
         return None
 
 
 def available_mem_mb() -> int:
-    """Memory that is free for a new program, in MB: what the kernel says, or the rest of the control group's limit if that is less."""
+    """Return the memory in MB that a new program can use.
+
+    The value is the smaller of the kernel's available memory and the memory that is left below the limit of the control group.
+    """
     amounts = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -281,14 +297,14 @@ def available_mem_mb() -> int:
 
 
 def trial_resources(sweep: SweepConfig, allocation: Allocation) -> TrialResources:
-    """Return the CPUs and GPUs of a trial. Without a GPU on this machine trials run on the CPU, and a line says so.
+    """Return the CPUs and GPUs that a trial uses. If this run has no Slurm job and no GPU, trials run on the CPU, and a log line tells the user.
 
     Raises:
-        RaysweepError: no node can hold a trial.
+        RaysweepError: No node has enough CPUs or GPUs for a trial.
     """
     cpu, gpu = sweep.trial_resources.cpu, sweep.trial_resources.gpu
     if gpu == "auto":
-        gpu = 1  # the first trial has a GPU for itself, and is measured
+        gpu = 1  # the first trial uses a whole GPU, so that the driver can measure the trial's GPU memory
     if gpu and not any(node.gpus for node in allocation.nodes):
         if allocation.job_id is not None:
             raise RaysweepError(

@@ -1,4 +1,4 @@
-"""Slurm's command lines, as lists of words, and how the answers of `scontrol` and `srun` are read."""
+"""Builds Slurm's command lines as lists of words, and reads the output of `scontrol` and `srun`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raysweep.common.durations import minutes
 from raysweep.common.errors import WorldError
 from raysweep.config.model import AllocationConfig
 
-SLURM_DEADLINE_S = 120  # slurmctld may be restarted, or have much to do
+SLURM_DEADLINE_S = 120  # time limit in seconds for an answer of Slurm; slurmctld may be slow or may restart
 
 
 def scontrol(*arguments: str) -> str:
-    """Return the text that `scontrol` prints. Ask again while slurmctld is away.
+    """Return the text that `scontrol` prints. If slurmctld does not answer, try again for up to SLURM_DEADLINE_S seconds.
 
     Raises:
-        WorldError: `scontrol` is missing, fails, or slurmctld stays away.
+        WorldError: `scontrol` is missing or fails, or slurmctld does not answer within this time.
     """
     end = time.monotonic() + SLURM_DEADLINE_S
     while True:
@@ -30,7 +30,7 @@ def scontrol(*arguments: str) -> str:
             return run.stdout
         if "Unable to contact" not in run.stderr or time.monotonic() > end:
             raise WorldError(f"`scontrol {' '.join(arguments)}` fails on {socket.gethostname()}: {' '.join(run.stderr.split())}")
-        time.sleep(2)  # Slurm offers no event for its controller's return
+        time.sleep(2)  # Slurm does not tell its clients when slurmctld answers again
 
 
 def hostnames(nodelist: str) -> list[str]:
@@ -39,33 +39,33 @@ def hostnames(nodelist: str) -> list[str]:
 
 
 def node_addresses(nodelist: str) -> dict[str, str]:
-    """Return the address of each node in a list such as `node[1-3]`, by the node's name."""
+    """Return a map from the name of each node in a list such as `node[1-3]` to the network address of the node."""
     return dict(re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", scontrol("show", "node", nodelist), re.DOTALL))
 
 
 def field_of(text: str, key: str) -> str:
-    """Return the value of a field `key=value` in a text of `scontrol`, or "" where the text has no such field."""
+    """Return the value of the field `key` in the output of `scontrol`, or "" where the output has no such field."""
     match = re.search(rf"(?:^|\s){re.escape(key)}[ \t]*=[ \t]*(\S+)", text)
     return match[1] if match else ""
 
 
 def restarts_in(job: str) -> int:
-    """Return how often Slurm has started a job again, from the text that `scontrol show job` prints."""
+    """Return the number of times that Slurm has started a job again, from the output of `scontrol show job`."""
     return int(field_of(job, "Restarts") or 0)
 
 
 def on_each_node(argv: list[str], nodes: int, cpus: int) -> list[str]:
-    """Return the command that runs `argv` once on each of the job's nodes, with `cpus` CPUs each."""
+    """Return the `srun` command that runs `argv` once on each of the job's `nodes` nodes. Each of these tasks gets `cpus` CPUs."""
     return [
         "srun",
-        "--overlap",  # the batch step holds the CPUs
+        "--overlap",  # the task must share the CPUs with the batch step, which already uses all CPUs of the job
         f"--nodes={nodes}",
         f"--ntasks={nodes}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={cpus}",  # srun does not take the number from the job
-        "--mem=0",  # all memory of the job; srun also gives all GPUs of the job, because no option names GPUs
+        f"--cpus-per-task={cpus}",  # srun does not use the job's number of CPUs without this option
+        "--mem=0",  # the task may use all memory of the job; the task may also use all GPUs, because no option names GPUs
         "--mpi=none",
-        "--no-kill",  # a lost node ends only the task on that node
+        "--no-kill",  # srun ends only the task on a lost node and keeps the other tasks
         "--kill-on-bad-exit=0",
         "--unbuffered",
         *argv,
@@ -73,22 +73,25 @@ def on_each_node(argv: list[str], nodes: int, cpus: int) -> list[str]:
 
 
 def ended_tasks(line: str) -> list[int]:
-    """Return the tasks that have failed by a line of srun's, such as `srun: error: node[2-3]: tasks 1-2: Exited with exit code 2`."""
+    """Return the numbers of the tasks that have failed according to a line of `srun`.
+
+    An example of such a line is `srun: error: node[2-3]: tasks 1-2: Exited with exit code 2`.
+    """
     match = re.match(r"srun: error: \S+: tasks? ([\d,-]+): ", line)
     spans = [span.split("-") for span in match[1].split(",")] if match else []
     return [rank for span in spans for rank in range(int(span[0]), int(span[-1]) + 1)]
 
 
 def slurm_extra(allocation: AllocationConfig, runtime: float | str) -> str:
-    """Return the options of `sbatch` that the plugin takes only as the resource `slurm_extra`.
+    """Return the options of `sbatch` that the Slurm plugin accepts only in the resource `slurm_extra`.
 
-    The plugin pastes the options into a shell line, so they hold nothing but checked words and numbers.
+    The plugin puts the options into a shell line without quotes, so the options contain only checked words and numbers.
     """
     words = ["--ntasks-per-node=1", "--no-kill"]
     if allocation.gpus_per_node:
         gpu_type = f"{allocation.gpu_type}:" if allocation.gpu_type else ""
         words.append(f"--gpus-per-node={gpu_type}{allocation.gpus_per_node}")
     if allocation.max_wait is not None:
-        # Slurm removes a job that can no longer end before its deadline. The deadline therefore includes the runtime.
+        # Slurm removes a waiting job when the job can no longer end before its deadline. The deadline is therefore max_wait plus the runtime.
         words.append(f"--deadline=now+{minutes(allocation.max_wait) + minutes(runtime)}minutes")
     return " ".join(words)

@@ -1,6 +1,7 @@
-"""The executors of Snakemake's Slurm plugins (snakemake-executor-plugin-slurm 2.8 and -slurm-jobstep 0.6), with the methods that this workflow needs changed.
+"""Changes some methods of the executors of Snakemake's Slurm plugins (snakemake-executor-plugin-slurm 2.8 and -slurm-jobstep 0.6).
 
-All methods here are part of the interface for executor plugins. `snakemake_private.py` registers the classes in the place of the plugins' own.
+All methods in this module belong to Snakemake's documented interface for executor plugins. `snakemake_private.py` replaces the plugins' classes with the
+classes of this module.
 """
 
 from __future__ import annotations
@@ -15,24 +16,27 @@ import snakemake_executor_plugin_slurm_jobstep as jobstep
 
 
 class JobstepExecutor(jobstep.Executor):  # type: ignore[misc, unused-ignore]  # the plugins have no types
-    """The executor of the Snakemake that runs in a job."""
+    """Runs a rule inside of a Slurm job."""
 
     def get_python_executable(self) -> str:
-        """Return the path of Python, quoted. The plugin puts the path into a shell line: with a space in it no job would start."""
+        """Return the path of Python, quoted for a shell.
+
+        The plugin puts the path into a shell line, and a path with a space would otherwise prevent the start of every job.
+        """
         return shlex.quote(sys.executable)
 
 
 class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the plugins have no types
-    """The executor that submits jobs to Slurm."""
+    """Submits jobs to Slurm."""
 
-    jobs_asked_about: tuple[Any, ...] = ()  # the jobs of the present or of the latest status query
+    jobs_asked_about: tuple[Any, ...] = ()  # jobs in the latest status query, which may still run
 
     def get_python_executable(self) -> str:
-        """Return the path of Python, quoted, for the same reason as JobstepExecutor."""
+        """Return the path of Python, quoted for a shell. JobstepExecutor states the reason."""
         return shlex.quote(sys.executable)
 
     async def check_active_jobs(self, active_jobs: list[Any]) -> AsyncIterator[Any]:
-        """Yield the jobs that still run, and remember all `active_jobs` for `cancel_jobs`."""
+        """Yield the jobs that still run, and store all `active_jobs` for `cancel_jobs`."""
         self.jobs_asked_about = tuple(active_jobs)
         async for job in super().check_active_jobs(active_jobs):
             yield job
@@ -40,8 +44,8 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
     def cancel_jobs(self, active_jobs: list[Any]) -> None:
         """Cancel all jobs in Slurm.
 
-        While Snakemake queries the states of its jobs, the list of active jobs is empty: jobs would outlive a Ctrl-C in that moment, up to their time limit.
-        Some of the jobs have ended, which `scancel` does not mind.
+        While Snakemake queries the states of its jobs, Snakemake's list of active jobs is empty. Without the stored jobs, a Ctrl-C during a query would
+        cancel no job, and the jobs would run up to their time limit. `scancel` ignores jobs that have already ended.
         """
         jobs = {job.external_jobid: job for job in (*self.jobs_asked_about, *active_jobs)}
         super().cancel_jobs(list(jobs.values()))

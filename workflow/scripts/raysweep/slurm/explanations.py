@@ -1,4 +1,4 @@
-"""Why a job failed, in one line for the user: Slurm's messages, and the setting of the config or of the profile that the user should change."""
+"""Explains in one line why a job failed, and names the setting of the config or of the profile that the user should change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ RUN_AGAIN = "Run the same command again to go on"
 
 
 class Setting(Enum):
-    """What the user should change."""
+    """Names the setting that the user should change."""
 
-    SLURM_IS_AWAY = auto()  # nothing: the user should wait
+    SLURM_IS_AWAY = auto()  # the user should change nothing and wait until Slurm answers
     MACHINE = auto()
     LIMITS = auto()
     ACCOUNT = auto()
@@ -29,11 +29,11 @@ class Setting(Enum):
     PARTITION = auto()
     GPUS = auto()
     MEMORY = auto()
-    ALLOCATION = auto()  # any part of the sweep's allocation, or the partition
+    ALLOCATION = auto()  # any key of the sweep's allocation, or the partition
 
 
-# A pattern in sbatch's refusals (slurm_errno.c) and in the reasons of jobs that wait (slurm.h) → the setting that the user should change.
-# The first pattern that matches counts.
+# Maps patterns of Slurm's messages to the setting that the user should change. The first pattern that matches counts.
+# The messages are the errors of sbatch (slurm_errno.c) and the reasons why jobs wait (slurm.h).
 SETTING_FOR_REASON = (
     (r"Unable to contact|connect failure|timed out|squeue does not answer", Setting.SLURM_IS_AWAY),
     (r"No such file or directory: '(sinfo|sbatch|sacctmgr|sshare)'", Setting.MACHINE),
@@ -50,25 +50,25 @@ SETTING_FOR_REASON = (
 
 @dataclass(frozen=True)
 class RuleJob:
-    """A job of Snakemake for one rule."""
+    """Describes a job of Snakemake, which runs one rule."""
 
     rule: str
-    sweep: str = ""  # "" for a rule that has no sweep
-    comment: str = ""  # the name by which the Slurm plugin submits the job
-    log: Path = Path(os.devnull)
-    resources: Mapping[str, Any] = field(default_factory=dict)
+    sweep: str = ""  # name of the sweep; "" for a rule that belongs to no sweep
+    comment: str = ""  # Slurm comment with which the Slurm plugin submits the job
+    log: Path = Path(os.devnull)  # log file of the rule
+    resources: Mapping[str, Any] = field(default_factory=dict)  # Snakemake's resources of the job
 
     @property
     def name(self) -> str:
-        """Return the name by which a user knows the job."""
+        """Return the name of the job in messages for the user."""
         return name_of(self.rule, self.sweep)
 
     def advice_for(self, reason: str) -> str:
-        """Return the advice for a message or a reason of Slurm's."""
+        """Return the advice to the user for an error message of Slurm, or for Slurm's reason why a job waits."""
         return self.advice(next((setting for pattern, setting in SETTING_FOR_REASON if re.search(pattern, reason)), Setting.ALLOCATION))
 
     def advice(self, setting: Setting) -> str:
-        """Return the sentence that tells the user to change `setting`, with its present value."""
+        """Return the sentence that tells the user to change `setting`. The sentence contains the present value of the setting."""
         allocation = f"sweeps.{self.sweep or '<name>'}.allocation"
         runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule.endswith("confirm") else f"{allocation}.runtime"
         now = {key: "empty" if value == "" else value for key, value in self.resources.items()}
@@ -91,9 +91,13 @@ class RuleJob:
 
 
 def explanation(job: RuleJob, note: JobNote | RefusalNote | None, snakemake_log: str, last_error: str | None) -> str:
-    """Return one line on why `job` failed and what the user can do.
+    """Return one line that says why `job` failed and what the user can do.
 
-    `note`: the latest note on the job, None where the job was not even submitted. `last_error`: the last error that the job wrote into its own log.
+    Args:
+        job: the job that failed.
+        note: the latest note about the job, or None where the job was not submitted.
+        snakemake_log: the text of Snakemake's log.
+        last_error: the last error that the job wrote into the log of the rule, or None.
     """
     if note is None:
         return _not_submitted(job, snakemake_log)
@@ -103,7 +107,7 @@ def explanation(job: RuleJob, note: JobNote | RefusalNote | None, snakemake_log:
 
 
 def _not_submitted(job: RuleJob, snakemake_log: str) -> str:
-    """Explain a job that the Slurm plugin did not submit. The plugin writes the exception into Snakemake's log."""
+    """Return the explanation for a job that the Slurm plugin did not submit. The plugin writes its exception into Snakemake's log."""
     exceptions = re.findall(rf"Exception in run_job for rule {job.rule}: (.*?)(?:\nTraceback|\n\[|\Z)", snakemake_log, re.DOTALL)
     if not exceptions:
         return f"{job.name}: the job was not submitted: Snakemake says why above"
@@ -112,14 +116,14 @@ def _not_submitted(job: RuleJob, snakemake_log: str) -> str:
 
 
 def _refused(job: RuleJob, note: RefusalNote) -> str:
-    """Explain a job that `sbatch`, or this workflow in the place of `sbatch`, refused."""
+    """Return the explanation for a job that `sbatch` refused, or that this workflow refused before it called `sbatch`."""
     lines = (re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", line) for line in note.refused.splitlines())
     reason = "; ".join(lines)
     return reason if note.by_us else f"{job.name}: Slurm refused the job: {reason}. {job.advice_for(reason)}"
 
 
 def _ended(job: RuleJob, note: JobNote, last_error: str | None) -> str:
-    """Explain a job that Slurm accepted."""
+    """Return the explanation for a job that Slurm accepted and that has ended."""
     slurm_job = f"job {note.job}"
     if note.state == "CANCELLED" and note.hopeless is not None:
         return f"{job.name}: {slurm_job} could never start ({note.hopeless}), so it was cancelled. {job.advice_for(note.hopeless)}"

@@ -1,4 +1,4 @@
-"""The Snakemake that a user starts: its folder, the locks that a killed Snakemake left, and the last lines on jobs that failed."""
+"""Manages the run of Snakemake that a user starts: the folder of the run, locks that a killed Snakemake left, and the last lines about failed jobs."""
 
 from __future__ import annotations
 
@@ -22,40 +22,44 @@ from raysweep.slurm import status
 from raysweep.slurm.explanations import RuleJob, explanation
 from raysweep.slurm.status import JobNote, RefusalNote
 
-PROCESS_FILE = "controller.json"  # in the folder of a run: the Snakemake process that began the run
+PROCESS_FILE = "controller.json"  # file in the folder of a run that identifies the Snakemake process of the run
 
 
 class Run:
-    """One run of Snakemake in the folder `root`. The run keeps its files in a folder below .snakemake, which is removed when the run ends."""
+    """Manages one run of Snakemake in the folder `root`.
+
+    The run stores its files in a folder below .snakemake. This folder is removed when the run ends.
+    """
 
     def __init__(self, root: Path, *logs_dirs: Path) -> None:
         self.runs_dir, self.locks_dir, self.logs_dirs = root / ".snakemake" / "raysweep", root / ".snakemake" / "locks", list(logs_dirs)
-        self.dir: Path | None = None  # the run's own folder, once the run has begun
-        self.log_sizes: dict[Path, int] = {}  # of the logs when the run began: the text before is of earlier runs
+        self.dir: Path | None = None  # folder of the run; None before the call of `begin`
+        # Size in bytes of each log at the start of the run. Earlier runs wrote the text up to this size.
+        self.log_sizes: dict[Path, int] = {}
         self.printed_lines: set[str] = set()
 
     def clear_up(self) -> None:
         """Remove the locks of a Snakemake that was killed on this machine.
 
-        Name a Snakemake that may be at work, because Snakemake's own message on locks does not name the process.
+        Print the process and the machine of a Snakemake that may still run, because Snakemake's own message about locks does not name the process.
         """
         locked_at = min((path.stat().st_mtime for path in self.locks_dir.glob("*.lock")), default=math.inf)
         previous_runs = [run for path in sorted(self.runs_dir.glob(f"*/{PROCESS_FILE}")) if (run := PreviousRun.read(path)) is not None]
-        # A run takes its locks before it writes its process file: locks that are younger than the file are not the run's own.
+        # A run creates its locks before the run writes its process file. Locks that are younger than the process file belong to another run.
         holders = [run for run in previous_runs if run.since >= locked_at]
         for run in holders:
             if message := run.message_if_at_work():
                 print(message, file=sys.stderr)
         if holders and not any(run.message_if_at_work() for run in holders) and holders[0].remove_folder():
-            shutil.rmtree(self.locks_dir, ignore_errors=True)  # the end of another Snakemake removes the folder as well
+            shutil.rmtree(self.locks_dir, ignore_errors=True)  # another Snakemake that ends at this moment may also remove the folder
         for run in previous_runs:
             if not run.message_if_at_work():
                 run.remove_folder()
 
     def begin(self) -> Path:
-        """Write down that this process holds the locks from now on, and return the run's folder. Only the first call does anything.
+        """Record that this process holds the locks from now on, and return the folder of the run. A later call only returns the folder.
 
-        The text that the logs hold at this moment is of earlier runs.
+        The first call also stores the sizes of the logs, because earlier runs wrote the text that the logs contain at this moment.
         """
         if self.dir is not None:
             return self.dir
@@ -64,14 +68,14 @@ class Run:
         atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
         with written_aside(self.dir / PROCESS_FILE) as stream:
             json.dump(this_process(), stream)
-        os.environ[status.RUN_DIR] = str(self.dir)  # by this variable the next Snakemake knows the processes that this one started
+        os.environ[status.RUN_DIR] = str(self.dir)  # a later Snakemake finds the processes of this run by this variable
         self.log_sizes = {path: path.stat().st_size for logs_dir in self.logs_dirs for path in logs_dir.rglob("*.log")}
         return self.dir
 
     def use_slurm(self, bin_dir: Path, state_dir: Path, outputs: Mapping[str, str]) -> None:
-        """Put the `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm, see status.py.
+        """Put the programs `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm. status.py states the reasons.
 
-        `outputs`: one output of each of this workflow's jobs that are about to run, by the plugin's comment.
+        `outputs` maps the plugin's comment of each job of this workflow that is about to run to one output of the job.
         """
         (self.begin() / status.OUTPUTS).write_text(json.dumps(dict(outputs)), encoding="utf-8")
         os.environ |= {
@@ -81,9 +85,9 @@ class Run:
         }
 
     def explain(self, jobs: Iterable[RuleJob], snakemake_logs: Iterable[str]) -> None:
-        """Print one line for each of the `jobs` that failed elsewhere, as the last lines of Snakemake.
+        """Print one line for each of the failed `jobs`, after all other output of Snakemake. The jobs ran in Slurm.
 
-        A job that failed on this machine has written its own error to the terminal.
+        A job that failed on this machine needs no such line, because the job has written its error to the terminal.
         """
         notes = status.read_notes(self.begin())
         latest: dict[str, JobNote | RefusalNote] = {**notes.refusals, **{note.what: note for note in notes.jobs.values() if note.what}}
@@ -93,7 +97,7 @@ class Run:
         self.printed_lines |= lines
 
     def last_error(self, log: Path) -> str | None:
-        """Return the last error in the log of a rule, or None where this run wrote none."""
+        """Return the last error in the log of a rule, or None where this run wrote no error into the log."""
         if not log.is_file():
             return None
         with log.open("rb") as stream:
@@ -106,25 +110,25 @@ class Run:
 
 @cache
 def the_run(root: Path) -> Run:
-    """Return the run of this process. The process has one run, though several modules of Snakemake may be this workflow."""
+    """Return the run of this process. All inclusions of this workflow in one Snakemake process share one run."""
     return Run(root)
 
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """A Snakemake in this folder, as described by the process file that it wrote."""
+    """Describes an earlier run of Snakemake in this folder, by the process file that the earlier run wrote."""
 
     folder: Path
-    since: float  # when the process file was written, in seconds since the epoch
-    uid: int
+    since: float  # time at which the process file was written, in seconds since the epoch
+    uid: int  # id of the user who ran Snakemake
     host: str
-    pids: str
+    pids: str  # namespace of process ids in which `pid` is valid
     pid: int
-    started: str | None
+    started: str | None  # time at which the process started, in clock ticks since the boot of the machine
 
     @classmethod
     def read(cls, path: Path) -> PreviousRun | None:
-        """Return the run that wrote the process file `path`, or None where the run has just ended."""
+        """Return the run that wrote the process file `path`, or None where the file is missing because the run has just ended."""
         try:
             file = path.stat()
             process = json.loads(path.read_text())
@@ -133,9 +137,9 @@ class PreviousRun:
         return cls(path.parent, file.st_mtime, file.st_uid, **process)
 
     def message_if_at_work(self) -> str | None:
-        """Return a line for the user where the run may be at work, or None where the run and all its processes have provably ended.
+        """Return a message for the user where the run may still be active, or None where the run and all processes of the run have ended.
 
-        Only for a run on this machine, under this user, can the end be proved.
+        A run on another machine, in another namespace of process ids or of another user always counts as active, because this process cannot see that run.
         """
         is_visible = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
         if not is_visible or started(self.pid) == self.started:
@@ -143,7 +147,7 @@ class PreviousRun:
                 f"A Snakemake is at work in this folder: process {self.pid} on {self.host}. If it is not there any more:"
                 " `snakemake --unlock`, then the same command again."
             )
-        # The jobs of a killed Snakemake on this machine outlive it, and a sweep has one record.
+        # After the kill of a Snakemake, its jobs on this machine can go on. Two drivers must not write to one record at the same time.
         if pids := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self.is_environment(path)]:
             return (
                 f"A Snakemake that was killed has left processes at work in this folder: {' '.join(pids)}. Wait for their end, or end them"
@@ -152,14 +156,14 @@ class PreviousRun:
         return None
 
     def is_environment(self, path: Path) -> bool:
-        """Return whether the file `path` is the environment of a process that the run started."""
+        """Return whether the file `path` in /proc is the environment of a process that the run started."""
         try:
             return f"{status.RUN_DIR}={self.folder}".encode() in path.read_bytes().split(b"\0")
-        except OSError:  # the process has just ended, or belongs to another user
+        except OSError:  # the process has just ended, or the process belongs to another user
             return False
 
     def remove_folder(self) -> bool:
-        """Remove the folder of the run. When several Snakemakes try at the same time, only one gets True."""
+        """Remove the folder of the run. Where several Snakemakes call this method at the same time, only one of these calls returns True."""
         aside = self.folder.with_name(f"{self.folder.name}.over")
         try:
             self.folder.rename(aside)

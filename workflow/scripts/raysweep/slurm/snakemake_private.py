@@ -1,14 +1,15 @@
-"""Every name of Snakemake that Snakemake does not document. Nothing else in the package touches the insides of Snakemake.
+"""Uses all names of Snakemake that Snakemake does not document. No other module of the package uses such names.
 
-Seen in Snakemake 9.27.1, snakemake-interface-executor-plugins 9.4.0, snakemake-executor-plugin-slurm 2.8.0 and -slurm-jobstep 0.6.1. One unit test per
-name fails when the name changes. (`status.py` also knows where Snakemake marks incomplete outputs, because `status.py` can import nothing.)
+The names exist in Snakemake 9.27.1, snakemake-interface-executor-plugins 9.4.0, snakemake-executor-plugin-slurm 2.8.0 and -slurm-jobstep 0.6.1. For each
+name, a unit test fails when the name changes. `status.py` also knows the path of Snakemake's marks for incomplete outputs, because `status.py` cannot
+import this module.
 
 | name | why the name is needed |
 |---|---|
-| `ExecutorPluginRegistry().plugins[…].executor` | Plugins are found by the name of a package: a subclass in another package cannot be registered otherwise. |
-| `snakemake.workflow.JobScheduler` | `Workflow.execute` takes the scheduler's class from there. No setting names another class. |
-| `utils.format_cli_value` | Each word that Snakemake hands on to its part in a job goes through it. An executor cannot override all these words. |
-| attributes of `workflow` and of its jobs | A Snakefile has no other way to see whether it is a module, which jobs will run, and which have failed. |
+| `ExecutorPluginRegistry().plugins[…].executor` | Snakemake finds plugins by the name of their package. A subclass in another package needs this attribute. |
+| `snakemake.workflow.JobScheduler` | `Workflow.execute` reads the scheduler's class from this name. No setting selects another class. |
+| `utils.format_cli_value` | Snakemake formats each word of a job's command line with this function. An executor cannot override all these words. |
+| attributes of `workflow` and of its jobs | A Snakefile has no other way to find out whether it is a module, which jobs will run, and which jobs failed. |
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import snakemake.api  # first: snakemake.workflow and snakemake.api import each other
+import snakemake.api  # this import must be first, because snakemake.workflow and snakemake.api import each other
 import snakemake.workflow
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake_interface_executor_plugins import utils
@@ -35,29 +36,29 @@ _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
 
 
 def adapt_snakemake() -> None:
-    """Put this package's classes and functions in the place of Snakemake's.
+    """Replace classes and functions of Snakemake with classes and functions of this package.
 
-    All that is put in place exists once, so a second call, by another module that is this workflow, changes nothing.
+    Every inclusion of this workflow calls this function. A second call changes nothing, because each replacement is one object.
     """
     quote_words()
     snakemake.workflow.JobScheduler = Scheduler
     plugins = ExecutorPluginRegistry().plugins
-    if {"slurm", "slurm-jobstep"} <= set(plugins):  # a machine without Slurm may have no such plugins
+    if {"slurm", "slurm-jobstep"} <= set(plugins):  # a machine without Slurm may lack these plugins
         from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
 
         plugins["slurm"].executor, plugins["slurm-jobstep"].executor = SlurmExecutor, JobstepExecutor
 
 
 def quote_words() -> None:
-    """Have Snakemake quote for a shell each word that Snakemake hands on to its part in a job.
+    """Make Snakemake quote each word of a job's command line for a shell.
 
-    Snakemake quotes words as Python would: a shell would run the `$(…)` of a path with `'` and `$(…)` in it.
+    Snakemake would otherwise quote words as Python does. A path that contains both `'` and `$(…)` is then in double quotes, and a shell runs the `$(…)`.
     """
     utils.format_cli_value = format_cli_value
 
 
 def format_cli_value(value: Any, quote: bool = False, base64_encode: bool = False) -> str:
-    """Return `value` as a word of a command line. Only a text is quoted otherwise than by Snakemake."""
+    """Return `value` as a word of a command line. A string is quoted for a shell, and Snakemake's function formats all other values."""
     if isinstance(value, str) and quote and not base64_encode:
         return shlex.quote(value)
     return _snakemakes_format_cli_value(value, quote=quote, base64_encode=base64_encode)
@@ -65,21 +66,21 @@ def format_cli_value(value: Any, quote: bool = False, base64_encode: bool = Fals
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a module has Snakemake call. Snakemake calls `onstart` and `onerror` of the main Snakefile, but not those of a module."""
+    """Contains two functions of a module that Scheduler calls, because Snakemake calls `onstart` and `onerror` only of the main Snakefile."""
 
-    workflow: Any
-    start: Callable[[], None]  # when jobs are about to start
-    fail: Callable[[Iterable[str]], None]  # when jobs have failed, with the paths of Snakemake's logs
+    workflow: Any  # Snakemake's workflow object
+    start: Callable[[], None]  # function that is called before jobs start
+    fail: Callable[[Iterable[str]], None]  # function that is called after jobs have failed, with the paths of Snakemake's logs
 
 
 _hooks: list[Hooks] = []
 
 
 class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake has no types
-    """Snakemake's scheduler of jobs, with hooks of modules and a safe answer to SIGTERM."""
+    """Extends Snakemake's scheduler of jobs with calls of the modules' hooks and with a safe reaction to SIGTERM."""
 
     def schedule(self) -> bool:
-        """Run all jobs, and return whether all have succeeded."""
+        """Run all jobs, and return whether all jobs have succeeded."""
         is_silent = self.workflow.dryrun or self.workflow.execution_settings.no_hooks
         hooks = [] if is_silent else [hooks for hooks in _hooks if hooks.workflow is self.workflow]
         for hook in hooks:
@@ -91,16 +92,16 @@ class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake
         return has_succeeded
 
     def exit_gracefully(self, *signal: Any) -> None:
-        """Answer SIGTERM in a thread of its own.
+        """Run Snakemake's handler of SIGTERM in a new thread.
 
-        Snakemake's handler takes a lock that the interrupted code may hold, and then waits for itself for ever: a job's processes would stay after its end.
-        Another SIGTERM a moment before is enough for that, and Slurm sends several.
+        Snakemake's handler acquires a lock. The code that SIGTERM interrupts may already hold this lock, and the handler would then wait for ever in the
+        main thread. The processes of a job would go on after the end of the job. Two SIGTERMs in quick succession cause this, and Slurm sends several.
         """
         threading.Thread(target=super().exit_gracefully, args=signal, daemon=True).start()
 
 
 def inherit_verbosity(output_settings: Any) -> None:
-    """Have this package's own lines follow Snakemake's `--quiet` and `--verbose`, in this process and in its jobs."""
+    """Apply Snakemake's options `--quiet` and `--verbose` to the log lines of this package, in this process and in the jobs of this process."""
     quiet = {item.name for item in output_settings.quiet or ()}
     if output_settings.verbose:
         os.environ[VERBOSITY_ENV] = "all"
@@ -109,64 +110,67 @@ def inherit_verbosity(output_settings: Any) -> None:
 
 
 def plugin_comment(job: Any) -> str:
-    """Return the comment by which the Slurm plugin submits one of Snakemake's jobs."""
+    """Return the Slurm comment with which the Slurm plugin submits a job of Snakemake."""
     return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")
 
 
 def outputs_of(jobs: Iterable[Any]) -> dict[str, str]:
-    """Return the first output of each of Snakemake's jobs that has outputs, by the plugin's comment."""
+    """Return a map from the plugin's comment of each job to the job's first output. Jobs without an output are left out."""
     return {plugin_comment(job): str(job.output[0]) for job in jobs if job.output}
 
 
 def rule_job(job: Any) -> RuleJob:
-    """Return the facts about one of Snakemake's jobs by which its failure is explained."""
+    """Return the facts about a job of Snakemake that an explanation of the job's failure needs."""
     log = Path(next(iter(job.log), os.devnull))
     return RuleJob(job.rule.name, "_".join(job.wildcards), plugin_comment(job), log, dict(job.resources))
 
 
 @dataclass(frozen=True)
 class Inclusion:
-    """One inclusion of this workflow's Snakefile in Snakemake's `workflow`: as the main workflow, or as a module of another workflow."""
+    """Describes one inclusion of this workflow in Snakemake. This workflow is the main workflow or a module of another workflow."""
 
-    workflow: Any
-    rules_dir: Path  # of this workflow's rule files
-    module: Module | None  # None in the main workflow
-    path_modifier: Any
+    workflow: Any  # Snakemake's workflow object
+    rules_dir: Path  # folder of this workflow's rule files
+    module: Module | None  # None where this workflow is the main workflow
+    path_modifier: Any  # Snakemake's object that adds the prefix of a module to a path
 
     @classmethod
     def of(cls, workflow: Any, rules_dir: Path, config: dict[str, Any]) -> Inclusion:
-        """Return the inclusion that is in progress. `config` is the config that the Snakefile sees."""
+        """Return the inclusion that Snakemake reads at this moment. `config` is the config that the Snakefile sees."""
         modifier = workflow.modifier
         outer_config = workflow.modifier_stack[0].globals["config"]
         module = None if modifier.is_main_snakefile() else Module(modifier.namespace, keys_of(config, outer_config))
         return cls(workflow, rules_dir, module, modifier.path_modifier)
 
     def placed(self, folder: Path | str) -> Path:
-        """Return where one of this workflow's folders lies, for a parameter or for the config of a stage.
+        """Return the path of a folder of this workflow with the prefix of the module, for a parameter or for the config of a stage.
 
-        Snakemake changes the paths of a module where they are input, output or log, and nowhere else.
+        Snakemake adds the prefix of a module only to paths that are the input, output or log of a rule.
         """
         return Path(self.path_modifier.replace_prefix(f"{folder}/"))
 
     def outputs_to_make(self) -> dict[str, str]:
-        """Return an output of each of this workflow's jobs that Snakemake will run, by the plugin's comment."""
+        """Return a map from the plugin's comment of each job of this workflow that Snakemake will run to the job's first output."""
         return outputs_of(self._own(self.workflow.dag.needrun_jobs()))
 
     def submitted_jobs_that_failed(self) -> list[RuleJob]:
-        """Return this workflow's jobs that failed elsewhere. A job that failed on this machine has written its error to the terminal."""
+        """Return the failed jobs of this workflow that Snakemake did not run on this machine.
+
+        The explanation is only for these jobs, because a job that failed on this machine has written its error to the terminal.
+        """
         return [rule_job(job) for job in self._own(self.workflow.scheduler.failed) if not job.is_local]
 
     def _own(self, jobs: Iterable[Any]) -> list[Any]:
-        """Return those of the jobs that belong to this workflow's rules, whether this workflow is a module or not."""
+        """Return the jobs in `jobs` that run a rule of this workflow. The jobs of another workflow are left out."""
         return [job for job in jobs if not job.is_group() and Path(str(job.rule.basedir)) == self.rules_dir]
 
     def call_in_time(self, start: Callable[[], None], fail: Callable[[Iterable[str]], None]) -> None:
-        """Have Snakemake call `start` and `fail` if this is a module, see Hooks. The main workflow has `onstart` and `onerror`."""
+        """Register `start` and `fail` as Hooks if this workflow is a module. The main workflow uses `onstart` and `onerror` instead."""
         if self.module is not None:
             _hooks.append(Hooks(self.workflow, start, fail))
 
     def make_default(self, rule: str) -> None:
-        """Make a rule of this workflow the default target, where there is none yet. `include` leaves the default target as it was."""
+        """Make `rule` the default target if no default target exists yet, because Snakemake's `include` does not set a default target."""
         name = self.workflow.modifier.modify_rulename(rule)
-        if not self.workflow.default_target and self.workflow.is_rule(name):  # a module may take other rules only
+        if not self.workflow.default_target and self.workflow.is_rule(name):  # the other workflow may use only other rules of this workflow
             self.workflow.default_target = name

@@ -1,12 +1,12 @@
-"""The program between Snakemake's Slurm plugin and Slurm: it answers the plugin's status queries and makes the plugin's submissions.
+"""Runs as a program between Snakemake's Slurm plugin and Slurm. The program answers the plugin's status queries and submits the plugin's jobs.
 
-`cluster/bin` holds programs called `squeue`, `sacct` and `sbatch` that run this file. They are first on the PATH of a Snakemake that submits
-to Slurm, and on the PATH of nothing that this Snakemake submits. All other calls go on to Slurm unchanged. A bare `python -I -S` runs this file, and
-the file imports Python's own library alone, because a query must take no time.
+The programs `squeue`, `sacct` and `sbatch` in `cluster/bin` run this file. `cluster/bin` is first on the PATH of a Snakemake that submits to Slurm, and is
+not on the PATH of the submitted jobs. All other calls of these programs go on to Slurm unchanged. `python -I -S` runs this file, and the file imports only
+Python's standard library, because a status query must be fast.
 
-The plugin (2.8) waits for ever when five status queries fail in one poll, when its query leaves out a job, and when a job's state is PREEMPTED,
-`CANCELLED by 1001`, or PENDING for a reason that time does not change. So this program always answers, for every job that was submitted, in
-words that the plugin knows. What a run has submitted and has learned of its jobs stands in the run's notes: a JSON object a line, in the run's folder.
+The plugin (2.8) waits for ever in three cases: five status queries fail in one poll; the answer lacks a job; or the state of a job is PREEMPTED,
+`CANCELLED by 1001`, or PENDING for a reason that does not change with time. This program therefore always answers for every submitted job, with states
+that the plugin knows. A file of notes in the folder of the run records the submitted jobs and their states. Each line of the file is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RUN_DIR = "RAYSWEEP_RUN_DIR"  # folder of the notes of the Snakemake that calls
-STATE_DIR = "RAYSWEEP_STATE_DIR"  # where its sweeps keep their records
-PYTHON = "RAYSWEEP_PYTHON"  # the interpreter that runs this file
+RUN_DIR = "RAYSWEEP_RUN_DIR"  # variable with the folder of the run of the Snakemake that calls this program
+STATE_DIR = "RAYSWEEP_STATE_DIR"  # variable with the folder in which the sweeps of this Snakemake store their records
+PYTHON = "RAYSWEEP_PYTHON"  # variable with the path of the Python that runs this file
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON)
-NOTES = "notes.jsonl"
-SCRIPT = "/dev/stdin"  # from which sbatch reads the job's commands
-OUTPUTS = "outputs.json"  # comment of each of this workflow's jobs that may be submitted → one output of the job
+NOTES = "notes.jsonl"  # file of the notes in the folder of the run
+SCRIPT = "/dev/stdin"  # file from which sbatch reads the script of a job
+OUTPUTS = "outputs.json"  # file that maps the comment of each job of this workflow that may be submitted to one output of the job
 
-STARTED = time.monotonic()
-DEADLINE_S = 50  # of all questions to Slurm together; the plugin waits 60 s for an answer
-# For so long may a job be unknown to Slurm before it counts as failed: slurmctld may be starting, and files of nodes may show late.
+STARTED = time.monotonic()  # time at which this program started
+DEADLINE_S = 50  # time limit in seconds for all queries to Slurm together; the limit is below the 60 s that the plugin waits for an answer
+# Time in seconds after which a job that Slurm does not know counts as failed. Until then slurmctld may still be starting, and files that a node wrote may
+# not be visible here yet.
 FORGOTTEN_S = 90
-# Slurm's last state of a job → the plugin's word. For NODE_FAIL the plugin would keep all nodes of the job from the next jobs, though one node was lost.
+# Maps the final state of a job in Slurm to the state that the plugin receives. NODE_FAIL becomes FAILED, because after NODE_FAIL the plugin would exclude
+# all nodes of the job from the next jobs, although only one node was lost.
 FINAL = {state: state for state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")}
 FINAL |= {"PREEMPTED": "CANCELLED", "NODE_FAIL": "FAILED", "REVOKED": "FAILED"}
 HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-# Why a job stays PENDING until somebody changes the job, the cluster or the account (slurm.h, job_state_reason). Limits of a group, and busy, down
-# and reserved nodes, may pass with time. A hold of the user's own is for the user to end.
+# Reasons for which a job stays PENDING until somebody changes the job, the cluster or the account (slurm.h, job_state_reason). The list lacks limits of a
+# group and nodes that are busy, down or reserved, because these reasons can end with time. The list also lacks a hold by the user, because the user can
+# end this hold.
 HOPELESS = re.compile(
     r"Partition(NodeLimit|TimeLimit|Config)|BadConstraints|MaxMemPerLimit|Invalid(Account|QOS)|(Account|QOS)NotAllowed|AccountingPolicy"
     r"|JobHeldAdmin|JobHoldMaxRequeue|DependencyNeverSatisfied|ReservationDeleted|QOSMin\w+"
@@ -50,52 +53,56 @@ HOPELESS = re.compile(
 )
 
 
-# The notes. NamedTuple, because the import of dataclasses takes about as long as the start of Python.
+# The notes of a run. The classes are NamedTuples, because the import of dataclasses takes about as long as the start of Python.
 
 
 class JobNote(NamedTuple):
-    """A job of the run, as folded from the notes on it."""
+    """Describes a submitted job of the run after all notes about the job."""
 
-    job: str
-    what: str = ""  # the plugin's comment, which names rule and wildcards; "" before the submission is noted
-    log: str = ""
+    job: str  # Slurm's job id
+    what: str = ""  # comment of the plugin, which names the rule and the wildcards; "" before this program has recorded the submission
+    log: str = ""  # path of Slurm's log of the job
     state: str = "PENDING"
-    reason: str | None = None  # why the job waits
-    missing_since: float | None = None  # since when Slurm does not know the job, in seconds since the epoch
-    hopeless: str | None = None  # the reason for which this program has cancelled the job
+    reason: str | None = None  # Slurm's reason why the job waits
+    missing_since: float | None = None  # time since which Slurm does not know the job, in seconds since the epoch
+    # Reason why the job could never start, so that this program cancelled the job. None where this program did not cancel the job.
+    hopeless: str | None = None
 
 
 class RefusalNote(NamedTuple):
-    """A job that was refused when the plugin submitted it."""
+    """Records that `sbatch` or this program refused a job of the plugin."""
 
-    what: str
-    refused: str  # the message of `sbatch`, or of this program
-    by_us: bool = False
+    what: str  # comment of the plugin, which names the rule and the wildcards
+    refused: str  # error message of `sbatch` or of this program
+    by_us: bool = False  # whether this program refused the job
 
 
 class Notes(NamedTuple):
-    """All notes of a run."""
+    """Contains all notes of a run."""
 
-    jobs: dict[str, JobNote]  # by the job's id
-    refusals: dict[str, RefusalNote]  # by the plugin's comment
+    jobs: dict[str, JobNote]  # job id → note about the job
+    refusals: dict[str, RefusalNote]  # comment of the plugin → note about the refused job
 
 
 class Observation(NamedTuple):
-    """What is known of a job at the moment of a query."""
+    """Contains the state of a job at the moment of a status query."""
 
     state: str
-    reason: str | None = None
-    missing_since: float | None = None
+    reason: str | None = None  # Slurm's reason why the job waits
+    missing_since: float | None = None  # time since which Slurm does not know the job, in seconds since the epoch
 
 
 def append(run_dir: Path, **fields: str | float | bool | None) -> None:
-    """Append a note, in one short write, so that notes of simultaneous calls do not mix. A full disk costs the note, not the answer or the job."""
+    """Append a note in one short write, so that the notes of simultaneous calls do not mix.
+
+    If the disk is full, the note is lost, but the status query is still answered and the job is still submitted.
+    """
     with contextlib.suppress(OSError), (run_dir / NOTES).open("ab", buffering=0) as stream:
         stream.write(json.dumps(fields).encode() + b"\n")
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a file, or "" where the file is missing or the file system is in trouble, because neither may cost an answer."""
+    """Return the text of a file, or "" where the file cannot be read, because this program must always answer a status query."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -103,13 +110,13 @@ def text_of(path: Path) -> str:
 
 
 def read_notes(run_dir: Path) -> Notes:
-    """Return the notes of a run. A later note on a job replaces the fields that it names."""
+    """Return the notes of a run. The fields in a later note about a job replace the fields of the earlier notes about this job."""
     jobs: dict[str, JobNote] = {}
     refusals: dict[str, RefusalNote] = {}
     for line in text_of(run_dir / NOTES).splitlines():
         try:
             fields = json.loads(line)
-        except ValueError:  # the disk was full
+        except ValueError:  # the line is incomplete, because the disk was full
             continue
         if "job" in fields:
             jobs[fields["job"]] = jobs.get(fields["job"], JobNote(fields["job"]))._replace(**fields)
@@ -118,12 +125,12 @@ def read_notes(run_dir: Path) -> Notes:
     return Notes(jobs, refusals)
 
 
-# Slurm.
+# The queries to Slurm.
 
 
 def ask(*command: str) -> list[str] | None:
-    """Return the lines that a program of Slurm prints, or None when the program fails."""
-    # The user's own defaults, such as SQUEUE_PARTITION, would hide jobs.
+    """Return the lines that a program of Slurm prints, or None where the program fails or does not end in time."""
+    # Default options that the user has set, such as SQUEUE_PARTITION, would hide jobs.
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
     options: dict[str, Any] = {"env": env, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
@@ -134,12 +141,15 @@ def ask(*command: str) -> list[str] | None:
 
 
 def columns(lines: list[str], number: int) -> list[list[str]]:
-    """Return the lines that have so many columns, split. Sites add lines of their own."""
+    """Split the lines with at least `number` columns, and leave out all other lines, because sites add lines to Slurm's output."""
     return [line.split("|", number - 1) for line in lines if line.count("|") >= number - 1]
 
 
 def listed_jobs(run_name: str) -> dict[str, Observation] | None:
-    """Return the jobs of a run that slurmctld knows, by id, or None when squeue fails. `--all`: partitions may be hidden."""
+    """Return the jobs of a run that slurmctld knows, as a map from the job id to the state, or None where squeue fails.
+
+    The option `--all` is needed because some partitions may be hidden.
+    """
     lines = ask("squeue", "--all", "--states=all", "--noheader", f"--name={run_name}", "--format=%i|%T|%B|%N|%r")
     if lines is None:
         return None
@@ -150,9 +160,10 @@ def listed_jobs(run_name: str) -> dict[str, Observation] | None:
 
 
 def is_headless(first: str, nodes: str) -> bool:
-    """Return whether the job has lost its first node, on which the job's script ran.
+    """Return whether a job has lost its first node `first`, on which the script of the job ran. `nodes` is the list of the job's present nodes.
 
-    A sweep asks for --no-kill, so that it outlives the loss of other nodes. Slurm then does not end the job when the first node is lost.
+    A sweep uses the option --no-kill, so that the job goes on after the loss of another node. With this option Slurm does not end the job after the loss of
+    the first node.
     """
     if nodes == first or not nodes:
         return False
@@ -161,7 +172,7 @@ def is_headless(first: str, nodes: str) -> bool:
 
 
 def start_again(job: str) -> Observation:
-    """Have Slurm start a job again that lost its first node, or end the job where the site does not allow that."""
+    """Start a job again that has lost its first node, or cancel the job where the site does not allow a restart. Return the new state."""
     if ask("scontrol", "requeue", job) is not None:
         return Observation("PENDING", "BeginTime")
     ask("scancel", job)
@@ -169,26 +180,26 @@ def start_again(job: str) -> Observation:
 
 
 def accounted_states(jobs: list[str]) -> dict[str, str]:
-    """Return the states that accounting has of jobs that slurmctld has forgotten. Not every cluster has accounting."""
+    """Return the states of `jobs` in Slurm's accounting, as a map from the job id to the state. The map is empty on a cluster without accounting."""
     if not jobs:
         return {}
     lines = ask("sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(jobs)}", "--format=JobIDRaw,State")
-    return {job: state.split()[0] for job, state in columns(lines or [], 2) if state}  # CANCELLED by 1001
+    return {job: state.split()[0] for job, state in columns(lines or [], 2) if state}  # the first word of "CANCELLED by 1001" is the state
 
 
 # The status query.
 
 
 def exit_code(run_dir: Path, job: str) -> str:
-    """Return the exit code that the job wrote when it ended, see `ending`, or "" where the job was killed or has not ended."""
+    """Return the exit code that the script of a job wrote at its end (see `ending`), or "" where the job was killed or has not ended."""
     return text_of(run_dir / f"{job}.exit").strip()
 
 
 def forgotten(run_dir: Path, note: JobNote, accounted: str | None) -> Observation:
     """Return the state of a job that slurmctld does not know any more.
 
-    The state is COMPLETED only where the job or accounting says so. Otherwise Snakemake would take the outputs of an earlier run for this job's,
-    because the job itself deletes them when it starts.
+    The state is COMPLETED only where the exit code of the job or Slurm's accounting proves that the job succeeded. A job deletes the outputs of an earlier
+    run only when the job starts. For a job that never ran, the state COMPLETED would let Snakemake accept the outputs of an earlier run.
     """
     code = exit_code(run_dir, note.job)
     if code == "0":
@@ -201,7 +212,10 @@ def forgotten(run_dir: Path, note: JobNote, accounted: str | None) -> Observatio
 
 
 def cancel_hopeless(run_dir: Path, notes: Notes, listed: dict[str, Observation]) -> bool:
-    """Cancel the jobs that can never start, and return whether there were any. Two queries must agree, since Slurm also holds a job for moments."""
+    """Cancel the jobs that can never start, and return whether jobs were cancelled.
+
+    A job is cancelled only if two successive queries give the same state and reason, because Slurm sometimes holds a job only for a moment.
+    """
     hopeless = []
     for job, now in listed.items():
         is_stuck = now.state in HELD or (now.state == "PENDING" and HOPELESS.fullmatch(now.reason or "") is not None)
@@ -213,7 +227,10 @@ def cancel_hopeless(run_dir: Path, notes: Notes, listed: dict[str, Observation])
 
 
 def status(run_dir: Path, run_name: str) -> dict[str, str]:
-    """Return the state of every job of a run, in the plugin's words: the state in the notes while Slurm does not answer."""
+    """Return the states of all jobs of a run, as a map from the job id to a state that the plugin knows.
+
+    While Slurm does not answer, the states come from the notes.
+    """
     notes = read_notes(run_dir)
     listed = listed_jobs(run_name)
     if listed is not None and cancel_hopeless(run_dir, notes, listed):
@@ -235,7 +252,7 @@ def status(run_dir: Path, run_name: str) -> dict[str, str]:
 
 
 def option(arguments: list[str], *names: str) -> str:
-    """Return the value of an option that the arguments have."""
+    """Return the value of the first option in `arguments` that has one of the `names`."""
     for number, argument in enumerate(arguments):
         if argument in names:
             return arguments[number + 1]
@@ -243,14 +260,17 @@ def option(arguments: list[str], *names: str) -> str:
 
 
 def name_of(rule: str, sweep: str) -> str:
-    """Return the name by which a user knows a job."""
+    """Return the name of a job in messages for the user."""
     if not sweep:
         return rule
     return f"sweep {sweep}" if rule == "run_sweep" else f"sweep {sweep}, {rule}"
 
 
 def refusal_of_second(what: str, comment: str) -> str | None:
-    """Return why a job may not be submitted, or None: a job of the same rule and sweep may be left of a Snakemake that died."""
+    """Return why a job may not be submitted, or None where the job may be submitted.
+
+    A job must not be submitted while an earlier job of this rule and sweep exists, which a dead Snakemake may have left.
+    """
     rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
     lines = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%B|%N|%k")
     if lines is None:
@@ -267,37 +287,40 @@ def refusal_of_second(what: str, comment: str) -> str | None:
 
 
 def incomplete_mark(output: str) -> Path:
-    """Return the path below .snakemake at which Snakemake (9.27) marks an output as incomplete."""
+    """Return the path, relative to .snakemake, of the file with which Snakemake (9.27) marks an output as incomplete."""
     name = base64.urlsafe_b64encode(output.encode()).decode()
     *folders, last = [name[start : start + 254] for start in range(0, len(name), 254)]
     return Path("incomplete", *(f"@{folder}" for folder in folders), last)
 
 
 def own_outputs(run_dir: Path) -> dict[str, str]:
-    """Return an output of each job that is this workflow's, by the plugin's comment. A workflow that has this one as a module submits other jobs too."""
+    """Return a map from the plugin's comment of each job of this workflow to one output of the job.
+
+    The map lacks the jobs of another workflow that uses this workflow as a module.
+    """
     outputs: dict[str, str] = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8"))
     return outputs
 
 
 def ending(run_dir: Path, what: str) -> str:
-    """Return the commands with which the script of a job ends.
+    """Return shell commands for the end of a job's script.
 
-    They write the job's exit code: nothing else tells how a job ended that slurmctld has forgotten and that accounting does not know.
+    The commands write the exit code of the job into a file. Without this file nothing tells how a job ended that neither slurmctld nor accounting knows.
 
-    They also mark the job's outputs as incomplete again. Snakemake's part in the job removes the mark. But the Snakemake that submitted the job is to
-    remove it, when it has seen the job's end and has noted what the outputs were made from. Where that Snakemake has died, the next one makes the
-    outputs again.
+    The commands also mark an output of the job as incomplete again, because the Snakemake inside of the job removes this mark too early. The Snakemake that
+    submitted the job must remove the mark, after this Snakemake has seen the end of the job and has recorded from which inputs the outputs were made.
+    If this Snakemake has died, the mark makes the next Snakemake run the job again.
     """
     output = own_outputs(run_dir).get(what)
     mark = shlex.quote(str(run_dir.parents[1] / incomplete_mark(output)) if output else os.devnull)
-    code_file = f'{shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit'  # its folder is gone where that Snakemake has ended
+    code_file = f'{shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit'  # the folder does not exist any more where that Snakemake has ended
     return f'\ncode=$?\n{{ echo \'{{}}\' > {mark}; echo "$code" > {code_file}; }} 2> /dev/null\nexit "$code"'
 
 
 def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
-    """Submit a job of the plugin's, note the job's id or the refusal, and return the exit code for the plugin."""
+    """Submit a job for the plugin, record the job id or the refusal in the notes, and return the exit code for the plugin."""
     what = option(arguments, "--comment")
-    # The sweep's folder is part of the comment: two configs may each have a sweep of one name.
+    # The comment contains the state folder, because two configs may each have a sweep with an equal name.
     comment = f"{what} in {os.environ[STATE_DIR]}"
     refusal = refusal_of_second(what, comment) if what in own_outputs(run_dir) else None
     if arguments[-1] != SCRIPT:
@@ -327,21 +350,21 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
 
 
 def is_status_query(program: str, arguments: list[str]) -> bool:
-    """Return whether the plugin asks for the states of a run's jobs with these arguments."""
+    """Return whether the call of `program` with `arguments` is a query of the plugin for the states of a run's jobs."""
     formats = {"squeue": "--format=%i|%T", "sacct": "--format=JobIdRaw,State"}
     return "--name" in arguments and formats.get(program) in arguments
 
 
 def is_submission(program: str, arguments: list[str]) -> bool:
-    """Return whether the plugin submits a job with these arguments."""
+    """Return whether the call of `program` with `arguments` is a submission of a job by the plugin."""
     return program == "sbatch" and {"--parsable", "--job-name", "--comment", "--output"} <= set(arguments)
 
 
 def main(called: str, *given: str) -> int:
-    """Do the work of `called`, a file in cluster/bin, and return the exit code."""
+    """Do the work of the program `called`, which is the path of a file in cluster/bin, and return the exit code."""
     folder, program, arguments = os.path.realpath(os.path.dirname(called)), os.path.basename(called), list(given)
     path = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.realpath(entry) != folder]
-    os.environ["PATH"] = os.pathsep.join(path)  # so that neither this program nor a job finds the programs in cluster/bin again
+    os.environ["PATH"] = os.pathsep.join(path)  # without cluster/bin, so that this program and the jobs find the programs of Slurm
     run_dir = os.environ.get(RUN_DIR)
     if run_dir and is_status_query(program, arguments):
         for job, state in status(Path(run_dir), option(arguments, "--name")).items():
@@ -357,5 +380,5 @@ def main(called: str, *given: str) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C ends this program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # after Ctrl-C this program ends without a traceback
     sys.exit(main(*sys.argv[1:]))
