@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raysweep.common.errors import is_full_disk
 
-PROBE_BYTES = 2**20  # size of the test file in bytes: a disk that can still store 1 MiB is not full
+PROBE_BYTES = 2**20  # size of the test file in bytes. A disk that can still store 1 MiB is not full
 
 
 class FirstFault:

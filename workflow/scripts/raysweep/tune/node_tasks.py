@@ -1,4 +1,4 @@
-"""This module is the driver's part of check_cluster: it runs one task on each node of the Ray cluster."""
+"""This module runs one task on each node of the Ray cluster for the command check_cluster."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def run_node_tasks(job: CheckJob, nodes: Iterable[NodeSize]) -> None:
 
 
 def node_task(with_torch: bool) -> TaskReport:
-    """Return torch's version and the number of GPUs on which torch can compute; an empty report if `with_torch` is false. Runs in a task of Ray."""
+    """Return torch's version and the number of GPUs on which torch can compute. Return an empty report if `with_torch` is false.
+
+    This function runs in a Ray task.
+    """
     if not with_torch:
         return TaskReport()
     import torch

@@ -1,4 +1,4 @@
-"""This module watches the nodes of the Ray cluster: it maps addresses to names, and records which nodes join and which nodes are lost during a session."""
+"""This module maps the addresses of the Ray cluster's nodes to names, and records which nodes join and which nodes are lost during a session."""
 
 from __future__ import annotations
 

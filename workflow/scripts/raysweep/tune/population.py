@@ -33,7 +33,7 @@ COPY_PREFIX = "taken_over_"
 
 @dataclass(frozen=True)
 class HandOver:
-    """Describes the take-over of a checkpoint: a trial continues from the donor's checkpoint after `epoch`, with the configuration `config`."""
+    """Describes a take-over, in which a trial continues from the donor's checkpoint after `epoch` with the configuration `config`."""
 
     donor: str  # id of the trial that wrote the checkpoint
     epoch: int
@@ -64,7 +64,7 @@ class HandOvers:
 
 
 def hand_over(record: Record, tune_controller: Any, trial: TuneTrial, donor: Trial, epoch: int, config: dict[str, Any]) -> HandOver:
-    """Pause a Tune trial and prepare the take-over: the trial will continue with `config` from the donor's checkpoint after `epoch`."""
+    """Pause a Tune trial and prepare the take-over, so that the trial continues with `config` from the donor's checkpoint after `epoch`."""
     state_dir = record.path.parent
     folder = _copy_checkpoint(state_dir / donor.checkpoints[epoch], Path(trial.path))
     tune_controller.pause_trial(trial, should_checkpoint=False)
@@ -90,7 +90,7 @@ def _copy_checkpoint(checkpoint: Path, trial_dir: Path) -> Path:
 
 
 class PBT(PopulationScheduler):
-    """Changes Tune's population based training: a trial takes over a better trial's checkpoint and configuration from the record of this package.
+    """Changes Tune's population based training so that a trial takes over a better trial's checkpoint and configuration from the record of this package.
 
     The trial gets a copy of the latest checkpoint that the record contains for the better trial.
     (M. Jaderberg et al., https://arxiv.org/abs/1711.09846)
@@ -119,7 +119,7 @@ class PBT(PopulationScheduler):
     def explore(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a configuration near `config`.
 
-        The value of each mutable key is sampled again, or multiplied by a factor. Instead of a product, a value from a list gets a neighbour in the list.
+        The value of each mutable key is sampled again or multiplied by a factor. A value from a list is not multiplied, but replaced by its neighbour.
         """
         explored = flattened(config)
         for key in self.keys:
@@ -152,7 +152,7 @@ def mutable_keys(sweep: SweepConfig, space: dict[str, Any]) -> list[str]:
 
 
 class Replay(FIFOScheduler):
-    """Repeats a schedule of population based training: changes the configuration of each trial at the epochs of `schedule` (record.Trial.schedule).
+    """Repeats a schedule of population based training by a change of each trial's configuration at the epochs of `schedule` (record.Trial.schedule).
 
     The checkpoint of an epoch is recorded after the report of that epoch, so this scheduler first sees the checkpoint at the report of the next epoch. The
     trial then goes back to the checkpoint and trains the next epoch again, with the new configuration.

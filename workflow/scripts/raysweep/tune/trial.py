@@ -67,7 +67,7 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
 
 
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:
-    """Raise FloatingPointError where the metric is NaN or infinite."""
+    """Raise FloatingPointError if the metric is NaN or infinite."""
     value = metrics.get(metric)
     if is_number(value) and not math.isfinite(value):
         raise FloatingPointError(f"reported {metric} = {value}, which is not finite")
@@ -121,7 +121,7 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) 
     from raysweep.training.trainer import Trainer, select_device
 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
-    # By default torch uses one thread for each core. Several such processes on one node would slow down each other.
+    # By default torch uses one thread for each core. Several such processes on one node would slow down all of these processes.
     torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
     return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device, image_shape=read_image_shape(job.data_dir))
 

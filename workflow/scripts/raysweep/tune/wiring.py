@@ -175,8 +175,8 @@ def fit(session: Session, parts: Parts, scheduler: TrialScheduler, callbacks: li
 def disk_fault(error: Exception, state_dir: Path) -> OSError | None:
     """Return the fault of the disk that caused an error of Tune.
 
-    Return None if a write to the state folder succeeds and the error names no full disk. The write is tested because Tune often raises another error on a full
-    disk: Tune cannot write the original error to a file.
+    Return None if a write to the state folder succeeds and the error names no full disk. The write is tested because on a full disk Tune often raises another
+    error, since Tune cannot write the original error to a file.
     """
     if (fault := disk_error(state_dir)) is not None:
         return fault

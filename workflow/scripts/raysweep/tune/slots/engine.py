@@ -1,7 +1,7 @@
-"""An engine: the process, one for each device, in which trials of a sweep are trained together (fusion.py). Tune's calls to a trial come here (manager.py).
+"""This module contains the engine, a process that trains several trials of a sweep together (fusion.py). Each device has one engine.
 
-The engine goes from round to round. In each round all trials that are to train go through one epoch. Trials enter and leave between rounds, when Tune says so.
-At the end of a round the engine waits until Tune has decided about each trial.
+Tune's calls to a trial are passed to the engine (manager.py). The engine works in rounds. In each round all trials that wait for training train one epoch.
+Tune decides which trials enter or leave the engine. After a round the engine waits until Tune has decided about each trial.
 """
 
 from __future__ import annotations
@@ -35,28 +35,32 @@ from raysweep.tune.trial import RESERVED_KEY, check_finite
 
 logger = logging.getLogger("raysweep")
 
-SETTLE_S = 0.5  # when a trial has entered or left, other trials may follow: for so long a round with free slots waits for them, but …
-SETTLE_SHARE = 0.1  # … for no longer than this part of the last round
-COMPILING_S = 25  # that torch.compile takes about, on one slow core …
-COMPILING_SAVES = 0.5  # … and the part of the training time that it saves, where most of that time goes to a stack's many small operations
-UNDECIDED_S = 60  # a round waits no longer than this for Tune to decide about a trial
-MEMORY_SHARE = 0.5  # of the memory that an engine may take: for the members of its stack
+# Maximum time in seconds for which a round with free slots waits for more trials. When a trial has entered or left, other trials often follow soon.
+SETTLE_S = 0.5
+# Maximum of the waiting time for more trials, as a fraction of the time of the last round. The smaller maximum applies.
+SETTLE_SHARE = 0.1
+COMPILING_S = 25  # approximate time of torch.compile in seconds on one slow core
+# Fraction of the training time that compiling saves, if a stack's many small operations take most of the training time.
+COMPILING_SAVES = 0.5
+UNDECIDED_S = 60  # maximum time in seconds for which a round waits for Tune's decision about a trial
+MEMORY_SHARE = 0.5  # fraction of the engine's memory that the members of the stack may use
 LEFT = "the trial has left the process in which it trained"
 
 
 class Member:
-    """A trial in the engine, with the methods that Tune calls."""
+    """Represents a trial in the engine, and has the methods that Tune calls."""
 
     def __init__(self, engine: Engine, config: dict[str, Any], storage: StorageContext) -> None:
         self.engine, self.storage = engine, storage
         self.trainer = engine.trainer({k: v for k, v in config.items() if not k.startswith("__")}, config[RESERVED_KEY].seed)
         self.epoch, self.time_total_s = 0, 0.0
-        self.result: dict[str, Any] = {}  # the last report
+        self.result: dict[str, Any] = {}  # last report of the trial
         self.is_waiting = False
-        self.outcome: dict[str, float] | Exception | None = None  # of the round that the member waits for
+        # Result of the round for which the member waits: the metrics, or the exception that the training raised. None until the round has ended.
+        self.outcome: dict[str, float] | Exception | None = None
 
     def train(self) -> dict[str, Any]:
-        """Go through one epoch, in a round with the other members. Return the report."""
+        """Train one epoch in a round with the other members, and return the report."""
         outcome = self.engine.wait_for_round(self)
         if isinstance(outcome, Exception):
             raise outcome
@@ -74,14 +78,14 @@ class Member:
         return self.result
 
     def get_auto_filled_metrics(self, debug_metrics_only: bool = True) -> dict[str, Any]:
-        """Return where the trial runs."""
+        """Return the address of the node, the host name and the process id with which the trial runs."""
         return {"node_ip": self.engine.node_ip, "hostname": socket.gethostname(), "pid": os.getpid()}
 
     def save(self) -> TrainingResult:
-        """Write a checkpoint such as an ordinary trial writes: first under another name, then renamed."""
+        """Write the same checkpoint as a trial with its own process would write. The checkpoint has a temporary name until it is complete."""
         folder = Path(self.storage.trial_fs_path) / f"checkpoint_{self.epoch:06d}"
         aside = folder.with_name(f"{folder.name}.new")
-        for leftover in (folder, aside):  # of an attempt that failed
+        for leftover in (folder, aside):  # an earlier attempt that failed may have left these folders
             shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir(parents=True)
         self.trainer.save(aside, self.epoch)
@@ -89,20 +93,20 @@ class Member:
         return TrainingResult(Checkpoint(str(folder), self.storage.storage_filesystem), self.result)
 
     def restore(self, result: TrainingResult) -> None:
-        """Go back to the checkpoint of a report."""
-        # The lock, because loading sets the random number generator of all threads.
+        """Set the member to the state of a checkpoint."""
+        # The lock is needed because loading sets the random number generator, which all threads share.
         with result.checkpoint.as_directory() as folder, self.engine.building:
             self.epoch = self.trainer.load(Path(folder))
         self.time_total_s = result.metrics["time_total_s"]
         self.result = dict(result.metrics)
 
     def stop(self) -> None:
-        """Leave the engine."""
+        """Remove this member from the engine."""
         self.engine.leave(self)
 
 
 class Engine:
-    """The work of a Ray actor with threads (manager.EngineProcess)."""
+    """Trains the members in rounds. A Ray actor with several threads calls the methods of this class (manager.EngineProcess)."""
 
     def __init__(self, job: EngineJob) -> None:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -118,7 +122,8 @@ class Engine:
         self.stacked = StackedTrainer(StackSettings(job.micro_batch_size, job.share_rows))
         self.slots = 1
         self.members: dict[str, Member] = {}
-        self.gone: set[str] = set()  # keys of trials that were stopped before they had entered: calls may overtake each other
+        # Keys of the trials that were stopped before they entered. This can happen because the threads may execute Tune's calls in another order.
+        self.gone: set[str] = set()
         self.building = threading.Lock()
         self.changed = threading.Condition()
         self.last_change_s = time.monotonic()
@@ -126,7 +131,7 @@ class Engine:
         threading.Thread(target=self._run_rounds, daemon=True).start()
 
     def trainer(self, config: dict[str, Any], seed: int) -> Trainer:
-        """Return a new trainer for a trial's configuration."""
+        """Return a new trainer for the configuration and the seed of a trial."""
         config = {key: value for key, value in config.items() if key != RESERVED_KEY}
         with self.building:  # all threads share one random number generator
             return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device, image_shape=self.image_shape)
@@ -134,7 +139,10 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------ called by the driver
 
     def benchmark(self) -> Benchmark | NotFused:
-        """Measure whether trials such as the job's samples can be trained together, how many fit into memory, how much faster that is, and which way."""
+        """Measure whether, and how fast, the engine can train trials such as the job's samples together.
+
+        The result also contains how many trials fit into the memory, and which way of training is the fastest. Return NotFused if the trials cannot be stacked.
+        """
         trainers = self._sample_trainers(len(self.job.samples))
         if reason := reason_not_stackable(self.stacked, trainers, *self.train_data):
             return NotFused(reason)
@@ -156,12 +164,12 @@ class Engine:
         )
 
     def _sample_trainers(self, count: int) -> list[Trainer]:
-        """Return trainers that differ as those of the sweep do."""
+        """Return `count` trainers that differ from each other like the trainers of the sweep's trials."""
         samples = self.job.samples
         return [self.trainer(samples[number % len(samples)], number) for number in range(count)]
 
     def _prepare_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
-        """Have the step compiled, or captured on a GPU, where that saves time. Return how steps run from now on, in words."""
+        """Compile the training step, or on a GPU capture the step as a CUDA graph, if this saves time. Return a description of how steps run from now on."""
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"
@@ -183,9 +191,9 @@ class Engine:
         return prepare(self.stacked, trainers, *self.train_data, threads=self.job.compiler_threads)
 
     def open(self, setup: EngineSetup) -> None:
-        """Take trials in, and train them in the way that the first engine's benchmark chose.
+        """Prepare the engine to train trials in the way that the first engine's benchmark chose.
 
-        Engines of one node share the folder for temporary files, so an engine finds there what the first one compiled.
+        The engines of one node share the folder for temporary files, so this engine can use the files that the first engine compiled.
         """
         self.slots = setup.slots
         if self.stacked.settings.unfolds != setup.unfolds:
@@ -200,7 +208,7 @@ class Engine:
     # ----------------------------------------------------------------------------------------------- called by Tune, for one trial
 
     def enter(self, key: str, config: dict[str, Any], storage: StorageContext) -> None:
-        """Take a trial in, unless it was stopped before."""
+        """Add a trial to the engine, unless Tune has already stopped the trial."""
         member = Member(self, config, storage)
         with self.changed:
             if key not in self.gone:
@@ -208,7 +216,7 @@ class Engine:
                 self._note_change()
 
     def call(self, key: str, method: str, *args: Any, **options: Any) -> Any:
-        """Call a method of the member with that key."""
+        """Call a method of the member with the key `key`."""
         with self.changed:
             member = self.members.get(key)
             if member is None and method == "stop":
@@ -219,7 +227,7 @@ class Engine:
         return getattr(member, method)(*args, **options)
 
     def leave(self, member: Member) -> None:
-        """Remove a member, and wake the thread that waits for a round with it."""
+        """Remove a member, and wake the thread that waits for the member's next round."""
         with self.changed:
             self.members = {key: other for key, other in self.members.items() if other is not member}
             member.outcome = RuntimeError(LEFT)
@@ -255,7 +263,7 @@ class Engine:
                 self._note_change()
 
     def _patience_s(self) -> float:
-        """Return how long the next round still waits for more members."""
+        """Return how many seconds the next round still waits for more members."""
         waiting = sum(member.is_waiting for member in self.members.values())
         if not waiting:
             return math.inf
@@ -264,7 +272,7 @@ class Engine:
         return self.last_change_s + (self.settle_s if waiting == len(self.members) else UNDECIDED_S) - time.monotonic()
 
     def _train(self, members: list[Member]) -> Sequence[dict[str, float] | Exception]:
-        """Train the members for an epoch. Return what each has to report."""
+        """Train the members for one epoch. Return the metrics of each member, or the exception that the training raised."""
         began = time.monotonic()
         trainers = [member.trainer for member in members]
         try:
@@ -273,8 +281,8 @@ class Engine:
         except Exception as error:
             logger.exception("a round of %d trials failed", len(members))
             if self.device.type == "cuda":
-                # Some members may have their new weights already, and a GPU that has failed once fails for good. In a new process all members continue from
-                # their checkpoints.
+                # This process must end, because some members may already have new weights, and after one failure each later use of the GPU in this process
+                # fails too. All members continue from their checkpoints in a new process.
                 os._exit(1)
             return [error] * len(members)
         time_s = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Whether the trials of a sweep are trained together (fuse), in how many engines, and how many at a time."""
+"""This module decides whether the trials of a sweep are trained together (`fuse`), and how many engines and slots the sweep uses."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ from raysweep.tune.slots.messages import Benchmark, EngineJob
 
 logger = logging.getLogger("raysweep")
 
-MAX_BATCH_SIZES = 4096  # that are looked at one by one, in a space of whole numbers
-MAX_MICRO_BATCH = 64  # rows of a trial: more rows use no device better, and take memory
-MEMORY_SHARE = 0.8  # of a node's memory, for all its engines
-MIN_SPEED_UP = 1.3  # a smaller one is no reason that trials share a process
-MAX_SLOTS = 32  # of an engine: more trials go no faster, while each makes a round longer, and nothing is saved before the end of a round
-BENCHMARK_DEADLINE_S = 900  # torch is imported from a slow disk, and a large model compiled
-SPARE_THREADS = 8  # of an engine, beside two for each trial: one that trains, and one that ends the trial
+# Maximum number of batch sizes in a range of whole numbers. From a wider range only the lowest and the highest batch size are used.
+MAX_BATCH_SIZES = 4096
+MAX_MICRO_BATCH = 64  # maximum number of rows of one trial in one step: more rows do not use a device better, but need more memory
+MEMORY_SHARE = 0.8  # fraction of a node's memory that all engines of the node may use together
+MIN_SPEED_UP = 1.3  # minimum speed-up for training together: for a smaller speed-up it is not worthwhile that trials share a process
+# Maximum number of slots of an engine. With more trials the training is not faster, but each round takes longer, and checkpoints are saved only after a round.
+MAX_SLOTS = 32
+# Time limit for the benchmark in seconds. The benchmark may import torch from a slow disk and compile a large model.
+BENCHMARK_DEADLINE_S = 900
+# Number of additional threads of an engine. The engine also has two threads for each trial: one thread trains the trial, and one thread ends the trial.
+SPARE_THREADS = 8
 
-# An engine frees and allocates large tensors at each step. By default glibc gives them back to the system in between, which costs 2,000 page faults a step, and
-# a fifth of the time: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
+# Environment variables of an engine. An engine frees and allocates large tensors in each step. By default glibc returns the freed memory to the system each
+# time, which causes 2,000 page faults per step and takes a fifth of the time of the step:
+# https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
 KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",  # in the other arenas of a process large blocks are always given back
+    "MALLOC_ARENA_MAX": "1",  # with several arenas, glibc would always return large blocks of the additional arenas to the system
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_TOP_PAD_": str(2**26),
@@ -46,37 +51,43 @@ KEEP_MEMORY = {
 
 @dataclass(frozen=True)
 class Fusion:
-    """The engines in which the trials of a sweep are trained together."""
+    """Describes the engines that train the trials of a sweep together."""
 
     slots: SlotManager
-    total: int  # trials at a time, over all engines
-    patience: (
-        float  # how many times as long as alone a trial may take to report: it waits for a round, and then for all trials of that round
-    )
+    total: int  # number of trials that all engines together train at the same time
+    # Factor by which a trial's time limit for a report is longer than without engines. A trial waits until a round begins, and then until all trials of the
+    # round have trained their epoch.
+    patience: float
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The engines of a sweep, one for each GPU or for the CPUs of a trial, and how many slots each would have."""
+    """Describes the engines that a sweep would start, and the number of slots in each engine.
 
-    trials: int  # that are left
-    threads: int  # of an engine
-    engines: int
-    engines_per_node: int  # on the node that has most
-    slots: int  # of each engine
+    Each GPU has at most one engine. On CPUs each engine has as many CPUs as one trial.
+    """
+
+    trials: int  # number of trials that are not finished
+    threads: int  # number of threads with which an engine trains
+    engines: int  # number of engines on all nodes
+    engines_per_node: int  # number of engines that fit on the largest node
+    slots: int  # number of slots of each engine
 
     def memory_mb(self, sweep: SweepConfig) -> float:
-        """Return how much of its node's memory an engine may take."""
+        """Return how much memory in MB an engine may use on its node."""
         return float(MEMORY_SHARE * sweep.allocation.mem_mb_per_node / self.engines_per_node)
 
     @property
     def reason_needless(self) -> str | None:
-        """Why there is nothing to train together; None where each engine would have two trials or more."""
+        """Return the reason why there are no trials to train together. Return None if each engine would have at least two slots."""
         return None if self.slots > 1 else f"no two of {self.trials} share a device"
 
     @classmethod
     def of(cls, job: SearchJob, nodes: Sequence[NodeSize], recorded: Sweep, capacity: int) -> Layout:
-        """Return the layout of a job on `nodes`. `capacity` is how many trials the nodes hold by the resources of a trial."""
+        """Return the layout of the engines for a job on `nodes`.
+
+        `capacity` is the number of trials that fit on the nodes at the same time, according to the resources of a trial.
+        """
         sweep, resources = job.sweep, job.trial_resources
         left = job.total - sum(trial.finished for trial in recorded.trials.values())
         at_a_time = min(left, sweep.max_concurrent or left, capacity if is_adaptive(sweep.search_algorithm) else left)
@@ -87,10 +98,10 @@ class Layout:
 
 
 def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
-    """Start the engines of a sweep, and benchmark whether they are worth it. Return None where trials are trained one by one.
+    """Start the engines of a sweep, and measure whether the engines save time. Return None if each trial is trained separately.
 
-    `capacity` is how many trials the nodes hold by the resources of a trial. Log and record say which way, and why. Raises RaysweepError where the config has
-    `fuse: on` and trials cannot be trained together.
+    `capacity` is the number of trials that fit on the nodes at the same time, according to the resources of a trial. The log and the record contain the
+    decision and the reason. Raises RaysweepError if the config has `fuse: on` and trials cannot be trained together.
     """
     sweep = job.sweep
     if sweep.fuse == "off":
@@ -103,7 +114,7 @@ def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any
         if not isinstance(engines, NotFused):
             return _announce(job.name, record, *engines)
         reason = engines.reason
-    # That no two trials are left to share a device is no error: it may be the end of a sweep that was interrupted.
+    # It is no error if too few trials are left to share a device, because only the last trials of an interrupted sweep may be left.
     if sweep.fuse == "on" and not is_needless:
         raise RaysweepError(
             f"{job.name}: trials cannot be trained together, as `fuse: on` asks: {reason}. Set sweeps.{job.name}.fuse to auto"
@@ -115,7 +126,7 @@ def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any
 
 
 def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -> Fusion:
-    """Write to record and log how trials are trained together."""
+    """Write to the record and to the log how trials are trained together, and return the description of the engines."""
     record.write("fused", **replace(plan, speed_up=round(plan.speed_up, 2)).as_event())
     place = f"each of {plan.processes} processes" if plan.processes > 1 else "one process"
     logger.info(
@@ -130,7 +141,10 @@ def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -
 
 
 def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> str | None:
-    """Return why trials cannot be trained together as far as config and record tell; None where only a benchmark can tell."""
+    """Return the reason in the config or in the record why trials cannot be trained together. Return None if there is no such reason.
+
+    In the second case only a benchmark can show whether the trials can be trained together.
+    """
     if sweep.model is None:
         return "a Ray Tune function runs in a process of its own"
     form = {key: value for key, value in space.items() if key not in TRAINING_KEYS}
@@ -143,7 +157,7 @@ def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep)
 
 
 def batch_sizes_of(space: dict[str, Any]) -> list[int]:
-    """Return the batch sizes that a search space holds, the smallest first; of a wide range only its ends."""
+    """Return the batch sizes of a search space in ascending order. For a wide range return only the lowest and the highest batch size."""
     batch_size = space["batch_size"]
     if isinstance(batch_size, Choice):
         return sorted({int(value) for value in batch_size.values})
@@ -155,7 +169,11 @@ def batch_sizes_of(space: dict[str, Any]) -> list[int]:
 
 
 def micro_batch_size(batch_sizes: list[int]) -> int:
-    """Return how many rows of a trial one step takes: the largest divisor of all batch sizes, unless it is much less than the smallest batch size."""
+    """Return how many rows of a trial are trained in one step.
+
+    The basis is the greatest common divisor of all batch sizes, or the smallest batch size if the divisor is less than half of the smallest batch size. A
+    basis above MAX_MICRO_BATCH is halved while it is even, and then limited to MAX_MICRO_BATCH.
+    """
     smallest, common = batch_sizes[0], math.gcd(*batch_sizes)
     size = common if 2 * common >= smallest else smallest
     while size > MAX_MICRO_BATCH and size % 2 == 0:
@@ -164,17 +182,18 @@ def micro_batch_size(batch_sizes: list[int]) -> int:
 
 
 def sample_configs(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> list[dict[str, Any]]:
-    """Return configurations for the benchmark, which differ as those of the sweep do."""
+    """Return three configurations for the benchmark, which differ from each other like the configurations of the sweep."""
     sizes = [batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]]
     return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
 
 
 def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJob:
-    """Return the facts that an engine of that layout needs to know of its sweep."""
+    """Return the facts about a sweep that an engine of this layout needs."""
     sweep = job.sweep
     batch_sizes = batch_sizes_of(space)
     size = micro_batch_size(batch_sizes)
-    # A scheduler stops trials, so that the trials of an engine are at different epochs.
+    # All trials of an engine are at the same epoch only without a scheduler. A scheduler stops trials at different times, so later trials begin at different
+    # times.
     has_one_epoch = sweep.scheduler.name == "none" or sweep.max_epochs == 1
     return EngineJob(
         root=job.root,
@@ -196,7 +215,10 @@ def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJ
 
 
 def plan_fusion(benchmark: Benchmark | NotFused, layout: Layout, needs_speed_up: bool) -> FusionPlan | NotFused:
-    """Return how trials are trained together after an engine's benchmark, or why they are not. `needs_speed_up`: only where that is faster (fuse: auto)."""
+    """Return how trials are trained together after an engine's benchmark, or the reason why trials are trained separately.
+
+    If `needs_speed_up` is true (`fuse: auto`), trials are trained together only if this is faster.
+    """
     if isinstance(benchmark, NotFused):
         return benchmark
     if benchmark.setup.slots < 2:
@@ -207,7 +229,10 @@ def plan_fusion(benchmark: Benchmark | NotFused, layout: Layout, needs_speed_up:
 
 
 def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout) -> tuple[SlotManager, FusionPlan] | NotFused:
-    """Start the engines, have the first one benchmark, and return their slots; or why trials are not trained together."""
+    """Start the engines, run the benchmark in the first engine, and return the slots of the engines and the plan.
+
+    If the benchmark shows that trials are not trained together, end the engines and return the reason.
+    """
     has_gpu = bool(job.trial_resources.gpu)
     actor_class = ray.remote(EngineProcess).options(
         num_cpus=1 if has_gpu else layout.threads,

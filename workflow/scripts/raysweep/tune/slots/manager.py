@@ -1,7 +1,8 @@
-"""Trials without processes of their own: Tune takes each trial for an actor, but the trial is a slot in an engine (engine.py), one engine for each device.
+"""This module lets Tune run trials in slots of engines (engine.py), although Tune expects that each trial is an actor with its own process.
 
-Tune's controller starts actors through an actor manager, once a resource manager has room for them. `SlotManager` is the resource manager: it has room while
-an engine has a free slot, and hands out actors that pass each call on to that engine. So Tune decides about a trial in a slot as it does about every trial.
+Tune's controller starts an actor through an actor manager when a resource manager has free resources. `SlotManager` is this resource manager. `SlotManager` has
+free resources while an engine has a free slot, and returns objects that look like actors but pass each call to the engine. So Tune decides about a trial in a
+slot in the same way as about any other trial.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 
 logger = logging.getLogger("raysweep")
 
-MAX_RESTARTS = 10  # for each engine
+MAX_RESTARTS = 10  # maximum average number of restarts per engine
 
 
 class EngineProcess:
-    """The actor that holds an engine. It is a class of its own so that the driver need not import torch."""
+    """Is the Ray actor that contains an engine. This class is separate from Engine so that the driver does not need to import torch."""
 
     def __init__(self, job: EngineJob) -> None:
         from raysweep.tune.slots.engine import Engine
@@ -48,12 +49,12 @@ class EngineProcess:
         return self.engine.call(key, method, *args, **options)
 
     def wait_for_end(self) -> None:
-        """Never return: a caller that waits for the result learns of the engine's end."""
+        """Wait for ever. A caller that waits for the result of this method gets an error when the engine's process ends."""
         threading.Event().wait()
 
 
 class SlotHandle:
-    """What Tune takes for the handle of a trial's actor."""
+    """Replaces the handle of a trial's actor for Tune."""
 
     def __init__(self, engine: RunningEngine, key: str, arguments: dict[str, Any]) -> None:
         self.engine, self.key, self.arguments = engine, key, arguments
@@ -62,7 +63,7 @@ class SlotHandle:
         return _RemoteMethod(self, name)
 
     def kill(self) -> None:
-        """End the engine, because nothing else ends a trial that hangs in it. The engine's other trials continue in the next engine."""
+        """End the engine, because there is no other way to end a hung trial in the engine. The engine's other trials continue in a new engine."""
         ray.kill(self.engine.actor)
 
 
@@ -80,17 +81,17 @@ class _RemoteMethod:
 
 @dataclass(eq=False)
 class RunningEngine:
-    """An engine, and how many of its slots are taken."""
+    """Describes an engine that runs, and the number of its occupied slots."""
 
     actor: Any
     end: ray.ObjectRef  # becomes ready when the engine has ended
-    opening: ray.ObjectRef | None  # becomes ready when the engine is open; None afterwards
-    taken: int = 0
+    opening: ray.ObjectRef | None  # becomes ready when the engine can receive trials. Afterwards the value is None
+    taken: int = 0  # number of occupied slots
 
 
 @dataclass
 class _AcquiredSlot:
-    """What a trial has acquired. Tune asks it to make the trial's actor."""
+    """Represents the slot that a trial has acquired. Tune calls `remote` of this object to make the trial's actor."""
 
     engine: RunningEngine
     key: str
@@ -104,7 +105,7 @@ class _AcquiredSlot:
 
 @dataclass
 class SlotManager(ResourceManager):
-    """The slots of all engines. `start` starts an engine. An engine that ends is replaced."""
+    """Manages the slots of all engines, and replaces an engine that has ended. `start()` starts an engine and returns the engine's actor."""
 
     start: Callable[[], Any]
     setup: EngineSetup
@@ -113,11 +114,11 @@ class SlotManager(ResourceManager):
     keys: Iterator[int] = field(default_factory=itertools.count)
 
     def add(self, actor: Any) -> None:
-        """Open the engine of that actor."""
+        """Add the engine of `actor`, and prepare the engine to receive trials."""
         self.engines.append(RunningEngine(actor, actor.wait_for_end.remote(), actor.open.remote(self.setup)))
 
     def update_state(self) -> None:
-        """Note which engines are open, and replace those that have ended."""
+        """Record which engines can receive trials, and replace the engines that have ended."""
         futures = self.get_resource_futures()
         ready = set(ray.wait(futures, num_returns=len(futures), timeout=0)[0]) if futures else set()
         for engine in list(self.engines):
@@ -127,7 +128,7 @@ class SlotManager(ResourceManager):
                 engine.opening = None
 
     def _replace(self, engine: RunningEngine) -> None:
-        """Start an engine in the place of one that has ended. Raises RaysweepError where engines have ended too often."""
+        """Start a new engine in the place of an engine that has ended. Raises RaysweepError if engines have ended too often."""
         self.engines.remove(engine)
         self.restarts += 1
         reason = _reason_of_end(engine)
@@ -136,7 +137,7 @@ class SlotManager(ResourceManager):
                 f"the process in which trials are trained together has ended {self.restarts} times: {reason}. Set fuse: off"
             )
         logger.warning("The process in which trials are trained together has ended (%s). The trials continue in another process.", reason)
-        # An engine to which only the connection was lost would keep its device.
+        # If only the connection to the engine was lost, the engine still runs and would keep its device occupied.
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(engine.actor)
         self.add(self.start())
@@ -145,10 +146,10 @@ class SlotManager(ResourceManager):
         return [future for engine in self.engines for future in (engine.end, engine.opening) if future is not None]
 
     def request_resources(self, resource_request: Any) -> None:
-        """Do nothing: a slot is free or taken, and none is requested."""
+        """Do nothing, because a free slot is available immediately and needs no request."""
 
     def cancel_resource_request(self, resource_request: Any) -> None:
-        """Do nothing, because nothing was requested."""
+        """Do nothing, because request_resources makes no request that could be cancelled."""
 
     def has_resources_ready(self, resource_request: Any) -> bool:
         self.update_state()
@@ -174,7 +175,7 @@ class SlotManager(ResourceManager):
 
 
 def _reason_of_end(engine: RunningEngine) -> str:
-    """Return why an engine that has ended did so."""
+    """Return the reason why an engine has ended."""
     try:
         ray.get(engine.end)
     except ray.exceptions.RayError as error:
@@ -184,7 +185,7 @@ def _reason_of_end(engine: RunningEngine) -> str:
 
 @contextlib.contextmanager
 def trials_in_slots(slots: SlotManager) -> Iterator[None]:
-    """Have Tune put the trials that it starts within this context into slots."""
+    """Let Tune run the trials that start within this context in slots. At the end of the context, end all engines."""
     with resources_managed_by(slots):
         try:
             yield
