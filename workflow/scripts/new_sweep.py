@@ -34,7 +34,8 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
     if folder.exists():
         raise ConfigError(f"NAME: {folder.relative_to(root)} exists already. Give another name, or take it away.")
     folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:  # so that the final folder never exists without all files
+    # The copy is made in a temporary folder and renamed at the end, so that the final folder never exists without all files.
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as aside:
         new = shutil.copytree(EXAMPLES / like, Path(aside) / name, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
         for path in new.iterdir():
             text = path.read_text(encoding="utf-8").replace(f"examples/{like}/", f"sweeps/{name}/")

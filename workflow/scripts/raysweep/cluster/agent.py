@@ -84,7 +84,7 @@ def run_agent(input_stream: IO[str], output_stream: IO[str]) -> None:
 
 
 class Agent:
-    """Runs Ray on one node, as the first message of the launcher describes, and on the first node also the driver."""
+    """Runs Ray on one node. On the first node, this class also runs the driver. The launcher's first message contains all settings."""
 
     def __init__(self, start: Start, input_stream: IO[str], output_stream: IO[str]) -> None:
         self.start, self.input, self.output = start, input_stream, output_stream
@@ -111,7 +111,10 @@ class Agent:
             self.wait_for_the_end()
 
     def receive(self) -> None:
-        """Queue the messages of the launcher, and end this process when the input ends, because the launcher then has ended. Runs in a thread."""
+        """Queue the messages of the launcher, and end this process when the input ends. This method runs in a thread.
+
+        The end of the input means that the launcher has ended.
+        """
         for line in self.input:
             self.events.put(read_launcher_message(line))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -124,7 +127,10 @@ class Agent:
         send(message, self.output)
 
     def next_event(self) -> LauncherMessage | ChildEnded:
-        """Return the next event. Raises KeyboardInterrupt after more than SILENT_TICKS ticks without an event, because the launcher then is lost."""
+        """Return the next event.
+
+        Raises KeyboardInterrupt after more than SILENT_TICKS ticks without an event. So long a silence means that the launcher is lost.
+        """
         silent_ticks = 0  # ticks are counted instead of seconds, so that the time in which Slurm suspends the job does not count
         while True:
             try:
@@ -146,7 +152,7 @@ class Agent:
             self.next_event()
 
     def work(self) -> NoReturn:
-        """Run Ray in private folders, and on the first node also the driver. Raises RaysweepError when Ray does not come up."""
+        """Run Ray in private folders. On the first node, also run the driver. Raises RaysweepError when Ray does not come up."""
         try:
             with private_folder(self.local_dir) as folder, private_folder(base_for_ray(self.local_dir)) as ray_folder:
                 try:
@@ -209,7 +215,7 @@ class Agent:
         return env
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-        """Start the driver at the same time as Ray's head, because the driver can import modules until Ray is up. The driver then waits for JOB_FILE."""
+        """Start the driver while Ray's head starts. The driver imports modules during this time, and then waits for JOB_FILE."""
         # The driver writes messages for the user to this file descriptor. The output of Ray and of the trials goes to the log.
         terminal = os.dup(sys.stderr.fileno())
         try:
@@ -232,6 +238,6 @@ class Agent:
 
 
 def give_job(folder: Path, driver_input: DriverInput) -> None:
-    """Write the job and the Ray cluster to JOB_FILE in `folder`, for which the driver waits."""
+    """Write the job and the Ray cluster to the file JOB_FILE in `folder`. The driver waits for this file."""
     with written_aside(folder / JOB_FILE) as stream:
         json.dump(to_json(driver_input), stream)

@@ -1,8 +1,8 @@
 """This module defines the messages between the launcher and the agents. Each message is one line of JSON.
 
 The messages pass through the standard input and the standard output of the agents, and `srun` transfers both streams between the nodes. Therefore the
-messages need no port. They also need no file on a shared file system, where some nodes would see a new file later than other nodes. The secret token of
-the job is a part of the first message. When the standard input of an agent ends, the agent ends the processes that it started, and exits.
+messages need no port. The messages also need no file on a shared file system, where some nodes would see a new file later than other nodes. The secret token of
+the job is a part of the first message. When the standard input of an agent ends, the agent ends all processes that the agent started, and exits.
 
 The launcher and the agents run in the controller's Python.
 """
@@ -34,7 +34,7 @@ class Start:
     nodes: tuple[Node, ...]  # sorted by the rank of each node's agent
     env_dir: Path
     cache_dir: Path | None  # folder where the unpacked environment stays for later jobs; None where no such folder is set
-    token: str = field(repr=False)  # secret text of this job, which Ray asks for at each connection
+    token: str = field(repr=False)  # secret text of this job; Ray asks for the text at each connection
     has_dashboard: bool
     path_to_log: Path
     min_nodes: int  # number of nodes that must be up before the driver starts trials

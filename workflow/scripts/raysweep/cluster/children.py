@@ -1,4 +1,4 @@
-"""This module starts and ends the child processes of an agent, and lets signals end the agent in an orderly way.
+"""This module starts and ends the child processes of an agent, and makes signals end the agent through its `finally` blocks.
 
 The controller's Python runs this module.
 """
@@ -71,7 +71,7 @@ class Children:
     def end(self) -> None:
         """End the children with SIGTERM, and with SIGKILL after GRACE_S seconds. Then kill all remaining processes that the children started."""
         deadline = time.monotonic() + GRACE_S
-        for process in reversed(self.running):  # the newest child first, so that the driver ends before Ray
+        for process in reversed(self.running):  # the last started child ends first, so that the driver ends before Ray
             process.terminate()
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -121,7 +121,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers_before.items():
             signal.signal(number, handler)
-    for late in pending:  # all delayed signals are sent, because this process may ignore the first signal
+    for late in pending:  # sends all delayed signals, because this process may ignore the first signal
         os.kill(os.getpid(), late)
 
 

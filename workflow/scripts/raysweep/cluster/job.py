@@ -1,4 +1,4 @@
-"""This module defines the job of a driver, which passes as JSON from the launcher through the agents to the driver and the trials."""
+"""This module defines the job of a driver. The launcher sends the job as JSON through the agents to the driver."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SearchJob(TuneJob):
     """Describes a job that runs the remaining trials of a sweep."""
 
     purpose: Literal["search"] = "search"
-    # Whether the first trial has a GPU alone, so that the GPU memory that this trial uses decides how many trials share a GPU.
+    # Whether the number of trials that share a GPU is measured. If so, the GPU memory that the first trial uses decides this number.
     packs_gpus: bool = False
 
     @property
@@ -87,7 +87,7 @@ class ConfirmJob(TuneJob):
     purpose: Literal["confirm"] = "confirm"
     tasks: tuple[ConfirmTask, ...]
     model_dir: Path  # folder of the published model
-    schedule: tuple[ScheduleStep, ...] = ()  # changes of the configuration during the training; empty where there was no change
+    schedule: tuple[ScheduleStep, ...] = ()  # changes of the configuration during training; empty where the configuration never changed
 
     @property
     def seen_folders(self) -> list[Path | None]:
@@ -122,7 +122,7 @@ class RayCluster:
 
 @dataclass(frozen=True)
 class MeasurementInput:
-    """Describes the steps that the program measure_steps.py is to time. The rule `plan` sends this as JSON to the standard input of the program."""
+    """Describes the steps that the program measure_steps.py is to time. The rule `plan` sends this object as JSON to the program."""
 
     job: SearchJob
     nodes: tuple[NodeSize, ...]

@@ -1,6 +1,6 @@
 """The launcher turns an allocation into a Ray cluster with one agent on each node (agent.py), and runs a driver on the cluster.
 
-The launcher waits for messages of the agents (channel.py), and never sleeps for a fixed time in the hope that a node is ready. By these messages the
+The launcher waits for messages of the agents (channel.py), and never sleeps for a fixed time in the hope that a node is ready. From these messages the
 launcher knows which stage each node has reached. Without Slurm, the launcher starts one agent on this machine, without `srun`. The controller's Python runs
 this module.
 """
@@ -43,14 +43,15 @@ from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")
 
-BRING_UP_DEADLINE_S = 900  # unpacking the environment on a slow disk takes minutes
-# An agent gives its children GRACE_S seconds to end, and then the processes that its children started another GRACE_S seconds.
+BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
+# Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of its children, and then GRACE_S seconds for the end of the
+# processes that these children started.
 END_DEADLINE_S = 2 * GRACE_S + 10
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """Describes the Ray cluster that the launcher is to start: the nodes, the environment, and the options.
+    """Describes the Ray cluster that the launcher is to start, by the nodes, the environment and the options.
 
     Trials start as soon as Ray is up on `min_nodes` nodes, or on all nodes where `min_nodes` is None. Every other node joins when that node is ready.
     """
@@ -69,7 +70,7 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class BringUp:
-    """Describes how a Ray cluster started: the nodes, and the times in seconds from the start of the job, or of the launcher without a job."""
+    """Describes how a Ray cluster started. The fields contain the nodes, and the times in seconds that the start took."""
 
     nodes: tuple[Node, ...]  # the nodes on which Ray was up
     num_allocated_nodes: int
@@ -80,7 +81,7 @@ class BringUp:
     def __str__(self) -> str:
         stages = (
             [] if self.job_start_s is None else [f"start of the job {self.job_start_s:.0f} s"]
-        )  # Slurm gives the start time in whole seconds
+        )  # this text has no decimals, because Slurm gives the start time in whole seconds
         stages += [f"{stage} {duration_s:.1f} s" for stage, duration_s in self.stages_s.items()]
         of_nodes = f"on {len(self.nodes)} of {self.num_allocated_nodes} nodes " if self.num_allocated_nodes > 1 else ""
         cpus, gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)
@@ -115,7 +116,7 @@ class AgentsProgram:
         self.process = process
         self.name = "srun" if allocation.job_id else "the agent"
         self.node_names = [node.name for node in allocation.nodes]
-        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()  # None is queued last, after the end of the program's output
+        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()  # None is the last item, after the end of the program's output
         self.error_lines: list[str] = []  # the error messages of srun
         self.is_writing, self.is_over = threading.Lock(), threading.Event()
         self.error_reader = threading.Thread(target=self.read_errors, daemon=True)
@@ -150,9 +151,10 @@ class AgentsProgram:
         self.messages.put(None)
 
     def read_errors(self) -> None:
-        """Print the lines of the driver and of `srun` to the terminal, and queue NodeFailed for each agent that ended with an error. Runs in a thread.
+        """Print the lines of the driver and of `srun` to the terminal, and queue NodeFailed for each agent that ended with an error.
 
-        An agent that was killed cannot send a message, so the launcher learns the end of such an agent from an error line of `srun`.
+        This method runs in a thread. An agent that was killed cannot send a message. Therefore the launcher learns the end of such an agent from an error
+        line of `srun`.
         """
         assert self.process.stderr
         for line in self.process.stderr:
@@ -169,7 +171,7 @@ class AgentsProgram:
     def describe_end(self) -> str:
         """Wait for the end of the program, and return a text that says how the program ended."""
         exit_code = self.process.wait()
-        self.error_reader.join(END_DEADLINE_S)  # this thread may still be reading the last lines
+        self.error_reader.join(END_DEADLINE_S)  # the thread may still be reading the last lines
         if exit_code < 0:
             return f"{self.name} was killed (signal {-exit_code})"
         return f"{self.name} ended with exit code {exit_code}: {self.last_errors() or 'it printed nothing'}"
@@ -216,7 +218,7 @@ def agents_on(allocation: Allocation) -> Iterator[AgentsProgram]:
 
 
 class Launcher:
-    """Follows one run of the agents: records which stage each node has reached, and which nodes are lost."""
+    """Follows one run of the agents, and records which stage each node has reached and which nodes are lost."""
 
     def __init__(self, allocation: Allocation, num_required_nodes: int, agents: AgentsProgram) -> None:
         self.allocation, self.num_required_nodes, self.agents = allocation, num_required_nodes, agents
@@ -297,7 +299,7 @@ class Launcher:
         return "its Ray is starting" if name == self.head else "it waits for Ray's head"
 
     def describe_bring_up(self, nodes_up: tuple[Node, ...]) -> BringUp:
-        """Return the duration of each stage. This method is called at the moment when the cluster is up."""
+        """Return the nodes of the cluster, and the duration of each stage. The launcher calls this method when the cluster is up."""
         elapsed_s, started_at = self.elapsed_s(), self.allocation.started
         job_start_s = None if started_at is None else max(0.0, time.time() - elapsed_s - started_at)
         stages_s: dict[str, float] = {}

@@ -28,9 +28,9 @@ DRIVER_LOCK = "driver.lock"
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Describes the process that has a lock, as the lock file describes this process."""
+    """Describes the process that has a lock. The lock file contains this description as JSON."""
 
-    token: str  # random text, which differs for each Lock object
+    token: str  # random text, which is different for each Lock object
     host: str
     pids: str  # the namespace in which `pid` is valid
     pid: int
@@ -44,7 +44,7 @@ class LockHolder:
 
     @classmethod
     def read(cls, path: Path) -> LockHolder | None:
-        """Return the holder that a lock file names, or None where the file does not exist. Raises RaysweepError where the file names no holder."""
+        """Return the process that the lock file names, or None where there is no lock file. Raises RaysweepError where the file names no process."""
         try:
             return from_json(cls, json.loads(path.read_text()))
         except FileNotFoundError:
@@ -53,9 +53,9 @@ class LockHolder:
             raise RaysweepError(f"{path} does not say who holds it. If no other run is at work on the sweep, remove it") from None
 
     def is_dead(self) -> bool:
-        """Return whether the holder has certainly ended.
+        """Return whether the holder of the lock has certainly ended.
 
-        A holder counts as alive where this process cannot find out whether the holder has ended.
+        The holder counts as alive where this process cannot find out whether the holder has ended.
         """
         if self.job is not None and self.job.is_over():
             return True
@@ -68,7 +68,7 @@ class LockHolder:
 
 
 class Lock:
-    """Locks a sweep inside a `with` block: the file `file_name` in `folder` then names this process.
+    """Locks a sweep inside a `with` block. During the block, the file `file_name` in `folder` names this process.
 
     `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the Slurm job that this process runs in.
     """
@@ -120,10 +120,10 @@ class Lock:
         return True
 
     def _remove_dead(self, dead: LockHolder) -> None:
-        """Remove the lock of a dead holder.
+        """Remove the lock of a process that has ended.
 
-        Several processes may try this at the same time. A slow process may then rename the new lock of a faster process. The slow process therefore reads
-        the renamed file, and puts a lock of a living process back.
+        Several processes may remove this lock at the same time. A slow process may then rename the new lock of a faster process.
+        Therefore each process reads the file after the rename, and puts the file back where the file is such a new lock.
         """
         aside = self.path.with_name(f"{self.path.name}.{self.holder.token}.broken")
         try:

@@ -29,8 +29,8 @@ def private_folder(base: Path) -> Iterator[Path]:
     Where a SIGKILL prevents the removal, the next agent on this node removes the folder.
     """
     remove_left_behind(base)
-    # The name is chosen before the folder is made. `mkdtemp` returns the name only after making the folder, and a signal between these two steps would
-    # leave a folder that nobody removes.
+    # This code does not use `mkdtemp`, because `mkdtemp` returns the name only after making the folder. A signal between these two steps would leave a
+    # folder that nobody removes.
     folder = base / f"rs-{secrets.token_urlsafe(6)}"
     try:
         folder.mkdir(mode=0o700)

@@ -50,15 +50,15 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides all GPUs from a trial that has no GPU
         "RAY_DEDUP_LOGS": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else ending Ray takes 30 s, and Slurm sends SIGKILL 30 s after SIGTERM
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # else the other nodes notice the loss of the head after 60 s
-        "RAY_timeout_ms_task_wait_for_death_info": "30000",  # else Ray reports a crash on a busy node as the loss of the node
-        "RAY_prestart_worker_first_driver": "0",  # else Ray starts for each CPU a process that no trial uses
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # otherwise Ray takes 30 s to end, and Slurm sends SIGKILL 30 s after SIGTERM
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # otherwise the other nodes notice the loss of the head only after 60 s
+        "RAY_timeout_ms_task_wait_for_death_info": "30000",  # otherwise Ray reports a crash on a busy node as the loss of the node
+        "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts one process for each CPU, and no trial uses these processes
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # Where ray[default] is installed, Ray starts three servers for metrics. These servers do not ask for a token, and two of the servers listen on
-        # ports that are the same for all heads of a machine. The first variable turns one server off. Port 0 does not turn the
-        # other two servers off, because a server with port 0 listens on any free port. Therefore the other two servers get a port that does not exist.
+        # ports that are the same for all heads of a machine. The first variable turns one server off. Port 0 does not turn
+        # the other two servers off, because a server with port 0 listens on any free port. Therefore these two servers get a port that does not exist.
         "RAY_enable_metrics_collection": "0",
         "AUTOSCALER_METRIC_PORT": "65536",
         "DASHBOARD_METRIC_PORT": "65536",
@@ -143,14 +143,17 @@ def check_gpus(node: Node) -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that is free now. Where another program uses this port before Ray starts, Ray chooses another port."""
+    """Return a port of the loopback interface that is free now. Where another program takes the port before Ray starts, Ray chooses another port."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def how_to_open_dashboard(node: Node, port: int, path_to_token: Path, in_slurm: bool) -> str:
-    """Return a text that says how the user opens Ray's dashboard. In a Slurm job the text contains an SSH tunnel, as only this node can reach the port."""
+    """Return a text that says how the user opens Ray's dashboard.
+
+    Only this node can reach the port of the dashboard. Therefore the text for a Slurm job contains a command for an SSH tunnel.
+    """
     if not in_slurm:
         return f"http://127.0.0.1:{port} (it asks for the token in {path_to_token})"
     via = f"-J {submit_host()} " if submit_host() else ""

@@ -123,7 +123,7 @@ def check_open_files(facts: NodeFacts) -> CheckResult:
 
 
 def check_threads(facts: NodeFacts) -> CheckResult:
-    """Check whether this user may start enough threads for Ray and a worker on each CPU."""
+    """Check whether this user may start enough threads for Ray's own processes and for one Ray worker on each CPU."""
     name, left, cpus = "threads", facts.report.resources.threads_left, facts.node.cpus
     if left is None:
         return ok(name, "no limit")
@@ -155,7 +155,7 @@ NODE_CHECKS: tuple[NodeCheck, ...] = (
     check_open_files,
     check_threads,
 )
-GPU_CHECKS: tuple[NodeCheck, ...] = (check_gpus,)  # these checks run only where a node of the job has GPUs
+GPU_CHECKS: tuple[NodeCheck, ...] = (check_gpus,)  # checks that run only where a node of the job has GPUs
 
 # ---------------------------------------------------------------------------------------------------------------- all nodes
 

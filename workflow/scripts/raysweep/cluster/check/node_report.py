@@ -30,7 +30,7 @@ class LocalDisk:
     folder: Path
     filesystem: str  # type of the file system, such as ext4, tmpfs or lustre
     free_mb: int
-    is_noexec: bool  # the file system is mounted with `noexec`, so that no program can be run from the folder
+    is_noexec: bool  # whether the mount option `noexec` forbids to run programs from the folder
     is_writable: bool
 
     @classmethod
@@ -47,7 +47,10 @@ class LocalDisk:
 
 @dataclass(frozen=True)
 class GpuCounts:
-    """Contains the number of GPUs that CUDA_VISIBLE_DEVICES names, and the number that NVIDIA's driver lists. `description` describes this list."""
+    """Contains the number of GPUs that CUDA_VISIBLE_DEVICES names, and the number of GPUs that NVIDIA's driver lists.
+
+    `description` says in words how many GPUs the driver lists, or why the driver lists none.
+    """
 
     num_named: int
     num_listed: int
@@ -147,7 +150,8 @@ class SocketAddress:
 class ProbeStart:
     """Is the first message to each node.
 
-    Each node writes the random text `nonce` to a file in `shared_dir`. A check looks whether the other nodes see this text, that is, share the folder.
+    Each node writes the random text `nonce` to a file in `shared_dir`. The check then tests whether each
+    node can read the file of the first node, and whether the first node can read the file of each node.
     """
 
     nodes: tuple[Node, ...]
@@ -172,7 +176,8 @@ class NodeReport:
     rank: int
     resources: NodeResources
     python: PythonStatus
-    shared_file_seen_after_s: float | None  # seconds until the node saw the first node's file; None where too late
+    # Time in seconds until the node saw the first node's file. None where the node did not see the file within SHARED_DEADLINE_S.
+    shared_file_seen_after_s: float | None
     address: SocketAddress | None  # address on which the node listens; None where listening failed
     address_error: str | None = None  # reason why listening failed
     kind: Literal["report"] = "report"
@@ -189,7 +194,7 @@ class FailedConnections:
 
 @dataclass(frozen=True)
 class TaskEnded:
-    """Tells that the task on a node has failed. This is known from an error line of `srun`, because the task itself can send nothing any more."""
+    """Tells that the task on a node has failed. The first node learns this from an error line of `srun`, because a dead task sends no message."""
 
     rank: int
     kind: Literal["task_ended"] = "task_ended"

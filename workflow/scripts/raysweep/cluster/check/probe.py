@@ -31,7 +31,7 @@ from raysweep.usercode.target import SCRIPTS_DIR
 
 logger = logging.getLogger("raysweep")
 
-REPORT_DEADLINE_S = 180  # includes SHARED_DEADLINE_S, and the start of Python from a slow file system
+REPORT_DEADLINE_S = 180  # time limit in seconds; includes SHARED_DEADLINE_S, and the start of Python from a slow disk
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class ProbedNode:
     """Contains the report of one node, and the measurements that need other nodes."""
 
     report: NodeReport
-    seen_by_first_after_s: float | None = None  # seconds until the first node saw this node's file; None where too late
+    # Time in seconds until the first node saw this node's file. None where the first node did not see the file within SHARED_DEADLINE_S.
+    seen_by_first_after_s: float | None = None
     failed_connections: dict[str, str] | None = None  # rank of another node → reason; None where this node did not answer
 
 
@@ -56,7 +57,7 @@ class Probes:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.messages: queue.Queue[NodeMessage | None] = queue.Queue()  # None is queued last, after the end of the program's output
+        self.messages: queue.Queue[NodeMessage | None] = queue.Queue()  # None is the last item, after the end of the program's output
         self.error_lines: list[str] = []
         self.reports: dict[int, NodeReport] = {}  # rank of the node → report
         self.connections: dict[int, FailedConnections] = {}
@@ -155,7 +156,7 @@ def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> Prob
         probes.send(Listeners({str(rank): node.report.address for rank, node in nodes.items() if node.report.address is not None}))
         deadline_s = CONNECT_DEADLINE_S * (1 + num_nodes / NUM_CONNECTIONS) + CONNECT_DEADLINE_S
         probes.collect(set(nodes), probes.connections, deadline_s)
-    # A node whose report came after the deadline is ignored, with the connections of this node.
+    # A report that came after the deadline is ignored. The connections of the same node are ignored too.
     for rank in nodes.keys() & probes.connections.keys():
         nodes[rank] = replace(nodes[rank], failed_connections=probes.connections[rank].reasons)
     return ProbeResult({allocation.nodes[rank].name: node for rank, node in sorted(nodes.items())}, " | ".join(probes.error_lines[-3:]))

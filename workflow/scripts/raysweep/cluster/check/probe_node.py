@@ -31,7 +31,7 @@ from raysweep.common.files import written_aside
 from raysweep.common.typed_json import from_json
 from raysweep.slurm.allocation import Node, Task
 
-SHARED_DEADLINE_S = 60  # equal to `latency-wait` in the profile, after which Snakemake stops waiting for a file
+SHARED_DEADLINE_S = 60  # equal to `latency-wait` in the profile; Snakemake stops waiting for a file after this time
 CONNECT_DEADLINE_S = 5  # time limit in seconds for one connection
 NUM_CONNECTIONS = 16  # number of connections that a node opens at the same time
 FIRST_FILE = "first"  # name of the file that the first node writes to the shared folder

@@ -58,7 +58,7 @@ def run_table(inputs: Sequence[Path]) -> None:
     sections = []
     for path in inputs:
         sections.append(from_json(Section, json.loads(path.read_text())))
-        path.unlink()  # so that a later run cannot print these old results, even when this run fails
+        path.unlink()  # the file is removed now, so that a later run cannot print old results even when this run fails
         print_table(sections[-1])
     raise_if_failed(sections, "Then run the same command again")
     results = [result for section in sections for result in section.results]

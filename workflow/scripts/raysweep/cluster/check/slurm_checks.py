@@ -23,10 +23,11 @@ from raysweep.slurm.explanations import PROFILE, RuleJob
 PROGRAM_DEADLINE_S = 30  # time limit in seconds for each program that this module runs
 # Oldest version of Slurm that was tried. Older versions of srun have other rules for CPUs that job steps share, and for CPUs that a step has alone.
 LEAST_SLURM = (22, 5)
-LEAST_KILL_WAIT_S = 2 * GRACE_S + 4  # an agent needs GRACE_S to end its children, and GRACE_S to end the remaining processes
-LONGEST_POLL_S = 180  # longest time between two queries of the Slurm plugin of Snakemake
-LEAST_FREE_GB, LEAST_FREE_FILES = 5, 10_000  # the least space for records, checkpoints and models
-NO_ACCOUNTING = ("", "none", "(null)")  # values of AccountingStorageType, after the last "/", without accounting
+# Least KillWait in seconds. An agent needs GRACE_S to end its children, and another GRACE_S to end the processes that these children started.
+LEAST_KILL_WAIT_S = 2 * GRACE_S + 4
+LONGEST_POLL_S = 180  # longest time in seconds between two queries of Snakemake's Slurm plugin
+LEAST_FREE_GB, LEAST_FREE_FILES = 5, 10_000  # least free space in GB, and least number of files, for records, checkpoints and models
+NO_ACCOUNTING = ("", "none", "(null)")  # ends of AccountingStorageType, after the last "/", in a Slurm without accounting
 # Resource in the Snakemake profile → option of sbatch.
 SBATCH_OPTIONS = {"slurm_account": "account", "slurm_partition": "partition", "qos": "qos", "constraint": "constraint"}
 
@@ -45,7 +46,7 @@ class ProgramOutput:
 
 
 def run_program(*argv: str) -> ProgramOutput:
-    """Run a program, and return the output. The program may be missing, and is ended after PROGRAM_DEADLINE_S seconds."""
+    """Run a program, and return the output. The program may be missing. A program that hangs is ended after PROGRAM_DEADLINE_S."""
     try:
         run = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False, timeout=PROGRAM_DEADLINE_S
@@ -192,7 +193,10 @@ def check_min_job_age(facts: SlurmFacts) -> CheckResult:
 
 
 def check_project_disk(facts: SlurmFacts) -> CheckResult:
-    """Check how much the user may still write to the project's folder. The free disk space counts, and the user's quota where a program prints the quota."""
+    """Check how much the user may still write to the project's folder.
+
+    The check uses the free space of the disk. Where a program prints the user's quota, the check also uses this quota.
+    """
     name, folder, quota = "project's disk", facts.project_dir, facts.quota
     disk = os.statvfs(folder)
     free_gb, free_files = disk.f_bavail * disk.f_frsize / 1e9, disk.f_favail if disk.f_files else None
