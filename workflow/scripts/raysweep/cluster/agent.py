@@ -1,8 +1,8 @@
 """The agent is a process that runs once on each node. The agent starts Ray on the node, and ends only the processes that the agent started.
 
 The agent does not use `ray stop`, because `ray stop` finds processes by their name, and would also kill the Ray processes of other jobs on the machine.
-Instead each Ray process is a child of the agent in a new session (children.py). Ray gets its ports from the kernel, asks for a token (ray_node.py), and
-stores its files in a private folder (private_folder.py). The agent and the launcher exchange messages through the agent's standard input and output
+Instead each Ray process is a child of the agent in a new session (children.py). Ray gets ports from the kernel, asks for a token (ray_node.py), and
+stores all files in a private folder (private_folder.py). The agent and the launcher exchange messages through the agent's standard input and output
 (channel.py).
 
 The controller's Python runs this module.

@@ -33,7 +33,7 @@ class Start:
     in_slurm: bool
     nodes: tuple[Node, ...]  # sorted by the rank of each node's agent
     env_dir: Path
-    cache_dir: Path | None  # folder where the unpacked environment stays for later jobs; None where no such folder is set
+    cache_dir: Path | None  # folder where the unpacked environment stays for later jobs; None where the config sets no such folder
     token: str = field(repr=False)  # secret text of this job; Ray asks for the text at each connection
     has_dashboard: bool
     path_to_log: Path

@@ -72,7 +72,7 @@ class SearchJob(TuneJob):
     """Describes a job that runs the remaining trials of a sweep."""
 
     purpose: Literal["search"] = "search"
-    # Whether the number of trials that share a GPU is measured. If so, the GPU memory that the first trial uses decides this number.
+    # Whether the number of trials that share a GPU is measured. If true, the GPU memory that the first trial uses decides this number.
     packs_gpus: bool = False
 
     @property

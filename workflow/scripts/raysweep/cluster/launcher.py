@@ -44,8 +44,8 @@ from raysweep.usercode.target import SCRIPTS_DIR
 logger = logging.getLogger("raysweep")
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
-# Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of its children, and then GRACE_S seconds for the end of the
-# processes that these children started.
+# Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of the agent's children, and then GRACE_S seconds for the end
+# of the processes that these children started.
 END_DEADLINE_S = 2 * GRACE_S + 10
 
 

@@ -2,7 +2,7 @@
 
 The lock is a file beside the sweep's record, and the file names the process that has the lock. The lock is not made with `flock`, because `flock` is not
 reliable on the file systems of clusters. The lock is a hard link, because every such file system makes a hard link in one step, and refuses the link
-where the name exists already. The controller's Python runs this module, and so does the driver in the node environment.
+where the name exists already. The controller's Python runs this module. The driver also uses this module, in the node environment.
 """
 
 from __future__ import annotations

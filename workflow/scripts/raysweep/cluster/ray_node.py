@@ -1,7 +1,7 @@
 """This module defines how Ray is started on a node: command line, environment variables, address, object store, GPUs and dashboard.
 
 Ray's defaults are dangerous on a machine with several users, because a default cluster listens on fixed ports, and runs code for anyone who can reach
-these ports. Therefore Ray gets its ports from the kernel, and asks for a token that only this job knows. The controller's Python runs this module, and the
+these ports. Therefore Ray gets ports from the kernel, and asks for a token that only this job knows. The controller's Python runs this module, and the
 module imports nothing from Ray.
 """
 
@@ -67,7 +67,7 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
 
 
 def object_store_mb(node: Node) -> int:
-    """Return the size of Ray's object store in MB. The store is small, because sweeps use it little, and because the store must fit into /dev/shm."""
+    """Return the size of Ray's object store in MB. The store is small, because sweeps store few objects, and because the store must fit into /dev/shm."""
     wanted = wanted_object_store_mb(node.mem_mb)
     shm = Path("/dev/shm")
     # Where /dev/shm is smaller than LEAST_OBJECT_STORE_MB, Ray puts the object store into a file.

@@ -1,6 +1,6 @@
 """This module is the probe, which runs once on each node of the job. The probe measures the node, and then tries to connect to the other nodes.
 
-`srun` starts the probe, and transfers the probe's standard input and output. Each message is one line of JSON (node_report.py). The probe ends when its
+`srun` starts the probe, and transfers the probe's standard input and output. Each message is one line of JSON (node_report.py). The probe ends when the
 standard input ends.
 """
 

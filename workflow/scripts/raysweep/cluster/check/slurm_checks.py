@@ -23,7 +23,7 @@ from raysweep.slurm.explanations import PROFILE, RuleJob
 PROGRAM_DEADLINE_S = 30  # time limit in seconds for each program that this module runs
 # Oldest version of Slurm that was tried. Older versions of srun have other rules for CPUs that job steps share, and for CPUs that a step has alone.
 LEAST_SLURM = (22, 5)
-# Least KillWait in seconds. An agent needs GRACE_S to end its children, and another GRACE_S to end the processes that these children started.
+# Least KillWait in seconds. An agent needs GRACE_S to end the agent's children, and another GRACE_S to end the processes that these children started.
 LEAST_KILL_WAIT_S = 2 * GRACE_S + 4
 LONGEST_POLL_S = 180  # longest time in seconds between two queries of Snakemake's Slurm plugin
 LEAST_FREE_GB, LEAST_FREE_FILES = 5, 10_000  # least free space in GB, and least number of files, for records, checkpoints and models
@@ -168,7 +168,7 @@ def check_account(facts: SlurmFacts) -> CheckResult:
 
 
 def check_kill_wait(facts: SlurmFacts) -> CheckResult:
-    """Check whether KillWait gives an agent enough time to end its children before Slurm kills the agent."""
+    """Check whether KillWait gives an agent enough time to end the agent's children before Slurm kills the agent."""
     name, wait_s = "KillWait", facts.seconds_of("KillWait")
     if wait_s is None:
         remedy = f"If files are left on nodes after scancel, ask the site for at least {LEAST_KILL_WAIT_S} s"
