@@ -1,33 +1,36 @@
-# The commands of this project. Paths are relative to this folder, which may have spaces in its name.
-#   make demo     set up, run the whole workflow on embedded data, print the report's path
-#   make check    before each commit: the checks of the sources and the fast unit tests, in three minutes on two cores
-#   make test     set up, check and test everything          make lint    only the checks of the sources
-#   make setup    only the set-up: .venv/bin/snakemake       make watch   follow a sweep [CONFIG=file] [SWEEP=name]
-#   make new-sweep NAME=mine [LIKE=images|tabular|function]    begin a sweep of your own, from an example that runs
+# The commands of this project. Paths are relative to this folder, whose name may contain spaces.
+#   make demo     set up, run the whole workflow on generated images, and print the report's path
+#   make check    check the sources and run the fast unit tests, which takes three minutes on two cores; run this before each commit
+#   make test     set up, check the sources and run all tests
+#   make lint     only check the sources
+#   make setup    only install the workflow, so that .venv/bin/snakemake exists
+#   make watch    show a sweep in the terminal [CONFIG=file] [SWEEP=name]
+#   make new-sweep NAME=mine [LIKE=images|tabular|function]    create a new sweep from a complete example
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
-#   make bench    measure what the README says, beside what it is compared with [ONLY=words] [ROUNDS=n] [DATA=folder]
-#   make docs     the documents as a site, in resources/docs
-#   make lock     lock the requirements again [UPGRADE=1]    make clean   remove what the set-up and the tests made
+#   make bench    measure the numbers of the README, for this workflow and for the tools in the comparison [ONLY=words] [ROUNDS=n] [DATA=folder]
+#   make docs     build the documents as a web site in resources/docs
+#   make lock     update the lock files of the requirements [UPGRADE=1]
+#   make clean    remove the files that the set-up and the tests made
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: setup demo new-sweep check test lint docs faults bench lock watch clean env-test
-# The controller's environment must not see packages of another environment that happens to be active.
+# The Python of the set-up must not import packages from another environment that is active in the user's shell.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-# Two workers, see tests/conftest.py. The line with the results comes last, after the coverage.
+# The tests run in two worker processes, and tests/conftest.py gives the tests to the workers. The line with the results is the last line, after the coverage.
 PYTEST := $(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/Snakefile workflow/rules
 
 setup: .venv/.complete
 
-# The set-up compiles the packages, because the first dry run would otherwise take two seconds longer. The stamp is written last, so that an interrupted
-# set-up starts again from nothing. The stamp holds the path of this folder, because a virtualenv does not survive a move.
+# The set-up compiles the packages, because the first dry run would otherwise take two seconds longer. The file .complete is written last, so that the next
+# `make setup` after an interrupted set-up begins again. The file contains the path of this folder, because a virtualenv does not work after a move.
 ifneq ($(shell cat .venv/.complete 2>/dev/null),$(CURDIR))
 .PHONY: .venv/.complete
 endif
@@ -47,7 +50,7 @@ endif
 	            "$$(grep -iE '^ *(error|cause): ' "$$log" | tr -s '\n ' ' ')" >&2; exit 1; }; \
 	pwd -P > $@
 
-# With .venv first on PATH, so that `python3` in the config is the Python of the set-up.
+# .venv/bin is first on PATH, so that `python3` in the config is the Python of the set-up.
 demo: setup
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/snakemake --cores all --configfile config/demo.yaml
 	@echo "Report: $$PWD/results/demo/demo/report.html"
@@ -55,7 +58,7 @@ demo: setup
 new-sweep: setup
 	@.venv/bin/python workflow/scripts/new_sweep.py --name "$(NAME)" --like "$(or $(LIKE),images)"
 
-# The workflow's own script builds the environment of the tests, which is a test of the script. The script is fast where nothing has changed.
+# The workflow's own script builds the environment of the tests, so that the script is tested too. The script is fast if nothing has changed.
 env-test: setup
 	@.venv/bin/python workflow/scripts/build_env.py \
 	  --python .venv/bin/python \
@@ -63,7 +66,8 @@ env-test: setup
 	  --output-dir resources/env-test \
 	  --log logs/env-test.log
 
-# Started with `python`, because a program of a virtualenv begins with the path of its Python and does not start after the folder was moved.
+# Python programs are started with `$(DEV)/python`. The first line of each program in a virtualenv contains the path
+# of Python, so that the program would not start after a move of the folder.
 lint: env-test
 	$(DEV)/ruff format --check $(SOURCES)
 	$(DEV)/ruff check $(SOURCES)
@@ -77,7 +81,7 @@ check: lint
 test: lint
 	$(PYTEST) --cov --cov-report=term
 
-# The documents have an environment of their own, without torch. A broken link is an error.
+# The documents are built in a separate environment without torch. A broken link is an error.
 docs: setup
 	@.venv/bin/python workflow/scripts/build_env.py \
 	  --python .venv/bin/python \
@@ -102,6 +106,6 @@ lock: setup
 watch: setup
 	@.venv/bin/python workflow/scripts/watch.py $(if $(CONFIG),--configfile "$(CONFIG)") $(if $(SWEEP),--sweep "$(SWEEP)")
 
-# state/ and results/ stay, because making them again takes time on a cluster.
+# `make clean` keeps state/ and results/, because making these folders again takes much time on a cluster.
 clean:
 	rm -rf .venv resources/env resources/env-test resources/env-docs resources/docs resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

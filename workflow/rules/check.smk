@@ -1,17 +1,17 @@
 # in:  the config, the profile, the node environment
-# out: a table, printed. No file is kept, so each call makes the table again: snakemake check_cluster --executor slurm --profile cluster
+# out: a table that is printed and not stored, so each call makes a new table: snakemake check_cluster --executor slurm --profile cluster
 import json
 import time
 
 CHECK = STATE / ".check"
 RESOURCES = ("slurm_account", "slurm_partition", "qos", "constraint")  # the resources that the profile may set for all jobs
-# The nodes are checked in a job of the same size as the job of the largest sweep.
+# The job that checks the nodes has the size of the largest sweep's job.
 ALLOCATIONS = {name: sweep.allocation for name, sweep in CONFIG.sweeps.items()}
 LARGEST = max(ALLOCATIONS.values(), key=lambda allocation: (allocation.nodes, allocation.gpus_per_node, allocation.cpus_per_node))
-CHECK_MINUTES = min(20, minutes(LARGEST.runtime))  # the start of Ray may take 15
+CHECK_MINUTES = min(20, minutes(LARGEST.runtime))  # the start of Ray may take 15 minutes
 
 
-# Ask Slurm about the jobs of the sweeps, without submitting a job.
+# Ask Slurm whether the jobs of the sweeps could run. This rule does not submit these jobs.
 rule check_login:
     input:
         only_on_slurm,
@@ -25,7 +25,7 @@ rule check_login:
         script=SCRIPTS / "check_cluster.py",
         allocations=json.dumps(to_json(ALLOCATIONS)),
         resources=lambda w, resources: json.dumps({key: str(resources[key]) for key in RESOURCES if key in resources.keys()}),
-        # The time makes the outputs of an interrupted run count as old.
+        # The present time is a parameter, so that Snakemake makes the outputs again that an interrupted run has left.
         asked=time.time(),
     shell:
         "{params.interpreter:q} {params.script:q} login"
@@ -35,7 +35,7 @@ rule check_login:
         " --log {log:q}"
 
 
-# Check the nodes of one job, and start a Ray cluster on them.
+# Check the nodes of one job, and start a Ray cluster on these nodes.
 rule check_nodes:
     input:
         login=rules.check_login.output[0],
@@ -65,7 +65,7 @@ rule check_nodes:
         " --log {log:q}"
 
 
-# Print what is in order on a new cluster, what is not, and what to do. Run this rule first on a new cluster.
+# Print a table of the checks, with the result of each check and with advice for each failed check. Run this rule first on a new cluster.
 rule check_cluster:
     input:
         login=rules.check_login.output[0],

@@ -1,16 +1,16 @@
 # in:  the config
-# out: the validated config, and the names that the other rules use
+# out: the validated config, and the Python names that the other rule files use
 import re
 import sys
 from pathlib import Path
 
-# This may be a module of another workflow, with a folder, a config and a prefix of its own: docs/as-a-module.md.
+# This workflow may be a module of another workflow. The module then has another folder, config and prefix, see docs/as-a-module.md.
 RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 if not RULES.is_dir():
     sys.exit(f"Error: {workflow.current_basedir} is no folder here, and its rules need the scripts beside it: name a clone's Snakefile")
 SCRIPTS = RULES.parent / "scripts"
 
-# Snakemake itself holds the name `workflow`, so the package is imported from its folder.
+# Snakemake already uses the name `workflow`, so `import workflow.scripts` is not possible. The folder of the package is on sys.path instead.
 sys.path.insert(0, str(SCRIPTS))
 from raysweep.common.durations import minutes
 from raysweep.common.errors import ConfigError
@@ -24,7 +24,7 @@ from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
 from raysweep.stages.project import Project
 
-sys.path.remove(str(SCRIPTS))  # another workflow may have files of such names
+sys.path.remove(str(SCRIPTS))  # another workflow may have modules with equal names
 
 ROOT = Path.cwd()
 INCLUSION = Inclusion.of(workflow, RULES, config)
@@ -35,9 +35,9 @@ except ConfigError as error:
 CONFIG = Config.of(config)
 PROJECT = Project(config, CONFIG, ROOT, is_module=INCLUSION.module is not None, placed=INCLUSION.placed)
 
-# The rules get these as paths: Snakemake runs no job again for a changed path, so the project may be moved.
+# These parameters of the rules are of the type Path, because Snakemake does not run a job again for a changed Path. The project can thus be moved.
 PYTHON = Path(sys.executable)
-# What trials may use: in a job, what Slurm gave to the job; else this machine.
+# "slurm" inside of a Slurm job, where trials use the nodes of the job. "local" otherwise, where trials use this machine.
 ALLOCATION = Path("slurm" if workflow.remote_exec else "local")
 LOGS = Path("logs")
 RESULTS, STATE, DATA, ENV, SWEEPS = PROJECT.results, PROJECT.state, PROJECT.data, PROJECT.env, PROJECT.sweeps
@@ -47,7 +47,7 @@ adapt_snakemake()
 if not workflow.remote_exec:
     inherit_verbosity(workflow.output_settings)
 RUN = the_run(ROOT)
-if workflow.is_main_process and not RUN.logs_dirs:  # once, though several modules may be this workflow
+if workflow.is_main_process and not RUN.logs_dirs:  # only once, although this workflow may be included several times
     RUN.clear_up()
 RUN.logs_dirs.append(placed(LOGS))
 
@@ -57,7 +57,7 @@ wildcard_constraints:
     dataset="|".join(map(re.escape, config["datasets"])) or "(?!)",
 
 
-# Called when jobs are about to start, so not in a dry run.
+# Write the config files and begin the run. Snakemake calls this function before jobs start, and not in a dry run.
 def begin():
     PROJECT.write_configs()
     RUN.begin()
@@ -65,7 +65,7 @@ def begin():
         RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.outputs_to_make())
 
 
-# Called when jobs have failed.
+# Explain the failed jobs to the user. Snakemake calls this function after jobs have failed.
 def explain(log):
     RUN.explain(INCLUSION.submitted_jobs_that_failed(), log)
 
@@ -81,12 +81,12 @@ onerror:
 INCLUSION.call_in_time(begin, explain)  # Snakemake does not run `onstart` and `onerror` of a module
 
 
-# The files that define what a sweep trains. Snakemake changes no path that is marked as local.
+# Return the files that define what a sweep trains. The paths are marked as local, so that Snakemake does not add the prefix of a module.
 def sources_of(sweep):
     return [local(path) for path in PROJECT.sources_of(sweep)]
 
 
-# No input; ends Snakemake where there is no cluster to check.
+# Return no input files, but end Snakemake with an error where Snakemake runs without Slurm.
 def only_on_slurm(wildcards):
     if not (workflow.non_local_exec or workflow.remote_exec or workflow.dryrun):
         sys.exit("Error: check_cluster looks at a cluster: run it with --executor slurm --profile cluster")

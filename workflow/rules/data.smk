@@ -1,8 +1,8 @@
-# in:  nothing, or the archive or folder that the config names
-# out: resources/data/<dataset>/: uint8 arrays that trials memory-map, and a manifest
+# in:  the archive or folder that the config names, or no input where the config names another source
+# out: resources/data/<dataset>/, which contains uint8 arrays that trials memory-map, and a manifest
 
 
-# Stage a data set once for all trials, on this machine, which has the network.
+# Stage a data set once for all trials. The rule runs on this machine, because the nodes of a cluster may have no network.
 rule stage_data:
     output:
         manifest=DATA / "{dataset}" / "manifest.yaml",

@@ -1,5 +1,5 @@
-# in:  the requirements of the nodes with their lock, and the files that sweeps train
-# out: resources/env/<key>/: the environment that trials run in, its manifest, and one file for each sweep whose imports were tried
+# in:  the requirements of the nodes, the lock file of the requirements, and the files that define what sweeps train
+# out: resources/env/<key>/, which contains the environment of the trials, a manifest, and one file for each sweep whose imports were tried
 
 
 # Build the environment that all sweeps share.
@@ -21,7 +21,8 @@ rule install_env:
         torch_backend=config["env"]["torch_backend"],
         container=["--container", config["env"]["container"]] if config["env"]["container"] else [],
         gpu=["--gpu"] if env_arguments(CONFIG, ROOT).gpu else [],
-        # A path, so that a change of the executor runs neither this rule nor a later rule again. A job packs an environment that is not packed.
+        # This parameter is a Path, so that a change of the executor does not run this rule and the later rules again. If the environment is not packed
+        # yet, a Slurm job packs the environment.
         pack=lambda w: Path("yes" if workflow.non_local_exec else "no"),
         output_dir=subpath(output[0], parent=True),
     shell:
@@ -38,9 +39,9 @@ rule install_env:
         " --log {log:q}"
 
 
-# Try the imports of a sweep's driver and trials in the environment. The rule is apart from install_env, because Snakemake runs all later jobs again with a
-# job, and a change of one sweep's file must not run the other sweeps again. The rule waits for the data, so that `--until build_env` does all that needs a
-# network.
+# Try the imports of a sweep's driver and trials in the environment. This is not part of install_env, because a second run of install_env would run all
+# sweeps again, and a change of one sweep's file must not run the other sweeps again. The data is an input of this rule, so that `--until build_env` does
+# all the work that needs a network.
 rule build_env:
     input:
         env=rules.install_env.output[0],

@@ -1,8 +1,8 @@
-# in:  the staged data, the node environment, the files that define what is trained, and the records, if there are any
-# out: the time and the hours that each sweep will take, printed. Each call makes the plan again: snakemake --cores all plan
+# in:  the staged data, the node environment, the files that define what sweeps train, and the records of the sweeps if records exist
+# out: the time, the CPU-hours and the GPU-hours of each sweep, which are printed. Each call makes a new plan: snakemake --cores all plan
 
 
-# Estimate the trials at a time, the duration, and the GPU- and CPU-hours of each sweep, and whether the sweep fits into its allocation.
+# Estimate for each sweep the number of simultaneous trials, the duration, the CPU-hours and the GPU-hours. Say whether the job's time is enough.
 rule plan:
     input:
         data=[path for sweep in SWEEPS if "model" in SWEEPS[sweep] for path in staged(sweep, "train", "validation")],
@@ -11,7 +11,7 @@ rule plan:
     log:
         LOGS / "plan.log",
     localrule: True
-    # All CPUs, so that no other rule runs at the same time: another rule would slow down the measured steps.
+    # The rule uses all CPUs, so that no other rule runs at the same time. Another rule would slow down the measured training steps.
     threads: usable_cpus()
     params:
         interpreter=PYTHON,
@@ -19,7 +19,7 @@ rule plan:
         sweeps=list(SWEEPS),
         configs=[config_file(sweep) for sweep in SWEEPS],
         env_dir=placed(ENV),
-        # The plan is for the jobs of the sweeps where Snakemake submits jobs, else for this machine.
+        # If Snakemake submits jobs to Slurm, the plan is for the Slurm jobs of the sweeps. Otherwise the plan is for this machine.
         allocation=lambda w: Path("slurm" if workflow.non_local_exec else "local"),
     shell:
         "{params.interpreter:q} {params.script:q}"

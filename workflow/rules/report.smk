@@ -1,8 +1,9 @@
 # in:  the outputs of a sweep and its record
-# out: results/<sweep>/report.html, a page that needs no network; figures/, its figures as SVG and CSV; optuna.journal; results/comparison.html
+# out: results/<sweep>/report.html, which is a page that needs no network; results/<sweep>/figures/, which contains the figures of the page as SVG and CSV;
+#      results/<sweep>/optuna.journal; and results/comparison.html
 
 
-# Write the page that shows which configuration is best, and how certain that is.
+# Write the page that shows which configuration is best, and how certain this result is.
 rule report:
     input:
         trials=rules.run_sweep.output.trials,
@@ -40,7 +41,7 @@ rule report:
         " --log {log:q}"
 
 
-# Write one page that compares the sweeps, where the config has several.
+# Write one page that compares the sweeps, if the config has several sweeps.
 rule compare:
     input:
         best=expand(RESULTS / "{sweep}" / "best.yaml", sweep=SWEEPS),

@@ -1,9 +1,9 @@
-# in:  the staged data, the node environment, and the files that define what is trained
-# out: results/<sweep>/: trials.csv, best.yaml, model/ and config.yaml; then confirmed.yaml
-# The record and the checkpoints lie in state/<sweep>/ and not in an output, because Snakemake deletes the outputs of a failed job.
+# in:  the staged data, the node environment, and the files that define what sweeps train
+# out: in results/<sweep>/, the rule run_sweep writes trials.csv, best.yaml, model/ and config.yaml, and the rule confirm writes confirmed.yaml
+# The record and the checkpoints are in state/<sweep>/ and are not outputs of a rule, because Snakemake deletes the outputs of a failed job.
 
 
-# Run the trials of a sweep on one Ray cluster in one allocation.
+# Run the trials of a sweep on one Ray cluster, which uses one allocation.
 rule run_sweep:
     input:
         data=lambda w: staged(w.sweep, "train", "validation"),
@@ -23,7 +23,8 @@ rule run_sweep:
     log:
         LOGS / "run_sweep" / "{sweep}.log",
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
-    # One task on each node, for the agents. `mpi` keeps the plugin from wrapping the rule in an `srun`, because no other `srun` works inside of that one.
+    # The job has one task on each node for the agents. The resource `mpi` prevents the plugin from starting the rule with `srun`, because the `srun` of
+    # this workflow does not work inside of another `srun`.
     resources:
         mpi="",
         nodes=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
@@ -34,7 +35,7 @@ rule run_sweep:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "run_sweep.py",
-        # A change of these runs the sweep again: the sweep goes on from its record, or starts anew where its identity has changed.
+        # A change of one of these values runs the sweep again. The sweep goes on from its record, or starts anew where its identity has changed.
         trigger=lambda w: rerun_triggers(SWEEPS[w.sweep]),
         config=lambda w: config_file(w.sweep),
         env_dir=placed(ENV),
@@ -49,13 +50,13 @@ rule run_sweep:
         " --log {log:q}"
 
 
-# Train the best configuration again with new seeds, and evaluate it. No other rule opens the test set.
+# Train the best configuration anew with new seeds, and evaluate the trained models. No other rule opens the test set.
 rule confirm:
     input:
         data=lambda w: staged(w.sweep, "train", "validation", "test"),
         env=ENV / "env.yaml",
         best=rules.run_sweep.output.best,
-        # The time of model/ does not count: the sweep writes model/ whenever the sweep runs, and best.yaml changes when the model changes.
+        # The modification time of model/ does not count, because every run of the sweep writes model/ again. If the model changes, best.yaml changes too.
         model=ancient(rules.run_sweep.output.model),
     output:
         report(RESULTS / "{sweep}" / "confirmed.yaml", category="{sweep}", caption="../report/confirmed.rst"),
