@@ -1,6 +1,6 @@
 """The driver runs the unfinished trials of a sweep or of a confirmation with Tune on a running Ray cluster, and writes the record.
 
-The launcher gives the driver its job, which is a SearchJob, a ConfirmJob or a CheckJob (cluster/job.py).
+The launcher gives the driver a job, which is a SearchJob, a ConfirmJob or a CheckJob (cluster/job.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from raysweep.cluster.job import CheckJob, DriverInput
 # Tune reads these variables when Tune is imported, so this module imports Ray only inside functions. This module sets the variables, and not the user,
 # because the record depends on the variables.
 TUNE_ENVIRONMENT = {
-    # Tune would write three log files for each trial. Nothing reads these files, because the record contains all of their values.
+    # Tune would write three log files for each trial. Nothing reads these files, because the record contains all values of these files.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report without the metric fails the trial, but not the sweep
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -42,11 +42,13 @@ def drive(given: DriverInput) -> None:
     from raysweep.tune.wiring import run_tune
 
     job, ray_cluster = given.job, given.ray
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # Tune warns that its log files are turned off
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(
+        logging.ERROR
+    )  # Tune would warn that Tune's log files are turned off
     connect(
         ray_cluster.address,
         ray_cluster.node_ip,
-        # Ray copies this text unchanged into a shell command. Each node has its environment in a different folder, so the path of Python is a variable.
+        # Ray copies this text unchanged into a shell command. The environment is in a different folder on each node, so Python's path is a variable.
         # The variable is quoted because the path may contain spaces.
         runtime_env={"py_executable": '"$RAYSWEEP_NODE_PYTHON"'},
         logging_level=logging.WARNING,

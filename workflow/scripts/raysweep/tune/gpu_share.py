@@ -36,7 +36,7 @@ class GpuShare:
     def pack(self, memory_mb: tuple[int, int] | None) -> None:
         """Let the trials that start from now on share GPUs.
 
-        `memory_mb` is a pair in MB: the memory that the first trial uses on its GPU, and the whole memory of this GPU.
+        `memory_mb` contains two values in MB, which are the memory that the first trial uses on its GPU and the total memory of this GPU.
         """
         if not self.is_measuring:
             return

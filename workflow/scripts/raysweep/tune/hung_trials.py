@@ -80,7 +80,7 @@ class RunningTrials:
             if actor is None or self.clock() < self.last_report_at_s[trial_id] + self.timeout_s:
                 continue
             self.kill_reasons[trial_id] = f"it reported nothing for {duration(self.timeout_s)} (trial_timeout), so it was ended"
-            self.last_report_at_s[trial_id] = math.inf  # so that this method kills the trial only once
+            self.last_report_at_s[trial_id] = math.inf  # prevents that this method kills the trial a second time
             self.kill(actor)
 
     def start_error(self) -> WorldError | None:

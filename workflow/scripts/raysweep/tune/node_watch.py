@@ -32,8 +32,8 @@ class NodeWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.record, self.only_node, self.list_nodes, self.clock = record, only_node, list_nodes, clock
-        self.live: dict[str, str] = {}  # address → name
-        self.names: dict[str, str] = {}  # address → name, also of nodes that are lost
+        self.live: dict[str, str] = {}  # address → name of each node that is alive now
+        self.names: dict[str, str] = {}  # address → name of each node that was alive at some time
         self.last_look_at_s = -math.inf
 
     def look(self) -> None:

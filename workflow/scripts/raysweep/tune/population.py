@@ -119,7 +119,7 @@ class PBT(PopulationScheduler):
     def explore(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a configuration near `config`.
 
-        The value of each mutable key is sampled again or multiplied by a factor. A value from a list is not multiplied, but replaced by its neighbour.
+        The value of each mutable key is sampled again or multiplied by a factor. A value from a list is replaced by a neighbour in the list instead.
         """
         explored = flattened(config)
         for key in self.keys:

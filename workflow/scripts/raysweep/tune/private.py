@@ -24,7 +24,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 
-# Type in which Tune keeps a checkpoint together with its metrics. Engines return a checkpoint in this type, and a trial takes over a checkpoint in this type.
+# Tune's type for a checkpoint together with the metrics of the checkpoint. Engines return this type, and a take-over of a checkpoint uses this type.
 TrainingResult = _TrainingResult
 
 # ------------------------------------------------------------------------------------------------------------------------------------------------------- Ray
@@ -50,7 +50,7 @@ def actor_of(trial: TuneTrial) -> Any:
 
 
 def training_result(folder: Path, metrics: dict[str, Any]) -> Any:
-    """Return the checkpoint in `folder` with its metrics, in the type in which Tune keeps a checkpoint."""
+    """Return the checkpoint in `folder` together with its metrics, as Tune's type for a checkpoint."""
     return TrainingResult(checkpoint=Checkpoint.from_directory(folder), metrics=metrics)
 
 

@@ -122,7 +122,7 @@ class RecordCallback(Callback):
         self.parts.faults.guard(write)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """Record the end of a trial that did not fail. Record a pause if the trial only stopped because the job's time is nearly up."""
+        """Record the end of a trial that did not fail. Record a pause if the trial only stopped because the job's time is nearly over."""
         recorded, end = self._recorded(trial), self.parts.end_of_trial
         if trial.trial_id in end.saved:
             self._pause(trial.trial_id)

@@ -16,7 +16,7 @@ from raysweep.tune.schedulers import PassingScheduler
 class GroupedScheduler(PassingScheduler):
     """Shows the trials of one configuration to the scheduler `inner` as one trial.
 
-    When all trials of a configuration have reached an epoch, `inner` gets the mean of their reports. The decision of `inner` applies to all these trials. If
+    When all trials of a configuration have reached an epoch, `inner` gets the mean of the trials' metric. The decision of `inner` applies to all trials. If
     `inner` stops the configuration, a trial that is already at a later epoch ends at its next report. `is_retried(trial_id)` returns whether a failed trial
     is tried again.
     """

@@ -37,7 +37,7 @@ class _ControllerStub:
 
 
 def replay(scheduler: Any, recorded: Sweep, metric: str) -> None:
-    """Give ASHA or the median rule the recorded reports in their original order, so that the scheduler has the same rungs and results as before.
+    """Give ASHA or the median rule the recorded reports in the original order, so that the scheduler has the same rungs and results as before.
 
     HyperBand and population based training get no replay, because HyperBand would start and stop trials, and population based training would start take-overs.
     Both schedulers start again without a memory of the recorded reports, and the log says so.

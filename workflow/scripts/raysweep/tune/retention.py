@@ -14,7 +14,7 @@ SCRATCH_PREFIX = "tune-"  # prefix for the name of a session's folder of checkpo
 
 
 def kept_path(trial_id: str, epoch: int) -> str:
-    """Return the path of a checkpoint that is kept after the end of its session. The path is relative to the state folder."""
+    """Return the path of a checkpoint that is kept after the end of the session. The path is relative to the state folder."""
     return f"checkpoints/{trial_id}-epoch{epoch}"
 
 
@@ -87,7 +87,7 @@ class Retention:
         """Delete the checkpoints of a trial, except the checkpoint of the best epoch and the latest checkpoint of an unfinished trial.
 
         An unfinished trial would continue from the latest checkpoint. If several trials share a configuration, the best epoch is the epoch with the best mean
-        of these trials. A later epoch may become the best epoch when all trials have reached it, so the later checkpoints are kept until then.
+        of these trials. A later epoch may become the best epoch when all trials have reached that epoch, so the later checkpoints are kept until then.
         """
         candidate = self.record.sweep.candidate_of(trial)
         # If no report fulfils the constraint, the best report without the constraint counts, because the user may change the constraint later.

@@ -1,8 +1,8 @@
 """This module contains the search algorithm for Tune, which gives Tune the unfinished trials of the record first, and then new trials.
 
 Tune gets the algorithm through `TuneConfig(search_alg=…)`. The algorithm makes `Trial` objects with the ids of this package, and lets a trial continue from
-the trial's checkpoint. Tune's own restore is not used for two reasons: it cannot add trials to a sweep, and a damaged experiment state silently runs one trial
-with an empty configuration.
+the trial's checkpoint. Tune's own restore is not used because Tune's restore cannot add trials to a sweep, and because a damaged experiment state silently runs
+one trial with an empty configuration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def trial_id_of(index: int, repeat: int, repeats: int) -> str:
 
 
 class RecordedTrial(TuneTrial):
-    """Changes Tune's trial: RetryPolicy decides whether the trial is tried again, and GpuShare sets the trial's share of a GPU."""
+    """Changes Tune's trial so that RetryPolicy decides whether the trial is tried again, and GpuShare sets the trial's share of a GPU."""
 
     def __init__(self, retries: RetryPolicy, gpu_share: GpuShare, **options: Any) -> None:
         self._retries, self._gpu_share = retries, gpu_share
@@ -68,7 +68,7 @@ class TrialPlan:
 
     total: int  # number of trials
     seed: int
-    tasks: tuple[ConfirmTask, ...] = ()  # in a confirmation: one task for each configuration of the sampler. In a sweep: empty
+    tasks: tuple[ConfirmTask, ...] = ()  # tasks of a confirmation, one task for each configuration of the sampler. Empty in a sweep
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StartConditions:
 
 
 class RecordedSearch(SearchAlgorithm):
-    """Gives trials to Tune: first the trials that are unfinished in the record, then new trials until the record contains all trials of the plan."""
+    """Gives Tune the unfinished trials of the record first, and then new trials until the record contains all trials of the plan."""
 
     def __init__(
         self, record: Record, sampler: Sampler, plan: TrialPlan, conditions: StartConditions, retries: RetryPolicy, gpu_share: GpuShare

@@ -56,7 +56,7 @@ class TuneSampler:
     """Uses a Tune `Searcher` as a sampler.
 
     This class saves the searcher's state after each proposal and each result, and restores the state when the sweep continues. Then the searcher gets the
-    recorded results that are not in its state. A searcher that cannot save a state gets the recorded trials as already evaluated points, if the searcher
+    recorded results that the state does not contain. A searcher that cannot save a state gets the recorded trials as already evaluated points, if the searcher
     accepts such points.
     """
 
@@ -96,7 +96,7 @@ class TuneSampler:
         try:
             made = searcher(**seeds, **options)
             takes_ours = made.set_search_properties(self.metric, self.mode, domains)
-        except Exception as error:  # the user's options are wrong, or a library is missing or of another version
+        except Exception as error:  # the user's options are wrong, or a library is missing or has another version
             raise RaysweepError(f"search_algorithm {self.name}: {type(error).__name__}: {error}") from None
         if not takes_ours:
             raise RaysweepError(
@@ -124,7 +124,7 @@ class TuneSampler:
         self._save()
 
     def _tell(self, trial: Candidate) -> bool:
-        """Give the result of a configuration to the searcher. Return False if the searcher does not accept a configuration that it did not propose."""
+        """Give the result of a configuration to the searcher. Return False if the searcher accepts only the searcher's own proposals."""
         best = trial.counted(self.metric, self.mode)
         self.told.add(trial.trial_id)
         if trial.trial_id not in self.elsewhere:
@@ -172,7 +172,7 @@ class TuneSampler:
 
 
 def _domain(d: Distribution) -> Any:
-    """Return Tune's domain for a distribution. The searcher proposes parameters from this domain, and samplers.value_of converts them into values."""
+    """Return Tune's domain for a distribution. The searcher proposes parameters from this domain, and `value_of` converts these parameters into values."""
     if isinstance(d, Choice):
         return tune.choice(list(range(len(d.values))))
     if isinstance(d, Normal):

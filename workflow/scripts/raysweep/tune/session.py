@@ -38,7 +38,7 @@ class Session:
     space: dict[str, Any]
     sampler: Sampler
     scratch: Path  # temporary folder for Tune's files
-    fusion: Fusion | None  # the engines that train several trials together. None if each trial has its own process
+    fusion: Fusion | None  # engines that train several trials together. None if each trial has its own process
     resources: TrialResources  # resources of each trial at the beginning of the session
     measures_gpu: bool  # whether the first trial has a GPU alone, to measure how many trials can share a GPU
     deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
@@ -74,7 +74,7 @@ class Session:
 
 
 def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], record: Record) -> Session:
-    """Begin a session: record the session, clean up after the last session, and start the engines if trials are trained together.
+    """Record the beginning of a session, clean up after the last session, and start the engines if trials are trained together. Return the session.
 
     The clean-up marks the trials as finished that have reported their last epoch, and moves the checkpoints that are kept.
     """

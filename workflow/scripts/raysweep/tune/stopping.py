@@ -23,7 +23,7 @@ class TrialLimits:
 
     metric: str  # name of the metric that each report must contain
     max_epochs: int
-    stop: Bounds  # bounds from the config: a trial is complete when its report fulfils one of these bounds
+    stop: Bounds  # bounds from the config. A trial is complete when a report of the trial fulfils one of these bounds
     deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
 
     @property
@@ -44,7 +44,7 @@ class EndOfTrial(Stopper):
         self, limits: TrialLimits, faults: FirstFault, running: RunningTrials, is_replayed: Callable[[str], bool] = lambda trial_id: False
     ) -> None:
         self.limits, self.faults, self.running, self.is_replayed = limits, faults, running, is_replayed
-        self.unusable: dict[str, str] = {}  # trial_id → why a report of the trial cannot be used
+        self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.whole: set[str] = set()  # ids of trials whose function has returned, or whose report fulfils one of the bounds `stop`
         self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
 
@@ -57,7 +57,7 @@ class EndOfTrial(Stopper):
         result, limits = flatten_dict(result), self.limits
         if result.get(DONE):
             self.whole.add(trial_id)
-        if "training_iteration" not in result:  # the function returned without a report
+        if "training_iteration" not in result:  # the user's function has returned without a report
             return True
         if reason := reason_unusable(result, limits.metric):
             self.unusable[trial_id] = reason

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Key of the TrialFacts in a trial's configuration. `run` removes this key before the model or the user's function gets the configuration.
 RESERVED_KEY = "_raysweep"
-# Key in a report whose value is a pair in MB: the used memory and the whole memory of the trial's GPU. The value is None if the memory is unknown.
+# Key in a report. The value contains the used memory and the total memory of the trial's GPU in MB, or is None if the memory is unknown.
 GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"
 
 
@@ -74,7 +74,7 @@ def check_finite(metric: str, metrics: dict[str, Any]) -> None:
 
 
 def gpu_memory_mb() -> tuple[int, int] | None:
-    """Return the used memory and the whole memory of this process's GPU, in MB. The used memory includes the memory of other processes.
+    """Return the used memory and the total memory of this process's GPU, in MB. The used memory includes the memory of other processes.
 
     Return None if neither PyTorch nor nvidia-smi can read the memory.
     """

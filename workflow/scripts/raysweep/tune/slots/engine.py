@@ -56,7 +56,7 @@ class Member:
         self.epoch, self.time_total_s = 0, 0.0
         self.result: dict[str, Any] = {}  # last report of the trial
         self.is_waiting = False
-        # Result of the round for which the member waits: the metrics, or the exception that the training raised. None until the round has ended.
+        # Result of the round for which the member waits. The result is the metrics, or the exception that the training raised. None until the round has ended.
         self.outcome: dict[str, float] | Exception | None = None
 
     def train(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Member:
         return {"node_ip": self.engine.node_ip, "hostname": socket.gethostname(), "pid": os.getpid()}
 
     def save(self) -> TrainingResult:
-        """Write the same checkpoint as a trial with its own process would write. The checkpoint has a temporary name until it is complete."""
+        """Write the same checkpoint as a trial with its own process would write. The checkpoint has a temporary name until the checkpoint is complete."""
         folder = Path(self.storage.trial_fs_path) / f"checkpoint_{self.epoch:06d}"
         aside = folder.with_name(f"{folder.name}.new")
         for leftover in (folder, aside):  # an earlier attempt that failed may have left these folders
@@ -122,7 +122,8 @@ class Engine:
         self.stacked = StackedTrainer(StackSettings(job.micro_batch_size, job.share_rows))
         self.slots = 1
         self.members: dict[str, Member] = {}
-        # Keys of the trials that were stopped before they entered. This can happen because the threads may execute Tune's calls in another order.
+        # Keys of the trials that were stopped before they entered the engine. This can happen because the engine's threads may execute Tune's calls in another
+        # order.
         self.gone: set[str] = set()
         self.building = threading.Lock()
         self.changed = threading.Condition()
@@ -234,7 +235,7 @@ class Engine:
             self._note_change()
 
     def wait_for_round(self, member: Member) -> dict[str, float] | Exception:
-        """Wait for the end of the next round. Return the member's metrics, or the exception that its training raised."""
+        """Wait for the end of the next round. Return the member's metrics, or the exception that the training raised."""
         with self.changed:
             member.is_waiting, member.outcome = True, None
             self._note_change()

@@ -28,9 +28,9 @@ logger = logging.getLogger("raysweep")
 
 # Maximum number of batch sizes in a range of whole numbers. From a wider range only the lowest and the highest batch size are used.
 MAX_BATCH_SIZES = 4096
-MAX_MICRO_BATCH = 64  # maximum number of rows of one trial in one step: more rows do not use a device better, but need more memory
+MAX_MICRO_BATCH = 64  # maximum number of rows of one trial in one step, because more rows need more memory but do not use a device better
 MEMORY_SHARE = 0.8  # fraction of a node's memory that all engines of the node may use together
-MIN_SPEED_UP = 1.3  # minimum speed-up for training together: for a smaller speed-up it is not worthwhile that trials share a process
+MIN_SPEED_UP = 1.3  # minimum speed-up for training together, because a smaller speed-up does not justify that trials share a process
 # Maximum number of slots of an engine. With more trials the training is not faster, but each round takes longer, and checkpoints are saved only after a round.
 MAX_SLOTS = 32
 # Time limit for the benchmark in seconds. The benchmark may import torch from a slow disk and compile a large model.
@@ -114,7 +114,7 @@ def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any
         if not isinstance(engines, NotFused):
             return _announce(job.name, record, *engines)
         reason = engines.reason
-    # It is no error if too few trials are left to share a device, because only the last trials of an interrupted sweep may be left.
+    # Too few trials for a shared device are no error, because only the last trials of an interrupted sweep may be left.
     if sweep.fuse == "on" and not is_needless:
         raise RaysweepError(
             f"{job.name}: trials cannot be trained together, as `fuse: on` asks: {reason}. Set sweeps.{job.name}.fuse to auto"
@@ -143,7 +143,7 @@ def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -
 def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> str | None:
     """Return the reason in the config or in the record why trials cannot be trained together. Return None if there is no such reason.
 
-    In the second case only a benchmark can show whether the trials can be trained together.
+    None means that only a benchmark can show whether the trials can be trained together.
     """
     if sweep.model is None:
         return "a Ray Tune function runs in a process of its own"
@@ -172,7 +172,7 @@ def micro_batch_size(batch_sizes: list[int]) -> int:
     """Return how many rows of a trial are trained in one step.
 
     The basis is the greatest common divisor of all batch sizes, or the smallest batch size if the divisor is less than half of the smallest batch size. A
-    basis above MAX_MICRO_BATCH is halved while it is even, and then limited to MAX_MICRO_BATCH.
+    basis above MAX_MICRO_BATCH is halved while the basis is even, and then limited to MAX_MICRO_BATCH.
     """
     smallest, common = batch_sizes[0], math.gcd(*batch_sizes)
     size = common if 2 * common >= smallest else smallest
@@ -192,8 +192,8 @@ def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJ
     sweep = job.sweep
     batch_sizes = batch_sizes_of(space)
     size = micro_batch_size(batch_sizes)
-    # All trials of an engine are at the same epoch only without a scheduler. A scheduler stops trials at different times, so later trials begin at different
-    # times.
+    # A scheduler stops trials at different epochs, so that the next trials of an engine begin at different times. Without a scheduler, or with only one epoch
+    # per trial, all trials of an engine are at the same epoch.
     has_one_epoch = sweep.scheduler.name == "none" or sweep.max_epochs == 1
     return EngineJob(
         root=job.root,
@@ -248,7 +248,7 @@ def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout) -> tupl
         for actor in actors:
             ray.kill(actor)
         return plan
-    assert isinstance(benchmark, Benchmark)  # otherwise there is no plan
+    assert isinstance(benchmark, Benchmark)  # if the benchmark is NotFused, the plan is NotFused too
     slots = SlotManager(start, benchmark.setup)
     for actor in actors:
         slots.add(actor)

@@ -22,7 +22,8 @@ class EngineJob:
     max_epochs: int
     needs_gpu: bool
     threads: int  # number of PyTorch threads in the engine
-    # Number of threads for the compiler: the sum over all engines of the node, because only one engine compiles and the other engines use the compiled files.
+    # Number of threads for the compiler. The compiler may use the threads of all engines of the node, because only one engine compiles and the other engines
+    # use the compiled files.
     compiler_threads: int
     memory_mb: float  # memory in MB that the engine may use on a CPU node
     micro_batch_size: int  # number of rows of one trial in one step
