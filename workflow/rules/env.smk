@@ -39,7 +39,7 @@ rule install_env:
         " --log {log:q}"
 
 
-# Try the imports of a sweep's driver and trials in the environment. This is not part of install_env, because a second run of install_env would run all
+# Try the imports of a sweep's driver and trials in the environment. The rule install_env does not do this, because a second run of install_env would run all
 # sweeps again, and a change of one sweep's file must not run the other sweeps again. The data is an input of this rule, so that `--until build_env` does
 # all the work that needs a network.
 rule build_env:

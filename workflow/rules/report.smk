@@ -1,4 +1,4 @@
-# in:  the outputs of a sweep and its record
+# in:  the outputs and the record of a sweep
 # out: results/<sweep>/report.html, which is a page that needs no network; results/<sweep>/figures/, which contains the figures of the page as SVG and CSV;
 #      results/<sweep>/optuna.journal; and results/comparison.html
 

@@ -53,7 +53,7 @@ class SessionHeader:
     search_space: dict[str, Any] = field(default_factory=dict)  # the key `search_space` of the sweep's config
     search_algorithm: Named = field(default_factory=lambda: Named("random"))
     scheduler: Named = field(default_factory=lambda: Named("none"))
-    dataset: str | None = None  # None: the trainable loads its data without the workflow
+    dataset: str | None = None  # None: the trainable loads data without the workflow
     model: str | None = None
     trainable: str | None = None
     optimizer: str | None = None

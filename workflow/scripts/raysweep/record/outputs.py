@@ -29,7 +29,7 @@ NOT_KEPT = (
 
 
 def write_trials(path: Path, sweep: Sweep, metric: str, mode: Mode) -> None:
-    """Write a CSV file with one row for each trial, in the order of the trial ids. Lists and booleans of a configuration are written as JSON."""
+    """Write a CSV file with one row for each trial, in the order of the trial ids. Lists, maps and booleans are written as JSON."""
     trials = sorted(sweep.trials.values(), key=lambda trial: trial.trial_id)
     keys = list(dict.fromkeys(key for trial in trials for key in flattened(trial.config)))
     with written_aside(path) as stream:

@@ -81,7 +81,7 @@ class Candidate:
         return max(finite, key=lambda r: (sign * r.metrics[metric], -r.epoch))
 
     def counted(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
-        """Return the best report, or None where the candidate cannot win because it has failed or no report counts."""
+        """Return the best report, or None where the candidate has failed or has no report that counts."""
         return None if self.status == "ERROR" else self.best(metric, mode, constraint)
 
     def rank(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> tuple[float, str]:

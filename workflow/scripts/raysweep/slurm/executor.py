@@ -45,7 +45,7 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
         """Cancel all jobs in Slurm.
 
         While Snakemake queries the states of its jobs, Snakemake's list of active jobs is empty. Without the stored jobs, a Ctrl-C during a query would
-        cancel no job, and the jobs would run up to their time limit. `scancel` ignores jobs that have already ended.
+        cancel no job, and the jobs would run until Slurm's time limit. `scancel` ignores jobs that have already ended.
         """
         jobs = {job.external_jobid: job for job in (*self.jobs_asked_about, *active_jobs)}
         super().cancel_jobs(list(jobs.values()))

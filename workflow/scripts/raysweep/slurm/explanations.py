@@ -116,7 +116,7 @@ def _not_submitted(job: RuleJob, snakemake_log: str) -> str:
 
 
 def _refused(job: RuleJob, note: RefusalNote) -> str:
-    """Return the explanation for a job that `sbatch` refused, or that this workflow refused before it called `sbatch`."""
+    """Return the explanation for a job that `sbatch` refused, or that this workflow refused before the call of `sbatch`."""
     lines = (re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", line) for line in note.refused.splitlines())
     reason = "; ".join(lines)
     return reason if note.by_us else f"{job.name}: Slurm refused the job: {reason}. {job.advice_for(reason)}"

@@ -147,7 +147,7 @@ class PreviousRun:
                 f"A Snakemake is at work in this folder: process {self.pid} on {self.host}. If it is not there any more:"
                 " `snakemake --unlock`, then the same command again."
             )
-        # After the kill of a Snakemake, its jobs on this machine can go on. Two drivers must not write to one record at the same time.
+        # The jobs of a killed Snakemake on this machine can go on, and two drivers must not write to one record at the same time.
         if pids := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self.is_environment(path)]:
             return (
                 f"A Snakemake that was killed has left processes at work in this folder: {' '.join(pids)}. Wait for their end, or end them"

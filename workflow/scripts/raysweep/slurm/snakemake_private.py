@@ -9,7 +9,7 @@ import this module.
 | `ExecutorPluginRegistry().plugins[…].executor` | Snakemake finds plugins by the name of their package. A subclass in another package needs this attribute. |
 | `snakemake.workflow.JobScheduler` | `Workflow.execute` reads the scheduler's class from this name. No setting selects another class. |
 | `utils.format_cli_value` | Snakemake formats each word of a job's command line with this function. An executor cannot override all these words. |
-| attributes of `workflow` and of its jobs | A Snakefile has no other way to find out whether it is a module, which jobs will run, and which jobs failed. |
+| attributes of `workflow` and of its jobs | A Snakefile has no other way to learn whether the Snakefile is a module, which jobs will run, and which failed. |
 """
 
 from __future__ import annotations

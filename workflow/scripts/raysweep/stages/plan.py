@@ -53,7 +53,7 @@ class Plan:
     num_trials: int
     trials_left: int  # number of trials that are not finished yet
     at_a_time: int  # number of trials that run at the same time
-    waves: int  # number of trials that run one after the other in the same place
+    waves: int  # number of groups of `at_a_time` trials, when one group runs after the other
     measures_gpu: bool  # whether the sweep measures the GPU memory of the first trial to decide how many trials share a GPU
     nodes: tuple[NodeSize, ...]
     speed: Speed

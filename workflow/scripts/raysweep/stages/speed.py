@@ -60,7 +60,7 @@ class Work:
     stage: Stage
     identity: str
     allocation: Allocation
-    recorded: Sweep  # sweep as its record describes it; an empty sweep where the sweep would start anew
+    recorded: Sweep  # sweep from the record; an empty sweep where the next run would start the sweep anew
     left: int  # number of trials that are left
     capacity: int  # number of trials that run on the nodes at the same time
     needs_gpu: bool  # whether a trial uses a GPU
@@ -73,7 +73,7 @@ class Work:
 def predicted_row_s(times: Sequence[tuple[int, float]], batch_size: int) -> float:
     """Return the predicted time in seconds for one row of the data at `batch_size`, from measured pairs of batch size and time for one row.
 
-    Between measured batch sizes the time is linear in 1 / batch size, because each step takes a fixed time in addition to the time for its rows.
+    Between measured batch sizes the time is linear in 1 / batch size, because each step takes a fixed time in addition to the time for the rows.
     """
     by_size: dict[int, list[float]] = {}
     for size, row_s in times:

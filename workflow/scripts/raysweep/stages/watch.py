@@ -23,7 +23,7 @@ from raysweep.config.space import flattened
 from raysweep.record.file import read_sweep
 from raysweep.record.trials import Sweep, Trial
 
-INTERVAL_S = 1.0  # time in seconds between two looks at the record
+INTERVAL_S = 1.0  # time in seconds between two readings of the record
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
 NODE_WIDTH = 12  # width of the column with the name of the node, in characters
 QUIET_S = 300.0  # age in seconds of the record's last event from which the view warns that the driver may have died
