@@ -1,8 +1,8 @@
-"""Reads CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html) without running code from its files, and says where it is published.
+"""Reads CIFAR-10's "python version" (https://www.cs.toronto.edu/~kriz/cifar.html) without running code from the files of the data set.
 
-The files are pickles, and loading a pickle can run any code. The unpickler of this module allows only the names that numpy's arrays need. It replaces
-the object behind each of these names by a stand-in class, because numpy's own functions would read memory outside the array for a forged dtype. A
-header or a pickle claims sizes. This module compares a claimed size with the largest size in CIFAR-10's format before it allocates memory.
+The files are pickles, and loading a pickle can run any code. The unpickler of this module allows only the names that numpy's arrays need. For each of
+these names the unpickler uses a stand-in, because numpy's functions would read memory outside the array for a forged dtype. A header or a pickle may
+claim a false size. This module compares a claimed size with the largest size in CIFAR-10's format before memory of this size is allocated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LAYOUT = f"CIFAR-10's python version has {', '.join(FILE_MD5)}."
 IMAGE_SHAPE = (3, 32, 32)
 NUM_CLASSES = 10
 MAX_FILE_BYTES = 256 * 2**20  # A published batch has 31 MB. A file that claims to be larger than this limit is not read.
-# Largest size of the unpacked archive. It is the limit of all files plus the limit of one more file for the other members.
+# Largest size of the unpacked archive in bytes. This size is enough for all files of the data set and for one more file, which covers other members.
 MAX_ARCHIVE_BYTES = (len(FILE_MD5) + 1) * MAX_FILE_BYTES
 READ_BYTES = 2**20  # Largest number of bytes that one call reads. The header of a member, with a long name, is never larger.
 MAX_REASON_CHARACTERS = 200  # Largest length of an error's text in a message, because a damaged pickle can make this text very long.

@@ -1,4 +1,4 @@
-"""Downloads an archive in chunks, verifies its checksum, and keeps the archive for the next run."""
+"""Downloads an archive in chunks, verifies the archive's checksum, and keeps the archive for the next run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Checksum(NamedTuple):
         return f"{self.algorithm}:{self.digest}"
 
     def new_hash(self) -> _Hash:
-        """Return a new hash object of the algorithm. It is marked as not used for security, because a system in FIPS mode otherwise forbids MD5."""
+        """Return a new hash object of the algorithm. The object is marked as not used for security, because FIPS mode otherwise forbids MD5."""
         return hashlib.new(self.algorithm, usedforsecurity=False)
 
     def digest_of(self, path: Path) -> str:

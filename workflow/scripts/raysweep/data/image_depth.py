@@ -20,7 +20,7 @@ from raysweep.common.errors import WorldError
 logger = logging.getLogger("raysweep")
 
 SHADES = 256  # number of values of an 8-bit pixel
-# The scale normally removes the lowest bits. If the data set would then use fewer shades than this number, its range low…high is scaled to 0…255 instead.
+# The scale normally removes the lowest bits. If the data set would then use fewer shades than this number, the range of its values is mapped to 0…255.
 MIN_SHADES = 64
 # An image whose highest value is below this number of the 256 shades is nearly black. Pillow reads only the high bytes of colours of 16 bits.
 MIN_HIGH_BYTES = 16

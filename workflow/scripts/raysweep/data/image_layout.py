@@ -1,4 +1,4 @@
-"""Finds out the layout of a folder of images, that is, which folders in it are splits, which are classes, and which files are images.
+"""Determines which folders in a folder of images are splits, which folders are classes, and which files are images.
 
     <folder>/train/<class>/*.png …    and    <folder>/test/<class>/*.png …
     <folder>/<class>/*.png …          from these images the test split is sampled
@@ -55,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Describes a folder by the images directly in it, the names of the other files in it, and the folders in it that are not hidden."""
+    """Describes a folder. `images` and `other_files` are directly in the folder. `folders` contains the folders in it that are not hidden."""
 
     path: Path
     images: tuple[Path, ...]
@@ -66,7 +66,8 @@ class _Folder:
     def is_nested(self) -> bool:
         """Return whether the images of this folder lie in folders inside it.
 
-        The answer is yes where at least two folders inside it contain images, or where one does and no image lies directly in this folder.
+        This is true where at least two inner folders contain images. It is also true where exactly one inner folder contains images and no image lies
+        directly in this folder.
         """
         num_folders = sum(1 for folder in self.folders if folder.num_images)
         return num_folders > 1 or (num_folders == 1 and not self.images)

@@ -51,8 +51,8 @@ def set_rows_aside(
 ) -> tuple[Arrays, Arrays]:
     """Divide the rows of `arrays` into two splits, and return the first split and the second split. `names` are the names of the two splits.
 
-    The second split receives about `fraction` of the rows. Whatever the fraction is, it receives at least one row of each class, and the first split
-    keeps at least `num_kept` rows of each class. So each class needs at least `num_kept` + 1 rows. Raises ConfigError, whose message begins with
+    The second split receives about `fraction` of the rows. For every fraction, the second split receives at least one row of each class, and the first
+    split keeps at least `num_kept` rows of each class. So each class needs at least `num_kept` + 1 rows. Raises ConfigError, whose message begins with
     `config_key`, where the fraction alone would leave one of the two splits empty.
     """
     images, labels = arrays

@@ -1,4 +1,4 @@
-"""Stages a data set, that is, fetches or generates it, verifies and splits it, and writes its arrays, which the trials map into memory.
+"""Stages a data set. Staging fetches or generates the data set, verifies and splits the data set, and writes arrays, which trials map into memory.
 
     <data_dir>/{train,validation,test}/images.npy     uint8 [n, 3, height, width]
     <data_dir>/{train,validation,test}/labels.npy     int64 [n]

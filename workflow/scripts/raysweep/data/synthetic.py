@@ -17,7 +17,7 @@ SEED = 1
 SIZE = 32  # side of an image in pixels
 GRID = 4  # number of points of a coarse texture along a side
 SHIFTS = 12  # number of different shifts in each direction, from 0 to 11 pixels
-BLOCK = 1_000  # number of images that are made at the same time; it is small to keep the memory low
+BLOCK = 1_000  # number of images that are made at the same time, which is small to limit the use of memory
 
 
 def _draw(bits: np.random.PCG64, upper: int, *shape: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Packs the virtualenv into one file, so that each node gets exactly the virtualenv that was built and checked on a machine with network.
+"""Packs the virtualenv into one file, so that each node gets exactly the virtualenv that was built and checked on a machine with network access.
 
     resources/env/<key>/env.tar     the virtualenv between two copies of its record
 
@@ -144,7 +144,10 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Unpack `archive` to `folder`/venv. Raises WorldError where the disk is too small or not allowed to run programs, or the archive is incomplete."""
+    """Unpack `archive` to `folder`/venv.
+
+    Raises WorldError where the disk is too small or is mounted with the option noexec, or where the archive is not complete.
+    """
     started = time.monotonic()
     needed_gb = archive.stat().st_size * UNPACKED_TO_PACKED / 1e9
     free_gb = shutil.disk_usage(folder).free / 1e9

@@ -1,7 +1,7 @@
-"""Gives a process a temporary name for a file or a folder. The process makes the file under that name, and then renames it to its final name.
+"""Gives a process a temporary name for a file or a folder. The process makes the file under the temporary name and then renames the file.
 
-Two processes may make the same file at the same time, because each process uses another temporary name. The processes need no lock. Some file
-systems of clusters ignore locks.
+Two processes may make one file at the same time, because the two processes use different temporary names. So the processes need no lock, which some
+file systems of clusters do not support.
 """
 
 from __future__ import annotations

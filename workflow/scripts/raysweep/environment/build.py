@@ -1,4 +1,4 @@
-"""Builds the environment in which trials run with uv from a requirements file and its lock, checks the environment, and writes its record.
+"""Uses uv to build the environment for trials from a requirements file and a lock, checks the environment, and writes the environment's record.
 
     resources/env/<key>/env.yaml        the record of the environment; exists only when the whole environment works
     resources/env/<key>/venv/           the virtualenv, unless `wheels: none`
@@ -103,8 +103,8 @@ def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Envi
         built = describe_environment(spec, python, base)
         next_step = "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend"
         check_imports(built, modules_to_try(spec.requirements), next_step)
-        # This record lies inside the virtualenv and is renamed with it, so the record always describes this virtualenv. The record contains the path
-        # and the time of the build, so it differs from the record of every other build.
+        # This record lies inside the virtualenv and is renamed with the virtualenv, so the record always describes this virtualenv. The record contains
+        # the path and the time of the build, so no two builds have equal records.
         write_yaml(aside / VENV_MANIFEST, built.to_record() | {"built_ns": time.time_ns()})
         environment = _publish(aside, built, env_dir, base)
     logger.info("Environment: Python %s, %d packages, built in %.0f s", base.version, len(built.packages), time.monotonic() - started)

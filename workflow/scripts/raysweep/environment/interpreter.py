@@ -57,7 +57,10 @@ class Interpreter:
 
 
 def find_python(spec: EnvironmentSpec) -> Interpreter:
-    """Return the Python that the name `env.python` starts after the modules are loaded. Raises ConfigError where this Python does not run or is too old."""
+    """Return the Python interpreter that `env.python` names after the modules are loaded.
+
+    Raises ConfigError where this interpreter does not run or is too old.
+    """
     minimum = ".".join(map(str, MINIMUM_PYTHON))
     try:
         run = run_captured(with_modules(spec.modules, in_container(spec.container, [spec.python, "-c", DESCRIBE_PYTHON])))

@@ -79,7 +79,7 @@ def _missing_file(path: Path, requirements: Path) -> ConfigError:
 
 
 def requirements_files(path: Path) -> list[Path]:
-    """Return the path of a requirements file and the paths of all files that it includes with `-r`."""
+    """Return the path of a requirements file and the paths of all files that this file includes with `-r`."""
     files = [path]
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -89,7 +89,7 @@ def requirements_files(path: Path) -> list[Path]:
 
 
 def parse_requirements(path: Path) -> list[Requirement]:
-    """Return the requirements of a file and of the files that it includes.
+    """Return the requirements of the file `path` and of the files that this file includes.
 
     Requirements whose markers exclude this machine are left out. Raises ConfigError for a line that is not a requirement.
     """

@@ -207,7 +207,7 @@ def _run_uv(arguments: Sequence[str], modules: Sequence[str] = (), **variables: 
 
 
 def _check(run: subprocess.CompletedProcess[str], failure: str, *, is_about_torch_index: bool = False) -> subprocess.CompletedProcess[str]:
-    """Return `run`, a run of uv, where it succeeded. Raises an error of one line where the run failed.
+    """Return `run`, which is a run of uv, where the run succeeded. Raises an error of one line where the run failed.
 
     WorldError is raised for a full disk or a network failure. ConfigError, which is `failure` with uv's reason, is raised for all other failures.
     `is_about_torch_index` says that the run used torch's package index. A network failure of such a run also begins with `failure`, because

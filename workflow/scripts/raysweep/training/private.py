@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# The base class of all batch normalisation layers, also of those in other libraries. Each public class, such as nn.BatchNorm2d, is only one subclass.
+# The base class of all batch normalisation layers, including the layers of other libraries. PyTorch has no public class that is a base of all these layers.
 BatchNormBase = _BatchNorm
 
 # torch.compile is public and raises an error for an unknown option, but the names of the options belong to Inductor (torch/_inductor/config.py).
@@ -16,7 +16,7 @@ COMPILER_OPTIONS = {
     # Where this option is true, Inductor uses the memory format "channels last", in which a stack's pooling and the operations around the pooling are not
     # vectorised. Setting the option to False reduced the time for an image of the reference job from 113 to 94 µs.
     "layout_optimization": False,
-    # Where this option is not set, Inductor tests the compiler on each instruction set of the CPU, which takes 4 s of 20 s of compilation.
+    # Where this option is not set, Inductor tests the compiler on each instruction set of the CPU, which takes 4 s of the 20 s for compiling a step.
     "cpp.vec_isa_ok": True,
 }
 THREADS_OPTION = "compile_threads"

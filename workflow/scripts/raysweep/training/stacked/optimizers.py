@@ -16,7 +16,7 @@ class OptimizerForm(NamedTuple):
 
     optimizer: str  # name of the optimiser: sgd, adam or adamw
     has_momentum: bool  # whether the momentum of SGD is computed
-    decays: bool  # whether the weight decay is computed; AdamW always computes it
+    decays: bool  # whether the weight decay is computed; for AdamW the weight decay is always computed
 
     @classmethod
     def of(cls, trainers: Sequence[Trainer]) -> OptimizerForm:
@@ -33,7 +33,7 @@ class OptimizerForm(NamedTuple):
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """Return the keys of the tensors that the optimiser stores for each parameter. These keys are equal to the keys in its state_dict()."""
+        """Return the keys of the tensors that the optimiser stores for each parameter. These keys also occur in the optimiser's state_dict()."""
         if self.optimizer == "sgd":
             return ("momentum_buffer",) if self.has_momentum else ()
         return ("exp_avg", "exp_avg_sq")

@@ -14,9 +14,10 @@ class StepPlan(NamedTuple):
 
     # Indices of the rows in the data, int64 [steps, members, size], or [steps, size] where all members use the same rows.
     rows: torch.Tensor
-    # Weight of each row in the gradient of a member, [steps, members, size]. The weight is 1 / (number of rows of the batch), and 0 for a filler row.
+    # Weight of each row in the gradient of a member, [steps, members, size]. The weight is 1 / (number of rows of the batch). The weight of a filler row,
+    # which only completes a micro-batch, is 0.
     weights: torch.Tensor
-    # Whether the batch of a member is complete after a step, bool [steps, members]. Only then the member's weights change.
+    # Whether the batch of a member is complete after a step, bool [steps, members]. Only then the gate is open and the member's weights change.
     gates: torch.Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StepPlan:

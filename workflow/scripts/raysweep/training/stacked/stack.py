@@ -16,8 +16,8 @@ from raysweep.training.trainer import Trainer
 class Stack:
     """Combines trainers into one StackState for one epoch. `unstack` writes the state back to the trainers.
 
-    The stack has at least `filled_to` members, because a compiled step accepts only one number of members. Copies of the first trainer, whose weights
-    never change, complete the number.
+    The stack has at least `filled_to` members, because a compiled step accepts only one number of members. Filler members, which are copies of the first
+    trainer and never change, complete this number.
     """
 
     def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: OptimizerForm | None = None) -> None:

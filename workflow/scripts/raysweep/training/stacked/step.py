@@ -21,7 +21,8 @@ class MicroBatch(NamedTuple):
     images: torch.Tensor  # normalised images, [members, size, …], or [size, …] where all members use the same rows
     labels: torch.Tensor  # labels, int64 [members, size], or [size] where all members use the same rows
     weights: torch.Tensor  # weights of the rows, [members, size], see StepPlan
-    gate: torch.Tensor  # float [members]; the gate is 1 where the member's batch is complete after this step, else 0
+    # Gate of each member, float [members]. The gate is 1 (open) where the member's batch is complete after this step, else 0 (closed).
+    gate: torch.Tensor
 
 
 class StackStep:
@@ -53,7 +54,7 @@ class StackStep:
         state.sums.copy_(gradients * (1 - batch.gate)[:, None])
 
     def run_eager(self, state: StackState, batch: MicroBatch, is_any_open: bool, are_all_open: bool) -> None:
-        """Run the step of `run_masked`, but omit the operations that are not needed where no gate is open or where all gates are open."""
+        """Run the same step as `run_masked`, but omit the operations that are not needed where no gate is open or where all gates are open."""
         gradients, losses = self.gradients(state.params, state.buffers, batch.images, batch.labels, batch.weights)
         state.losses.add_(losses)
         if state.has_sums:

@@ -42,8 +42,8 @@ def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, lab
 def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, micro_batch_size: int) -> int:
     """Return an estimate of the memory of one member of a stack, in bytes.
 
-    The estimate includes the member's weights, gradients, sums of gradients and optimiser states, both in the trainer and in the stack. It also includes
-    the tensors that a step or an evaluation stores for computing the gradient, and an equal amount for the tensors of the gradient computation.
+    The estimate includes the member's weights, gradients, sums of gradients and optimiser states, both in the trainer and in the stack. The estimate also
+    includes the tensors that a step or an evaluation stores for the gradient, and an equal amount for the tensors that the gradient computation makes.
     """
     kept: dict[int, int] = {}
 

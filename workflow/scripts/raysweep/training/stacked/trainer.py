@@ -44,8 +44,8 @@ class StackedTrainer:
     """Trains and evaluates trainers together, in micro-batches of one size. Each epoch may have different trainers.
 
     All trainers must have models of one form (equal arguments of the constructor), optimisers of one class, and the same order of the data in the same
-    epoch. All other properties may differ. The results of a trainer do not depend on the other trainers of its stack. On one CPU the results are equal to
-    the last bit.
+    epoch. All other properties may differ. The results of a trainer do not depend on the other trainers of the stack. On one CPU not even the last bit of
+    a result depends on the other trainers.
     """
 
     def __init__(self, settings: StackSettings) -> None:

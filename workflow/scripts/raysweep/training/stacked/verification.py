@@ -71,9 +71,8 @@ def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, la
         return "the model draws random numbers in training, such as for dropout"
     if any(not torch.equal(buffer, buffers_before[name]) for name, buffer in trainers[0].model.named_buffers()):
         return "the model changes its buffers in training, as batch normalisation does"
-    if has_batch_norm(
-        trainers[0].model
-    ):  # Batch normalisation without running statistics changes no buffers, so the check above does not find it.
+    # The check of the buffers does not find batch normalisation without running statistics, because such a layer has no buffers.
+    if has_batch_norm(trainers[0].model):
         return "the model has batch normalisation, in which each row of a batch depends on the others"
     return None
 
@@ -83,8 +82,8 @@ def prepare(
 ) -> StackedTrainer | str:
     """Return a stacked trainer whose step is compiled on a CPU, or captured on a GPU, for stacks with the number of members in `trainers`.
 
-    Returns the reason as text where the step cannot be compiled or captured, or where its weights differ from those of the eager step. The trainers do
-    not change. The compiler uses at most `threads` threads.
+    Returns the reason as text where the step cannot be compiled or captured, or where the faster step and the eager step give different weights. The
+    trainers do not change. The compiler uses at most `threads` threads.
     """
     # The number of rows is small, because with a large learning rate rounding differences grow with every step.
     rows = 2 * max(trainer.batch_size for trainer in trainers)
