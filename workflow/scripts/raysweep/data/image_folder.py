@@ -30,9 +30,8 @@ def read(folder: Path, size: int) -> tuple[dict[str, tuple[np.ndarray, np.ndarra
     """
     layout = read_layout(folder)
     paths = [path for files_of_class in layout.parts.values() for files in files_of_class.values() for path in files]
-    with ThreadPoolExecutor(
-        usable_cpus()
-    ) as pool:  # Threads run in parallel here, because Pillow releases Python's global lock while it decodes.
+    # The threads run in parallel, because Pillow releases Python's global interpreter lock while Pillow decodes an image.
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         scale = choose_scale(folder, dict(zip(paths, pool.map(_read_range, paths), strict=True)))
         parts = {part: _read_part(files_of_class, size, scale, pool) for part, files_of_class in layout.parts.items()}
     return parts, layout.classes

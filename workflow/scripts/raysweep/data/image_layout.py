@@ -32,13 +32,8 @@ WORDS_OF_SPLITS = {
     "validation": {"val", "valid", "validation", "valset", "dev"},
 }
 FOLD = re.compile(r"(k?[-_ ]?fold|split)[-_ ]?\d+")
-UNREADABLE = {
-    "BUFR",
-    "GRIB",
-    "HDF5",
-    "MPEG",
-    "WMF",
-}  # Pillow recognises these file formats, but reads their pixels only with libraries that are not part of Pillow.
+# Pillow recognises these file formats, but reads the pixels of such files only with libraries that are not part of Pillow.
+UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ COMPILER_OPTIONS = {
 }
 THREADS_OPTION = "compile_threads"
 
-DATA_DEPENDENT = (
-    "data-dependent control flow"  # vmap raises a plain RuntimeError with these words where Python code reads a tensor's value.
-)
+# vmap raises a plain RuntimeError with these words where Python code reads a tensor's value.
+DATA_DEPENDENT = "data-dependent control flow"
 # batch_norm raises a plain ValueError with these words where a channel has only one value.
 ONE_VALUE = "Expected more than 1 value per channel when training"
 BACKEND_PREFIX_ENDING = " raised:"  # torch.compile puts the line "backend='inductor' raised:" before the compiler's error.

@@ -30,9 +30,8 @@ class CapturedStep:
     """
 
     def __init__(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.max_steps = 2 * len(
-            plan.rows
-        )  # The factor 2 leaves space for later members, whose batch sizes may need more steps than `plan` has.
+        # The factor 2 leaves space for later members, whose batch sizes may need more steps than `plan` has.
+        self.max_steps = 2 * len(plan.rows)
         self.state = state.clone()
         self.rows, self.weights = (tensor.new_zeros(self.max_steps, *tensor.shape[1:]) for tensor in (plan.rows, plan.weights))
         self.gates = plan.weights.new_zeros(self.max_steps, *plan.gates.shape[1:])
