@@ -187,7 +187,7 @@ def test_a_librarys_searcher_stays_within_the_space_and_learns(tmp_path: Path, n
         asked.end(index, config["lr"] if index else None)
         if index == 3:
             asked.go_on()
-    assert asked.sampler.told == {f"{index:05d}" for index in range(6)}
+    assert asked.sampler.reported == {f"{index:05d}" for index in range(6)}
 
 
 @pytest.mark.parametrize("name", [OPTUNA, HYPEROPT])

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from raysweep.common.errors import ConfigError, run_entry_point
-from raysweep.common.files import flush_folder
+from raysweep.common.files import flush_path
 from raysweep.config.schema import PATH_TO_SCHEMA, load_schema
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -53,7 +53,7 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
             path.write_text(text, encoding="utf-8")
         if (new / DATA_SCRIPT).exists():
             runpy.run_path(str(new / DATA_SCRIPT), run_name="__main__")
-        flush_folder(new)
+        flush_path(new)
         new.rename(folder)
     return folder
 

@@ -63,10 +63,10 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush `folder`, the parent of `folder`, and all files and folders below `folder` to the disk, so that names and contents survive a crash."""
-    for path in (*folder.rglob("*"), folder, folder.parent):
-        handle = os.open(path, os.O_RDONLY)
+def flush_path(path: Path) -> None:
+    """Flush the file or folder `path`, the parent of `path`, and everything below `path` to the disk, so that names and contents survive a crash."""
+    for entry in (*path.rglob("*"), path, path.parent):
+        handle = os.open(entry, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -79,7 +79,7 @@ def replace_directory(source: Path, target: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         shutil.copytree(source, aside / target.name)
-        flush_folder(aside / target.name)
+        flush_path(aside / target.name)
         if target.exists():
             shutil.rmtree(target)
         os.replace(aside / target.name, target)

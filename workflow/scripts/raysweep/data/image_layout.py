@@ -185,14 +185,14 @@ def _splits_of(root: _Folder) -> dict[str, _Folder]:
     because a folder named freight_train may be a class.
     """
     nested = [folder for folder in root.folders if folder.is_nested]
-    found = [(split, folder) for folder in nested if (split := _split_in_name(folder.path.name, is_exact=True))]
+    candidates = [(split, folder) for folder in nested if (split := _split_in_name(folder.path.name, is_exact=True))]
     by_word = [(split, folder) for folder in nested if (split := _split_in_name(folder.path.name, is_exact=False))]
     train_classes = [_unwrapped(folder).names_of_folders for split, folder in by_word if split == "train"]
     shared = [split for split, folder in by_word if any(_unwrapped(folder).names_of_folders & classes for classes in train_classes)]
-    if found or len(set(shared)) > 1:
-        found = by_word
+    if candidates or len(set(shared)) > 1:
+        candidates = by_word
     splits: dict[str, _Folder] = {}
-    for split, folder in found:
+    for split, folder in candidates:
         if split in splits:
             raise WorldError(
                 f"{root.path}: {splits[split].path.name} and {folder.path.name} both look like the {split} split. Keep one of them: {LAYOUT}"

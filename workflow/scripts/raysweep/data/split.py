@@ -71,15 +71,6 @@ def set_rows_aside(
     return (images[~aside], labels[~aside]), (images[aside], labels[aside])
 
 
-def rows_set_aside(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return a mask, bool [n], of the rows that are sampled for the validation split or the test split.
-
-    The number of sampled rows is `fraction` of all rows, rounded. The number for each class is as near to `fraction` of the class as this total allows.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    return _choose(labels, classes, _apportion(counts, fraction), seed)
-
-
 def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:
     """Return the number of rows to sample from each class, int64 [classes]. `counts` contains the number of rows of each class."""
     exact = counts * fraction

@@ -16,7 +16,7 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raysweep.common.files import flush_folder
+from raysweep.common.files import flush_path
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
 from raysweep.record.events import ScheduleStep
@@ -85,7 +85,7 @@ def _copy_checkpoint(checkpoint: Path, trial_dir: Path) -> Path:
         shutil.rmtree(old)
     number = int(earlier[-1].name.rpartition("_")[2]) + 1 if earlier else 0
     folder: Path = shutil.copytree(checkpoint, trial_dir / f"{COPY_PREFIX}{number:06d}")
-    flush_folder(folder)
+    flush_path(folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.utils import flatten_dict
 
-from raysweep.common.files import flush_folder
+from raysweep.common.files import flush_path
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
@@ -115,7 +115,7 @@ class RecordCallback(Callback):
         def write() -> None:
             path = Path(checkpoint.path).relative_to(self.record.path.parent)
             epoch = trial.last_result["training_iteration"]
-            flush_folder(Path(checkpoint.path))  # a power loss must not leave an incomplete checkpoint in the record
+            flush_path(Path(checkpoint.path))  # a power loss must not leave an incomplete checkpoint in the record
             self.record.write("checkpoint", trial=trial.trial_id, epoch=epoch, path=str(path))
             self.parts.retention.note_checkpoint(self._recorded(trial))
 

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import uuid
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from raysweep.common.errors import ConfigError, RaysweepError
+from raysweep.common.files import flush_path, written_aside
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
@@ -71,19 +71,19 @@ class TuneSampler:
         )
         self.state = state_dir / f"searcher-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
         self.asked: set[str] = set()
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self.elsewhere: set[str] = set()  # ids of the configurations that the searcher did not propose
         self.saved: tuple[int, int] | None = None  # number of proposals and number of results in the last saved state
         try:
             self._restore()
         except Exception as error:  # a power loss has damaged the file, or the class has changed
             logger.warning("%s cannot read the state that it saved (%s: %s): it learns anew.", name, type(error).__name__, error)
-            self.searcher, self.asked, self.told = make(), set(), set()
+            self.searcher, self.asked, self.reported = make(), set(), set()
         forgotten = 0
         for trial in recorded.candidates:
             if trial.trial_id not in self.asked:
                 self.elsewhere.add(trial.trial_id)
-            if trial.finished and trial.trial_id not in self.told:
+            if trial.finished and trial.trial_id not in self.reported:
                 forgotten += not self._tell(trial)
         if forgotten:
             logger.warning("%s cannot be told of %d trials that it did not propose itself: it begins to learn anew.", name, forgotten)
@@ -126,7 +126,7 @@ class TuneSampler:
     def _tell(self, trial: Candidate) -> bool:
         """Give the result of a configuration to the searcher. Return False if the searcher accepts only the searcher's own proposals."""
         best = trial.counted(self.metric, self.mode)
-        self.told.add(trial.trial_id)
+        self.reported.add(trial.trial_id)
         if trial.trial_id not in self.elsewhere:
             result = None if best is None else {self.metric: best.metrics[self.metric], "training_iteration": best.epoch}
             self.searcher.on_trial_complete(trial.trial_id, result, error=best is None)
@@ -144,20 +144,20 @@ class TuneSampler:
     def _save(self) -> None:
         """Save the searcher's state under a new name, then replace the index file, which contains the name of the state's file.
 
-        If the driver is killed during this method, the index file therefore names either the complete old state or the complete new state.
+        If the driver is killed or the power fails during this method, the index file therefore names either the complete old state or the complete new state.
         """
-        if self.saved == (len(self.asked), len(self.told)):
+        if self.saved == (len(self.asked), len(self.reported)):
             return
-        aside = self.state.with_suffix(f".{len(self.asked)}-{len(self.told)}-{uuid.uuid4().hex[:8]}")
+        aside = self.state.with_suffix(f".{len(self.asked)}-{len(self.reported)}-{uuid.uuid4().hex[:8]}")
         try:
             self.searcher.save(str(aside))
         except NotImplementedError:
             return
-        known = {"file": aside.name, "asked": sorted(self.asked), "told": sorted(self.told)}
-        new = self.state.with_suffix(".new")
-        new.write_text(json.dumps(known))
-        os.replace(new, self.state.with_suffix(".json"))
-        self.saved = len(self.asked), len(self.told)
+        known = {"file": aside.name, "asked": sorted(self.asked), "told": sorted(self.reported)}
+        flush_path(aside)
+        with written_aside(self.state.with_suffix(".json")) as stream:
+            json.dump(known, stream)
+        self.saved = len(self.asked), len(self.reported)
         for old in self.state.parent.glob(f"{self.state.name}.*-*"):
             if old != aside:
                 old.unlink()
@@ -167,8 +167,8 @@ class TuneSampler:
         if index.exists():
             known = json.loads(index.read_text())
             self.searcher.restore(str(self.state.with_name(known["file"])))
-            self.asked, self.told = set(known["asked"]), set(known["told"])
-            self.saved = len(self.asked), len(self.told)
+            self.asked, self.reported = set(known["asked"]), set(known["told"])
+            self.saved = len(self.asked), len(self.reported)
 
 
 def _domain(d: Distribution) -> Any:
