@@ -21,6 +21,7 @@ from raysweep.tune.retention import Retention
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import ListSampler
 from raysweep.tune.stopping import EndOfTrial, TrialLimits
+from records import new_record
 
 STOP: Bounds = {"loss": {"at_most": 0.1}, "score": {"at_least": 0.99}}
 
@@ -33,13 +34,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
-
-
-def new_record(folder: Path, **header: Any) -> Record:
-    """Return a record with a session."""
-    record = Record(folder / "record.jsonl")
-    record.write("session", sweep=header, host="h", pid=1, nodes=[])
-    return record
 
 
 def begin(record: Record, trial_id: str, gpus: float = 0) -> Any:

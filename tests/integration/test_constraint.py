@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from raysweep.record.file import Record
 from sweeping import Project, sweep_of
 
 # Better with each epoch, and larger; one is never small enough.
@@ -25,26 +23,6 @@ def growing(config):
 def sweep(constraint: dict[str, Any]) -> dict[str, object]:
     space = {"x": {"grid": [1, 2]}, "size": 10}
     return sweep_of("growing", search_space=space, max_epochs=4, constraint=constraint)
-
-
-def test_only_reports_within_it_count(tmp_path: Path) -> None:
-    with Record(tmp_path / "record.jsonl") as record:
-        record.write("session", sweep={"constraint": {"size": {"at_most": 2}, "speed": {"at_least": 1}}}, host="h", pid=1, nodes=[])
-        record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={})
-        record.write("start", trial="00000", node="n", from_epoch=0)
-        for epoch, (size, speed) in enumerate(((1, 1), (2, 1), (2, 0.5), (3, 9)), start=1):
-            record.write("result", trial="00000", epoch=epoch, metrics={"score": epoch, "size": size, "speed": speed}, time_s=1.0, node="n")
-        trial = record.sweep.trials["00000"]
-        best = trial.best("score", "max")
-        assert best is not None
-        assert best.epoch == 2
-        record.sweep.set_constraint({"unknown": {"at_most": 2}})  # what is not reported fulfils nothing
-        assert trial.best("score", "max") is None
-        assert trial.has_reported("score")
-        record.sweep.set_constraint({})
-        best = trial.best("score", "max")
-        assert best is not None
-        assert best.epoch == 4
 
 
 def test_where_none_was_within_it_the_best_model_is_kept_for_another_constraint(project: Project) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from raysweep.record.file import Record
 from sweeping import TRAINABLES, Project, sweep_of
 
 # The first trial of 0.5 is the best of all, and the second the worst.
@@ -21,59 +18,6 @@ def uneven(config):
             value = 0.1
     climb({"x": value})
 """
-
-
-def recorded(folder: Path, *, repeats: int = 2) -> Record:
-    record = Record(folder / "record.jsonl")
-    record.write("session", sweep={"repeats": repeats}, host="h", pid=1, nodes=[])
-    return record
-
-
-def begin(record: Record, index: int, repeat: int) -> str:
-    trial = f"{index:05d}-{repeat}"
-    record.write("trial", trial=trial, index=index, repeat=repeat, seed=10 * index + repeat, config={"x": index})
-    record.write("start", trial=trial, node="n", from_epoch=0)
-    return trial
-
-
-def report(record: Record, trial: str, *scores: float) -> None:
-    done = record.sweep.trials[trial].epochs
-    for epoch, score in enumerate(scores, start=done + 1):
-        record.write("result", trial=trial, epoch=epoch, metrics={"score": score, "other": 1.0}, time_s=float(epoch), node="n")
-
-
-def test_a_group_has_the_means_of_the_epochs_that_all_have_come_to(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first = begin(record, 0, 0)
-        report(record, first, 0.1, 0.9)
-        group = record.sweep.groups[0]
-        assert group.results == []
-        assert group.status == "RUNNING"
-        second = begin(record, 0, 1)
-        report(record, second, 0.5)
-        assert [(result.epoch, result.metrics) for result in group.results] == [(1, {"score": pytest.approx(0.3), "other": 1.0})]
-        report(record, second, 0.1, 0.2)
-        assert [result.metrics["score"] for result in group.results] == pytest.approx([0.3, 0.5])
-        record.write("finish", trial=first, status="STOPPED", error=None)
-        assert not group.finished
-        record.write("finish", trial=second, status="TERMINATED", error=None)
-        assert group.finished
-        assert group.status == "STOPPED"
-
-
-def test_the_best_is_the_best_mean_and_what_failed_with_one_seed_cannot_win(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        scores = {(0, 0): 0.9, (0, 1): 0.1, (1, 0): 0.6, (1, 1): 0.62, (2, 0): 0.8, (2, 1): 0.8}
-        for (index, repeat), score in scores.items():
-            trial = begin(record, index, repeat)
-            report(record, trial, score)
-            status = "ERROR" if (index, repeat) == (2, 1) else "TERMINATED"
-            record.write("finish", trial=trial, status=status, error=None)
-        found = record.sweep.best_trial("score", "max")
-        assert found is not None
-        assert (found[0].trial_id, found[1].metrics["score"]) == ("00001", pytest.approx(0.61))
-        ranked = sorted(record.sweep.candidates, key=lambda one: one.rank("score", "max"))
-        assert [one.trial_id for one in ranked] == ["00001", "00000", "00002"]
 
 
 def test_one_that_raises_once_is_tried_again_and_its_configuration_goes_on(project: Project) -> None:

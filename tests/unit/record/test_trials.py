@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raysweep.common.errors import RaysweepError
-from raysweep.record.events import SessionHeader
+from raysweep.record.events import ScheduleStep, SessionHeader
+from raysweep.record.file import Record, read_sweep
 from raysweep.record.trials import Result, Sweep, Trial
+from records import begin_repeat, new_record, report_scores, two_trials
 
 TRIAL = {"trial": "00000", "index": 0, "repeat": 0, "seed": 7, "config": {"lr": 0.1, "name": "größer"}}
 START = {"trial": "00000", "node": "n1", "from_epoch": 0}
@@ -124,3 +127,84 @@ def test_a_trial_that_waits_for_others_is_to_be_run_again() -> None:
     sweep = sweep_of(("trial", TRIAL), ("start", START), ("result", result(1, 0.5)), ("pause", {"trial": "00000"}))
     assert sweep.trials["00000"].status == "PENDING"
     assert sweep.trials["00000"].epochs == 1
+
+
+def test_a_group_has_the_means_of_the_epochs_that_all_have_come_to(tmp_path: Path) -> None:
+    with new_record(tmp_path, repeats=2) as record:
+        first = begin_repeat(record, 0, 0)
+        report_scores(record, first, 0.1, 0.9)
+        group = record.sweep.groups[0]
+        assert group.results == []
+        assert group.status == "RUNNING"
+        second = begin_repeat(record, 0, 1)
+        report_scores(record, second, 0.5)
+        assert [(result.epoch, result.metrics) for result in group.results] == [(1, {"score": pytest.approx(0.3), "other": 1.0})]
+        report_scores(record, second, 0.1, 0.2)
+        assert [result.metrics["score"] for result in group.results] == pytest.approx([0.3, 0.5])
+        record.write("finish", trial=first, status="STOPPED", error=None)
+        assert not group.finished
+        record.write("finish", trial=second, status="TERMINATED", error=None)
+        assert group.finished
+        assert group.status == "STOPPED"
+
+
+def test_the_best_is_the_best_mean_and_what_failed_with_one_seed_cannot_win(tmp_path: Path) -> None:
+    with new_record(tmp_path, repeats=2) as record:
+        scores = {(0, 0): 0.9, (0, 1): 0.1, (1, 0): 0.6, (1, 1): 0.62, (2, 0): 0.8, (2, 1): 0.8}
+        for (index, repeat), score in scores.items():
+            trial = begin_repeat(record, index, repeat)
+            report_scores(record, trial, score)
+            status = "ERROR" if (index, repeat) == (2, 1) else "TERMINATED"
+            record.write("finish", trial=trial, status=status, error=None)
+        found = record.sweep.best_trial("score", "max")
+        assert found is not None
+        assert (found[0].trial_id, found[1].metrics["score"]) == ("00001", pytest.approx(0.61))
+        ranked = sorted(record.sweep.candidates, key=lambda one: one.rank("score", "max"))
+        assert [one.trial_id for one in ranked] == ["00001", "00000", "00002"]
+
+
+def test_the_record_keeps_by_which_configurations_weights_came_about(tmp_path: Path) -> None:
+    with two_trials(tmp_path) as record:
+        first, second = record.sweep.trials.values()
+        best = second.best("score", "max")
+        assert best is not None
+        assert best.epoch == 1
+        record.write("take_over", trial="00001", donor="00000", epoch=3, config={"lr": 0.5}, path="copy")
+        record.write("start", trial="00001", node="n", from_epoch=3)
+        assert second.config == {"lr": 0.5}
+        assert second.best("score", "max") is None  # what it inherited is not its own
+        assert second.epochs == 3
+        record.write("result", trial="00001", epoch=4, metrics={"score": 0.7}, time_s=4.0, node="n")
+        best = second.best("score", "max")
+        assert best is not None
+        assert best.epoch == 4
+        assert second.schedule == [ScheduleStep(0, first.config), ScheduleStep(3, {"lr": 0.5})]
+        record.write("take_over", trial="00000", donor="00001", epoch=4, config={"lr": 0.6}, path="copy of the copy")
+        assert [step.from_epoch for step in first.schedule] == [0, 3, 4]
+        again = read_sweep(record.path).trials
+        assert again["00000"].schedule == first.schedule
+        assert [again["00000"].config_at(epoch) for epoch in (0, 3, 4)] == [step.config for step in first.schedule]
+        assert again["00001"].results == second.results
+        # Where no checkpoint is left it begins as the one did from which its weights come.
+        record.write("start", trial="00000", node="n", from_epoch=0)
+        assert (first.config, first.schedule, first.results) == (again["00000"].config_at(0), [], [])
+
+
+def test_only_reports_within_it_count(tmp_path: Path) -> None:
+    with Record(tmp_path / "record.jsonl") as record:
+        record.write("session", sweep={"constraint": {"size": {"at_most": 2}, "speed": {"at_least": 1}}}, host="h", pid=1, nodes=[])
+        record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={})
+        record.write("start", trial="00000", node="n", from_epoch=0)
+        for epoch, (size, speed) in enumerate(((1, 1), (2, 1), (2, 0.5), (3, 9)), start=1):
+            record.write("result", trial="00000", epoch=epoch, metrics={"score": epoch, "size": size, "speed": speed}, time_s=1.0, node="n")
+        trial = record.sweep.trials["00000"]
+        best = trial.best("score", "max")
+        assert best is not None
+        assert best.epoch == 2
+        record.sweep.set_constraint({"unknown": {"at_most": 2}})  # what is not reported fulfils nothing
+        assert trial.best("score", "max") is None
+        assert trial.has_reported("score")
+        record.sweep.set_constraint({})
+        best = trial.best("score", "max")
+        assert best is not None
+        assert best.epoch == 4

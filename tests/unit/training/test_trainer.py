@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -326,3 +327,33 @@ def test_a_checkpoint_names_the_lazy_layers(tmp_path: Path, model: type[nn.Modul
     trainer({"lr": 0.1, "batch_size": 4}, model=model).save(tmp_path, 1)
     with safe_open(tmp_path / MODEL_FILE, "pt") as file:
         assert file.metadata() == metadata
+
+
+def test_a_training_that_is_changed_on_the_way_is_the_one_that_took_over(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 4 * 4, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layer(images.flatten(1))
+
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (40, 3, 4, 4), dtype=np.uint8))
+    labels = torch.from_numpy(generator.integers(0, 3, 40))
+    first, then = {"lr": 0.1, "momentum": 0.9, "batch_size": 4}, {"lr": 0.02, "momentum": 0.5, "batch_size": 8}
+
+    def trainer(config: dict[str, Any]) -> Trainer:
+        return Trainer(Net, config, TrainingSpec("cross_entropy", "sgd", order_seed=0), seed=1, device=torch.device("cpu"))
+
+    one = trainer(first)
+    one.train_epoch(images, labels, 1)
+    one.save(tmp_path, 1)
+    other = trainer(then)
+    assert other.load(tmp_path) == 1
+    one.change(then)
+    for each in (one, other):
+        assert each.optimizer.param_groups[0]["lr"] == 0.02
+        each.train_epoch(images, labels, 2)
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)

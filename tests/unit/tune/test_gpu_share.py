@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from raysweep.tune.gpu_share import MAX_TRIALS_PER_GPU, GpuShare
-from tune_parts import new_record, tune_trial
+from records import new_record
+from tune_parts import tune_trial
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from raysweep.tune.node_watch import LOOK_INTERVAL_S, NodeWatch
-from tune_parts import Clock, new_record
+from records import new_record
+from tune_parts import Clock
 
 
 def test_nodes_that_join_and_are_lost_are_recorded(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import ListSampler
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
 from raysweep.tune.trial import RESERVED_KEY
-from tune_parts import new_record
+from records import two_trials
 from typed import sweep_config
 
 SPACE = parse_space(
@@ -34,24 +34,6 @@ SPACE = parse_space(
 )
 SEARCHED = [key for key in SPACE if key != "fixed"]
 OPTIONS = {"perturbation_interval": 1, "quantile_fraction": 0.5, "resample_probability": 0.25}
-
-
-def two_trials(folder: Path) -> Record:
-    """Return a record of two trials: the first has come to epoch 3, where its checkpoint lies, the second to epoch 2."""
-    record = new_record(folder)
-    for index, epochs in enumerate((3, 2)):
-        trial = f"{index:05d}"
-        config = {"lr": 0.01 * (index + 1), "batch_size": 4, "net": {"width": 3, "rate": 0.5}, "noise": 1.0, "fixed": 3}
-        record.write("trial", trial=trial, index=index, repeat=0, seed=index, config=config)
-        record.write("start", trial=trial, node="n", from_epoch=0)
-        for epoch in range(1, epochs + 1):
-            score = epoch / 10 if index == 0 else 0.9 - epoch / 10
-            record.write("result", trial=trial, epoch=epoch, metrics={"score": score}, time_s=float(epoch), node="n")
-        path = folder / "tune" / trial / f"checkpoint_{epochs}"
-        path.mkdir(parents=True)
-        (path / "weights").write_text(trial)
-        record.write("checkpoint", trial=trial, epoch=epochs, path=str(path.relative_to(folder)))
-    return record
 
 
 def tune_trials(record: Record) -> list[Any]:

@@ -10,24 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raysweep.record.file import Record
 from raysweep.tune.repeats import GroupedScheduler
-from tune_parts import new_record
-
-
-def recorded(folder: Path, *, repeats: int = 2) -> Record:
-    return new_record(folder, repeats=repeats)
-
-
-def begin(record: Record, index: int, repeat: int) -> str:
-    trial = f"{index:05d}-{repeat}"
-    record.write("trial", trial=trial, index=index, repeat=repeat, seed=10 * index + repeat, config={"x": index})
-    record.write("start", trial=trial, node="n", from_epoch=0)
-    return trial
-
-
-def report(record: Record, trial: str, *scores: float) -> None:
-    done = record.sweep.trials[trial].epochs
-    for epoch, score in enumerate(scores, start=done + 1):
-        record.write("result", trial=trial, epoch=epoch, metrics={"score": score, "other": 1.0}, time_s=float(epoch), node="n")
+from records import begin_repeat, new_record, report_scores
 
 
 class NotingScheduler(TrialScheduler):
@@ -79,8 +62,8 @@ class Grouping:
 
 
 def test_a_scheduler_is_told_means_and_stops_a_configuration_as_one(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        trials = [begin(record, index, repeat) for index in (0, 1) for repeat in (0, 1)]
+    with new_record(tmp_path, repeats=2) as record:
+        trials = [begin_repeat(record, index, repeat) for index in (0, 1) for repeat in (0, 1)]
         grouping = Grouping(record)
         for trial in trials:
             grouping.add(trial)
@@ -106,8 +89,8 @@ def test_a_scheduler_is_told_means_and_stops_a_configuration_as_one(tmp_path: Pa
 
 
 def test_a_configuration_is_over_when_one_of_its_trials_failed_and_stays_so(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first, second = begin(record, 0, 0), begin(record, 0, 1)
+    with new_record(tmp_path, repeats=2) as record:
+        first, second = begin_repeat(record, 0, 0), begin_repeat(record, 0, 1)
         grouping = Grouping(record)
         grouping.add(first)
         grouping.add(second)
@@ -120,8 +103,8 @@ def test_a_configuration_is_over_when_one_of_its_trials_failed_and_stays_so(tmp_
 
 
 def test_a_failure_after_which_a_trial_is_tried_again_decides_nothing(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first, second = begin(record, 0, 0), begin(record, 0, 1)
+    with new_record(tmp_path, repeats=2) as record:
+        first, second = begin_repeat(record, 0, 0), begin_repeat(record, 0, 1)
         grouping = Grouping(record)
         grouping.add(first)
         grouping.add(second)
@@ -134,10 +117,10 @@ def test_a_failure_after_which_a_trial_is_tried_again_decides_nothing(tmp_path: 
 
 
 def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
-    with recorded(tmp_path) as record:
-        first, second = begin(record, 0, 0), begin(record, 0, 1)
-        report(record, first, 0.6, 0.7)
-        report(record, second, 0.8)
+    with new_record(tmp_path, repeats=2) as record:
+        first, second = begin_repeat(record, 0, 0), begin_repeat(record, 0, 1)
+        report_scores(record, first, 0.6, 0.7)
+        report_scores(record, second, 0.8)
         grouping = Grouping(record)
         assert grouping.result(second, 1, 0.9) == "CONTINUE"
         assert grouping.result(second, 2, 0.9) == "CONTINUE"

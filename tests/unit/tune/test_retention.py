@@ -4,7 +4,8 @@ from pathlib import Path
 
 from raysweep.record.file import Record
 from raysweep.tune.retention import Retention, find_checkpoints, keep_checkpoints, kept_path
-from tune_parts import begin, new_record, report
+from records import new_record
+from tune_parts import begin, report
 
 
 class Keeping:

@@ -10,7 +10,8 @@ from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
 from raysweep.tune.retries import MAX_FORGIVEN, RetryPolicy, cause_of, is_lost_node
-from tune_parts import Clock, begin, new_record
+from records import new_record
+from tune_parts import Clock, begin
 
 FULL_GPU = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB")
 

@@ -10,7 +10,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 from raysweep.config.space import parse_space
 from raysweep.tune.population import PBT, HandOvers
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
-from tune_parts import new_record, tune_trial
+from records import new_record
+from tune_parts import tune_trial
 from typed import sweep_config
 
 

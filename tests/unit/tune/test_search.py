@@ -20,7 +20,7 @@ from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import IndependentSampler
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
 from raysweep.tune.trial import RESERVED_KEY, TrialFacts
-from tune_parts import new_record
+from records import new_record
 
 SAMPLER = IndependentSampler(parse_space({"x": {"uniform": [0, 1]}}), 0)
 

@@ -20,7 +20,8 @@ from raysweep.tune.session import Session, end_session, finish_whole, open_sessi
 from raysweep.tune.slots.fusion import Fusion
 from raysweep.tune.slots.manager import SlotManager
 from raysweep.tune.slots.messages import EngineSetup
-from tune_parts import begin, new_record, report
+from records import new_record
+from tune_parts import begin, report
 from typed import search_job, sweep_config
 
 
