@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import textwrap
 from pathlib import Path
 
-from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.common.errors import logger, run_entry_point, set_up_logging
 from raysweep.config.model import read_config
 from raysweep.stages.plan import Planner, keep, lines_of, plan_path
 from raysweep.stages.stage import Call, Stage
 
 COLUMNS, NAME_COLUMNS = 80, 12
-logger = logging.getLogger("raysweep")
 
 
 def main() -> None:

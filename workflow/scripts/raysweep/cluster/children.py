@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import signal
 import subprocess
@@ -20,9 +19,7 @@ from typing import TypeVar
 
 import psutil
 
-from raysweep.common.errors import WorldError
-
-logger = logging.getLogger("raysweep")
+from raysweep.common.errors import WorldError, logger
 
 T = TypeVar("T")
 

@@ -8,7 +8,6 @@ this module.
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import secrets
 import subprocess
@@ -36,12 +35,10 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.children import GRACE_S, ended_by_signals
 from raysweep.cluster.job import Job
-from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.slurm.allocation import Allocation, Node
 from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
-
-logger = logging.getLogger("raysweep")
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
 # Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of the agent's children, and then GRACE_S seconds for the end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import logging
 import re
 import urllib.error
 import urllib.request
@@ -13,13 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from raysweep.common.errors import ConfigError, WorldError
+from raysweep.common.errors import ConfigError, WorldError, logger
 from raysweep.common.files import written_aside
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-logger = logging.getLogger("raysweep")
 
 DIGEST_LENGTHS = {"md5": 32, "sha256": 64}  # length of a digest in hexadecimal digits, by algorithm
 

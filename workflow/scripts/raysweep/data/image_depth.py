@@ -7,7 +7,6 @@ scale for all images keeps the images comparable.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raysweep.common.errors import WorldError
-
-logger = logging.getLogger("raysweep")
+from raysweep.common.errors import WorldError, logger
 
 SHADES = 256  # number of values of an 8-bit pixel
 # The scale normally removes the lowest bits. If the data set would then use fewer shades than this number, the range of its values is mapped to 0…255.

@@ -10,7 +10,6 @@ names of the splits as classes.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections import Counter
@@ -21,9 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from raysweep.common.errors import WorldError
-
-logger = logging.getLogger("raysweep")
+from raysweep.common.errors import WorldError, logger
 
 LAYOUT = "A folder of images has a folder for each class, or has folders `train` and `test` that do."
 WORDS_OF_SPLITS = {

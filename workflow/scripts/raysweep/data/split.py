@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from raysweep.common.errors import ConfigError
+from raysweep.common.errors import ConfigError, logger
 from raysweep.data.manifest import read_manifest
-
-logger = logging.getLogger("raysweep")
 
 SPLITS = ("train", "validation", "test")
 

@@ -10,7 +10,6 @@ The validation split is sampled from the training set. In both splits the rows k
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from raysweep.common.errors import ConfigError
+from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import sha256_of_file, write_yaml, written_aside
 from raysweep.data import cifar10, synthetic
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
 from raysweep.data.manifest import MANIFEST, DataManifest, DatasetSpec, missing_source_message
 from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
-
-logger = logging.getLogger("raysweep")
 
 IMAGE_SIZE, TEST_FRACTION = 32, 0.2  # Default side of the images in pixels, and default fraction of the test split, for a folder of images.
 # This number is added to the seed of the config to sample the test split, so that the test split and the validation split use different seeds.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
+from raysweep.common.errors import logger
 from raysweep.common.text import duration
 from raysweep.config.model import Mode
 from raysweep.record.trials import Sweep
 
-logger = logging.getLogger("raysweep")
 INTERVAL_S = 10.0
 
 

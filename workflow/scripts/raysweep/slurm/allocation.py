@@ -7,7 +7,6 @@ No other module reads the variables `SLURM_*`. Snakemake's jobstep plugin delete
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 import re
 import socket
@@ -16,14 +15,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.common.gpus import usable_gpus
 from raysweep.common.machine import NodeSize, usable_cpus
 from raysweep.config.model import AllocationConfig, SweepConfig
 from raysweep.slurm.capacity import TrialResources
 from raysweep.slurm.commands import SLURM_DEADLINE_S, field_of, hostnames, node_addresses, on_each_node, restarts_in, scontrol
 
-logger = logging.getLogger("raysweep")
 # Maps each field of SlurmVariables to the name of an environment variable.
 VARIABLES = {
     "job_id": "SLURM_JOB_ID",

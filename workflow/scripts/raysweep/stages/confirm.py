@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysweep.cluster.job import ConfirmTask
-from raysweep.common.errors import RaysweepError
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.files import write_yaml
 from raysweep.common.seeds import confirm_seeds
 from raysweep.common.typed_json import to_json
@@ -21,8 +20,6 @@ from raysweep.record.results import BestResult, Confirmation, EvaluatedOn
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import RECORD, Stage
 from raysweep.usercode.target import defined_names_of
-
-logger = logging.getLogger("raysweep")
 
 ON_TEST = "trained on all training data, evaluated on the test set"
 ON_VALIDATION = "repeated on validation, not a test result (the trainable's file defines no confirm(config, seed, epochs))"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import math
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep.cluster.job import Measurement, MeasurementInput
-from raysweep.common.errors import RaysweepError
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.space import configuration, parse_space
@@ -35,8 +34,6 @@ MEASURE_DEADLINE_S = 900  # time limit of the measurement in seconds
 START_S = 20
 # Two measurements of one configuration on one machine, with some minutes between the measurements, differ by this relative amount.
 MIN_UNCERTAINTY = 0.15
-
-logger = logging.getLogger("raysweep")
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 from raysweep.cluster.lock import Lock
+from raysweep.common.errors import logger
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.record.events import Provenance
 from raysweep.record.file import read_sweep
 from raysweep.record.outputs import write_outputs
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
-
-logger = logging.getLogger("raysweep")
 
 
 def set_aside(state_dir: Path, identity: str) -> Path:

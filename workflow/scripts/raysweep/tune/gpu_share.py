@@ -5,13 +5,10 @@ The first trial's use of memory sets the share. The share is doubled when the tr
 
 from __future__ import annotations
 
-import logging
-
 from ray.tune.experiment import Trial as TuneTrial
 
+from raysweep.common.errors import logger
 from raysweep.record.file import Record
-
-logger = logging.getLogger("raysweep")
 
 # Fraction of a GPU's memory that the trials on the GPU may use together. The rest is a reserve, because later trials may use more memory than the first trial.
 PACKED_SHARE = 0.9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,8 +12,6 @@ from ray.tune.experiment import Trial as TuneTrial
 from raysweep.common.errors import WorldError
 from raysweep.common.text import duration
 from raysweep.tune.private import actor_of
-
-logger = logging.getLogger("raysweep")
 
 # Time limit in seconds for the start of a trial while no trial runs. A worker imports torch first, which takes some minutes at most from a slow disk.
 START_DEADLINE_S = 900

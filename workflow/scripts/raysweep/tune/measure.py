@@ -5,7 +5,6 @@ The module runs in the node environment, as the trials do.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +24,6 @@ from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.fusion import Layout, engine_job, plan_fusion, reason_by_config
-
-logger = logging.getLogger("raysweep")
 
 WARM_UP_STEPS = 3
 # Minimum time of a measurement in seconds, unless all data takes less time. A shorter measurement depends too much on the clock, the cache and other processes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterable
 
@@ -12,11 +11,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.cluster.check.task_report import TaskReport, TorchReport
 from raysweep.cluster.job import CheckJob
+from raysweep.common.errors import logger
 from raysweep.common.files import written_aside
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
-
-logger = logging.getLogger("raysweep")
 
 TASK_DEADLINE_S = 120
 

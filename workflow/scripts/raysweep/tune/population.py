@@ -5,7 +5,6 @@ A take-over means that a trial continues from a checkpoint of another trial, the
 
 from __future__ import annotations
 
-import logging
 import random
 import shutil
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from raysweep.common.errors import logger
 from raysweep.common.files import flush_path
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
@@ -24,8 +24,6 @@ from raysweep.record.file import Record
 from raysweep.record.trials import Trial
 from raysweep.tune.private import PopulationScheduler, continue_from
 from raysweep.tune.trial import RESERVED_KEY
-
-logger = logging.getLogger("raysweep")
 
 # Prefix for the name of a folder with a copy of a donor's checkpoint. The folder lies beside the trial's own checkpoints.
 COPY_PREFIX = "taken_over_"

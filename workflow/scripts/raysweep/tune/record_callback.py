@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.utils import flatten_dict
 
+from raysweep.common.errors import logger
 from raysweep.common.files import flush_path
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
@@ -31,8 +31,6 @@ from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import Sampler
 from raysweep.tune.stopping import EndOfTrial
 from raysweep.tune.trial import GPU_MEMORY_MB
-
-logger = logging.getLogger("raysweep")
 
 LOCK_INTERVAL_S = 5
 

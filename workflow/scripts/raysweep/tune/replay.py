@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 
+from raysweep.common.errors import logger
 from raysweep.record.trials import Result, Sweep
 from raysweep.tune.private import add_median_result
-
-logger = logging.getLogger("raysweep")
 
 
 class RecordedStub:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 
 import ray
 from ray.tune.experiment import Trial as TuneTrial
 
-from raysweep.common.errors import is_full_disk
+from raysweep.common.errors import is_full_disk, logger
 from raysweep.record.file import Record
 from raysweep.tune.faults import FirstFault, disk_error
 from raysweep.tune.gpu_share import GpuShare, gpus_of
 from raysweep.tune.hung_trials import RunningTrials
-
-logger = logging.getLogger("raysweep")
 
 # Maximum number of failures of one trial that do not count. The limit ends a sweep in which a trial crashes every node on which the trial runs.
 MAX_FORGIVEN = 10

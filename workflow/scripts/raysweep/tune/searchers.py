@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import logging
 import uuid
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from raysweep.common.errors import ConfigError, RaysweepError
+from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.files import flush_path, written_aside
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import SweepConfig
@@ -28,8 +27,6 @@ from raysweep.record.trials import Candidate, Sweep
 from raysweep.tune.samplers import NORMAL_QUANTILES, parameter_of, value_of
 from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target
-
-logger = logging.getLogger("raysweep")
 
 SEED_OPTIONS = ("seed", "random_state_seed", "random_state")  # names of the seed in the constructors of searchers
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from raysweep.cluster.job import ConfirmJob, SearchJob
 from raysweep.common.bounds import Bounds, any_holds
-from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
+from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import SweepConfig
@@ -24,8 +23,6 @@ from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
 from raysweep.tune.slots.fusion import Fusion, begin_fusion
-
-logger = logging.getLogger("raysweep")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The failure of a tool does not end a sweep. The log shows the error in one line,
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback
 
-from raysweep.common.errors import RaysweepError
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import flattened
 from raysweep.tune.private import TensorBoard, mlflow_callback, wandb_callback
 from raysweep.tune.reports import numbers_of
 from raysweep.tune.trial import RESERVED_KEY
-
-logger = logging.getLogger("raysweep")
 
 
 def trackers(sweep: SweepConfig, name: str, state_dir: Path, identity: str) -> list[Callback]:

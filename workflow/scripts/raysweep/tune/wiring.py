@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raysweep.cluster.job import ConfirmJob, SearchJob
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
-from raysweep.common.errors import WorldError, describe_os_error
+from raysweep.common.errors import WorldError, describe_os_error, logger
 from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
@@ -39,8 +38,6 @@ from raysweep.tune.session import Session, end_session, open_session
 from raysweep.tune.slots.manager import SlotHandle, trials_in_slots
 from raysweep.tune.stopping import EndOfTrial, TrialLimits
 from raysweep.tune.trackers import trackers
-
-logger = logging.getLogger("raysweep")
 
 EXPERIMENT = "trials"  # name of Tune's experiment and of the experiment's folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import subprocess
@@ -25,11 +24,10 @@ from raysweep.cluster.check.node_report import (
     read_node_message,
 )
 from raysweep.cluster.check.probe_node import CONNECT_DEADLINE_S, FIRST_FILE, NUM_CONNECTIONS, seen_after
+from raysweep.common.errors import logger
 from raysweep.slurm.allocation import Allocation
 from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
-
-logger = logging.getLogger("raysweep")
 
 REPORT_DEADLINE_S = 180  # time limit in seconds; includes SHARED_DEADLINE_S, and the start of Python from a slow disk
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +17,13 @@ from raysweep.cluster.check.ray_checks import RAY_CLUSTER, check_ray
 from raysweep.cluster.check.slurm_checks import check_slurm
 from raysweep.cluster.check.table import CheckResult, Section, few_of, warning
 from raysweep.cluster.launcher import LaunchRequest
-from raysweep.common.errors import RaysweepError
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.files import written_aside
 from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.model import AllocationConfig
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation
-
-logger = logging.getLogger("raysweep")
 
 
 def run_login(allocations: Mapping[str, AllocationConfig], resources: Mapping[str, str], output: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,13 +10,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from raysweep.common.errors import logger
 from raysweep.training.layers import has_batch_norm
 from raysweep.training.private import compiler_error, is_data_dependent
 from raysweep.training.stacked.state import Tensors
 from raysweep.training.stacked.trainer import StackedTrainer
 from raysweep.training.trainer import Trainer
-
-logger = logging.getLogger("raysweep")
 
 VERIFICATION_ROWS = 130  # number of rows for the verification; for most batch sizes the last batch is then smaller than the other batches
 # Largest relative and absolute difference between float64 weights after a few steps of a stack and of plain training.

@@ -22,6 +22,7 @@ import torch
 from ray.tune import Checkpoint
 from ray.util import get_node_ip_address
 
+from raysweep.common.errors import logger
 from raysweep.record.events import NotFused
 from raysweep.training.arrays import load_tensors
 from raysweep.training.private import has_cpp_compiler
@@ -32,8 +33,6 @@ from raysweep.training.trainer import Trainer, select_device
 from raysweep.tune.private import StorageContext, TrainingResult
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import RESERVED_KEY, check_finite
-
-logger = logging.getLogger("raysweep")
 
 # Maximum time in seconds for which a round with free slots waits for more trials. When a trial has entered or left, other trials often follow soon.
 SETTLE_S = 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import ray
 
 from raysweep.cluster.job import SearchJob
-from raysweep.common.errors import RaysweepError
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
@@ -23,8 +22,6 @@ from raysweep.training.spec import TrainingSpec
 from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
 from raysweep.tune.slots.messages import Benchmark, EngineJob
-
-logger = logging.getLogger("raysweep")
 
 # Maximum number of batch sizes in a range of whole numbers. From a wider range only the lowest and the highest batch size are used.
 MAX_BATCH_SIZES = 4096

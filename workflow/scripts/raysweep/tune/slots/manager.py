@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,12 +17,10 @@ from typing import Any
 import ray
 from ray.air.execution.resources import ResourceManager
 
-from raysweep.common.errors import RaysweepError
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.record.events import NotFused
 from raysweep.tune.private import resources_managed_by
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
-
-logger = logging.getLogger("raysweep")
 
 MAX_RESTARTS = 10  # maximum average number of restarts per engine
 
