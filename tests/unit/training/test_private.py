@@ -22,7 +22,7 @@ def test_an_option_that_inductor_does_not_know_is_refused() -> None:
         torch.compile(lambda x: x, options={"no_such_option": True})
 
 
-def test_get_cpp_compiler_and_invalid_cxx_compiler_say_whether_there_is_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_cpp_compiler_and_invalid_cxx_compiler_say_whether_there_is_a_compiler(tmp_path: Path) -> None:
     from torch._inductor import config, cpp_builder
 
     assert inspect.signature(cpp_builder.get_cpp_compiler).parameters == {}
@@ -30,8 +30,8 @@ def test_get_cpp_compiler_and_invalid_cxx_compiler_say_whether_there_is_a_compil
     compiler.write_text("#!/bin/sh\necho 'some-c++ 14.2'\n")
     compiler.chmod(0o755)
     for path, is_there in ((compiler, True), (tmp_path / "none", False)):
-        monkeypatch.setattr(config.cpp, "cxx", (str(path),))
-        assert private.has_cpp_compiler() is is_there
+        with config.patch({"cpp.cxx": (str(path),)}):  # monkeypatch would leave the setting deleted for the tests that follow
+            assert private.has_cpp_compiler() is is_there
 
 
 def test_vmap_words_the_error_of_data_dependent_control_flow_as_before() -> None:
