@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from raysweep.cluster.job import SearchJob, Walltime
+from raysweep.cluster.job import SearchJob
 from raysweep.common.typed_json import from_json
 from raysweep.config.load import validated
 from raysweep.config.model import Config, SweepConfig
@@ -40,7 +40,7 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
         "total": 20,
         "trial_resources": TrialResources(1, 0),
         "slurm_job": None,
-        "walltime": Walltime(None, None, 0),
+        "deadline": None,
     }
     return SearchJob(sweep=sweep, **fields | given)
 

@@ -18,10 +18,10 @@ def main() -> None:
     ):  # the process starts again, because glibc reads these variables only at the start of a process
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     from raysweep.cluster.job import MeasurementInput
-    from raysweep.common.typed_json import from_json
+    from raysweep.common.typed_json import from_json, to_json
     from raysweep.tune.measure import measure
 
-    print(json.dumps(measure(from_json(MeasurementInput, json.load(sys.stdin))).to_json()))
+    print(json.dumps(to_json(measure(from_json(MeasurementInput, json.load(sys.stdin))))))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from raysweep.cluster.job import Walltime
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
 from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
-from raysweep.slurm.allocation import SlurmJob
+from raysweep.slurm.allocation import Deadline, SlurmJob
 from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.population import HandOvers
 from raysweep.tune.samplers import ListSampler
@@ -89,12 +88,14 @@ def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> N
 SLURM = SlurmJob("7", None, 0)
 
 
-def opened(folder: Path, *, epochs: tuple[int, ...] = (), is_near: bool = False, resubmit: int = 0, **given: Any) -> Session:
+def opened(
+    folder: Path, *, epochs: tuple[int, ...] = (), is_near: bool = False, resubmit: int = 0, gpu: float | str = 0, **given: Any
+) -> Session:
     """Return a session on a record whose trials have come to these epochs, of 2."""
-    sweep = sweep_config(trainable="user.py:train", max_epochs=2, allocation={"resubmit": resubmit})
+    sweep = sweep_config(trainable="user.py:train", max_epochs=2, allocation={"resubmit": resubmit}, trial_resources={"gpu": gpu})
     now = time.time()
-    walltime = Walltime(now - 1000, now + 10, 60) if is_near else Walltime(None, None, 0)
-    job = search_job(folder, sweep, total=2, slurm_job=SLURM, walltime=walltime, **given)
+    deadline = Deadline.of(now - 1000, now + 10, 60) if is_near else None
+    job = search_job(folder, sweep, total=2, slurm_job=SLURM, deadline=deadline, **given)
     if not (folder / "record.jsonl").exists():
         with new_record(folder) as record:
             for number, last in enumerate(epochs):
@@ -121,10 +122,10 @@ def test_a_session_finishes_and_keeps_what_the_last_one_left(tmp_path: Path) -> 
 
 
 def test_the_first_resources_follow_from_what_was_measured(tmp_path: Path) -> None:
-    session = opened(tmp_path, trial_resources=TrialResources(1, 1), packs_gpus=True)
+    session = opened(tmp_path, trial_resources=TrialResources(1, 1), gpu="auto")
     assert (session.resources, session.measures_gpu) == (TrialResources(1, 1.0), True)
     session.record.write("gpu_share", gpu=0.25, used_mb=1, total_mb=9)
-    session = opened(tmp_path, trial_resources=TrialResources(1, 1), packs_gpus=True)
+    session = opened(tmp_path, trial_resources=TrialResources(1, 1), gpu="auto")
     assert (session.resources, session.measures_gpu) == (TrialResources(1, 0.25), False)
     session = opened(tmp_path, trial_resources=TrialResources(1, 0.1))
     assert session.resources == TrialResources(1, 0.1), "the config may set a lower share than was measured"

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysweep.common.machine import NodeSize
-from raysweep.common.typed_json import fields_to_json
 from raysweep.config.model import SweepConfig
-from raysweep.record.events import FusionPlan, NotFused, ScheduleStep, SessionHeader, fusion_from_event
+from raysweep.record.events import FusionPlan, NotFused, ScheduleStep, SessionHeader
 from raysweep.slurm.allocation import Deadline, SlurmJob
 from raysweep.slurm.capacity import TrialResources
 from raysweep.usercode.freeze import Code
@@ -27,19 +26,6 @@ class ConfirmTask:
     config: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Walltime:
-    """Describes the time limit of a Slurm job. `started` and `ends` are in seconds since the epoch, and are None where there is no time limit."""
-
-    started: float | None
-    ends: float | None
-    margin_s: float  # time in seconds before the end of the job, at which the driver saves checkpoints and ends
-
-    @property
-    def deadline(self) -> Deadline | None:
-        return Deadline.of(self.started, self.ends, self.margin_s)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TuneJob:
     """Contains the common fields of SearchJob and ConfirmJob, which describe the trials that Tune runs, and the record of these trials."""
@@ -55,7 +41,8 @@ class TuneJob:
     total: int  # number of trials of the sweep or the confirmation
     trial_resources: TrialResources
     slurm_job: SlurmJob | None
-    walltime: Walltime
+    deadline: Deadline | None  # when the Slurm job's time is nearly over; None where the job has no time limit
+    schedule: tuple[ScheduleStep, ...] = ()  # changes of the configuration during training; empty where the configuration never changes
 
     @property
     def state_dir(self) -> Path:
@@ -72,12 +59,11 @@ class SearchJob(TuneJob):
     """Describes a job that runs the remaining trials of a sweep."""
 
     purpose: Literal["search"] = "search"
-    # Whether the number of trials that share a GPU is measured. If true, the GPU memory that the first trial uses decides this number.
-    packs_gpus: bool = False
 
     @property
-    def schedule(self) -> tuple[ScheduleStep, ...]:
-        return ()
+    def packs_gpus(self) -> bool:
+        """Return whether the GPU memory that the first trial uses decides how many trials share a GPU."""
+        return self.sweep.trial_resources.gpu == "auto" and self.trial_resources.gpu > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +73,6 @@ class ConfirmJob(TuneJob):
     purpose: Literal["confirm"] = "confirm"
     tasks: tuple[ConfirmTask, ...]
     model_dir: Path  # folder of the published model
-    schedule: tuple[ScheduleStep, ...] = ()  # changes of the configuration during training; empty where the configuration never changed
 
     @property
     def seen_folders(self) -> list[Path | None]:
@@ -149,15 +134,6 @@ class Measurement:
     points: tuple[StepTimes, ...]
     together: FusionPlan | NotFused
     benchmark_s: float  # time in seconds that the benchmark of training several trials together took
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the measurement as an object for JSON. The value of `together` has the fields of the record's event `fused`."""
-        return {**fields_to_json(self), "together": self.together.as_event()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Measurement:
-        together = fusion_from_event(value["together"])
-        return cls(**{**value, "points": tuple(StepTimes(**point) for point in value["points"]), "together": together})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raysweep import __version__
 from raysweep.cluster import launcher
-from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob, Walltime
+from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob
 from raysweep.cluster.launcher import LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
@@ -27,7 +27,7 @@ from raysweep.environment.requirements import lock_of
 from raysweep.record.events import Provenance, ScheduleStep, SessionHeader
 from raysweep.record.identity import sweep_identity
 from raysweep.record.results import Goal
-from raysweep.slurm.allocation import Allocation, SlurmJob, trial_resources
+from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, trial_resources
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import find_target
 
@@ -116,17 +116,16 @@ class Stage:
 
     def search_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> SearchJob:
         """Return the job of a driver that runs the trials of the sweep that are left."""
-        base = self._base_job(record, header, allocation)
-        return SearchJob(**vars(base), packs_gpus=self.sweep.trial_resources.gpu == "auto" and base.trial_resources.gpu > 0)
+        return SearchJob(**vars(self._base_job(record, header, allocation)))
 
     def confirm_job(
         self, record: Path, header: SessionHeader, allocation: Allocation, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]
     ) -> ConfirmJob:
         """Return the job of a driver that trains the best configuration anew."""
-        base = self._base_job(record, header, allocation)
-        return ConfirmJob(**vars(base), tasks=tuple(tasks), schedule=tuple(schedule), model_dir=self.results_dir / "model")
+        base = self._base_job(record, header, allocation, schedule)
+        return ConfirmJob(**vars(base), tasks=tuple(tasks), model_dir=self.results_dir / "model")
 
-    def _base_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> TuneJob:
+    def _base_job(self, record: Path, header: SessionHeader, allocation: Allocation, schedule: Sequence[ScheduleStep] = ()) -> TuneJob:
         return TuneJob(
             name=self.name,
             sweep=self.sweep,
@@ -139,7 +138,8 @@ class Stage:
             total=header.num_trials,
             trial_resources=trial_resources(self.sweep, allocation),
             slurm_job=allocation.slurm_job,
-            walltime=Walltime(allocation.started, allocation.ends, self.sweep.allocation.walltime_margin_s),
+            deadline=Deadline.of(allocation.started, allocation.ends, self.sweep.allocation.walltime_margin_s),
+            schedule=tuple(schedule),
         )
 
     def allocation(self) -> Allocation:

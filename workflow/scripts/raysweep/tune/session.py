@@ -102,7 +102,7 @@ def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], recor
         fusion,
         resources=_first_resources(job, record, packs_gpus),
         measures_gpu=packs_gpus and record.sweep.gpu_share is None,
-        deadline=job.walltime.deadline,
+        deadline=job.deadline,
     )
 
 
