@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shlex
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import snakemake_executor_plugin_slurm as slurm
 import snakemake_executor_plugin_slurm_jobstep as jobstep
 
-from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
+from raysweep.slurm.executor import STATUS_INTERVAL_S, JobstepExecutor, SlurmExecutor
 
 
 def job(number: int) -> Any:
@@ -26,6 +27,7 @@ def executor_of(kind: type[Any]) -> Any:
     """An executor without a workflow, whose threads are not started."""
     executor = object.__new__(kind)
     executor.logger, executor._submitted_job_clusters = SimpleNamespace(), set()
+    executor.next_seconds_between_status_checks = 10
     return executor
 
 
@@ -33,6 +35,34 @@ def executor_of(kind: type[Any]) -> Any:
 def test_the_path_of_python_is_quoted(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/a $(touch no) folder/python")
     assert shlex.split(executor_of(kind).get_python_executable()) == ["/a $(touch no) folder/python"]
+
+
+@pytest.mark.parametrize("conf", [None, "/etc/a $(touch no) folder/slurm.conf"])
+def test_the_programs_of_slurm_find_the_configuration_inside_of_a_job(conf: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    if conf is not None:
+        monkeypatch.setenv("SLURM_CONF", conf)
+    prefix = executor_of(JobstepExecutor).get_job_exec_prefix(job(7))
+    monkeypatch.delenv("SLURM_CONF", raising=False)  # as the plugin does
+    script = " && ".join([*filter(None, [prefix]), 'printf %s "${SLURM_CONF-}"'])
+    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == (conf or "")
+
+
+@pytest.mark.parametrize(("seconds", "capped"), [(5, 5), (180, STATUS_INTERVAL_S)])
+def test_the_plugins_time_between_two_queries_is_capped(seconds: int, capped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+        self.next_seconds_between_status_checks = seconds
+        for one in active_jobs:
+            yield one
+
+    monkeypatch.setattr(slurm.Executor, "check_active_jobs", check_active_jobs)  # the plugin's, which would start Slurm's programs
+    executor = executor_of(SlurmExecutor)
+
+    async def query() -> list[Any]:
+        return [one async for one in executor.check_active_jobs([job(7)])]
+
+    assert len(asyncio.run(query())) == 1
+    assert executor.next_seconds_between_status_checks == capped
 
 
 def test_a_ctrl_c_during_a_query_cancels_all_jobs_with_a_fake_scancel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes(tmp_path / "fakes")
     fakes.answer("scancel")
     monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")  # which hold no Slurm
+    monkeypatch.setenv("RAYSWEEP_SQUEUE_INTERVAL_S", "0")
     monkeypatch.setattr(slurm_client, "STARTED", time.monotonic())
     return fakes
 
@@ -187,6 +188,40 @@ def test_a_job_that_a_fake_squeue_forgot_has_failed_when_it_said_so_itself(fakes
     fakes.answer("squeue")
     (run_dir / "12.exit").write_text("1\n")
     assert status(run_dir, "a-run") == {"12": "FAILED"}
+
+
+def test_a_fake_squeue_is_asked_once_in_the_interval_and_a_job_that_said_it_is_complete_needs_no_answer(
+    fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYSWEEP_SQUEUE_INTERVAL_S")
+    append(run_dir, job="13", what="rule_confirm_wildcards_lenet", log="13.log")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n13|RUNNING|n1|n1|None\n")
+    for _ in range(3):
+        assert status(run_dir, "a-run") == {"12": "RUNNING", "13": "RUNNING"}
+    assert len(fakes.calls("squeue")) == 1
+    (run_dir / "12.exit").write_text("0\n")
+    assert status(run_dir, "a-run") == {"12": "COMPLETED", "13": "RUNNING"}
+    assert len(fakes.calls("squeue")) == 1
+    os.utime(run_dir / "asked", (0, time.time() - slurm_client.INTERVAL_S))
+    assert status(run_dir, "a-run") == {"12": "COMPLETED", "13": "RUNNING"}  # squeue has not yet been told of the end of 12
+    assert len(fakes.calls("squeue")) == 2
+
+
+def test_a_fake_squeue_is_asked_at_once_why_a_job_failed(fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYSWEEP_SQUEUE_INTERVAL_S")
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
+    assert status(run_dir, "a-run") == {"12": "RUNNING"}
+    (run_dir / "12.exit").write_text("143\n")
+    fakes.answer("squeue", out="12|COMPLETING|n1|n1|None\n")
+    assert status(run_dir, "a-run") == {"12": "COMPLETING"}
+    fakes.answer("squeue", out="12|PENDING|n1|n1|BeginTime\n")
+    assert status(run_dir, "a-run") == {"12": "PENDING"}  # Slurm starts the job again
+    os.utime(run_dir / "12.exit", (0, time.time() - slurm_client.ENDED_S))
+    fakes.answer("squeue", out="12|RUNNING|n1|n1|None\n")
+    assert status(run_dir, "a-run") == {"12": "PENDING"}
+    os.utime(run_dir / "asked", (0, time.time() + 3600))  # a clock was changed
+    assert status(run_dir, "a-run") == {"12": "RUNNING"}
+    assert len(fakes.calls("squeue")) == 4
 
 
 @pytest.mark.parametrize(
@@ -361,16 +396,29 @@ def test_what_a_fake_sbatch_refuses_is_passed_on_and_noted(fakes: Fakes, run_dir
 
 
 def test_a_second_job_of_a_sweep_is_not_submitted_while_a_fake_squeue_shows_the_first(fakes: Fakes, run_dir: Path) -> None:
-    fakes.answer("squeue", out=f"7|RUNNING|n1|n1|{COMMENT} in /another/state\n8|COMPLETING|n1|n1|{COMMENT} in /projects/state\n")
+    fakes.answer("squeue", out=f"7|RUNNING|n1|n1|{COMMENT} in /another/state\n8|PENDING|||{COMMENT} in /projects/state\n")
     fakes.answer("sbatch", out="13\n")
     done = call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "sweep lenet: its job 8 of an earlier run is still there (COMPLETING), so no second one is started. Wait for its end"
+        "sweep lenet: its job 8 of an earlier run is still there (PENDING), so no second one is started. Wait for its end"
         " (`make watch` follows it) and run the same command again, or end it with `scancel 8`\n"
     )
     assert fakes.calls("sbatch") == []
     assert read_notes(run_dir).refusals[COMMENT].by_us
+
+
+def test_a_job_that_a_fake_squeue_shows_as_completing_is_waited_for(fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"8|COMPLETING|n1|n1|{COMMENT} in /projects/state\n"
+    fakes.answer("squeue", out=line)
+    monkeypatch.setattr(slurm_client.time, "sleep", lambda _: fakes.answer("squeue"))  # Slurm completes the job meanwhile
+    assert slurm_client.refusal_of_second(COMMENT, f"{COMMENT} in /projects/state") is None
+    assert len(fakes.calls("squeue")) == 2
+    fakes.answer("squeue", out=line)
+    monkeypatch.setattr(slurm_client, "COMPLETING_S", 0)
+    assert "its job 8 of an earlier run is still there (COMPLETING)" in (
+        slurm_client.refusal_of_second(COMMENT, f"{COMMENT} in /projects/state") or ""
+    )
 
 
 def test_a_job_of_a_workflow_that_has_us_as_a_module_may_have_its_like_with_a_fake_squeue(fakes: Fakes, run_dir: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shlex
 import socket
 import tempfile
 import time
@@ -50,6 +51,12 @@ class SlurmVariables:
     def read(cls) -> SlurmVariables:
         """Return the present values of the variables."""
         return cls(**{field: os.environ.get(variable) for field, variable in VARIABLES.items()})
+
+
+def export_of_slurm_conf() -> list[str]:
+    """Return the shell commands that set SLURM_CONF to the present value, or no command where the variable is not set."""
+    conf = os.environ.get("SLURM_CONF")
+    return [] if conf is None else [f"export SLURM_CONF={shlex.quote(conf)}"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ from typing import Any
 import snakemake_executor_plugin_slurm as slurm
 import snakemake_executor_plugin_slurm_jobstep as jobstep
 
+from raysweep.slurm.allocation import export_of_slurm_conf
+
+STATUS_INTERVAL_S = 10  # longest time in seconds between two status queries; status.py answers most queries without a program of Slurm
+
 
 class JobstepExecutor(jobstep.Executor):  # type: ignore[misc, unused-ignore]  # the plugins have no types
     """Runs a rule inside of a Slurm job."""
@@ -25,10 +29,19 @@ class JobstepExecutor(jobstep.Executor):  # type: ignore[misc, unused-ignore]  #
         """
         return shlex.quote(sys.executable)
 
+    def get_job_exec_prefix(self, job: Any) -> str:
+        """Return the shell command that runs before the rule.
+
+        The plugin removes SLURM_CONF from the environment of the rule. Where Slurm's configuration is not in the default folder, the programs of Slurm
+        would then fail inside of the job.
+        """
+        return " && ".join(filter(None, (super().get_job_exec_prefix(job), *export_of_slurm_conf())))
+
 
 class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the plugins have no types
     """Submits jobs to Slurm."""
 
+    next_seconds_between_status_checks: int
     jobs_asked_about: tuple[Any, ...] = ()  # jobs in the latest status query, which may still run
 
     def get_python_executable(self) -> str:
@@ -36,10 +49,15 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
         return shlex.quote(sys.executable)
 
     async def check_active_jobs(self, active_jobs: list[Any]) -> AsyncIterator[Any]:
-        """Yield the jobs that still run, and store all `active_jobs` for `cancel_jobs`."""
+        """Yield the jobs that still run, and store all `active_jobs` for `cancel_jobs`.
+
+        The plugin increases the time between two queries to 180 s. The end of a job would be noticed so late, and at the end of a run Snakemake would wait
+        as long for the thread that sleeps between the queries.
+        """
         self.jobs_asked_about = tuple(active_jobs)
         async for job in super().check_active_jobs(active_jobs):
             yield job
+        self.next_seconds_between_status_checks = min(self.next_seconds_between_status_checks, STATUS_INTERVAL_S)
 
     def cancel_jobs(self, active_jobs: list[Any]) -> None:
         """Cancel all jobs in Slurm.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -28,8 +29,10 @@ from typing import Any, NamedTuple
 RUN_DIR = "RAYSWEEP_RUN_DIR"  # variable with the folder of the run of the Snakemake that calls this program
 STATE_DIR = "RAYSWEEP_STATE_DIR"  # variable with the folder in which the sweeps of this Snakemake store their records
 PYTHON = "RAYSWEEP_PYTHON"  # variable with the path of the Python that runs this file
-OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON)
+INTERVAL = "RAYSWEEP_SQUEUE_INTERVAL_S"  # variable with the least time in seconds between two calls of squeue for one run
+OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON, INTERVAL)
 NOTES = "notes.jsonl"  # file of the notes in the folder of the run
+ASKED = "asked"  # empty file, which the program touches when squeue has answered
 SCRIPT = "/dev/stdin"  # file from which sbatch reads the script of a job
 OUTPUTS = "outputs.json"  # file that maps the comment of each job of this workflow that may be submitted to one output of the job
 
@@ -38,6 +41,9 @@ DEADLINE_S = 50  # time limit in seconds for all queries to Slurm together; the 
 # Time in seconds after which a job that Slurm does not know counts as failed. Until then slurmctld may still be starting, and files that a node wrote may
 # not be visible here yet.
 FORGOTTEN_S = 90
+INTERVAL_S = 30.0  # value of INTERVAL where the user sets no value
+ENDED_S = 60  # time in seconds after a job's own end in which each status query asks squeue for the state of a failed job
+COMPLETING_S = 120  # longest time in seconds for which a submission waits for the end of an earlier job that Slurm is completing
 # Maps the final state of a job in Slurm to the state that the plugin receives. NODE_FAIL becomes FAILED, because after NODE_FAIL the plugin would exclude
 # all nodes of the job from the next jobs, although only one node was lost.
 FINAL = {state: state for state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")}
@@ -128,13 +134,18 @@ def read_notes(run_dir: Path) -> Notes:
 # The queries to Slurm.
 
 
-def ask(*command: str) -> list[str] | None:
-    """Return the lines that a program of Slurm prints, or None where the program fails or does not end in time."""
+def ask(*command: str, limit_s: float | None = None) -> list[str] | None:
+    """Return the lines that a program of Slurm prints, or None where the program fails or does not end in `limit_s` seconds.
+
+    Without `limit_s`, the program may use the rest of DEADLINE_S.
+    """
+    if limit_s is None:
+        limit_s = max(1.0, STARTED + DEADLINE_S - time.monotonic())
     # Default options that the user has set, such as SQUEUE_PARTITION, would hide jobs.
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
     options: dict[str, Any] = {"env": env, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
-        run = subprocess.run(command, check=False, timeout=max(1.0, STARTED + DEADLINE_S - time.monotonic()), **options)
+        run = subprocess.run(command, check=False, timeout=limit_s, **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.splitlines() if run.returncode == 0 else None
@@ -198,16 +209,13 @@ def exit_code(run_dir: Path, job: str) -> str:
 def forgotten(run_dir: Path, note: JobNote, accounted: str | None) -> Observation:
     """Return the state of a job that slurmctld does not know any more.
 
-    The state is COMPLETED only where the exit code of the job or Slurm's accounting proves that the job succeeded. A job deletes the outputs of an earlier
-    run only when the job starts. For a job that never ran, the state COMPLETED would let Snakemake accept the outputs of an earlier run.
+    The job has not written the exit code 0, so the state is COMPLETED only where Slurm's accounting proves that the job succeeded. A job deletes the outputs
+    of an earlier run only when the job starts. For a job that never ran, the state COMPLETED would let Snakemake accept the outputs of an earlier run.
     """
-    code = exit_code(run_dir, note.job)
-    if code == "0":
-        return Observation("COMPLETED")
     if accounted is not None and accounted in FINAL:
         return Observation(accounted)
     since = note.missing_since or time.time()
-    is_lost = bool(code) or time.time() - since > FORGOTTEN_S
+    is_lost = bool(exit_code(run_dir, note.job)) or time.time() - since > FORGOTTEN_S
     return Observation("FAILED" if is_lost else note.state, missing_since=since)
 
 
@@ -226,25 +234,49 @@ def cancel_hopeless(run_dir: Path, notes: Notes, listed: dict[str, Observation])
     return bool(hopeless) and ask("scancel", "--state=PENDING", *hopeless) is not None
 
 
+def age_s(path: Path) -> float:
+    """Return the seconds since the last change of a file. The age is infinite where the file does not exist."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def must_ask(run_dir: Path, failed: list[str]) -> bool:
+    """Return whether a status query must ask squeue, because the last answer is too old, or because one of the jobs `failed` has just ended.
+
+    Only Slurm knows why a job failed. A failed job of long ago has been started again, so that its exit code says nothing about the new start.
+    """
+    interval_s = float(os.environ.get(INTERVAL, INTERVAL_S))
+    is_fresh = 0 <= age_s(run_dir / ASKED) < interval_s  # a negative age means that a clock was changed
+    return not is_fresh or any(age_s(run_dir / f"{job}.exit") < ENDED_S for job in failed)
+
+
 def status(run_dir: Path, run_name: str) -> dict[str, str]:
     """Return the states of all jobs of a run, as a map from the job id to a state that the plugin knows.
 
-    While Slurm does not answer, the states come from the notes.
+    A job whose script wrote the exit code 0 is complete. `must_ask` decides whether squeue is asked about the other jobs. Otherwise, and while Slurm does not
+    answer, the states come from the notes.
     """
     notes = read_notes(run_dir)
-    listed = listed_jobs(run_name)
+    codes = {job: exit_code(run_dir, job) for job in notes.jobs}
+    now = {job: Observation("COMPLETED") for job, code in codes.items() if code == "0"}
+    is_asked = must_ask(run_dir, [job for job, code in codes.items() if code not in ("", "0") and notes.jobs[job].state not in FINAL])
+    listed = listed_jobs(run_name) if is_asked else None
     if listed is not None and cancel_hopeless(run_dir, notes, listed):
         listed = listed_jobs(run_name)
     if listed is not None:
-        now = dict(listed)
+        with contextlib.suppress(OSError):  # on a full disk, squeue is asked more often
+            (run_dir / ASKED).touch()
+        now = listed | now
         missing = [job for job, note in notes.jobs.items() if job not in now and note.state not in FINAL]
         accounted = accounted_states(missing)
         now |= {job: forgotten(run_dir, notes.jobs[job], accounted.get(job)) for job in missing}
-        for job, observation in now.items():
-            before = notes.jobs.get(job)
-            if before is None or observation != Observation(before.state, before.reason, before.missing_since):
-                append(run_dir, job=job, **observation._asdict())
-                notes.jobs[job] = (before or JobNote(job))._replace(**observation._asdict())
+    for job, observation in now.items():
+        before = notes.jobs.get(job)
+        if before is None or observation != Observation(before.state, before.reason, before.missing_since):
+            append(run_dir, job=job, **observation._asdict())
+            notes.jobs[job] = (before or JobNote(job))._replace(**observation._asdict())
     return {job: FINAL.get(note.state, note.state) for job, note in notes.jobs.items()}
 
 
@@ -266,24 +298,39 @@ def name_of(rule: str, sweep: str) -> str:
     return f"sweep {sweep}" if rule == "run_sweep" else f"sweep {sweep}, {rule}"
 
 
+def earlier_job(comment: str) -> tuple[str, str] | None:
+    """Return the id and the state of a job of this user with an equal comment, or None where there is no such job.
+
+    A job that has lost its first node is cancelled instead, because nobody waits for this job. Raises LookupError where squeue does not answer.
+    """
+    lines = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%B|%N|%k", limit_s=DEADLINE_S)
+    if lines is None:
+        raise LookupError
+    for job, state, first, nodes, other_comment in columns(lines, 5):
+        if other_comment == comment:
+            if state != "RUNNING" or not is_headless(first, nodes):
+                return job, state
+            ask("scancel", job)
+    return None
+
+
 def refusal_of_second(what: str, comment: str) -> str | None:
     """Return why a job may not be submitted, or None where the job may be submitted.
 
-    A job must not be submitted while an earlier job of this rule and sweep exists, which a dead Snakemake may have left.
+    A job must not be submitted while an earlier job of this rule and sweep exists, which a dead Snakemake may have left. A job that Slurm is completing ends
+    soon, so this function waits for this end for up to COMPLETING_S seconds.
     """
     rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
-    lines = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%B|%N|%k")
-    if lines is None:
+    end = time.monotonic() + COMPLETING_S
+    try:
+        while (earlier := earlier_job(comment)) and earlier[1] == "COMPLETING" and time.monotonic() < end:
+            time.sleep(1)  # Slurm has no program that waits for the end of a job
+    except LookupError:
         return f"{name_of(rule, sweep)}: squeue does not answer, so that it cannot be seen whether a job of an earlier run is still there. Try again"
-    for job, state, first, nodes, other_comment in columns(lines, 5):
-        if other_comment == comment and state == "RUNNING" and is_headless(first, nodes):
-            ask("scancel", job)
-        elif other_comment == comment:
-            return (
-                f"{name_of(rule, sweep)}: its job {job} of an earlier run is still there ({state}), so no second one is started. Wait for its end"
-                f" (`make watch` follows it) and run the same command again, or end it with `scancel {job}`"
-            )
-    return None
+    return earlier and (
+        f"{name_of(rule, sweep)}: its job {earlier[0]} of an earlier run is still there ({earlier[1]}), so no second one is started. Wait for its end"
+        f" (`make watch` follows it) and run the same command again, or end it with `scancel {earlier[0]}`"
+    )
 
 
 def incomplete_mark(output: str) -> Path:
