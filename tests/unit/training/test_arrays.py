@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -21,3 +22,10 @@ def test_the_shape_of_an_image_is_that_of_the_training_part(tmp_path: Path) -> N
     stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path, tmp_path / "data")
     images, _ = load_tensors(tmp_path / "data", "train", torch.device("cpu"))
     assert read_image_shape(tmp_path / "data") == images.shape[1:] == (3, 32, 32)
+
+
+def test_the_trials_of_a_process_read_the_shape_of_an_image_once(tmp_path: Path) -> None:
+    stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path, tmp_path / "data")
+    shape = read_image_shape(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    assert read_image_shape(tmp_path / "data") == shape

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from optuna import Study
 
 from raysweep.config.space import flattened, parse_space
 from raysweep.record.trials import Result, Sweep, Trial
@@ -83,6 +84,16 @@ def test_optuna_is_told_every_recorded_trial_and_failed_ones_as_failed() -> None
     assert [t.state.name for t in sampler.study.trials] == ["COMPLETE"] * 3 + ["FAIL"]
     assert sampler.study.best_value == 0.9
     assert optuna(recorded(*trials), mode="min").study.best_value == 0.1
+
+
+def test_optuna_copies_no_trials_when_it_is_told_of_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copies() -> None:
+        raise AssertionError("Study.trials copies every trial")
+
+    monkeypatch.setattr(Study, "trials", property(lambda study: copies()))
+    configs = [IndependentSampler(SPACE, 0).propose(i) for i in range(3)]
+    sampler = optuna(recorded(*(finished(i, config, None, "PENDING") for i, config in enumerate(configs))))
+    assert sampler.asked == {0: 0, 1: 1, 2: 2}
 
 
 def test_optuna_leaves_out_what_another_search_space_recorded() -> None:

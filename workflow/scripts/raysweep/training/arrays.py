@@ -10,13 +10,6 @@ import torch
 from raysweep.data.split import load_split
 
 
-def read_image_shape(data_dir: Path | None) -> tuple[int, ...]:
-    """Return the shape of one image of a data set, (channels, height, width)."""
-    assert data_dir is not None  # The checks of the config require a data set for a sweep that trains a `model`.
-    images, _ = load_split(data_dir, "train")
-    return tuple(images.shape[1:])
-
-
 @functools.cache
 def load_tensors(data_dir: Path | None, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the images, uint8 [n, channels, height, width], and the labels, int64 [n], of a split.
@@ -26,3 +19,9 @@ def load_tensors(data_dir: Path | None, split: str, device: torch.device) -> tup
     assert data_dir is not None  # The checks of the config require a data set for a sweep that trains a `model`.
     images, labels = load_split(data_dir, split)
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def read_image_shape(data_dir: Path | None) -> tuple[int, ...]:
+    """Return the shape of one image of a data set, (channels, height, width)."""
+    images, _ = load_tensors(data_dir, "train", torch.device("cpu"))  # memory-mapped, so this reads no image
+    return tuple(images.shape[1:])
