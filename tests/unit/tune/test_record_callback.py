@@ -93,7 +93,7 @@ def test_the_first_report_packs_gpus(tmp_path: Path) -> None:
     events = Events(tmp_path, gpu_share=1.0, measures_gpu=True)
     events.report(events.start("00000"), 1, 0.5, checkpoint=False, **{GPU_MEMORY_MB: (1000, 10_000)})
     assert events.parts.gpu_share.share == 1 / 9
-    assert events_of(tmp_path)[-2:] == ["result", "gpu_share"]
+    assert events_of(tmp_path)[-2:] == ["gpu_share", "result"]
 
 
 def test_the_first_fault_ends_the_experiment(tmp_path: Path) -> None:

@@ -100,10 +100,9 @@ class RecordCallback(Callback):
         The first report of a session may set the share of a GPU. Each report restarts the time limit of the trial, and marks an earlier failure as overcome.
         """
         parts = self.parts
-        parts.faults.guard(
-            partial(self._write_report, trial.trial_id, flatten_dict(result))
-        )  # flat keys such as `outer/inner`, as schedulers use
         parts.faults.guard(partial(parts.gpu_share.pack, result.get(GPU_MEMORY_MB)))
+        # The record has flat keys such as `outer/inner`, because schedulers use such keys.
+        parts.faults.guard(partial(self._write_report, trial.trial_id, flatten_dict(result)))
         parts.running.note_report(trial.trial_id)
         parts.retries.note_report(trial.trial_id)
 
