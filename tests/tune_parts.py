@@ -16,7 +16,7 @@ from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
 from raysweep.tune.node_watch import NodeWatch
 from raysweep.tune.population import HandOvers
-from raysweep.tune.record_callback import CallbackParts, RecordCallback, StepActions
+from raysweep.tune.record_callback import CallbackParts, RecordCallback
 from raysweep.tune.retention import Retention
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import ListSampler
@@ -88,9 +88,11 @@ class Events:
             end_of_trial=self.stop,
             hand_overs=HandOvers(),
             sampler=ListSampler([]),
+            progress=ProgressLine("s", total=9, metric="score", mode="max"),
+            partial_outputs=None,
+            verify_lock=verify_lock,
         )
-        actions = StepActions(ProgressLine("s", total=9, metric="score", mode="max"), None, verify_lock)
-        self.callback = RecordCallback(self.record, self.parts, actions)
+        self.callback = RecordCallback(self.record, self.parts)
 
     def start(self, trial_id: str) -> Any:
         """Start a trial."""

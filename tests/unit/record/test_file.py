@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import resource
 import tempfile
@@ -227,11 +226,6 @@ def test_what_a_driver_that_was_cut_off_still_writes_is_nobodys(tmp_path: Path) 
             cut_off.write("session_end", outcome="complete", spent_s=1.0)
             record.write("session_end", outcome="interrupted", spent_s=2.0)
     assert [session.outcome for session in read_sweep(path).sessions] == [None, "interrupted"]
-
-
-def test_only_the_place_of_a_record_is_pickled(tmp_path: Path) -> None:
-    with Record(tmp_path / "r.jsonl") as record:
-        assert pickle.loads(pickle.dumps(record)).__dict__ == {"path": tmp_path / "r.jsonl"}
 
 
 def test_a_line_that_does_not_fit_on_the_disk_raises_and_costs_nothing_that_was_written(tmp_path: Path) -> None:

@@ -2,11 +2,51 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
-from raysweep.tune.wiring import disk_fault
+from raysweep.common.machine import NodeSize
+from raysweep.record.events import SessionHeader
+from raysweep.record.file import Record
+from raysweep.tune.population import HandOvers, Replay
+from raysweep.tune.session import open_session
+from raysweep.tune.wiring import EXPERIMENT, disk_fault, make_parts, make_session_scheduler, make_tuner
+from typed import search_job, sweep_config
+
+LOCKED = """
+import threading
+from ray.tune.search import Searcher
+
+class Locked(Searcher):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def set_search_properties(self, metric, mode, config, **spec):
+        return True
+
+    def save(self, checkpoint_path):
+        raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_searcher_with_a_lock_does_not_keep_tune_from_its_snapshot(tmp_path: Path, repeats: int) -> None:
+    (tmp_path / "mine.py").write_text(LOCKED)
+    algorithm = {"name": "mine.py:Locked"}
+    sweep = sweep_config(trainable="user.py:train", search_algorithm=algorithm, search_space={"x": {"uniform": [0, 1]}})
+    with Record(tmp_path / "record.jsonl") as record:
+        session = open_session(search_job(tmp_path, sweep, header=SessionHeader(repeats=repeats)), (NodeSize("n", 2, 0),), record)
+        replaying = Replay(record, HandOvers(), ())
+        parts = make_parts(session, replaying, lambda: None)
+        scheduler = make_session_scheduler(session, parts, replaying)
+        make_tuner(session, parts, scheduler)
+    snapshot = pickle.loads((session.scratch / EXPERIMENT / "tuner.pkl").read_bytes())
+    tune_config, run_config = snapshot["_tune_config"], snapshot["_run_config"]
+    for pickled in (tune_config.search_alg, tune_config.scheduler, run_config.stop, *run_config.callbacks):
+        assert vars(pickled) == {}
 
 
 def test_a_fault_that_is_no_full_disk_is_no_fault_of_the_disk(tmp_path: Path) -> None:

@@ -125,10 +125,6 @@ class Record:
     def close(self) -> None:
         self._file.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return only the path, because Tune pickles the record into Tune's snapshots, and nobody reads the record from a snapshot."""
-        return {"path": self.path}
-
     def __enter__(self) -> Record:
         return self
 

@@ -29,6 +29,7 @@ from raysweep.tune.reports import numbers_of
 from raysweep.tune.retention import Retention
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import Sampler
+from raysweep.tune.snapshots import NotPickled
 from raysweep.tune.stopping import EndOfTrial
 from raysweep.tune.trial import GPU_MEMORY_MB
 
@@ -48,25 +49,19 @@ class CallbackParts:
     end_of_trial: EndOfTrial
     hand_overs: HandOvers
     sampler: Sampler
-
-
-@dataclass(frozen=True)
-class StepActions:
-    """Contains the actions that the callback does at each step of Tune."""
-
     progress: ProgressLine
     partial_outputs: PartialOutputs | None  # None for a confirmation, which has no partial outputs
     verify_lock: Callable[[], None]  # raises an error if another run of the workflow has acquired the lock of the sweep
 
 
-class RecordCallback(Callback):
+class RecordCallback(NotPickled, Callback):
     """Writes each event of Tune into the record, then calls the objects that need to know the event.
 
     Every write is guarded by faults.FirstFault, because Tune ignores some of the exceptions that callbacks raise.
     """
 
-    def __init__(self, record: Record, parts: CallbackParts, actions: StepActions) -> None:
-        self.record, self.parts, self.actions = record, parts, actions
+    def __init__(self, record: Record, parts: CallbackParts) -> None:
+        self.record, self.parts = record, parts
         self.lock_verified_at_s = -math.inf
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
@@ -79,9 +74,9 @@ class RecordCallback(Callback):
         parts.faults.guard(parts.nodes.look)
         parts.running.kill_hung()
         parts.faults.note(parts.running.start_error())
-        self.actions.progress.show(self.record.sweep)
-        if self.actions.partial_outputs:
-            parts.faults.guard(partial(self.actions.partial_outputs.write_now_and_then, self.record.sweep))
+        parts.progress.show(self.record.sweep)
+        if parts.partial_outputs:
+            parts.faults.guard(partial(parts.partial_outputs.write_now_and_then, self.record.sweep))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         """Record the start of a trial, and watch from now on whether the trial hangs."""
@@ -153,7 +148,7 @@ class RecordCallback(Callback):
 
     def _verify_lock(self) -> None:
         if time.monotonic() > self.lock_verified_at_s + LOCK_INTERVAL_S:
-            self.parts.faults.guard(self.actions.verify_lock)
+            self.parts.faults.guard(self.parts.verify_lock)
             self.lock_verified_at_s = time.monotonic()
 
     def _write_report(self, trial_id: str, result: dict[str, Any]) -> None:

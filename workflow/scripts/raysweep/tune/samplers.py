@@ -119,7 +119,7 @@ class OptunaSampler:
         running = self.optuna.trial.create_trial(
             state=self.optuna.trial.TrialState.RUNNING, params=parameters, distributions=self.distributions
         )
-        self.asked[index] = len(self.study.get_trials(deepcopy=False))  # without deepcopy=False, Optuna would copy all trials for each trial
+        self.asked[index] = len(self.study.get_trials(deepcopy=False))  # Study.trials would copy all trials
         self.study.add_trial(running)
 
     def _distribution(self, d: Distribution) -> Any:

@@ -13,6 +13,7 @@ from raysweep.config.model import SweepConfig
 from raysweep.record.file import Record
 from raysweep.tune.population import PBT, HandOvers, mutable_keys
 from raysweep.tune.private import HyperBand
+from raysweep.tune.snapshots import NotPickled
 
 
 def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any], hand_overs: HandOvers) -> TrialScheduler:
@@ -30,7 +31,7 @@ def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any], ha
     return FIFOScheduler()
 
 
-class PassingScheduler(TrialScheduler):
+class PassingScheduler(NotPickled, TrialScheduler):
     """Passes every call to the scheduler `inner`."""
 
     def __init__(self, inner: TrialScheduler) -> None:

@@ -23,6 +23,7 @@ from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.private import restore_from
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import Sampler
+from raysweep.tune.snapshots import NotPickled
 from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 
 ALIVE = (TuneTrial.PENDING, TuneTrial.RUNNING, TuneTrial.PAUSED)
@@ -80,7 +81,7 @@ class StartConditions:
     is_over: Callable[[], bool] = lambda: False  # returns whether the session is over, so that no trial may begin or continue
 
 
-class RecordedSearch(SearchAlgorithm):
+class RecordedSearch(NotPickled, SearchAlgorithm):
     """Gives Tune the unfinished trials of the record first, and then new trials until the record contains all trials of the plan."""
 
     def __init__(
@@ -93,10 +94,6 @@ class RecordedSearch(SearchAlgorithm):
         self.unfinished = [trial for trial in record.sweep.trials.values() if not trial.finished or trial.status in tried_again]
         self.handed_out: list[TuneTrial] = []
         self.spec: dict[str, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return an empty state, because Tune pickles the search algorithm into a snapshot that nothing reads."""
-        return {}
 
     @property
     def total_samples(self) -> int:

@@ -40,13 +40,6 @@ class Session:
     measures_gpu: bool  # whether the first trial has a GPU alone, to measure how many trials can share a GPU
     deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return an empty state, because a session contains slots, which cannot be pickled.
-
-        Tune pickles the scheduler into a file that nothing reads, and the scheduler has a reference to the session.
-        """
-        return {}
-
     @property
     def sweep(self) -> SweepConfig:
         return self.job.sweep

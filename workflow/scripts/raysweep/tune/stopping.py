@@ -15,6 +15,7 @@ from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.hung_trials import RunningTrials
 from raysweep.tune.reports import HAS_CHECKPOINT, reason_unusable
+from raysweep.tune.snapshots import NotPickled
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrialLimits:
         return self.deadline is not None and self.deadline.is_near()
 
 
-class EndOfTrial(Stopper):
+class EndOfTrial(NotPickled, Stopper):
     """Decides for Tune when a trial ends and when the experiment ends.
 
     A trial ends after `max_epochs` epochs, at a report that fulfils one of the bounds `stop`, or at a report without a usable metric. If the job's time is
@@ -47,10 +48,6 @@ class EndOfTrial(Stopper):
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.whole: set[str] = set()  # ids of trials whose function has returned, or whose report fulfils one of the bounds `stop`
         self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return an empty state, because Tune pickles the stopper into a snapshot that nothing reads."""
-        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether a trial ends with this report."""

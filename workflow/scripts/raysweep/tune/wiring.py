@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
 from ray import tune
-from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
 
 from raysweep.cluster.job import ConfirmJob, SearchJob
@@ -27,7 +26,7 @@ from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
 from raysweep.tune.node_watch import NodeWatch
 from raysweep.tune.population import HandOvers, Replay
-from raysweep.tune.record_callback import CallbackParts, RecordCallback, StepActions
+from raysweep.tune.record_callback import CallbackParts, RecordCallback
 from raysweep.tune.repeats import GroupedScheduler
 from raysweep.tune.replay import replay
 from raysweep.tune.retention import Retention
@@ -49,39 +48,26 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
     """
     with Lock(job.state_dir, job.name, DRIVER_LOCK, job.slurm_job) as lock, Record(job.record) as record:
         session = open_session(job, nodes, record)
-        outputs = _partial_outputs(session)
-        parts = make_parts(session)
-        scheduler = make_session_scheduler(session, parts)
-        callbacks = [RecordCallback(record, parts.callback, _step_actions(session, lock, outputs)), *_trackers(session)]
-        fit(session, parts, scheduler, callbacks)
-        if outputs:
-            outputs.write(record.sweep)
+        # For a model, Replay gets no schedule, because trial.confirm_model changes the configuration during the training.
+        replaying = Replay(record, HandOvers(), job.schedule if job.sweep.trainable is not None else ())
+        parts = make_parts(session, replaying, lock.verify)
+        fit(session, parts, make_session_scheduler(session, parts, replaying))
+        if parts.partial_outputs:
+            parts.partial_outputs.write(record.sweep)
         end_session(session)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Contains the objects of a session that several other objects call."""
-
-    callback: CallbackParts
-    replaying: (
-        Replay  # scheduler that repeats the schedule of a population in a confirmation. Without a schedule this scheduler changes nothing
-    )
-
-
-def make_parts(session: Session) -> Parts:
-    """Make the objects that the callback calls, and the scheduler `Replay`."""
+def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], None]) -> CallbackParts:
+    """Return the objects that the callback calls."""
     job, sweep, record, fusion = session.job, session.sweep, session.record, session.fusion
-    faults, hand_overs = FirstFault(), HandOvers()
+    faults = FirstFault()
     timeout_s = sweep.trial_timeout_s
     if timeout_s is not None and fusion:
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
-    # For a model, Replay gets no schedule, because trial.confirm_model changes the configuration during the training.
-    replaying = Replay(record, hand_overs, job.schedule if sweep.trainable is not None else ())
     limits = TrialLimits(sweep.metric, job.max_epochs, session.stop, session.deadline)
-    callback = CallbackParts(
+    return CallbackParts(
         faults=faults,
         running=running,
         nodes=NodeWatch(record, session.nodes[0].name if len(session.nodes) == 1 else None),
@@ -95,23 +81,29 @@ def make_parts(session: Session) -> Parts:
             keep_checkpoints=sweep.keep_checkpoints if session.is_search else 0,
         ),
         end_of_trial=EndOfTrial(limits, faults, running, replaying.is_due),
-        hand_overs=hand_overs,
+        hand_overs=replaying.hand_overs,
         sampler=session.sampler,
+        progress=ProgressLine(
+            job.name if session.is_search else f"{job.name} (confirm)", total=job.total, metric=sweep.metric, mode=sweep.mode
+        ),
+        partial_outputs=(
+            PartialOutputs(job.state_dir, Goal(job.name, sweep.metric, sweep.mode), job.header.provenance) if session.is_search else None
+        ),
+        verify_lock=verify_lock,
     )
-    return Parts(callback, replaying)
 
 
-def make_session_scheduler(session: Session, parts: Parts) -> TrialScheduler:
-    """Return the scheduler of a session, after the scheduler has received the recorded reports."""
+def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Replay) -> TrialScheduler:
+    """Return the scheduler of a session, after the scheduler has received the recorded reports. A confirmation has the scheduler `replaying`."""
     sweep, recorded = session.sweep, session.record.sweep
-    scheduler = parts.replaying
+    scheduler: TrialScheduler = replaying
     if session.is_search:
-        scheduler = make_scheduler(sweep, session.record, session.space, parts.callback.hand_overs)
+        scheduler = make_scheduler(sweep, session.record, session.space, parts.hand_overs)
     scheduler.set_search_properties(sweep.metric, sweep.mode)
     replay(scheduler, recorded, sweep.metric)
     if recorded.repeats > 1:
-        scheduler = GroupedScheduler(scheduler, recorded, sweep.metric, parts.callback.retries.is_retried)
-    return ShieldedScheduler(scheduler, parts.callback.end_of_trial.is_unusable, session.is_over)
+        scheduler = GroupedScheduler(scheduler, recorded, sweep.metric, parts.retries.is_retried)
+    return ShieldedScheduler(scheduler, parts.end_of_trial.is_unusable, session.is_over)
 
 
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
@@ -136,30 +128,34 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
     return RecordedSearch(session.record, session.sampler, plan, conditions, parts.retries, gpu_share)
 
 
-def fit(session: Session, parts: Parts, scheduler: TrialScheduler, callbacks: list[Callback]) -> None:
-    """Run the trials with Tune. Raises the first fault of the callback or of Tune."""
-    job, resources, faults = session.job, session.resources, parts.callback.faults
+def make_tuner(session: Session, parts: CallbackParts, scheduler: TrialScheduler) -> tune.Tuner:
+    """Return the tuner that runs the trials of a session."""
+    job, resources = session.job, session.resources
     # RecordedSearch limits how many trials wait for a process at the same time. With Tune's own limit the processes would start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job.total)
-    trainable = tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources.cpu, "GPU": resources.gpu})
+    tools = trackers(job.sweep, job.name, job.state_dir, job.header.identity) if session.is_search else []
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources.cpu, "GPU": resources.gpu}),
+        tune_config=tune.TuneConfig(search_alg=make_search(session, parts), scheduler=scheduler, reuse_actors=not session.fusion),
+        run_config=tune.RunConfig(
+            name=EXPERIMENT,
+            storage_path=str(session.scratch),
+            stop=parts.end_of_trial,
+            callbacks=[RecordCallback(session.record, parts), *tools],
+            verbose=0,
+        ),
+    )
+
+
+def fit(session: Session, parts: CallbackParts, scheduler: TrialScheduler) -> None:
+    """Run the trials with Tune. Raises the first fault of the callback or of Tune."""
+    faults = parts.faults
     try:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=make_search(session, parts.callback), scheduler=scheduler, reuse_actors=not session.fusion
-            ),
-            run_config=tune.RunConfig(
-                name=EXPERIMENT,
-                storage_path=str(session.scratch),
-                stop=parts.callback.end_of_trial,
-                callbacks=callbacks,
-                verbose=0,
-            ),
-        )
+        tuner = make_tuner(session, parts, scheduler)
         with trials_in_slots(session.fusion.slots) if session.fusion else contextlib.nullcontext():
             tuner.fit()
     except Exception as error:
-        faults.note(disk_fault(error, job.state_dir))
+        faults.note(disk_fault(error, session.job.state_dir))
         if faults.fault is None:
             raise
         logger.debug("Tune ended with", exc_info=True)
@@ -178,21 +174,3 @@ def disk_fault(error: Exception, state_dir: Path) -> OSError | None:
     if (fault := disk_error(state_dir)) is not None:
         return fault
     return full_disk_in(error)
-
-
-def _partial_outputs(session: Session) -> PartialOutputs | None:
-    if not session.is_search:
-        return None
-    job = session.job
-    return PartialOutputs(job.state_dir, Goal(job.name, job.sweep.metric, job.sweep.mode), job.header.provenance)
-
-
-def _step_actions(session: Session, lock: Lock, outputs: PartialOutputs | None) -> StepActions:
-    job = session.job
-    name = job.name if session.is_search else f"{job.name} (confirm)"
-    return StepActions(ProgressLine(name, total=job.total, metric=job.sweep.metric, mode=job.sweep.mode), outputs, lock.verify)
-
-
-def _trackers(session: Session) -> list[Callback]:
-    job = session.job
-    return trackers(job.sweep, job.name, job.state_dir, job.header.identity) if session.is_search else []
