@@ -1,17 +1,36 @@
-"""A real agent, up to the start of Ray. Ray itself is started in test_run_sweep.py."""
+"""A real agent, with a made-up Ray. Ray itself is started in test_run_sweep.py."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import platform
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import psutil
 import pytest
+import yaml
 
-from raysweep.cluster.channel import HeadAddress, NodeFailed, Start, read_agent_message, send
+from raysweep.cluster.channel import (
+    AgentMessage,
+    EnvironmentReady,
+    HeadAddress,
+    HeadUp,
+    NodeFailed,
+    Start,
+    WorkerUp,
+    read_agent_message,
+    send,
+)
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.private_folder import private_folder
+from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
 from sweeping import SCRIPTS
 
@@ -76,3 +95,131 @@ agent.run_agent(sys.stdin, sys.stdout)
         assert process.wait(20) == 0, "though its input has not ended"
     with private_folder(tmp_path) as folder:
         assert list(tmp_path.glob("rs-*")) == [folder]
+
+
+# ---------------------------------------------------------------------------------------------------------------- a made-up Ray
+
+FIXED_LIMIT = "Exception: The current node timed out during startup. This could happen because some of the raylet failed to startup"
+LIMIT_OF_GCS = "RuntimeError: Timed out waiting for file /tmp/gcs_server_1"
+# The Python of the made-up environment. Each start of Ray does what the next line of the file `ends` says: the start prints this line and ends, or the start
+# comes up where no line is left. A start that ends leaves a process and a file behind, and the file `starts` gets one line for each start.
+PYTHON = """#!{python}
+import os, pathlib, subprocess, sys, time
+folder = pathlib.Path({folder!r})
+def write_line(name, *words):
+    with (folder / name).open("a") as stream:
+        print(*words, file=stream)
+if sys.argv[1].endswith("drive.py"):
+    write_line("drivers", os.getpid())
+    job = pathlib.Path(sys.argv[sys.argv.index("--job") + 1])
+    while not job.exists():
+        time.sleep(0.02)
+    (folder / "job").write_text(job.read_text())
+    time.sleep(600)
+if "start" not in sys.argv:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+[temp_dir] = [pathlib.Path(word.partition("=")[2]) for word in sys.argv if word.startswith("--temp-dir=")]
+write_line("starts", "clean" if not temp_dir.exists() else "not clean")
+temp_dir.mkdir(exist_ok=True)
+ends = (folder / "ends").read_text().splitlines()
+if ends:
+    (folder / "ends").write_text("\\n".join(ends[1:]))
+    write_line("left", subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True).pid)
+    (temp_dir / "session").touch()
+    sys.exit(ends[0])
+(temp_dir / "ray_current_cluster").write_text("10.0.0.1:5")
+time.sleep(600)
+"""
+
+
+class MadeUpRay:
+    """A real agent whose environment has a made-up Ray, in a folder. `ends` are the last lines of the starts of Ray that do not come up."""
+
+    def __init__(self, folder: Path, is_head: bool, ends: list[str], ray_deadline_s: float = 60) -> None:
+        self.folder, self.is_head, self.ray_deadline_s = folder, is_head, ray_deadline_s
+        self.node, self.ray_name = ("n1", "Ray's head") if is_head else ("n2", "Ray")
+        (folder / "ends").write_text("\n".join(ends))
+        python = folder / "python"
+        python.write_text(PYTHON.format(python=sys.executable, folder=str(folder)))
+        python.chmod(0o755)
+        environment = Environment("key", python, platform.python_version(), None, "none", (), None, {}, "sha256")
+        (folder / "env.yaml").write_text(yaml.safe_dump(environment.to_record()))
+
+    @contextlib.contextmanager
+    def agent(self) -> Iterator[subprocess.Popen[str]]:
+        """Start the agent, and send the first message to the agent. After the block the agent's input ends, and the agent has to end too."""
+        code = f"""
+import sys; sys.path.insert(0, {str(SCRIPTS)!r})
+from raysweep.cluster import agent
+agent.RAY_DEADLINE_S = {self.ray_deadline_s}
+agent.run_agent(sys.stdin, sys.stdout)
+"""
+        (self.folder / "scratch").mkdir()
+        env = os.environ | {"TMPDIR": str(self.folder / "scratch"), "SLURM_PROCID": "0" if self.is_head else "1"}
+        nodes = tuple(Node(name, 1, 0, 1000, "127.0.0.1") for name in ("n1", "n2"))
+        job = CheckJob(result=self.folder / "result.json", has_torch=False)
+        start = Start(True, nodes, self.folder, None, "token", False, self.folder / "log", 2, job)
+        with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=env) as process:
+            assert process.stdin
+            send(start, process.stdin)
+            if not self.is_head:
+                send(HeadAddress("10.0.0.1:5"), process.stdin)
+            yield process
+            process.stdin.close()
+            assert process.wait(30) == 0
+        assert not any(psutil.pid_exists(pid) for name in ("left", "drivers") for pid in self.pids(name))
+
+    def messages(self, process: subprocess.Popen[str]) -> tuple[AgentMessage | None, AgentMessage | None]:
+        """Return the next two messages of the agent."""
+        assert process.stdout
+        return read_agent_message(process.stdout.readline()), read_agent_message(process.stdout.readline())
+
+    def pids(self, name: str) -> list[int]:
+        return [int(line) for line in self.lines(name)]
+
+    def lines(self, name: str) -> list[str]:
+        return (self.folder / name).read_text().splitlines() if (self.folder / name).exists() else []
+
+
+@pytest.mark.parametrize("is_head", [True, False], ids=["head", "worker"])
+def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_clean_folder(tmp_path: Path, is_head: bool) -> None:
+    ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT, LIMIT_OF_GCS])
+    with ray.agent() as process:
+        up = HeadUp("n1", "10.0.0.1:5", None) if is_head else WorkerUp("n2")
+        assert ray.messages(process) == (EnvironmentReady(ray.node), up)
+        assert ray.lines("starts") == ["clean"] * 3
+        assert not any(psutil.pid_exists(pid) for pid in ray.pids("left")), "before the next start, the agent ends what a start left behind"
+        if is_head:
+            while not (tmp_path / "job").exists():
+                assert process.poll() is None
+            assert json.loads((tmp_path / "job").read_text())["ray"]["address"] == "10.0.0.1:5"
+        assert len(ray.pids("drivers")) == (1 if is_head else 0), "the driver waits on"
+        assert all(psutil.pid_exists(pid) for pid in ray.pids("drivers"))
+        assert process.stdin
+        process.stdin.close()
+        assert process.stderr
+        line = f"{ray.node}: {ray.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
+        assert process.stderr.read().splitlines() == [line, line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_head", [True, False], ids=["head", "worker"])
+def test_ray_is_started_again_only_until_the_agents_deadline(tmp_path: Path, is_head: bool) -> None:
+    ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT] * 1000, ray_deadline_s=5)
+    with ray.agent() as process:
+        _, failed = ray.messages(process)
+        assert isinstance(failed, NodeFailed)
+        # At the deadline, either a start has just ended, or the next start runs.
+        assert re.fullmatch(f"{ray.ray_name} (ended with exit code 1: {FIXED_LIMIT}|is not up after 5 s: it wrote nothing)", failed.reason)
+        assert len(ray.lines("starts")) > 1
+
+
+@pytest.mark.parametrize("is_head", [True, False], ids=["head", "worker"])
+@pytest.mark.parametrize("num_time_limits", [0, 1])
+def test_a_ray_that_ends_for_another_reason_is_not_started_again(tmp_path: Path, is_head: bool, num_time_limits: int) -> None:
+    ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT] * num_time_limits + ["no such option"])
+    with ray.agent() as process:
+        _, failed = ray.messages(process)
+        assert isinstance(failed, NodeFailed)
+        assert failed.reason == f"{ray.ray_name} ended with exit code 1: no such option"
+        assert len(ray.lines("starts")) == num_time_limits + 1

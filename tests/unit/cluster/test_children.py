@@ -79,6 +79,41 @@ print(child.pid, log.read_text().strip())
     assert not psutil.pid_exists(grandchild)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives the processes of an ended child to the agent")
+def test_only_the_processes_of_ended_children_are_killed_and_the_first_child_ends_first(tmp_path: Path) -> None:
+    starts_a_grandchild = (
+        f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True).pid, flush=True)"
+    )
+    reports_its_end = (
+        "import signal, time; signal.signal(15, lambda *_: exit(print({name!r}, flush=True))); print('ready', flush=True); time.sleep(600)"
+    )
+    first, second = (reports_its_end.format(name=name) for name in ("first", "second"))
+    script = f"""
+import os, pathlib, psutil, time
+from raysweep.cluster.children import Children
+folder, started = pathlib.Path({str(tmp_path)!r}), Children()
+def start(name, code):
+    child = started.start([sys.executable, "-c", code], dict(os.environ), folder / name)
+    while not (folder / name).exists() or not (folder / name).read_text().strip():
+        time.sleep(0.05)
+    return child
+start("ends", {first!r})
+start("runs", {starts_a_grandchild + "; import time; time.sleep(600)"!r})
+ended = start("ended", {starts_a_grandchild!r})
+ended.wait()
+start("ends", {second!r})
+kept, killed = (int((folder / name).read_text()) for name in ("runs", "ended"))
+started.kill_orphans()
+print(psutil.pid_exists(kept), psutil.pid_exists(killed))
+started.end()
+print(psutil.pid_exists(kept), *(folder / "ends").read_text().split())
+"""
+    with run_python(script) as process:
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert printed.splitlines() == ["True False", "False ready ready first second"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_child_ends_when_its_agent_is_killed(tmp_path: Path) -> None:
     script = f"""
@@ -114,7 +149,7 @@ def test_a_child_that_does_not_come_up_is_one_line_with_the_tail_of_its_log(
         process = subprocess.Popen([sys.executable, "-c", code], stdout=stream)
     try:
         with pytest.raises(WorldError, match=f"Ray's head {reason}"):
-            children.wait_until_up(lambda: None, process, "Ray's head", log, deadline_s)
+            children.wait_until_up(lambda: None, process, "Ray's head", log, time.monotonic(), deadline_s)
     finally:
         process.kill()
         process.wait()

@@ -64,6 +64,21 @@ def test_ray_asks_by_the_name_that_is_replaced_whether_grpc_is_installed() -> No
     assert f"scripts.{scripts.get_ray_client_dependency_error.__name__} = " in ray_node.RAY_COMMAND_LINE
 
 
+@pytest.mark.slow
+def test_the_time_limits_of_rays_start_are_recognised_by_rays_own_words(tmp_path: Path) -> None:
+    from ray import NodeID
+    from ray._private.node import Node as RayNode
+    from ray._raylet import wait_for_persisted_port
+
+    fixed, of_gcs = ray_node.TIME_LIMIT_SIGNS
+    source = inspect.getsource(RayNode)
+    assert f'"{fixed}.' in source
+    assert "raylet_start_wait_time_s = 30" in source, "if this becomes a setting, the workflow should set it"
+    assert 'os.environ.get("RAY_gcs_server_port_wait_time_s", default_wait)' in source
+    with pytest.raises(RuntimeError, match=f"^{of_gcs}"):
+        wait_for_persisted_port(str(tmp_path), NodeID.from_random().hex(), "gcs_server", timeout_ms=1)
+
+
 def test_the_only_node_keeps_to_the_loopback_and_several_nodes_to_the_route_between_them() -> None:
     one, other = Node("a", 1, 0, 1, "127.0.0.1"), Node("b", 1, 0, 1, "127.0.0.1")
     assert own_address([one], 0) == ray_node.LOOPBACK

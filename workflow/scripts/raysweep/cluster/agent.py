@@ -14,10 +14,12 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn, TypeVar
@@ -44,12 +46,13 @@ from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
     check_gpus,
     free_port,
+    has_reached_time_limit,
     how_to_open_dashboard,
     own_address,
     ray_environment,
     start_command,
 )
-from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.common.files import written_aside
 from raysweep.common.typed_json import to_json
 from raysweep.environment.archive import unpack
@@ -58,7 +61,9 @@ from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Task
 from raysweep.usercode.target import SCRIPTS_DIR
 
-RAY_DEADLINE_S = 120
+# Time limit in seconds for Ray to come up, counted from the first start of Ray. The limit is a minute shorter than the launcher's limit for all nodes
+# (BRING_UP_DEADLINE_S), because the agent's message contains the last lines of Ray's log.
+RAY_DEADLINE_S = 840
 JOB_FILE = "job.json"
 DRIVER = "driver"
 
@@ -172,12 +177,9 @@ class Agent:
         head_address = None if self.is_head else self.wait_for(HeadAddress).address
         dashboard_port = free_port() if self.start.has_dashboard else None
         log = folder / "ray.log"
-        ray = self.children.start(start_command(environment, self.node, temp_dir, address, head_address, dashboard_port), env, log)
         driver = self.start_driver(environment, env, folder) if self.is_head else None
-        address_file = temp_dir / ADDRESS_FILE
-        gcs_address = wait_until_up(
-            lambda: (address_file.read_text().strip() or None) if address_file.exists() else None, ray, self.ray_name, log, RAY_DEADLINE_S
-        )
+        command = start_command(environment, self.node, temp_dir, address, head_address, dashboard_port)
+        ray, gcs_address = self.start_ray(command, env, temp_dir, log)
         self.report_end_of(ray, self.ray_name)
         if driver is None:
             self.send(WorkerUp(self.node.name))
@@ -193,6 +195,37 @@ class Agent:
             reason = f"{ended.name} ended with exit code {ended.exit_code} in the middle: {tail_of(log)}"
             self.send(NodeFailed(self.node.name, reason))
         self.wait_for_the_end()
+
+    def start_ray(self, command: list[str], env: dict[str, str], temp_dir: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+        """Start Ray with `command`, and return the process and the address of Ray's GCS when Ray is up.
+
+        Ray ends a start that takes longer than a fixed time, as on a busy node. Then this method starts Ray again, until RAY_DEADLINE_S seconds have passed
+        since the first start. Raises WorldError when Ray ends for another reason, or when Ray is not up within RAY_DEADLINE_S seconds.
+        """
+        address_file = temp_dir / ADDRESS_FILE
+        began_at_s = time.monotonic()
+        while True:
+            ray = self.children.start(command, env, log)
+            try:
+                return ray, wait_until_up(
+                    lambda: (address_file.read_text().strip() or None) if address_file.exists() else None,
+                    ray,
+                    self.ray_name,
+                    log,
+                    began_at_s,
+                    RAY_DEADLINE_S,
+                )
+            except WorldError:
+                if ray.poll() is None or not has_reached_time_limit(log) or time.monotonic() > began_at_s + RAY_DEADLINE_S:
+                    raise
+            logger.warning(
+                "%s: %s was not up within Ray's own time limit, as happens on a busy node. Ray is started again.",
+                self.node.name,
+                self.ray_name,
+            )
+            self.children.kill_orphans()
+            shutil.rmtree(temp_dir, ignore_errors=True)
+            log.unlink()  # the end of the next start is judged by the lines of that start
 
     def prepare_environment(self, folder: Path) -> Environment:
         """Return the environment of the trials.

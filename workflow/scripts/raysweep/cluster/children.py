@@ -66,9 +66,12 @@ class Children:
         return process
 
     def end(self) -> None:
-        """End the children with SIGTERM, and with SIGKILL after GRACE_S seconds. Then kill all remaining processes that the children started."""
+        """End the children with SIGTERM, and with SIGKILL after GRACE_S seconds. Then kill all remaining processes that the children started.
+
+        The child that was started first ends first. The agent starts the driver before Ray, because the driver must end before Ray.
+        """
         deadline = time.monotonic() + GRACE_S
-        for process in reversed(self.running):  # the last started child ends first, so that the driver ends before Ray
+        for process in self.running:
             process.terminate()
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -76,14 +79,28 @@ class Children:
                 process.kill()
                 process.wait()
         self.running.clear()
+        self.kill_orphans()
+
+    def kill_orphans(self) -> None:
+        """Kill the processes that children have started and left behind. The children that still run keep their processes."""
         deadline = time.monotonic() + GRACE_S
-        while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
-            for descendant in descendants:
+        while (orphans := self.orphans()) and time.monotonic() < deadline:
+            for orphan in orphans:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    descendant.kill()
-            psutil.wait_procs(descendants, timeout=1)
-        if descendants:  # a process can be stuck in the kernel, for example on a file system that hangs
-            logger.warning("Processes that cannot be ended: %s.", ", ".join(str(process.pid) for process in descendants))
+                    orphan.kill()
+            psutil.wait_procs(orphans, timeout=1)
+        if orphans:  # a process can be stuck in the kernel, for example on a file system that hangs
+            logger.warning("Processes that cannot be ended: %s.", ", ".join(str(process.pid) for process in orphans))
+
+    def orphans(self) -> list[psutil.Process]:
+        """Return the processes below this agent that do not belong to a running child."""
+        orphans: list[psutil.Process] = psutil.Process().children(recursive=True)
+        for process in self.running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child = psutil.Process(process.pid)
+                kept = {child, *child.children(recursive=True)}
+                orphans = [orphan for orphan in orphans if orphan not in kept]
+        return orphans
 
 
 @contextlib.contextmanager
@@ -128,17 +145,18 @@ def tail_of(log: Path) -> str:
     return " | ".join(lines[-3:]) or "it wrote nothing"
 
 
-def wait_until_up(get_result: Callable[[], T | None], process: subprocess.Popen[bytes], name: str, log: Path, deadline_s: float) -> T:
+def wait_until_up(
+    get_result: Callable[[], T | None], process: subprocess.Popen[bytes], name: str, log: Path, began_at_s: float, deadline_s: float
+) -> T:
     """Call `get_result` again and again, and return the first result that is not None.
 
-    Raises WorldError, with the last lines of `log`, when `process` ends before there is a result, or when there is no result within `deadline_s` seconds.
-    `name` names the process in the message.
+    Raises WorldError, with the last lines of `log`, when `process` ends before there is a result, or when there is no result within `deadline_s` seconds
+    after `began_at_s` (`time.monotonic()`). `name` names the process in the message.
     """
-    deadline = time.monotonic() + deadline_s
     while True:
         if (result := get_result()) is not None:
             return result
-        if process.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None or time.monotonic() > began_at_s + deadline_s:
             end = f"is not up after {deadline_s:.0f} s" if process.poll() is None else f"ended with exit code {process.returncode}"
             raise WorldError(f"{name} {end}: {tail_of(log)}")
         time.sleep(0.05)  # polling is necessary, because Ray only writes a file when Ray is up, and offers no event

@@ -28,6 +28,10 @@ ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # grpc is not installed. This behaviour was observed in Ray 2.60.
 RAY_COMMAND_LINE = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
 ADDRESS_FILE = "ray_current_cluster"  # file in Ray's folder, which Ray writes on each node as the last step of the start
+# Ray's error messages for a start that takes longer than a time limit of Ray. The first limit, 30 s until the raylet has joined, is fixed in Ray 2.60. The
+# second limit is GCS_START_S.
+TIME_LIMIT_SIGNS = ("The current node timed out during startup", "Timed out waiting for file")
+GCS_START_S = 120  # time in seconds that Ray's head gives to the GCS for its start; Ray's default is 30 s
 OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
 LEAST_OBJECT_STORE_MB = 100
 # Prefixes of environment variables that Ray does not inherit from the user.
@@ -51,6 +55,7 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # otherwise Ray takes 30 s to end, and Slurm sends SIGKILL 30 s after SIGTERM
+        "RAY_gcs_server_port_wait_time_s": str(GCS_START_S),
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # otherwise the other nodes notice the loss of the head only after 60 s
         "RAY_timeout_ms_task_wait_for_death_info": "30000",  # otherwise Ray reports a crash on a busy node as the loss of the node
         "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts one process for each CPU, and no trial uses these processes
@@ -126,6 +131,12 @@ def start_command(
             f"--temp-dir={temp_dir}",
         ]
     )
+
+
+def has_reached_time_limit(log: Path) -> bool:
+    """Return whether the log of a start of Ray says that Ray ended the start because of a time limit of Ray."""
+    text = log.read_text(errors="replace")
+    return any(sign in text for sign in TIME_LIMIT_SIGNS)
 
 
 def check_gpus(node: Node) -> None:
