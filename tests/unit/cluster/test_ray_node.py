@@ -14,7 +14,16 @@ from raysweep.common.errors import WorldError
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
 
-ENVIRONMENT = Environment("key", Path("/usr/bin/python3"), "3.11.7", None, "none", (), None, {}, "sha256")
+ENVIRONMENT = Environment(
+    key="key",
+    python=Path("/usr/bin/python3"),
+    python_version="3.11.7",
+    torch_backend=None,
+    wheels="none",
+    modules=(),
+    packages={},
+    environment_sha256="sha256",
+)
 
 
 def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from raysweep.common.errors import WorldError
 from raysweep.common.files import read_yaml, write_yaml
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.data.manifest import DataManifest, DatasetSpec, read_manifest
 from staging import stage_into
 
@@ -31,7 +32,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path, archive: Path) -> 
     manifest = stage_into(tmp_path, archive)
     assert read_manifest(tmp_path / "data") == manifest
     drawn = replace(manifest, test_fraction=0.25)
-    write_yaml(tmp_path / "manifest.yaml", drawn.to_record())
+    write_yaml(tmp_path / "manifest.yaml", to_json(drawn))
     assert read_manifest(tmp_path) == drawn
 
 
@@ -39,7 +40,7 @@ def test_the_fraction_of_a_test_set_stands_only_where_one_was_drawn(tmp_path: Pa
     manifest = stage_into(tmp_path, archive)
     keys = ["name", "source", "synthetic", "description", "checksum", "classes", "image_shape", "splits", "validation_fraction", "seed"]
     keys += ["files", "data_sha256"]
-    assert list(read_yaml(tmp_path / "data/manifest.yaml")) == list(manifest.to_record()) == keys
-    drawn = replace(manifest, test_fraction=0.25).to_record()
+    assert list(read_yaml(tmp_path / "data/manifest.yaml")) == list(to_json(manifest)) == keys
+    drawn = to_json(replace(manifest, test_fraction=0.25))
     assert list(drawn) == [*keys[:6], "test_fraction", *keys[6:]]
-    assert DataManifest.from_record(drawn).test_fraction == 0.25
+    assert from_json(DataManifest, drawn).test_fraction == 0.25

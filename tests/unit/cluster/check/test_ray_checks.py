@@ -15,7 +15,16 @@ from raysweep.environment.manifest import Environment
 from raysweep.tune.node_tasks import node_task
 from unit.cluster.check.reports import NODES
 
-ENVIRONMENT = Environment("key", Path("/usr/bin/python3"), "3.11.7", None, "none", (), None, {}, "sha256")
+ENVIRONMENT = Environment(
+    key="key",
+    python=Path("/usr/bin/python3"),
+    python_version="3.11.7",
+    torch_backend=None,
+    wheels="none",
+    modules=(),
+    packages={},
+    environment_sha256="sha256",
+)
 BRING_UP = BringUp(NODES, 2, 5.4, {"environment": 12.34, "head": 3.0, "workers": 1.0}, 21.74)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from raysweep.common.typed_json import Extensible
+
 
 @dataclass(frozen=True)
-class NodeSize:
+class NodeSize(Extensible):
     """Describes a node by its name and the numbers of CPUs and GPUs that Ray may use on the node."""
 
     name: str

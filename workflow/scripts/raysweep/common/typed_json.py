@@ -1,6 +1,7 @@
 """This module converts frozen dataclasses to JSON and back, because processes exchange dataclasses as JSON.
 
-A class with a special JSON form defines `to_json(self)` and `from_json(cls, value)`.
+A field with the metadata OMIT_IF_EMPTY is left out of the JSON where the field is empty. A class that inherits from Extensible ignores keys that a later
+version of the class has added. A class with a special JSON form defines `to_json(self)` and `from_json(cls, value)`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+import yaml
+
+from raysweep.common.errors import RaysweepError
+from raysweep.common.files import read_yaml
+
 T = TypeVar("T")
+
+OMIT_IF_EMPTY = {"omit_if_empty": True}  # An empty value is None, or a text, list, tuple or map without content. The number 0 is not empty.
+EMPTY: tuple[Any, ...] = (None, "", (), [], {})
+
+
+class Extensible:
+    """Marks a dataclass that is read from files of other versions. Keys that are not fields of the class are ignored."""
 
 
 def to_json(value: Any) -> Any:
@@ -31,7 +44,16 @@ def to_json(value: Any) -> Any:
 
 def fields_to_json(value: Any) -> dict[str, Any]:
     """Return the fields of a dataclass as {name: value as JSON}. A `to_json` of the class is not used."""
-    return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return {field.name: to_json(inner) for field, inner in fields if not (field.metadata.get("omit_if_empty") and inner in EMPTY)}
+
+
+def read_yaml_as(kind: type[T], path: Path) -> T:
+    """Return the object of type `kind` that a YAML file contains. Raises RaysweepError, with the path, where the content does not fit `kind`."""
+    try:
+        return from_json(kind, read_yaml(path))
+    except (TypeError, yaml.YAMLError) as error:
+        raise RaysweepError(f"{path}: the file is damaged, or another version of the workflow has written it: {error}") from error
 
 
 def from_json(kind: type[T], value: Any) -> T:
@@ -67,6 +89,8 @@ def _read(kind: Any, value: Any) -> Any:
     if origin is tuple:
         values = _checked(value, list | tuple)
         kinds = [arguments[0]] * len(values) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(values):
+            raise TypeError(f"{value!r} does not have {len(kinds)} values")
         return tuple(_read(inner_kind, inner) for inner_kind, inner in zip(kinds, values, strict=True))
     if origin is list:
         return [_read(arguments[0], inner) for inner in _checked(value, list)]
@@ -96,8 +120,9 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _read_dataclass(kind: Any, value: Any) -> Any:
     names = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(_checked(value, dict).keys() - names):
-        raise TypeError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    unknown = sorted(_checked(value, dict).keys() - names)
+    if unknown and not issubclass(kind, Extensible):
+        raise TypeError(f"{kind.__name__} has no field {', '.join(map(str, unknown))}")
     return known_fields_from_json(kind, value)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from raysweep.common.bounds import Bounds
 from raysweep.common.durations import seconds
 from raysweep.common.files import read_yaml
-from raysweep.common.typed_json import fields_to_json, from_json
+from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import DatasetSpec
 
@@ -112,10 +112,10 @@ class SweepConfig:
     """Describes one sweep. A sweep has either a `model` or a `trainable`. With a trainable, `loss` and `optimizer` are None."""
 
     dataset: str | None = None
-    model: str | None = None
-    loss: str | None = None
-    optimizer: str | None = None
-    trainable: str | None = None
+    model: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    loss: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    optimizer: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    trainable: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     search_space: dict[str, Any]
     points_to_evaluate: tuple[dict[str, Any], ...]
     metric: str
@@ -141,11 +141,6 @@ class SweepConfig:
     trial_resources: TrialResourcesConfig
     allocation: AllocationConfig
     confirm: ConfirmConfig
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the sweep as the map that the config contains. The keys without a default are left out where the value is None."""
-        without_default = ("model", "loss", "optimizer", "trainable")
-        return {key: value for key, value in fields_to_json(self).items() if key not in without_default or value is not None}
 
     @property
     def target(self) -> str:

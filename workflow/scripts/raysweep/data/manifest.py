@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from raysweep.common.errors import WorldError
-from raysweep.common.files import read_yaml
+from raysweep.common.typed_json import OMIT_IF_EMPTY, Extensible, read_yaml_as
 
 MANIFEST = "manifest.yaml"  # This file exists only when the data set is complete.
 
@@ -35,8 +34,8 @@ class DatasetSpec:
     test_fraction: float | None = None  # only allowed for a folder of images without a folder `test`
 
 
-@dataclass(frozen=True)
-class DataManifest:
+@dataclass(frozen=True, kw_only=True)
+class DataManifest(Extensible):
     """Describes a data set that was staged, as its manifest.yaml does."""
 
     name: str
@@ -45,42 +44,14 @@ class DataManifest:
     description: str
     checksum: str | None  # the checksum that was verified; None where no checksum was verified
     classes: tuple[str, ...]
+    # None where the source already contains a test split; the manifest then lacks this key
+    test_fraction: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     image_shape: tuple[int, ...]  # (channels, height, width), the last two in pixels
     splits: dict[str, int]  # number of images by split
     validation_fraction: float
     seed: int
     files: dict[str, str]  # SHA-256 of each file by its path, which is relative to the folder of the data set
     data_sha256: str  # SHA-256 of the list in `files`; this digest is part of a sweep's identity
-    test_fraction: float | None = None  # None where the source already contains a test split
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> DataManifest:
-        """Return the data set that a manifest.yaml describes."""
-        return cls(
-            name=record["name"],
-            source=record["source"],
-            synthetic=record["synthetic"],
-            description=record["description"],
-            checksum=record["checksum"],
-            classes=tuple(record["classes"]),
-            image_shape=tuple(record["image_shape"]),
-            splits=record["splits"],
-            validation_fraction=record["validation_fraction"],
-            seed=record["seed"],
-            files=record["files"],
-            data_sha256=record["data_sha256"],
-            test_fraction=record.get("test_fraction"),
-        )
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the content of manifest.yaml. The key `test_fraction`, before `image_shape`, exists only where the test split was sampled."""
-        record: dict[str, Any] = {}
-        for key, value in asdict(self).items():
-            if key == "image_shape" and self.test_fraction is not None:
-                record["test_fraction"] = self.test_fraction
-            if key != "test_fraction":
-                record[key] = list(value) if isinstance(value, tuple) else value
-        return record
 
     def check_spec(self, data_dir: Path, spec: DatasetSpec) -> None:
         """Raise WorldError where the data set staged in `data_dir` differs from the data set that the config describes.
@@ -106,4 +77,4 @@ def read_manifest(data_dir: Path) -> DataManifest:
     """Return the manifest of the data set in `data_dir`. Raises WorldError where `data_dir` contains no complete data set."""
     if not (data_dir / MANIFEST).is_file():
         raise WorldError(f"{data_dir}: holds no complete data set (it has no {MANIFEST}). Run the rule stage_data.")
-    return DataManifest.from_record(read_yaml(data_dir / MANIFEST))
+    return read_yaml_as(DataManifest, data_dir / MANIFEST)

@@ -20,6 +20,7 @@ import numpy as np
 
 from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import sha256_of_file, write_yaml, written_aside
+from raysweep.common.typed_json import to_json
 from raysweep.data import cifar10, synthetic
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
 from raysweep.data.manifest import MANIFEST, DataManifest, DatasetSpec, missing_source_message
@@ -80,7 +81,7 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
             data_sha256=hashlib.sha256(listing.encode()).hexdigest(),
             test_fraction=test_fraction,
         )
-        write_yaml(output_dir / MANIFEST, manifest.to_record())
+        write_yaml(output_dir / MANIFEST, to_json(manifest))
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
     logger.info("%s: %s images (%s) in %s", spec.name, counts, "synthetic" if source.synthetic else f"from {spec.source}", output_dir)
     return manifest

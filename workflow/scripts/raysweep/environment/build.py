@@ -21,6 +21,7 @@ from pathlib import Path
 
 from raysweep.common.errors import ConfigError, WorldError
 from raysweep.common.files import read_yaml, write_yaml
+from raysweep.common.typed_json import to_json
 from raysweep.environment.aside import made_aside
 from raysweep.environment.interpreter import Interpreter, check_imports, describe_environment, find_python
 from raysweep.environment.manifest import MANIFEST, VENV_MANIFEST, Environment
@@ -50,7 +51,7 @@ def build_environment(spec: EnvironmentSpec, output_dir: Path) -> Environment:
     if spec.takes_python_as_it_is:
         environment = describe_environment(spec, Path(base.path), base)
         _check_requirements(environment, spec)
-        if environment.to_record() != recorded:
+        if to_json(environment) != recorded:
             next_step = "mend it, or let the workflow make an environment (wheels: download)"
             check_imports(environment, modules_to_try(spec.requirements), next_step)
     else:
@@ -60,8 +61,8 @@ def build_environment(spec: EnvironmentSpec, output_dir: Path) -> Environment:
             recorded = {}
             finished = _build_venv(output_dir, spec, base)
         environment = finished
-    if environment.to_record() != recorded:
-        write_yaml(manifest, environment.to_record())
+    if to_json(environment) != recorded:
+        write_yaml(manifest, to_json(environment))
     logger.debug("environment %s: Python %s, torch: %s", environment.key, environment.python_version, environment.torch_backend)
     return environment
 
@@ -105,7 +106,7 @@ def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Envi
         check_imports(built, modules_to_try(spec.requirements), next_step)
         # This record lies inside the virtualenv and is renamed with the virtualenv, so the record always describes this virtualenv. The record contains
         # the path and the time of the build, so no two builds have equal records.
-        write_yaml(aside / VENV_MANIFEST, built.to_record() | {"built_ns": time.time_ns()})
+        write_yaml(aside / VENV_MANIFEST, to_json(built) | {"built_ns": time.time_ns()})
         environment = _publish(aside, built, env_dir, base)
     logger.info("Environment: Python %s, %d packages, built in %.0f s", base.version, len(built.packages), time.monotonic() - started)
     return environment
@@ -125,7 +126,7 @@ def _publish(aside: Path, built: Environment, env_dir: Path, base: Interpreter) 
             with suppress(FileNotFoundError):  # Another building process has already removed the outdated virtualenv.
                 shutil.rmtree((env_dir / "venv").rename(aside.with_name(f"{aside.name}.old")))
         else:
-            return Environment.from_record(built.to_record(), env_dir)
+            return built.moved_to(env_dir)
     return finished
 
 
@@ -137,7 +138,7 @@ def _finished(env_dir: Path, key: str, base: Interpreter) -> Environment | None:
     path = env_dir / "venv" / VENV_MANIFEST
     if not path.is_file():
         return None
-    environment = Environment.from_record(read_yaml(path), env_dir)
+    environment = Environment.read(path, env_dir)
     if environment.key != key or environment.python_version != base.version:
         return None
     try:

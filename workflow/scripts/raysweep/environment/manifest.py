@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from raysweep.common.errors import RaysweepError, WorldError
-from raysweep.common.files import read_yaml
+from raysweep.common.typed_json import Extensible, read_yaml_as
 from raysweep.environment.commands import in_container, last_json, last_line, run_captured, with_modules
 
 MANIFEST = "env.yaml"  # This file lies in the environment's folder and exists only when the environment works.
@@ -24,8 +23,8 @@ def feature_version(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-@dataclass(frozen=True)
-class Environment:
+@dataclass(frozen=True, kw_only=True)
+class Environment(Extensible):
     """Describes an environment that is ready for use, as its env.yaml does."""
 
     key: str  # name of the environment's folder, see requirements.env_key
@@ -34,7 +33,7 @@ class Environment:
     torch_backend: str | None  # cpu, cu130 … or pypi; None where torch is not installed
     wheels: str
     modules: tuple[str, ...]
-    container: str | None  # path of the image in which the environment runs
+    container: str | None = None  # path of the image in which the environment runs; old records without an image lack this key
     packages: dict[str, str]  # versions of all installed packages by normalised name
     # Digest of X.Y of the Python version, the torch backend and the packages. No other property of the environment can change a result.
     environment_sha256: str
@@ -45,30 +44,16 @@ class Environment:
         path = env_dir / MANIFEST
         if not path.is_file():
             raise RaysweepError(f"{path} is missing: the environment was not built. Run the rule build_env first.")
-        return cls.from_record(read_yaml(path), env_dir)
+        return cls.read(path, env_dir)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], env_dir: Path) -> Environment:
-        """Return the environment in `env_dir` that the record describes.
+    def read(cls, path: Path, env_dir: Path) -> Environment:
+        """Return the environment in `env_dir` that the file `path` describes."""
+        return read_yaml_as(cls, path).moved_to(env_dir)
 
-        The user may have moved the project and with it the virtualenv. So the path of the virtualenv follows from `env_dir` and not from the record.
-        """
-        as_it_is = record["wheels"] == "none"
-        return cls(
-            key=record["key"],
-            python=Path(record["python"]) if as_it_is else env_dir.absolute() / "venv" / "bin" / "python",
-            python_version=record["python_version"],
-            torch_backend=record["torch_backend"],
-            wheels=record["wheels"],
-            modules=tuple(record["modules"]),
-            container=record.get("container"),  # Old records of environments without an image lack this key.
-            packages=record["packages"],
-            environment_sha256=record["environment_sha256"],
-        )
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the content of env.yaml for this environment."""
-        return asdict(self) | {"python": str(self.python), "modules": list(self.modules)}
+    def moved_to(self, env_dir: Path) -> Environment:
+        """Return this environment with the path that the virtualenv has in `env_dir`, because the user may have moved the project."""
+        return self if self.wheels == "none" else replace(self, python=env_dir.absolute() / "venv" / "bin" / "python")
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return the command that runs `python *argv` in this environment. The command has to run with the variables of `process_environment()`."""
