@@ -139,7 +139,7 @@ def test_two_sweeps_in_one_folder(checkout: Project) -> None:
     checkout.write("train.py", "def train(config): pass\n")
     checkout.write("config/config.yaml", f"sweeps:\n  a: {sweep}\n  a: {sweep}\n")
     assert refusal(checkout) == (
-        "config/config.yaml: a: stands twice in one map (line 2 and after), and the second would silently replace the first. Allowed: each name"
+        "config/config.yaml: sweeps.a: stands twice in one map (line 2 and after), and the second would silently replace the first. Allowed: each name"
         " once, so that no two sweeps write to one folder"
     )
     checkout.write("config/config.yaml", f"sweeps:\n  a: {sweep}\n  A: {sweep}\n")

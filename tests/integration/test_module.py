@@ -210,7 +210,7 @@ def test_a_key_that_stands_twice_is_refused_in_the_part_that_is_ours(outer: Proj
     outer.write("config.yaml", text + "title: Another\n")
     dry_run(outer)
     outer.write("config.yaml", text + "  state_dir: a\n  state_dir: b\n")
-    assert refusal(outer).startswith("Error: config.yaml: state_dir: stands twice in one map")
+    assert refusal(outer).startswith("Error: config.yaml: tuning.state_dir: stands twice in one map")
 
 
 def test_a_snakefile_that_lies_in_no_folder_is_refused(outer: Project) -> None:

@@ -29,7 +29,7 @@ sys.path.remove(str(SCRIPTS))  # another workflow may have modules with equal na
 ROOT = Path.cwd()
 INCLUSION = Inclusion.of(workflow, RULES, config)
 try:
-    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, INCLUSION.module)
+    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, INCLUSION.module, INCLUSION.placed)
 except ConfigError as error:
     sys.exit("\n".join(f"Error: {line}" for line in error.lines))
 CONFIG = Config.of(config)

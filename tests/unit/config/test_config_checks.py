@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from configs import assert_refused, check, config, ids, lines, own, refusal
+from raysweep.common.errors import ConfigError
+from raysweep.config import sweep_checks
+from raysweep.config.load import Module, validated
 
 
 def test_the_dashboard_with_what_it_needs(root: Path) -> None:
@@ -39,6 +42,16 @@ def test_a_requirements_file_that_cannot_be_read_is_one_line(root: Path) -> None
     given = config(mlflow="local") | {"env": {"requirements": "own.in"}, "ray": {"dashboard": True}}
     [line] = lines(root, given)
     assert line.startswith(f"env.requirements: {root}/own.in: 'ray[default] ==' is not a requirement: ")
+    assert lines(root, config() | {"env": {"requirements": "own.in"}}) == [line], "whether or not another key needs the file"
+
+
+def test_an_error_of_a_check_is_not_taken_for_a_mistake_of_the_requirements(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(labels: list[str]) -> bool:
+        raise ConfigError("another mistake")
+
+    monkeypatch.setattr(sweep_checks, "grids_of", fail)
+    with pytest.raises(ConfigError, match=r"^another mistake$"):
+        check(root, config(points_to_evaluate=[{"lr": 0.01}]))
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -81,6 +94,26 @@ class TestSources:
         manifest.parent.mkdir(parents=True)
         manifest.touch()
         assert check(root, self.given(source="gone"))["datasets"]["pictures"]["source"] == "gone"
+
+    def test_the_staged_set_of_a_module_lies_below_the_prefix(self, root: Path) -> None:
+        def staged(folder: str) -> dict[str, Any]:
+            return validated(self.given(source="gone"), [], root, Module("m", None), lambda path: Path(folder, path))
+
+        manifest = root / "theirs/resources/data/pictures/manifest.yaml"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch()
+        assert staged("theirs")["datasets"]["pictures"]["source"] == "gone"
+        with pytest.raises(ConfigError, match=r"datasets\.pictures\.source: 'gone' does not exist"):
+            staged(".")
+
+    def test_a_mistake_of_one_set_does_not_hide_that_of_another(self, root: Path) -> None:
+        given = self.given(source="gone")
+        given["datasets"]["other"] = {"seed": -1, "soruce": "gone"}
+        assert [line.split(":")[0] for line in lines(root, given)] == [
+            "datasets.pictures.source",
+            "datasets.other.seed",
+            "datasets.other.soruce",
+        ]
 
     def test_other_mistakes_are_reported_with_it(self, root: Path) -> None:
         given = self.given(source="gone")

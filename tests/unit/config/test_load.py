@@ -200,13 +200,19 @@ def test_keys_that_stand_twice_beside_other_mistakes(root: Path) -> None:
     )
     with pytest.raises(ConfigError) as caught:
         validated(yaml.safe_load(path.read_text()), [path], root)
-    begins = [line.partition(" (")[0].removeprefix(f"{path}: ").removeprefix("twice.yaml: ") for line in caught.value.lines]
-    assert begins == [
-        "seed: stands twice in one map",
-        "b: stands twice in one map",
-        "sweeps.c.seed: -1 is not allowed: a whole number, at least 0",
-        "results_dir: stands twice in one map",
+    assert [line.partition(" (")[0] for line in caught.value.lines] == [
+        "twice.yaml: sweeps.a.seed: stands twice in one map",
+        "twice.yaml: sweeps.b: stands twice in one map",
+        "twice.yaml: sweeps.c.seed: -1 is not allowed: a whole number, at least 0",
+        "twice.yaml: results_dir: stands twice in one map",
     ]
+
+
+def test_a_key_that_stands_twice_in_the_config_of_a_module_has_the_keys_of_the_other_workflow(root: Path) -> None:
+    path = root / "outer.yaml"
+    path.write_text("deep:\n  part:\n    state_dir: a\n    state_dir: b\n")
+    with pytest.raises(ConfigError, match=r"^outer.yaml: deep.part.state_dir: stands twice in one map \(line 3 "):
+        validated(config(), [path], root, Module("m", ("deep", "part")))
 
 
 def test_a_map_that_contains_itself_is_read_once(root: Path) -> None:

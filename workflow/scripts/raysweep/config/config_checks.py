@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raysweep.common.errors import ConfigError
-from raysweep.config.mistakes import KeyPath, Mistake
-from raysweep.config.section import Section
+from raysweep.config.mistakes import Mistake
+from raysweep.config.section import Section, maps_below
 from raysweep.data.manifest import MANIFEST, is_missing, missing_source_message
-from raysweep.environment.requirements import check_requirements_files, extras_of
+from raysweep.environment.requirements import check_requirements_files, extras_of, parse_requirements
 from raysweep.usercode.target import SCRIPTS_DIR
 
 FOLDERS = ("results_dir", "state_dir", "resources_dir")
 
 
-def check_text(path: KeyPath, value: str) -> Iterator[Mistake]:
-    """Yield a mistake for a text that a script would read as a command-line option, or that Snakemake cannot use as a path."""
-    if value.startswith("-"):
-        yield Mistake(path, f"{value!r} is not allowed: a text that does not begin with a hyphen; ./{value}, if it is a path")
-    elif set("{}") & set(value) or not value.isprintable():
-        yield Mistake(path, f"{value!r} is not allowed: a text of one line, without curly brackets")
-
-
 def check_folders(config: Section) -> Iterator[Mistake]:
     """Yield a mistake where one of the three folders lies in another, because Snakemake deletes the outputs of a failed job."""
-    folders = {key: (config.root / config.values[key]).resolve() for key in FOLDERS}
+    folders = {key: config.folder(key).resolve() for key in FOLDERS}
     for key, folder in folders.items():
         for outer, outer_folder in folders.items():
             if key != outer and folder.is_relative_to(outer_folder):
@@ -45,7 +37,7 @@ def check_container(config: Section) -> Iterator[Mistake]:
         message = f"{env['container']!r} is not allowed: there is no such image. Make one from workflow/envs/image.def"
         yield config.mistake(message, "env", "container")
         return
-    for folder in (SCRIPTS_DIR, *(config.root / config.values[key] for key in ("resources_dir", "state_dir", "results_dir"))):
+    for folder in (SCRIPTS_DIR, *(config.folder(key) for key in ("resources_dir", "state_dir", "results_dir"))):
         # A comma or colon would split the path, because Apptainer's list of bound folders has no quotes.
         if {",", ":"} & set(str(folder)):
             message = f"an image is not allowed here: Apptainer takes a comma or colon for the end of a path, as in {folder}"
@@ -54,9 +46,10 @@ def check_container(config: Section) -> Iterator[Mistake]:
 
 
 def check_requirements(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the requirements file of the environment or the lock file is missing."""
+    """Yield a mistake where a requirements file of the environment or its lock is missing, or where a line is not a requirement."""
     try:
         check_requirements_files(config.requirements)
+        parse_requirements(config.requirements)
     except ConfigError as error:
         yield config.mistake(str(error), "env", "requirements")
 
@@ -76,17 +69,15 @@ def check_cache(config: Section) -> Iterator[Mistake]:
         yield config.mistake(f"{env['cache_dir']!r} {message}", "env", "cache_dir")
 
 
-def check_sources(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a sweep uses a data set whose source is a path that does not exist.
+def check_source(dataset: Section) -> Iterator[Mistake]:
+    """Yield a mistake where a sweep uses the data set and the source of the data set is a path that does not exist.
 
     A staged data set does not need the source, so that an interrupted sweep can continue after the user has deleted the archive of the data set.
     """
-    sweeps = config.values.get("sweeps")  # The sweeps may be missing or may have mistakes.
-    names_in_use = [sweep.get("dataset") for sweep in (sweeps.values() if isinstance(sweeps, dict) else ()) if isinstance(sweep, dict)]
-    for name, dataset in config.values["datasets"].items():
-        source, data_dir = dataset["source"], config.root / config.values["resources_dir"] / "data" / name
-        if name in names_in_use and is_missing(source, config.root) and not (data_dir / MANIFEST).is_file():
-            yield config.mistake(missing_source_message(source), "datasets", name, "source")
+    name, source = str(dataset.path[-1]), dataset.values["source"]
+    is_used = any(sweep.get("dataset") == name for sweep in maps_below(dataset.config, "sweeps").values())
+    if is_used and is_missing(source, dataset.root) and not (dataset.folder("resources_dir") / "data" / name / MANIFEST).is_file():
+        yield dataset.mistake(missing_source_message(source), "source")
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:

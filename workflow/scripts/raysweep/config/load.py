@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from raysweep.config.mistakes import KeyPath, Mistake, Mistakes, is_below
 from raysweep.config.model import Config
 from raysweep.config.rules import check_rules
 from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_mistakes, with_defaults
+from raysweep.config.section import Section, maps_below
 from raysweep.environment.requirements import EnvironmentSpec
 
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -70,8 +71,8 @@ class Sources:
 
     def line(self, mistake: Mistake) -> str:
         """Return a line for the user with the file, the key and the message of a mistake."""
-        place = mistake.place or f"{self.file_of(mistake.path)}: {'.'.join(map(str, (*self.keys, *mistake.path))) or 'the config'}"
-        return f"{place}: {mistake.message}"
+        keys = ".".join(map(str, (*self.keys, *mistake.path))) or "the config"
+        return f"{mistake.file or self.file_of(mistake.path)}: {keys}: {mistake.message}"
 
     def shown(self, path: Path) -> str:
         """Return the path of a file as text. The path is relative to `root` where `root` contains the file, and unchanged elsewhere."""
@@ -105,12 +106,14 @@ class Sources:
         return tuple(position)
 
 
-def validated(config: dict[str, Any], paths: list[Path], root: Path, module: Module | None = None) -> dict[str, Any]:
+def validated(
+    config: dict[str, Any], paths: list[Path], root: Path, module: Module | None = None, placed: Callable[[str], Path] = Path
+) -> dict[str, Any]:
     """Return the config with all defaults filled in, and with numbers such as `1e-4` in the place of text.
 
     `paths` are the files from which Snakemake merged the config. A value of a later file replaces the value of an earlier file. Paths in the config are
-    relative to `root`. Raises ConfigError with one line for each mistake, in the order of the config. A line has the file, the key, the bad value and
-    the allowed values.
+    relative to `root`. `placed` adds Snakemake's prefix for modules to the path of a folder. Raises ConfigError with one line for each mistake, in the
+    order of the config. A line has the file, the key, the bad value and the allowed values.
     """
     sources = Sources(config, [] if module and module.keys is None else paths, root, module)
     mistakes = Mistakes()
@@ -119,7 +122,7 @@ def validated(config: dict[str, Any], paths: list[Path], root: Path, module: Mod
     repeated = [mistake.path for mistake in mistakes.collected]
     mistakes.add([m for m in schema_mistakes(given, load_schema()) if not any(is_below(m.path, path) for path in repeated)])
     filled = _filled_in(given, sources)
-    check_rules(filled, root, mistakes)
+    check_rules(Section((), filled, filled, root, placed), mistakes)
     if mistakes.collected:
         raise ConfigError(*(sources.line(mistake) for mistake in sorted(mistakes.collected, key=sources.position)))
     return filled
@@ -162,15 +165,9 @@ def _at(value: Any, path: KeyPath) -> Any:
     return value
 
 
-def _sweeps_of(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the sweeps of a config that may have mistakes. A sweep that is not a map is left out."""
-    sweeps = config.get("sweeps")
-    return [sweep for sweep in sweeps.values() if isinstance(sweep, dict)] if isinstance(sweeps, dict) else []
-
-
 def _long_forms(config: dict[str, Any]) -> dict[str, Any]:
     """Return the config in which `{name: random}` replaces the short form `random` of a search algorithm or scheduler."""
-    for sweep in _sweeps_of(config):
+    for sweep in maps_below(config, "sweeps").values():
         sweep.update({key: {"name": sweep[key]} for key in NAMED if isinstance(sweep.get(key), str)})
     return config
 
@@ -185,7 +182,7 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             env["requirements"] = sources.shown(own)
         if env["container"] is not None and env["wheels"] == "download":
             env["wheels"] = "none"
-    for sweep in _sweeps_of(filled):
+    for sweep in maps_below(filled, "sweeps").values():
         sweep.update({key: options_with_defaults(key, sweep[key]) for key in NAMED})
         if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
@@ -206,10 +203,10 @@ def _repeated_keys(sources: Sources) -> Iterator[Mistake]:
                 node = next((inner for name, inner in pairs if name.value == str(key)), None)
             for keys, line in _repeated_below(node, (), loader, set()):
                 message = (
-                    f"{keys[-1]}: stands twice in one map (line {line} and after), and the second would silently replace the first. Allowed: each"
+                    f"stands twice in one map (line {line} and after), and the second would silently replace the first. Allowed: each"
                     " name once, so that no two sweeps write to one folder"
                 )
-                yield Mistake(keys, message, place=str(path))
+                yield Mistake(keys, message, file=sources.shown(path))
 
 
 def _repeated_below(node: yaml.Node | None, path: KeyPath, loader: yaml.SafeLoader, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:

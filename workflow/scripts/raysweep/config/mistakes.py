@@ -16,8 +16,8 @@ class Mistake:
     message: str
     # Later checks must not read the part of the config at this path. None stands for `path`.
     unsound: KeyPath | None = None
-    # The line for the user begins with this text. None stands for the file and the key of the mistake.
-    place: str | None = None
+    # The file that contains the mistake. None stands for the last file that sets the key.
+    file: str | None = None
 
     @property
     def unsound_path(self) -> KeyPath:

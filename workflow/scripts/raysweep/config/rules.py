@@ -1,4 +1,4 @@
-"""This module runs the checks that a JSON Schema cannot make. Two tables list each check with the keys that the check reads.
+"""This module runs the checks that a JSON Schema cannot make. Three tables list each check with the keys that the check reads.
 
 A check runs only where these keys have no mistakes, so that one mistake is reported only once.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from raysweep.common.errors import ConfigError
 from raysweep.config import config_checks, sweep_checks
-from raysweep.config.mistakes import KeyPath, Mistake, Mistakes
+from raysweep.config.mistakes import Mistake, Mistakes
 from raysweep.config.section import Section
 
 
@@ -23,8 +21,10 @@ class Rule:
     check: Callable[[Section], Iterator[Mistake]]
     # The check reads these keys of the section. Spaces separate the keys, and a dot leads to an inner key.
     keys: str
-    # A check of a sweep also reads these keys of the whole config.
+    # A check of a data set or sweep also reads these keys of the whole config.
     whole_config_keys: str = ""
+    # The check is only for sweeps that train a model.
+    only_for_models: bool = False
 
 
 def run_rules(rules: tuple[Rule, ...], section: Section, mistakes: Mistakes) -> None:
@@ -32,12 +32,9 @@ def run_rules(rules: tuple[Rule, ...], section: Section, mistakes: Mistakes) -> 
     for rule in rules:
         keys = [(*section.path, *key.split(".")) for key in rule.keys.split()]
         whole_config_keys = [tuple(key.split(".")) for key in rule.whole_config_keys.split()]
-        if not all(map(mistakes.is_sound_throughout, keys)) or not all(map(mistakes.is_sound, whole_config_keys)):
-            continue
-        try:
+        is_sound = all(map(mistakes.is_sound_throughout, keys)) and all(map(mistakes.is_sound, whole_config_keys))
+        if is_sound and (section.is_of_model or not rule.only_for_models):
             mistakes.add(list(rule.check(section)))
-        except ConfigError as error:  # A line of the requirements file is not a valid requirement.
-            mistakes.add([Mistake(("env", "requirements"), str(error))])
 
 
 RULES_OF_CONFIG = (
@@ -46,22 +43,22 @@ RULES_OF_CONFIG = (
     Rule(config_checks.check_requirements, "env.requirements"),
     Rule(config_checks.check_dashboard, "env.requirements ray.dashboard"),
     Rule(config_checks.check_cache, "env.cache_dir env.wheels"),
-    Rule(config_checks.check_sources, "datasets resources_dir"),
 )
+RULES_OF_DATASET = (Rule(config_checks.check_source, "source", "resources_dir"),)
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
     Rule(sweep_checks.check_dataset, "dataset model", "datasets"),
     Rule(sweep_checks.check_class_of_algorithm, "search_algorithm"),
     Rule(sweep_checks.check_space, "search_space"),
     Rule(sweep_checks.check_space_fits_algorithm, "search_space search_algorithm"),
-    Rule(sweep_checks.check_package_of_mlflow, "mlflow", "env.requirements"),
-    Rule(sweep_checks.check_package_of_wandb, "wandb", "env.requirements"),
-    Rule(sweep_checks.check_stop, "stop model"),
-    Rule(sweep_checks.check_constraint, "constraint model"),
-    Rule(sweep_checks.check_metric, "metric mode model"),
-    Rule(sweep_checks.check_learning_rate, "search_space.lr model"),
-    Rule(sweep_checks.check_batch_size, "search_space.batch_size model"),
-    Rule(sweep_checks.check_optimizer, "search_space model optimizer"),
+    Rule(partial(sweep_checks.check_tracker, tracker="mlflow"), "mlflow", "env.requirements"),
+    Rule(partial(sweep_checks.check_tracker, tracker="wandb"), "wandb", "env.requirements"),
+    Rule(partial(sweep_checks.check_bounds, key="stop"), "stop model"),
+    Rule(partial(sweep_checks.check_bounds, key="constraint"), "constraint model"),
+    Rule(sweep_checks.check_metric, "metric mode model", only_for_models=True),
+    Rule(sweep_checks.check_learning_rate, "search_space.lr model", only_for_models=True),
+    Rule(sweep_checks.check_batch_size, "search_space.batch_size model", only_for_models=True),
+    Rule(sweep_checks.check_optimizer, "search_space model optimizer", only_for_models=True),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),
     Rule(sweep_checks.check_keys_of_model, "model loss optimizer"),
     Rule(sweep_checks.check_grace_period, "scheduler max_epochs"),
@@ -69,40 +66,20 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_pbt, "scheduler search_space model"),
     Rule(sweep_checks.check_fuse, "fuse model"),
     Rule(sweep_checks.check_allocation, "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes"),
-    Rule(sweep_checks.check_cpus_of_trial, "trial_resources.cpu allocation.cpus_per_node"),
+    Rule(partial(sweep_checks.check_fits_node, key="cpu"), "trial_resources.cpu allocation.cpus_per_node"),
     Rule(sweep_checks.check_gpus_of_trial, "trial_resources.gpu allocation.gpus_per_node"),
 )
 
 
-def check_rules(config: dict[str, Any], root: Path, mistakes: Mistakes) -> None:
+def check_rules(config: Section, mistakes: Mistakes) -> None:
     """Add to `mistakes` the mistakes that a JSON Schema cannot find.
 
-    `config` has all defaults filled in. `mistakes` already contains the mistakes that the JSON Schema finds.
+    `config` is the whole config. `mistakes` already contains the mistakes that the JSON Schema finds.
     """
-    sweeps = config["sweeps"].items() if mistakes.is_sound(("sweeps",)) else ()
-    names = [name for name, _ in sweeps if mistakes.is_sound(("sweeps", name))]
-    for path, text in _free_texts(config):
-        if mistakes.is_sound(path):
-            mistakes.add(config_checks.check_text(path, text))
-    run_rules(RULES_OF_CONFIG, Section((), config, config, root), mistakes)
-    mistakes.add(config_checks.check_names_of_sweeps(names))
-    for name in names:
-        run_rules(RULES_OF_SWEEP, Section(("sweeps", name), config["sweeps"][name], config, root), mistakes)
-
-
-def _free_texts(config: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the path and the text of each value for which the schema has neither a pattern nor a list of allowed words."""
-    yield from _texts_at((), config, "results_dir", "state_dir", "resources_dir")
-    yield from _texts_at(("env",), config["env"], "python", "requirements", "wheels", "container", "cache_dir")
-    for section, keys in (("datasets", ("source",)), ("sweeps", ("mlflow", "wandb", "model", "trainable"))):
-        below = config.get(section)
-        for name, values in below.items() if isinstance(below, dict) else ():
-            yield from _texts_at((section, name), values, *keys)
-
-
-def _texts_at(path: KeyPath, values: Any, *keys: str) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the path and the text of each of `keys` whose value is text. `values` is the map at `path`."""
-    for key in keys:
-        text = values.get(key) if isinstance(values, dict) else None
-        if isinstance(text, str):
-            yield (*path, key), text
+    run_rules(RULES_OF_CONFIG, config, mistakes)
+    for key, rules in (("datasets", RULES_OF_DATASET), ("sweeps", RULES_OF_SWEEP)):
+        names = [name for name in config.values[key] if mistakes.is_sound((key, name))] if mistakes.is_sound((key,)) else []
+        if key == "sweeps":
+            mistakes.add(config_checks.check_names_of_sweeps(names))
+        for name in names:
+            run_rules(rules, config.below(key, name), mistakes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,33 @@ from raysweep.config.mistakes import KeyPath, Mistake
 from raysweep.config.space import read_space
 
 
+def maps_below(config: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Return the data sets or the sweeps of a config that may have mistakes. `key` is `datasets` or `sweeps`. Values that are no maps are left out."""
+    below = config.get(key)
+    return {name: values for name, values in below.items() if isinstance(values, dict)} if isinstance(below, dict) else {}
+
+
 @dataclass(frozen=True)
 class Section:
-    """Contains the whole config or one sweep, with all defaults filled in."""
+    """Contains the whole config, one data set or one sweep, with all defaults filled in."""
 
     path: KeyPath  # These keys lead from the top of the config to the section.
     values: dict[str, Any]  # This map is the content of the section.
     config: dict[str, Any]  # This map is the whole config.
     root: Path  # Relative paths in the config start from this folder.
+    placed: Callable[[str], Path]  # This function adds Snakemake's prefix for modules to the path of a folder.
+
+    def below(self, key: str, name: str) -> Section:
+        """Return the section of the data set or sweep `name` of the config. `key` is `datasets` or `sweeps`."""
+        return replace(self, path=(key, name), values=self.config[key][name])
 
     def mistake(self, message: str, *keys: str | int) -> Mistake:
         """Return a mistake at the key to which `keys` lead, from the section downwards."""
         return Mistake((*self.path, *keys), message)
+
+    def folder(self, key: str) -> Path:
+        """Return the path of the folder that the config names at `key`, such as `results_dir`."""
+        return self.root / self.placed(self.config[key])
 
     @property
     def requirements(self) -> Path:

@@ -62,17 +62,7 @@ def check_class_of_algorithm(sweep: Section) -> Iterator[Mistake]:
         yield sweep.mistake(message, "search_algorithm", "name")
 
 
-def check_package_of_mlflow(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the sweep uses MLflow and the environment lacks MLflow."""
-    yield from _check_tracker(sweep, "mlflow")
-
-
-def check_package_of_wandb(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the sweep uses Weights & Biases and the environment lacks the package wandb."""
-    yield from _check_tracker(sweep, "wandb")
-
-
-def _check_tracker(sweep: Section, tracker: str) -> Iterator[Mistake]:
+def check_tracker(sweep: Section, tracker: str) -> Iterator[Mistake]:
     """Yield a mistake where the sweep uses the tracker `tracker` and the environment lacks the package of the tracker."""
     value = sweep.values[tracker]
     if value is not None and not any(lists(sweep.requirements, package) for package in (tracker, f"{tracker}-skinny")):
@@ -126,18 +116,8 @@ def check_points(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(str(error), key, number)
 
 
-def check_stop(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes in `stop`, the bounds that end a trial."""
-    yield from _check_bounds(sweep, "stop")
-
-
-def check_constraint(sweep: Section) -> Iterator[Mistake]:
-    """Yield the mistakes in `constraint`, the bounds that the best report must fulfil."""
-    yield from _check_bounds(sweep, "constraint")
-
-
-def _check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
-    """Yield a mistake for each metric that a model does not report, and for each bound with a wrong form."""
+def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
+    """Yield a mistake for each metric that a model does not report, and for each bound with a wrong form. `key` is `stop` or `constraint`."""
     for metric, bound in sweep.values[key].items():
         if not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
             names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
@@ -149,8 +129,6 @@ def _check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
 def check_metric(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the training of a model does not report the metric, or where `mode` is max for a loss."""
     metric = sweep.values["metric"]
-    if not sweep.is_of_model:
-        return
     if metric not in MODEL_METRICS:
         yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}", "metric")
     elif metric != "accuracy" and sweep.values["mode"] == "max":
@@ -159,8 +137,6 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
 
 def check_learning_rate(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the search space of a model lacks `lr`, or where a value of `lr` is not a number above 0."""
-    if not sweep.is_of_model:
-        return
     if "lr" not in sweep.space:
         yield _missing_training_key(sweep, "lr")
         return
@@ -171,8 +147,6 @@ def check_learning_rate(sweep: Section) -> Iterator[Mistake]:
 
 def check_batch_size(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the search space of a model lacks `batch_size`, or where a batch size is not a whole number of at least 1."""
-    if not sweep.is_of_model:
-        return
     if "batch_size" not in sweep.space:
         yield _missing_training_key(sweep, "batch_size")
         return
@@ -200,8 +174,6 @@ def _extremes(value: Any) -> list[Any]:
 
 def check_optimizer(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the search space has `momentum`, `nesterov` or `betas`, and the optimiser of the sweep lacks this setting."""
-    if not sweep.is_of_model:
-        return
     optimizer = sweep.values["optimizer"]
     foreign_keys = ("momentum", "nesterov") if optimizer != "sgd" else ("betas",)
     for key in foreign_keys:
@@ -272,12 +244,6 @@ def check_allocation(sweep: Section) -> Iterator[Mistake]:
         yield sweep.mistake(message, "allocation", "min_nodes")
 
 
-def check_cpus_of_trial(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a trial needs more CPUs than one node has."""
-    cpu = sweep.values["trial_resources"]["cpu"]
-    yield from _check_fits_node(sweep, "cpu", cpu, "cpus_per_node")
-
-
 def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the GPUs of a trial are not a number, or are more GPUs than one node has.
 
@@ -287,16 +253,15 @@ def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
     if isinstance(gpu, str) and gpu != "auto":
         yield sweep.mistake(f"{gpu!r} is not allowed: a number of at least 0, or auto", "trial_resources", "gpu")
         return
-    least = 1 if gpu == "auto" else gpu
-    too_many = list(_check_fits_node(sweep, "gpu", least, "gpus_per_node"))
+    too_many = list(check_fits_node(sweep, "gpu"))
     yield from too_many
-    if not too_many and least > 1 and not float(least).is_integer():
+    if not too_many and gpu != "auto" and gpu > 1 and not float(gpu).is_integer():
         yield sweep.mistake(f"{gpu} is not allowed: a part of one GPU, or whole GPUs", "trial_resources", "gpu")
 
 
-def _check_fits_node(sweep: Section, key: str, least: float, key_of_node: str) -> Iterator[Mistake]:
-    """Yield a mistake where a node has less than `least` of the resource `key` (CPUs or GPUs), and a trial needs at least `least`."""
-    on_node = sweep.values["allocation"][key_of_node]
-    if least > on_node:
-        reason = f"a trial runs on one node, so at most allocation.{key_of_node}, {on_node}"
-        yield sweep.mistake(f"{sweep.values['trial_resources'][key]} is not allowed: {reason}", "trial_resources", key)
+def check_fits_node(sweep: Section, key: str) -> Iterator[Mistake]:
+    """Yield a mistake where a trial needs more CPUs or GPUs than one node has. `key` is `cpu` or `gpu`. A trial with `auto` needs a GPU."""
+    needed, on_node = sweep.values["trial_resources"][key], sweep.values["allocation"][f"{key}s_per_node"]
+    if (1 if needed == "auto" else needed) > on_node:
+        reason = f"a trial runs on one node, so at most allocation.{key}s_per_node, {on_node}"
+        yield sweep.mistake(f"{needed} is not allowed: {reason}", "trial_resources", key)
