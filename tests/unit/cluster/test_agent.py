@@ -30,6 +30,7 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.private_folder import private_folder
+from raysweep.common.typed_json import to_json
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
 from sweeping import SCRIPTS
@@ -142,8 +143,17 @@ class MadeUpRay:
         python = folder / "python"
         python.write_text(PYTHON.format(python=sys.executable, folder=str(folder)))
         python.chmod(0o755)
-        environment = Environment("key", python, platform.python_version(), None, "none", (), None, {}, "sha256")
-        (folder / "env.yaml").write_text(yaml.safe_dump(environment.to_record()))
+        environment = Environment(
+            key="key",
+            python=python,
+            python_version=platform.python_version(),
+            torch_backend=None,
+            wheels="none",
+            modules=(),
+            packages={},
+            environment_sha256="sha256",
+        )
+        (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
 
     @contextlib.contextmanager
     def agent(self) -> Iterator[subprocess.Popen[str]]:
