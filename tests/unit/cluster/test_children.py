@@ -93,8 +93,10 @@ import os, pathlib, psutil, time
 from raysweep.cluster.children import Children
 folder, started = pathlib.Path({str(tmp_path)!r}), Children()
 def start(name, code):
+    (folder / name).touch()
+    before = (folder / name).read_text()
     child = started.start([sys.executable, "-c", code], dict(os.environ), folder / name)
-    while not (folder / name).exists() or not (folder / name).read_text().strip():
+    while not (folder / name).read_text().removeprefix(before).endswith("\\n"):
         time.sleep(0.05)
     return child
 start("ends", {first!r})
