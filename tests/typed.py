@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from raysweep.cluster.job import SearchJob
-from raysweep.common.typed_json import from_json
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.load import validated
 from raysweep.config.model import Config, SweepConfig
 from raysweep.config.schema import load_schema, with_defaults
+from raysweep.environment.manifest import Environment
 from raysweep.record.events import SessionHeader
 from raysweep.slurm.capacity import TrialResources
 from raysweep.stages.stage import Call, Stage
@@ -45,6 +46,21 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
     return SearchJob(sweep=sweep, **fields | given)
 
 
+def described_environment(**given: Any) -> Environment:
+    """Return the description of an environment without packages that is used as it is. What is not given does not matter to most tests."""
+    fields: dict[str, Any] = {
+        "key": "k",
+        "python": Path("/usr/bin/python3"),
+        "python_version": "3.11.7",
+        "torch_backend": None,
+        "wheels": "none",
+        "modules": (),
+        "packages": {},
+        "environment_sha256": "sha256",
+    }
+    return Environment(**fields | given)
+
+
 def make_stage(folder: Path, environment_sha256: str = "e", wheels: str = "download", **sweep: Any) -> Stage:
     """Return the stage of a sweep whose trainable is `user.py:train`, in an environment with this checksum and these wheels."""
     (folder / "user.py").touch()
@@ -53,13 +69,6 @@ def make_stage(folder: Path, environment_sha256: str = "e", wheels: str = "downl
     section = {"trainable": "user.py:train", "metric": "score", "search_space": {"x": 1}} | sweep
     config = {"env": {"requirements": str(REQUIREMENTS), "wheels": wheels}, "sweeps": {"s": section}}
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
-    described = {
-        "key": "k",
-        "python": "/usr/bin/python3",
-        "python_version": "3.11.7",
-        "torch_backend": None,
-        "wheels": wheels,
-        "modules": [],
-    }
-    (folder / "env.yaml").write_text(yaml.safe_dump(described | {"packages": {}, "environment_sha256": environment_sha256}))
+    environment = described_environment(wheels=wheels, environment_sha256=environment_sha256)
+    (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
     return Stage(Config.of(validated(config, [folder / "c.yaml"], folder)), "s", Call(folder, folder, folder / "log"))

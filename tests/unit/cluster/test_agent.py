@@ -31,9 +31,9 @@ from raysweep.cluster.channel import (
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.private_folder import private_folder
 from raysweep.common.typed_json import to_json
-from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
 from sweeping import SCRIPTS
+from typed import described_environment
 
 PIPE = subprocess.PIPE
 
@@ -143,16 +143,7 @@ class MadeUpRay:
         python = folder / "python"
         python.write_text(PYTHON.format(python=sys.executable, folder=str(folder)))
         python.chmod(0o755)
-        environment = Environment(
-            key="key",
-            python=python,
-            python_version=platform.python_version(),
-            torch_backend=None,
-            wheels="none",
-            modules=(),
-            packages={},
-            environment_sha256="sha256",
-        )
+        environment = described_environment(python=python, python_version=platform.python_version())
         (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
 
     @contextlib.contextmanager
@@ -209,7 +200,7 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
         process.stdin.close()
         assert process.stderr
         line = f"{ray.node}: {ray.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
-        assert process.stderr.read().splitlines() == [line, line]
+        assert process.stderr.read().splitlines() == [f"{line} Ray's last lines: {end}" for end in (FIXED_LIMIT, LIMIT_OF_GCS)]
 
 
 @pytest.mark.slow

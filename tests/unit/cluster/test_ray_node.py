@@ -11,19 +11,10 @@ import pytest
 from raysweep.cluster import ray_node
 from raysweep.cluster.ray_node import ONE_NODE, check_gpus, how_to_open_dashboard, own_address, ray_environment, start_command
 from raysweep.common.errors import WorldError
-from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
+from typed import described_environment
 
-ENVIRONMENT = Environment(
-    key="key",
-    python=Path("/usr/bin/python3"),
-    python_version="3.11.7",
-    torch_backend=None,
-    wheels="none",
-    modules=(),
-    packages={},
-    environment_sha256="sha256",
-)
+ENVIRONMENT = described_environment()
 
 
 def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

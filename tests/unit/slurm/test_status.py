@@ -205,6 +205,10 @@ def test_a_fake_squeue_is_asked_once_in_the_interval_and_a_job_that_said_it_is_c
     os.utime(run_dir / "asked", (0, time.time() - slurm_client.INTERVAL_S))
     assert status(run_dir, "a-run") == {"12": "COMPLETED", "13": "RUNNING"}  # squeue has not yet been told of the end of 12
     assert len(fakes.calls("squeue")) == 2
+    for no_number in ("", "half a minute", "-1", "1e3", "nan"):
+        monkeypatch.setenv("RAYSWEEP_SQUEUE_INTERVAL_S", no_number)
+        assert status(run_dir, "a-run") == {"12": "COMPLETED", "13": "RUNNING"}
+    assert len(fakes.calls("squeue")) == 2
 
 
 def test_a_fake_squeue_is_asked_at_once_why_a_job_failed(fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +432,7 @@ def test_a_job_of_a_workflow_that_has_us_as_a_module_may_have_its_like_with_a_fa
     assert call("sbatch", *submit_arguments(run_dir), run_dir=run_dir).stdout == "13\n"
     assert read_notes(run_dir).jobs["13"].what == COMMENT
     # How it ended is known; its outputs are none of ours.
-    script = f"true{slurm_client.ending(run_dir, COMMENT)}"
+    script = f"true{slurm_client.ending(run_dir, None)}"
     subprocess.run(["sh", "-c", script], env=os.environ | {"SLURM_JOB_ID": "13"}, check=True)
     assert slurm_client.exit_code(run_dir, "13") == "0"
     assert list((run_dir.parents[1] / "incomplete").iterdir()) == []

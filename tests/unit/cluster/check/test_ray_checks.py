@@ -11,20 +11,11 @@ from raysweep.cluster.check.task_report import TaskReport, TorchReport, read_rep
 from raysweep.cluster.launcher import BringUp
 from raysweep.common.typed_json import to_json
 from raysweep.environment.archive import ARCHIVE
-from raysweep.environment.manifest import Environment
 from raysweep.tune.node_tasks import node_task
+from typed import described_environment
 from unit.cluster.check.reports import NODES
 
-ENVIRONMENT = Environment(
-    key="key",
-    python=Path("/usr/bin/python3"),
-    python_version="3.11.7",
-    torch_backend=None,
-    wheels="none",
-    modules=(),
-    packages={},
-    environment_sha256="sha256",
-)
+ENVIRONMENT = described_environment()
 BRING_UP = BringUp(NODES, 2, 5.4, {"environment": 12.34, "head": 3.0, "workers": 1.0}, 21.74)
 
 

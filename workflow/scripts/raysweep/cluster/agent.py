@@ -219,9 +219,10 @@ class Agent:
                 if ray.poll() is None or not has_reached_time_limit(log) or time.monotonic() > began_at_s + RAY_DEADLINE_S:
                     raise
             logger.warning(
-                "%s: %s was not up within Ray's own time limit, as happens on a busy node. Ray is started again.",
+                "%s: %s was not up within Ray's own time limit, as happens on a busy node. Ray is started again. Ray's last lines: %s",
                 self.node.name,
                 self.ray_name,
+                tail_of(log),
             )
             self.children.kill_orphans()
             shutil.rmtree(temp_dir, ignore_errors=True)

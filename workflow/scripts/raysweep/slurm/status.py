@@ -41,7 +41,7 @@ DEADLINE_S = 50  # time limit in seconds for all queries to Slurm together; the 
 # Time in seconds after which a job that Slurm does not know counts as failed. Until then slurmctld may still be starting, and files that a node wrote may
 # not be visible here yet.
 FORGOTTEN_S = 90
-INTERVAL_S = 30.0  # value of INTERVAL where the user sets no value
+INTERVAL_S = 30  # value of INTERVAL where the user sets no whole number of seconds
 ENDED_S = 60  # time in seconds after a job's own end in which each status query asks squeue for the state of a failed job
 COMPLETING_S = 120  # longest time in seconds for which a submission waits for the end of an earlier job that Slurm is completing
 # Maps the final state of a job in Slurm to the state that the plugin receives. NODE_FAIL becomes FAILED, because after NODE_FAIL the plugin would exclude
@@ -59,9 +59,7 @@ HOPELESS = re.compile(
 )
 
 
-# The notes of a run. The classes are NamedTuples, because the import of dataclasses takes about as long as the start of Python.
-
-
+# The classes are NamedTuples, because the import of dataclasses takes about as long as the start of Python.
 class JobNote(NamedTuple):
     """Describes a submitted job of the run after all notes about the job."""
 
@@ -131,9 +129,6 @@ def read_notes(run_dir: Path) -> Notes:
     return Notes(jobs, refusals)
 
 
-# The queries to Slurm.
-
-
 def ask(*command: str, limit_s: float | None = None) -> list[str] | None:
     """Return the lines that a program of Slurm prints, or None where the program fails or does not end in `limit_s` seconds.
 
@@ -198,9 +193,6 @@ def accounted_states(jobs: list[str]) -> dict[str, str]:
     return {job: state.split()[0] for job, state in columns(lines or [], 2) if state}  # the first word of "CANCELLED by 1001" is the state
 
 
-# The status query.
-
-
 def exit_code(run_dir: Path, job: str) -> str:
     """Return the exit code that the script of a job wrote at its end (see `ending`), or "" where the job was killed or has not ended."""
     return text_of(run_dir / f"{job}.exit").strip()
@@ -245,9 +237,10 @@ def age_s(path: Path) -> float:
 def must_ask(run_dir: Path, failed: list[str]) -> bool:
     """Return whether a status query must ask squeue, because the last answer is too old, or because one of the jobs `failed` has just ended.
 
-    Only Slurm knows why a job failed. A failed job of long ago has been started again, so that its exit code says nothing about the new start.
+    Only Slurm knows why a job failed. After ENDED_S seconds Slurm has started a failed job again, or has told the state of the job.
     """
-    interval_s = float(os.environ.get(INTERVAL, INTERVAL_S))
+    interval = os.environ.get(INTERVAL, "")
+    interval_s = int(interval) if interval.isdecimal() else INTERVAL_S  # a value that is no number must not stop a status query
     is_fresh = 0 <= age_s(run_dir / ASKED) < interval_s  # a negative age means that a clock was changed
     return not is_fresh or any(age_s(run_dir / f"{job}.exit") < ENDED_S for job in failed)
 
@@ -280,15 +273,9 @@ def status(run_dir: Path, run_name: str) -> dict[str, str]:
     return {job: FINAL.get(note.state, note.state) for job, note in notes.jobs.items()}
 
 
-# The submission.
-
-
-def option(arguments: list[str], *names: str) -> str:
-    """Return the value of the first option in `arguments` that has one of the `names`."""
-    for number, argument in enumerate(arguments):
-        if argument in names:
-            return arguments[number + 1]
-    raise ValueError(f"none of {names} in {arguments}")
+def option(arguments: list[str], name: str) -> str:
+    """Return the value of the option `name` in `arguments`."""
+    return arguments[arguments.index(name) + 1]
 
 
 def name_of(rule: str, sweep: str) -> str:
@@ -340,25 +327,14 @@ def incomplete_mark(output: str) -> Path:
     return Path("incomplete", *(f"@{folder}" for folder in folders), last)
 
 
-def own_outputs(run_dir: Path) -> dict[str, str]:
-    """Return a map from the plugin's comment of each job of this workflow to one output of the job.
-
-    The map lacks the jobs of another workflow that uses this workflow as a module.
-    """
-    outputs: dict[str, str] = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8"))
-    return outputs
-
-
-def ending(run_dir: Path, what: str) -> str:
-    """Return shell commands for the end of a job's script.
+def ending(run_dir: Path, output: str | None) -> str:
+    """Return shell commands for the end of the script of a job with this output. A job of another workflow, which has this workflow as a module, has None.
 
     The commands write the exit code of the job into a file. Without this file nothing tells how a job ended that neither slurmctld nor accounting knows.
-
     The commands also mark an output of the job as incomplete again, because the Snakemake inside of the job removes this mark too early. The Snakemake that
     submitted the job must remove the mark, after this Snakemake has seen the end of the job and has recorded from which inputs the outputs were made.
     If this Snakemake has died, the mark makes the next Snakemake run the job again.
     """
-    output = own_outputs(run_dir).get(what)
     mark = shlex.quote(str(run_dir.parents[1] / incomplete_mark(output)) if output else os.devnull)
     code_file = f'{shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit'  # the folder does not exist any more where that Snakemake has ended
     return f'\ncode=$?\n{{ echo \'{{}}\' > {mark}; echo "$code" > {code_file}; }} 2> /dev/null\nexit "$code"'
@@ -369,7 +345,8 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
     what = option(arguments, "--comment")
     # The comment contains the state folder, because two configs may each have a sweep with an equal name.
     comment = f"{what} in {os.environ[STATE_DIR]}"
-    refusal = refusal_of_second(what, comment) if what in own_outputs(run_dir) else None
+    output: str | None = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8")).get(what)
+    refusal = refusal_of_second(what, comment) if output is not None else None
     if arguments[-1] != SCRIPT:
         refusal = (
             "cluster/config.yaml lacks slurm-pass-command-as-script: true, without which a shell could run what stands in a path or a text"
@@ -380,7 +357,7 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
         return 1
     command = [sbatch, *arguments]
     command[command.index("--comment") + 1] = comment
-    script = sys.stdin.read() + ending(run_dir, what)
+    script = sys.stdin.read() + ending(run_dir, output)
     env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
     run = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env)
     sys.stderr.write(run.stderr)
@@ -391,9 +368,6 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
         append(run_dir, what=what, refused=run.stderr)
     sys.stdout.write(run.stdout)
     return run.returncode
-
-
-# The program.
 
 
 def is_status_query(program: str, arguments: list[str]) -> bool:
