@@ -179,27 +179,45 @@ def meets(config):
     assert max(report["seen"] for report in reports) == 2  # by its CPUs alone it would be four
 
 
-def test_what_a_users_files_keep_at_their_top_level_is_each_trials_own_though_workers_stay(project: Project) -> None:
+@pytest.mark.parametrize("reuse_processes", [False, True])
+def test_a_trial_of_a_function_has_a_process_of_its_own_unless_the_config_says_otherwise(project: Project, reuse_processes: bool) -> None:
+    """What the user's files keep at their top level is each trial's own in both cases."""
     project.write("helper.py", "import os\nSEED = int(os.environ['RAYSWEEP_SEED'])\nseen = []\n")
     project.write(
         "user.py",
         """
 import os
+import sys
 import helper
 from helper import SEED
 from ray import tune
 
 def keeps(config):
     helper.seen.append(SEED)
-    tune.report({"score": 1, "seen": len(helper.seen), "is_own": int(SEED == int(os.environ["RAYSWEEP_SEED"])), "worker": os.getpid()})
+    is_own = SEED == int(os.environ["RAYSWEEP_SEED"])
+    is_touched = os.environ.get("LEFT") == "behind"
+    os.environ["LEFT"] = "behind"
+    if not config["is_reused"]:
+        sys.stdout.close()
+    tune.report({"score": 1, "seen": len(helper.seen), "is_own": int(is_own), "worker": os.getpid(), "is_touched": int(is_touched)})
 """,
     )
-    project.configure(sweeps={"s": sweep_of("keeps", num_samples=8)})
+    resources = {"reuse_processes": True} if reuse_processes else {}
+    space = {"is_reused": reuse_processes, "x": {"uniform": [0, 1]}}
+    project.configure(sweeps={"s": sweep_of("keeps", num_samples=6, search_space=space, trial_resources=resources)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
+    assert {row["status"] for row in project.trials("s")} == {"TERMINATED"}
     reports = [trial.results[0].metrics for trial in project.record("s").trials.values()]
-    assert [(report["seen"], report["is_own"]) for report in reports] == [(1, 1)] * 8
-    assert len({report["worker"] for report in reports}) < 8, "no process for each"
+    assert [(report["seen"], report["is_own"]) for report in reports] == [(1, 1)] * 6
+    workers = {report["worker"] for report in reports}
+    touched = [report["is_touched"] for report in reports]
+    if reuse_processes:
+        assert len(workers) < 6
+        assert 1 in touched
+    else:
+        assert len(workers) == 6
+        assert touched == [0] * 6
 
 
 def test_a_file_that_is_edited_while_the_sweep_runs_changes_it_not_and_is_not_confirmed(project: Project) -> None:

@@ -62,10 +62,11 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class TrialResourcesConfig:
-    """Describes the CPUs and GPUs that the config requests for each trial."""
+    """Describes the CPUs, GPUs and processes that the config requests for each trial."""
 
     cpu: float
     gpu: float | Literal["auto"]
+    reuse_processes: bool = False  # whether trials of a `trainable` run one after the other in one process
 
 
 @dataclass(frozen=True)

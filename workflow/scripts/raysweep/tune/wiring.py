@@ -136,7 +136,7 @@ def make_tuner(session: Session, parts: CallbackParts, scheduler: TrialScheduler
     tools = trackers(job.sweep, job.name, job.state_dir, job.header.identity) if session.is_search else []
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(trial.run, job=job), {"CPU": resources.cpu, "GPU": resources.gpu}),
-        tune_config=tune.TuneConfig(search_alg=make_search(session, parts), scheduler=scheduler, reuse_actors=not session.fusion),
+        tune_config=tune.TuneConfig(search_alg=make_search(session, parts), scheduler=scheduler, reuse_actors=reuses_processes(session)),
         run_config=tune.RunConfig(
             name=EXPERIMENT,
             storage_path=str(session.scratch),
@@ -163,6 +163,16 @@ def fit(session: Session, parts: CallbackParts, scheduler: TrialScheduler) -> No
         raise WorldError(describe_os_error(faults.fault))
     if faults.fault is not None:
         raise faults.fault
+
+
+def reuses_processes(session: Session) -> bool:
+    """Return whether the process of a trial that has ended may run another trial.
+
+    A function of the user can leave environment variables, closed streams, threads or seeds behind, which change the results of a later trial in the same
+    process. The workflow's own training leaves nothing behind. An engine already runs several trials in one process.
+    """
+    sweep = session.sweep
+    return not session.fusion and (sweep.trainable is None or sweep.trial_resources.reuse_processes)
 
 
 def disk_fault(error: Exception, state_dir: Path) -> OSError | None:
