@@ -17,6 +17,7 @@ import yaml
 from raysweep.common.errors import WorldError
 from raysweep.environment import archive as packing
 from raysweep.environment.archive import pack, unpack
+from raysweep.environment.aside import host_of_pids
 from raysweep.environment.build import build_environment
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import EnvironmentSpec
@@ -126,7 +127,7 @@ def test_what_is_no_archive_is_packed_again(env_dir: Path, disk: Path, found: by
 def test_what_a_killed_packer_left_is_removed(env_dir: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (env_dir / f"env.tar.{NODE}.{dead.pid}").write_bytes(b"half of it")
+    (env_dir / f"env.tar.{host_of_pids()}.{dead.pid}").write_bytes(b"half of it")
     pack(env_dir)
     assert names(env_dir) == ["env.tar", "env.yaml", "venv"]
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from raysweep.common.processes import pid_namespace
 from raysweep.environment.aside import made_aside
 
-HOST = socket.gethostname()
+NAMESPACE = re.sub(r"[^0-9]", "", pid_namespace())
+HOST = f"{socket.gethostname()}-{NAMESPACE}"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -37,6 +40,8 @@ def test_only_abandoned_places_are_removed(tmp_path: Path) -> None:
     dead.wait()
     abandoned = [f"made.{HOST}.{dead.pid}", f"made.{HOST}.{dead.pid}.old", "made.another-host.1"]
     in_use = [f"made.{HOST}.{os.getppid()}", f"made.{HOST}.1", "made.another-host.2"]
+    # Another container may have the same host name. The id of its process means nothing here.
+    in_use += [f"made.{socket.gethostname()}-{NAMESPACE}1.{dead.pid}", f"made.{socket.gethostname()}.{dead.pid}"]
     for name in (*abandoned, *in_use):
         (tmp_path / name).touch()
     os.utime(tmp_path / "made.another-host.1", (0, 0))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ import yaml
 
 from environments import build, leftovers
 from raysweep.common.errors import ConfigError, RaysweepError
+from raysweep.environment.aside import host_of_pids
 from raysweep.environment.build import check_import
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import EnvironmentSpec, env_key
@@ -60,9 +60,9 @@ def test_env_yaml_that_snakemake_deleted_is_written_again(spec: EnvironmentSpec)
 def test_half_an_environment_is_built_anew(spec: EnvironmentSpec) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    alive = f"venv.{socket.gethostname()}.{os.getppid()}"
+    alive = f"venv.{host_of_pids()}.{os.getppid()}"
     old = f"venv.another-host.{dead.pid}"
-    for name in ("venv", f"venv.{socket.gethostname()}.{dead.pid}", f"venv.{socket.gethostname()}.{dead.pid}.old", alive, old):
+    for name in ("venv", f"venv.{host_of_pids()}.{dead.pid}", f"venv.{host_of_pids()}.{dead.pid}.old", alive, old):
         (Path("env") / name / "bin").mkdir(parents=True)
     os.utime(Path("env") / old, (0, 0))
     assert build(spec).packages == {"apple": "1.2", "pear": "1.0"}

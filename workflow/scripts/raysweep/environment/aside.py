@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from raysweep.common.processes import pid_namespace
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ def made_aside(path: Path) -> Iterator[Path]:
     Temporary files and folders that killed processes have left beside `path` are removed first.
     """
     _remove_abandoned(path)
-    aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    aside = path.with_name(f"{path.name}.{host_of_pids()}.{os.getpid()}")
     _remove(aside)
     try:
         yield aside
@@ -37,10 +40,18 @@ def made_aside(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
+def host_of_pids() -> str:
+    """Return the host name and the number of the namespace in which the id of this process is valid.
+
+    The host name does not suffice, because two containers may share a host name and have different processes with the same id.
+    """
+    return f"{socket.gethostname()}-{re.sub(r'[^0-9]', '', pid_namespace())}"
+
+
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary files and folders of killed processes beside `path`.
 
-    A temporary file of this machine is removed where its process no longer exists. A temporary file of any machine is removed after one day.
+    A temporary file of this machine and this namespace is removed where its process no longer exists. Every temporary file is removed after one day.
     """
     for aside in path.parent.glob(f"{path.name}.*.*"):
         host, _, pid = aside.name.removesuffix(".old").removeprefix(f"{path.name}.").rpartition(".")
@@ -48,7 +59,7 @@ def _remove_abandoned(path: Path) -> None:
             is_abandoned = time.time() - aside.stat().st_mtime > ABANDONED_AFTER_S
         except FileNotFoundError:  # The process that made this temporary file has just removed it.
             continue
-        if host == socket.gethostname() and pid.isdecimal():
+        if host == host_of_pids() and pid.isdecimal():
             try:
                 os.kill(int(pid), 0)
             except ProcessLookupError:
