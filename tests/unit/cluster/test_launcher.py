@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from raysweep.cluster import launcher
+from raysweep.cluster import launcher, node_tasks
 from raysweep.cluster.channel import (
     AgentMessage,
     DriverEnded,
@@ -220,6 +221,35 @@ def test_an_agent_that_was_killed_is_known_by_sruns_errors(cluster: Cluster, ran
     else:
         assert cluster.run(*up("n1", "n2", "n3"), killed, "wait_for('lost')", DONE).exit_code == 0
         assert log.messages[-1] == "n2 is lost: its agent ended: srun: error: n2: task 1: Killed. The sweep goes on without it."
+
+
+@pytest.mark.parametrize("in_slurm", [True, False])
+def test_a_program_that_ignores_sigterm_and_leaves_a_process_with_its_output_is_killed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture, in_slurm: bool
+) -> None:
+    """So `srun` behaves when the slurmstepd of a node has died."""
+    monkeypatch.setattr(launcher, "END_DEADLINE_S", 0.2)
+    monkeypatch.setattr(node_tasks, "GRACE_S", 0.2)
+    ignores = "import signal, subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    leaves = "left = subprocess.Popen(['sleep', '600']); open(folder + '/pids', 'w').write(f'{os.getpid()} {left.pid}')"
+    cluster.agents_do(ignores, leaves, *up("n1"), DONE, "time.sleep(600)")
+    if not in_slurm:
+        monkeypatch.setattr(sys, "executable", str(cluster.srun))  # only now, because the made-up program itself runs Python
+    allocation = replace(cluster.allocation, nodes=NODES[:1], job_id="7" if in_slurm else None)
+    try:
+        assert launcher.run(LaunchRequest(allocation, cluster.folder, cluster.folder / "log"), JOB).exit_code == 0
+    finally:
+        program, left = map(int, (cluster.folder / "pids").read_text().split())
+        os.kill(left, signal.SIGKILL)
+    assert not psutil.pid_exists(program)
+    name = "srun" if in_slurm else "the agent"
+    assert log.messages[1:] == [f"{name} did not end within 0 s: ending it by force."] * 2
+
+
+def test_a_program_that_closes_its_output_and_does_not_end_is_not_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "END_DEADLINE_S", 0.2)
+    with pytest.raises(WorldError, match=r"not up: n2 .*: srun has closed its output and does not end: it printed no error$"):
+        cluster.run(*up("n1"), "os.close(1); time.sleep(600)", num_nodes=2)
 
 
 def test_lines_that_a_sites_prolog_prints_are_passed_over_in_any_encoding(cluster: Cluster) -> None:

@@ -77,7 +77,6 @@ class Children:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
         self.running.clear()
         self.kill_orphans()
 

@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import secrets
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,19 +23,16 @@ from raysweep.cluster.channel import (
     HeadAddress,
     HeadUp,
     LauncherAlive,
-    LauncherMessage,
     NodeFailed,
     Start,
     WorkerUp,
     read_agent_message,
-    send,
 )
 from raysweep.cluster.children import GRACE_S, ended_by_signals
 from raysweep.cluster.job import Job
+from raysweep.cluster.node_tasks import NodeTasks
 from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.slurm.allocation import Allocation, Node
-from raysweep.slurm.commands import ended_tasks
-from raysweep.usercode.target import SCRIPTS_DIR
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
 # Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of the agent's children, and then GRACE_S seconds for the end
@@ -96,128 +90,33 @@ class LaunchResult:
     bring_up: BringUp | None
 
 
-# ---------------------------------------------------------------------------------------------------------------- the agents' program
+class Agents(NodeTasks[AgentMessage]):
+    """Runs one agent on each node. The lines on stderr that are not lines of Slurm come from the drivers and the agents."""
 
+    error_prefixes = ("srun: error", "slurmstepd")
 
-def print_to_terminal(line: str) -> None:
-    """Print a line to stderr, and ignore errors. The launcher must go on when stderr fails, because `| tee` was ended or the disk is full."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(line)
-        sys.stderr.flush()
-
-
-class AgentsProgram:
-    """Runs the program that starts the agents, and queues the agents' messages. The program is `srun`, or the one agent where there is no Slurm job."""
-
-    def __init__(self, process: subprocess.Popen[str], allocation: Allocation) -> None:
-        self.process = process
-        self.name = "srun" if allocation.job_id else "the agent"
+    def __init__(self, allocation: Allocation) -> None:
+        super().__init__(allocation, ["agent.py"], END_DEADLINE_S)
         self.node_names = [node.name for node in allocation.nodes]
-        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()  # None is the last item, after the end of the program's output
-        self.error_lines: list[str] = []  # the error messages of srun
-        self.is_writing, self.is_over = threading.Lock(), threading.Event()
-        self.error_reader = threading.Thread(target=self.read_errors, daemon=True)
-        self.threads = [
-            threading.Thread(target=self.read_messages, daemon=True),
-            self.error_reader,
-            # This is a separate thread, because the main thread may have to wait for a file system that hangs.
-            threading.Thread(target=self.show_life, daemon=True),
-        ]
-
-    def send(self, message: LauncherMessage) -> None:
-        """Send a message to all agents."""
-        assert self.process.stdin
-        # An error here means that the program has ended. `read_messages` notices that end too, so the error needs no treatment here.
-        with self.is_writing, contextlib.suppress(BrokenPipeError, ValueError):
-            send(message, self.process.stdin)
+        # This is a separate thread, because the main thread may have to wait for a file system that hangs.
+        self.threads.append(threading.Thread(target=self.show_life, daemon=True))
 
     # This method runs in a thread.
     def show_life(self) -> None:
         while not self.is_over.wait(TICK_S):
             self.send(LauncherAlive())
 
-    # This method runs in a thread.
-    def read_messages(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            message = read_agent_message(line)
-            if message is None:  # the line is no message: for example, the prolog of the site printed the line
-                print_to_terminal(line)
-            else:
-                self.messages.put(message)
-        self.messages.put(None)
+    def read_message(self, line: str) -> AgentMessage | None:
+        return read_agent_message(line)
 
-    def read_errors(self) -> None:
-        """Print the lines of the driver and of `srun` to the terminal, and queue NodeFailed for each agent that ended with an error.
-
-        This method runs in a thread. An agent that was killed cannot send a message. Therefore the launcher learns the end of such an agent from an error
-        line of `srun`.
-        """
-        assert self.process.stderr
-        for line in self.process.stderr:
-            print_to_terminal(line)
-            if line.startswith(("srun: error", "slurmstepd")):
-                logger.debug("%s", line.strip())
-                self.error_lines.append(line.strip())
-            for rank in ended_tasks(line):
-                self.messages.put(NodeFailed(self.node_names[rank], f"its agent ended: {self.last_errors()}"))
-
-    def last_errors(self) -> str:
-        return " | ".join(self.error_lines[-3:])
-
-    def describe_end(self) -> str:
-        """Wait for the end of the program, and return a text that says how the program ended."""
-        exit_code = self.process.wait()
-        self.error_reader.join(END_DEADLINE_S)  # the thread may still be reading the last lines
-        if exit_code < 0:
-            return f"{self.name} was killed (signal {-exit_code})"
-        return f"{self.name} ended with exit code {exit_code}: {self.last_errors() or 'it printed nothing'}"
-
-    def end(self) -> None:
-        """End the agents. This method closes the agents' standard input, and each agent ends when the standard input ends."""
-        self.is_over.set()
-        assert self.process.stdin
-        with self.is_writing, contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(END_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("The agents did not end within %d s: ending them by force.", END_DEADLINE_S)
-            self.process.terminate()  # srun kills its tasks when srun gets SIGTERM
-            self.process.wait()
-        for thread in self.threads:
-            thread.join()
-
-
-@contextlib.contextmanager
-def agents_on(allocation: Allocation) -> Iterator[AgentsProgram]:
-    """Start the agents, and end the agents after the block. The program runs in a new session, so that a Ctrl-C in the terminal does not reach the agents.
-
-    Raises WorldError where the program cannot be started.
-    """
-    command = allocation.command([sys.executable, str(SCRIPTS_DIR / "agent.py")])
-    pipe = subprocess.PIPE
-    try:
-        # `errors` is set because the prolog of a site may print text in another encoding.
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True)
-    except OSError as error:
-        raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
-    agents = AgentsProgram(process, allocation)
-    for thread in agents.threads:
-        thread.start()
-    try:
-        yield agents
-    finally:
-        agents.end()
-
-
-# ---------------------------------------------------------------------------------------------------------------- the launcher
+    def message_for_ended_task(self, rank: int) -> AgentMessage:
+        return NodeFailed(self.node_names[rank], f"its agent ended: {self.last_errors()}")
 
 
 class Launcher:
     """Follows one run of the agents, and records which stage each node has reached and which nodes are lost."""
 
-    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: AgentsProgram) -> None:
+    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: NodeTasks[AgentMessage]) -> None:
         self.allocation, self.num_required_nodes, self.agents = allocation, num_required_nodes, agents
         self.names = [node.name for node in allocation.nodes]
         self.head = self.names[0]
@@ -330,7 +229,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         job=job,
     )
     try:
-        with ended_by_signals(), agents_on(allocation) as agents:
+        with ended_by_signals(), Agents(allocation) as agents:
             return Launcher(allocation, request.num_required_nodes, agents).run(start)
     except KeyboardInterrupt:
         if allocation.job_id is None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raysweep.cluster.channel import send
 from raysweep.cluster.check.node_report import (
     FailedConnections,
     Listeners,
@@ -24,10 +18,8 @@ from raysweep.cluster.check.node_report import (
     read_node_message,
 )
 from raysweep.cluster.check.probe_node import CONNECT_DEADLINE_S, FIRST_FILE, NUM_CONNECTIONS, seen_after
-from raysweep.common.errors import logger
+from raysweep.cluster.node_tasks import NodeTasks
 from raysweep.slurm.allocation import Allocation
-from raysweep.slurm.commands import ended_tasks
-from raysweep.usercode.target import SCRIPTS_DIR
 
 REPORT_DEADLINE_S = 180  # time limit in seconds; includes SHARED_DEADLINE_S, and the start of Python from a slow disk
 
@@ -50,40 +42,24 @@ class ProbeResult:
     errors: str
 
 
-class Probes:
-    """Runs the program that starts one probe on each node, and collects the messages of the probes."""
+class Probes(NodeTasks[NodeMessage]):
+    """Runs one probe on each node, and collects the messages of the probes."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.messages: queue.Queue[NodeMessage | None] = queue.Queue()  # None is the last item, after the end of the program's output
-        self.error_lines: list[str] = []
+    def __init__(self, allocation: Allocation) -> None:
+        super().__init__(allocation, ["probe_node.py", "slurm" if allocation.job_id else "local"], CONNECT_DEADLINE_S)
         self.reports: dict[int, NodeReport] = {}  # rank of the node → report
         self.connections: dict[int, FailedConnections] = {}
         self.ended: set[int] = set()  # ranks of the nodes whose tasks have failed
-        self.threads = [threading.Thread(target=self.read_messages), threading.Thread(target=self.read_errors)]
 
-    def read_messages(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            message = read_node_message(line)
-            if message is None:  # the line is no message: for example, the prolog of the site printed the line
-                logger.debug("%s", line.strip())
-            else:
-                self.messages.put(message)
-        self.messages.put(None)
+    def read_message(self, line: str) -> NodeMessage | None:
+        return read_node_message(line)
 
-    def read_errors(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            logger.debug("%s", line.strip())
-            self.error_lines.append(line.strip())
-            for rank in ended_tasks(line):
-                self.messages.put(TaskEnded(rank))
+    def message_for_ended_task(self, rank: int) -> NodeMessage:
+        return TaskEnded(rank)
 
-    def send(self, message: ProbeStart | Listeners) -> None:
-        assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            send(message, self.process.stdin)
+    def __enter__(self) -> Probes:
+        super().__enter__()
+        return self
 
     def collect(self, ranks: set[int], answers: dict[int, NodeReport] | dict[int, FailedConnections], deadline_s: float) -> None:
         """Receive messages until each node of `ranks` has an entry in `answers` or has failed, or until `deadline_s` seconds are over.
@@ -105,34 +81,6 @@ class Probes:
             else:
                 self.ended.add(message.rank)
 
-    def end(self) -> None:
-        """End the probes. This method closes the probes' standard input, and each probe ends when the standard input ends."""
-        assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(CONNECT_DEADLINE_S)
-        except subprocess.TimeoutExpired:  # the program on a node hangs
-            self.process.kill()
-            self.process.wait()
-        for thread in self.threads:
-            thread.join()
-
-
-@contextlib.contextmanager
-def probes_on(allocation: Allocation) -> Iterator[Probes]:
-    """Start probe_node.py once on each node, and end the probes after the block."""
-    argv = [sys.executable, str(SCRIPTS_DIR / "probe_node.py"), "slurm" if allocation.job_id else "local"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(allocation.command(argv), stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace")
-    probes = Probes(process)
-    for thread in probes.threads:
-        thread.start()
-    try:
-        yield probes
-    finally:
-        probes.end()
-
 
 def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> ProbeResult:
     """Start a probe on each node, and return the reports of the nodes.
@@ -142,7 +90,7 @@ def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> Prob
     nonce = os.urandom(8).hex()
     (shared_dir / FIRST_FILE).write_text(nonce)
     num_nodes = len(allocation.nodes)
-    with probes_on(allocation) as probes:
+    with Probes(allocation) as probes:
         probes.send(ProbeStart(allocation.nodes, nonce, shared_dir.absolute(), env_dir.absolute()))
         probes.collect(set(range(num_nodes)), probes.reports, REPORT_DEADLINE_S)
         nodes = {rank: ProbedNode(report) for rank, report in probes.reports.items()}
@@ -157,4 +105,4 @@ def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> Prob
     # A report that came after the deadline is ignored. The connections of the same node are ignored too.
     for rank in nodes.keys() & probes.connections.keys():
         nodes[rank] = replace(nodes[rank], failed_connections=probes.connections[rank].reasons)
-    return ProbeResult({allocation.nodes[rank].name: node for rank, node in sorted(nodes.items())}, " | ".join(probes.error_lines[-3:]))
+    return ProbeResult({allocation.nodes[rank].name: node for rank, node in sorted(nodes.items())}, probes.last_errors())
