@@ -258,7 +258,9 @@ def sweep_of(function: str, **values: object) -> dict[str, object]:
         "metric": "score",
         "search_space": {"x": {"uniform": [0, 1]}},
         "allocation": {"cpus_per_node": 2},
-        "trial_resources": {"reuse_processes": True},  # the functions of the tests leave nothing behind, and a process takes seconds to start
+        "trial_resources": {
+            "reuse_processes": True
+        },  # the functions of the tests leave nothing behind, and a process takes seconds to start
         **values,
     }
 
