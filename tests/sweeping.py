@@ -252,15 +252,14 @@ def end_processes_of(folder: Path) -> None:
             time.sleep(0.2)
 
 
-def sweep_of(function: str, **values: object) -> dict[str, object]:
+def sweep_of(function: str, trial_resources: dict[str, object] | None = None, **values: object) -> dict[str, object]:
     return {
         "trainable": f"user.py:{function}",
         "metric": "score",
         "search_space": {"x": {"uniform": [0, 1]}},
         "allocation": {"cpus_per_node": 2},
-        "trial_resources": {
-            "reuse_processes": True
-        },  # the functions of the tests leave nothing behind, and a process takes seconds to start
+        # The functions of the tests leave nothing behind, and the start of a process takes seconds.
+        "trial_resources": {"reuse_processes": True} | (trial_resources or {}),
         **values,
     }
 

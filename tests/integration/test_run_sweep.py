@@ -202,9 +202,8 @@ def keeps(config):
     tune.report({"score": 1, "seen": len(helper.seen), "is_own": int(is_own), "worker": os.getpid(), "is_touched": int(is_touched)})
 """,
     )
-    resources = {"reuse_processes": True} if reuse_processes else {}
     space = {"is_reused": reuse_processes, "x": {"uniform": [0, 1]}}
-    project.configure(sweeps={"s": sweep_of("keeps", num_samples=6, search_space=space, trial_resources=resources)})
+    project.configure(sweeps={"s": sweep_of("keeps", {"reuse_processes": reuse_processes}, num_samples=6, search_space=space)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert {row["status"] for row in project.trials("s")} == {"TERMINATED"}

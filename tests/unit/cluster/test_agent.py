@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ FIXED_LIMIT = "Exception: The current node timed out during startup. This could 
 LIMIT_OF_GCS = "RuntimeError: Timed out waiting for file /tmp/gcs_server_1"
 # The Python of the made-up environment. Each start of Ray does what the next line of the file `ends` says: the start prints this line and ends, or the start
 # comes up where no line is left. A start that ends leaves a process and a file behind, and the file `starts` gets one line for each start.
-PYTHON = """#!{python}
+PYTHON = """
 import os, pathlib, subprocess, sys, time
 folder = pathlib.Path({folder!r})
 def write_line(name, *words):
@@ -141,7 +142,10 @@ class MadeUpRay:
         self.node, self.ray_name = ("n1", "Ray's head") if is_head else ("n2", "Ray")
         (folder / "ends").write_text("\n".join(ends))
         python = folder / "python"
-        python.write_text(PYTHON.format(python=sys.executable, folder=str(folder)))
+        (folder / "python.py").write_text(PYTHON.format(python=sys.executable, folder=str(folder)))
+        python.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(folder / "python.py"))} "$@"\n'
+        )  # a path may have spaces
         python.chmod(0o755)
         environment = described_environment(python=python, python_version=platform.python_version())
         (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
