@@ -34,7 +34,7 @@ def test_the_only_node_is_told_so_and_no_server_of_metrics_runs_that_asks_nobody
     one, two = ray_environment(tmp_path, 1), ray_environment(tmp_path, 2)
     assert one.items() - two.items() == ONE_NODE.items()
     assert two["RAY_enable_metrics_collection"] == "0"
-    assert {int(two[key]) for key in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")} == {65536}, "the first port that does not exist"
+    assert int(two["DASHBOARD_METRIC_PORT"]) == 65536, "the first port that does not exist"
 
 
 def command(head_address: str | None = None, dashboard_port: int | None = None) -> set[str]:
@@ -44,11 +44,21 @@ def command(head_address: str | None = None, dashboard_port: int | None = None) 
 
 def test_ray_gets_what_was_given_and_its_ports_from_the_kernel() -> None:
     from_kernel = {"--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"}
-    assert {"--head", "--port=0", "--include-dashboard=false", "--num-cpus=3", "--num-gpus=2", "--node-name=n"} | from_kernel <= command()
+    assert {
+        "--head",
+        "--port=0",
+        "--no-monitor",
+        ray_node.WITHOUT_DASHBOARD,
+        "--num-cpus=3",
+        "--num-gpus=2",
+        "--node-name=n",
+    } | from_kernel <= command()
     worker = command(head_address="10.0.0.1:5")
     assert {"--address=10.0.0.1:5", "--num-cpus=3", "--node-ip-address=10.0.0.2"} | from_kernel <= worker
     assert not any(word.startswith(("--head", "--port", "--include-dashboard")) for word in worker)
-    assert {"--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8000"} <= command(dashboard_port=8000)
+    assert {ray_node.RAY_COMMAND_LINE, "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--dashboard-port=8000"} <= command(
+        dashboard_port=8000
+    )
     store, memory = (
         int(next(word for word in command() if word.startswith(f"--{name}=")).split("=")[1]) for name in ("object-store-memory", "memory")
     )
@@ -62,6 +72,15 @@ def test_ray_asks_by_the_name_that_is_replaced_whether_grpc_is_installed() -> No
 
     assert "get_ray_client_dependency_error()" in inspect.getsource(scripts.start.callback)
     assert f"scripts.{scripts.get_ray_client_dependency_error.__name__} = " in ray_node.RAY_COMMAND_LINE
+
+
+@pytest.mark.slow
+def test_ray_starts_its_dashboard_by_the_name_that_is_replaced_and_goes_on_without_it() -> None:
+    from ray._private.node import Node as RayNode
+
+    source = inspect.getsource(RayNode.start_api_server)
+    assert "self._webui_url, process_info = ray._private.services.start_api_server(" in source
+    assert "if process_info is not None:" in source
 
 
 @pytest.mark.slow

@@ -33,6 +33,14 @@ def test_ray_init_takes_the_address_of_the_node() -> None:
     assert 'kwargs.pop("_node_ip_address"' in source or "_node_ip_address:" in source
 
 
+def test_tune_names_no_callbacks_and_so_imports_no_tracker() -> None:
+    source = inspect.getsource(importlib.import_module("ray.tune.tune").run)
+    assert "air_usage.tag_callbacks(callbacks)" in source
+    assert importlib.import_module("ray.tune.tune").air_usage is private.usage
+    with private.unnamed_callbacks():
+        assert private.usage.tag_callbacks([tune.Callback()]) is False
+
+
 def test_a_trial_has_an_actor_once_it_runs() -> None:
     trial = trial_of("00000")
     assert private.actor_of(trial) is None

@@ -27,6 +27,11 @@ ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # install grpc. The server has the same port for all heads of a machine, and Ray refuses port 0 for the server. Therefore this code makes Ray believe that
 # grpc is not installed. This behaviour was observed in Ray 2.60.
 RAY_COMMAND_LINE = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
+# The same, but Ray does not start the process of the dashboard, for which the start would wait 2 s although nobody uses it. Ray also goes on without the
+# process where the process cannot be started. This behaviour was observed in Ray 2.60.
+WITHOUT_DASHBOARD = (
+    f"from ray._private import services; services.start_api_server = lambda *args, **options: (None, None); {RAY_COMMAND_LINE}"
+)
 ADDRESS_FILE = "ray_current_cluster"  # file in Ray's folder, which Ray writes on each node as the last step of the start
 # Ray's error messages for a start that takes longer than a time limit of Ray. The first limit, 30 s until the raylet has joined, is fixed in Ray 2.60. The
 # second limit is GCS_START_S.
@@ -61,11 +66,10 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts one process for each CPU, and no trial uses these processes
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        # Where ray[default] is installed, Ray starts three servers for metrics. These servers do not ask for a token, and two of the servers listen on
-        # ports that are the same for all heads of a machine. The first variable turns one server off. Port 0 does not turn
-        # the other two servers off, because a server with port 0 listens on any free port. Therefore these two servers get a port that does not exist.
+        # Where ray[default] is installed, Ray starts two servers for metrics, which do not ask for a token. The first variable turns one server off. The
+        # other server has the same port for all heads of a machine. Port 0 does not turn this server off, because a server with port 0 listens on any
+        # free port. Therefore this server gets a port that does not exist.
         "RAY_enable_metrics_collection": "0",
-        "AUTOSCALER_METRIC_PORT": "65536",
         "DASHBOARD_METRIC_PORT": "65536",
         "TMPDIR": str(folder / "tmp"),  # the agent removes this folder at the end, with all temporary files of the trials
     }
@@ -109,15 +113,15 @@ def start_command(
     The command starts Ray's head where `head_address` is None. Otherwise the command starts a Ray node that joins the head at `head_address`.
     """
     store_mb = object_store_mb(node)
+    command_line, role = WITHOUT_DASHBOARD, ["--head", "--port=0", "--no-monitor"]  # the monitor is the autoscaler, which has nothing to do
     if head_address is not None:
         role = [f"--address={head_address}"]
-    elif dashboard_port is None:
-        role = ["--head", "--port=0", "--include-dashboard=false"]
-    else:
-        role = ["--head", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    elif dashboard_port is not None:
+        command_line = RAY_COMMAND_LINE
+        role += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     return environment.command(
         [
-            *("-c", RAY_COMMAND_LINE, "start", "--block", *role),
+            *("-c", command_line, "start", "--block", *role),
             f"--node-ip-address={address}",
             f"--node-name={node.name}",
             "--min-worker-port=0",

@@ -11,9 +11,11 @@ import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution.resources import ResourceManager
 from ray.train._internal.session import _TrainingResult
@@ -36,6 +38,16 @@ def connect(address: str, node_ip: str, **options: Any) -> None:
     `_node_ip_address` is needed if a node has several addresses. Without this option Ray guesses an address, which may differ from the raylet's address.
     """
     ray.init(address=address, _node_ip_address=node_ip, **options)
+
+
+@contextlib.contextmanager
+def unnamed_callbacks() -> Iterator[None]:
+    """Keep Tune from naming the callbacks of a run in Ray's usage statistics, which are turned off anyway.
+
+    In order to name them Tune imports MLflow and W&B where they are installed, which takes 6 s of a driver's start.
+    """
+    with mock.patch.object(usage, "tag_callbacks", return_value=False):
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------------------- trials

@@ -26,6 +26,7 @@ from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
 from raysweep.tune.node_watch import NodeWatch
 from raysweep.tune.population import HandOvers, Replay
+from raysweep.tune.private import unnamed_callbacks
 from raysweep.tune.record_callback import CallbackParts, RecordCallback
 from raysweep.tune.repeats import GroupedScheduler
 from raysweep.tune.replay import replay
@@ -152,7 +153,7 @@ def fit(session: Session, parts: CallbackParts, scheduler: TrialScheduler) -> No
     faults = parts.faults
     try:
         tuner = make_tuner(session, parts, scheduler)
-        with trials_in_slots(session.fusion.slots) if session.fusion else contextlib.nullcontext():
+        with unnamed_callbacks(), trials_in_slots(session.fusion.slots) if session.fusion else contextlib.nullcontext():
             tuner.fit()
     except Exception as error:
         faults.note(disk_fault(error, session.job.state_dir))
