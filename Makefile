@@ -22,7 +22,7 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-# The tests run in two worker processes, and tests/conftest.py gives the tests to the workers. The line with the results is the last line, after the coverage.
+# The tests run in two worker processes, and tests/conftest.py gives the tests to the workers.
 PYTEST := $(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/Snakefile workflow/rules
@@ -79,7 +79,7 @@ check: lint
 	$(PYTEST) -m "not slow" tests/unit
 
 test: lint
-	$(PYTEST) --cov --cov-report=term
+	$(PYTEST)
 
 # The documents are built in a separate environment without torch. A broken link is an error.
 docs: setup
