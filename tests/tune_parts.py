@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
 from raysweep.common.bounds import Bounds
 from raysweep.record.file import Record
 from raysweep.record.progress import ProgressLine
@@ -20,6 +22,7 @@ from raysweep.tune.record_callback import CallbackParts, RecordCallback
 from raysweep.tune.retention import Retention
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import ListSampler
+from raysweep.tune.schedulers import ShieldedScheduler
 from raysweep.tune.stopping import EndOfTrial, TrialLimits
 from records import new_record
 
@@ -50,6 +53,11 @@ def tune_trial(trial_id: str, gpus: float = 0) -> Any:
     trial.placement_group_factory = SimpleNamespace(required_resources={"CPU": 1, "GPU": gpus})
     trial.update_resources = lambda resources: trial.placement_group_factory.required_resources.update(GPU=resources["gpu"])
     return trial
+
+
+def end_of_trial(deadline: Deadline | None = None, **options: Any) -> EndOfTrial:
+    """Return what decides about the ends of trials of three epochs."""
+    return EndOfTrial(TrialLimits("score", 3, STOP, deadline), FirstFault(), RunningTrials(None, lambda actor: None), **options)
 
 
 def report(record: Record, trial_id: str, epoch: int, score: float) -> None:
@@ -93,6 +101,9 @@ class Events:
             verify_lock=verify_lock,
         )
         self.callback = RecordCallback(self.record, self.parts)
+        self.scheduler: TrialScheduler = ShieldedScheduler(FIFOScheduler(), self.record, self.stop, lambda: False)
+        self.scheduler.set_search_properties("score", "max")
+        self.controller = SimpleNamespace(get_live_trials=list)
 
     def start(self, trial_id: str) -> Any:
         """Start a trial."""
@@ -112,13 +123,14 @@ class Events:
             **more,
         }
         is_stopped = self.stop(trial.trial_id, result)
+        trial.verdict = TrialScheduler.STOP if is_stopped else self.scheduler.on_trial_result(self.controller, trial, result)
         self.callback.on_trial_result(0, [], trial, result)
         trial.last_result = result
         if checkpoint:
             path = self.folder / "tune" / trial.trial_id / f"{epoch}"
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
             self.callback.on_checkpoint(0, [], trial, SimpleNamespace(path=str(path)))
-        return is_stopped
+        return bool(trial.verdict == TrialScheduler.STOP)
 
     def fail(self, trial: Any, error: BaseException) -> bool:
         """Fail a trial as Tune does, whose trial asks the policy first. Return whether the trial is tried again."""
@@ -129,6 +141,7 @@ class Events:
 
     def complete(self, trial: Any) -> str:
         """Complete a trial. Return its status in the record."""
+        self.scheduler.on_trial_complete(self.controller, trial, trial.last_result)
         self.callback.on_trial_complete(0, [], trial)
         return self.record.sweep.trials[trial.trial_id].status
 

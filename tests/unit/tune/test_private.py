@@ -143,7 +143,7 @@ def test_a_population_keeps_what_is_noted_of_a_hand_over() -> None:
 def test_the_median_rule_compares_with_what_is_added() -> None:
     rule = MedianStoppingRule(time_attr="training_iteration", metric="score", mode="max", grace_period=1, min_samples_required=2)
     for number, score in enumerate((0.5, 0.6)):
-        private.add_median_result(rule, trial_of(f"{number:05d}"), {"training_iteration": 1, "score": score})
+        private.add_median_result(rule, trial_of(f"{number:05d}"), {"training_iteration": 1, "score": score}, "CONTINUE")
     controller = SimpleNamespace(get_live_trials=lambda: [])
     decisions = {
         score: rule.on_trial_result(controller, trial_of(f"{score}"), {"training_iteration": 1, "score": score}) for score in (0.1, 0.9)

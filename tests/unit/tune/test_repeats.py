@@ -10,6 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raysweep.record.file import Record
 from raysweep.tune.repeats import GroupedScheduler
+from raysweep.tune.replay import replay
 from records import begin_repeat, new_record, report_scores
 
 
@@ -47,6 +48,7 @@ class Grouping:
     def __init__(self, record: Record) -> None:
         self.inner, self.retried = NotingScheduler(), set()  # type: ignore[var-annotated]
         self.scheduler = GroupedScheduler(self.inner, record.sweep, "score", self.retried.__contains__)
+        replay(self.scheduler, record.sweep, "score")
 
     def fail(self, trial: str) -> None:
         self.scheduler.on_trial_error(None, SimpleNamespace(trial_id=trial))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.record.trials import Sweep
 from raysweep.tune.population import HandOvers
 from raysweep.tune.replay import replay
 from raysweep.tune.schedulers import make_scheduler
@@ -29,12 +29,23 @@ def scheduler(**options: Any) -> Any:
 
 
 def recorded(values: dict[str, list[float]], finished: bool = True) -> Sweep:
-    """Trials with these values by epoch; reports come in the order of epochs, then of trials."""
-    trials = {}
-    for number, (trial_id, scores) in enumerate(values.items()):
-        trial = trials[trial_id] = Trial(trial_id, number, 0, 0, {}, "TERMINATED" if finished else "PENDING")
-        trial.results = [Result(e, {"score": s}, float(e), f"{e:03d}-{number:03d}") for e, s in enumerate(scores, start=1)]
-    return Sweep(trials=trials)
+    """Trials with these values by epoch; reports come in the order of epochs, then of trials, as version 0.1 recorded them."""
+    sweep = Sweep()
+
+    def apply(event: str, **more: Any) -> None:
+        sweep.apply({"event": event, "at": "2026-01-01T00:00:00Z", **more})  # the order of the lines counts, and not the time
+
+    apply("session", sweep={})
+    for number, trial_id in enumerate(values):
+        apply("trial", trial=trial_id, index=number, repeat=0, seed=0, config={})
+        apply("start", trial=trial_id, node="n", from_epoch=0)
+    for epoch in range(1, 1 + max(len(scores) for scores in values.values())):
+        for trial_id, scores in values.items():
+            if epoch <= len(scores):
+                apply("result", trial=trial_id, epoch=epoch, metrics={"score": scores[epoch - 1]}, time_s=float(epoch), node="n")
+    for trial_id in values if finished else ():
+        apply("finish", trial=trial_id, status="TERMINATED", error=None)
+    return sweep
 
 
 def test_asha_decides_after_a_replay_as_if_it_had_seen_the_reports() -> None:

@@ -11,8 +11,10 @@ from raysweep.config.space import parse_space
 from raysweep.tune.population import PBT, HandOvers
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
 from records import new_record
-from tune_parts import tune_trial
+from tune_parts import begin, end_of_trial, tune_trial
 from typed import sweep_config
+
+NO_RECORD: Any = None
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_each_name_gives_its_scheduler(tmp_path: Path, options: dict[str, Any], 
 def test_when_time_is_nearly_up_no_trial_that_waits_continues(is_over: bool) -> None:
     controller = SimpleNamespace(get_live_trials=lambda: {second, first})
     first, second = WaitingTrial("00000"), WaitingTrial("00001")
-    shielded = ShieldedScheduler(FIFOScheduler(), lambda trial_id: False, lambda: is_over)
+    shielded = ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(), lambda: is_over)
     assert shielded.choose_trial_to_run(controller) is (None if is_over else first)
 
 
@@ -60,21 +62,28 @@ class NotingScheduler(FIFOScheduler):
 
 
 def test_the_end_of_a_trial_without_a_usable_metric_is_an_error_to_the_scheduler() -> None:
-    inner = NotingScheduler()
-    shielded = ShieldedScheduler(inner, {"bad"}.__contains__, lambda: False)
+    inner, end = NotingScheduler(), end_of_trial()
+    shielded = ShieldedScheduler(inner, NO_RECORD, end, lambda: False)
+    shielded.set_search_properties("score", "max")
+    assert end("bad", {"training_iteration": 1, "score": None})
     for trial_id in ("good", "bad"):
-        shielded.on_trial_complete(None, tune_trial(trial_id), {})
-    assert inner.calls == ["complete good", "error bad"]
+        shielded.on_trial_complete(None, tune_trial(trial_id), {"score": 0.5})
+    shielded.on_trial_complete(None, tune_trial("silent"), {"done": True})
+    assert inner.calls == ["complete good", "error bad", "error silent"]
 
 
-def test_a_shielded_scheduler_decides_as_the_scheduler_does() -> None:
+def test_a_shielded_scheduler_decides_as_the_scheduler_does(tmp_path: Path) -> None:
+    record = new_record(tmp_path)
     asha = ASHAScheduler(time_attr="training_iteration", max_t=9, grace_period=1, reduction_factor=2)
-    shielded = ShieldedScheduler(asha, lambda trial_id: False, lambda: False)
+    end = end_of_trial()
+    shielded = ShieldedScheduler(asha, record, end, lambda: False)
     assert shielded.set_search_properties("score", "max")
     assert shielded.metric == "score"
     decisions = []
-    for trial_id, score in (("a", 0.5), ("b", 0.9), ("c", 0.1)):
-        shielded.on_trial_add(None, tune_trial(trial_id))
-        decisions.append(shielded.on_trial_result(None, tune_trial(trial_id), {"training_iteration": 1, "score": score}))
+    for trial_id, score in (("0", 0.5), ("1", 0.9), ("2", 0.1)):
+        trial = begin(record, trial_id)
+        shielded.on_trial_add(None, trial)
+        decisions.append(shielded.on_trial_result(None, trial, {"training_iteration": 1, "score": score}))
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.CONTINUE, TrialScheduler.STOP]
+    assert end.verdicts == {"0": "CONTINUE", "1": "CONTINUE", "2": "STOP"}
     assert shielded.debug_string() == asha.debug_string()

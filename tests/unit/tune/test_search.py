@@ -15,7 +15,7 @@ from raysweep.record.file import Record
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.replay import RecordedStub
+from raysweep.tune.schedulers import RecordedStub
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import IndependentSampler
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan

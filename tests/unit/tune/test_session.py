@@ -20,7 +20,7 @@ from raysweep.tune.slots.fusion import Fusion
 from raysweep.tune.slots.manager import SlotManager
 from raysweep.tune.slots.messages import EngineSetup
 from records import new_record
-from tune_parts import begin, report
+from tune_parts import begin, end_of_trial, report
 from typed import search_job, sweep_config
 
 
@@ -75,7 +75,7 @@ def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Pa
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False))
     fused = session(tmp_path, Fusion(slots, 2, 1.0))
     scheduler = make_scheduler(fused.sweep, fused.record, {}, HandOvers())
-    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, str.isdigit, fused.is_over)))
+    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), fused.is_over)))
 
 
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:

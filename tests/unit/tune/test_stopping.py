@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from raysweep.slurm.allocation import Deadline
-from raysweep.tune.faults import FirstFault
-from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.stopping import EndOfTrial, TrialLimits
-from tune_parts import STOP, tune_trial
+from raysweep.tune.stopping import EndOfTrial
+from tune_parts import end_of_trial, tune_trial
 
 
-def end_of_trial(deadline: Deadline | None = None, **options: Any) -> EndOfTrial:
-    return EndOfTrial(TrialLimits("score", 3, STOP, deadline), FirstFault(), RunningTrials(None, lambda actor: None), **options)
+def ends(end: EndOfTrial, trial_id: str, result: dict[str, Any]) -> bool:
+    """Return whether a trial ends with this report, if a scheduler would let the trial continue."""
+    return end(trial_id, result) or end.is_saved(trial_id, result)
 
 
 def near() -> Deadline:
@@ -73,11 +72,11 @@ def test_an_unusable_report_ends_its_trial() -> None:
 def test_when_time_is_nearly_up_each_trial_ends_with_its_next_checkpoint() -> None:
     end = end_of_trial(near())
     report = {"training_iteration": 1, "score": 0.1}
-    assert end("00000", {**report, "should_checkpoint": True})
-    assert not end("00001", {**report, "should_checkpoint": False}), "it would have to begin anew"
-    assert not end("00002", {**report, "should_checkpoint": True, "done": True}), "it ends by itself"
+    assert ends(end, "00000", {**report, "should_checkpoint": True})
+    assert not ends(end, "00001", {**report, "should_checkpoint": False}), "it would have to begin anew"
+    assert not ends(end, "00002", {**report, "should_checkpoint": True, "done": True}), "it ends by itself"
     assert end.saved == {"00000"}
-    assert end("00003", {**report, "training_iteration": 3, "should_checkpoint": True})
+    assert ends(end, "00003", {**report, "training_iteration": 3, "should_checkpoint": True})
     assert end.saved == {"00000"}, "what has come to its end is not to continue"
 
 

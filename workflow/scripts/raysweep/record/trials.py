@@ -25,6 +25,8 @@ from raysweep.record.events import (
     fusion_from_event,
 )
 
+UNRECORDED = "UNRECORDED"  # verdict of a report in a record of version 0.1, which recorded no verdicts
+
 
 @dataclass
 class Result:
@@ -34,6 +36,8 @@ class Result:
     metrics: dict[str, float]
     time_s: float  # training time of the trial in seconds up to this report, over all attempts of the trial
     at: str
+    # Answer of the scheduler to this report. None: the scheduler was not asked, because the trial ended with this report.
+    verdict: str | None = UNRECORDED
     # True for a report of the donor trial whose checkpoint this trial took over. Such a report never counts as this trial's best report.
     is_inherited: bool = False
 
@@ -109,6 +113,7 @@ class Trial(Candidate):
     failures: list[Failure] = field(default_factory=list)
     ended: str | None = None
     error: str | None = None
+    is_stopped: bool = False  # whether the scheduler has decided that the trial ends, even if the record does not contain the end yet
     constraint: Bounds = field(default_factory=dict)
     # The configurations with which population based training produced the trial's weights. The list is empty where the configuration never changed.
     schedule: list[ScheduleStep] = field(default_factory=list)
@@ -222,6 +227,8 @@ class Sweep:
     groups: dict[int, Group] = field(default_factory=dict)  # index of the configuration → the trials of the configuration
     constraint: Bounds = field(default_factory=dict)  # bounds that a report must fulfil to be the best report of a trial
     nodes: list[NodeEvent] = field(default_factory=list)
+    # Each report of a trial and each end of a trial (None), in the order of the record. The list keeps the reports that a later attempt has repeated.
+    history: list[tuple[Trial, Result | None]] = field(default_factory=list)
     # How trials are trained together, or why trials are not trained together. None: the driver did not try to train trials together.
     fused: FusionPlan | NotFused | None = None
     # Share of a GPU that a trial uses. None until the driver has measured the first trial, or until a trial has failed because its GPU was too full.
@@ -328,7 +335,10 @@ def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 def _add_result(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
-    trial.results.append(Result(event["epoch"], event["metrics"], event["time_s"], event["at"]))
+    result = Result(event["epoch"], event["metrics"], event["time_s"], event["at"], event.get("verdict", UNRECORDED))
+    trial.results.append(result)
+    trial.is_stopped |= result.verdict == "STOP"
+    sweep.history.append((trial, result))
     if trial.attempts[-1].node != event["node"]:
         trial.attempts[-1] = replace(trial.attempts[-1], node=event["node"])
 
@@ -356,6 +366,7 @@ def _add_checkpoint(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _finish(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
+    sweep.history.append((trial, None))
 
 
 HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {

@@ -24,7 +24,7 @@ from ray.tune import Checkpoint
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
-from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 
 # Tune's type for a checkpoint together with the metrics of the checkpoint. Engines return this type, and a take-over of a checkpoint uses this type.
 TrainingResult = _TrainingResult
@@ -143,13 +143,15 @@ class PopulationScheduler(PopulationBasedTraining):
         return down, up
 
 
-def add_median_result(scheduler: MedianStoppingRule, trial: Any, result: dict[str, Any]) -> None:
-    """Add a report to the reports that the median rule compares, but let the rule make no decision.
+def add_median_result(scheduler: MedianStoppingRule, trial: Any, result: dict[str, Any], verdict: str) -> None:
+    """Add a report to the reports that the median rule compares, but let the rule make no decision. `verdict` is the recorded decision of the rule.
 
-    `on_trial_result` would remember each trial that the rule stops, and ignore later reports of this trial. But the trial may have continued after this report,
-    because the trial failed and was tried again, or because the time of the job ended before the rule could decide.
+    `on_trial_result` would ask for the trials that wait, which a replay does not know, and would refuse later reports of a trial that the rule stops. But such
+    a trial may have continued, because version 0.1 lost the decision at the end of a job, or because the trial failed and was tried again.
     """
     scheduler._results[trial].append(result)
+    if verdict == TrialScheduler.PAUSE:
+        scheduler._last_pause[trial] = result["training_iteration"]
 
 
 # -------------------------------------------------------------------------------------------------------------------------------------------------- trackers

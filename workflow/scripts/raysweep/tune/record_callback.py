@@ -159,6 +159,7 @@ class RecordCallback(NotPickled, Callback):
             metrics=numbers_of(result),
             time_s=round(result["time_total_s"], 3),
             node=self.parts.nodes.name_of(result["node_ip"]),
+            verdict=self.parts.end_of_trial.verdicts.pop(trial_id, None),
         )
         # The scheduler has decided about take-overs already. The record gets the take-over now because the donor may change before the trial continues.
         if (hand_over := self.parts.hand_overs.take(trial_id)) is not None:

@@ -9,8 +9,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from raysweep.record.trials import Sweep
-from raysweep.tune.replay import RecordedStub
-from raysweep.tune.schedulers import PassingScheduler
+from raysweep.tune.schedulers import PassingScheduler, RecordedStub
 
 
 class GroupedScheduler(PassingScheduler):
@@ -24,20 +23,12 @@ class GroupedScheduler(PassingScheduler):
     def __init__(self, inner: TrialScheduler, recorded: Sweep, metric_name: str, is_retried: Callable[[str], bool]) -> None:
         super().__init__(inner)
         self.recorded, self.metric_name, self.is_retried = recorded, metric_name, is_retried
+        # This state is empty until replay() has given the recorded reports to this scheduler.
         self.values: dict[int, dict[int, dict[str, float]]] = {}  # index of the configuration → epoch → trial_id → value
-        # Index of the configuration → last epoch that `inner` knows. `inner` learns of the recorded epochs from replay().
-        self.last_epoch: dict[int, int] = {}
+        self.last_epoch: dict[int, int] = {}  # index of the configuration → last epoch that `inner` knows
         self.added: set[int] = set()
-        for index, group in recorded.groups.items():
-            self.last_epoch[index] = group.epochs
-            for trial in group.trials:
-                for result in trial.results:
-                    self._note(index, result.epoch, trial.trial_id, result.metrics.get(metric_name))
-        # Indices of the configurations whose trials must not continue.
-        self.over = {index for index, group in recorded.groups.items() if {"STOPPED", "ERROR"} & {trial.status for trial in group.trials}}
-        self.finished: dict[int, set[str]] = {
-            index: {trial.trial_id for trial in group.trials if trial.finished} for index, group in recorded.groups.items()
-        }
+        self.over: set[int] = set()  # indices of the configurations whose trials must not continue
+        self.finished: dict[int, set[str]] = {}  # index of the configuration → ids of the trials that have completed
 
     def _note(self, index: int, epoch: int, trial_id: str, value: Any) -> None:
         if value is not None:
@@ -64,7 +55,6 @@ class GroupedScheduler(PassingScheduler):
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Add the configuration to `inner` when Tune adds the first trial of the configuration."""
         index = self._index(trial)
-        self.finished.setdefault(index, set())
         if index not in self.added:
             self.added.add(index)
             self.inner.on_trial_add(tune_controller, self._stub(index))

@@ -14,6 +14,7 @@ from raysweep.record.file import Record
 from raysweep.tune.population import PBT, HandOvers, mutable_keys
 from raysweep.tune.private import HyperBand
 from raysweep.tune.snapshots import NotPickled
+from raysweep.tune.stopping import EndOfTrial
 
 
 def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any], hand_overs: HandOvers) -> TrialScheduler:
@@ -31,6 +32,22 @@ def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any], ha
     return FIFOScheduler()
 
 
+class RecordedStub:
+    """Replaces a Tune trial for a scheduler. The id is enough, because schedulers with rungs read only the id of a trial.
+
+    The stub is equal to the trial that continues under this id (search.RecordedTrial), because the median rule uses trials as dictionary keys for results.
+    """
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+    def __eq__(self, other: object) -> bool:
+        return self.trial_id == getattr(other, "trial_id", None)
+
+    def __hash__(self) -> int:
+        return hash(self.trial_id)
+
+
 class PassingScheduler(NotPickled, TrialScheduler):
     """Passes every call to the scheduler `inner`."""
 
@@ -42,6 +59,13 @@ class PassingScheduler(NotPickled, TrialScheduler):
     def metric(self) -> str | None:
         metric: str | None = self.inner.metric
         return metric
+
+    @property
+    def is_replayed(self) -> bool:
+        """Return whether a new session can rebuild the state of the innermost scheduler from the recorded reports (replay.py)."""
+        if isinstance(self.inner, PassingScheduler):
+            return self.inner.is_replayed
+        return isinstance(self.inner, ASHAScheduler | MedianStoppingRule)
 
     @property
     def supports_buffered_results(self) -> bool:
@@ -89,18 +113,32 @@ class _LiveController:
 
 
 class ShieldedScheduler(PassingScheduler):
-    """Passes every call to the scheduler `inner`, with two exceptions.
+    """Passes every call to the scheduler `inner`, stores each answer to a report for the record, and decides the following cases.
 
-    If `is_unusable(trial_id)` is true, `inner` gets an error instead of the end of the trial, because the trial's result has no usable metric. If `is_over()`
-    is true, no trial begins or continues.
+    - A trial that `inner` has stopped once is not continued, even if the trial has failed and was tried again.
+    - If the job's time is nearly over, a trial ends at a report with a checkpoint (EndOfTrial.is_saved). ASHA and the median rule decide about this report
+      first, because they would not see the report again. The other schedulers do not see the report, because they would pause the trial or other trials.
+    - If a trial ends without a usable metric, `inner` gets an error instead of the end of the trial.
+    - If `is_over()` is true, no trial begins or continues.
     """
 
-    def __init__(self, inner: TrialScheduler, is_unusable: Callable[[str], bool], is_over: Callable[[], bool]) -> None:
+    def __init__(self, inner: TrialScheduler, record: Record, end_of_trial: EndOfTrial, is_over: Callable[[], bool]) -> None:
         super().__init__(inner)
-        self.is_unusable, self.is_over = is_unusable, is_over
+        self.record, self.end_of_trial, self.is_over = record, end_of_trial, is_over
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        trial_id, end = trial.trial_id, self.end_of_trial
+        if not self.is_replayed and end.is_saved(trial_id, result):
+            return str(TrialScheduler.STOP)
+        is_stopped = self.record.sweep.trials[trial_id].is_stopped
+        verdict = str(TrialScheduler.STOP) if is_stopped else super().on_trial_result(tune_controller, trial, result)
+        end.verdicts[trial_id] = verdict
+        return str(TrialScheduler.STOP) if verdict != TrialScheduler.STOP and end.is_saved(trial_id, result) else verdict
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        if self.is_unusable(trial.trial_id):
+        if self.is_replayed and trial.trial_id in self.end_of_trial.saved:
+            return  # the trial has not ended, and `inner` knows the report
+        if self.end_of_trial.is_unusable(trial.trial_id) or self.metric not in result:
             self.inner.on_trial_error(tune_controller, trial)
         else:
             self.inner.on_trial_complete(tune_controller, trial, result)

@@ -127,15 +127,15 @@ def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bo
 
 
 def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> None:
-    """Mark the trials as finished that had reported their last epoch when an earlier session was interrupted.
+    """Mark the trials as finished that had reported their last epoch, or that the scheduler had stopped, when an earlier session was interrupted.
 
     Without this mark such a trial would continue and train one epoch too many.
     """
     for trial in record.sweep.trials.values():
         is_whole = trial.epochs >= max_epochs or (bool(trial.results) and any_holds(trial.results[-1].metrics, stop))
-        if not trial.finished and is_whole:
+        if not trial.finished and (is_whole or trial.is_stopped):
             error = None if trial.has_reported(metric) else f"ended without reporting {metric}"
-            record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED", error=error)
+            record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED" if is_whole else "STOPPED", error=error)
 
 
 def end_session(session: Session) -> None:

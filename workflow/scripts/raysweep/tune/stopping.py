@@ -36,7 +36,7 @@ class EndOfTrial(NotPickled, Stopper):
     """Decides for Tune when a trial ends and when the experiment ends.
 
     A trial ends after `max_epochs` epochs, at a report that fulfils one of the bounds `stop`, or at a report without a usable metric. If the job's time is
-    nearly over, a trial also ends at a report with a checkpoint. The experiment ends after a fault, and before the job's time is over.
+    nearly over, a trial also ends at a report with a checkpoint (`is_saved`). The experiment ends after a fault, and before the job's time is over.
 
     `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay).
     """
@@ -48,6 +48,8 @@ class EndOfTrial(NotPickled, Stopper):
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.whole: set[str] = set()  # ids of trials whose function has returned, or whose report fulfils one of the bounds `stop`
         self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
+        # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
+        self.verdicts: dict[str, str] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether a trial ends with this report."""
@@ -64,7 +66,11 @@ class EndOfTrial(NotPickled, Stopper):
         if any_holds(result, limits.stop):
             self.whole.add(trial_id)
             return True
-        if limits.is_deadline_near and result.get(HAS_CHECKPOINT) and not result.get(DONE):
+        return False
+
+    def is_saved(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return whether a trial ends after the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
+        if self.limits.is_deadline_near and result.get(HAS_CHECKPOINT) and not result.get(DONE):
             self.saved.add(trial_id)
             return True
         return False

@@ -101,10 +101,10 @@ def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Re
     if session.is_search:
         scheduler = make_scheduler(sweep, session.record, session.space, parts.hand_overs)
     scheduler.set_search_properties(sweep.metric, sweep.mode)
-    replay(scheduler, recorded, sweep.metric)
     if recorded.repeats > 1:
         scheduler = GroupedScheduler(scheduler, recorded, sweep.metric, parts.retries.is_retried)
-    return ShieldedScheduler(scheduler, parts.end_of_trial.is_unusable, session.is_over)
+    replay(scheduler, recorded, sweep.metric)
+    return ShieldedScheduler(scheduler, session.record, parts.end_of_trial, session.is_over)
 
 
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
