@@ -46,9 +46,19 @@ def begin(record: Record, trial_id: str, gpus: float = 0) -> Any:
     return tune_trial(trial_id, gpus)
 
 
+class StandIn(SimpleNamespace):
+    """Stands in for a trial of Tune's, and is equal to what stands for the same trial elsewhere."""
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.trial_id == getattr(other, "trial_id", None))
+
+    def __hash__(self) -> int:
+        return hash(self.trial_id)
+
+
 def tune_trial(trial_id: str, gpus: float = 0) -> Any:
     """Return a stand-in for a trial of Tune's that runs and takes so much of a GPU."""
-    trial = SimpleNamespace(trial_id=trial_id, latest_checkpoint_result=None, last_result={}, status="RUNNING")
+    trial = StandIn(trial_id=trial_id, latest_checkpoint_result=None, last_result={}, status="RUNNING")
     trial.temporary_state = SimpleNamespace(ray_actor=f"actor of {trial_id}")
     trial.placement_group_factory = SimpleNamespace(required_resources={"CPU": 1, "GPU": gpus})
     trial.update_resources = lambda resources: trial.placement_group_factory.required_resources.update(GPU=resources["gpu"])
@@ -79,8 +89,9 @@ class Events:
         verify_lock: Callable[[], None] = lambda: None,
         gpu_share: float = 0,
         measures_gpu: bool = False,
+        **header: Any,
     ) -> None:
-        self.folder, self.record, self.clock = folder, new_record(folder), Clock()
+        self.folder, self.record, self.clock = folder, new_record(folder, **header), Clock()
         faults = FirstFault()
         self.killed: list[Any] = []
         running = RunningTrials(100, self.killed.append, self.clock)
