@@ -29,7 +29,8 @@ sys.path.remove(str(SCRIPTS))  # another workflow may have modules with equal na
 ROOT = Path.cwd()
 INCLUSION = Inclusion.of(workflow, RULES, config)
 try:
-    config = validated(config, [Path(path) for path in workflow.configfiles], ROOT, INCLUSION.module, INCLUSION.placed)
+    config_files = [Path(path) for path in workflow.configfiles]
+    config = validated(config, config_files, ROOT, INCLUSION.module, INCLUSION.placed, INCLUSION.config_args)
 except ConfigError as error:
     sys.exit("\n".join(f"Error: {line}" for line in error.lines))
 CONFIG = Config.of(config)

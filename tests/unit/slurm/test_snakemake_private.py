@@ -19,6 +19,7 @@ import snakemake.jobs
 import snakemake.workflow
 import snakemake_executor_plugin_slurm as slurm_plugin
 import snakemake_executor_plugin_slurm_jobstep as jobstep_plugin
+from snakemake.cli import parse_config
 from snakemake.path_modifier import PathModifier
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake_executor_plugin_slurm.utils import get_job_wildcards
@@ -243,3 +244,28 @@ def test_the_default_target_is_restored_after_an_include() -> None:
     assert {"default_target", "overwrite_default_target"} <= names_in(snakemake.workflow.Workflow.include)
     assert hasattr(snakemake.workflow.Workflow, "is_rule")
     assert hasattr(snakemake.workflow.WorkflowModifier, "modify_rulename")
+
+
+@pytest.mark.parametrize(
+    ("entry", "given"),
+    [
+        ("sweeps={s: {num_samples: 3, fuse: off}}", "{s: {num_samples: 3, fuse: off}}"),
+        ("xx=[1, [a, '2']]", "[1, [a, '2']]"),
+        ("xx='{a: 1}'", "{a: 1}"),
+        ("xx=1", None),
+        ("xx=True", None),
+        ("results_dir=no", None),
+        ("xx={a: &a {b: *a}}", None),
+    ],
+)
+def test_maps_and_lists_of_the_option_config_come_as_text(entry: str, given: str | None) -> None:
+    settings = snakemake.api.ConfigSettings(config=parse_config([entry]), config_args=[entry])
+    inclusion = Inclusion(SimpleNamespace(config_settings=settings), Path(), None, None)
+    key = entry.partition("=")[0]
+    assert inclusion.config_args == (() if given is None else ((key, given),))
+
+
+def test_a_config_that_a_program_gives_to_snakemake_is_left_as_it_is() -> None:
+    for config in ({}, {"sweeps": {"s": {"num_samples": 3, "dataset": None}}}):
+        settings = snakemake.api.ConfigSettings(config=config)
+        assert Inclusion(SimpleNamespace(config_settings=settings), Path(), None, None).config_args == ()

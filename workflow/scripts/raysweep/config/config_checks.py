@@ -11,6 +11,7 @@ from raysweep.data.manifest import MANIFEST, is_missing, missing_source_message
 from raysweep.environment.requirements import check_requirements_files, extras_of, parse_requirements
 from raysweep.usercode.target import SCRIPTS_DIR
 
+COMPARISON = "comparison.html"  # This file of the results compares the sweeps of a config.
 FOLDERS = ("results_dir", "state_dir", "resources_dir")
 
 
@@ -81,9 +82,15 @@ def check_source(dataset: Section) -> Iterator[Mistake]:
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:
-    """Yield a mistake for each sweep that would write to the folder of another sweep on a file system that ignores upper and lower case."""
+    """Yield a mistake for each sweep that would write to the folder of another sweep, or whose folder would have the path of the comparison.
+
+    The check ignores upper and lower case, because some file systems ignore upper and lower case.
+    """
     first_spelling: dict[str, str] = {}
     for name in names:
+        if name.casefold() == COMPARISON:
+            message = f"the name {name!r} is not allowed: the results have a file of this name, in which sweeps are compared"
+            yield Mistake(("sweeps", name), message)
         if (first := first_spelling.setdefault(name.casefold(), name)) != name:
             message = f"the name {name!r} is not allowed: where capitals do not count it would write to the folder of {first!r}"
             yield Mistake(("sweeps", name), message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from raysweep.config.model import Config
 from raysweep.config.rules import check_rules
 from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_mistakes, with_defaults
 from raysweep.config.section import Section, maps_below
+from raysweep.config.yaml_text import Loop, compose, node_at, text_mistakes, value_of
 from raysweep.environment.requirements import EnvironmentSpec
 
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 _MISSING = object()
-_MERGE_KEY = "tag:yaml.org,2002:merge"
+ConfigArgs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Sources:
     # Relative paths in the config start from this folder.
     root: Path
     module: Module | None
+    # Values of the option `--config` as the user wrote them: pairs of a key and a YAML text.
+    config_args: ConfigArgs = ()
 
     @property
     def keys(self) -> KeyPath:
@@ -68,6 +71,20 @@ class Sources:
     def contents(self) -> dict[Path, Any]:
         """Return the config of each file as {path: config}, in reverse order of merging."""
         return {path: _at(yaml.safe_load(path.read_text(encoding="utf-8")), self.keys) for path in reversed(self.paths)}
+
+    def text_mistakes(self) -> Iterator[Mistake]:
+        """Yield the mistakes in the text of the config files and of `--config`."""
+        for path in self.paths:
+            node = node_at(compose(path.read_text(encoding="utf-8")), self.keys)
+            yield from text_mistakes(node, self.shown(path))
+        for node, keys in self.nodes_of_config_args():
+            yield from text_mistakes(node, "--config", keys)
+
+    def nodes_of_config_args(self) -> Iterator[tuple[yaml.Node, KeyPath]]:
+        """Yield the node of each value of `--config` that belongs to the config of this workflow, and the keys that lead to the node in this config."""
+        for key, text in self.config_args:
+            if self.keys[:1] in ((), (key,)) and (node := node_at(compose(text), self.keys[1:])) is not None:
+                yield node, () if self.keys else (key,)
 
     def line(self, mistake: Mistake) -> str:
         """Return a line for the user with the file, the key and the message of a mistake."""
@@ -107,20 +124,32 @@ class Sources:
 
 
 def validated(
-    config: dict[str, Any], paths: list[Path], root: Path, module: Module | None = None, placed: Callable[[str], Path] = Path
+    config: dict[str, Any],
+    paths: list[Path],
+    root: Path,
+    module: Module | None = None,
+    placed: Callable[[str], Path] = Path,
+    config_args: ConfigArgs = (),
 ) -> dict[str, Any]:
     """Return the config with all defaults filled in, and with numbers such as `1e-4` in the place of text.
 
     `paths` are the files from which Snakemake merged the config. A value of a later file replaces the value of an earlier file. Paths in the config are
-    relative to `root`. `placed` adds Snakemake's prefix for modules to the path of a folder. Raises ConfigError with one line for each mistake, in the
-    order of the config. A line has the file, the key, the bad value and the allowed values.
+    relative to `root`. `placed` adds Snakemake's prefix for modules to the path of a folder. `config_args` are the maps and lists of the option
+    `--config`, in which Snakemake reads all values as text. Raises ConfigError with one line for each mistake, in the order of the config. A line has
+    the file, the key, the bad value and the allowed values.
     """
-    sources = Sources(config, [] if module and module.keys is None else paths, root, module)
+    is_elsewhere = module is not None and module.keys is None  # no file and no option contains the config of this workflow
+    sources = Sources(config, [] if is_elsewhere else paths, root, module, () if is_elsewhere else config_args)
     mistakes = Mistakes()
-    mistakes.add(_repeated_keys(sources))
+    mistakes.add(sources.text_mistakes())
+    if any(isinstance(mistake, Loop) for mistake in mistakes.collected):
+        raise ConfigError(*map(sources.line, mistakes.collected))  # in the order of the text, because no other check can read the config
+    for node, keys in sources.nodes_of_config_args():
+        config = _replaced(config, keys, value_of(node))
+    sources = replace(sources, config=config)
     given = _long_forms(with_numbers(config))
-    repeated = [mistake.path for mistake in mistakes.collected]
-    mistakes.add([m for m in schema_mistakes(given, load_schema()) if not any(is_below(m.path, path) for path in repeated)])
+    refused = [mistake.path for mistake in mistakes.collected]
+    mistakes.add([m for m in schema_mistakes(given, load_schema()) if not any(is_below(m.path, path) for path in refused)])
     filled = _filled_in(given, sources)
     check_rules(Section((), filled, filled, root, placed), mistakes)
     if mistakes.collected:
@@ -153,6 +182,15 @@ def with_numbers(value: Any) -> Any:
     if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
         return float(value)
     return copy.deepcopy(value)
+
+
+def _replaced(value: Any, keys: KeyPath, replacement: Any) -> Any:
+    """Return a copy of `value` in which `replacement` replaces the part to which `keys` lead. The keys of two maps are replaced one by one."""
+    if keys:
+        return {**value, keys[0]: _replaced(value.get(keys[0], {}), keys[1:], replacement)}
+    if not isinstance(value, dict) or not isinstance(replacement, dict):
+        return replacement
+    return value | {key: _replaced(value.get(key), (), inner) for key, inner in replacement.items()}
 
 
 def _at(value: Any, path: KeyPath) -> Any:
@@ -190,40 +228,3 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             sweep.setdefault("loss", "cross_entropy")
             sweep.setdefault("optimizer", "sgd")
     return filled
-
-
-def _repeated_keys(sources: Sources) -> Iterator[Mistake]:
-    """Yield a mistake for each key that stands twice in one map of a file, because YAML silently uses only the last value."""
-    for path in sources.paths:
-        with path.open(encoding="utf-8") as stream:
-            loader = yaml.SafeLoader(stream)
-            node = loader.get_single_node()
-            for key in sources.keys:
-                pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-                node = next((inner for name, inner in pairs if name.value == str(key)), None)
-            for keys, line in _repeated_below(node, (), loader, set()):
-                message = (
-                    f"stands twice in one map (line {line} and after), and the second would silently replace the first. Allowed: each"
-                    " name once, so that no two sweeps write to one folder"
-                )
-                yield Mistake(keys, message, file=sources.shown(path))
-
-
-def _repeated_below(node: yaml.Node | None, path: KeyPath, loader: yaml.SafeLoader, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the path of each key below `node` that stands twice in one map, and the number of the line where the map begins.
-
-    `seen` contains the ids of the nodes that this function has visited.
-    """
-    if id(node) in seen:
-        return  # The node is an alias. An alias that leads to an outer node would cause endless recursion.
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for number, inner in enumerate(node.value):
-            yield from _repeated_below(inner, (*path, number), loader, seen)
-    if isinstance(node, yaml.MappingNode):
-        pairs = [(loader.construct_object(key, deep=True), inner) for key, inner in node.value if key.tag != _MERGE_KEY]
-        keys = [key for key, _ in pairs]
-        for number, (key, inner) in enumerate(pairs):
-            if keys.count(key) > 1 and keys.index(key) == number:
-                yield (*path, key), node.start_mark.line + 1
-            yield from _repeated_below(inner, (*path, key), loader, seen)

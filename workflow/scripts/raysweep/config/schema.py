@@ -58,6 +58,24 @@ def resolved(schema: Schema) -> Schema:
     return definition | {key: value for key, value in schema.items() if key != "$ref"}
 
 
+def schema_at(path: KeyPath) -> Schema:
+    """Return the schema of the value to which `path` leads in the config, or {} where the schema does not describe the value."""
+    schema = load_schema()
+    for number, key in enumerate(path):
+        if number == 3 and _is_named(path[:2], path[2]):  # the key is an option of a search algorithm or scheduler
+            schema = next((options[key] for options in options_by_name(str(path[2])).values() if key in options), {})
+        else:
+            below = schema.get("properties", {}).get(key, schema.get("additionalProperties", schema.get("items")))
+            schema = resolved(below) if isinstance(below, dict) else {}
+    return schema
+
+
+def types_of(schema: Schema) -> list[str]:
+    """Return the names of the types that a schema allows. A list of allowed values that contains booleans allows the type boolean."""
+    types = schema.get("type", [])
+    return ([types] if isinstance(types, str) else list(types)) + (["boolean"] if True in schema.get("enum", ()) else [])
+
+
 def required_keys(schema: Schema) -> list[str]:
     """Return the keys that a map must have after all files of the config are merged."""
     return [*schema.get("required", ()), *schema.get("required_when_merged", ())]
@@ -75,8 +93,7 @@ def allowed(schema: Schema) -> str:
         return str(schema["allowed"])
     if "enum" in schema:
         return "one of " + ", ".join(str(value) for value in schema["enum"])
-    types = schema.get("type", [])
-    text = " or ".join(WORD_OF_TYPE[kind] for kind in ([types] if isinstance(types, str) else types))
+    text = " or ".join(WORD_OF_TYPE[kind] for kind in types_of(schema))
     if limits := " and ".join(f"{word} {schema[key]}" for key, word in WORD_OF_BOUND.items() if key in schema):
         return f"{text}, {limits}"
     return text + (" that is not empty" if schema.get("minLength") or schema.get("minProperties") else "")
@@ -143,7 +160,8 @@ def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, opti
         if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
             # Later checks must not read the data sets, because a sweep may use the corrected name of the data set, and this use is no second mistake.
             unsound = path if path == ("datasets",) else None
-            yield Mistake((*path, key), f"the name {key!r} is not allowed: {names['allowed']}", unsound)
+            quotes = "" if isinstance(key, str) else f". Write '{key}' with the quotes, because a name is text"
+            yield Mistake((*path, key), f"the name {key!r} is not allowed: {names['allowed']}{quotes}", unsound)
 
 
 def _unsound_for_unknown(key: Any, known: Iterable[str], path: KeyPath) -> KeyPath:

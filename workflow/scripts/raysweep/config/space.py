@@ -204,6 +204,8 @@ def _read_value(key: Any, value: Any, outer: Keys) -> tuple[dict[str, Any], list
     keys = (*outer, key)
     if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
         allowed = "a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
+        if not isinstance(key, str):
+            allowed = f"a name is text, so write '{key}' with the quotes"
         return {}, [SpaceMistake(outer, f"the key {key!r} is not allowed: {allowed}")]
     if isinstance(value, dict):
         return _read_map(key, value, keys)

@@ -29,7 +29,7 @@ from snakemake_interface_executor_plugins import utils
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from raysweep.common.errors import VERBOSITY_ENV
-from raysweep.config.load import Module, keys_of
+from raysweep.config.load import ConfigArgs, Module, keys_of
 from raysweep.slurm.explanations import RuleJob
 
 _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
@@ -125,6 +125,13 @@ def rule_job(job: Any) -> RuleJob:
     return RuleJob(job.rule.name, "_".join(job.wildcards), plugin_comment(job), log, dict(job.resources))
 
 
+def _is_map_of_text(value: Any) -> bool:
+    """Return whether `value` is a map or a list whose values are all text."""
+    if not isinstance(value, dict | list):
+        return False
+    return all(isinstance(inner, str) or _is_map_of_text(inner) for inner in (value.values() if isinstance(value, dict) else value))
+
+
 @dataclass(frozen=True)
 class Inclusion:
     """Describes one inclusion of this workflow in Snakemake. This workflow is the main workflow or a module of another workflow."""
@@ -163,6 +170,16 @@ class Inclusion:
     def _own(self, jobs: Iterable[Any]) -> list[Any]:
         """Return the jobs in `jobs` that run a rule of this workflow. The jobs of another workflow are left out."""
         return [job for job in jobs if not job.is_group() and Path(str(job.rule.basedir)) == self.rules_dir]
+
+    @property
+    def config_args(self) -> ConfigArgs:
+        """Return the values of the option `--config` in which Snakemake reads everything as text, as pairs of the key and the YAML text.
+
+        These values are maps and lists. In other values Snakemake reads numbers as numbers.
+        """
+        settings = self.workflow.config_settings
+        entries = [entry.partition("=") for entry in settings.config_args or ()]
+        return tuple((key, text.strip("'\"")) for key, _, text in entries if _is_map_of_text(settings.config.get(key)))
 
     def call_in_time(self, start: Callable[[], None], fail: Callable[[Iterable[str]], None]) -> None:
         """Register `start` and `fail` as Hooks if this workflow is a module. The main workflow uses `onstart` and `onerror` instead."""
