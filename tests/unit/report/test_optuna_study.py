@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from raysweep.report.charts.data import shared_data
 from raysweep.report.inputs import Inputs, seconds_between
 from raysweep.report.optuna_study import write_journal
 from reporting import made_up
@@ -81,3 +84,16 @@ def test_a_trial_that_ended_without_a_value_is_no_result(tmp_path: Path) -> None
     write_journal(inputs, tmp_path / "optuna.journal")
     study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal"))))
     assert [trial.state for trial in study.trials].count(TrialState.FAIL) == 1
+
+
+def test_true_1_and_1_0_are_three_choices(tmp_path: Path) -> None:
+    space = {"lr": {"uniform": [0, 1]}, "x": {"choice": [True, 1, 1.0]}, "y": {"choice": [True, 2]}}
+    inputs, study = written(tmp_path, num_trials=30, search_space=space)
+    expected = [json.dumps(trial.config["x"]) for trial in inputs.trials]
+    assert set(expected) == {"true", "1", "1.0"}
+    assert [trial.params["x"] for trial in study.trials] == expected
+    assert [trial.params["y"] for trial in study.trials] == [trial.config["y"] for trial in inputs.trials]
+    rows = list(csv.DictReader((tmp_path / "trials.csv").open())) if (tmp_path / "trials.csv").exists() else []
+    assert [row["config/x"] for row in rows] in ([], expected)
+    column = shared_data(inputs, inputs.varying_keys)["trials"][f"config{[key.name for key in inputs.varying_keys].index('x')}"]
+    assert sorted(column) == sorted(expected)

@@ -8,7 +8,7 @@ from optuna import Study
 
 from raysweep.config.space import flattened, parse_space
 from raysweep.record.trials import Result, Sweep, Trial
-from raysweep.tune.samplers import IndependentSampler, ListSampler, OptunaSampler, make_sampler
+from raysweep.tune.samplers import IndependentSampler, ListSampler, OptunaSampler, make_sampler, parameter_of
 from typed import sweep_config
 
 SPACE = parse_space(
@@ -184,3 +184,12 @@ def test_optuna_searches_branches_and_goes_on() -> None:
     assert len(sampler.study.trials) == 12
     assert {trial.state.name for trial in sampler.study.trials} == {"COMPLETE"}
     assert {trial.config["net"]["kind"] for trial in sweep.trials.values()} == {"a", "b"}
+
+
+def test_true_1_and_1_0_are_three_values_of_a_list() -> None:
+    space = parse_space({"x": {"choice": [True, 1, 1.0]}})
+    assert [parameter_of(space["x"], value) for value in (True, 1, 1.0)] == [0, 1, 2]
+    for value in (True, 1, 1.0):
+        given = sweep_config(search_algorithm={"name": "random"}, points_to_evaluate=[{"x": value}])
+        tried = [make_sampler(given, space, recorded(finished(0, {"x": other}, 0.5)), Path(), Path()).left for other in (True, 1, 1.0)]
+        assert [not left for left in tried] == [type(value) is type(other) for other in (True, 1, 1.0)]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from raysweep.common.errors import ConfigError
-from raysweep.common.numeric import is_finite_number
+from raysweep.common.numeric import is_finite_number, is_same
 
 # These keys of a search space are settings of the training of a `model`. All other keys are arguments of the model's constructor.
 TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
@@ -96,8 +96,12 @@ class Choice:
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
-        """Return whether `value` equals a value of the list and has the same type."""
-        return any(value == allowed and type(value) is type(allowed) for allowed in self.values)  # Python says that True == 1.
+        """Return whether the list has the value."""
+        return self.position(value) is not None
+
+    def position(self, value: Any) -> int | None:
+        """Return the position of `value` in the list, or None where the list lacks the value."""
+        return next((number for number, allowed in enumerate(self.values) if is_same(value, allowed)), None)
 
     @property
     def range(self) -> str:
@@ -343,7 +347,7 @@ def _is_in(space: dict[str, Any], branch: str, config: dict[str, Any]) -> bool:
             return False
         value = value_at(config, shown_key(key))
         is_choice = isinstance(d, Choice) and d.name == ONE_OF
-        if not is_choice and not (d.contains(value) if isinstance(d, Distribution) else value == d):
+        if not is_choice and not (d.contains(value) if isinstance(d, Distribution) else is_same(value, d)):
             return False
     return True
 

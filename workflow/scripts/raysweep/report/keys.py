@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.common.numeric import is_finite_number
+from raysweep.common.numeric import is_finite_number, is_same
+from raysweep.common.text import value_text
 from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
 
 
@@ -41,8 +42,17 @@ class Key:
         The values of the list in the search space come first, followed by other values that occur. If all values are numbers, the numbers are sorted by size.
         """
         offered = list(self.distribution.values) if isinstance(self.distribution, Choice) else []
-        values = offered + [v for v in self.values if v not in offered]
+        values = offered + [v for v in self.values if not any(is_same(v, other) for other in offered)]
         return sorted(values) if all(is_finite_number(v) for v in values) else values
+
+    def index(self, value: Any) -> int:
+        """Return the position of `value` in `categories`."""
+        return next(number for number, other in enumerate(self.categories) if is_same(value, other))
+
+    def label(self, value: Any) -> str:
+        """Return one of `categories` as text. Where two categories would have equal texts, such as 1 and 1.0, the text is JSON."""
+        texts = [value_text(category) for category in self.categories]
+        return json.dumps(value) if len(set(texts)) < len(texts) else value_text(value)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -70,7 +80,7 @@ class Key:
     def position(self, value: Any) -> float:
         """Return the position of `value` on the axis of the key, from 0 to 1."""
         if not self.numeric:
-            return (self.categories.index(value) + 0.5) / len(self.categories)
+            return (self.index(value) + 0.5) / len(self.categories)
         return position_in_range(Numeric("", *self.span, self.log), value)
 
 

@@ -29,7 +29,7 @@ def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not key.numeric:
-        return CategoricalDistribution([_choice(value) for value in key.categories])
+        return CategoricalDistribution(_choices(key))
     low, high = key.span
     if all(isinstance(value, int) for value in key.values) and float(low).is_integer() and float(high).is_integer():
         return IntDistribution(int(low), int(high), log=key.log)
@@ -39,7 +39,14 @@ def distribution_of(key: Key) -> optuna.distributions.BaseDistribution:
 def params_of(keys: list[Key], config: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the keys that `config` contains, by the name of the key."""
     values = {key.name: (key, key.value_in(config)) for key in keys if key.is_in(config)}
-    return {name: value if key.numeric else _choice(value) for name, (key, value) in values.items()}
+    return {name: value if key.numeric else _choices(key)[key.index(value)] for name, (key, value) in values.items()}
+
+
+def _choices(key: Key) -> list[Any]:
+    """Return the choices of Optuna for the categories of a key. Where Python calls two choices equal, such as True and 1, all choices are JSON text."""
+    choices = [_choice(value) for value in key.categories]
+    are_equal = any(choice in choices[:number] for number, choice in enumerate(choices))
+    return [json.dumps(value) for value in key.categories] if are_equal else choices
 
 
 def _choice(value: Any) -> Any:

@@ -125,7 +125,7 @@ class PBT(PopulationScheduler):
             if self.random.random() < self.resample_probability or value is None:
                 explored[key] = distribution.quantile(self.random.random())
             elif isinstance(distribution, Choice):
-                position = distribution.values.index(value) if value in distribution.values else 0
+                position = distribution.position(value) or 0
                 explored[key] = distribution.values[min(max(position + self.random.choice((-1, 1)), 0), len(distribution.values) - 1)]
             else:
                 explored[key] = nearest(distribution, value * self.random.choice(self.perturbation_factors))

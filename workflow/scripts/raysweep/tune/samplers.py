@@ -6,9 +6,22 @@ import logging
 from pathlib import Path
 from typing import Any, Protocol
 
+from raysweep.common.numeric import is_same
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import Named, SweepConfig
-from raysweep.config.space import Choice, Distribution, Normal, configuration, fill, has, nested, point_of, quantized, value_at, values_in
+from raysweep.config.space import (
+    Choice,
+    Distribution,
+    Normal,
+    configuration,
+    fill,
+    has,
+    nested,
+    point_of,
+    quantized,
+    value_at,
+    values_in,
+)
 from raysweep.record.trials import Candidate, Sweep
 
 NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # lowest and highest quantile of a normal distribution that a learning algorithm proposes
@@ -42,7 +55,7 @@ def value_of(d: Distribution, parameter: Any) -> Any:
 def parameter_of(d: Distribution, value: Any) -> Any:
     """Return the parameter of a learning algorithm for a value of the distribution. This is the inverse of `value_of`."""
     if isinstance(d, Choice):
-        return d.values.index(value)
+        return d.position(value)
     if isinstance(d, Normal):
         return min(max(d.cumulative(value), NORMAL_QUANTILES[0]), NORMAL_QUANTILES[1])
     return value
@@ -144,7 +157,7 @@ class PointsFirst:
         self.left = []
         configs = [candidate.config for candidate in recorded.candidates]  # a recorded configuration may have come from a point
         for point in (point_of(space, point) for point in sweep.points_to_evaluate):
-            if (config := next((config for config in configs if _is_of(config, point)), None)) is not None:
+            if (config := next((config for config in configs if self._is_of(config, point)), None)) is not None:
                 configs.remove(config)
             else:
                 self.left.append(point)
@@ -158,16 +171,18 @@ class PointsFirst:
         self.adopt(index, config)
         return config
 
+    def _is_of(self, config: dict[str, Any], point: dict[str, Any]) -> bool:
+        """Return whether a configuration has the same value as a point for each key of the point."""
+        return all(has(config, key) and self._is_value(key, value_at(config, key), value) for key, value in point.items())
+
+    def _is_value(self, key: str, recorded: Any, value: Any) -> bool:
+        return is_same(recorded, value) if isinstance(self.space[key], Choice) else bool(recorded == value)
+
     def adopt(self, index: int, config: dict[str, Any]) -> None:
         self.sampler.adopt(index, config)
 
     def tell(self, trial: Candidate) -> None:
         self.sampler.tell(trial)
-
-
-def _is_of(config: dict[str, Any], point: dict[str, Any]) -> bool:
-    """Return whether a configuration has the same value as a point for each key of the point."""
-    return all(has(config, key) and value_at(config, key) == value for key, value in point.items())
 
 
 class ListSampler:

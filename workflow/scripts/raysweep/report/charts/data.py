@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 
 from raysweep.common.numeric import is_finite_number
-from raysweep.common.text import value_text
 from raysweep.config.space import Numeric, flattened
 from raysweep.record.trials import Trial
 from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
@@ -44,7 +43,7 @@ def _trials(result: SweepResult, keys: list[Key], unit_s: float) -> Columns:
     }
     for i, key in enumerate(keys):
         values = [config.get(key.name) for config in configs]
-        columns[f"config{i}"] = values if key.numeric else [None if v is None else value_text(v) for v in values]
+        columns[f"config{i}"] = values if key.numeric else [None if v is None else key.label(v) for v in values]
         columns[f"axis{i}"] = [None if v is None else round(key.position(v), 4) for v in values]
     columns["axis_metric"] = [None if v is None else round(metric_position(result, v), 4) for v in columns["value"]]
     return columns

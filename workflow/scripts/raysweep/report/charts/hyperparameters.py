@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 
-from raysweep.common.text import number, value_text
+from raysweep.common.text import number
 from raysweep.report.analysis import LEVELS, Importance, landscape
 from raysweep.report.charts.data import metric_position
 from raysweep.report.charts.parts import (
@@ -84,7 +84,7 @@ def _noise_band(inputs: Inputs, y: Spec) -> list[Spec]:
 def _x_axis(i: int, key: Key) -> Spec:
     """Return the encoding of `key`, which has the index `i`, as the x-axis."""
     if not key.numeric:
-        return nominal(f"config{i}", title=key.name, sort=[value_text(v) for v in key.categories], axis={"labelAngle": 0, "labelLimit": 90})
+        return nominal(f"config{i}", title=key.name, sort=[key.label(v) for v in key.categories], axis={"labelAngle": 0, "labelLimit": 90})
     low, high = key.span
     if not key.log:
         return quantitative(f"config{i}", title=key.name, scale={"domain": [low, high], "nice": False}, axis={"tickCount": 5})
@@ -159,7 +159,7 @@ def _parallel_labels(inputs: SweepResult, keys: list[Key]) -> list[Spec]:
 def _ticks(key: Key) -> list[tuple[float, str]]:
     """Return the labels along the axis of `key` as pairs (position from 0 to 1, text)."""
     if not key.numeric:
-        return [(key.position(v), value_text(v)[:18]) for v in key.categories]
+        return [(key.position(v), key.label(v)[:18]) for v in key.categories]
     low, high = key.span
     if low == high:
         return [(0.5, number(low))]
