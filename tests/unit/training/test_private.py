@@ -31,7 +31,7 @@ def test_get_cpp_compiler_and_invalid_cxx_compiler_say_whether_there_is_a_compil
     compiler.chmod(0o755)
     for path, is_there in ((compiler, True), (tmp_path / "none", False)):
         with config.patch({"cpp.cxx": (str(path),)}):  # monkeypatch would leave the setting deleted for the tests that follow
-            assert private.has_cpp_compiler() is is_there
+            assert private.cpp_compiler() == (str(path) if is_there else None)
 
 
 def test_vmap_words_the_error_of_data_dependent_control_flow_as_before() -> None:

@@ -57,6 +57,19 @@ def test_python_runs_or_the_reason_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("python", "state", "finding"),
+    [
+        (PythonStatus("3.11.7"), "ok", "there is one, and Python's headers"),
+        (PythonStatus("3.11.7", None, "there is no C++ compiler"), "warning", "there is no C++ compiler"),
+        (PythonStatus(None, "n1 has no /usr/bin/python3."), "warning", "not tried, since env.python does not run"),
+    ],
+)
+def test_compiler_and_headers(python: PythonStatus, state: str, finding: str) -> None:
+    result = checks.check_compiler(replace(FACTS, probed=replace(PROBED, report=replace(REPORT, python=python))))
+    assert (result.state, result.finding) == (state, finding)
+
+
+@pytest.mark.parametrize(
     ("named", "listed", "state", "finding"),
     [
         (1, 1, "ok", "1 given"),

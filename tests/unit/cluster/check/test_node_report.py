@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raysweep.cluster.check.node_report import (
     FailedConnections,
@@ -18,6 +21,7 @@ from raysweep.cluster.check.node_report import (
     read_node_message,
 )
 from raysweep.common.typed_json import to_json
+from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
 from unit.cluster.check.reports import REPORT
 
@@ -52,3 +56,26 @@ def test_a_message_is_read_as_it_was_written(message: NodeMessage) -> None:
 @pytest.mark.parametrize("line", ["", "loading modules", "{}", "7"])
 def test_any_other_line_is_no_message(line: str) -> None:
     assert read_node_message(line) is None
+
+
+def test_a_node_says_whether_the_python_of_the_trials_can_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(
+        key="key",
+        python=Path(sys.executable),
+        python_version=platform.python_version(),
+        torch_backend=None,
+        wheels="none",
+        modules=(),
+        container=None,
+        packages={},
+        environment_sha256="sha256",
+    )
+    (tmp_path / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
+    compiler = tmp_path / "c++"
+    for exit_code, begin in ((0, None), (1, "the C++ compiler does not find Python's headers")):
+        compiler.write_text(f"#!/bin/sh\nexit {exit_code}\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        status = PythonStatus.measure(tmp_path)
+        assert (status.version, status.error) == (platform.python_version(), None)
+        assert status.reason_not_to_compile is None if begin is None else str(status.reason_not_to_compile).startswith(begin)

@@ -108,7 +108,7 @@ LAYOUT = Layout(trials=20, threads=2, engines=3, engines_per_node=2, slots=7)
     [
         (5, 2.5, True, FusionPlan(3, 5, 2.5, "eager")),
         (5, 1.1, False, FusionPlan(3, 5, 1.1, "eager")),
-        (5, 1.123, True, NotFused("together they would be 1.1 times as fast as one by one")),
+        (5, 1.123, True, NotFused("together they would be 1.1 times as fast as one by one (eager)")),
         (1, 2.5, False, NotFused("the memory does not hold two trials")),
     ],
 )

@@ -33,17 +33,16 @@ def compiler_options(threads: int) -> dict[str, str | int | bool]:
     return {**COMPILER_OPTIONS, THREADS_OPTION: threads}
 
 
-def has_cpp_compiler() -> bool:
-    """Return whether torch.compile finds a C++ compiler. PyTorch has no public function that checks for a C++ compiler without compiling code."""
+def cpp_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile uses, or None. PyTorch has no public function that finds the compiler without compiling code."""
     # These imports are inside the function, because all trials import this module, and the import of Inductor takes more than one second.
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        get_cpp_compiler()
+        return str(get_cpp_compiler())
     except InvalidCxxCompiler:
-        return False
-    return True
+        return None
 
 
 def is_data_dependent(error: Exception) -> bool:

@@ -80,6 +80,17 @@ def check_python(facts: NodeFacts) -> CheckResult:
     return ok(name, f"Python {python.version}")
 
 
+def check_compiler(facts: NodeFacts) -> CheckResult:
+    """Check whether steps of trials that are trained together can be compiled on the node. Only trials on a CPU use a C++ compiler."""
+    name, python = "C++ compiler", facts.report.python
+    if python.error is not None:
+        return warning(name, "not tried, since env.python does not run", "Mend that first")
+    if python.reason_not_to_compile is not None:
+        remedy = "Name a module with a compiler in env.modules, and an env.python with headers; else trials of a model run without compiled steps"
+        return warning(name, python.reason_not_to_compile, remedy)
+    return ok(name, "there is one, and Python's headers")
+
+
 def check_local_disk(facts: NodeFacts) -> CheckResult:
     """Check the folder for temporary files on the node. Trials write to this folder, and the environment may be unpacked to this folder."""
     name, disk, needed_mb = "node-local disk", facts.report.resources.local_disk, facts.environment_mb
@@ -156,6 +167,7 @@ NODE_CHECKS: tuple[NodeCheck, ...] = (
     check_threads,
 )
 GPU_CHECKS: tuple[NodeCheck, ...] = (check_gpus,)  # checks that run only where a node of the job has GPUs
+CPU_CHECKS: tuple[NodeCheck, ...] = (check_compiler,)  # checks that run only where no node of the job has GPUs
 
 # ---------------------------------------------------------------------------------------------------------------- all nodes
 
@@ -204,7 +216,7 @@ def check_nodes(
     facts = [NodeFacts(node, probe.nodes[node.name], environment_mb) for node in allocation.nodes if node.name in probe.nodes]
     if not facts:
         return (check_nodes_answer(allocation.nodes, probe),)
-    checks = NODE_CHECKS + (GPU_CHECKS if any(each.node.gpus for each in facts) else ())
+    checks = NODE_CHECKS + (GPU_CHECKS if any(each.node.gpus for each in facts) else CPU_CHECKS)
     return (
         check_nodes_answer(allocation.nodes, probe),
         *(worst_of_nodes({each.node.name: check(each) for each in facts}) for check in checks),

@@ -19,8 +19,10 @@ from raysweep.cluster.ray_node import object_store_mb
 from raysweep.common.errors import RaysweepError
 from raysweep.common.gpus import usable_gpus, visible_gpus
 from raysweep.common.typed_json import from_json
+from raysweep.environment.commands import last_json, last_line, run_captured
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
+from raysweep.usercode.target import SCRIPTS_DIR
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,21 @@ class GpuCounts:
         return cls(usable_gpus(), *visible_gpus())
 
 
+ASK_FOR_COMPILER = f"""
+import json, sys
+sys.path.insert(0, {str(SCRIPTS_DIR)!r})
+from raysweep.common.compiler import default_compiler, reason_not_to_compile
+print(json.dumps(reason_not_to_compile(default_compiler())))
+"""
+
+
 @dataclass(frozen=True)
 class PythonStatus:
     """Contains the version of the Python that the node environment uses, or the reason why this Python does not run on the node."""
 
     version: str | None
     error: str | None = None
+    reason_not_to_compile: str | None = None  # reason why extensions of this Python cannot be compiled
 
     @classmethod
     def measure(cls, env_dir: Path) -> PythonStatus:
@@ -75,7 +86,8 @@ class PythonStatus:
             environment.check_python()
         except RaysweepError as error:
             return cls(None, str(error))
-        return cls(environment.python_version)
+        run = run_captured(environment.command(["-c", ASK_FOR_COMPILER]))
+        return cls(environment.python_version, None, last_json(run.stdout) if run.returncode == 0 else last_line(run.stderr))
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ import torch
 from ray.tune import Checkpoint
 from ray.util import get_node_ip_address
 
+from raysweep.common.compiler import reason_not_to_compile
 from raysweep.common.errors import logger
 from raysweep.record.events import NotFused
 from raysweep.training.arrays import load_tensors
-from raysweep.training.private import has_cpp_compiler
+from raysweep.training.private import cpp_compiler
 from raysweep.training.stacked.timing import bytes_per_member, seconds_per_row, seconds_per_row_alone
 from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.stacked.verification import prepare, reason_not_stackable, with_unfolded_convolutions
@@ -185,7 +186,7 @@ class Engine:
         saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
         if saved_s < COMPILING_S:
             return f"the compiler would take longer than the {saved_s:.0f} s that it would save"
-        return None if has_cpp_compiler() else "there is no C++ compiler"
+        return reason_not_to_compile(cpp_compiler())
 
     def _prepare(self, trainers: list[Trainer]) -> StackedTrainer | str:
         return prepare(self.stacked, trainers, *self.train_data, threads=self.job.compiler_threads)
