@@ -155,3 +155,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "expected"), MISTAKES, ids=ids(MISTAKES))
 def test_mistakes(root: Path, given: dict[str, Any], expected: str) -> None:
     assert_refused(root, given, expected)
+
+
+def test_a_class_is_no_trainable(root: Path) -> None:
+    (root / "own.py").write_text(
+        "from ray import tune\nclass Train(tune.Trainable):\n    def train(self): ...\n\nbuilt = Train\ndef train(config): ...\n"
+    )
+    assert refusal(root, own(trainable="own.py:Train")).endswith(
+        "sweeps.s.trainable: 'own.py:Train' is not allowed: Train is a class. Allowed: a function that gets the configuration and calls tune.report"
+        " (a tune.Trainable does not run here)"
+    )
+    for name in ("train", "built"):
+        assert check(root, own(trainable=f"own.py:{name}"))["sweeps"]["s"]["trainable"] == f"own.py:{name}"
+    (root / "net.py").write_text("class Net: ...\n")
+    assert check(root, config(model="net.py:Net"))["sweeps"]["s"]["model"] == "net.py:Net"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import queue
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +16,14 @@ import pytest
 import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
+from ray.train._internal.session import _TrainSession
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 
 import raysweep
 from raysweep.tune import private
+from raysweep.tune.trial import call
 
 ROOT = Path(raysweep.__path__[0])
 
@@ -237,3 +242,18 @@ def private_names(path: Path) -> set[str]:
 def test_no_other_module_uses_a_private_name(path: Path) -> None:
     if path.name != "private.py":
         assert private_names(path) == set()
+
+
+def test_the_exit_with_which_ray_ends_the_thread_of_a_stopped_trial_is_recognised() -> None:
+    session = SimpleNamespace(stop_event=threading.Event(), continue_lock=threading.Semaphore(1), result_queue=queue.Queue())
+    session.stop_event.set()
+    with pytest.raises(SystemExit) as of_ray:
+        _TrainSession._report_training_result(session, SimpleNamespace(checkpoint=None))
+    with pytest.raises(SystemExit) as of_user:
+        sys.exit(0)
+    assert of_ray.value.code == 0
+    assert [private.ends_thread(caught.traceback[-1].frame.raw) for caught in (of_ray, of_user)] == [True, False]
+    session.stop_event.set()
+    session.continue_lock.release()
+    with pytest.raises(SystemExit):
+        call(lambda config: _TrainSession._report_training_result(session, config), SimpleNamespace(checkpoint=None))

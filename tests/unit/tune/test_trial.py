@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from ray import tune
 
 from raysweep.tune import private
-from raysweep.tune.trial import GPU_MEMORY_MB, check_finite, shield_reports
+from raysweep.tune.trial import GPU_MEMORY_MB, call, check_finite, shield_reports
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -54,3 +56,49 @@ def test_the_first_report_says_what_the_trial_takes_of_its_gpu(reported: list[An
     for _ in range(2):
         tune.report({"score": 1.0})
     assert [GPU_MEMORY_MB in metrics for metrics, _ in reported] == [True, False]
+
+
+def parse(config: dict[str, Any]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.parse_args(config["arguments"])
+
+
+@pytest.mark.parametrize(
+    ("function", "config", "reason"),
+    [
+        (
+            parse,
+            {"arguments": []},
+            "the following arguments are required: --data$",
+        ),
+        (
+            parse,
+            {"arguments": ["--data", "a", "--node-ip-address=1"]},
+            "^argparse ended the function, and a trial has no command line .*: unrecognized arguments: --node-ip-address=1$",
+        ),
+        (sys.exit, 3, r"^the function ended with sys.exit\(3\)$"),
+        (sys.exit, "no data", r"^the function ended with sys.exit\('no data'\)$"),
+        (sys.exit, True, r"^the function ended with sys.exit\(True\)$"),
+    ],
+)
+def test_a_function_that_exits_says_why(function: Callable[..., Any], config: Any, reason: str) -> None:
+    with pytest.raises(RuntimeError, match=reason):
+        call(function, config)
+
+
+@pytest.mark.parametrize("code", [None, 0, False])
+def test_an_exit_without_an_error_is_the_end_of_the_function(code: Any) -> None:
+    assert call(sys.exit, code) is None
+    assert call(parse, {"arguments": ["--help"]}) is None
+    assert call(lambda config: {"score": config}, 1) == {"score": 1}
+
+
+def test_a_class_is_no_trainable() -> None:
+    with pytest.raises(TypeError, match="Trainable is a class, but a trainable is a function"):
+        call(tune.Trainable, {})
+
+
+def test_other_errors_of_a_function_stay_as_they_are() -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(lambda config: 1 / config, 0)

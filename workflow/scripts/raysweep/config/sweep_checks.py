@@ -17,6 +17,7 @@ from raysweep.config.section import Section
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, is_conditional, point_of, read_space
 from raysweep.environment.requirements import lists
 from raysweep.usercode.target import find_target, local_sources
+from raysweep.usercode.target import is_class as target_is_class
 
 MODEL_METRICS = ("accuracy", "loss", "train_loss")
 
@@ -28,7 +29,13 @@ def check_target(sweep: Section) -> Iterator[Mistake]:
         return
     kind = "model" if sweep.is_of_model else "trainable"
     try:
-        local_sources(find_target(sweep.values[kind], sweep.root))
+        target = find_target(sweep.values[kind], sweep.root)
+        local_sources(target)
+        if kind == "trainable" and target_is_class(target):
+            message = (
+                "is a class. Allowed: a function that gets the configuration and calls tune.report (a tune.Trainable does not run here)"
+            )
+            yield sweep.mistake(f"{sweep.values[kind]!r} is not allowed: {target.name} {message}", kind)
     except ConfigError as error:
         yield sweep.mistake(str(error), kind)
 

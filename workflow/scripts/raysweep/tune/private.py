@@ -10,6 +10,7 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -83,6 +84,11 @@ def continue_from(trial: TuneTrial, folder: Path, metrics: dict[str, Any]) -> No
 
 
 _REPORT = tune.report  # Tune's own function, kept because a worker runs many trials and each trial must wrap the original function
+
+
+def ends_thread(frame: FrameType) -> bool:
+    """Return whether `sys.exit` was called in `frame` by Ray, which ends the thread of a stopped trial in this way inside of `tune.report`."""
+    return str(frame.f_globals.get("__name__")).startswith("ray.")
 
 
 def wrap_report(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -5,11 +5,13 @@ The function trains a `model`, or calls the user's own Tune function.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from ray.tune.utils import flatten_dict
 from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
-from raysweep.tune.private import wrap_report
+from raysweep.tune.private import ends_thread, wrap_report
 
 if TYPE_CHECKING:
     from raysweep.training.trainer import Trainer
@@ -56,14 +58,37 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
     # A user's file is loaded again for each trial, because a worker runs many trials and the file's global variables may keep values of an earlier trial.
     target, module = job.code.load(anew=job.sweep.trainable is not None)
     if facts.task == "confirm" and job.sweep.trainable is not None:
-        return _checked(module.confirm(config, facts.seed, job.max_epochs))
+        return _checked(call(module.confirm, config, facts.seed, job.max_epochs))
     if job.sweep.trainable is not None:
-        returned = target(config)
+        returned = call(target, config)
         # A function may return its only report instead of a call to `tune.report`, so the memory is added to the returned report.
         return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
     if isinstance(job, SearchJob):
         return search_model(target, config, facts.seed, job)
     return {"confirm": confirm_model, "evaluate": evaluate_model}[facts.task](target, config, facts.seed, job)
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the user. `sys.exit()` and `sys.exit(0)` in the function end the function like `return`.
+
+    Raises RuntimeError for any other exit. The error says what argparse printed, because argparse exits where it does not understand the arguments.
+    Raises TypeError where `function` is a class, which only `tune.Trainable` of Ray Tune would run.
+    """
+    if isinstance(function, type):
+        raise TypeError(f"{function.__name__} is a class, but a trainable is a function that gets the configuration and calls tune.report")
+    try:
+        return function(*arguments)
+    except SystemExit as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if ends_thread(frames[-1]):
+            raise
+        code = error.code
+        said = [frame.f_locals["message"] for frame in frames if frame.f_code is argparse.ArgumentParser.error.__code__]
+    if said:
+        raise RuntimeError(f"argparse ended the function, and a trial has no command line (write parse_args([])): {said[-1]}")
+    if code:
+        raise RuntimeError(f"the function ended with sys.exit({code!r})")
+    return None
 
 
 def check_finite(metric: str, metrics: dict[str, Any]) -> None:

@@ -66,6 +66,11 @@ def find_target(text: str, root: Path) -> Target:
     return target
 
 
+def is_class(target: Target) -> bool:
+    """Return whether a class statement at the top level of the file defines the name of the target."""
+    return any(isinstance(node, ast.ClassDef) and node.name == target.name for node in _parse(target.path).body)
+
+
 def _parse(path: Path, config_value: str | None = None) -> ast.Module:
     """Return the syntax tree of a file.
 
