@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,27 @@ def test_the_dashboard_is_reached_through_the_machine_from_which_the_job_was_sub
     assert how_to_open_dashboard(node, 8000, token, in_slurm=True).startswith("ssh -J login1 -L 8000:127.0.0.1:8000 n1, then http://")
     monkeypatch.delenv("SLURM_SUBMIT_HOST")
     assert how_to_open_dashboard(node, 8000, token, in_slurm=True).endswith("(it asks for the token: ssh n1 cat /tmp/rs-1/token)")
+
+
+@pytest.mark.parametrize(
+    ("version", "runs"),
+    [
+        ("2.49.2", False),
+        ("2.52.1+site", False),
+        ("1.13.0", False),
+        ("2.53.0", True),
+        ("2.53.0rc1", True),
+        ("2.60.0", True),
+        ("3.0.0.dev0", True),
+    ],
+)
+def test_a_ray_that_does_not_ask_for_the_token_is_not_started(tmp_path: Path, version: str, runs: bool) -> None:
+    (tmp_path / "ray/scripts").mkdir(parents=True)
+    (tmp_path / "ray/__init__.py").write_text(f"__version__ = {version!r}")
+    (tmp_path / "ray/scripts/__init__.py").touch()
+    (tmp_path / "ray/scripts/scripts.py").write_text("def main(): print('started')")
+    command = [sys.executable, "-c", ray_node.RAY_COMMAND_LINE]
+    done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is runs
+    assert done.stdout == ("started\n" if runs else "")
+    assert runs or done.stderr == f"Ray {version} does not check which programs connect. The least version is 2.53\n"

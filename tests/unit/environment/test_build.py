@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from environments import build, leftovers
+from environments import build, fake, leftovers
 from raysweep.common.errors import ConfigError, RaysweepError
 from raysweep.environment.aside import host_of_pids
 from raysweep.environment.build import check_import
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import EnvironmentSpec, env_key
+from raysweep.usercode.target import SCRIPTS_DIR
 from wheels import make_wheel
 
 
@@ -165,3 +166,58 @@ def test_none_names_all_that_is_lacking(spec: EnvironmentSpec, site_python: str)
     Path("node.in").write_text("pip>=999\nplum\n")
     with pytest.raises(ConfigError, match=r"lacks pip>=999 \(it has [\d.]+\), plum of node\.in"):
         build(replace(spec, python=site_python, wheels="none"))
+
+
+def spec_with_ray(spec: EnvironmentSpec, tmp_path: Path, version: str) -> EnvironmentSpec:
+    """Return the section `env` of a config whose folder of wheels and whose lock have a Ray of this version."""
+    make_wheel(tmp_path / "some wheels", "ray", version)
+    (tmp_path / "node.in").write_text("ray\n")
+    (tmp_path / "node.txt").write_text(f"ray=={version}\n")
+    return spec
+
+
+@pytest.mark.parametrize("version", ["2.49.2", "2.52.9"])
+def test_a_ray_that_does_not_ask_for_the_token_is_refused(spec: EnvironmentSpec, tmp_path: Path, version: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(spec_with_ray(spec, tmp_path, version))
+    text = f"env.wheels: some wheels gives Ray {version}, which does not check which programs connect. The least version is 2.53. Ask for"
+    assert str(caught.value).startswith(text)
+    assert leftovers() == []
+    assert not Path("env/venv").exists()
+    assert not Path("env/env.yaml").exists()
+
+
+@pytest.mark.parametrize("version", ["2.53.0", "2.60.1", "10.0"])
+def test_a_ray_that_asks_for_the_token_is_built(spec: EnvironmentSpec, tmp_path: Path, version: str) -> None:
+    assert build(spec_with_ray(spec, tmp_path, version)).packages == {"ray": version}
+
+
+@pytest.mark.parametrize(
+    ("container", "begin"),
+    [(None, "env.wheels: none gives Ray 2.49.2, which"), ("image.sif", "env.container: the image 'image.sif' gives Ray 2.49.2")],
+)
+def test_an_environment_that_is_taken_as_it_is_is_refused_too(
+    spec: EnvironmentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str | None, begin: str
+) -> None:
+    (tmp_path / "image.sif").touch()
+    fake(tmp_path, "apptainer", 'while [ "$1" != image.sif ]; do shift; done; shift; exec "$@"')
+    given = replace(spec_with_ray(spec, tmp_path, "2.49.2"), wheels="none", container=container)
+    monkeypatch.setattr("raysweep.environment.interpreter.installed_packages", lambda command: {"ray": "2.49.2"})
+    with pytest.raises(ConfigError, match=f"^{begin}"):
+        build(given)
+    assert not Path("env/env.yaml").exists()
+
+
+def test_a_library_that_is_missing_names_the_list_and_the_command_that_locks_the_list(spec: EnvironmentSpec, tmp_path: Path) -> None:
+    build(spec)
+    (tmp_path / "mine.py").write_text("import no_such_library\ndef train(config): ...\n")
+    for requirements, text in (
+        (Path("node.in"), "to node.in, and lock the list: `uv pip compile --universal node.in -o node.txt`"),
+        (
+            SCRIPTS_DIR.parent / "envs/node.in",
+            "to a list of your own, such as sweeps/mine/requirements.in (docs/own-models.md, Libraries of your own), name",
+        ),
+    ):
+        with pytest.raises(RaysweepError) as caught:
+            check_import(Path("env"), ["mine.py:train"], requirements)
+        assert "No module named 'no_such_library'. Next: mend the file, or add what it needs " + text in str(caught.value)

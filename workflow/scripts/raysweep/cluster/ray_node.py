@@ -15,7 +15,7 @@ from pathlib import Path
 
 from raysweep.common.errors import WorldError
 from raysweep.common.gpus import usable_gpus, visible_gpus
-from raysweep.environment.manifest import Environment
+from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
 
@@ -23,10 +23,13 @@ from raysweep.usercode.target import SCRIPTS_DIR
 # reach. The variable in ONE_NODE prevents the replacement, because Ray then believes that this operating system supports only clusters of one node.
 LOOPBACK = "127.0.0.1"
 ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Python code that runs Ray's command line without the server for remote clients. A head starts that server where grpc is installed, and many libraries
-# install grpc. The server has the same port for all heads of a machine, and Ray refuses port 0 for the server. Therefore this code makes Ray believe that
-# grpc is not installed. This behaviour was observed in Ray 2.60.
-RAY_COMMAND_LINE = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
+# Python code that ends with a message where Ray is too old, and otherwise runs Ray's command line without the server for remote clients. A head starts that
+# server where grpc is installed, and many libraries install grpc. The server has the same port for all heads of a machine, and Ray refuses port 0 for the
+# server. Therefore this code makes Ray believe that grpc is not installed. This behaviour was observed in Ray 2.60.
+RAY_COMMAND_LINE = (
+    f"import ray, sys; tuple(map(int, ray.__version__.split('.')[:2])) < {LEAST_RAY} and sys.exit(f'Ray {{ray.__version__}} {OLD_RAY}'); "
+    "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
+)
 # The same, but Ray does not start the process of the dashboard, for which the start would wait 2 s although nobody uses it. Ray also goes on without the
 # process where the process cannot be started. This behaviour was observed in Ray 2.60.
 WITHOUT_DASHBOARD = (

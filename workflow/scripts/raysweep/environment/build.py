@@ -19,15 +19,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from packaging.version import Version
+
 from raysweep.common.errors import ConfigError, WorldError
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.common.typed_json import to_json
 from raysweep.environment.aside import made_aside
 from raysweep.environment.interpreter import Interpreter, check_imports, describe_environment, find_python
-from raysweep.environment.manifest import MANIFEST, VENV_MANIFEST, Environment
-from raysweep.environment.requirements import EnvironmentSpec, env_key, missing_requirements, modules_to_try
+from raysweep.environment.manifest import LEAST_RAY, MANIFEST, OLD_RAY, VENV_MANIFEST, Environment
+from raysweep.environment.requirements import EnvironmentSpec, env_key, lock_command, missing_requirements, modules_to_try
 from raysweep.environment.wheels import install, make_venv
-from raysweep.usercode.target import find_target
+from raysweep.usercode.target import SCRIPTS_DIR, find_target
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def build_environment(spec: EnvironmentSpec, output_dir: Path) -> Environment:
     if spec.takes_python_as_it_is:
         environment = describe_environment(spec, Path(base.path), base)
         _check_requirements(environment, spec)
+        _check_ray(environment, spec)
         if to_json(environment) != recorded:
             next_step = "mend it, or let the workflow make an environment (wheels: download)"
             check_imports(environment, modules_to_try(spec.requirements), next_step)
@@ -75,7 +78,16 @@ def check_import(env_dir: Path, names: Sequence[str], requirements: Path) -> Non
     for name in names:
         if ":" in name:
             find_target(name, Path.cwd())
-    check_imports(Environment.load(env_dir), names, f"mend the file, or add what it needs to {requirements} and lock that again")
+    check_imports(Environment.load(env_dir), names, f"mend the file, or add what it needs {_where_to_add(requirements)}")
+
+
+def _where_to_add(requirements: Path) -> str:
+    """Return where a user adds a library to the environment, and the command that locks the list of libraries."""
+    if requirements.resolve().is_relative_to(SCRIPTS_DIR.parent):  # an update of the workflow replaces the lists of the workflow
+        own = Path("sweeps/mine/requirements.in")
+        how = "docs/own-models.md, Libraries of your own"
+        return f"to a list of your own, such as {own} ({how}), name the list in env.requirements, and lock it: `{lock_command(own)}`"
+    return f"to {requirements}, and lock the list: `{lock_command(requirements)}`"
 
 
 def _check_requirements(environment: Environment, spec: EnvironmentSpec) -> None:
@@ -94,6 +106,18 @@ def _check_requirements(environment: Environment, spec: EnvironmentSpec) -> None
     )
 
 
+def _check_ray(environment: Environment, spec: EnvironmentSpec) -> None:
+    """Raise ConfigError where the environment has a version of Ray that lets programs without a token in."""
+    version = environment.packages.get("ray")
+    if version is None or Version(version).release[:2] >= LEAST_RAY:
+        return
+    source = f"env.wheels: {spec.wheels}" if spec.container is None else f"env.container: the image {spec.container!r}"
+    raise ConfigError(
+        f"{source} gives Ray {version}, which {OLD_RAY}. Ask for ray>={'.'.join(map(str, LEAST_RAY))} in {spec.requirements} and in its lock, and for"
+        " a newer Ray where the packages come from"
+    )
+
+
 def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Environment:
     """Build the virtualenv under a temporary name, check the virtualenv, and rename it to its final name."""
     started = time.monotonic()
@@ -102,6 +126,7 @@ def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Envi
         python = aside / "bin" / "python"
         install(python, env_dir, spec, base.path)
         built = describe_environment(spec, python, base)
+        _check_ray(built, spec)
         next_step = "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend"
         check_imports(built, modules_to_try(spec.requirements), next_step)
         # This record lies inside the virtualenv and is renamed with the virtualenv, so the record always describes this virtualenv. The record contains

@@ -15,6 +15,10 @@ from raysweep.environment.commands import in_container, last_json, last_line, ru
 MANIFEST = "env.yaml"  # This file lies in the environment's folder and exists only when the environment works.
 VENV_MANIFEST = "raysweep.yaml"  # This file lies in a complete virtualenv and contains the record and the time of the build.
 
+# Earlier versions of Ray let clients without a token in, and do not say so. In this version, the tests of the token pass.
+LEAST_RAY = (2, 53)
+OLD_RAY = f"does not check which programs connect. The least version is {'.'.join(map(str, LEAST_RAY))}"
+
 DESCRIBE_PYTHON = "import json, platform, sys; print(json.dumps({'python': sys.executable, 'version': platform.python_version()}))"
 
 

@@ -37,6 +37,11 @@ def lock_of(requirements: Path) -> Path:
     return requirements.with_suffix(".txt")
 
 
+def lock_command(requirements: Path) -> str:
+    """Return the command that makes the lock of a requirements file."""
+    return f"uv pip compile --universal {requirements} -o {lock_of(requirements)}"
+
+
 def env_key(spec: EnvironmentSpec) -> str:
     """Return the name of an environment's folder.
 
@@ -73,9 +78,7 @@ def _missing_file(path: Path, requirements: Path) -> ConfigError:
         return ConfigError(
             f"{path} is missing, the requirements file (env.requirements): name one that exists; its lock lies beside it, as .txt"
         )
-    return ConfigError(
-        f"{path} is missing, the lock of env.requirements: make it with `uv pip compile --universal {requirements} -o {path}`"
-    )
+    return ConfigError(f"{path} is missing, the lock of env.requirements: make it with `{lock_command(requirements)}`")
 
 
 def requirements_files(path: Path) -> list[Path]:
