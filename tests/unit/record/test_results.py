@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.common.typed_json import to_json
+from raysweep.common.typed_json import known_fields_from_json, to_json
 from raysweep.record.events import Provenance, ScheduleStep
 from raysweep.record.results import BestMetric, BestResult, Confirmation, Repeats
 
@@ -36,21 +36,21 @@ CONFIRMED: dict[str, Any] = {
 
 
 def test_a_confirmation_knows_which_seeds_gave_a_value() -> None:
-    read = Confirmation.from_json(CONFIRMED)
+    read = known_fields_from_json(Confirmation, CONFIRMED)
     assert read.values == [0.5]
     assert [seed.error for seed in read.seeds] == [None, "it died"]
     assert read.is_on_test
-    assert not Confirmation.from_json(CONFIRMED | {"evaluated_on": "validation"}).is_on_test
+    assert not known_fields_from_json(Confirmation, CONFIRMED | {"evaluated_on": "validation"}).is_on_test
 
 
 @pytest.mark.parametrize("changes", [{}, {"published_model": {"accuracy": 0.4}}, {"published_model_error": "it died"}])
 def test_a_confirmation_is_written_as_it_was_read(changes: dict[str, Any]) -> None:
     document = CONFIRMED | changes
-    assert list(to_json(Confirmation.from_json(document)).items()) == list(document.items())
+    assert list(to_json(known_fields_from_json(Confirmation, document)).items()) == list(document.items())
 
 
 def test_the_winner_is_written_as_it_was_read_without_the_keys_that_do_not_concern_it() -> None:
-    read = BestResult.from_json(BEST)
+    read = known_fields_from_json(BestResult, BEST)
     assert (read.metric, read.value, read.provenance) == (BestMetric("accuracy", "max", 0.5), 0.5, Provenance("0.1.0", "i", "e"))
     assert (read.schedule, read.repeats, read.constraint) == ((), None, {})
     assert list(to_json(read).items()) == list(BEST.items())
@@ -64,7 +64,7 @@ def test_the_schedule_the_repeats_and_the_constraint_of_a_winner_stand_before_it
     }
     keys = list(BEST)
     document = {key: BEST[key] for key in keys[:4]} | optional | {key: BEST[key] for key in keys[4:]}
-    read = BestResult.from_json(document)
+    read = known_fields_from_json(BestResult, document)
     assert read.schedule == (ScheduleStep(0, {"lr": 1}), ScheduleStep(2, {"lr": 0.1}))
     assert read.repeats == Repeats(2, (0.4, 0.6), 0.1)
     assert list(to_json(read).items()) == list(document.items())
@@ -77,4 +77,4 @@ def test_a_single_value_is_no_repeat(values: list[float], repeats: Repeats | Non
 
 def test_a_missing_key_without_a_default_is_named() -> None:
     with pytest.raises(TypeError, match="metric"):
-        BestResult.from_json({key: value for key, value in BEST.items() if key != "metric"})
+        known_fields_from_json(BestResult, {key: value for key, value in BEST.items() if key != "metric"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.config.space import Choice, Numeric
+from raysweep.config.space import Choice
 from raysweep.report.keys import Key, position_in_range
 from reporting import made_up
 
@@ -15,7 +15,7 @@ from reporting import made_up
     ("value", "log", "position"), [(1e-4, True, 0), (1e-1, True, 1), (10**-2.5, True, 0.5), (1e-4, False, 0), (0.05005, False, 0.5)]
 )
 def test_positions_are_on_the_scale_that_is_searched(value: float, log: bool, position: float) -> None:
-    assert position_in_range(Numeric("", 1e-4, 1e-1, log), value) == pytest.approx(position)
+    assert position_in_range(1e-4, 1e-1, value, log) == pytest.approx(position)
 
 
 def test_keys_nested_constant_and_gone_from_the_space(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def is_finite_number(value: Any) -> TypeGuard[float]:
-    """Return whether `value` is a real number that is neither NaN nor infinite."""
-    return is_number(value) and math.isfinite(value)
+    """Return whether `value` is a real number that is neither NaN nor infinite, nor an integer beyond the range of a float."""
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def is_same(value: Any, other: Any) -> bool:

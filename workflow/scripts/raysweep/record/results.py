@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import yaml
 
 from raysweep.common.bounds import Bounds
+from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
 from raysweep.common.typed_json import fields_to_json, known_fields_from_json
 from raysweep.config.model import Mode
 from raysweep.record.events import Provenance, ScheduleStep
 
+T = TypeVar("T")
 EvaluatedOn = Literal["test", "validation"]
 
 
@@ -80,12 +83,9 @@ class BestResult:
         return {key: value for key, value in fields_to_json(self).items() if key not in may_lack or value}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> BestResult:
-        return known_fields_from_json(cls, value)
-
-    @classmethod
     def read(cls, path: Path) -> BestResult:
-        return cls.from_json(read_yaml(path))
+        """Return the content of the file. Raises RaysweepError if the file is damaged."""
+        return _read(cls, path)
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,13 @@ class Confirmation:
         return {key: value for key, value in fields_to_json(self).items() if key != "published_model_error" or value}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Confirmation:
-        return known_fields_from_json(cls, value)
-
-    @classmethod
     def read(cls, path: Path) -> Confirmation:
-        return cls.from_json(read_yaml(path))
+        """Return the content of the file. Raises RaysweepError if the file is damaged."""
+        return _read(cls, path)
+
+
+def _read(kind: type[T], path: Path) -> T:
+    try:
+        return known_fields_from_json(kind, read_yaml(path))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise RaysweepError(f"{path}: it is damaged ({error}). Remove it and run Snakemake again, which writes it anew from the record.") from None

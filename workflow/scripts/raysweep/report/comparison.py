@@ -12,12 +12,10 @@ from typing import Any
 from raysweep.common.errors import logger
 from raysweep.common.files import written_aside
 from raysweep.common.text import duration, number
-from raysweep.record.file import read_sweep
-from raysweep.record.results import BestResult, Confirmation
 from raysweep.report.analysis import cost
 from raysweep.report.charts.comparison import best_by_cost, colour_of_sweep, confirmed_values
-from raysweep.report.charts.parts import Spec
-from raysweep.report.inputs import SweepResult
+from raysweep.report.charts.parts import Spec, finite
+from raysweep.report.inputs import SweepResult, read_result
 from raysweep.report.page import html_page
 
 MIN_SEEDS = 3  # number of confirmed seeds of each sweep that a test of two means needs
@@ -29,11 +27,7 @@ T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20
 def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[SweepResult]:
     """Return the results of the sweeps with these names."""
     return [
-        SweepResult(
-            sweep=read_sweep(state_dir / name / "record.jsonl"),
-            best=BestResult.read(results_dir / name / "best.yaml"),
-            confirmed=Confirmation.read(results_dir / name / "confirmed.yaml"),
-        )
+        read_result(name, state_dir / name / "record.jsonl", results_dir / name / "best.yaml", results_dir / name / "confirmed.yaml")
         for name in names
     ]
 
@@ -134,7 +128,7 @@ def render(sweeps: list[SweepResult]) -> str:
         legend = [(sweep.name, colour_of_sweep(position)) for position, sweep in enumerate(group)]
         sections.append({"number": i, "first": group[0], "verdict": verdict(group), "legend": legend})
     rows = [row_of(sweep) for sweep in itertools.chain.from_iterable(groups(sweeps))]
-    return html_page("comparison.html", specs, {}, sections=sections, rows=rows, columns=COLUMNS)
+    return html_page("comparison.html", finite(specs), {}, sections=sections, rows=rows, columns=COLUMNS)
 
 
 def write_comparison(sweeps: list[SweepResult], path_to_output: Path) -> None:

@@ -32,7 +32,7 @@ def write_figures(folder: Path, specs: dict[str, Spec], data: dict[str, Columns]
     datasets = {name: _rows(columns) for name, columns in data.items()}
     config = _coloured(CONFIG, colours) | {"background": "white"}
     for figure, spec in specs.items():
-        used = {name: rows for name, rows in datasets.items() if f'"name": "{name}"' in json.dumps(spec)}
+        used = {name: datasets[name] for name in datasets if name == spec["data"].get("name")}
         whole = spec | {"datasets": used, "width": WIDTH, "autosize": {"type": "fit-x", "contains": "padding"}}
         svg = vl_convert.vegalite_to_svg(_coloured(whole, colours), config=config)
         (folder / f"{_file_name(figure, key_names)}.svg").write_text(svg, encoding="utf-8")

@@ -87,6 +87,13 @@ class SweepResult:
         return [(trial, result.metrics[self.metric]) for trial in ordered if (result := trial.counted(self.metric, self.mode))]
 
     @cached_property
+    def value_range(self) -> tuple[float, float]:
+        """Return the smallest and the largest value of the trials of `ranked`."""
+        # The mean of several trials can fulfil bounds that no single trial fulfils. The list is then empty, and only the winner has a value.
+        values = [value for _, value in self.ranked] or [self.best.value]
+        return min(values), max(values)
+
+    @cached_property
     def compared(self) -> list[tuple[Candidate, float]]:
         """Return the candidates for the winner with their values, best first.
 
@@ -184,32 +191,38 @@ class InputPaths:
     path_to_plan: Path | None = None
 
 
-def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
-    """Return all information for the report, read from the files of `paths`.
+def read_result(sweep_name: str, path_to_record: Path, path_to_best: Path, path_to_confirmed: Path) -> SweepResult:
+    """Return a sweep with its best trial and its confirmation. Only reports within the constraint of `best.yaml` count.
 
     Raises RaysweepError if the record or `best.yaml` belongs to another sweep than `sweep_name`, or if the record lacks the trial of `best.yaml`.
     """
-    sweep, best = read_sweep(paths.path_to_record), BestResult.read(paths.path_to_best)
-    for path, name in ((paths.path_to_record, sweep.header.name), (paths.path_to_best, best.sweep)):
+    sweep, best = read_sweep(path_to_record), BestResult.read(path_to_best)
+    for path, name in ((path_to_record, sweep.header.name), (path_to_best, best.sweep)):
         if name != sweep_name:
             raise RaysweepError(f"{path}: it belongs to the sweep {name!r}, not to {sweep_name!r}. Give the files of one sweep.")
     if best.trial_id not in sweep.trials:
         raise RaysweepError(
-            f"{paths.path_to_best}: trial {best.trial_id} is not in the record {paths.path_to_record}. "
+            f"{path_to_best}: trial {best.trial_id} is not in the record {path_to_record}. "
             "Write the outputs anew from the record: run Snakemake with -R run_sweep."
         )
     sweep.set_constraint(best.constraint)
+    return SweepResult(sweep, best, Confirmation.read(path_to_confirmed))
+
+
+def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
+    """Return all information for the report, read from the files of `paths`. Raises RaysweepError as `read_result` does."""
+    result = read_result(sweep_name, paths.path_to_record, paths.path_to_best, paths.path_to_confirmed)
     data = paths.path_to_data_manifest
     return Inputs(
-        sweep=sweep,
-        best=best,
-        confirmed=Confirmation.read(paths.path_to_confirmed),
+        sweep=result.sweep,
+        best=result.best,
+        confirmed=result.confirmed,
         config_text=paths.path_to_config.read_text(encoding="utf-8"),
         data=None if data is None else read_manifest(data.parent),
         data_dir=None if data is None else data.parent,
         env=EnvironmentManifest.read(read_yaml(paths.path_to_env_manifest)),
         model_dir=paths.path_to_best.parent / "model",
-        plan=_read_plan(paths.path_to_plan, sweep.header.num_trials),
+        plan=_read_plan(paths.path_to_plan, result.header.num_trials),
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from raysweep.common.numeric import is_finite_number, is_same
+from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import value_text
 from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
 
@@ -25,36 +27,44 @@ class Key:
     def varies(self) -> bool:
         return len(self.values) > 1
 
-    @property
+    @cached_property
     def numeric(self) -> bool:
         """Return whether the values are points on a scale, which means that all values are numbers that were not chosen from a list."""
         return not isinstance(self.distribution, Choice) and all(is_finite_number(v) for v in self.values)
 
-    @property
+    @cached_property
     def log(self) -> bool:
         """Return whether the axis of the key is logarithmic."""
         return isinstance(self.distribution, Numeric) and self.distribution.log and all(v > 0 for v in self.values)
 
-    @property
+    @cached_property
     def categories(self) -> list[Any]:
         """Return the values in the order of the axis.
 
         The values of the list in the search space come first, followed by other values that occur. If all values are numbers, the numbers are sorted by size.
         """
         offered = list(self.distribution.values) if isinstance(self.distribution, Choice) else []
-        values = offered + [v for v in self.values if not any(is_same(v, other) for other in offered)]
+        values = list({_json_text(v): v for v in (*offered, *self.values)}.values())
         return sorted(values) if all(is_finite_number(v) for v in values) else values
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {_json_text(value): number for number, value in enumerate(self.categories)}
+
+    @cached_property
+    def _labels(self) -> list[str]:
+        texts = [value_text(category) for category in self.categories]
+        return [json.dumps(category) for category in self.categories] if len(set(texts)) < len(texts) else texts
 
     def index(self, value: Any) -> int:
         """Return the position of `value` in `categories`."""
-        return next(number for number, other in enumerate(self.categories) if is_same(value, other))
+        return self._indices[_json_text(value)]
 
     def label(self, value: Any) -> str:
         """Return one of `categories` as text. Where two categories would have equal texts, such as 1 and 1.0, the text is JSON."""
-        texts = [value_text(category) for category in self.categories]
-        return json.dumps(value) if len(set(texts)) < len(texts) else value_text(value)
+        return self._labels[self.index(value)]
 
-    @property
+    @cached_property
     def span(self) -> tuple[float, float]:
         """Return the two ends of a numeric key's axis.
 
@@ -66,7 +76,7 @@ class Key:
         if isinstance(d, Numeric):
             ends = [d.low, d.high - d.integer]
         elif isinstance(d, Normal):
-            ends = [d.mean - 2 * d.standard_deviation, d.mean + 2 * d.standard_deviation]
+            ends = [max(-sys.float_info.max, d.mean - 2 * d.standard_deviation), min(d.mean + 2 * d.standard_deviation, sys.float_info.max)]
         return min([*ends, *self.values]), max([*ends, *self.values])
 
     def value_in(self, config: dict[str, Any]) -> Any:
@@ -81,21 +91,20 @@ class Key:
         """Return the position of `value` on the axis of the key, from 0 to 1."""
         if not self.numeric:
             return (self.index(value) + 0.5) / len(self.categories)
-        return position_in_range(Numeric("", *self.span, self.log), value)
+        return position_in_range(*self.span, value, self.log)
 
 
-def position_in_range(distribution: Numeric, value: float) -> float:
-    """Return the position of `value` between the bounds of `distribution`, from 0 at the lower bound to 1 at the upper bound.
+def _json_text(value: Any) -> str:
+    """Return `value` as JSON text, which is equal for equal values. A list is not hashable, and NaN is not equal to NaN."""
+    return json.dumps(value, sort_keys=True)
 
-    The position is measured on the linear or logarithmic scale of the distribution.
-    """
-    # The upper bound of an integer distribution is excluded, so the largest value is smaller by 1.
-    low, high = distribution.low, distribution.high - 1 if distribution.integer else distribution.high
-    if low == high:
-        return 0.5
-    if distribution.log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
+
+def position_in_range(low: float, high: float, value: float, log: bool) -> float:
+    """Return the position of `value` on a linear or logarithmic scale, from 0 at `low` to 1 at `high`, or 0.5 if both ends are equal."""
+    low, high, value = (math.log(x) if log else float(x) for x in (low, high, value))
+    if math.isinf(high - low):
+        low, high, value = low / 2, high / 2, value / 2
+    return (value - low) / (high - low) if high > low else 0.5
 
 
 def keys_of(search_space: dict[str, Any], configs: list[dict[str, Any]]) -> list[Key]:
@@ -110,8 +119,7 @@ def keys_of(search_space: dict[str, Any], configs: list[dict[str, Any]]) -> list
     names = [*space, *(name for config in flat for name in config)]
     keys = []
     for name in dict.fromkeys(names):
-        # The keys of this dict are JSON text, because a value may be a list, and a list is not hashable.
-        values = {json.dumps(c[name], sort_keys=True): c[name] for c in flat if name in c}
+        values = {_json_text(c[name]): c[name] for c in flat if name in c}
         distribution = space.get(name)
         keys.append(Key(name, distribution if isinstance(distribution, Distribution) else None, tuple(values.values())))
     return keys

@@ -227,7 +227,7 @@ def _num_values(distribution: Numeric) -> float:
 
 def _edge_of_range(key: Key, distribution: Numeric, value: float) -> Note | None:
     """Return a note if `value` lies in the outer 5 % of a range, otherwise None."""
-    position = position_in_range(distribution, value)
+    position = position_in_range(distribution.low, distribution.high - distribution.integer, value, distribution.log)
     if EDGE_FRACTION < position < 1 - EDGE_FRACTION:
         return None
     part, beyond = ("upper", "above") if position > 0.5 else ("lower", "below")

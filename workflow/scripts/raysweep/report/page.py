@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,11 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], *
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"number": number, "plural": plural, "when": when, "value": value_text}
     return environment.get_template(template).render(
         **values,
-        chart_json=_json_in_html({"config": CONFIG, "specs": specs, "data": data}),
+        charts={"config": CONFIG, "specs": specs, "data": data},
         made_with=f"Vega-Lite, bundled by vl-convert {importlib.metadata.version('vl-convert-python')}",
         css=Markup((TEMPLATES_DIR / "report.css").read_text(encoding="utf-8")),
         bundle=Markup(bundle),
@@ -51,15 +51,3 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], *
 def _sha256_source(text: str) -> str:
     """Return the expression with which a Content-Security-Policy allows the script `text`."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json_in_html(value: Any) -> Markup:
-    """Return `value` as JSON that can stand inside a <script> element. Characters that could end the element are escaped."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(
-        text.replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("&", "\\u0026")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )

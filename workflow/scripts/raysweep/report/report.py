@@ -18,7 +18,7 @@ from raysweep.record.trials import Trial
 from raysweep.report import analysis
 from raysweep.report.charts import confirmation, course, hyperparameters
 from raysweep.report.charts.data import shared_data
-from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec
+from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec, finite
 from raysweep.report.failures import failures
 from raysweep.report.figures import write_figures
 from raysweep.report.inputs import Inputs
@@ -63,7 +63,7 @@ def figures_of(inputs: Inputs) -> Figures:
     specs["best_by_cost"], specs["running"] = course.best_by_cost(inputs), course.running(inputs)
     specs["timeline"], left_out["timeline"] = course.timeline(inputs)
     specs["confirmation"] = confirmation.confirmation(inputs)
-    return Figures(specs, shared_data(inputs, keys), left_out, list(per_key), len(keys) + 1)
+    return Figures(finite(specs), finite(shared_data(inputs, keys)), left_out, list(per_key), len(keys) + 1)
 
 
 # --- the table of trials ------------------------------------------------------------------------------------------------------------

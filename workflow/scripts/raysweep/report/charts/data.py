@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 
 from raysweep.common.numeric import is_finite_number
-from raysweep.config.space import Numeric, flattened
+from raysweep.config.space import flattened
 from raysweep.record.trials import Trial
 from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
 from raysweep.report.inputs import Attempt, SweepResult
@@ -56,9 +56,7 @@ def tier_of(rank: int, num_trials: int) -> str:
 
 def metric_position(result: SweepResult, value: float) -> float:
     """Return the position of a value of the metric on the metric's axis of the parallel coordinates. The best value has the position 1."""
-    values = [v for _, v in result.ranked]
-    low, high = min(values), max(values)
-    position = position_in_range(Numeric("", low, high, metric_scale(result).get("type") == "log"), value)
+    position = position_in_range(*result.value_range, value, metric_scale(result).get("type") == "log")
     return position if result.mode == "max" else 1 - position
 
 

@@ -62,7 +62,7 @@ def hyperparameter(inputs: Inputs, keys: list[Key], i: int) -> Spec:
         transform=[{"filter": {"field": "status", "equal": "ERROR"}}],
         x=x,
         y={"value": KEY_HEIGHT - 6},
-        tooltip=[TRIAL, {"field": "status"}, {"field": f"config{i}", "title": key.name}],
+        tooltip=[TRIAL, {"field": "status"}, nominal(f"config{i}", title=key.name)],
     )
     winner = layer(WINNER_MARK, transform=[only_winner(inputs)], x=x, y=y, tooltip=tooltip)
     layers = [*_noise_band(inputs, y), points, crosses, winner]
@@ -150,9 +150,8 @@ def _parallel_x(axes: list[str], titles: list[str]) -> Spec:
 
 def _parallel_labels(inputs: SweepResult, keys: list[Key]) -> list[Spec]:
     """Return the labels along all axes of the parallel coordinates."""
-    values = [value for _, value in inputs.ranked]
     labels = [{"axis": f"axis{i}", "position": p, "text": text} for i, key in enumerate(keys) for p, text in _ticks(key)]
-    ends = sorted({min(values), max(values)})
+    ends = sorted(set(inputs.value_range))
     return labels + [{"axis": "axis_metric", "position": metric_position(inputs, v), "text": number(v)} for v in ends]
 
 
@@ -163,7 +162,7 @@ def _ticks(key: Key) -> list[tuple[float, str]]:
     low, high = key.span
     if low == high:
         return [(0.5, number(low))]
-    middle = math.sqrt(low * high) if key.log else (low + high) / 2
+    middle = float(f"{math.sqrt(low) * math.sqrt(high):.12g}") if key.log else low / 2 + high / 2
     integers = all(isinstance(v, int) for v in key.values)
     return [
         (key.position(v), number(v))

@@ -6,6 +6,7 @@ have invented names (`config0`), because Vega reads dots and brackets in a name 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from raysweep.report.inputs import CONTINUED, SweepResult
@@ -50,19 +51,26 @@ TIER_COLOURS = [f"var(--tier{i})" for i in range(len(TIERS))]
 WINNER_COLOUR = "var(--winner)"
 
 
+def _encoding(field: str, kind: str, options: Spec) -> Spec:
+    if options.get("title"):
+        # Vega-Lite writes a title into expressions, and escapes only the quotes. So a line break becomes a space, and a backslash the sign "set minus".
+        options["title"] = " ".join(options["title"].splitlines()).replace("\\", "\u2216")
+    return {"field": field, "type": kind, **options}
+
+
 def quantitative(field: str, **options: Any) -> Spec:
     """Return the Vega-Lite encoding of a field that contains numbers."""
-    return {"field": field, "type": "quantitative", **options}
+    return _encoding(field, "quantitative", options)
 
 
 def nominal(field: str, **options: Any) -> Spec:
     """Return the Vega-Lite encoding of a field that contains names."""
-    return {"field": field, "type": "nominal", **options}
+    return _encoding(field, "nominal", options)
 
 
 def ordinal(field: str, **options: Any) -> Spec:
     """Return the Vega-Lite encoding of a field that contains ordered steps."""
-    return {"field": field, "type": "ordinal", **options}
+    return _encoding(field, "ordinal", options)
 
 
 def mark(kind: str, **style: Any) -> Spec:
@@ -79,6 +87,15 @@ def layer(shape: Spec, /, *, data: list[Spec] | None = None, transform: list[Spe
 def chart(description: str, height: int, layers: list[Spec], **options: Any) -> Spec:
     """Return a figure with a height of `height` pixels. The page decides the width of the figure."""
     return {"description": description, "width": "container", "height": height, "layer": layers} | options
+
+
+def finite(value: Any) -> Any:
+    """Return a copy of a figure or of data in which None stands in the place of each NaN and infinity, because JSON cannot contain these numbers."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def palette(colour_of: dict[str, str]) -> Spec:
@@ -105,8 +122,8 @@ def metric_scale(result: SweepResult) -> Spec:
     The scale is logarithmic if all values are positive and the largest value is more than 1000 times the smallest value. A linear scale would press
     most of such values together. In all other cases the scale is linear.
     """
-    values = [value for _, value in result.ranked]
-    is_wide = min(values) > 0 and max(values) / min(values) > 1000
+    low, high = result.value_range
+    is_wide = low > 0 and high / low > 1000
     return {"type": "log"} if is_wide else {"zero": False, "nice": True}
 
 
