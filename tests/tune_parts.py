@@ -85,7 +85,7 @@ class Events:
         keep_checkpoints: int = 1,
         max_epochs: int = 3,
         max_failures: int = 1,
-        deadline: Deadline | None = None,
+        deadline: Deadline = Deadline(),
         verify_lock: Callable[[], None] = lambda: None,
         gpu_share: float = 0,
         measures_gpu: bool = False,

@@ -14,6 +14,7 @@ from raysweep.config.model import Config, SweepConfig
 from raysweep.config.schema import load_schema, with_defaults
 from raysweep.environment.manifest import Environment
 from raysweep.record.events import SessionHeader
+from raysweep.slurm.allocation import Deadline
 from raysweep.slurm.capacity import TrialResources
 from raysweep.stages.stage import Call, Stage
 from raysweep.usercode.freeze import Code
@@ -41,7 +42,7 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
         "total": 20,
         "trial_resources": TrialResources(1, 0),
         "slurm_job": None,
-        "deadline": None,
+        "deadline": Deadline(),
     }
     return SearchJob(sweep=sweep, **fields | given)
 

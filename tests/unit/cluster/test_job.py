@@ -19,8 +19,8 @@ def test_a_measurement_survives_json(together: FusionPlan | NotFused) -> None:
     assert from_json(Measurement, json.loads(json.dumps(to_json(measurement)))) == measurement
 
 
-@pytest.mark.parametrize("deadline", [None, Deadline.of(1000.0, 4600.0, 60)])
-def test_a_job_survives_json(tmp_path: Path, deadline: Deadline | None) -> None:
+@pytest.mark.parametrize("deadline", [Deadline(), Deadline.of(1000.0, 4600.0, 60)])
+def test_a_job_survives_json(tmp_path: Path, deadline: Deadline) -> None:
     job = search_job(tmp_path, sweep_config(trainable="user.py:train"), deadline=deadline)
     assert from_json(SearchJob, json.loads(json.dumps(to_json(job)))) == job
 

@@ -14,7 +14,7 @@ from raysweep.record.file import Record
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.population import PBT, HandOver, HandOvers, Replay, mutable_keys
+from raysweep.tune.population import PBT, HandOvers, Replay, mutable_keys
 from raysweep.tune.private import StorageContext
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import ListSampler
@@ -68,19 +68,9 @@ class PausingController:
 
 
 def pbt_of(record: Record, keys: list[str], hand_overs: HandOvers | None = None) -> PBT:
-    pbt = PBT(record, hand_overs or HandOvers(), SPACE, keys, 0, **OPTIONS)
+    pbt = PBT(record, HandOvers() if hand_overs is None else hand_overs, SPACE, keys, 0, **OPTIONS)
     pbt.set_search_properties("score", "max")
     return pbt
-
-
-def test_a_hand_over_is_taken_once() -> None:
-    hand_overs, first, second = HandOvers(), HandOver("00000", 1, {}, "a"), HandOver("00000", 2, {}, "b")
-    assert hand_overs.take("00001") is None
-    hand_overs.announce("00001", first)
-    hand_overs.announce("00001", second)
-    assert hand_overs.take("00002") is None
-    assert hand_overs.take("00001") is second
-    assert hand_overs.take("00001") is None
 
 
 def test_what_is_explored_stays_within_the_space(tmp_path: Path) -> None:
@@ -116,8 +106,8 @@ def test_the_worse_trial_takes_over_a_copy_of_the_better_ones_recorded_checkpoin
         pbt.on_trial_result(controller, better, {"training_iteration": 3, "score": 0.9})
         pbt.on_trial_result(controller, worse, {"training_iteration": 2, "score": 0.1})
         assert controller.paused == ["00001"]
-        assert hand_overs.take("00000") is None
-        taken = hand_overs.take("00001")
+        assert hand_overs.pop("00000", None) is None
+        taken = hand_overs.pop("00001", None)
         assert taken is not None
         assert (taken.donor, taken.epoch) == ("00000", 3)
         assert worse.config[RESERVED_KEY].seed == 1
@@ -155,7 +145,7 @@ def test_a_better_trial_without_a_checkpoint_hands_nothing_over(tmp_path: Path) 
         better, worse = trials = tune_trials(record)
         controller = PausingController(trials)
         pbt.exploit(controller, worse, [better])
-        assert (controller.paused, hand_overs.take("00001")) == ([], None)
+        assert (controller.paused, hand_overs.pop("00001", None)) == ([], None)
 
 
 def test_a_confirmation_changes_its_configuration_where_the_weights_of_the_best_did(tmp_path: Path) -> None:
@@ -170,7 +160,7 @@ def test_a_confirmation_changes_its_configuration_where_the_weights_of_the_best_
         assert replaying.on_trial_result(controller, not_yet, {}) == TrialScheduler.CONTINUE
         assert replaying.on_trial_result(controller, reached, {}) == TrialScheduler.NOOP
         assert controller.paused == ["00000"]
-        taken = hand_overs.take("00000")
+        taken = hand_overs.pop("00000", None)
         assert taken is not None
         assert (taken.donor, taken.epoch, taken.config) == ("00000", 3, {"lr": 0.5})
         record.write("take_over", trial="00000", **taken.as_event())

@@ -79,7 +79,7 @@ def test_a_hand_over_is_recorded_after_the_report_at_which_it_was_decided(tmp_pa
     events.report(donor, 1, 0.9)
     events.report(trial, 1, 0.1)
     hand_over = HandOver("00000", 1, {"lr": 0.5}, "tune/00001/copy")
-    events.parts.hand_overs.announce("00001", hand_over)
+    events.parts.hand_overs["00001"] = hand_over
     events.report(trial, 2, 0.2, checkpoint=False)
     assert events_of(tmp_path)[-2:] == ["result", "take_over"]
     recorded = events.record.sweep.trials["00001"]

@@ -67,7 +67,6 @@ def session(folder: Path, fusion: Fusion | None = None, max_concurrent: int | No
         fusion,
         resources=TrialResources(1, 0.5),
         measures_gpu=False,
-        deadline=None,
     )
 
 
@@ -94,7 +93,7 @@ def opened(
     """Return a session on a record whose trials have come to these epochs, of 2."""
     sweep = sweep_config(trainable="user.py:train", max_epochs=2, allocation={"resubmit": resubmit}, trial_resources={"gpu": gpu})
     now = time.time()
-    deadline = Deadline.of(now - 1000, now + 10, 60) if is_near else None
+    deadline = Deadline.of(now - 1000, now + 10, 60) if is_near else Deadline()
     job = search_job(folder, sweep, total=2, slurm_job=SLURM, deadline=deadline, **given)
     if not (folder / "record.jsonl").exists():
         with new_record(folder) as record:

@@ -41,7 +41,7 @@ class TuneJob:
     total: int  # number of trials of the sweep or the confirmation
     trial_resources: TrialResources
     slurm_job: SlurmJob | None
-    deadline: Deadline | None  # when the Slurm job's time is nearly over; None where the job has no time limit
+    deadline: Deadline  # when the Slurm job's time is nearly over
     schedule: tuple[ScheduleStep, ...] = ()  # changes of the configuration during training; empty where the configuration never changes
 
     @property

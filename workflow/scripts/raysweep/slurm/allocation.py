@@ -7,6 +7,7 @@ No other module reads the variables `SLURM_*`. Snakemake's jobstep plugin delete
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import shlex
@@ -179,20 +180,20 @@ def nodes_of_job(job: str) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class Deadline:
-    """Contains two times near the end of a job, in seconds since the epoch."""
+    """Contains two times near the end of a job, in seconds since the epoch. Both times are infinite where the job has no time limit."""
 
-    near: float  # after this time no trial begins, and each running trial ends with its next checkpoint
+    near: float = math.inf  # after this time no trial begins, and each running trial ends with its next checkpoint
     # At this time the driver ends the remaining trials, because the end of the driver and the restart of the job take some time.
-    here: float
+    here: float = math.inf
 
     @classmethod
-    def of(cls, started: float | None, ends: float | None, margin_s: float) -> Deadline | None:
-        """Return the deadline that is `margin_s` seconds before the end of the job, or None without a time limit.
+    def of(cls, started: float | None, ends: float | None, margin_s: float) -> Deadline:
+        """Return the deadline that is `margin_s` seconds before the end of the job, but never in the first half of the job.
 
-        The deadline is never in the first half of the job.
+        Without `started` or `ends` the job has no time limit.
         """
         if started is None or ends is None:
-            return None
+            return cls()
         margin_s = min(margin_s, (ends - started) / 2)
         return cls(ends - margin_s, ends - min(60, margin_s / 2))
 

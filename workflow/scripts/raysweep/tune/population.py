@@ -43,22 +43,9 @@ class HandOver:
         return {"donor": self.donor, "epoch": self.epoch, "config": self.config, "path": self.path}
 
 
-class HandOvers:
-    """Keeps the take-overs that a scheduler has announced and that the record does not contain yet.
-
-    The scheduler decides about a take-over at a report. The callback writes this report into the record, and then the take-over.
-    """
-
-    def __init__(self) -> None:
-        self._by_trial: dict[str, HandOver] = {}
-
-    def announce(self, trial_id: str, hand_over: HandOver) -> None:
-        """Store a take-over until the record contains the report at which the scheduler decided about the take-over."""
-        self._by_trial[trial_id] = hand_over
-
-    def take(self, trial_id: str) -> HandOver | None:
-        """Remove and return the announced take-over of a trial. Return None if no take-over is announced for the trial."""
-        return self._by_trial.pop(trial_id, None)
+# Trial id → take-over that a scheduler has announced and that the record does not contain yet. The scheduler decides about a take-over at a report. The
+# callback writes this report into the record, and then the take-over.
+HandOvers = dict[str, HandOver]
 
 
 def hand_over(record: Record, tune_controller: Any, trial: TuneTrial, donor: Trial, epoch: int, config: dict[str, Any]) -> HandOver:
@@ -110,7 +97,7 @@ class PBT(PopulationScheduler):
             logger.debug("trial %s has no checkpoint that trial %s could take over", donor.trial_id, trial.trial_id)
             return
         config = self.explore(donor.config)
-        self.hand_overs.announce(trial.trial_id, hand_over(self.record, tune_controller, trial, donor, epoch, config))
+        self.hand_overs[trial.trial_id] = hand_over(self.record, tune_controller, trial, donor, epoch, config)
         self.note_exploit(trial, better, epoch)
         logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, epoch, config)
 
@@ -176,5 +163,5 @@ class Replay(FIFOScheduler):
         if (due := self._due(trial.trial_id)) is None:
             return str(TrialScheduler.CONTINUE)
         recorded = self.record.sweep.trials[trial.trial_id]
-        self.hand_overs.announce(trial.trial_id, hand_over(self.record, tune_controller, trial, recorded, *due))
+        self.hand_overs[trial.trial_id] = hand_over(self.record, tune_controller, trial, recorded, *due)
         return str(TrialScheduler.NOOP)

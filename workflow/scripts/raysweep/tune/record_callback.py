@@ -162,7 +162,7 @@ class RecordCallback(NotPickled, Callback):
             verdict=self.parts.end_of_trial.verdicts.pop(trial_id, None),
         )
         # The scheduler has decided about take-overs already. The record gets the take-over now because the donor may change before the trial continues.
-        if (hand_over := self.parts.hand_overs.take(trial_id)) is not None:
+        if (hand_over := self.parts.hand_overs.pop(trial_id, None)) is not None:
             needless = list(self.record.sweep.trials[trial_id].checkpoints.values())
             self.record.write("take_over", trial=trial_id, **hand_over.as_event())
             self.parts.retention.delete(needless)

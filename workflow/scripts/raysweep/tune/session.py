@@ -18,7 +18,6 @@ from raysweep.common.typed_json import to_json
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
-from raysweep.slurm.allocation import Deadline
 from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
@@ -38,7 +37,6 @@ class Session:
     fusion: Fusion | None  # engines that train several trials together. None if each trial has its own process
     resources: TrialResources  # resources of each trial at the beginning of the session
     measures_gpu: bool  # whether the first trial has a GPU alone, to measure how many trials can share a GPU
-    deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
 
     @property
     def sweep(self) -> SweepConfig:
@@ -55,7 +53,7 @@ class Session:
 
     def is_over(self) -> bool:
         """Return whether the job's time is nearly over, so that no trial may begin or continue."""
-        return self.deadline is not None and self.deadline.is_near()
+        return self.job.deadline.is_near()
 
     def capacity(self, gpu_share: float) -> int:
         """Return how many trials may run at the same time if each trial uses the fraction `gpu_share` of a GPU."""
@@ -95,7 +93,6 @@ def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], recor
         fusion,
         resources=_first_resources(job, record, packs_gpus),
         measures_gpu=packs_gpus and record.sweep.gpu_share is None,
-        deadline=job.deadline,
     )
 
 

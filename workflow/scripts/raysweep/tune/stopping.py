@@ -25,11 +25,7 @@ class TrialLimits:
     metric: str  # name of the metric that each report must contain
     max_epochs: int
     stop: Bounds  # bounds from the config. A trial is complete when a report of the trial fulfils one of these bounds
-    deadline: Deadline | None  # when the Slurm job's time is nearly over. None if the job has no time limit
-
-    @property
-    def is_deadline_near(self) -> bool:
-        return self.deadline is not None and self.deadline.is_near()
+    deadline: Deadline  # when the Slurm job's time is nearly over
 
 
 class EndOfTrial(NotPickled, Stopper):
@@ -70,7 +66,7 @@ class EndOfTrial(NotPickled, Stopper):
 
     def is_saved(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether a trial ends after the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
-        if self.limits.is_deadline_near and result.get(HAS_CHECKPOINT) and not result.get(DONE):
+        if self.limits.deadline.is_near() and result.get(HAS_CHECKPOINT) and not result.get(DONE):
             self.saved.add(trial_id)
             return True
         return False
@@ -83,7 +79,7 @@ class EndOfTrial(NotPickled, Stopper):
         if self.faults.fault is not None:
             return True
         deadline = self.limits.deadline
-        return deadline is not None and deadline.is_near() and (deadline.is_here() or not self.running.trials)
+        return deadline.is_near() and (deadline.is_here() or not self.running.trials)
 
     def is_unusable(self, trial_id: str) -> bool:
         """Return whether the trial ended because its report cannot be used."""
