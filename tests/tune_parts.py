@@ -26,6 +26,7 @@ from raysweep.tune.schedulers import ShieldedScheduler
 from raysweep.tune.stopping import EndOfTrial, TrialLimits
 from records import new_record
 
+NO_DEADLINE = Deadline()
 STOP: Bounds = {"loss": {"at_most": 0.1}, "score": {"at_least": 0.99}}
 
 
@@ -65,7 +66,7 @@ def tune_trial(trial_id: str, gpus: float = 0) -> Any:
     return trial
 
 
-def end_of_trial(deadline: Deadline | None = None, **options: Any) -> EndOfTrial:
+def end_of_trial(deadline: Deadline = NO_DEADLINE, **options: Any) -> EndOfTrial:
     """Return what decides about the ends of trials of three epochs."""
     return EndOfTrial(TrialLimits("score", 3, STOP, deadline), FirstFault(), RunningTrials(None, lambda actor: None), **options)
 
@@ -85,7 +86,7 @@ class Events:
         keep_checkpoints: int = 1,
         max_epochs: int = 3,
         max_failures: int = 1,
-        deadline: Deadline = Deadline(),
+        deadline: Deadline = NO_DEADLINE,
         verify_lock: Callable[[], None] = lambda: None,
         gpu_share: float = 0,
         measures_gpu: bool = False,

@@ -94,7 +94,7 @@ def test_any_record_has_a_page(space: dict[str, Any], metric: str, outcomes: lis
         folder, mode = Path(name), "max" if is_max else "min"
         sweep = recorded(folder, outcomes, search_space=space, metric=metric, mode=mode)
         if sweep.best_trial(metric, mode) is None:
-            with pytest.raises(RaysweepError, match="trials? "):
+            with pytest.raises(RaysweepError, match=r"trials? "):
                 write_outputs(folder / "results", folder, sweep, Goal("lenet", metric, mode), sweep.header.provenance)
             return
         inputs = inputs_of(folder, sweep)
@@ -114,7 +114,11 @@ SPREAD = [([0.1 * i, 0.2 * i], "TERMINATED") for i in range(40)]
         ({"lr": {"loguniform": [1e-4, 1]}, "m": {"uniform": [0, 1]}}, [([v * 1e308], "TERMINATED") for v in (-1.7, 0.1, 0.5)], {}),
         ({"lr": {"loguniform": [1e-4, 1]}, "m": {"uniform": [0, 1]}}, [([0.5], "TERMINATED")] * 40, {}),
         ({"c": {"choice": [math.nan, math.inf, 1, True, "1", None, [1], {"a": 1}]}}, SPREAD, {}),
-        ({"a.b": {"uniform": [0, 1]}, "x@y z": {"choice": ["p.q", "r]"]}, "\\": {"uniform": [0, 1]}}, SPREAD, {"metric": "a[0].b@1 'x' \"y\"\n\u2028\\"}),
+        (
+            {"a.b": {"uniform": [0, 1]}, "x@y z": {"choice": ["p.q", "r]"]}, "\\": {"uniform": [0, 1]}},
+            SPREAD,
+            {"metric": "a[0].b@1 'x' \"y\"\n\u2028\\"},
+        ),
         ({"lr": {"uniform": [0, 1]}}, [([0.1, math.nan, math.inf], "TERMINATED"), ([math.nan], "ERROR"), ([], None)], {}),
         ({"lr": {"uniform": [0, 1]}}, [([0.5], "TERMINATED")], {}),
     ],

@@ -15,9 +15,9 @@ from raysweep.record.file import Record
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.schedulers import RecordedStub
 from raysweep.tune.retries import RetryPolicy
 from raysweep.tune.samplers import IndependentSampler
+from raysweep.tune.schedulers import RecordedStub
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
 from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 from records import new_record

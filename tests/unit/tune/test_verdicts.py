@@ -124,7 +124,9 @@ def next_verdicts(events: list[dict[str, Any]], first: int, options: dict[str, A
     for trial in sweep.trials.values():
         if not trial.finished:
             scheduler.on_trial_add(controller, tune_trial(trial.trial_id))
-    last: dict[str, dict[str, Any]] = {id: {"training_iteration": t.epochs, **t.results[-1].metrics} for id, t in sweep.trials.items() if t.results}
+    last: dict[str, dict[str, Any]] = {
+        id: {"training_iteration": t.epochs, **t.results[-1].metrics} for id, t in sweep.trials.items() if t.results
+    }
     for number, event in enumerate(events[first:], start=first):
         trial = tune_trial(event.get("trial", ""))
         if event["event"] == "result":

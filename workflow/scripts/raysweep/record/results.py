@@ -148,4 +148,6 @@ def _read(kind: type[T], path: Path) -> T:
     try:
         return known_fields_from_json(kind, read_yaml(path))
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise RaysweepError(f"{path}: it is damaged ({error}). Remove it and run Snakemake again, which writes it anew from the record.") from None
+        raise RaysweepError(
+            f"{path}: it is damaged ({error}). Remove it and run Snakemake again, which writes it anew from the record."
+        ) from None
