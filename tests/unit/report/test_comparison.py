@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.report.comparison import groups, read_sweeps, render, verdict
 from recorded import write_outputs, write_record
@@ -111,3 +112,21 @@ def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1
     assert "b/confirmed.yaml" in failed.stderr
+
+
+def test_a_report_outside_the_constraint_is_not_the_best_of_a_sweep(tmp_path: Path) -> None:
+    best = tmp_path / "results" / finished(tmp_path, "bound") / "best.yaml"
+    write_yaml(best, read_yaml(best) | {"constraint": {"accuracy": {"at_most": 0.5}}})
+    free, bound = compared(tmp_path, finished(tmp_path, "free"), "bound")
+    assert free.ranked[0][1] > 0.5
+    assert max(value for _, value in bound.ranked) <= 0.5
+
+
+@pytest.mark.parametrize("name", ["best.yaml", "confirmed.yaml"])
+@pytest.mark.parametrize("text", ["", "[1]", "{", "sweep: a\n"])
+def test_a_damaged_output_is_one_line(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "results" / finished(tmp_path, "a") / name
+    path.write_text(text)
+    with pytest.raises(RaysweepError, match=rf"{name}: it is damaged .*run Snakemake again") as caught:
+        compared(tmp_path, "a")
+    assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from raysweep.slurm.allocation import Deadline
 from raysweep.tune.search import trial_id_of
 from raysweep.tune.session import finish_whole
 from raysweep.tune.wiring import make_session_scheduler
-from tune_parts import Events, end_of_trial, tune_trial
+from tune_parts import NO_DEADLINE, Events, end_of_trial, tune_trial
 from typed import sweep_config
 
 MAX_EPOCHS, CONFIGS = 6, 6
@@ -43,7 +43,7 @@ class Sessions:
 
     def begin(self, is_near: bool = False) -> None:
         """Begin a session. What the session before left is finished first."""
-        deadline = Deadline(near=time.time() - 1, here=time.time() + 1000) if is_near else None
+        deadline = Deadline(near=time.time() - 1, here=time.time() + 1000) if is_near else NO_DEADLINE
         self.events = events = Events(self.folder, max_epochs=MAX_EPOCHS, max_failures=99, deadline=deadline, repeats=self.repeats)
         finish_whole(events.record, "score", MAX_EPOCHS, {})
         events.scheduler = session_scheduler(self.options, events.record, events.parts)

@@ -3,7 +3,10 @@
 Each line is one JSON object, so that `jq` can read the file. The last key of a line is a CRC-32 of the text before the key, continued from the CRC-32
 of the preceding line. The CRC-32 shows whether a line was altered, removed or moved. An example of a line:
 
-    {"event": "result", "trial": "00003", "epoch": 1, "metrics": {"accuracy": 0.41}, "time_s": 12.3, "node": "n1", "at": "…", "crc": "8a1b2c3d"}
+    {"event": "result", "trial": "00003", "epoch": 1, "metrics": {"accuracy": 0.41}, "time_s": 12.3, "node": "n1", "verdict": "CONTINUE", "at": "…",
+     "crc": "8a1b2c3d"}
+
+A line break is shown only here. `verdict` is the scheduler's answer to the report, or null where the scheduler was not asked.
 
 Only the driver writes the file. A kill of the driver can leave an incomplete last line, and a power loss can leave zero bytes after the last line that
 was flushed to the disk. The driver removes an incomplete line and zero bytes when the driver opens the record. Any other bad line means that somebody
