@@ -69,6 +69,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "points_to_evaluate.0: 1: is not allowed: a point is nested as search_space is, with text as keys",
     ),
     (config(constraint={"loss": {"below": 1}}), "constraint.loss: {'below': 1} is not allowed: {at_least: number} or {at_most: number}"),
+    (own(metric="time_total_s"), "metric: 'time_total_s' is not allowed: Ray Tune sets this name in each report. Report your value under"),
+    (own(constraint={"timestamp": {"at_most": 1}}), "constraint.timestamp: 'timestamp' is not allowed: Ray Tune sets this name in each"),
     (config(mlflow="local"), "mlflow: 'local' is not allowed: env.requirements, "),
     (config(wandb="mine"), "wandb: 'mine' is not allowed: env.requirements, "),
     (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: one of "),

@@ -137,31 +137,32 @@ def test_where_every_trial_failed_the_table_is_there_and_the_reason_is_said(tmp_
 def test_a_published_model_holds_no_state_of_the_training(tmp_path: Path) -> None:
     made = trial(0, 0.5)
     checkpoint(tmp_path, made, 1)
-    assert write_model(tmp_path / "model", tmp_path, made, 1) == 1
+    write_model(tmp_path / "model", tmp_path, made, 1)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
     assert (tmp_path / made.checkpoints[1] / "training_state.pt").exists(), "the checkpoint itself is left as it is"
 
 
-@pytest.mark.parametrize(("epochs", "chosen"), [((1, 2, 3), 2), ((1, 3), 3), ((1,), 1)])
-def test_the_model_is_that_of_the_best_epoch_or_else_the_latest(tmp_path: Path, epochs: tuple[int, ...], chosen: int) -> None:
-    made = trial(0, 0.1, 0.5, 0.4)
+@pytest.mark.parametrize(("epochs", "chosen"), [((1, 2, 3, 4), 2), ((1, 3, 4), 3), ((1, 4), 4), ((1,), 1)])
+def test_the_model_is_that_of_the_best_epoch_that_has_a_checkpoint(tmp_path: Path, epochs: tuple[int, ...], chosen: int) -> None:
+    made = trial(0, 0.1, 0.5, 0.4, 0.2)
     for epoch in epochs:
-        checkpoint(tmp_path, made, epoch)
-    assert write_model(tmp_path / "model", tmp_path, made, 2) == chosen
-    assert (tmp_path / "model/model.safetensors").read_text() == f"00000 after epoch {chosen}"
+        checkpoint(tmp_path / "state", made, epoch)
+    best = outputs(tmp_path, made)
+    assert (best["epochs"], best["model_epoch"]) == (2, chosen)
+    assert (tmp_path / "results/model/model.safetensors").read_text() == f"00000 after epoch {chosen}"
 
 
 def test_a_checkpoint_that_is_gone_from_the_disk_is_passed_over(tmp_path: Path) -> None:
     made = trial(0, 0.1, 0.5)
-    checkpoint(tmp_path, made, 1)
+    checkpoint(tmp_path / "state", made, 1)
     made.checkpoints[2] = "checkpoints/deleted"
-    assert write_model(tmp_path / "model", tmp_path, made, 2) == 1
+    assert outputs(tmp_path, made)["model_epoch"] == 1
 
 
 def test_without_a_checkpoint_the_folder_says_so_and_holds_no_older_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.safetensors").write_text("of an earlier winner")
-    assert write_model(tmp_path / "model", tmp_path, trial(0, 0.5), 1) is None
+    write_model(tmp_path / "model", tmp_path, trial(0, 0.5), None)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["README.txt"]
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.tune.result import AUTO_RESULT_KEYS, DONE, EXPERIMENT_TAG, TRIAL_ID
 
-from raysweep.tune.reports import numbers_of, reason_unusable
+from raysweep.config.model import TUNE_NAMES
+from raysweep.tune.reports import HAS_CHECKPOINT, numbers_of, reason_unusable, without_tune_names
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,13 @@ def test_the_record_takes_finite_numbers_and_nothing_of_tunes_own() -> None:
         7: 0.25,
     }
     assert numbers_of(reported) == {"score": 0.5, "n": 3, "7": 0.25}
+
+
+def test_tune_sets_no_other_names_in_a_report() -> None:
+    assert {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, EXPERIMENT_TAG, HAS_CHECKPOINT} == TUNE_NAMES
+
+
+def test_what_tune_sets_itself_is_left_out_of_a_report() -> None:
+    report = {"training_iteration": 7, "time_total_s": 1, "done": True, "score": 0.5, "val": {"date": 1}}
+    with pytest.warns(UserWarning, match="reported done, time_total_s, training_iteration, which Ray Tune sets itself"):
+        assert without_tune_names(report) == {"score": 0.5, "val": {"date": 1}}

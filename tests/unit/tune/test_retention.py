@@ -72,11 +72,24 @@ def test_what_earlier_sessions_kept_is_surpassed_too(tmp_path: Path) -> None:
     assert first.left() == ["00001/1"]
 
 
-def test_without_a_checkpoint_of_the_best_epoch_the_latest_is_kept(tmp_path: Path) -> None:
+def test_without_a_checkpoint_of_the_best_epoch_the_best_of_those_that_have_one_is_kept(tmp_path: Path) -> None:
     keeping = Keeping(tmp_path)
     begin(keeping.record, "00000")
     keeping.report("00000", 1, 0.9, checkpoint=False)
-    keeping.report("00000", 2, 0.5)
+    for epoch, score in ((2, 0.5), (3, 0.7), (4, 0.6)):
+        keeping.report("00000", epoch, score)
+    assert keeping.left() == ["00000/3", "00000/4"]
+    keeping.finish("00000")
+    assert keeping.left() == ["00000/3"]
+
+
+def test_without_a_checkpoint_in_the_constraint_the_best_outside_of_it_is_kept(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path)
+    begin(keeping.record, "00000")
+    keeping.record.sweep.set_constraint({"score": {"at_most": 0.3}})
+    keeping.report("00000", 1, 0.2, checkpoint=False)
+    for epoch, score in ((2, 0.7), (3, 0.5)):
+        keeping.report("00000", epoch, score)
     keeping.finish("00000")
     assert keeping.left() == ["00000/2"]
 

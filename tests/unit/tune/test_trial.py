@@ -44,6 +44,13 @@ def test_a_report_that_is_not_finite_never_reaches_tune(reported: list[Any]) -> 
     assert reported == [({"outer": {"score": 0.5}}, "folder")]
 
 
+def test_the_count_of_reports_is_tunes_own_whatever_a_function_reports(reported: list[Any]) -> None:
+    shield_reports("score", measures_gpu=False)
+    with pytest.warns(UserWarning, match="training_iteration"):
+        tune.report({"score": 0.5, "training_iteration": 0})
+    assert reported == [({"score": 0.5}, None)]
+
+
 def test_each_trial_of_a_worker_has_its_own_check(reported: list[Any]) -> None:
     shield_reports("score", measures_gpu=False)
     shield_reports("loss", measures_gpu=False)

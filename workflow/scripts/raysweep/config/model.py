@@ -18,6 +18,31 @@ from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import DatasetSpec
 
+# Names that Tune itself adds to each report. A value that a function reports under one of these names would replace Tune's value, such as the count of reports.
+TUNE_NAMES = frozenset(
+    {
+        "checkpoint_dir_name",
+        "config",
+        "date",
+        "done",
+        "episodes_total",
+        "experiment_tag",
+        "hostname",
+        "iterations_since_restore",
+        "node_ip",
+        "pid",
+        "should_checkpoint",
+        "time_since_restore",
+        "time_this_iter_s",
+        "time_total_s",
+        "timestamp",
+        "timesteps_since_restore",
+        "timesteps_total",
+        "training_iteration",
+        "trial_id",
+    }
+)
+
 Mode = Literal["max", "min"]
 # A time is a number in minutes, or text with units, such as 1d12h.
 Time = float | str

@@ -12,6 +12,7 @@ from raysweep.common.bounds import BOUNDS
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
+from raysweep.config.model import TUNE_NAMES
 from raysweep.config.schema import is_class
 from raysweep.config.section import Section
 from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, is_conditional, point_of, read_space
@@ -123,10 +124,15 @@ def check_points(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(str(error), key, number)
 
 
+OWN_NAME = "Ray Tune sets this name in each report. Report your value under another name"
+
+
 def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
     """Yield a mistake for each metric that a model does not report, and for each bound with a wrong form. `key` is `stop` or `constraint`."""
     for metric, bound in sweep.values[key].items():
-        if not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
+        if key == "constraint" and metric in TUNE_NAMES:
+            yield sweep.mistake(f"{metric!r} is not allowed: {OWN_NAME}", key, metric)
+        elif not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
             names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
             yield sweep.mistake(f"{metric!r} is not allowed: {names}", key, metric)
         elif not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(is_number, bound.values()))):
@@ -134,9 +140,12 @@ def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
 
 
 def check_metric(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the training of a model does not report the metric, or where `mode` is max for a loss."""
+    """Yield a mistake where a trial cannot report the metric, or where `mode` is max for the loss of a model."""
     metric = sweep.values["metric"]
-    if metric not in MODEL_METRICS:
+    if not sweep.is_of_model:
+        if metric in TUNE_NAMES:
+            yield sweep.mistake(f"{metric!r} is not allowed: {OWN_NAME}", "metric")
+    elif metric not in MODEL_METRICS:
         yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}", "metric")
     elif metric != "accuracy" and sweep.values["mode"] == "max":
         yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", "mode")

@@ -59,7 +59,9 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, goal: Goal, 
         write_trials(state_dir / "trials.csv", sweep, goal.metric, goal.mode)
         raise RaysweepError(reason_for_no_best(sweep, goal.name, state_dir / "trials.csv"))
     candidate, result = winner
-    model_epoch = write_model(results_dir / "model", state_dir, best_member(candidate, result, goal), result.epoch)
+    member = best_member(candidate, result, goal)
+    model_epoch = candidate.best_epoch(goal.metric, goal.mode, member.existing_checkpoints(state_dir))
+    write_model(results_dir / "model", state_dir, member, model_epoch)
     best = replace(best_of(sweep, goal, provenance), model_epoch=model_epoch)
     write_yaml(results_dir / "best.yaml", to_json(best))
     return best
@@ -145,22 +147,16 @@ class PartialOutputs:
             write_yaml(self.state_dir / "best.yaml", {key: value for key, value in best.items() if key != "model_epoch"})
 
 
-def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int) -> int | None:
-    """Publish the checkpoint of the best epoch, or the latest checkpoint where the best epoch has no checkpoint.
-
-    Returns the epoch of the published checkpoint, or None where the trial has no checkpoint.
-    """
-    existing = {e: state_dir / path for e, path in trial.checkpoints.items() if (state_dir / path).is_dir()}
-    if not existing:
+def write_model(model_dir: Path, state_dir: Path, trial: Trial, epoch: int | None) -> None:
+    """Publish the checkpoint of a trial after `epoch`. Where `epoch` is None, write a text that says why there is no model."""
+    if epoch is None:
         shutil.rmtree(model_dir, ignore_errors=True)
         with written_aside(model_dir / "README.txt") as stream:
             stream.write(NOT_KEPT if trial.checkpoints else NO_CHECKPOINT)
-        return None
-    published = epoch if epoch in existing else max(existing)
-    replace_directory(existing[published], model_dir)
+        return
+    replace_directory(state_dir / trial.checkpoints[epoch], model_dir)
     # Only a trial that continues needs the file training_state.pt. A user of the model does not need the file.
     (model_dir / "training_state.pt").unlink(missing_ok=True)
-    return published
 
 
 def confirmation_of(confirmed: Sweep, goal: Goal, best: BestResult, evaluated_on: EvaluatedOn, note: str) -> Confirmation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -73,11 +73,13 @@ class Candidate:
 
         Only reports that fulfil the bounds of `constraint` count. Where `constraint` is None, the candidate's own constraint applies.
         """
+        return self.best_of(self.results, metric, mode, constraint)
+
+    def best_of(self, reports: Sequence[Result], metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
+        """Return the best one of `reports`, as `best` does."""
         constraint = self.constraint if constraint is None else constraint
         finite = [
-            r
-            for r in self.results
-            if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, constraint) and not r.is_inherited
+            r for r in reports if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, constraint) and not r.is_inherited
         ]
         if not finite:
             return None
@@ -87,6 +89,15 @@ class Candidate:
     def counted(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
         """Return the best report, or None where the candidate has failed or has no report that counts."""
         return None if self.status == "ERROR" else self.best(metric, mode, constraint)
+
+    def best_epoch(self, metric: str, mode: Mode, epochs: Collection[int]) -> int | None:
+        """Return the best one of `epochs`, or the last one where the candidate has no report of these epochs that counts. None: there are no epochs.
+
+        Where no report of these epochs fulfils the constraint, the best report without the constraint counts, because the user may change the constraint later.
+        """
+        reports = [result for result in self.results if result.epoch in epochs]
+        best = self.best_of(reports, metric, mode) or self.best_of(reports, metric, mode, {})
+        return best.epoch if best else max(epochs, default=None)
 
     def rank(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> tuple[float, str]:
         """Return a sort key that puts the best candidate first and candidates that cannot win last.
@@ -133,10 +144,14 @@ class Trial(Candidate):
         self.results = [replace(result, is_inherited=True) for result in donor.results if result.epoch <= epoch]
         self.checkpoints = {epoch: path}
 
+    def existing_checkpoints(self, state_dir: Path) -> list[int]:
+        """Return the epochs whose checkpoints exist on the disk."""
+        return [epoch for epoch, path in self.checkpoints.items() if (state_dir / path).is_dir()]
+
     def latest_checkpoint(self, state_dir: Path) -> int:
         """Return the last epoch that has a report and an existing checkpoint, or 0 where no epoch has both."""
         reported = {result.epoch for result in self.results}
-        return max((e for e, path in self.checkpoints.items() if e in reported and (state_dir / path).is_dir()), default=0)
+        return max(reported.intersection(self.existing_checkpoints(state_dir)), default=0)
 
     def config_at(self, epoch: int) -> dict[str, Any]:
         """Return the configuration with which the trial goes on after `epoch`."""

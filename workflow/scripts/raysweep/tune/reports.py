@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
-from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
-
 from raysweep.common.numeric import is_finite_number, is_number
+from raysweep.config.model import TUNE_NAMES
 
 HAS_CHECKPOINT = "should_checkpoint"  # Tune adds this key to a report that comes with a checkpoint
-NOT_METRICS = {*AUTO_RESULT_KEYS, DONE, TRIAL_ID, HAS_CHECKPOINT, "experiment_tag", "trial_id", "timesteps_total"}
+
+
+def without_tune_names(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return a report without the names that Tune adds to each report, so that Tune's own values count. Warns where there are such names."""
+    if names := sorted(TUNE_NAMES.intersection(metrics)):
+        warnings.warn(f"reported {', '.join(names)}, which Ray Tune sets itself: left out of the report", stacklevel=2)
+    return {key: value for key, value in metrics.items() if key not in TUNE_NAMES}
 
 
 def numbers_of(result: dict[str, Any]) -> dict[str, float]:
@@ -34,4 +40,4 @@ def reason_unusable(result: dict[str, Any], metric: str) -> str | None:
 
 
 def _is_reported(key: str) -> bool:
-    return key not in NOT_METRICS and not key.startswith("config/")
+    return key not in TUNE_NAMES and not key.startswith("config/")

@@ -84,17 +84,17 @@ class Retention:
         del self.kept[self.max_kept :]
 
     def _prune(self, trial: Trial, keep_best: bool = True) -> None:
-        """Delete the checkpoints of a trial, except the checkpoint of the best epoch and the latest checkpoint of an unfinished trial.
+        """Delete the checkpoints of a trial, except the checkpoint of the best epoch that has one, and the latest checkpoint of an unfinished trial.
 
         An unfinished trial would continue from the latest checkpoint. If several trials share a configuration, the best epoch is the epoch with the best mean
         of these trials. A later epoch may become the best epoch when all trials have reached that epoch, so the later checkpoints are kept until then.
         """
         candidate = self.record.sweep.candidate_of(trial)
-        # If no report fulfils the constraint, the best report without the constraint counts, because the user may change the constraint later.
-        best = (candidate.counted(self.metric, self.mode) or candidate.counted(self.metric, self.mode, {})) if keep_best else None
-        kept = {best.epoch} if best else set()
-        if trial.checkpoints and (not candidate.finished or (best and best.epoch not in trial.checkpoints)):
-            kept.add(max(trial.checkpoints))
+        kept: set[int | None] = set()
+        if keep_best and candidate.status != "ERROR":
+            kept.add(candidate.best_epoch(self.metric, self.mode, trial.checkpoints))
+        if not candidate.finished:
+            kept.add(max(trial.checkpoints, default=None))
         if candidate is not trial and not candidate.finished:
             kept |= {epoch for epoch in trial.checkpoints if epoch > candidate.epochs}
         self.delete([trial.checkpoints.pop(epoch) for epoch in list(trial.checkpoints) if epoch not in kept])

@@ -24,6 +24,7 @@ from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
 from raysweep.tune.private import ends_thread, wrap_report
+from raysweep.tune.reports import without_tune_names
 
 if TYPE_CHECKING:
     from raysweep.training.trainer import Trainer
@@ -61,6 +62,8 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
         return _checked(call(module.confirm, config, facts.seed, job.max_epochs))
     if job.sweep.trainable is not None:
         returned = call(target, config)
+        if isinstance(returned, dict):
+            returned = without_tune_names(returned)
         # A function may return its only report instead of a call to `tune.report`, so the memory is added to the returned report.
         return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
     if isinstance(job, SearchJob):
@@ -111,7 +114,7 @@ def gpu_memory_mb() -> tuple[int, int] | None:
 
 
 def shield_reports(metric: str, measures_gpu: bool) -> None:
-    """Change `tune.report` so that `tune.report` raises FloatingPointError if the metric is NaN or infinite.
+    """Change `tune.report` so that `tune.report` leaves out Tune's own names, and raises FloatingPointError if the metric is NaN or infinite.
 
     Such a trial has failed, and must not continue later from the checkpoint of this report. If `measures_gpu` is true, the first report also gets the memory
     that the trial uses on its GPU.
@@ -121,6 +124,7 @@ def shield_reports(metric: str, measures_gpu: bool) -> None:
         def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
             nonlocal measures_gpu
             if isinstance(metrics, dict):
+                metrics = without_tune_names(metrics)
                 check_finite(metric, flatten_dict(metrics))
                 if measures_gpu:
                     metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
@@ -135,7 +139,7 @@ def shield_reports(metric: str, measures_gpu: bool) -> None:
 def _checked(metrics: Any) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise TypeError(f"confirm() must return a map of test metrics but returned {metrics!r}")
-    return metrics
+    return without_tune_names(metrics)
 
 
 def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Trainer:
