@@ -261,6 +261,6 @@ def test_a_models_own_file_is_trained_and_its_change_starts_anew(tmp_path: Path)
     project.write("net.py", source.replace("120", "60"))
     run = project.snakemake("results/own/best.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "own starts anew, since what its trials depend on has changed" in run.stdout + run.stderr
+    assert "own starts anew, since the code changed" in run.stdout + run.stderr
     assert project.record("own").header.identity != first
     assert json.dumps(project.result("own", "best.yaml")["config"]["num_classes"]) == "10"

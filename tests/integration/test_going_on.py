@@ -198,7 +198,7 @@ def test_a_changed_trainable_sets_the_old_state_aside_by_name(project: Project) 
     run = project.run("run_sweep", "s")
     assert run.returncode == 0
     aside = project.folder / "state" / f"s.before-{identity[:8]}"
-    assert f"s starts anew, since what its trials depend on has changed; the old state is kept in {aside}." in run.stderr
+    assert f"s starts anew, since the code changed; the old state is kept in {aside}." in run.stderr
     assert (aside / "record.jsonl").exists()
     assert project.record("s").header.identity != identity
     # The change is undone, and the old state has its name again.

@@ -95,7 +95,7 @@ def test_the_time_limits_of_rays_start_are_recognised_by_rays_own_words(tmp_path
     source = inspect.getsource(RayNode)
     assert f'"{fixed}.' in source
     assert "raylet_start_wait_time_s = 30" in source, "if this becomes a setting, the workflow should set it"
-    assert 'os.environ.get("RAY_gcs_server_port_wait_time_s", default_wait)' in source
+    assert f'os.environ.get("{ray_node.GCS_LIMIT_ENV}", default_wait)' in source
     with pytest.raises(RuntimeError, match=f"^{of_gcs}"):
         wait_for_persisted_port(str(tmp_path), NodeID.from_random().hex(), "gcs_server", timeout_ms=1)
 

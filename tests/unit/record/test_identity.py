@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from raysweep.config.load import validated
-from raysweep.record.identity import EFFECT_OF_KEY, Effect, rerun_triggers, sweep_identity
+from raysweep.record.events import SessionHeader
+from raysweep.record.identity import EFFECT_OF_KEY, Effect, Identity, rerun_triggers, sweep_identity
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -21,7 +23,7 @@ def sweep_of(path: str, name: str, **changes: Any) -> dict[str, Any]:
     return dict(validated(config, [ROOT / path], ROOT)["sweeps"][name])
 
 
-def identity(sweep: dict[str, Any], **parts: str) -> str:
+def identity(sweep: dict[str, Any], **parts: str) -> Identity:
     return sweep_identity(sweep, **{"sources": "s", "data": "d", "lock": "l"} | parts)  # type: ignore[arg-type]
 
 
@@ -42,13 +44,47 @@ HASHES: list[tuple[tuple[str, str], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("source", "changes", "expected"), HASHES)
 def test_the_identity_is_that_of_earlier_versions(source: tuple[str, str], changes: dict[str, Any], expected: str) -> None:
-    assert identity(sweep_of(*source, **changes)) == expected
+    assert identity(sweep_of(*source, **changes)).sha256 == expected
 
 
 @pytest.mark.parametrize("part", ["sources", "data", "lock"])
 def test_code_data_and_lock_are_parts(part: str) -> None:
     sweep = sweep_of(*LENET)
     assert identity(sweep, **{part: "other"}) != identity(sweep)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts", "expected"),
+    [
+        ({}, {}, None),
+        ({"num_samples": 99, "search_algorithm": "optuna", "time_budget": "1h"}, {}, None),
+        ({"seed": 9}, {}, "seed changed"),
+        (
+            {"repeats": 2, "scheduler": "median"},
+            {"sources": "other", "lock": "other"},
+            "the code and the installed packages and scheduler and repeats changed",
+        ),
+        ({}, {"data": "other"}, "the data changed"),
+    ],
+)
+def test_the_parts_that_changed_are_named(changes: dict[str, Any], parts: dict[str, str], expected: str | None) -> None:
+    before = identity(sweep_of(*LENET))
+    header = SessionHeader.from_json(json.loads(json.dumps({"identity": before.sha256, "depends_on": before.parts})))
+    assert identity(sweep_of(*LENET, **changes), **parts).change_since(header) == expected
+
+
+def test_a_record_of_version_0_1_has_only_the_checksum_of_the_parts() -> None:
+    before = identity(sweep_of(*LENET))
+    header = SessionHeader(identity=before.sha256)
+    assert before.change_since(header) is None
+    assert identity(sweep_of(*LENET, seed=9)).change_since(header) == "what its trials depend on has changed"
+
+
+def test_a_part_that_a_later_version_adds_only_counts_where_it_is_there() -> None:
+    header = SessionHeader(identity="by another formula", depends_on={"seed": 1})
+    assert Identity({"seed": 1}).change_since(header) is None
+    assert Identity({"seed": 1, "split": "time"}).change_since(header) == "split changed"
+    assert Identity({"seed": 1.0}).change_since(header) == "seed changed"
 
 
 CHANGES: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typed import make_stage
 
 
 def identity(folder: Path, **changes: Any) -> str:
-    return make_stage(folder, **changes).identity()
+    return make_stage(folder, **changes).identity().sha256
 
 
 @pytest.mark.parametrize("change", [{"metric": "other"}, {"mode": "min"}, {"seed": 1}, {"max_epochs": 2}, {"scheduler": "median"}])

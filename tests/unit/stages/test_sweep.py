@@ -9,12 +9,16 @@ import pytest
 
 from raysweep.common.typed_json import to_json
 from raysweep.record.events import Provenance, Session, SessionHeader
+from raysweep.record.identity import Identity
 from raysweep.record.trials import Sweep, Trial
 from raysweep.stages.sweep import provenance_of, reason_to_start_anew, set_aside
 
 
 def sessions(*environments: str) -> list[Session]:
-    headers = (SessionHeader(identity="i", provenance=Provenance("0.1.0", "i", environment)) for environment in environments)
+    headers = (
+        SessionHeader(identity="i", depends_on={"seed": 0}, provenance=Provenance("0.1.0", "i", environment))
+        for environment in environments
+    )
     return [Session(header=header, at="", last_at="") for header in headers]
 
 
@@ -24,19 +28,19 @@ def recorded(*statuses: str) -> Sweep:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "identity", "resume", "why"),
+    ("sweep", "seed", "resume", "why"),
     [
-        (Sweep(), "other", False, None),
-        (recorded(), "i", True, None),
-        (recorded("TERMINATED", "ERROR"), "i", True, None),
-        (recorded("ERROR", "PENDING"), "i", True, None),
-        (recorded("TERMINATED"), "i", False, "resume is false"),
-        (recorded("TERMINATED"), "other", True, "what its trials depend on has changed"),
-        (recorded("ERROR", "ERROR"), "i", True, "all its trials failed"),
+        (Sweep(), 1, False, None),
+        (recorded(), 0, True, None),
+        (recorded("TERMINATED", "ERROR"), 0, True, None),
+        (recorded("ERROR", "PENDING"), 0, True, None),
+        (recorded("TERMINATED"), 0, False, "resume is false"),
+        (recorded("TERMINATED"), 1, True, "seed changed"),
+        (recorded("ERROR", "ERROR"), 0, True, "all its trials failed"),
     ],
 )
-def test_when_a_sweep_starts_anew(sweep: Sweep, identity: str, resume: bool, why: str | None) -> None:
-    assert reason_to_start_anew(sweep, identity, resume) == why
+def test_when_a_sweep_starts_anew(sweep: Sweep, seed: int, resume: bool, why: str | None) -> None:
+    assert reason_to_start_anew(sweep, Identity({"seed": seed}), resume) == why
 
 
 def test_a_state_is_set_aside_under_a_name_that_nothing_has_yet(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from raysweep.cluster.lock import Lock
+from raysweep.record.file import read_events
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.population import HandOver
 from raysweep.tune.trial import GPU_MEMORY_MB
@@ -40,6 +41,26 @@ def test_a_trial_that_has_come_far_enough_is_whole(tmp_path: Path) -> None:
     good = events.start("00000")
     assert [events.report(good, epoch, score) for epoch, score in ((1, 0.98), (2, 0.99))] == [False, True]
     assert events.complete(good) == "TERMINATED"
+
+
+def test_each_end_is_recorded_with_its_reason(tmp_path: Path) -> None:
+    events = Events(tmp_path)
+    scores = {"00000": (0.1, 0.1, 0.1), "00001": (0.99,), "00002": (0.1,), "00003": (0.1,), "00004": ()}
+    for trial_id, values in scores.items():
+        trial = events.start(trial_id)
+        for epoch, score in enumerate(values, start=1):
+            events.report(trial, epoch, score)
+        if trial_id in ("00003", "00004"):
+            events.stop(trial_id, {**trial.last_result, "done": True} if values else {"done": True})
+        events.complete(trial)
+    finishes = [event for event, _, _ in read_events(events.record.path) if event["event"] == "finish"]
+    assert [(event["trial"], event["reason"]) for event in finishes] == [
+        ("00000", "max_epochs"),
+        ("00001", "stop"),
+        ("00002", "scheduler"),
+        ("00003", "returned"),
+        ("00004", "error"),
+    ]
 
 
 def test_a_report_is_recorded_with_its_numbers_and_its_node(tmp_path: Path) -> None:

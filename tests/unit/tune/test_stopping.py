@@ -25,7 +25,7 @@ def near() -> Deadline:
 def test_a_trial_ends_after_its_last_epoch() -> None:
     end = end_of_trial()
     assert [end("00000", {"training_iteration": epoch, "score": 0.1}) for epoch in (1, 2, 3)] == [False, False, True]
-    assert [end.is_whole("00000", epochs) for epochs in (2, 3)] == [False, True]
+    assert [end.reason("00000", epochs) for epochs in (2, 3)] == ["scheduler", "max_epochs"]
 
 
 def test_a_trial_takes_its_last_epoch_again_where_a_change_is_due() -> None:
@@ -36,11 +36,11 @@ def test_a_trial_takes_its_last_epoch_again_where_a_change_is_due() -> None:
     assert end("00000", {"training_iteration": 3, "score": 0.1})
 
 
-def test_a_trial_whose_function_returned_is_whole() -> None:
+def test_a_trial_whose_function_returned_is_complete() -> None:
     end = end_of_trial()
     assert not end("00000", {"training_iteration": 1, "score": 0.1, "done": True})
     assert end("00001", {"done": True}), "it has reported nothing"
-    assert end.is_whole("00000", 1)
+    assert end.reason("00000", 1) == "returned"
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_a_trial_whose_function_returned_is_whole() -> None:
         ({"score": 0.1, "loss": np.float32(0.05)}, True),
     ],
 )
-def test_a_trial_that_has_come_far_enough_is_whole(metrics: dict[str, Any], is_enough: bool) -> None:
+def test_a_trial_that_has_come_far_enough_is_complete(metrics: dict[str, Any], is_enough: bool) -> None:
     end = end_of_trial()
     assert end("00000", {"training_iteration": 1, **metrics}) is is_enough
-    assert end.is_whole("00000", 1) is is_enough
+    assert end.reason("00000", 1) == ("stop" if is_enough else "scheduler")
 
 
 def test_an_unusable_report_ends_its_trial() -> None:

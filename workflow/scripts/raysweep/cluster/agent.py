@@ -44,6 +44,7 @@ from raysweep.cluster.job import DriverInput, RayCluster
 from raysweep.cluster.private_folder import base_for_ray, private_folder, write_token
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
+    GCS_LIMIT_ENV,
     check_gpus,
     free_port,
     has_reached_time_limit,
@@ -227,6 +228,7 @@ class Agent:
             self.children.kill_orphans()
             shutil.rmtree(temp_dir, ignore_errors=True)
             log.unlink()  # the end of the next start is judged by the lines of that start
+            env = env | {GCS_LIMIT_ENV: str(2 * int(env[GCS_LIMIT_ENV]))}
 
     def prepare_environment(self, folder: Path) -> Environment:
         """Return the environment of the trials.

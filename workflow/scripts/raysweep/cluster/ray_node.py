@@ -39,7 +39,10 @@ ADDRESS_FILE = "ray_current_cluster"  # file in Ray's folder, which Ray writes o
 # Ray's error messages for a start that takes longer than a time limit of Ray. The first limit, 30 s until the raylet has joined, is fixed in Ray 2.60. The
 # second limit is GCS_START_S.
 TIME_LIMIT_SIGNS = ("The current node timed out during startup", "Timed out waiting for file")
-GCS_START_S = 120  # time in seconds that Ray's head gives to the GCS for its start; Ray's default is 30 s
+# Time limit in seconds of Ray's head for the start of the GCS. Each further start of Ray on a node doubles the limit. The first limit is short because a GCS
+# sometimes never comes up (3 of about 400 starts on two busy cores, Ray 2.60), and the next start then does.
+GCS_LIMIT_ENV = "RAY_gcs_server_port_wait_time_s"
+GCS_START_S = 30
 OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
 LEAST_OBJECT_STORE_MB = 100
 # Prefixes of environment variables that Ray does not inherit from the user.
@@ -63,7 +66,7 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # otherwise Ray takes 30 s to end, and Slurm sends SIGKILL 30 s after SIGTERM
-        "RAY_gcs_server_port_wait_time_s": str(GCS_START_S),
+        GCS_LIMIT_ENV: str(GCS_START_S),
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # otherwise the other nodes notice the loss of the head only after 60 s
         "RAY_timeout_ms_task_wait_for_death_info": "30000",  # otherwise Ray reports a crash on a busy node as the loss of the node
         "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts one process for each CPU, and no trial uses these processes

@@ -17,7 +17,17 @@ from raysweep.config.model import Mode, Named, TrialResourcesConfig
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
 DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
 
+# Why a trial has finished: its function returned, the trial reached `max_epochs` or a bound of `stop`, the scheduler stopped the trial, or the trial failed.
+FinishReason = Literal["returned", "max_epochs", "stop", "scheduler", "error"]
 Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
+
+
+def finish(trial_id: str, reason: FinishReason, error: str | None = None) -> dict[str, Any]:
+    """Return the values of the event `finish`. A trial with an `error` has failed, whatever the other reason is."""
+    if error is not None:
+        reason = "error"
+    status: Status = "ERROR" if reason == "error" else "STOPPED" if reason == "scheduler" else "TERMINATED"
+    return {"trial": trial_id, "status": status, "reason": reason, "error": error}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,9 @@ class SessionHeader:
 
     name: str = ""
     identity: str = ""
+    depends_on: dict[str, Any] = field(
+        default_factory=dict
+    )  # parts of the identity of a sweep; empty for a confirmation and in records of version 0.1
     num_trials: int = 0
     max_epochs: int = 0
     repeats: int = 1  # number of trials of each configuration

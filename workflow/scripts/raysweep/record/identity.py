@@ -1,4 +1,4 @@
-"""Computes the identity of a sweep, which is a checksum of everything on which the result of a trial depends.
+"""Computes the identity of a sweep, which contains everything on which the result of a trial depends.
 
 The table EFFECT_OF_KEY says, for each key of a sweep, what a change of the key does. docs/faults.md describes the identity for users.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
+
+from raysweep.record.events import SessionHeader
 
 
 class Effect(Enum):
@@ -43,6 +46,7 @@ EFFECT_OF_KEY = {
     "time_budget": Effect.EXTENDS,
     "keep_checkpoints": Effect.EXTENDS,
 }
+LABELS = {"sources": "the code", "data": "the data", "lock": "the installed packages"}  # names of those parts that are not config keys
 DEFAULTS: dict[str, tuple[Any, ...]] = {"repeats": (1,), "stop": (None, {})}
 
 
@@ -51,8 +55,31 @@ def rerun_triggers(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return {key: sweep.get(key) for key in EFFECT_OF_KEY}
 
 
-def sweep_identity(sweep: Mapping[str, Any], *, sources: str, data: str | None, lock: str | None) -> str:
-    """Return the identity of a sweep, as a SHA-256 in hexadecimal.
+@dataclass(frozen=True)
+class Identity:
+    """Contains everything on which the result of a trial depends, as named parts. A key that has its default value is not a part."""
+
+    parts: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the parts, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
+
+    def change_since(self, header: SessionHeader) -> str | None:
+        """Return what has changed since the session of `header`, or None if nothing has changed. Version 0.1 recorded only the SHA-256 of the parts."""
+        if not header.depends_on:
+            return None if header.identity == self.sha256 else "what its trials depend on has changed"
+        names = [name for name in header.depends_on | self.parts if _text(header.depends_on.get(name)) != _text(self.parts.get(name))]
+        return f"{' and '.join(LABELS.get(name, name) for name in names)} changed" if names else None
+
+
+def _text(part: Any) -> str:
+    return json.dumps(part, sort_keys=True)
+
+
+def sweep_identity(sweep: Mapping[str, Any], *, sources: str, data: str | None, lock: str | None) -> Identity:
+    """Return the identity of a sweep.
 
     Args:
         sweep: the section of the sweep in the validated config.
@@ -64,4 +91,4 @@ def sweep_identity(sweep: Mapping[str, Any], *, sources: str, data: str | None, 
     for key, effect in EFFECT_OF_KEY.items():
         if effect is Effect.STARTS_ANEW or (effect is Effect.STARTS_ANEW_UNLESS_DEFAULT and sweep[key] not in DEFAULTS[key]):
             parts[key] = sweep.get(key)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return Identity(parts)

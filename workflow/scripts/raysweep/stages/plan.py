@@ -135,8 +135,8 @@ class Planner:
         allocation = planned_allocation(stage) if on_slurm else Allocation.local(self.sweep.allocation, stage.call.threads)
         self.nodes = tuple(node.size for node in allocation.nodes)
         self.resources = trial_resources(self.sweep, allocation)
-        recorded, self.identity = read_sweep(stage.path_to_record), stage.identity()
-        self.recorded = Sweep() if reason_to_start_anew(recorded, self.identity, self.sweep.resume) else recorded
+        recorded, identity = read_sweep(stage.path_to_record), stage.identity()
+        self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
         self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
         share = self.recorded.gpu_share if self.sweep.trial_resources.gpu == "auto" else None
         self.has_share = share is not None
@@ -144,7 +144,7 @@ class Planner:
             self.resources = TrialResources(self.resources.cpu, share)
         most = capacity(self.nodes, self.resources)
         trials_at_a_time = min(most, self.sweep.max_concurrent or most)
-        self.work = Work(stage, self.identity, allocation, self.recorded, self.left, trials_at_a_time, needs_gpu=self.resources.gpu > 0)
+        self.work = Work(stage, identity.sha256, allocation, self.recorded, self.left, trials_at_a_time, needs_gpu=self.resources.gpu > 0)
 
     def plan(self) -> Plan | str:
         """Return the plan, or a sentence that says why no plan can be made."""

@@ -25,7 +25,7 @@ from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
 from raysweep.record.events import Provenance, ScheduleStep, SessionHeader
-from raysweep.record.identity import sweep_identity
+from raysweep.record.identity import Identity, sweep_identity
 from raysweep.record.results import Goal
 from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, trial_resources
 from raysweep.usercode.freeze import Code
@@ -77,8 +77,8 @@ class Stage:
     def goal(self) -> Goal:
         return Goal(self.name, self.sweep.metric, self.sweep.mode)
 
-    def identity(self) -> str:
-        """Return the identity of the sweep, which is a checksum of everything on which the result of a trial depends.
+    def identity(self) -> Identity:
+        """Return the identity of the sweep, which contains everything on which the result of a trial depends.
 
         The sweep goes on from its record after a change of any other part of the config.
         """

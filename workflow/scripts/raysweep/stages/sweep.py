@@ -11,6 +11,7 @@ from raysweep.common.errors import logger
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.record.events import Provenance
 from raysweep.record.file import read_sweep
+from raysweep.record.identity import Identity
 from raysweep.record.outputs import write_outputs
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
@@ -25,12 +26,12 @@ def set_aside(state_dir: Path, identity: str) -> Path:
     return target
 
 
-def reason_to_start_anew(recorded: Sweep, identity: str, resume: bool) -> str | None:
+def reason_to_start_anew(recorded: Sweep, identity: Identity, resume: bool) -> str | None:
     """Return why the recorded trials do not count any more, or None where the recorded trials count."""
     if not recorded.sessions:
         return None
-    if recorded.header.identity != identity:
-        return "what its trials depend on has changed"
+    if change := identity.change_since(recorded.header):
+        return change
     if recorded.trials and all(trial.status == "ERROR" for trial in recorded.trials.values()):
         return "all its trials failed"
     return None if resume else "resume is false"
@@ -81,6 +82,7 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     repeats = f" ({total // each} configurations, {each} times each)" if each > 1 else ""
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
     allocation = stage.allocation()
-    header = stage.header(identity, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
+    header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
+    header = replace(header, depends_on=identity.parts)
     stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation)
     return read_sweep(stage.path_to_record)

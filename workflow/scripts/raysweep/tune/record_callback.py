@@ -16,6 +16,7 @@ from ray.tune.utils import flatten_dict
 
 from raysweep.common.errors import logger
 from raysweep.common.files import flush_path
+from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
@@ -119,11 +120,10 @@ class RecordCallback(NotPickled, Callback):
         if trial.trial_id in end.saved:
             self._pause(trial.trial_id)
             return
-        reason = end.unusable.get(trial.trial_id)
-        if reason is None and not recorded.has_reported(end.limits.metric):
-            reason = f"ended without reporting {end.limits.metric}"
-        is_whole = end.is_whole(trial.trial_id, recorded.epochs)
-        self.parts.faults.guard(partial(self._finish, recorded, "ERROR" if reason else "TERMINATED" if is_whole else "STOPPED", reason))
+        error = end.unusable.get(trial.trial_id)
+        if error is None and not recorded.has_reported(end.limits.metric):
+            error = f"ended without reporting {end.limits.metric}"
+        self.parts.faults.guard(partial(self._finish, recorded, end.reason(trial.trial_id, recorded.epochs), error))
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         """Give the present share of a GPU to a failed trial that is tried again. The class retries.RetryPolicy has already recorded the failure."""
@@ -138,7 +138,7 @@ class RecordCallback(NotPickled, Callback):
             self._pause(trial.trial_id)
             return
         recorded = self._recorded(trial)
-        self.parts.faults.guard(lambda: self._finish(recorded, "ERROR", recorded.failures[-1].error))
+        self.parts.faults.guard(lambda: self._finish(recorded, "error", recorded.failures[-1].error))
 
     def _recorded(self, trial: TuneTrial) -> Trial:
         return self.record.sweep.trials[trial.trial_id]
@@ -171,13 +171,13 @@ class RecordCallback(NotPickled, Callback):
         self.parts.running.end(trial_id)
         self._write("pause", trial=trial_id)
 
-    def _finish(self, trial: Trial, status: str, reason: str | None) -> None:
+    def _finish(self, trial: Trial, reason: FinishReason, error: str | None) -> None:
         self.parts.running.end(trial.trial_id)
-        self.record.write("finish", trial=trial.trial_id, status=status, error=reason)
+        self.record.write("finish", **finish(trial.trial_id, reason, error))
         candidate = self.record.sweep.candidate_of(trial)
         if candidate.finished:
             self.parts.sampler.tell(candidate)
         self.parts.running.note_event()
-        if reason:
-            logger.debug("trial %s: %s", trial.trial_id, reason)
+        if error:
+            logger.debug("trial %s: %s", trial.trial_id, error)
         self.parts.retention.note_finish(trial)

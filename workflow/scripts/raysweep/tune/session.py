@@ -17,6 +17,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
+from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
 from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
@@ -129,10 +130,14 @@ def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> 
     Without this mark such a trial would continue and train one epoch too many.
     """
     for trial in record.sweep.trials.values():
-        is_whole = trial.epochs >= max_epochs or (bool(trial.results) and any_holds(trial.results[-1].metrics, stop))
-        if not trial.finished and (is_whole or trial.is_stopped):
+        reason: FinishReason | None = "scheduler" if trial.is_stopped else None
+        if trial.epochs >= max_epochs:
+            reason = "max_epochs"
+        elif trial.results and any_holds(trial.results[-1].metrics, stop):
+            reason = "stop"
+        if not trial.finished and reason is not None:
             error = None if trial.has_reported(metric) else f"ended without reporting {metric}"
-            record.write("finish", trial=trial.trial_id, status="ERROR" if error else "TERMINATED" if is_whole else "STOPPED", error=error)
+            record.write("finish", **finish(trial.trial_id, reason, error))
 
 
 def end_session(session: Session) -> None:

@@ -11,6 +11,7 @@ from ray.tune.result import DONE
 from ray.tune.utils import flatten_dict
 
 from raysweep.common.bounds import Bounds, any_holds
+from raysweep.record.events import FinishReason
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.hung_trials import RunningTrials
@@ -42,7 +43,7 @@ class EndOfTrial(NotPickled, Stopper):
     ) -> None:
         self.limits, self.faults, self.running, self.is_replayed = limits, faults, running, is_replayed
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
-        self.whole: set[str] = set()  # ids of trials whose function has returned, or whose report fulfils one of the bounds `stop`
+        self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
         self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
         # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
         self.verdicts: dict[str, str] = {}
@@ -51,7 +52,7 @@ class EndOfTrial(NotPickled, Stopper):
         """Return whether a trial ends with this report."""
         result, limits = flatten_dict(result), self.limits
         if result.get(DONE):
-            self.whole.add(trial_id)
+            self.complete[trial_id] = "returned"
         if "training_iteration" not in result:  # the user's function has returned without a report
             return True
         if reason := reason_unusable(result, limits.metric):
@@ -60,7 +61,7 @@ class EndOfTrial(NotPickled, Stopper):
         if result["training_iteration"] >= limits.max_epochs:
             return not self.is_replayed(trial_id)
         if any_holds(result, limits.stop):
-            self.whole.add(trial_id)
+            self.complete[trial_id] = "stop"
             return True
         return False
 
@@ -85,6 +86,6 @@ class EndOfTrial(NotPickled, Stopper):
         """Return whether the trial ended because its report cannot be used."""
         return trial_id in self.unusable
 
-    def is_whole(self, trial_id: str, epochs: int) -> bool:
-        """Return whether a trial that has ended after `epochs` epochs is complete. If not, the scheduler has stopped the trial."""
-        return trial_id in self.whole or epochs >= self.limits.max_epochs
+    def reason(self, trial_id: str, epochs: int) -> FinishReason:
+        """Return why a trial that has not failed has ended after `epochs` epochs."""
+        return self.complete.get(trial_id) or ("max_epochs" if epochs >= self.limits.max_epochs else "scheduler")
