@@ -219,6 +219,51 @@ def keeps(config):
         assert touched == [0] * 6
 
 
+def test_objects_of_a_trials_own_classes_reach_rays_tasks_data_loaders_and_saved_models(project: Project) -> None:
+    project.write("helper.py", "VALUE = 1\n")
+    project.write(
+        "user.py",
+        """
+import subprocess
+import sys
+import tempfile
+import helper
+import ray
+import torch
+from ray import tune
+
+class Net(torch.nn.Linear):
+    pass
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+    def __getitem__(self, index):
+        return float(helper.VALUE), __file__
+
+@ray.remote(num_cpus=0)
+def remote(net):
+    return type(net) is Net, helper.VALUE, __file__
+
+def shares(config):
+    [[loaded, path]] = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context="spawn")
+    with tempfile.NamedTemporaryFile() as file:
+        torch.save(Net(1, 1), file.name)
+        load = "import sys, torch; print(type(torch.load(sys.argv[1], weights_only=False)).__name__)"
+        saved = subprocess.run([sys.executable, "-c", load, file.name], capture_output=True, text=True).stdout.strip()
+    found = [ray.get(remote.remote(Net(1, 1))) == (True, 1, __file__), (loaded.item(), *path) == (1, __file__), saved == "Net"]
+    if not all(found):
+        raise RuntimeError(f"{found}")
+    open("files.txt", "w").write(f"{__name__} {__file__}")
+    tune.report({"score": 1})
+""",
+    )
+    project.configure(sweeps={"s": sweep_of("shares", num_samples=1, max_failures=0)})
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (project.folder / "files.txt").read_text() == f"user {project.folder / 'user.py'}"
+
+
 def test_a_file_that_is_edited_while_the_sweep_runs_changes_it_not_and_is_not_confirmed(project: Project) -> None:
     project.write("helper.py", "SCORE = 1\n")
     project.write(

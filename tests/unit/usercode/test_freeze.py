@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from raysweep.usercode.freeze import Code, load_target
-from raysweep.usercode.target import find_target
+from raysweep.usercode.freeze import CODE_FILE, FOLDER_ENV, Code, load_target, write_for_processes
+from raysweep.usercode.target import SCRIPTS_DIR, find_target
 from user_files import write_files
 
 
@@ -93,3 +96,69 @@ def test_a_module_is_imported_under_its_own_name(tmp_path: Path) -> None:
     write_files(tmp_path, {"some_package/__init__.py": "", "some_package/nets.py": "class Net: ...\n"})
     net, module = load_target(find_target("some_package.nets:Net", tmp_path))
     assert net.__module__ == module.__name__ == "some_package.nets"
+
+
+@pytest.mark.usefixtures("clean_modules")
+@pytest.mark.parametrize("name", ["json", "my-train", "taken"])
+def test_a_file_whose_name_belongs_to_another_module_is_a_module_of_its_own(tmp_path: Path, name: str) -> None:
+    sys.modules["taken"] = ModuleType("taken")
+    write_files(
+        tmp_path, {f"{name}.py": "import json\ndef train(): return json.dumps(1)\n" if name != "json" else "def train(): return '1'\n"}
+    )
+    train, module = Code.read(find_target(f"{name}.py:train", tmp_path)).load()
+    assert train() == "1"
+    assert module.__name__.startswith("raysweep_user_")
+    assert json.loads("1") == 1
+
+
+# A trial that gives objects of its own classes to other processes, by each way of Python to start a process.
+PROGRAM = """
+import concurrent.futures, multiprocessing, pathlib, pickle, subprocess, sys
+import beside
+class Weights:
+    def __init__(self): self.value = beside.value
+def read(weights): return weights.value, __file__, beside.__file__
+def train(folder):
+    found = {}
+    for method in ("spawn", "forkserver"):
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+            found[method] = pool.submit(read, Weights()).result()
+    path = pathlib.Path(folder, "weights.pkl")
+    path.write_bytes(pickle.dumps(Weights()))
+    code = "import pickle, sys; w = pickle.load(open(sys.argv[1], 'rb')); print(*sys.modules[type(w).__module__].read(w), sep='|')"
+    out = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, cwd=folder).stdout.strip().split("|")
+    found["subprocess"] = (int(out[0]), *out[1:])
+    return found
+"""
+
+
+@pytest.mark.parametrize("target", ["net/train.py:train", "net.train:train"])
+def test_each_process_that_a_trial_starts_imports_what_was_read(tmp_path: Path, target: str) -> None:
+    program = PROGRAM if ".py" in target else PROGRAM.replace("import beside", "from net import beside")
+    write_files(tmp_path, {"net/train.py": program, "net/beside.py": "value = 1\n"})
+    code = Code.read(find_target(target, tmp_path))
+    write_files(tmp_path, {"net/train.py": "edited = True\n", "net/beside.py": "value = 2\n"})
+    folder = tmp_path / "a node's folder"
+    write_for_processes(code, folder)
+    trial = f"""
+from raysweep.usercode.freeze import Code
+import json, sys
+if __name__ == "__main__":
+    train, _ = Code.from_json(json.load(open({str(folder / CODE_FILE)!r}))).load()
+    print(json.dumps(train({str(tmp_path)!r})))
+"""
+    environment = os.environ | {"PYTHONPATH": f"{SCRIPTS_DIR}{os.pathsep}{folder}", FOLDER_ENV: str(folder)}
+    (tmp_path / "trial.py").write_text(trial)
+    run = subprocess.run([sys.executable, tmp_path / "trial.py"], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    as_read = [1, str(tmp_path / "net/train.py"), str(tmp_path / "net/beside.py")]
+    assert json.loads(run.stdout) == {"spawn": as_read, "forkserver": as_read, "subprocess": as_read}
+
+
+def test_a_process_without_the_variable_imports_as_usual(tmp_path: Path) -> None:
+    write_files(tmp_path, {"helper.py": "value = 1\n"})
+    write_for_processes(Code.read(find_target("helper.py:value", tmp_path)), tmp_path / "code")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{SCRIPTS_DIR}{os.pathsep}{tmp_path / 'code'}"}
+    code = "import sys; print('raysweep' in sys.modules, any(type(f).__name__ == '_FrozenFinder' for f in sys.meta_path))"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False"]

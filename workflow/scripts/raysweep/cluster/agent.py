@@ -40,10 +40,11 @@ from raysweep.cluster.channel import (
     send,
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
-from raysweep.cluster.job import DriverInput, RayCluster
+from raysweep.cluster.job import DriverInput, RayCluster, TuneJob
 from raysweep.cluster.private_folder import base_for_ray, private_folder, write_token
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
+    CODE_DIR,
     GCS_LIMIT_ENV,
     check_gpus,
     free_port,
@@ -60,6 +61,7 @@ from raysweep.environment.archive import unpack
 from raysweep.environment.commands import seen_in_container
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Task
+from raysweep.usercode.freeze import write_for_processes
 from raysweep.usercode.target import SCRIPTS_DIR
 
 # Time limit in seconds for Ray to come up, counted from the first start of Ray. The limit is a minute shorter than the launcher's limit for all nodes
@@ -242,9 +244,11 @@ class Agent:
         return unpack(self.start.env_dir, folder, self.start.cache_dir)
 
     def environment_variables(self, environment: Environment, folder: Path, temp_dir: Path) -> dict[str, str]:
-        """Make the folder for temporary files and the token file, and return the environment variables of Ray and the driver."""
+        """Make the folder for temporary files, the token file and the folder of the user's code, and return the environment variables of Ray and the driver."""
         (folder / "tmp").mkdir()
         write_token(folder / "token", self.start.token)
+        if isinstance(self.start.job, TuneJob):
+            write_for_processes(self.start.job.code, folder / CODE_DIR)
         env = ray_environment(folder, len(self.start.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         if environment.container is not None:
             env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders])

@@ -45,6 +45,7 @@ GCS_LIMIT_ENV = "RAY_gcs_server_port_wait_time_s"
 GCS_START_S = 30
 OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
 LEAST_OBJECT_STORE_MB = 100
+CODE_DIR = "code"  # name of the folder with the user's code, in the private folder of an agent
 # Prefixes of environment variables that Ray does not inherit from the user.
 SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -58,7 +59,8 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
     if num_nodes == 1:
         kept |= ONE_NODE
     return kept | {
-        "PYTHONPATH": str(SCRIPTS_DIR),
+        "PYTHONPATH": f"{SCRIPTS_DIR}{os.pathsep}{folder / CODE_DIR}",
+        "RAYSWEEP_NODE_CODE": str(folder / CODE_DIR),
         "PYTHONUNBUFFERED": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),

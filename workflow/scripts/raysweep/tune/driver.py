@@ -10,6 +10,7 @@ import os
 import time
 
 from raysweep.cluster.job import CheckJob, DriverInput
+from raysweep.usercode.freeze import FOLDER_ENV
 
 # Tune reads these variables when Tune is imported, so this module imports Ray only inside functions. This module sets the variables, and not the user,
 # because the record depends on the variables.
@@ -48,9 +49,9 @@ def drive(given: DriverInput) -> None:
     connect(
         ray_cluster.address,
         ray_cluster.node_ip,
-        # Ray copies this text unchanged into a shell command. The environment is in a different folder on each node, so Python's path is a variable.
-        # The variable is quoted because the path may contain spaces.
-        runtime_env={"py_executable": '"$RAYSWEEP_NODE_PYTHON"'},
+        # Ray copies the first text unchanged into a shell command. The environment is in a different folder on each node, so Python's path is a variable.
+        # The variable is quoted because the path may contain spaces. The folder of the user's code also differs, and Ray replaces the variable on each node.
+        runtime_env={"py_executable": '"$RAYSWEEP_NODE_PYTHON"', "env_vars": {FOLDER_ENV: "${RAYSWEEP_NODE_CODE}"}},
         logging_level=logging.WARNING,
     )
     while len(live_nodes()) < ray_cluster.min_nodes:

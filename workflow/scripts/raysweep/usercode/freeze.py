@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,17 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from raysweep.usercode.target import Target, local_sources
+
+# Environment variable with the folder that `write_for_processes` has written. Each Python process with this variable imports the frozen files, such as Ray's
+# tasks and actors, processes of `multiprocessing`, and programs that a trial starts.
+FOLDER_ENV = "RAYSWEEP_FROZEN_CODE"
+CODE_FILE = "code.json"
+# Python imports the module `sitecustomize` at the start of each process. Another version of Python, which a trial may start, cannot import this package.
+SITECUSTOMIZE = f"""import os, sys
+if os.environ.get({FOLDER_ENV!r}) and sys.version_info >= (3, 11):
+    from raysweep.usercode.freeze import import_from
+    import_from(os.environ[{FOLDER_ENV!r}])
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,21 @@ class Code:
                 del sys.modules[name]
         _FINDER.add(self)
         return load_target(self.target)
+
+
+def write_for_processes(code: Code, folder: Path) -> None:
+    """Write the code to the new folder `folder`, which must then be on PYTHONPATH, so that processes with the variable FOLDER_ENV import the code."""
+    folder.mkdir()
+    (folder / CODE_FILE).write_text(json.dumps(code.to_json()))
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+
+
+def import_from(folder: str) -> None:
+    """Make this process import the files of the code that `write_for_processes` wrote to `folder`."""
+    code = Code.from_json(json.loads(Path(folder, CODE_FILE).read_text()))
+    _FINDER.add(code)
+    if (root := str(code.target.import_root)) not in sys.path:
+        sys.path.append(root)
 
 
 class _FrozenLoader(importlib.machinery.SourceFileLoader):
@@ -120,15 +147,27 @@ class _FrozenFinder:
 _FINDER = _FrozenFinder()
 
 
+def _module_name(path: Path) -> str:
+    """Return the name of a file's module, which is the name of the file unless this name belongs to another module."""
+    name = path.stem
+    is_taken = name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path)
+    if name.isidentifier() and name != "__init__" and name not in sys.stdlib_module_names and not is_taken:
+        return name
+    return f"raysweep_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
 def load_target(target: Target) -> tuple[Any, ModuleType]:
-    """Import the file of the target into this process, and return the object that the target names and the module of the object."""
+    """Import the file of the target into this process, and return the object that the target names and the module of the object.
+
+    The module has the name that `import` gives to the file, so that other processes can unpickle its classes.
+    """
     root = str(target.import_root)
     if root not in sys.path:
         sys.path.insert(0, root)
     if target.module is not None:
         module = importlib.import_module(target.module)
     else:
-        name = f"raysweep_user_{hashlib.sha256(str(target.path).encode()).hexdigest()[:12]}"
+        name = _module_name(target.path)
         if name not in sys.modules:
             spec = _FINDER.spec(name, target.path)
             assert spec is not None  # The spec exists because the path ends in .py.
