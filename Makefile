@@ -22,8 +22,8 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-# tests/conftest.py gives the tests to the worker processes. All tests have a third worker, because tests that start sweeps often wait for other processes.
-PYTEST := $(DEV)/python -m pytest --dist loadscope --no-loadscope-reorder
+# The tests run in two worker processes, and tests/conftest.py gives the tests to the workers.
+PYTEST := $(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/Snakefile workflow/rules
 
@@ -76,10 +76,10 @@ lint: env-test
 	PYTHONPATH=workflow/scripts $(DEV)/python $(DEV)/lint-imports --no-cache --no-logo
 
 check: lint
-	$(PYTEST) --numprocesses 2 -m "not slow" tests/unit
+	$(PYTEST) -m "not slow" tests/unit
 
 test: lint
-	$(PYTEST) --numprocesses 3
+	$(PYTEST)
 
 # The documents are built in a separate environment without torch. A broken link is an error.
 docs: setup

@@ -194,7 +194,7 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
         up = HeadUp("n1", "10.0.0.1:5", None) if is_head else WorkerUp("n2")
         assert ray.messages(process) == (EnvironmentReady(ray.node), up)
         assert ray.lines("starts") == ["clean"] * 3
-        assert ray.lines("limits") == ["30", "60", "120"]
+        assert ray.lines("limits") == ["60", "120", "240"]
         assert not any(psutil.pid_exists(pid) for pid in ray.pids("left")), "before the next start, the agent ends what a start left behind"
         if is_head:
             while not (tmp_path / "job").exists():
