@@ -34,8 +34,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a date": (
         {"search_space": {"lr": 0.1, "batch_size": 4, "start": datetime.date(2024, 1, 31)}},
-        f"{HERE}.search_space.start: datetime.date(2024, 1, 31) is not allowed: a distribution, a nested space or a constant: text (a date stands in"
-        " quotes), numbers, true, false, null",
+        f"{HERE}.search_space.start: 2024-01-31 is not allowed: YAML reads 2024-01-31 as a date. Write '2024-01-31' with the quotes",
     ),
     "batch sizes with a fraction": (
         {"search_space": {"lr": 0.1, "batch_size": {"uniform": [2, 16]}}},
