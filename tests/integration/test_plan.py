@@ -50,7 +50,7 @@ def test_what_a_trial_took_of_a_gpu_says_how_many_share_one(project: Project) ->
         "allocation": {"cpus_per_node": 12, "gpus_per_node": 1, "nodes": 2},
         "trial_resources": {"cpu": 1, "gpu": "auto"},
     }
-    record_six_trials(project, planner(project, on_slurm=True, **values).identity, [{"name": "n0", "cpus": 12, "gpus": 1}])
+    record_six_trials(project, planner(project, on_slurm=True, **values).work.identity, [{"name": "n0", "cpus": 12, "gpus": 1}])
     unmeasured = planner(project, on_slurm=True, **values).plan()
     with Record(project.folder / "state/s/record.jsonl") as record:
         record.write("gpu_share", gpu=0.25, used_mb=2200, total_mb=10000)
@@ -65,7 +65,7 @@ def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: P
     allocation = {"cpus_per_node": 2, "nodes": 3, "runtime": 10, "walltime_margin": 5}
     values = {"num_samples": 12, "max_epochs": 4, "allocation": allocation, "confirm": {"seeds": 4, "runtime": 1}}
     nodes = [{"name": f"n{number}", "cpus": 2, "gpus": 0} for number in range(3)]
-    record_six_trials(project, planner(project, **values).identity, nodes)
+    record_six_trials(project, planner(project, **values).work.identity, nodes)
     plan = planner(project, on_slurm=True, **values).plan()
     assert isinstance(plan, Plan)
     assert (plan.num_trials, plan.trials_left, plan.at_a_time, plan.waves) == (12, 6, 6, 1)
