@@ -30,6 +30,7 @@ from raysweep.report.charts.parts import (
     only_winner,
     ordinal,
     quantitative,
+    title_text,
     trial_tooltip,
 )
 from raysweep.report.inputs import Inputs, SweepResult
@@ -62,7 +63,7 @@ def hyperparameter(inputs: Inputs, keys: list[Key], i: int) -> Spec:
         transform=[{"filter": {"field": "status", "equal": "ERROR"}}],
         x=x,
         y={"value": KEY_HEIGHT - 6},
-        tooltip=[TRIAL, {"field": "status"}, nominal(f"config{i}", title=key.name)],
+        tooltip=[TRIAL, {"field": "status"}, {"field": f"config{i}", "title": title_text(key.name)}],
     )
     winner = layer(WINNER_MARK, transform=[only_winner(inputs)], x=x, y=y, tooltip=tooltip)
     layers = [*_noise_band(inputs, y), points, crosses, winner]
@@ -162,7 +163,10 @@ def _ticks(key: Key) -> list[tuple[float, str]]:
     low, high = key.span
     if low == high:
         return [(0.5, number(low))]
-    middle = float(f"{math.sqrt(low) * math.sqrt(high):.12g}") if key.log else low / 2 + high / 2
+    product = low * high
+    middle = low / 2 + high / 2
+    if key.log:  # the product of very large or very small ends is infinite or 0
+        middle = math.sqrt(product) if 0 < product < math.inf else math.sqrt(low) * math.sqrt(high)
     integers = all(isinstance(v, int) for v in key.values)
     return [
         (key.position(v), number(v))

@@ -51,10 +51,17 @@ TIER_COLOURS = [f"var(--tier{i})" for i in range(len(TIERS))]
 WINNER_COLOUR = "var(--winner)"
 
 
+def title_text(text: str) -> str:
+    """Return `text` as a title. Vega-Lite writes a title into expressions, and escapes only the quotes.
+
+    So a line break becomes a space, and a backslash becomes the sign "set minus".
+    """
+    return " ".join(text.splitlines()).replace("\\", "\u2216")
+
+
 def _encoding(field: str, kind: str, options: Spec) -> Spec:
     if options.get("title"):
-        # Vega-Lite writes a title into expressions, and escapes only the quotes. So a line break becomes a space, and a backslash the sign "set minus".
-        options["title"] = " ".join(options["title"].splitlines()).replace("\\", "\u2216")
+        options["title"] = title_text(options["title"])
     return {"field": field, "type": kind, **options}
 
 
