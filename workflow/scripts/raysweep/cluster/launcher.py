@@ -36,8 +36,9 @@ from raysweep.slurm.allocation import Allocation, Node
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
 # Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of the agent's children, and then GRACE_S seconds for the end
-# of the processes that these children started.
-END_DEADLINE_S = 2 * GRACE_S + 10
+# of the processes that these children started. Then the agent removes the unpacked environment, which takes up to a minute on a busy disk. An agent that is
+# ended by force leaves the environment on its node.
+END_DEADLINE_S = 2 * GRACE_S + 120
 
 
 @dataclass(frozen=True)
