@@ -167,12 +167,17 @@ def test_a_scheduler_that_is_rebuilt_from_any_first_events_decides_as_recorded(
         assert next_verdicts(events, first, options, waiting) == [pair for pair in recorded if pair[0] >= first], first
 
 
+def start_worst(sessions: Sessions) -> Any:
+    """Let three trials report, and start trial 00003, which a scheduler will stop at a report of 0.1."""
+    for trial_id, score in zip(sessions.ids, (0.5, 0.6, 0.7), strict=False):
+        sessions.report(trial_id, score)
+    return sessions.start("00003")
+
+
 @pytest.mark.parametrize("options", [ASHA, MEDIAN], ids=lambda options: options["name"])
 def test_a_trial_that_was_stopped_in_the_moment_of_a_kill_is_finished_and_does_not_go_on(tmp_path: Path, options: dict[str, Any]) -> None:
     sessions = Sessions(tmp_path, options, 1, [])
-    for trial_id, score in zip(sessions.ids, (0.5, 0.6, 0.7), strict=False):
-        sessions.report(trial_id, score)
-    trial = sessions.start("00003")
+    trial = start_worst(sessions)
     assert sessions.events.report(trial, 1, 0.1), "the driver is killed before Tune ends the trial"
     sessions.begin()
     assert [sessions.trials[trial_id].status for trial_id in ("00002", "00003")] == ["PENDING", "STOPPED"]
@@ -181,9 +186,7 @@ def test_a_trial_that_was_stopped_in_the_moment_of_a_kill_is_finished_and_does_n
 @pytest.mark.parametrize("options", [ASHA, MEDIAN], ids=lambda options: options["name"])
 def test_a_trial_that_fails_after_it_was_stopped_is_stopped_again(tmp_path: Path, options: dict[str, Any]) -> None:
     sessions = Sessions(tmp_path, options, 1, [])
-    for trial_id, score in zip(sessions.ids, (0.5, 0.6, 0.7), strict=False):
-        sessions.report(trial_id, score)
-    trial = sessions.start("00003")
+    trial = start_worst(sessions)
     assert sessions.events.report(trial, 1, 0.1, checkpoint=False)
     sessions.fail("00003")  # its checkpoint could not be saved
     sessions.report("00003", 0.9)

@@ -124,14 +124,16 @@ def check_points(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(str(error), key, number)
 
 
-OWN_NAME = "Ray Tune sets this name in each report. Report your value under another name"
+def _reserved_name(sweep: Section, metric: str, *keys: str) -> Mistake:
+    """Return the mistake for a metric whose name Tune itself uses in each report. `keys` lead to the metric in the sweep."""
+    return sweep.mistake(f"{metric!r} is not allowed: Ray Tune sets this name in each report. Report your value under another name", *keys)
 
 
 def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
     """Yield a mistake for each metric that a model does not report, and for each bound with a wrong form. `key` is `stop` or `constraint`."""
     for metric, bound in sweep.values[key].items():
         if key == "constraint" and metric in TUNE_NAMES:
-            yield sweep.mistake(f"{metric!r} is not allowed: {OWN_NAME}", key, metric)
+            yield _reserved_name(sweep, metric, key, metric)
         elif not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
             names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
             yield sweep.mistake(f"{metric!r} is not allowed: {names}", key, metric)
@@ -144,7 +146,7 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
     metric = sweep.values["metric"]
     if not sweep.is_of_model:
         if metric in TUNE_NAMES:
-            yield sweep.mistake(f"{metric!r} is not allowed: {OWN_NAME}", "metric")
+            yield _reserved_name(sweep, metric, "metric")
     elif metric not in MODEL_METRICS:
         yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}", "metric")
     elif metric != "accuracy" and sweep.values["mode"] == "max":
