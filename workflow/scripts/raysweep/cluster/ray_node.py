@@ -39,8 +39,8 @@ ADDRESS_FILE = "ray_current_cluster"  # file in Ray's folder, which Ray writes o
 # Ray's error messages for a start that takes longer than a time limit of Ray. The first limit, 30 s until the raylet has joined, is fixed in Ray 2.60. The
 # second limit is GCS_START_S.
 TIME_LIMIT_SIGNS = ("The current node timed out during startup", "Timed out waiting for file")
-# Time limit in seconds of Ray's head for the start of the GCS. Each further start of Ray on a node doubles the limit. A busy node exceeds Ray's default of 30 s.
-# A much longer limit would be wasted where a GCS never comes up, which happened in 3 of about 400 starts on two busy cores (Ray 2.60).
+# Time limit in seconds of Ray's head for the start of the GCS. Each further start of Ray on a node doubles the limit. A busy node exceeds Ray's default of
+# 30 s. A much longer limit would be wasted where a GCS never comes up, which happened in 3 of about 400 starts on two busy cores (Ray 2.60).
 GCS_LIMIT_ENV = "RAY_gcs_server_port_wait_time_s"
 GCS_START_S = 60
 OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
