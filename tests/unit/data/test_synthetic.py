@@ -69,6 +69,7 @@ def train_lenet(parts: Parts, lr: float) -> float:
         return float((lenet(images).argmax(1) == labels).float().mean())
 
 
+@pytest.mark.slow
 def test_it_can_be_learned_but_not_at_any_learning_rate(parts: Parts) -> None:
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()

@@ -216,7 +216,8 @@ def test_a_seed_that_failed_is_listed_and_does_not_count(tmp_path: Path) -> None
     assert (found["n"], found["mean"]) == (2, pytest.approx(0.6))
 
 
-def test_where_every_seed_failed_nothing_is_confirmed(tmp_path: Path) -> None:
-    with pytest.raises(RaysweepError, match=r"^s: none of the 2 confirmations succeeded: raised\. Mend it and run again$"):
-        confirmed(tmp_path, trial(0, error="raised"), trial(1, error="too"), trial(2, 0.5, trial_id="published"))
-    assert not (tmp_path / "confirmed.yaml").exists()
+def test_where_every_seed_failed_nothing_is_confirmed_and_each_reason_is_kept(tmp_path: Path) -> None:
+    found = confirmed(tmp_path, trial(0, error="raised"), trial(1, error="too"), trial(2, 0.5, trial_id="published"))
+    assert [(seed["value"], seed["error"]) for seed in found["seeds"]] == [(None, "raised"), (None, "too")]
+    assert (found["n"], found["mean"], found["standard_deviation"]) == (0, None, None)
+    assert found["published_model"] == {"accuracy": 0.5}

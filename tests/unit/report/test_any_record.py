@@ -7,11 +7,11 @@ import json
 import math
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import vl_convert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,26 +70,24 @@ def recorded(folder: Path, trials: list[tuple[list[float], str | None]], **chang
         return record.sweep
 
 
-def inputs_of(folder: Path, sweep: Sweep) -> Inputs:
-    """Return the inputs of the report of a sweep, which has a best trial."""
+def inputs_of(folder: Path, sweep: Sweep, failed_seeds: Iterable[int] = ()) -> Inputs:
+    """Return the inputs of the report of a sweep, which has a best trial. The confirmation failed with these of its three seeds."""
     about = sweep.header
-    files = write_made_up_outputs(folder, sweep)
+    files = write_made_up_outputs(folder, sweep, seed_errors=dict.fromkeys(failed_seeds, "ValueError"))
     best = best_of(sweep, Goal(about.name, about.metric, about.mode), about.provenance)
     write_yaml(files["path_to_best"], to_json(best))
     return read_written(folder / "record.jsonl", files)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_bundle() -> Any:
-    """The program that draws the figures takes a second to make, and these tests do not run it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vl_convert, "javascript_bundle", lambda _: "")
-        yield
-
-
 @settings(max_examples=40, deadline=None)
-@given(spaces, names | st.sampled_from(["a.b", "a[0]", "val@5", "a b", "\\", "'"]), st.lists(trials, min_size=1, max_size=4), st.booleans())
-def test_any_record_has_a_page(space: dict[str, Any], metric: str, outcomes: list[Any], is_max: bool) -> None:
+@given(
+    spaces,
+    names | st.sampled_from(["a.b", "a[0]", "val@5", "a b", "\\", "'"]),
+    st.lists(trials, min_size=1, max_size=4),
+    st.booleans(),
+    st.sets(st.sampled_from([0, 1, 2])),
+)
+def test_any_record_has_a_page(space: dict[str, Any], metric: str, outcomes: list[Any], is_max: bool, failed_seeds: set[int]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, mode = Path(name), "max" if is_max else "min"
         sweep = recorded(folder, outcomes, search_space=space, metric=metric, mode=mode)
@@ -97,7 +95,7 @@ def test_any_record_has_a_page(space: dict[str, Any], metric: str, outcomes: lis
             with pytest.raises(RaysweepError, match=r"trials? "):
                 write_outputs(folder / "results", folder, sweep, Goal("lenet", metric, mode), sweep.header.provenance)
             return
-        inputs = inputs_of(folder, sweep)
+        inputs = inputs_of(folder, sweep, failed_seeds)
         page = render(inputs, figures_of(inputs), ROOT)
         drawn = json.loads(html.unescape(re.search(r'id="figures">(.*?)</script>', page)[1]))  # type: ignore[index]
         assert len(drawn["data"]["trials"]["trial"]) == len(outcomes)

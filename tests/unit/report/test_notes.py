@@ -1,112 +1,18 @@
-"""What the report finds in a sweep: ties, luck, edges, splits, seeds, and the course of the sweep."""
+"""What the report finds in a sweep: edges, splits, seeds, and the course of the sweep."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raysweep.record.events import Failure, FusionPlan, NotFused
-from raysweep.record.file import Record, read_sweep
-from raysweep.report.inputs import Inputs
-from raysweep.report.notes import Note, notes, tied
+from raysweep.report.notes import notes
 from raysweep.report.report import figures_of, render
-from recorded import header
-from reporting import inputs_of, made_up
+from reporting import made_up, note, titles, with_values
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def note(inputs: Inputs, start: str) -> Note:
-    """The one note whose title starts so."""
-    found = [n for n in notes(inputs) if n.title.startswith(start)]
-    assert len(found) == 1, [n.title for n in notes(inputs)]
-    return found[0]
-
-
-def titles(inputs: Inputs) -> list[str]:
-    return [n.title for n in notes(inputs)]
-
-
-def with_values(folder: Path, values: list[float], mode: str = "max", deviation: float | None = 0.01) -> Inputs:
-    """Return a sweep of one epoch whose trials reported `values`, confirmed with that standard deviation."""
-    path = folder / "record.jsonl"
-    with Record(path) as record:
-        record.write(
-            "session", sweep=header(mode=mode, num_trials=len(values)), host="login-1", pid=1, nodes=[{"name": "n", "cpus": 1, "gpus": 0}]
-        )
-        for i, value in enumerate(values):
-            trial = f"{i:05d}"
-            record.write("trial", trial=trial, index=i, repeat=0, seed=i, config={"lr": 0.003 + i / 1e4, "batch_size": 8})
-            record.write("start", trial=trial, node="n", from_epoch=0)
-            record.write("result", trial=trial, epoch=1, metrics={"accuracy": value}, time_s=1.0, node="n")
-            record.write("finish", trial=trial, status="TERMINATED", error=None)
-        record.write("session_end", outcome="complete")
-    inputs = inputs_of(path, read_sweep(path))
-    return replace(inputs, confirmed=replace(inputs.confirmed, standard_deviation=deviation))
-
-
-# --- ties -----------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_value_exactly_one_standard_deviation_below_is_a_tie_and_one_beyond_is_not(tmp_path: Path) -> None:
-    inputs = with_values(tmp_path, [0.47, 0.46, 0.459])
-    assert [trial.trial_id for trial, _ in tied(inputs)] == ["00001"]
-    found = note(inputs, "It is a tie")
-    assert found.kind == "warn"
-    assert "On validation, 1 of the other 2 trials lies within one standard deviation" in found.text
-    assert "00001 (0.46)" in found.text
-
-
-def test_with_mode_min_the_tie_lies_above_the_winner(tmp_path: Path) -> None:
-    inputs = with_values(tmp_path, [0.5, 0.305, 0.3], mode="min")
-    assert inputs.winner.trial_id == "00002"
-    assert [trial.trial_id for trial, _ in tied(inputs)] == ["00001"]
-    assert "lowest of 3" in note(inputs, "The winner’s validation accuracy is optimistic").text
-
-
-def test_equal_values_are_a_tie_even_without_any_spread(tmp_path: Path) -> None:
-    inputs = with_values(tmp_path, [0.4, 0.4, 0.4], deviation=0.0)
-    assert note(inputs, "It is a tie among 3").kind == "warn"
-    assert inputs.winner.trial_id == "00000"
-
-
-def test_a_winner_that_stands_alone_is_said_to(tmp_path: Path) -> None:
-    assert note(with_values(tmp_path, [0.47, 0.3]), "The winner stands alone").kind == "good"
-
-
-def test_one_seed_cannot_tell_a_tie(tmp_path: Path) -> None:
-    inputs = made_up(tmp_path, {"seeds": 1})
-    assert inputs.confirmed.standard_deviation is None
-    assert tied(inputs) == []
-    assert "confirm.seeds" in note(inputs, "How much luck").text
-
-
-def test_one_trial_selects_nothing(tmp_path: Path) -> None:
-    inputs = made_up(tmp_path, num_trials=1)
-    assert note(inputs, "Nothing to compare with").kind == "warn"
-    assert not any("optimistic" in title for title in titles(inputs))
-
-
-def test_many_ties_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
-    text = note(with_values(tmp_path, [0.4] * 9), "It is a tie among 9").text
-    assert "00005 (0.4) and others" in text
-    assert "00006" not in text
-
-
-# --- optimism -------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_confirmed_mean_is_held_against_the_best_validation_figure(tmp_path: Path) -> None:
-    inputs = with_values(tmp_path, [0.47, 0.3])
-    inputs = replace(inputs, confirmed=replace(inputs.confirmed, mean=0.45))
-    assert "0.45, is 0.02 below it (trained on the validation part as well): quote the mean" in note(inputs, "The winner’s validation").text
-    inputs = replace(inputs, confirmed=replace(inputs.confirmed, mean=0.48))
-    assert "0.48, is 0.01 above it" in note(inputs, "The winner’s validation").text
-    inputs = replace(inputs, confirmed=replace(inputs.confirmed, mean=0.47))
-    assert "0.47, is equal to it: quote" in note(inputs, "The winner’s validation").text
 
 
 # --- edges of the search space --------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def test_the_policy_names_the_scripts_and_allows_nothing_else(tmp_path: Path) ->
         assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
 
 
+@pytest.mark.slow
 def test_the_page_of_a_thousand_trials_is_below_three_megabytes(tmp_path: Path) -> None:
     inputs = made_up(
         tmp_path,
@@ -108,6 +109,7 @@ def test_synthetic_data_is_said_above_the_result(tmp_path: Path) -> None:
     assert page.index("Synthetic data.") < page.index("Best configuration")
 
 
+@pytest.mark.slow
 def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     outputs = write_outputs(tmp_path, write_record(record))

@@ -35,6 +35,7 @@ class Net(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["my net/net.py", "my net/net-2.py"])
 def test_the_snippet_for_a_model_runs(tmp_path: Path, file: str) -> None:
     torch = pytest.importorskip("torch")
@@ -90,6 +91,7 @@ class Net(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_snippet_for_a_model_with_lazy_layers_runs(tmp_path: Path, dtype: str) -> None:
     torch = pytest.importorskip("torch")
@@ -136,6 +138,7 @@ def test_the_snippet_for_a_trainable_names_the_checkpoint_and_runs(tmp_path: Pat
     assert done.stdout.splitlines()[0] == str(inputs.winner.config)
 
 
+@pytest.mark.slow
 def test_numbers_without_a_literal_stand_in_the_snippet_as_python(tmp_path: Path) -> None:
     trainable = {"dataset": None, "model": None, "optimizer": None, "loss": None, "trainable": "train.py:train"}
     space = {"a": math.inf, "b": {"c": -math.inf}, "d": {"choice": [[1, math.nan]]}, "e": "inf"}

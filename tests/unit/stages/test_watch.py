@@ -254,6 +254,7 @@ def test_a_finished_sweep_is_shown_in_the_height_of_the_terminal_and_it_ends(tmp
     assert all(frame.rstrip().count("\n") + 1 <= 24 for frame in frames)
 
 
+@pytest.mark.slow
 def test_it_waits_for_the_record_follows_it_and_ends_with_the_sweep(tmp_path: Path) -> None:
     path = tmp_path / "state/lenet/record.jsonl"
     with Terminal(tmp_path) as terminal:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from raysweep.report.charts.data import MAX_CURVES, MAX_POINTS, shared_data
 from raysweep.report.report import figures_of, render
 from reporting import made_up
@@ -31,6 +33,7 @@ def test_failed_trials_have_no_value_in_the_figures(tmp_path: Path) -> None:
     assert trials["trial"][-1] == inputs.winner.trial_id  # drawn last, on top
 
 
+@pytest.mark.slow
 def test_many_long_curves_are_thinned_out_and_it_is_said(tmp_path: Path) -> None:
     inputs = made_up(tmp_path, num_trials=MAX_CURVES + 50, max_epochs=MAX_POINTS + 20, slots=50)
     curves = shared_data(inputs, [])["curves"]

@@ -163,13 +163,11 @@ def confirmation_of(confirmed: Sweep, goal: Goal, best: BestResult, evaluated_on
     """Return the content of `confirmed.yaml` from the trials that trained the best configuration anew.
 
     The content includes the value of each seed, the mean and the sample standard deviation of the values, and the number n of the values.
-    Raises RaysweepError when no seed has a value.
+    If the training failed with every seed, n is 0 and the mean is None.
     """
     runs = [trial for trial in confirmed.trials.values() if trial.trial_id != PUBLISHED]
-    values = {trial.trial_id: trial.results[-1].metrics.get(goal.metric) for trial in runs if trial.results and trial.status != "ERROR"}
-    usable = [value for value in values.values() if value is not None]
-    if not usable:
-        raise RaysweepError(f"{goal.name}: none of the {len(runs)} confirmations succeeded: {runs[0].error}. Mend it and run again")
+    seeds = tuple(_confirmed_seed(trial, goal.metric) for trial in runs)
+    usable = [seed.value for seed in seeds if seed.value is not None]
     published = confirmed.trials.get(PUBLISHED)
     return Confirmation(
         sweep=goal.name,
@@ -178,10 +176,16 @@ def confirmation_of(confirmed: Sweep, goal: Goal, best: BestResult, evaluated_on
         epochs=best.epochs,
         evaluated_on=evaluated_on,
         note=note,
-        seeds=tuple(ConfirmedSeed(trial.seed, values.get(trial.trial_id), trial.error) for trial in runs),
+        seeds=seeds,
         n=len(usable),
-        mean=statistics.fmean(usable),
+        mean=statistics.fmean(usable) if usable else None,
         standard_deviation=statistics.stdev(usable) if len(usable) > 1 else None,
         published_model=published.results[-1].metrics if published and published.results else None,
         published_model_error=published.error if published else None,
     )
+
+
+def _confirmed_seed(trial: Trial, metric: str) -> ConfirmedSeed:
+    value = trial.results[-1].metrics.get(metric) if trial.results and trial.status != "ERROR" else None
+    no_value = None if value is not None else f"no {metric} was reported"
+    return ConfirmedSeed(trial.seed, value, trial.error or no_value)

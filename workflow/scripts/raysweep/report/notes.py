@@ -1,49 +1,33 @@
-"""Finds the facts that help to judge the result of a sweep.
+"""Finds the facts that help to judge the result of a sweep: values at the edges of the search space, the seeds, and problems during the sweep.
 
-The facts are ties, the luck of the winner, values at the edges of the search space, the effects of the seed, and problems during the sweep.
+The module `ranking` finds the facts about the ranking of the trials.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from raysweep.common.numeric import is_finite_number
-from raysweep.common.text import duration, number, plural, value_text
+from raysweep.common.text import duration, number, plural
 from raysweep.config.space import Choice, Numeric, flattened
 from raysweep.record.events import NotFused
-from raysweep.record.outputs import values_at
-from raysweep.record.trials import Candidate
+from raysweep.report import ranking
 from raysweep.report.analysis import has_gpus, repeated_s
 from raysweep.report.inputs import Inputs
 from raysweep.report.keys import Key, position_in_range
+from raysweep.report.ranking import Note
 
 EDGE_FRACTION = 0.05  # fraction of a range that counts as the edge, at each of the two ends
 MIN_STEPS = 20  # a range with fewer values has no outer 5 %, so the ends of this range are judged as the ends of a list
-MAX_NAMED = 5  # maximum number of trials or configurations that a sentence names
-
-
-@dataclass(frozen=True)
-class Note:
-    """Describes one finding about a sweep.
-
-    The kind `good` supports the result, `warn` is a reason to doubt the result, and `info` is background that the reader needs.
-    """
-
-    kind: Literal["good", "info", "warn"]
-    title: str
-    text: str
 
 
 def notes(inputs: Inputs) -> list[Note]:
     """Return the findings about a sweep, the most important finding first."""
     optional = [
-        _tie(inputs),
-        _optimism(inputs),
-        _confirmation(inputs),
+        ranking.tie(inputs),
+        ranking.optimism(inputs),
+        ranking.confirmation(inputs),
         *_edges(inputs),
         _splits(inputs),
         _errors(inputs),
@@ -55,140 +39,11 @@ def notes(inputs: Inputs) -> list[Note]:
         *_shared_gpus(inputs),
         _retries(inputs),
         _seeded(inputs),
-        _repeats(inputs),
-        _constraint(inputs),
-        _schedule(inputs),
+        ranking.repeats(inputs),
+        ranking.constraint(inputs),
+        ranking.schedule(inputs),
     ]
     return [note for note in optional if note is not None]
-
-
-# --- the ranking --------------------------------------------------------------------------------------------------------------------
-
-
-def compared_as(inputs: Inputs) -> str:
-    """Return the noun for the compared candidates: "configuration" if each configuration has several seeds, otherwise "trial"."""
-    return "configuration" if inputs.sweep.repeats > 1 else "trial"
-
-
-def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
-    """Return the other candidates that tie with the winner, with the value of each candidate, best candidate first.
-
-    A candidate ties with the winner if the candidate's value differs from the winner's value by at most one standard deviation of the confirmation.
-    """
-    deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
-    if deviation is None:
-        return []
-    slack = 1e-12 * max(1.0, abs(best))  # needed because in binary numbers, 0.47 - 0.46 is slightly more than 0.01
-    return [
-        (candidate, value)
-        for candidate, value in inputs.compared
-        if inputs.winner not in candidate.members and abs(value - best) <= deviation + slack
-    ]
-
-
-def _tie(inputs: Inputs) -> Note | None:
-    """Return a note on the candidates whose values differ from the winner's value by at most one standard deviation of the confirmation."""
-    deviation, num_others = inputs.confirmed.standard_deviation, len(inputs.compared) - 1
-    if num_others < 1:
-        return Note("warn", "Nothing to compare with", "Only one trial has a result, so nothing was selected.")
-    if deviation is None:
-        return Note(
-            "warn",
-            "How much luck is in the ranking is not known",
-            "The winner was confirmed with fewer than two seeds. So no standard deviation exists to which the differences between trials could be"
-            " compared. Set confirm.seeds to 3 or more.",
-        )
-    others = plural(num_others, compared_as(inputs))
-    noise = f"one standard deviation of the confirmation ({deviation:.2g}, from {plural(inputs.confirmed.n, 'seed')})"
-    near = tied(inputs)
-    if not near:
-        return Note("good", "The winner stands alone", f"On validation, none of the other {others} lies within {noise} of the winner.")
-    named = ", ".join(f"{candidate.trial_id} ({number(value)})" for candidate, value in near[:MAX_NAMED])
-    named += " and others" if len(near) > MAX_NAMED else ""
-    return Note(
-        "warn",
-        "It is a tie" if len(near) == 1 else f"It is a tie among {len(near) + 1:,}",
-        f"On validation, {len(near):,} of the other {others} {'lies' if len(near) == 1 else 'lie'} within {noise} of the winner: {named}."
-        " Chance decides their order as much as merit does. Take the cheapest or the simplest of them.",
-    )
-
-
-def _optimism(inputs: Inputs) -> Note | None:
-    """Return a note that compares the winner's validation value with the confirmed mean."""
-    num_compared, best, mean = len(inputs.compared), inputs.best.value, inputs.confirmed.mean
-    if num_compared < 2 or mean is None:
-        return None
-    on_test = inputs.confirmed.is_on_test
-    where = "on the test set" if on_test else "with new seeds, on validation again"
-    difference = f"{number(abs(best - mean))} {'below' if mean < best else 'above'} it" if mean != best else "equal to it"
-    more_data = " (trained on the validation part as well)" if mean != best and on_test else ""
-    return Note(
-        "info",
-        f"The winner’s validation {inputs.metric} is optimistic",
-        f"{number(best)} is the {'highest' if inputs.mode == 'max' else 'lowest'} of {num_compared:,} validation figures. Whoever chooses the best also"
-        f" chooses the luckiest; the effect grows with the number of trials. The confirmed mean {where}, {number(mean)}, is {difference}{more_data}:"
-        " quote the mean.",
-    )
-
-
-def _repeats(inputs: Inputs) -> Note | None:
-    """Return a note on the differences between the seeds of one configuration, or None if each configuration has only one seed."""
-    if inputs.sweep.repeats == 1:
-        return None
-    shown = []
-    for candidate, value in inputs.compared[:MAX_NAMED]:
-        report = candidate.best(inputs.metric, inputs.mode)
-        values = values_at(candidate, report, inputs.metric) if report else []
-        shown.append(f"{candidate.trial_id}: {number(value)} ± {statistics.stdev(values):.2g} ({', '.join(map(number, values))})")
-    return Note(
-        "info",
-        f"Each configuration was trained with {inputs.sweep.repeats} seeds",
-        "The scheduler stopped the seeds of a configuration together, and configurations were compared by their mean at the same epoch. A configuration"
-        f" that failed with a seed cannot win. The best configurations, with the standard deviation over their seeds: {'; '.join(shown)}.",
-    )
-
-
-def _constraint(inputs: Inputs) -> Note | None:
-    """Return a note on the number of candidates that never reported values within the constraint."""
-    bounds = inputs.best.constraint
-    if not bounds:
-        return None
-    limits = [f"{metric} {kind.replace('_', ' ')} {number(value)}" for metric, bound in bounds.items() for kind, value in bound.items()]
-    reported = sum(c.status != "ERROR" and c.has_reported(inputs.metric) for c in inputs.sweep.candidates)
-    return Note(
-        "info",
-        f"Only reports with {' and '.join(limits)} could win",
-        f"{plural(reported - len(inputs.compared), compared_as(inputs))} of {reported:,} never had such a report. The scheduler saw {inputs.metric} alone.",
-    )
-
-
-def _schedule(inputs: Inputs) -> Note | None:
-    """Return a note on the changes of the winner's settings during population based training, or None if the settings did not change."""
-    schedule = inputs.best.schedule
-    if not schedule:
-        return None
-    configs = [flattened(step.config) for step in schedule]
-    changed = [key for key, value in configs[0].items() if any(config.get(key) != value for config in configs[1:])]
-    stages = [
-        f"from epoch {step.from_epoch + 1} " + ", ".join(f"{key} {value_text(config.get(key))}" for key in changed)
-        for step, config in zip(schedule, configs, strict=True)
-    ]
-    return Note(
-        "info",
-        "The winner’s settings changed on the way",
-        f"The winner took over the weights of better trials, and settings near theirs: {'; '.join(stages)}.",
-    )
-
-
-def _confirmation(inputs: Inputs) -> Note | None:
-    """Return a warning if the confirmation was not measured on a test set."""
-    if inputs.confirmed.is_on_test:
-        return None
-    return Note(
-        "warn",
-        "There is no test result",
-        f"The confirmation was {inputs.confirmed.note}. A function `confirm` beside the trainable gives a test result.",
-    )
 
 
 # --- the search space ---------------------------------------------------------------------------------------------------------------

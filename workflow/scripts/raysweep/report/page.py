@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 from datetime import datetime
@@ -29,9 +30,8 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], *
 
     `specs` maps the id of each place on the page to the figure at that place. `data` maps the name of each data set to the columns of the data set.
     """
-    # The text of the bundle depends only on the version of vl_convert. The page's Content-Security-Policy lists each allowed script by the script's
-    # hash, so that no other script can run.
-    bundle, code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
+    # The page's Content-Security-Policy lists each allowed script by the script's hash, so that no other script can run.
+    bundle, code = vega_bundle(), (TEMPLATES_DIR / "report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -46,6 +46,12 @@ def html_page(template: str, specs: dict[str, Spec], data: dict[str, Columns], *
         code=Markup(code),
         script_sources=f"{_sha256_source(bundle)} {_sha256_source(code)}",
     )
+
+
+@functools.cache
+def vega_bundle() -> str:
+    """Return the program that draws the figures. The text depends only on the version of vl_convert, and vl_convert needs seconds to make the text."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _sha256_source(text: str) -> str:

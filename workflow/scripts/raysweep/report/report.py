@@ -22,8 +22,9 @@ from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec, f
 from raysweep.report.failures import failures
 from raysweep.report.figures import write_figures
 from raysweep.report.inputs import Inputs
-from raysweep.report.notes import notes, tied
+from raysweep.report.notes import notes
 from raysweep.report.page import html_page, when
+from raysweep.report.ranking import tied
 from raysweep.report.snippet import path_from, snippet
 
 MAIN_PACKAGES = ("torch", "ray", "numpy", "optuna", "safetensors")

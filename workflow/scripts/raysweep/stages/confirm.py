@@ -40,6 +40,7 @@ def run_confirm(stage: Stage) -> None:
     """Train the best configuration anew on all training data with seeds that no trial used, and evaluate the trained models on the test set.
 
     No other stage opens the test set. A trainable without a function `confirm` is evaluated on the validation data instead.
+    A training that fails does not fail the stage, because the report of the sweep is worth having without the confirmation.
     """
     with stage.lock():
         best = BestResult.read(stage.results_dir / "best.yaml")
@@ -114,6 +115,17 @@ def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Sweep:
 
 
 def _log(stage: Stage, confirmation: Confirmation) -> None:
+    failed = [seed for seed in confirmation.seeds if seed.value is None]
+    if failed:
+        logger.warning(
+            "%s: %d of the %d confirmations failed: %s. Correct the fault, and add `-R confirm` to the same command to train the confirmation again.",
+            stage.name,
+            len(failed),
+            len(confirmation.seeds),
+            failed[0].error,
+        )
+    if confirmation.mean is None:
+        return
     deviation = confirmation.standard_deviation
     spread = f" ± {deviation:.2g}" if deviation is not None else ""
     metric, on = stage.sweep.metric, confirmation.evaluated_on

@@ -1,0 +1,79 @@
+"""What the report finds in the ranking of the trials: ties, luck, and a confirmation that failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raysweep.report.ranking import tied
+from raysweep.report.report import figures_of, render
+from reporting import made_up, note, titles, with_values
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_value_exactly_one_standard_deviation_below_is_a_tie_and_one_beyond_is_not(tmp_path: Path) -> None:
+    inputs = with_values(tmp_path, [0.47, 0.46, 0.459])
+    assert [trial.trial_id for trial, _ in tied(inputs)] == ["00001"]
+    found = note(inputs, "It is a tie")
+    assert found.kind == "warn"
+    assert "On validation, 1 of the other 2 trials lies within one standard deviation" in found.text
+    assert "00001 (0.46)" in found.text
+
+
+def test_with_mode_min_the_tie_lies_above_the_winner(tmp_path: Path) -> None:
+    inputs = with_values(tmp_path, [0.5, 0.305, 0.3], mode="min")
+    assert inputs.winner.trial_id == "00002"
+    assert [trial.trial_id for trial, _ in tied(inputs)] == ["00001"]
+    assert "lowest of 3" in note(inputs, "The winner’s validation accuracy is optimistic").text
+
+
+def test_equal_values_are_a_tie_even_without_any_spread(tmp_path: Path) -> None:
+    inputs = with_values(tmp_path, [0.4, 0.4, 0.4], deviation=0.0)
+    assert note(inputs, "It is a tie among 3").kind == "warn"
+    assert inputs.winner.trial_id == "00000"
+
+
+def test_a_winner_that_stands_alone_is_said_to(tmp_path: Path) -> None:
+    assert note(with_values(tmp_path, [0.47, 0.3]), "The winner stands alone").kind == "good"
+
+
+def test_one_seed_cannot_tell_a_tie(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, {"seeds": 1})
+    assert inputs.confirmed.standard_deviation is None
+    assert tied(inputs) == []
+    assert "confirm.seeds" in note(inputs, "How much luck").text
+
+
+@pytest.mark.parametrize(("failed", "title"), [([0], "A part of the confirmation"), ([0, 1, 2], "The winner is not confirmed")])
+def test_a_confirmation_that_failed_is_said_with_its_reason(tmp_path: Path, failed: list[int], title: str) -> None:
+    inputs = made_up(tmp_path, {"seeds": 3, "seed_errors": dict.fromkeys(failed, "ValueError: a batch of one row")})
+    assert "ValueError: a batch of one row" in note(inputs, title).text
+    assert render(inputs, figures_of(inputs), ROOT).count('<td class="number">failed</td>') == len(failed)
+
+
+def test_one_trial_selects_nothing(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=1)
+    assert note(inputs, "Nothing to compare with").kind == "warn"
+    assert not any("optimistic" in title for title in titles(inputs))
+
+
+def test_many_ties_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
+    text = note(with_values(tmp_path, [0.4] * 9), "It is a tie among 9").text
+    assert "00005 (0.4) and others" in text
+    assert "00006" not in text
+
+
+# --- optimism -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_confirmed_mean_is_held_against_the_best_validation_figure(tmp_path: Path) -> None:
+    inputs = with_values(tmp_path, [0.47, 0.3])
+    inputs = replace(inputs, confirmed=replace(inputs.confirmed, mean=0.45))
+    assert "0.45, is 0.02 below it (trained on the validation part as well): quote the mean" in note(inputs, "The winner’s validation").text
+    inputs = replace(inputs, confirmed=replace(inputs.confirmed, mean=0.48))
+    assert "0.48, is 0.01 above it" in note(inputs, "The winner’s validation").text
+    inputs = replace(inputs, confirmed=replace(inputs.confirmed, mean=0.47))
+    assert "0.47, is equal to it: quote" in note(inputs, "The winner’s validation").text
