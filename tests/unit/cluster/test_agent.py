@@ -19,11 +19,14 @@ import pytest
 import yaml
 
 from raysweep.cluster.channel import (
+    AgentAlive,
     AgentMessage,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
+    LauncherAlive,
     NodeFailed,
+    Notice,
     Start,
     WorkerUp,
     read_agent_message,
@@ -175,10 +178,16 @@ agent.run_agent(sys.stdin, sys.stdout)
             assert process.wait(30) == 0
         assert not any(psutil.pid_exists(pid) for name in ("left", "drivers") for pid in self.pids(name))
 
-    def messages(self, process: subprocess.Popen[str]) -> tuple[AgentMessage | None, AgentMessage | None]:
-        """Return the next two messages of the agent."""
+    def messages(self, process: subprocess.Popen[str], number: int) -> list[AgentMessage | None]:
+        """Return the next messages of the agent."""
         assert process.stdout
-        return read_agent_message(process.stdout.readline()), read_agent_message(process.stdout.readline())
+        return [read_agent_message(process.stdout.readline()) for _ in range(number)]
+
+    def failure(self, process: subprocess.Popen[str]) -> NodeFailed:
+        """Return the agent's message on its failure, which comes after other messages."""
+        while not isinstance(message := self.messages(process, 1)[0], NodeFailed):
+            assert message is not None
+        return message
 
     def pids(self, name: str) -> list[int]:
         return [int(line) for line in self.lines(name)]
@@ -192,7 +201,9 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
     ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT, LIMIT_OF_GCS])
     with ray.agent() as process:
         up = HeadUp("n1", "10.0.0.1:5", None) if is_head else WorkerUp("n2")
-        assert ray.messages(process) == (EnvironmentReady(ray.node), up)
+        line = f"{ray.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
+        notices = [Notice(ray.node, f"{line} Ray's last lines: {end}") for end in (FIXED_LIMIT, LIMIT_OF_GCS)]
+        assert ray.messages(process, 4) == [EnvironmentReady(ray.node), *notices, up]
         assert ray.lines("starts") == ["clean"] * 3
         assert ray.lines("limits") == ["60", "120", "240"]
         assert not any(psutil.pid_exists(pid) for pid in ray.pids("left")), "before the next start, the agent ends what a start left behind"
@@ -202,11 +213,19 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
             assert json.loads((tmp_path / "job").read_text())["ray"]["address"] == "10.0.0.1:5"
         assert len(ray.pids("drivers")) == (1 if is_head else 0), "the driver waits on"
         assert all(psutil.pid_exists(pid) for pid in ray.pids("drivers"))
+
+
+def test_an_agent_answers_each_tick(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, str(SCRIPTS / "agent.py")], stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdin
+        assert process.stdout
+        send(start_without_environment(tmp_path), process.stdin)
+        assert_fails_for_want_of_an_environment(process.stdout)
+        for _ in range(2):
+            send(LauncherAlive(), process.stdin)
+            assert read_agent_message(process.stdout.readline()) == AgentAlive("n")
         process.stdin.close()
-        assert process.stderr
-        line = f"{ray.node}: {ray.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
-        assert process.stderr.read().splitlines() == [f"{line} Ray's last lines: {end}" for end in (FIXED_LIMIT, LIMIT_OF_GCS)]
+        assert process.wait(20) == 0
 
 
 @pytest.mark.slow
@@ -214,8 +233,7 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
 def test_ray_is_started_again_only_until_the_agents_deadline(tmp_path: Path, is_head: bool) -> None:
     ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT] * 1000, ray_deadline_s=5)
     with ray.agent() as process:
-        _, failed = ray.messages(process)
-        assert isinstance(failed, NodeFailed)
+        failed = ray.failure(process)
         # At the deadline, either a start has just ended, or the next start runs.
         assert re.fullmatch(
             f"{ray.ray_name} (ended with exit code 1: {FIXED_LIMIT}|is not up after 5 s: (it wrote nothing|{FIXED_LIMIT}))", failed.reason
@@ -228,7 +246,6 @@ def test_ray_is_started_again_only_until_the_agents_deadline(tmp_path: Path, is_
 def test_a_ray_that_ends_for_another_reason_is_not_started_again(tmp_path: Path, is_head: bool, num_time_limits: int) -> None:
     ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT] * num_time_limits + ["no such option"])
     with ray.agent() as process:
-        _, failed = ray.messages(process)
-        assert isinstance(failed, NodeFailed)
+        failed = ray.failure(process)
         assert failed.reason == f"{ray.ray_name} ended with exit code 1: no such option"
         assert len(ray.lines("starts")) == num_time_limits + 1
