@@ -8,8 +8,10 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -132,6 +134,10 @@ if ends:
     (folder / "ends").write_text("\\n".join(ends[1:]))
     write_line("left", subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True).pid)
     (temp_dir / "session").touch()
+    if ends[0].startswith("full"):
+        with (temp_dir / "logs").open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
     sys.exit(ends[0])
 (temp_dir / "ray_current_cluster").write_text("10.0.0.1:5")
 time.sleep(600)
@@ -143,6 +149,7 @@ class MadeUpRay:
 
     def __init__(self, folder: Path, is_head: bool, ends: list[str], ray_deadline_s: float = 60) -> None:
         self.folder, self.is_head, self.ray_deadline_s = folder, is_head, ray_deadline_s
+        self.scratch = folder / "scratch"
         self.node, self.ray_name = ("n1", "Ray's head") if is_head else ("n2", "Ray")
         (folder / "ends").write_text("\n".join(ends))
         python = folder / "python"
@@ -163,8 +170,8 @@ from raysweep.cluster import agent
 agent.RAY_DEADLINE_S = {self.ray_deadline_s}
 agent.run_agent(sys.stdin, sys.stdout)
 """
-        (self.folder / "scratch").mkdir()
-        env = os.environ | {"TMPDIR": str(self.folder / "scratch"), "SLURM_PROCID": "0" if self.is_head else "1"}
+        self.scratch.mkdir(exist_ok=True)
+        env = os.environ | {"TMPDIR": str(self.scratch), "SLURM_PROCID": "0" if self.is_head else "1"}
         nodes = tuple(Node(name, 1, 0, 1000, "127.0.0.1") for name in ("n1", "n2"))
         job = CheckJob(result=self.folder / "result.json", has_torch=False)
         start = Start(True, nodes, self.folder, None, "token", False, self.folder / "log", 2, job)
@@ -249,3 +256,33 @@ def test_a_ray_that_ends_for_another_reason_is_not_started_again(tmp_path: Path,
         failed = ray.failure(process)
         assert failed.reason == f"{ray.ray_name} ended with exit code 1: no such option"
         assert len(ray.lines("starts")) == num_time_limits + 1
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system with little room, at a path that is short enough for Ray."""
+    disk = Path(tempfile.mkdtemp(prefix="d-", dir="/tmp"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        disk.rmdir()
+        pytest.skip("a full disk needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+    disk.rmdir()
+
+
+@pytest.mark.parametrize("is_full_before", [True, False])
+def test_a_full_disk_of_the_node_is_one_line_and_a_made_up_ray_is_not_started_again(
+    tmp_path: Path, small_disk: Path, is_full_before: bool
+) -> None:
+    ray = MadeUpRay(tmp_path, True, [f"full: {FIXED_LIMIT}"])
+    ray.scratch = small_disk
+    if is_full_before:
+        (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**12))
+    with ray.agent() as process:
+        reason = ray.failure(process).reason
+    assert re.fullmatch(
+        rf"\S+: no room at {small_disk} for temporary files, which Ray needs: 0 of 3 MB are free\. Next: remove files there, .* set TMPDIR .*",
+        reason,
+    )
+    assert len(ray.lines("starts")) == (0 if is_full_before else 1)
+    assert list(small_disk.glob("rs-*")) == []

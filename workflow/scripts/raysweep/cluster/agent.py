@@ -44,7 +44,7 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
 from raysweep.cluster.job import DriverInput, RayCluster, TuneJob
-from raysweep.cluster.private_folder import base_for_ray, private_folder, write_token
+from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_token
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
     CODE_DIR,
@@ -171,14 +171,17 @@ class Agent:
     def work(self) -> NoReturn:
         """Run Ray in private folders. On the first node, also run the driver. Raises RaysweepError when Ray does not come up."""
         try:
-            with private_folder(self.local_dir) as folder, private_folder(base_for_ray(self.local_dir)) as ray_folder:
+            base = base_for_ray(self.local_dir)
+            for each in {self.local_dir, base}:
+                check_space(each)
+            with private_folder(self.local_dir) as folder, private_folder(base) as ray_folder:
                 try:
                     self.run_ray(folder, ray_folder / "ray")
                 finally:
                     with uninterrupted():
                         self.children.end()
         except OSError as error:
-            raise WorldError(f"{self.local_dir}: {error.strerror or error}") from None
+            raise WorldError(describe_disk_error(self.local_dir, error)) from None
 
     def run_ray(self, folder: Path, temp_dir: Path) -> NoReturn:
         """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait for KeyboardInterrupt."""
@@ -228,6 +231,7 @@ class Agent:
                     RAY_DEADLINE_S,
                 )
             except WorldError:
+                check_space(temp_dir.parent.parent)  # a Ray whose disk is full reaches its time limits
                 if ray.poll() is None or not has_reached_time_limit(log) or time.monotonic() > began_at_s + RAY_DEADLINE_S:
                     raise
             text = f"{self.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
