@@ -74,6 +74,7 @@ def _install_by_download(python: Path, env_dir: Path, spec: EnvironmentSpec) -> 
     _check_space(env_dir, size_gb, to_cache_gb)
     if uncached:
         logger.info("Packages to download to uv's cache: %d (up to %.1f GB on disk)", len(uncached), to_cache_gb)
+    logger.info("Installing the packages with uv")
     _check(_install(spec, *arguments), "The environment cannot be installed")
 
 

@@ -154,6 +154,7 @@ def fit(session: Session, parts: CallbackParts, scheduler: TrialScheduler) -> No
     faults = parts.faults
     try:
         tuner = make_tuner(session, parts, scheduler)
+        logger.info("%s: starting the trials.", session.job.name)
         with unnamed_callbacks(), trials_in_slots(session.fusion.slots) if session.fusion else contextlib.nullcontext():
             tuner.fit()
     except Exception as error:
