@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on_once_there_is_space(
         run = project.run("run_sweep", "s")
         assert run.returncode == 1, run.stdout + run.stderr
         (line,) = [line for line in run.stderr.splitlines() if line.startswith("Error")]
-        assert line.startswith("Error: No space left on the device")
+        assert line.startswith(f"Error: No space left on the device ({state}")
         done = {trial.trial_id for trial in project.record("s").trials.values() if trial.status == "TERMINATED"}
         subprocess.run(["mount", "-o", "remount,size=64m", str(state)], check=True)
         run = project.run("run_sweep", "s")

@@ -8,8 +8,10 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,11 +21,14 @@ import pytest
 import yaml
 
 from raysweep.cluster.channel import (
+    AgentAlive,
     AgentMessage,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
+    LauncherAlive,
     NodeFailed,
+    Notice,
     Start,
     WorkerUp,
     read_agent_message,
@@ -129,6 +134,10 @@ if ends:
     (folder / "ends").write_text("\\n".join(ends[1:]))
     write_line("left", subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True).pid)
     (temp_dir / "session").touch()
+    if ends[0].startswith("full"):
+        with (temp_dir / "logs").open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
     sys.exit(ends[0])
 (temp_dir / "ray_current_cluster").write_text("10.0.0.1:5")
 time.sleep(600)
@@ -140,6 +149,7 @@ class MadeUpRay:
 
     def __init__(self, folder: Path, is_head: bool, ends: list[str], ray_deadline_s: float = 60) -> None:
         self.folder, self.is_head, self.ray_deadline_s = folder, is_head, ray_deadline_s
+        self.scratch = folder / "scratch"
         self.node, self.ray_name = ("n1", "Ray's head") if is_head else ("n2", "Ray")
         (folder / "ends").write_text("\n".join(ends))
         python = folder / "python"
@@ -160,8 +170,8 @@ from raysweep.cluster import agent
 agent.RAY_DEADLINE_S = {self.ray_deadline_s}
 agent.run_agent(sys.stdin, sys.stdout)
 """
-        (self.folder / "scratch").mkdir()
-        env = os.environ | {"TMPDIR": str(self.folder / "scratch"), "SLURM_PROCID": "0" if self.is_head else "1"}
+        self.scratch.mkdir(exist_ok=True)
+        env = os.environ | {"TMPDIR": str(self.scratch), "SLURM_PROCID": "0" if self.is_head else "1"}
         nodes = tuple(Node(name, 1, 0, 1000, "127.0.0.1") for name in ("n1", "n2"))
         job = CheckJob(result=self.folder / "result.json", has_torch=False)
         start = Start(True, nodes, self.folder, None, "token", False, self.folder / "log", 2, job)
@@ -175,10 +185,16 @@ agent.run_agent(sys.stdin, sys.stdout)
             assert process.wait(30) == 0
         assert not any(psutil.pid_exists(pid) for name in ("left", "drivers") for pid in self.pids(name))
 
-    def messages(self, process: subprocess.Popen[str]) -> tuple[AgentMessage | None, AgentMessage | None]:
-        """Return the next two messages of the agent."""
+    def messages(self, process: subprocess.Popen[str], number: int) -> list[AgentMessage | None]:
+        """Return the next messages of the agent."""
         assert process.stdout
-        return read_agent_message(process.stdout.readline()), read_agent_message(process.stdout.readline())
+        return [read_agent_message(process.stdout.readline()) for _ in range(number)]
+
+    def failure(self, process: subprocess.Popen[str]) -> NodeFailed:
+        """Return the agent's message on its failure, which comes after other messages."""
+        while not isinstance(message := self.messages(process, 1)[0], NodeFailed):
+            assert message is not None
+        return message
 
     def pids(self, name: str) -> list[int]:
         return [int(line) for line in self.lines(name)]
@@ -192,7 +208,9 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
     ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT, LIMIT_OF_GCS])
     with ray.agent() as process:
         up = HeadUp("n1", "10.0.0.1:5", None) if is_head else WorkerUp("n2")
-        assert ray.messages(process) == (EnvironmentReady(ray.node), up)
+        line = f"{ray.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
+        notices = [Notice(ray.node, f"{line} Ray's last lines: {end}") for end in (FIXED_LIMIT, LIMIT_OF_GCS)]
+        assert ray.messages(process, 4) == [EnvironmentReady(ray.node), *notices, up]
         assert ray.lines("starts") == ["clean"] * 3
         assert ray.lines("limits") == ["60", "120", "240"]
         assert not any(psutil.pid_exists(pid) for pid in ray.pids("left")), "before the next start, the agent ends what a start left behind"
@@ -202,11 +220,19 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
             assert json.loads((tmp_path / "job").read_text())["ray"]["address"] == "10.0.0.1:5"
         assert len(ray.pids("drivers")) == (1 if is_head else 0), "the driver waits on"
         assert all(psutil.pid_exists(pid) for pid in ray.pids("drivers"))
+
+
+def test_an_agent_answers_each_tick(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, str(SCRIPTS / "agent.py")], stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdin
+        assert process.stdout
+        send(start_without_environment(tmp_path), process.stdin)
+        assert_fails_for_want_of_an_environment(process.stdout)
+        for _ in range(2):
+            send(LauncherAlive(), process.stdin)
+            assert read_agent_message(process.stdout.readline()) == AgentAlive("n")
         process.stdin.close()
-        assert process.stderr
-        line = f"{ray.node}: {ray.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
-        assert process.stderr.read().splitlines() == [f"{line} Ray's last lines: {end}" for end in (FIXED_LIMIT, LIMIT_OF_GCS)]
+        assert process.wait(20) == 0
 
 
 @pytest.mark.slow
@@ -214,8 +240,7 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
 def test_ray_is_started_again_only_until_the_agents_deadline(tmp_path: Path, is_head: bool) -> None:
     ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT] * 1000, ray_deadline_s=5)
     with ray.agent() as process:
-        _, failed = ray.messages(process)
-        assert isinstance(failed, NodeFailed)
+        failed = ray.failure(process)
         # At the deadline, either a start has just ended, or the next start runs.
         assert re.fullmatch(
             f"{ray.ray_name} (ended with exit code 1: {FIXED_LIMIT}|is not up after 5 s: (it wrote nothing|{FIXED_LIMIT}))", failed.reason
@@ -228,7 +253,36 @@ def test_ray_is_started_again_only_until_the_agents_deadline(tmp_path: Path, is_
 def test_a_ray_that_ends_for_another_reason_is_not_started_again(tmp_path: Path, is_head: bool, num_time_limits: int) -> None:
     ray = MadeUpRay(tmp_path, is_head, [FIXED_LIMIT] * num_time_limits + ["no such option"])
     with ray.agent() as process:
-        _, failed = ray.messages(process)
-        assert isinstance(failed, NodeFailed)
+        failed = ray.failure(process)
         assert failed.reason == f"{ray.ray_name} ended with exit code 1: no such option"
         assert len(ray.lines("starts")) == num_time_limits + 1
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system with little room, at a path that is short enough for Ray."""
+    disk = Path(tempfile.mkdtemp(prefix="d-", dir="/tmp"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        disk.rmdir()
+        pytest.skip("a full disk needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+    disk.rmdir()
+
+
+@pytest.mark.parametrize("is_full_before", [True, False])
+def test_a_full_disk_of_the_node_is_one_line_and_a_made_up_ray_is_not_started_again(
+    tmp_path: Path, small_disk: Path, is_full_before: bool
+) -> None:
+    ray = MadeUpRay(tmp_path, True, [f"full: {FIXED_LIMIT}"])
+    ray.scratch = small_disk
+    if is_full_before:
+        (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**12))
+    with ray.agent() as process:
+        reason = ray.failure(process).reason
+    assert re.fullmatch(
+        rf"\S+: no room at {small_disk} for temporary files, which Ray needs: 0 of 3 MB are free\. Next: remove files there, .* set TMPDIR .*",
+        reason,
+    )
+    assert len(ray.lines("starts")) == (0 if is_full_before else 1)
+    assert list(small_disk.glob("rs-*")) == []

@@ -10,6 +10,7 @@ import pytest
 
 from raysweep.cluster import channel
 from raysweep.cluster.channel import (
+    AgentAlive,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
@@ -18,6 +19,7 @@ from raysweep.cluster.channel import (
     LauncherAlive,
     LauncherMessage,
     NodeFailed,
+    Notice,
     Start,
     WorkerUp,
 )
@@ -56,6 +58,8 @@ def test_a_message_of_the_launcher_is_one_line_and_is_read_as_it_was_written(mes
         WorkerUp("n2"),
         DriverEnded("n1", -9),
         NodeFailed("n2", "no room\non the disk"),
+        AgentAlive("n1"),
+        Notice("n1", "Ray is started again"),
     ],
     ids=lambda message: type(message).__name__,
 )

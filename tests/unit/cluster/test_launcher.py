@@ -27,6 +27,7 @@ from raysweep.cluster.channel import (
     HeadUp,
     LauncherMessage,
     NodeFailed,
+    Notice,
     Start,
     WorkerUp,
     read_launcher_message,
@@ -42,7 +43,7 @@ NODES = tuple(Node(name, cpus=4, gpus=1, mem_mb=1000, address=name) for name in 
 HEAD = HeadUp("n1", "10.0.0.1:5", None)
 DONE = DriverEnded("n1", 0)
 JOB = CheckJob(result=Path("/result.json"), has_torch=False)
-# Writes each line of its input to the file `received`, and its arguments to the file `arguments`.
+# Writes each line of its input to the file `received`, and its arguments to the file `arguments`. The nodes in `answering` answer each tick.
 AGENTS = """
 import json, os, sys, threading, time
 folder = {folder!r}
@@ -50,13 +51,17 @@ with open(folder + "/arguments", "w") as stream:
     json.dump(sys.argv[1:], stream)
 received = open(folder + "/received", "w", buffering=1)
 is_over = threading.Event()
+answering, is_sending = [], threading.Lock()
 def receive():
     for line in sys.stdin:
         received.write(line)
+        for node in answering:
+            send({{"node": node, "event": "alive"}})
     is_over.set()
 threading.Thread(target=receive, daemon=True).start()
 def send(message):
-    print(json.dumps(message), flush=True)
+    with is_sending:
+        print(json.dumps(message), flush=True)
 def wait_for(name):
     while not os.path.exists(folder + "/" + name):
         time.sleep(0.01)
@@ -244,6 +249,98 @@ def test_a_program_that_ignores_sigterm_and_leaves_a_process_with_its_output_is_
     assert not psutil.pid_exists(program)
     name = "srun" if in_slurm else "the agent"
     assert log.messages[1:] == [f"{name} did not end within 0 s: ending it by force."] * 2
+
+
+SILENCE = re.escape("its agent has not answered for 2 s")
+
+
+@pytest.fixture
+def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "TICK_S", 0.05)
+    monkeypatch.setattr(launcher, "UNANSWERED_TICKS", 40)
+    monkeypatch.setattr(node_tasks, "GRACE_S", 0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_ticks")
+@pytest.mark.parametrize("num_silent_starts", [1, 2])
+def test_where_the_agent_of_the_head_is_silent_the_agents_are_started_once_more(
+    cluster: Cluster, log: pytest.LogCaptureFixture, num_silent_starts: int
+) -> None:
+    """The made-up `srun` does not end with its input, as a real one whose slurmstepd has died."""
+    start = "starts = open(folder + '/starts', 'a'); print(os.getpid(), file=starts, flush=True)"
+    silent = f"len(open(folder + '/starts').readlines()) > {num_silent_starts} or time.sleep(600)"
+    steps = (start, "answering += ['n2', 'n3']", *up("n1", "n2", "n3"), silent, "answering += ['n1']", DONE)
+    if num_silent_starts == 1:
+        assert cluster.run(*steps).exit_code == 0
+    else:
+        with pytest.raises(WorldError, match=f"^n1: {SILENCE}$"):
+            cluster.run(*steps)
+    again = [message for message in log.messages if not message.startswith("Ray is up")]
+    assert again == ["n1: its agent has not answered for 2 s. The agents are started once more, and the job goes on from its record."]
+    programs = [int(line) for line in (cluster.folder / "starts").read_text().split()]
+    assert len(programs) == 2
+    assert not any(psutil.pid_exists(program) for program in programs)
+
+
+@pytest.mark.usefixtures("quick_ticks")
+def test_the_sweep_goes_on_without_a_node_whose_agent_is_silent(cluster: Cluster, log: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("raysweep").addHandler(FileForMessage("n2 is lost", cluster.folder / "lost"))
+    steps = ("answering += ['n1', 'n3']", *up("n1", "n2", "n3"), "wait_for('lost')", DONE)
+    assert cluster.run(*steps).exit_code == 0
+    assert log.messages[1:] == ["n2 is lost: its agent has not answered for 2 s. The sweep goes on without it."]
+
+
+@pytest.mark.usefixtures("quick_ticks")
+def test_an_agent_that_has_never_answered_is_not_silent(cluster: Cluster) -> None:
+    """The start of an agent may take minutes, and has the limit of the start of the cluster."""
+    long = "while open(folder + '/received').read().count('alive') < 60: time.sleep(0.01)"
+    assert cluster.run("answering += ['n1']", long, *up("n1", "n2"), DONE, num_nodes=2).exit_code == 0
+
+
+@pytest.mark.slow
+def test_the_time_in_which_the_launcher_is_suspended_does_not_count_as_silence(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.agents_do("answering += ['n1']", *up("n1"), "wait_for('go')", DONE)
+    code = f"""
+import sys; sys.path.insert(0, {str(SCRIPTS)!r})
+from pathlib import Path
+from raysweep.cluster import launcher
+from raysweep.cluster.job import CheckJob
+from raysweep.common.errors import set_up_logging
+from raysweep.slurm.allocation import Allocation, Node
+launcher.TICK_S, launcher.UNANSWERED_TICKS = 0.05, 40
+set_up_logging(None)
+folder = Path({str(cluster.folder)!r})
+request = launcher.LaunchRequest(Allocation((Node("n1", 1, 0, 1000),), "7"), folder, folder / "log")
+sys.exit(launcher.run(request, CheckJob(result=Path(), has_torch=False)).exit_code)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert process.stderr.readline().startswith("Ray is up")
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)  # longer than the limit of a silence
+        process.send_signal(signal.SIGCONT)
+        (tmp_path / "go").touch()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_a_message_to_a_program_that_does_not_read_does_not_hold_up_the_launcher(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe holds 64 KiB."""
+    monkeypatch.setattr(launcher, "END_DEADLINE_S", 0.2)
+    monkeypatch.setattr(launcher, "BRING_UP_DEADLINE_S", 0)
+    monkeypatch.setattr(launcher, "TICK_S", 0.1)
+    cluster.agents_do()
+    cluster.srun.write_text("#!/bin/sh\nexec sleep 600\n")
+    job = CheckJob(result=Path("/" + "x" * 2**20), has_torch=False)
+    with pytest.raises(WorldError, match=r"^not up: n1 .* within 0 s$"):
+        launcher.run(LaunchRequest(cluster.allocation, cluster.folder, cluster.folder / "log"), job)
+
+
+def test_a_warning_of_an_agent_is_logged(cluster: Cluster, log: pytest.LogCaptureFixture) -> None:
+    assert cluster.run(Notice("n1", "Ray is started again."), *up("n1"), DONE, num_nodes=1).exit_code == 0
+    [record] = [record for record in log.records if record.levelno == logging.WARNING]
+    assert record.getMessage() == "n1: Ray is started again."
 
 
 def test_a_program_that_closes_its_output_and_does_not_end_is_not_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from raysweep.common.files import read_yaml, replace_directory, sha256_of_file, write_yaml, written_aside
+from raysweep.common.errors import describe_os_error
+from raysweep.common.files import disk_error, read_yaml, replace_directory, sha256_of_file, write_yaml, written_aside
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -80,3 +83,31 @@ def test_a_folder_that_cannot_be_copied_leaves_the_old_one(tmp_path: Path) -> No
         replace_directory(tmp_path / "nothing", target)
     assert (target / "weights").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_takes_a_write_has_no_fault_and_one_that_is_gone_has(tmp_path: Path) -> None:
+    assert disk_error(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    error = disk_error(tmp_path / "gone")
+    assert error is not None
+    assert error.errno == errno.ENOENT
+
+
+def test_a_full_disk_is_named_by_the_file_or_folder_that_did_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(bytes(2**18))
+    (disk := tmp_path / "results").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("a full disk needs the right to mount a tmpfs")
+    try:
+        with pytest.raises(OSError, match="No space left") as of_file, written_aside(disk / "trials.csv") as stream:
+            stream.write("x" * 2**18)
+        with pytest.raises(OSError, match="No space left") as of_folder:
+            replace_directory(tmp_path / "model", disk / "model")
+        assert list(disk.iterdir()) == []
+        of_probe = disk_error(disk)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    for error, path in ((of_file.value, disk / "trials.csv"), (of_folder.value, disk / "model"), (of_probe, disk)):
+        assert isinstance(error, OSError)
+        assert describe_os_error(error).startswith(f"No space left on the device ({path}). Nothing that was finished is lost")

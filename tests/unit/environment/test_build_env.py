@@ -127,6 +127,8 @@ def test_packs_what_was_built_before() -> None:
     assert content() == ["env.yaml", "venv"]
     packed, again = run("--pack", "yes"), run("--pack", "yes")
     assert (packed.returncode, again.returncode) == (0, 0)
-    assert packed.stderr.startswith("Environment packed for the nodes: ")
+    doing, done = packed.stderr.splitlines()
+    assert doing == "Packing the environment for the nodes"
+    assert done.startswith("Environment packed for the nodes: ")
     assert again.stderr == ""
     assert content() == ["env.tar", "env.yaml", "venv"]

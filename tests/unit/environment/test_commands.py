@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from environments import define_module
-from raysweep.environment.commands import process_environment, with_modules
+from raysweep.common.errors import WorldError
+from raysweep.environment.commands import process_environment, run_captured, with_modules
 
 HOSTILE = ["a b", "$HOME", "'", '"', "`id`", "x;y", "*", "", "ü"]
 
@@ -36,3 +37,10 @@ def test_processes_do_not_inherit_the_controllers_environment(monkeypatch: pytes
     found = process_environment()
     assert {n for n in found if n.startswith(("PYTHON", "VIRTUAL", "UV_TORCH"))} <= {"PYTHONUNBUFFERED"}
     assert found["UV_INDEX"] == "x"
+
+
+def test_a_program_that_does_not_end_is_killed_although_its_child_keeps_the_output_open() -> None:
+    with pytest.raises(
+        WorldError, match=r"^`sh -c 'sleep 4 & sleep 600'` did not end within 0 s, so it was killed\. Run the same command again\.$"
+    ):
+        run_captured(["sh", "-c", "sleep 4 & sleep 600"], 0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -397,6 +398,17 @@ def test_what_a_fake_sbatch_refuses_is_passed_on_and_noted(fakes: Fakes, run_dir
     done = call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "sbatch: error: no\n")
     assert read_notes(run_dir).refusals == {COMMENT: RefusalNote(COMMENT, "sbatch: error: no\n")}
+
+
+def test_a_fake_sbatch_that_does_not_end_is_ended_and_noted(fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.answer("squeue")
+    (fakes.folder / "sbatch").write_text("#!/bin/sh\nexec sleep 600\n")
+    (fakes.folder / "sbatch").chmod(0o755)
+    monkeypatch.setattr(slurm_client, "SUBMIT_DEADLINE_S", 0.2)
+    monkeypatch.setenv("RAYSWEEP_STATE_DIR", "/projects/state")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("#!/bin/sh\n"))
+    assert slurm_client.submit(str(fakes.folder / "sbatch"), submit_arguments(run_dir), run_dir) == 1
+    assert read_notes(run_dir).refusals[COMMENT].refused == "sbatch: error: sbatch did not end within 0.2 s\n"
 
 
 def test_a_second_job_of_a_sweep_is_not_submitted_while_a_fake_squeue_shows_the_first(fakes: Fakes, run_dir: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raysweep.stages.stage import keep_log
 from typed import make_stage
 
 
@@ -38,3 +39,17 @@ def test_what_is_installed_counts_where_the_lock_does_not_say_it(tmp_path: Path,
     assert (
         identity(tmp_path, environment_sha256="a", wheels=wheels) != identity(tmp_path, environment_sha256="b", wheels=wheels)
     ) == counts
+
+
+def test_the_log_of_a_session_stays_when_snakemake_deletes_the_log_of_the_rule(tmp_path: Path) -> None:
+    log = tmp_path / "my.sweep.log"
+    with log.open("a") as stream:
+        keep_log(log)
+        stream.write("the first session")
+    log.unlink()
+    log.write_text("the second session")
+    assert [path.read_text() for path in (tmp_path / "my.sweep").iterdir()] == ["the first session"]
+
+
+def test_a_log_that_cannot_be_kept_does_not_end_the_sweep(tmp_path: Path) -> None:
+    keep_log(tmp_path / "no folder" / "s.log")

@@ -3,11 +3,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
-from raysweep.tune.faults import FirstFault, disk_error, full_disk_in
+from raysweep.tune.faults import FirstFault, full_disk_in
 
 
 def test_the_first_fault_is_kept_and_nothing_is_done_after_it() -> None:
@@ -23,14 +22,6 @@ def test_the_first_fault_is_kept_and_nothing_is_done_after_it() -> None:
     faults.note(ValueError("second"))
     assert done == [1]
     assert str(faults.fault) == "first"
-
-
-def test_a_folder_that_takes_a_write_has_no_fault_and_one_that_is_gone_has(tmp_path: Path) -> None:
-    assert disk_error(tmp_path) is None
-    assert list(tmp_path.iterdir()) == []
-    error = disk_error(tmp_path / "gone")
-    assert error is not None
-    assert error.errno == errno.ENOENT
 
 
 def raised_from(cause: BaseException, text: str) -> RuntimeError:

@@ -27,13 +27,16 @@ from typing import IO, NoReturn, TypeVar
 from raysweep.cluster.channel import (
     SILENT_TICKS,
     TICK_S,
+    AgentAlive,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
+    LauncherAlive,
     LauncherMessage,
     NodeFailed,
+    Notice,
     Start,
     WorkerUp,
     read_launcher_message,
@@ -41,7 +44,7 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
 from raysweep.cluster.job import DriverInput, RayCluster, TuneJob
-from raysweep.cluster.private_folder import base_for_ray, private_folder, write_token
+from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_token
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
     CODE_DIR,
@@ -54,7 +57,7 @@ from raysweep.cluster.ray_node import (
     ray_environment,
     start_command,
 )
-from raysweep.common.errors import RaysweepError, WorldError, logger
+from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
 from raysweep.common.typed_json import to_json
 from raysweep.environment.archive import unpack
@@ -100,6 +103,7 @@ class Agent:
         self.rank, self.node, self.local_dir = task.rank, start.nodes[task.rank], task.local_dir
         self.events: queue.Queue[LauncherMessage | ChildEnded] = queue.Queue()
         self.children = Children()
+        self.is_sending = threading.Lock()
 
     @property
     def is_head(self) -> bool:
@@ -119,12 +123,16 @@ class Agent:
             self.wait_for_the_end()
 
     def receive(self) -> None:
-        """Queue the messages of the launcher, and end this process when the input ends. This method runs in a thread.
+        """Queue the messages of the launcher, answer LauncherAlive, and end this process when the input ends. This method runs in a thread.
 
         The end of the input means that the launcher has ended.
         """
         for line in self.input:
-            self.events.put(read_launcher_message(line))
+            message = read_launcher_message(line)
+            self.events.put(message)
+            if isinstance(message, LauncherAlive):
+                with contextlib.suppress(OSError):  # the launcher has closed its end, and will also close the input
+                    self.send(AgentAlive(self.node.name))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def report_end_of(self, process: subprocess.Popen[bytes], name: str) -> None:
@@ -132,7 +140,8 @@ class Agent:
         threading.Thread(target=lambda: self.events.put(ChildEnded(name, process.wait())), daemon=True).start()
 
     def send(self, message: AgentMessage) -> None:
-        send(message, self.output)
+        with self.is_sending:
+            send(message, self.output)
 
     def next_event(self) -> LauncherMessage | ChildEnded:
         """Return the next event.
@@ -162,14 +171,17 @@ class Agent:
     def work(self) -> NoReturn:
         """Run Ray in private folders. On the first node, also run the driver. Raises RaysweepError when Ray does not come up."""
         try:
-            with private_folder(self.local_dir) as folder, private_folder(base_for_ray(self.local_dir)) as ray_folder:
+            base = base_for_ray(self.local_dir)
+            for each in {self.local_dir, base}:
+                check_space(each)
+            with private_folder(self.local_dir) as folder, private_folder(base) as ray_folder:
                 try:
                     self.run_ray(folder, ray_folder / "ray")
                 finally:
                     with uninterrupted():
                         self.children.end()
         except OSError as error:
-            raise WorldError(f"{self.local_dir}: {error.strerror or error}") from None
+            raise WorldError(describe_disk_error(self.local_dir, error)) from None
 
     def run_ray(self, folder: Path, temp_dir: Path) -> NoReturn:
         """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait for KeyboardInterrupt."""
@@ -219,14 +231,11 @@ class Agent:
                     RAY_DEADLINE_S,
                 )
             except WorldError:
+                check_space(temp_dir.parent.parent)  # a Ray whose disk is full reaches its time limits
                 if ray.poll() is None or not has_reached_time_limit(log) or time.monotonic() > began_at_s + RAY_DEADLINE_S:
                     raise
-            logger.warning(
-                "%s: %s was not up within Ray's own time limit, as happens on a busy node. Ray is started again. Ray's last lines: %s",
-                self.node.name,
-                self.ray_name,
-                tail_of(log),
-            )
+            text = f"{self.ray_name} was not up within Ray's own time limit, as happens on a busy node. Ray is started again."
+            self.send(Notice(self.node.name, f"{text} Ray's last lines: {tail_of(log)}"))
             self.children.kill_orphans()
             shutil.rmtree(temp_dir, ignore_errors=True)
             log.unlink()  # the end of the next start is judged by the lines of that start

@@ -22,6 +22,9 @@ TICK_S = 3  # time in seconds between two LauncherAlive messages
 # An agent ends when the agent has received no message for more than this number of ticks. Thus all other nodes are free again within 30 s after the
 # loss of the first node.
 SILENT_TICKS = 6
+# An agent counts as lost when the agent has answered none of this number of LauncherAlive messages. The limit is three minutes, because a busy node or
+# network delays answers, and because Slurm suspends and resumes the nodes of a job one after the other.
+UNANSWERED_TICKS = 60
 
 # ---------------------------------------------------------------------------------------------------------------- to the agents
 
@@ -52,7 +55,7 @@ class HeadAddress:
 
 @dataclass(frozen=True)
 class LauncherAlive:
-    """Tells the agents that the launcher is alive. The launcher sends this message every TICK_S seconds."""
+    """Tells the agents that the launcher is alive. The launcher sends this message every TICK_S seconds, and each agent answers with AgentAlive."""
 
     kind: Literal["alive"] = "alive"
 
@@ -109,7 +112,24 @@ class NodeFailed:
     event: Literal["failed"] = "failed"
 
 
-AgentMessage = EnvironmentReady | HeadUp | WorkerUp | DriverEnded | NodeFailed
+@dataclass(frozen=True)
+class AgentAlive:
+    """Answers LauncherAlive. The thread that sends this answer has no other work, so an agent that unpacks an environment answers too."""
+
+    node: str
+    event: Literal["alive"] = "alive"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Contains a warning for the user. The launcher logs the warning, because only the launcher writes to the terminal and to the log of the rule."""
+
+    node: str
+    text: str
+    event: Literal["notice"] = "notice"
+
+
+AgentMessage = EnvironmentReady | HeadUp | WorkerUp | DriverEnded | NodeFailed | AgentAlive | Notice
 
 # ---------------------------------------------------------------------------------------------------------------- on the wire
 

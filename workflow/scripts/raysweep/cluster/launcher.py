@@ -12,11 +12,13 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raysweep.cluster.channel import (
     TICK_S,
+    UNANSWERED_TICKS,
+    AgentAlive,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
@@ -24,6 +26,7 @@ from raysweep.cluster.channel import (
     HeadUp,
     LauncherAlive,
     NodeFailed,
+    Notice,
     Start,
     WorkerUp,
     read_agent_message,
@@ -91,14 +94,26 @@ class LaunchResult:
     bring_up: BringUp | None
 
 
+class SilentAgent(WorldError):
+    """Reports an agent that does not answer, without which the run cannot go on. For example, the `slurmstepd` of the agent's node has died."""
+
+
 class Agents(NodeTasks[AgentMessage]):
-    """Runs one agent on each node. The lines on stderr that are not lines of Slurm come from the drivers and the agents."""
+    """Runs one agent on each node, and counts the ticks that each agent has not answered.
+
+    The lines on stderr that are not lines of Slurm come from the drivers and the agents.
+    """
 
     error_prefixes = ("srun: error", "slurmstepd")
 
     def __init__(self, allocation: Allocation) -> None:
         super().__init__(allocation, ["agent.py"], END_DEADLINE_S)
         self.node_names = [node.name for node in allocation.nodes]
+        # Ticks are counted instead of seconds, so that the time in which the launcher is suspended does not count.
+        self.num_ticks = 0
+        self.last_answer_tick: dict[
+            str, int
+        ] = {}  # node → number of the tick at the agent's last message; a node without a message is missing
         # This is a separate thread, because the main thread may have to wait for a file system that hangs.
         self.threads.append(threading.Thread(target=self.show_life, daemon=True))
 
@@ -106,9 +121,17 @@ class Agents(NodeTasks[AgentMessage]):
     def show_life(self) -> None:
         while not self.is_over.wait(TICK_S):
             self.send(LauncherAlive())
+            self.num_ticks += 1
 
     def read_message(self, line: str) -> AgentMessage | None:
-        return read_agent_message(line)
+        message = read_agent_message(line)
+        if message is not None:
+            self.last_answer_tick[message.node] = self.num_ticks
+        return message
+
+    def silent_nodes(self) -> list[str]:
+        """Return the nodes whose agents have answered before, and have not answered the last UNANSWERED_TICKS ticks."""
+        return [name for name, tick in self.last_answer_tick.copy().items() if self.num_ticks - tick > UNANSWERED_TICKS]
 
     def message_for_ended_task(self, rank: int) -> AgentMessage:
         return NodeFailed(self.node_names[rank], f"its agent ended: {self.last_errors()}")
@@ -117,7 +140,7 @@ class Agents(NodeTasks[AgentMessage]):
 class Launcher:
     """Follows one run of the agents, and records which stage each node has reached and which nodes are lost."""
 
-    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: NodeTasks[AgentMessage]) -> None:
+    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: Agents) -> None:
         self.allocation, self.num_required_nodes, self.agents = allocation, num_required_nodes, agents
         self.names = [node.name for node in allocation.nodes]
         self.head = self.names[0]
@@ -131,7 +154,9 @@ class Launcher:
     def run(self, start: Start) -> LaunchResult:
         """Send `start` to the agents, and wait until the driver ends.
 
-        Raises WorldError when the cluster does not come up, when the node of Ray's head is lost, or when all agents have ended before the driver.
+        Raises:
+            SilentAgent: an agent without which the run cannot go on does not answer any more.
+            WorldError: the cluster does not come up, the node of Ray's head is lost, or all agents have ended before the driver.
         """
         self.agents.send(start)
         while True:
@@ -147,11 +172,17 @@ class Launcher:
                 return LaunchResult(message.exit_code, self.bring_up)
             if message is not None:
                 self.handle(message)
+            for name in self.agents.silent_nodes():
+                self.lose(name, f"its agent has not answered for {UNANSWERED_TICKS * TICK_S:.0f} s", SilentAgent)
 
-    def handle(self, message: EnvironmentReady | HeadUp | WorkerUp | NodeFailed) -> None:
+    def handle(self, message: EnvironmentReady | HeadUp | WorkerUp | NodeFailed | AgentAlive | Notice) -> None:
         """Record the state of a node that a message reports. Raises WorldError where the node has failed and the run cannot go on without the node."""
         if isinstance(message, NodeFailed):
             self.lose(message.node, message.reason)
+            return
+        if isinstance(message, Notice):
+            logger.warning("%s: %s", message.node, message.text)
+        if isinstance(message, Notice | AgentAlive):
             return
         if isinstance(message, EnvironmentReady):
             self.with_environment.add(message.node)
@@ -171,14 +202,14 @@ class Launcher:
         elif isinstance(message, WorkerUp):
             logger.info("%s has joined after %.1f s: %d of %d nodes.", message.node, self.elapsed_s(), len(nodes_up), len(self.names))
 
-    def lose(self, name: str, reason: str) -> None:
-        """Record that a node is lost. Raises WorldError where too few nodes are left, or where Ray's head runs on the lost node."""
+    def lose(self, name: str, reason: str, error: type[WorldError] = WorldError) -> None:
+        """Record that a node is lost. Raises `error` where too few nodes are left, or where Ray's head runs on the lost node."""
         if name in self.lost:
             return
         self.lost.add(name)
         num_required = self.num_required_nodes if self.bring_up is None else 1
         if name == self.head or len(self.names) - len(self.lost) < num_required:
-            raise WorldError(f"{name}: {reason}" if self.allocation.job_id else reason)
+            raise error(f"{name}: {reason}" if self.allocation.job_id else reason)
         logger.warning("%s is lost: %s. The sweep goes on without it.", name, reason)
 
     def elapsed_s(self) -> float:
@@ -211,6 +242,8 @@ class Launcher:
 def run(request: LaunchRequest, job: Job) -> LaunchResult:
     """Start the Ray cluster, run the driver with `job` on the cluster, and end all started processes.
 
+    Where an agent does not answer any more, all agents are started once more. The job then goes on from its record.
+
     Raises:
         WorldError: too few nodes come up, or Ray's head is lost. The message is one line that names the node.
         RaysweepError: a signal ends this process in a Slurm job.
@@ -230,9 +263,24 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         job=job,
     )
     try:
-        with ended_by_signals(), Agents(allocation) as agents:
-            return Launcher(allocation, request.num_required_nodes, agents).run(start)
+        with ended_by_signals():
+            try:
+                return run_once(request, start)
+            except SilentAgent as error:
+                logger.warning("%s. The agents are started once more, and the job goes on from its record.", error)
+            return run_once(request, replace(start, token=secrets.token_hex(32)))
     except KeyboardInterrupt:
         if allocation.job_id is None:
             raise
         raise RaysweepError(allocation.why_interrupted()) from None
+
+
+def run_once(request: LaunchRequest, start: Start) -> LaunchResult:
+    """Start the agents, run the driver, and end the agents. Raises the errors of `Launcher.run`."""
+    agents = Agents(request.allocation)
+    with agents:
+        try:
+            return Launcher(request.allocation, request.num_required_nodes, agents).run(start)
+        except SilentAgent:
+            agents.give_up()
+            raise

@@ -44,7 +44,8 @@ class NodeTasks(Generic[M]):
         self.end_deadline_s = end_deadline_s
         self.messages: queue.Queue[M | None] = queue.Queue()  # None is the last item, after the end of the output
         self.error_lines: list[str] = []
-        self.is_writing, self.is_over = threading.Lock(), threading.Event()
+        self.outbox: queue.Queue[object] = queue.Queue()  # None is the last item, after which the input of the tasks ends
+        self.is_over = threading.Event()
         command, pipe = allocation.command([sys.executable, str(SCRIPTS_DIR / argv[0]), *argv[1:]]), subprocess.PIPE
         try:
             # `errors` is set because the prolog of a site may print text in another encoding.
@@ -53,7 +54,9 @@ class NodeTasks(Generic[M]):
             )
         except OSError as error:
             raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
-        self.threads = [threading.Thread(target=target, daemon=True) for target in (self.read_messages, self.read_errors)]
+        self.threads = [
+            threading.Thread(target=target, daemon=True) for target in (self.read_messages, self.read_errors, self.write_messages)
+        ]
 
     def read_message(self, line: str) -> M | None:
         """Return the message that a line from a task contains, or None for any other line."""
@@ -80,20 +83,28 @@ class NodeTasks(Generic[M]):
         for thread in self.threads:
             thread.join(GRACE_S)  # a process that the tasks left behind may keep the output open
 
+    def give_up(self) -> None:
+        """End the input of the tasks, so that the tasks that can be reached end Ray. Then end the process with SIGKILL, after 2 * GRACE_S seconds."""
+        self.is_over.set()
+        self.close_input()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2 * GRACE_S)
+        self.process.kill()
+
     def close_input(self) -> None:
-        assert self.process.stdin
-        # A thread that writes to a process that reads no more has the lock for ever.
-        if self.is_writing.acquire(timeout=self.end_deadline_s):
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
-            self.is_writing.release()
+        self.outbox.put(None)
 
     def send(self, message: object) -> None:
-        """Send a message to all tasks."""
+        """Send a message to all tasks. Returns at once, also where the process does not read its input."""
+        self.outbox.put(message)
+
+    # This method runs in a thread, because the process may read no more.
+    def write_messages(self) -> None:
         assert self.process.stdin
         # An error here means that the process has ended. `read_messages` notices that end too, so the error needs no treatment here.
-        with self.is_writing, contextlib.suppress(BrokenPipeError, ValueError):
-            send(message, self.process.stdin)
+        with contextlib.suppress(BrokenPipeError), self.process.stdin:
+            while (message := self.outbox.get()) is not None:
+                send(message, self.process.stdin)
 
     # This method runs in a thread.
     def read_messages(self) -> None:

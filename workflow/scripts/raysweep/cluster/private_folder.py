@@ -6,6 +6,7 @@ The controller's Python runs this module.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from raysweep.cluster.children import uninterrupted
 from raysweep.common.errors import WorldError
+from raysweep.common.files import disk_error
 
 # Greatest length in bytes of the path of Ray's folder. Linux allows at most 107 bytes for the path of a socket, and Ray creates sockets below Ray's folder,
 # so that 43 bytes are left for the path of the folder.
@@ -88,6 +90,23 @@ def base_for_ray(local_dir: Path) -> Path:
         if has_short_path(base) and os.access(base, os.W_OK):
             return base
     raise WorldError(f"no folder for temporary files with a path of at most {LONGEST_TEMP_DIR - 16} bytes: set TMPDIR to one")
+
+
+def check_space(base: Path) -> None:
+    """Raise WorldError where a file in the folder `base` cannot be written, with the size and the free space of a disk that is full."""
+    if (error := disk_error(base)) is not None:
+        raise WorldError(describe_disk_error(base, error))
+
+
+def describe_disk_error(base: Path, error: OSError) -> str:
+    """Return one line on an error of the disk on which the private folders in `base` lie. Where the disk is full, the line says how full, and what to do."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{base}: {error.strerror or error}"
+    usage = shutil.disk_usage(base)
+    return (
+        f"{socket.gethostname()}: no room at {base} for temporary files, which Ray needs: {usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB are free."
+        " Next: remove files there, ask for nodes with a larger disk of their own, or set TMPDIR to a folder on another disk"
+    )
 
 
 def write_token(path: Path, token: str) -> None:

@@ -58,6 +58,7 @@ def set_up_logging(path_to_log: Path | None, terminal: TextIO | None = None, *, 
     """
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
+    logging.raiseExceptions = False  # otherwise each line that a full disk refuses would print a traceback
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     plain = logging.StreamHandler(terminal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -12,6 +13,34 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from raysweep.common.errors import is_full_disk
+
+PROBE_BYTES = 2**20  # size of a test file in bytes. A disk that can still store 1 MiB is not full
+
+
+@contextmanager
+def disk_errors_name(path: Path) -> Iterator[None]:
+    """Let each OSError of the block name `path` where the error names no file, so that the user learns which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or (errno.ENOSPC if is_full_disk(str(error)) else None)  # shutil.Error has only a text
+        if error.filename is None and number is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def disk_error(folder: Path) -> OSError | None:
+    """Return the error that a test write to the folder raises, for example when the disk or the user's quota is full. Return None if the write succeeds."""
+    try:
+        with disk_errors_name(folder), tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(PROBE_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -24,7 +53,7 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         text = "b" not in mode
-        with os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as stream:
+        with disk_errors_name(path), os.fdopen(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -78,7 +107,8 @@ def replace_directory(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        shutil.copytree(source, aside / target.name)
+        with disk_errors_name(target):
+            shutil.copytree(source, aside / target.name)
         flush_path(aside / target.name)
         if target.exists():
             shutil.rmtree(target)

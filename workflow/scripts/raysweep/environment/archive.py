@@ -45,6 +45,7 @@ def pack(env_dir: Path) -> None:
     if environment.wheels == "none" or _is_current(env_dir):
         return
     started = time.monotonic()
+    logger.info("Packing the environment for the nodes")
     _compile_modules(environment)
     archive = env_dir / ARCHIVE
     with made_aside(archive) as aside:

@@ -78,6 +78,7 @@ def check_import(env_dir: Path, names: Sequence[str], requirements: Path) -> Non
     for name in names:
         if ":" in name:
             find_target(name, Path.cwd())
+    logger.info("Importing what the sweep trains in the environment of the trials")
     check_imports(Environment.load(env_dir), names, f"mend the file, or add what it needs {_where_to_add(requirements)}")
 
 
@@ -121,12 +122,14 @@ def _check_ray(environment: Environment, spec: EnvironmentSpec) -> None:
 def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Environment:
     """Build the virtualenv under a temporary name, check the virtualenv, and rename it to its final name."""
     started = time.monotonic()
+    logger.info("Building the environment from %s", spec.requirements)
     with made_aside(env_dir / "venv") as aside:
         make_venv(aside, base.path, spec.modules)
         python = aside / "bin" / "python"
         install(python, env_dir, spec, base.path)
         built = describe_environment(spec, python, base)
         _check_ray(built, spec)
+        logger.info("Importing the packages of the environment")
         next_step = "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend"
         check_imports(built, modules_to_try(spec.requirements), next_step)
         # This record lies inside the virtualenv and is renamed with the virtualenv, so the record always describes this virtualenv. The record contains

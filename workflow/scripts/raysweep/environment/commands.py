@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from raysweep.common.errors import WorldError
 from raysweep.usercode.target import SCRIPTS_DIR
 
 # Processes of the trials' environment do not inherit these variables of the controller. Most of these variables would make such a process use the
 # controller's environment. PYTHONDONTWRITEBYTECODE would make every worker compile torch and Ray again.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__", "UV_TORCH_BACKEND")
+
+# Time limits in seconds. Programs on a slow shared disk take minutes, and the download of an environment over a slow network takes hours.
+PROGRAM_DEADLINE_S = 1800
+INSTALL_DEADLINE_S = 4 * 3600
 
 # This script runs with `bash -l`, because only login shells define the shell function `module`. The script receives the names of the modules and the
 # command as arguments, so nothing has to be quoted.
@@ -53,12 +60,17 @@ def seen_in_container(env: dict[str, str], folders: Iterable[Path | str | None])
     return env | {"APPTAINER_BIND": ",".join(dict.fromkeys([*named, *(str(folder) for folder in folders if folder)]))}
 
 
-def run_captured(argv: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def run_captured(argv: Sequence[str], deadline_s: float = PROGRAM_DEADLINE_S, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a program of the trials' environment until it ends, and return its exit code and its output.
 
-    `variables` are added to the environment variables of the program.
+    `variables` are added to the environment variables of the program. Raises WorldError where the program does not end within `deadline_s` seconds.
     """
-    return subprocess.run(argv, capture_output=True, text=True, errors="replace", env=process_environment() | variables, check=False)
+    env = process_environment() | variables
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, errors="replace", env=env, check=False, timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        command = textwrap.shorten(shlex.join(argv), 200, placeholder=" …")
+        raise WorldError(f"`{command}` did not end within {deadline_s:.0f} s, so it was killed. Run the same command again.") from None
 
 
 def last_line(text: str) -> str:

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from raysweep.common.errors import ConfigError, WorldError, is_full_disk
 from raysweep.common.gpus import visible_gpus
-from raysweep.environment.commands import last_line, run_captured, with_modules
+from raysweep.environment.commands import INSTALL_DEADLINE_S, last_line, run_captured, with_modules
 from raysweep.environment.requirements import EnvironmentSpec, lists, lock_of
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def _install_by_download(python: Path, env_dir: Path, spec: EnvironmentSpec) -> 
     _check_space(env_dir, size_gb, to_cache_gb)
     if uncached:
         logger.info("Packages to download to uv's cache: %d (up to %.1f GB on disk)", len(uncached), to_cache_gb)
+    logger.info("Installing the packages with uv")
     _check(_install(spec, *arguments), "The environment cannot be installed")
 
 
@@ -137,7 +138,8 @@ def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_
         "--quiet",
         "--no-index",
     ]
-    resolved = run_captured(with_modules(spec.modules, [*argv, "--report", str(report), "--requirement", str(spec.requirements)]))
+    argv += ["--report", str(report), "--requirement", str(spec.requirements)]
+    resolved = run_captured(with_modules(spec.modules, argv), INSTALL_DEADLINE_S)
     logger.debug("pip printed: %s", resolved.stderr)
     if resolved.returncode != 0:
         if "no such option" in resolved.stderr or "No module named pip" in resolved.stderr:
@@ -201,7 +203,7 @@ def _run_uv(arguments: Sequence[str], modules: Sequence[str] = (), **variables: 
     argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *arguments]
     logger.debug("uv %s", " ".join(argv[1:]))
     # Without UV_PYTHON_DOWNLOADS="never" uv would download a missing Python.
-    run = run_captured(with_modules(modules, argv), UV_PYTHON_DOWNLOADS="never", **variables)
+    run = run_captured(with_modules(modules, argv), INSTALL_DEADLINE_S, UV_PYTHON_DOWNLOADS="never", **variables)
     logger.debug("%s", "\n".join(line for line in (run.stderr or run.stdout).splitlines() if not line.startswith(("DEBUG ", "TRACE "))))
     return run
 

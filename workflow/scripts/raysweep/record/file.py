@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.common.errors import RaysweepError
-from raysweep.common.files import written_aside
+from raysweep.common.files import disk_errors_name, written_aside
 from raysweep.record.events import DURABLE
 from raysweep.record.trials import Sweep
 
@@ -118,10 +118,11 @@ class Record:
         """Append an event to the file, and apply the event to `sweep`. Raises OSError when the disk is full."""
         entry = {"event": event, **values, "at": now()}
         line, self._crc = encode(entry, self._crc)
-        self._file.write(line.encode())
-        self._file.flush()
-        if event in DURABLE:
-            os.fsync(self._file.fileno())
+        with disk_errors_name(self.path):
+            self._file.write(line.encode())
+            self._file.flush()
+            if event in DURABLE:
+                os.fsync(self._file.fileno())
         # The event is converted to JSON and back, so that `sweep` has equal values now and after a later reading of the record.
         self.sweep.apply(json.loads(json.dumps(entry)))
 

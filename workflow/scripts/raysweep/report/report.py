@@ -256,6 +256,7 @@ def render(inputs: Inputs, figures: Figures, root: Path) -> str:
 
 def write_report(inputs: Inputs, path_to_output: Path, figures_dir: Path, root: Path) -> None:
     """Write the page and the files of the figures. The file of the page appears only when the page is complete."""
+    logger.info("%s: drawing the figures of the report", inputs.name)
     figures = figures_of(inputs)
     page = render(inputs, figures, root)
     with written_aside(path_to_output) as stream:

@@ -35,7 +35,7 @@ class Setting(Enum):
 # Maps patterns of Slurm's messages to the setting that the user should change. The first pattern that matches counts.
 # The messages are the errors of sbatch (slurm_errno.c) and the reasons why jobs wait (slurm.h).
 SETTING_FOR_REASON = (
-    (r"Unable to contact|connect failure|timed out|squeue does not answer", Setting.SLURM_IS_AWAY),
+    (r"Unable to contact|connect failure|timed out|squeue does not answer|did not end within", Setting.SLURM_IS_AWAY),
     (r"No such file or directory: '(sinfo|sbatch|sacctmgr|sshare)'", Setting.MACHINE),
     (r"violates accounting|AccountingPolicy|^(Assoc|QOS)(Max|Min)", Setting.LIMITS),
     (r"(?i)\baccount\b|InvalidAccount|AccountNotAllowed", Setting.ACCOUNT),

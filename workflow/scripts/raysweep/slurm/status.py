@@ -42,6 +42,7 @@ DEADLINE_S = 50  # time limit in seconds for all queries to Slurm together; the 
 # not be visible here yet.
 FORGOTTEN_S = 90
 INTERVAL_S = 30  # value of INTERVAL where the user sets no whole number of seconds
+SUBMIT_DEADLINE_S = 300  # time limit in seconds for the real sbatch, which waits and tries again where slurmctld does not answer
 ENDED_S = 60  # time in seconds after a job's own end in which each status query asks squeue for the state of a failed job
 COMPLETING_S = 120  # longest time in seconds for which a submission waits for the end of an earlier job that Slurm is completing
 # Maps the final state of a job in Slurm to the state that the plugin receives. NODE_FAIL becomes FAILED, because after NODE_FAIL the plugin would exclude
@@ -359,7 +360,10 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
     command[command.index("--comment") + 1] = comment
     script = sys.stdin.read() + ending(run_dir, output)
     env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    run = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env)
+    try:
+        run = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
+    except subprocess.TimeoutExpired:  # `refusal_of_second` notices at the next submission where Slurm has the job nevertheless
+        run = subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
     sys.stderr.write(run.stderr)
     if run.returncode == 0:
         job = run.stdout.strip().split(";")[0]

@@ -6,9 +6,11 @@ The rules run_sweep, confirm and plan create a Stage first.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from raysweep import __version__
@@ -16,7 +18,7 @@ from raysweep.cluster import launcher
 from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob
 from raysweep.cluster.launcher import LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
-from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, set_up_logging
+from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import sha256_of_file
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import Config, SweepConfig, read_config
@@ -161,6 +163,9 @@ class Stage:
             pass
         if self.call.in_slurm:
             pack(self.call.env_dir)  # does nothing where the archive exists; a run without Slurm builds the environment without an archive
+        keep_log(self.call.path_to_log)
+        doing = "unpacking the environment on each node of the job, and starting Ray" if self.call.in_slurm else "starting Ray"
+        logger.info("%s: %s.", self.name, doing)
         cache_dir = self.config.env.cache_dir
         request = LaunchRequest(
             allocation,
@@ -189,6 +194,19 @@ class Stage:
             sys.exit(code)  # the driver has logged the reason, see run_entry_point
         if code:
             raise RaysweepError(f"{self.name}: the driver ended with exit code {code}: see {path_to_log}")
+
+
+def keep_log(path_to_log: Path) -> None:
+    """Give the log of the rule a second name, which contains the time, in a folder beside the log.
+
+    Snakemake deletes the log when the rule starts again, as after a restart of the job by Slurm. The file then keeps the second name.
+    """
+    folder = path_to_log.with_suffix("")
+    try:
+        folder.mkdir(exist_ok=True)
+        os.link(path_to_log, folder / f"{datetime.now():%Y-%m-%dT%H-%M-%S}.log")
+    except OSError as error:  # some file systems have no hard links, and the sweep does not depend on the log
+        logger.debug("The log of this session has no second name in %s: %s", folder, error)
 
 
 def stage_from_command_line(description: str | None) -> tuple[Stage, Path]:

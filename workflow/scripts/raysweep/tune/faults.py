@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from raysweep.common.errors import is_full_disk
-
-PROBE_BYTES = 2**20  # size of the test file in bytes. A disk that can still store 1 MiB is not full
 
 
 class FirstFault:
@@ -35,18 +30,6 @@ class FirstFault:
                 action()
             except Exception as error:
                 self.fault = error
-
-
-def disk_error(folder: Path) -> OSError | None:
-    """Return the error that a test write to the folder raises, for example when the disk or the user's quota is full. Return None if the write succeeds."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(bytes(PROBE_BYTES))
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        return error
-    return None
 
 
 def full_disk_in(error: BaseException) -> OSError | None:

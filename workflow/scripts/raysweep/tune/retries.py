@@ -9,8 +9,9 @@ import ray
 from ray.tune.experiment import Trial as TuneTrial
 
 from raysweep.common.errors import is_full_disk, logger
+from raysweep.common.files import disk_error
 from raysweep.record.file import Record
-from raysweep.tune.faults import FirstFault, disk_error
+from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare, gpus_of
 from raysweep.tune.hung_trials import RunningTrials
 

@@ -15,13 +15,14 @@ from ray.tune.schedulers import TrialScheduler
 from raysweep.cluster.job import ConfirmJob, SearchJob
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import WorldError, describe_os_error, logger
+from raysweep.common.files import disk_error
 from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
 from raysweep.record.results import Goal
 from raysweep.tune import trial
-from raysweep.tune.faults import FirstFault, disk_error, full_disk_in
+from raysweep.tune.faults import FirstFault, full_disk_in
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
 from raysweep.tune.node_watch import NodeWatch
@@ -153,6 +154,7 @@ def fit(session: Session, parts: CallbackParts, scheduler: TrialScheduler) -> No
     faults = parts.faults
     try:
         tuner = make_tuner(session, parts, scheduler)
+        logger.info("%s: starting the trials.", session.job.name)
         with unnamed_callbacks(), trials_in_slots(session.fusion.slots) if session.fusion else contextlib.nullcontext():
             tuner.fit()
     except Exception as error:

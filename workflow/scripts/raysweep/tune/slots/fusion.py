@@ -107,6 +107,7 @@ def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any
     reason = reason_by_config(sweep, space, record.sweep)
     is_needless = reason is None and layout.reason_needless is not None
     if reason is None and not is_needless:
+        logger.info("%s: measuring whether trials that are trained together are faster. This may take minutes.", job.name)
         engines = start_engines(job, space, layout)
         if not isinstance(engines, NotFused):
             return _announce(job.name, record, *engines)
