@@ -27,6 +27,12 @@ TRAINABLES = '''
 import os, tempfile, time
 from ray import tune
 
+# Each trial has its own working directory, so files that trials share, or that the test reads, are named with this folder.
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+def shared(name):
+    return os.path.join(HERE, name)
+
 def faulty(config):
     kind = config["kind"]
     if kind == "raises":
@@ -58,7 +64,7 @@ def climb(config, befalls=lambda epoch: None):
 def rests(config):
     """As `climb`, but after `free_epochs` it waits for the file `go`."""
     def befalls(epoch):
-        while epoch > config.get("free_epochs", 2) and not os.path.exists("go"):
+        while epoch > config.get("free_epochs", 2) and not os.path.exists(shared("go")):
             time.sleep(0.1)
     climb(config, befalls)
 
@@ -70,16 +76,17 @@ def company(least):
         except FileExistsError:
             return False
         return True
-    os.makedirs("here", exist_ok=True)
-    mine = tempfile.mkstemp(dir="here")[1]
-    waits, seen, end = not is_made("first"), 0, time.monotonic() + 120
-    while waits and not os.path.exists("met") and time.monotonic() < end:
-        seen = max(seen, len(os.listdir("here")))
+    present, first, met = shared("here"), shared("first"), shared("met")
+    os.makedirs(present, exist_ok=True)
+    mine = tempfile.mkstemp(dir=present)[1]
+    waits, seen, end = not is_made(first), 0, time.monotonic() + 120
+    while waits and not os.path.exists(met) and time.monotonic() < end:
+        seen = max(seen, len(os.listdir(present)))
         if seen >= least:
-            is_made("met")
+            is_made(met)
         time.sleep(0.1)
     time.sleep(1)  # for one too many
-    seen = max(seen, len(os.listdir("here")))
+    seen = max(seen, len(os.listdir(present)))
     os.remove(mine)
     return seen
 
@@ -97,13 +104,13 @@ def stumbles(config):
         elif config["kind"] == "full gpu":
             raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
     def befalls(epoch):
-        if epoch == 2 and not os.path.exists(config["kind"]):
-            open(config["kind"], "x").close()
+        if epoch == 2 and not os.path.exists(shared(config["kind"])):
+            open(shared(config["kind"]), "x").close()
             happens()
     climb({"x": 1, **config}, befalls)
 
 def told(config):
-    with open("told.txt", "a") as stream:  # relative: the folder in which the user started
+    with open(shared("told.txt"), "a") as stream:
         print(os.environ["RAYSWEEP_SEED"], os.environ["RAYSWEEP_MAX_EPOCHS"], os.environ.get("RAYSWEEP_DATA_DIR"), sorted(config), file=stream)
     tune.report({"score": 1})
 
@@ -117,7 +124,7 @@ def nested(config):
     tune.report({"val": {"score": config["x"]}})
 
 def failing(config):
-    if not os.path.exists("ideas"):
+    if not os.path.exists("ideas"):  # a relative path, because a trial sees the user's files in its working directory
         raise RuntimeError("out of ideas")
     tune.report({"score": 1})
 '''
@@ -221,7 +228,8 @@ def user_environment() -> dict[str, str]:
 def processes_of(folder: Path) -> dict[int, str]:
     """Return the living processes of runs in `folder`: process id → command line.
 
-    These are the processes that have the folder, or a folder below it, in their command line or as their working directory.
+    These are the processes that have the folder, or a folder below it, in their command line or as their working directory, and the processes whose
+    working directory is that of a trial.
     """
     found = {}
     for process in Path("/proc").iterdir():
@@ -231,9 +239,21 @@ def processes_of(folder: Path) -> dict[int, str]:
                 working_dir = str((process / "cwd").resolve())
             except OSError:
                 continue  # the process has ended, or belongs to another user
-            if int(process.name) != os.getpid() and (str(folder) in line or working_dir.startswith(str(folder))):
+            is_of_run = str(folder) in line or working_dir.startswith(str(folder)) or _is_of_trial(working_dir, folder)
+            if int(process.name) != os.getpid() and is_of_run:
                 found[int(process.name)] = line
     return found
+
+
+def _is_of_trial(working_dir: str, folder: Path) -> bool:
+    """Return whether a working directory is that of a trial of a run in `folder`, or of a trial whose run has ended, which must have no process."""
+    private_folder, is_of_trial, _ = working_dir.partition("/trials/")
+    if not is_of_trial or not Path(private_folder).name.startswith("rs-"):
+        return False
+    try:
+        return str(folder) in (Path(private_folder) / "job.json").read_text()
+    except FileNotFoundError:
+        return not Path(private_folder).exists()
 
 
 def ours(folder: Path) -> list[str]:

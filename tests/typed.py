@@ -37,6 +37,7 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
         "code": Code(Target(root / "net.py", "Net", None), {}),
         "root": root,
         "record": root / "record.jsonl",
+        "workflow_dirs": (),
         "data_dir": None,
         "max_epochs": sweep.max_epochs,
         "total": 20,

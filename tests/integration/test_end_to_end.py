@@ -40,11 +40,13 @@ MEETS = """
 import os, time
 from ray import tune
 
+HERE = os.path.dirname(os.path.abspath(__file__))  # each trial has its own working directory
+
 def meets(config):
     "Waits for a trial of the other sweep."
-    open(config["mine"], "w").close()
+    open(os.path.join(HERE, config["mine"]), "w").close()
     end = time.monotonic() + 120
-    while not os.path.exists(config["other"]):
+    while not os.path.exists(os.path.join(HERE, config["other"])):
         assert time.monotonic() < end, "the other sweep does not run"
         time.sleep(0.1)
     tune.report({"score": 1})

@@ -12,7 +12,7 @@ def uneven(config):
     value = config["x"]
     if value == 0.5:
         try:
-            open("first", "x").close()
+            open(shared("first"), "x").close()
             value = 0.9
         except FileExistsError:
             value = 0.1

@@ -99,7 +99,7 @@ def test_the_environment_may_lie_in_a_folder_with_spaces(project: Project) -> No
     assert [row["status"] for row in project.trials("s")] == ["TERMINATED"]
 
 
-def test_a_users_function_runs_unchanged_where_he_started_and_is_told_seed_and_epochs(project: Project) -> None:
+def test_a_users_function_runs_unchanged_and_is_told_seed_and_epochs(project: Project) -> None:
     project.configure(sweeps={"s": sweep_of("told", max_epochs=7, search_space={"a": {"b": {"randint": [0, 9]}}, "c": "text"})})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -183,29 +183,48 @@ def meets(config):
 
 @pytest.mark.parametrize("reuse_processes", [False, True])
 def test_a_trial_of_a_function_has_a_process_of_its_own_unless_the_config_says_otherwise(project: Project, reuse_processes: bool) -> None:
-    """What the user's files keep at their top level is each trial's own in both cases."""
+    """What the user's files keep at their top level, and the working directory, is each trial's own in both cases."""
     project.write("helper.py", "import os\nSEED = int(os.environ['RAYSWEEP_SEED'])\nseen = []\n")
     project.write(
         "user.py",
         """
 import os
 import sys
+import time
 import helper
 from helper import SEED
 from ray import tune
 
+def files():
+    "Return whether this trial sees the user's files, and no file of another trial or of the workflow. Then leave a file."
+    names = set(os.listdir())
+    open("checkpoint.pt", "x").close()
+    return {"helper.py", "user.py"} <= names and not names & {"checkpoint.pt", "state", ".hidden"}
+
+def others_are_gone():
+    "Wait until the working directories of the trials that have ended are removed. At most two trials run at the same time."
+    end = time.monotonic() + 120
+    while len(os.listdir("..")) > 2:
+        assert time.monotonic() < end, os.listdir("..")
+        time.sleep(0.1)
+
 def keeps(config):
+    has_own_files = files()
+    if config["x"] == 5:
+        others_are_gone()
+    os.chdir("/")
     helper.seen.append(SEED)
     is_own = SEED == int(os.environ["RAYSWEEP_SEED"])
     is_touched = os.environ.get("LEFT") == "behind"
     os.environ["LEFT"] = "behind"
     if not config["is_reused"]:
         sys.stdout.close()
-    tune.report({"score": 1, "seen": len(helper.seen), "is_own": int(is_own), "worker": os.getpid(), "is_touched": int(is_touched)})
+    tune.report({"score": 1, "seen": len(helper.seen), "is_own": int(is_own and has_own_files), "worker": os.getpid(), "is_touched": int(is_touched)})
 """,
     )
-    space = {"is_reused": reuse_processes, "x": {"uniform": [0, 1]}}
-    project.configure(sweeps={"s": sweep_of("keeps", {"reuse_processes": reuse_processes}, num_samples=6, search_space=space)})
+    project.write(".hidden", "")
+    space = {"is_reused": reuse_processes, "x": {"grid": list(range(6))}}
+    project.configure(sweeps={"s": sweep_of("keeps", {"reuse_processes": reuse_processes}, search_space=space)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert {row["status"] for row in project.trials("s")} == {"TERMINATED"}
@@ -256,14 +275,14 @@ def shares(config):
     found = [ray.get(remote.remote(Net(1, 1))) == (True, 1, __file__), (loaded.item(), *path) == (1, __file__), saved == "Net"]
     if not all(found):
         raise RuntimeError(f"{found}")
-    open("files.txt", "w").write(f"{__name__} {__file__}")
+    open(__file__ + ".txt", "w").write(f"{__name__} {__file__}")
     tune.report({"score": 1})
 """,
     )
     project.configure(sweeps={"s": sweep_of("shares", num_samples=1, max_failures=0)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert (project.folder / "files.txt").read_text() == f"user {project.folder / 'user.py'}"
+    assert (project.folder / "user.py.txt").read_text() == f"user {project.folder / 'user.py'}"
 
 
 def test_a_file_that_is_edited_while_the_sweep_runs_changes_it_not_and_is_not_confirmed(project: Project) -> None:
@@ -296,7 +315,7 @@ def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_m
     fake = project.folder / "bin" / "nvidia-smi"
     fake.parent.mkdir()
     project.write("user.py", TRAINABLES + "\ndef meets(config):\n    tune.report({'score': 1, 'seen': company(4)})\n")
-    fake.write_text("#!/bin/sh\necho \"$@\" >> asked\necho '2200, 10000'\n")
+    fake.write_text(f"#!/bin/sh\necho \"$@\" >> '{project.folder}/asked'\necho '2200, 10000'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

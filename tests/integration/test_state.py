@@ -21,13 +21,15 @@ COUNTS = """
 import os, tempfile
 from ray import tune
 
+HERE = os.path.dirname(os.path.abspath(__file__))  # each trial has its own working directory
+
 def counts(config):
     "Leaves how many files and folders the state of its sweep has."
     with tempfile.TemporaryDirectory() as folder:
         open(os.path.join(folder, "weights"), "w").close()
         tune.report({"score": config["x"]}, checkpoint=tune.Checkpoint.from_directory(folder))
-    with open("counted", "a") as stream:
-        print(sum(len(folders) + len(files) for _, folders, files in os.walk("state/s")), file=stream)
+    with open(os.path.join(HERE, "counted"), "a") as stream:
+        print(sum(len(folders) + len(files) for _, folders, files in os.walk(os.path.join(HERE, "state/s"))), file=stream)
     tune.report({"score": config["x"]})
 """
 

@@ -41,34 +41,34 @@ def seen(config):
         "module": os.environ.get("MODULE_LOADED"),
     }
     time.sleep(config.get("pause_s", 0))
-    with open(f"seen-{config['x']:.6f}.json", "w") as stream:
+    with open(shared(f"seen-{config['x']:.6f}.json"), "w") as stream:
         json.dump(facts, stream)
     tune.report({"score": config["x"]})
 
 def crowds(config):
     "Ends when ten trials run at a time."
-    with open("crowd", "a") as stream:
+    with open(shared("crowd"), "a") as stream:
         print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=stream)
-    while len(open("crowd").readlines()) < 10:
+    while len(open(shared("crowd")).readlines()) < 10:
         time.sleep(0.1)
     seen(config)
 
 def waits(config):
     "Runs until the file `go` is there."
-    with open("begun", "a") as stream:
+    with open(shared("begun"), "a") as stream:
         print(os.getpid(), file=stream)
-    while not os.path.exists("go"):
+    while not os.path.exists(shared("go")):
         time.sleep(0.1)
     seen(config)
 
 def dawdles(config):
     "As `climb`, a second an epoch, until the file `go` is there."
-    climb(config, lambda epoch: os.path.exists("go") or time.sleep(1))
+    climb(config, lambda epoch: os.path.exists(shared("go")) or time.sleep(1))
 
 def waits_but_first(config):
     "The trial that begins first does not wait."
     try:
-        open("first", "x").close()
+        open(shared("first"), "x").close()
     except FileExistsError:
         waits(config)
     tune.report({"score": config["x"]})

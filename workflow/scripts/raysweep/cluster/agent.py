@@ -49,6 +49,7 @@ from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
     CODE_DIR,
     GCS_LIMIT_ENV,
+    TRIALS_DIR,
     check_gpus,
     free_port,
     has_reached_time_limit,
@@ -253,8 +254,9 @@ class Agent:
         return unpack(self.start.env_dir, folder, self.start.cache_dir)
 
     def environment_variables(self, environment: Environment, folder: Path, temp_dir: Path) -> dict[str, str]:
-        """Make the folder for temporary files, the token file and the folder of the user's code, and return the environment variables of Ray and the driver."""
+        """Make the folders and files in the private folder that Ray and the driver need, and return the environment variables of Ray and the driver."""
         (folder / "tmp").mkdir()
+        (folder / TRIALS_DIR).mkdir()
         write_token(folder / "token", self.start.token)
         if isinstance(self.start.job, TuneJob):
             write_for_processes(self.start.job.code, folder / CODE_DIR)

@@ -18,6 +18,7 @@ from raysweep.common.gpus import usable_gpus, visible_gpus
 from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
+from raysweep.usercode.working_dir import TRIALS_DIR_ENV
 
 # With this address, Ray's servers listen only on the loopback interface. By default, Ray replaces this address by an address that other machines can
 # reach. The variable in ONE_NODE prevents the replacement, because Ray then believes that this operating system supports only clusters of one node.
@@ -46,6 +47,7 @@ GCS_START_S = 60
 OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
 LEAST_OBJECT_STORE_MB = 100
 CODE_DIR = "code"  # name of the folder with the user's code, in the private folder of an agent
+TRIALS_DIR = "trials"  # name of the folder with the trials' working directories, in the private folder of an agent
 # Prefixes of environment variables that Ray does not inherit from the user.
 SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -61,6 +63,7 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
     return kept | {
         "PYTHONPATH": f"{SCRIPTS_DIR}{os.pathsep}{folder / CODE_DIR}",
         "RAYSWEEP_NODE_CODE": str(folder / CODE_DIR),
+        TRIALS_DIR_ENV: str(folder / TRIALS_DIR),
         "PYTHONUNBUFFERED": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
@@ -73,7 +76,7 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "RAY_timeout_ms_task_wait_for_death_info": "30000",  # otherwise Ray reports a crash on a busy node as the loss of the node
         "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts one process for each CPU, and no trial uses these processes
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the working directory of a trial would lie in the state folder, without links to the user's files
         # Where ray[default] is installed, Ray starts two servers for metrics, which do not ask for a token. The first variable turns one server off. The
         # other server has the same port for all heads of a machine. Port 0 does not turn this server off, because a server with port 0 listens on any
         # free port. Therefore this server gets a port that does not exist.

@@ -128,6 +128,7 @@ class Stage:
         return ConfirmJob(**vars(base), tasks=tuple(tasks), model_dir=self.results_dir / "model")
 
     def _base_job(self, record: Path, header: SessionHeader, allocation: Allocation, schedule: Sequence[ScheduleStep] = ()) -> TuneJob:
+        config = self.config
         return TuneJob(
             name=self.name,
             sweep=self.sweep,
@@ -135,6 +136,7 @@ class Stage:
             code=self.code,
             root=self.call.root,
             record=record,
+            workflow_dirs=tuple(self.call.root / folder for folder in (config.results_dir, config.state_dir, config.resources_dir)),
             data_dir=self.data_dir,
             max_epochs=header.max_epochs,
             total=header.num_trials,

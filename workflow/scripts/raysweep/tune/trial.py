@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.trainable import wrap_function
 from ray.tune.utils import flatten_dict
 
 from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
@@ -25,6 +26,7 @@ from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
 from raysweep.tune.private import ends_thread, wrap_report
 from raysweep.tune.reports import without_tune_names
+from raysweep.usercode.working_dir import WorkingDirs
 
 if TYPE_CHECKING:
     from raysweep.training.trainer import Trainer
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 RESERVED_KEY = "_raysweep"
 # Key in a report. The value contains the used memory and the total memory of the trial's GPU in MB, or is None if the memory is unknown.
 GPU_MEMORY_MB = "_raysweep_gpu_memory_mb"
+
+_WORKING_DIRS = WorkingDirs()
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,61 @@ class TrialFacts:
     measures_gpu: bool  # whether the first report contains the memory that the trial uses on its GPU
 
 
+def trainable(job: SearchJob | ConfirmJob) -> Any:
+    """Return the class of which Tune makes an object for each trial of `job`."""
+    base: Any = wrap_function(tune.with_parameters(run, job=job))
+
+    class TrialOfJob(base):
+        def cleanup(self) -> None:
+            """Remove the trial's working directory when Tune stops the trial. Afterwards Ray kills this process within a tenth of a second."""
+            try:
+                super().cleanup()
+            finally:
+                remove_ended_dirs()
+
+    return TrialOfJob
+
+
+def remove_ended_dirs() -> None:
+    """Remove the working directories of this process's trials that have ended or that Tune has stopped.
+
+    The class of `trainable` travels to this process with all objects that the class names, and needs this function, which is imported here, to find the
+    directories of this process.
+    """
+    _WORKING_DIRS.remove_ended()
+
+
 def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
     """Run one trial of a sweep or of a confirmation. Tune calls this function."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # at level INFO, Ray logs a line for each checkpoint
     config = dict(config)
     facts: TrialFacts = config.pop(RESERVED_KEY)
-    # `job.root` is the folder in which the user started Snakemake. Relative paths in the user's function start at this folder.
-    os.chdir(job.root)
     os.environ["RAYSWEEP_SEED"] = str(facts.seed)
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job.max_epochs)
     if job.data_dir:
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
     shield_reports(job.sweep.metric, facts.measures_gpu)
-    # A user's file is loaded again for each trial, because a worker runs many trials and the file's global variables may keep values of an earlier trial.
-    target, module = job.code.load(anew=job.sweep.trainable is not None)
-    if facts.task == "confirm" and job.sweep.trainable is not None:
-        return _checked(call(module.confirm, config, facts.seed, job.max_epochs))
     if job.sweep.trainable is not None:
-        returned = call(target, config)
-        if isinstance(returned, dict):
-            returned = without_tune_names(returned)
-        # A function may return its only report instead of a call to `tune.report`, so the memory is added to the returned report.
-        return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
+        with _WORKING_DIRS.own(tune.get_context().get_trial_id(), job.root, job.workflow_dirs):
+            return run_function(config, facts, job)
+    os.chdir(job.root)  # relative paths in the file of the model start at the folder in which the user started Snakemake
+    target, _ = job.code.load()
     if isinstance(job, SearchJob):
         return search_model(target, config, facts.seed, job)
     return {"confirm": confirm_model, "evaluate": evaluate_model}[facts.task](target, config, facts.seed, job)
+
+
+def run_function(config: dict[str, Any], facts: TrialFacts, job: TuneJob) -> Any:
+    """Run one trial of the user's function, or of the user's `confirm`."""
+    # A user's file is loaded again for each trial, because a worker runs many trials and the file's global variables may keep values of an earlier trial.
+    function, module = job.code.load(anew=True)
+    if facts.task == "confirm":
+        return _checked(call(module.confirm, config, facts.seed, job.max_epochs))
+    returned = call(function, config)
+    if isinstance(returned, dict):
+        returned = without_tune_names(returned)
+    # A function may return its only report instead of a call to `tune.report`, so the memory is added to the returned report.
+    return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
