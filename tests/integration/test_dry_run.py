@@ -113,7 +113,7 @@ def test_of_several_configfiles_the_later_is_the_stronger(checkout: Project) -> 
     assert done.stderr == "Error: more.yaml: sweeps.demo.num_samples: 0 is not allowed: a whole number, at least 1\n"
 
 
-@pytest.mark.parametrize("settings", ["alliance", "no-network", "plain-slurm"])
+@pytest.mark.parametrize("settings", ["alliance", "lumi", "no-network", "plain-slurm"])
 def test_ready_made_settings_complete_a_users_own_file(checkout: Project, settings: str) -> None:
     checkout.write_config({"datasets": {"cifar10": {}}, "sweeps": {"mine": checkout.read_config()["sweeps"]["lenet"]}}, "my.yaml")
     assert rules(checkout, "--configfile", "my.yaml", f"config/{settings}.yaml") == ALL_RULES
