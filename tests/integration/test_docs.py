@@ -111,6 +111,8 @@ NOT_RUN = {
     "'(cd' 'raysweep;' make 'setup)'": "sets up another clone; test_makefile.py runs `make setup`, and test_module.py what follows",
     "source raysweep/.venv/bin/activate": "the same",
     f"{ON_SLURM} --configfile my.yaml config/alliance.yaml": "needs that site's modules and wheelhouse; test_dry_run.py reads its config",
+    f"{ON_SLURM.replace('snakemake', 'snakemake check_cluster')} --configfile my.yaml config/lumi.yaml": "needs LUMI; test_dry_run.py reads its config",
+    f"{ON_SLURM} --configfile my.yaml config/lumi.yaml": "the same",
     f"{ON_SLURM} --configfile my.yaml config/plain-slurm.yaml": "downloads PyTorch to a cluster; test_dry_run.py reads its config",
     f"{ON_SLURM} --until build_env --configfile my.yaml config/no-network.yaml": "downloads PyTorch's CUDA build; test_dry_run.py reads its config",
     f"{ON_SLURM} --configfile my.yaml config/no-network.yaml": "continues after the command above",

@@ -160,15 +160,21 @@ def test_max_concurrent_is_a_limit(project: Project) -> None:
     assert all(earlier["ended"] <= later["started"] for earlier, later in itertools.pairwise(rows))
 
 
-def test_parts_of_a_gpu_that_torch_cannot_see_limit_how_many_trials_share_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is made up (by its variable, which Ray passes on); what is real is how Ray and Tune share it."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+def test_parts_of_a_gpu_of_a_made_up_rocm_smi_limit_how_many_trials_share_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is made up (by its variable, as Slurm sets it); what is real is how Ray and Tune share it."""
+    fake = project.folder / "bin" / "rocm-smi"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "3")
     project.write(
         "user.py",
         TRAINABLES
         + """
 def meets(config):
-    tune.report({"score": 1, "seen": company(2), "visible": int(os.environ["CUDA_VISIBLE_DEVICES"])})
+    tune.report({"score": 1, "seen": company(2), "visible": int(os.environ["CUDA_VISIBLE_DEVICES"]), "rocr": int("ROCR_VISIBLE_DEVICES" in os.environ)})
 """,
     )
     resources = {"trial_resources": {"cpu": 0.5, "gpu": 0.5}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
@@ -177,7 +183,7 @@ def meets(config):
     assert run.returncode == 0, run.stdout + run.stderr
     assert "2 CPUs, 1 GPUs" in run.stderr
     reports = [trial.results[0].metrics for trial in project.record("s").trials.values()]
-    assert [report["visible"] for report in reports] == [0] * 5
+    assert [(report["visible"], report["rocr"]) for report in reports] == [(3, 0)] * 5, "HIP obeys the variable of CUDA"
     assert max(report["seen"] for report in reports) == 2  # by its CPUs alone it would be four
 
 
@@ -378,7 +384,7 @@ def test_where_nobody_can_say_what_a_trial_takes_each_has_a_made_up_gpu_for_itse
     project.configure(sweeps={"s": sweep_of("climb", num_samples=3, max_epochs=1, **resources)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "Neither PyTorch nor nvidia-smi can say what a trial takes of its GPU: each has one for itself." in run.stderr
+    assert "Neither PyTorch nor a program such as nvidia-smi can say what a trial takes of its GPU: each has one for itself." in run.stderr
     rows = sorted(project.trials("s"), key=lambda row: row["started"])
     assert all(earlier["ended"] <= later["started"] for earlier, later in itertools.pairwise(rows))
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from raysweep.cluster import ray_node
-from raysweep.cluster.ray_node import ONE_NODE, check_gpus, how_to_open_dashboard, own_address, ray_environment, start_command
+from raysweep.cluster.ray_node import ONE_NODE, check_gpus, how_to_open_dashboard, own_address, ray_environment, start_command, with_gpus_of
 from raysweep.common.errors import WorldError
+from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
 from typed import described_environment
 
@@ -115,8 +116,65 @@ def test_a_node_without_the_gpus_that_slurm_counted(tmp_path: Path, monkeypatch:
     with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but CUDA_VISIBLE_DEVICES names 1"):
         check_gpus(node)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but there is no nvidia-smi"):
+    with pytest.raises(WorldError, match="Slurm gave 2 GPUs, but there is no nvidia-smi, amd-smi, rocm-smi or xpu-smi"):
         check_gpus(node)
+
+
+ROCM_SMI = "#!/bin/sh\nprintf 'GPU[0]\\t\\t: VRAM Total Memory (B): 1\\nGPU[1]\\t\\t: VRAM Total Memory (B): 1\\n'\n"
+XPU_SMI = "#!/bin/sh\nprintf 'Device ID\\n0\\n1\\n'\n"
+AMDSMI = """
+AmdSmiInitFlags = type("AmdSmiInitFlags", (), {"INIT_AMD_GPUS": 0})
+AmdSmiMemoryType = AmdSmiLibraryException = ImportError
+amdsmi_init, amdsmi_shut_down, amdsmi_get_processor_handles = (lambda *flags: None), (lambda: None), (lambda: [0, 1])
+"""
+
+
+@pytest.fixture
+def ray_here() -> Environment:
+    """The environment of the tests, which has Ray."""
+    return dataclasses.replace(described_environment(), python=Path(sys.executable), modules=(), container=None)
+
+
+def with_program(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"):
+        monkeypatch.delenv(variable, raising=False)
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+
+
+def variables_of_gpus(env: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in env.items() if key.endswith(("_VISIBLE_DEVICES", "_MASK", "_SELECTOR"))}
+
+
+@pytest.mark.slow
+def test_with_a_made_up_rocm_smi_the_gpus_have_the_variable_that_ray_sets_for_each_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Environment
+) -> None:
+    """Where Ray set another variable than HIP_VISIBLE_DEVICES, which goes before CUDA_VISIBLE_DEVICES, all trials would use the first GPU."""
+    with_program(tmp_path, monkeypatch, "rocm-smi", ROCM_SMI)
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "4,7")  # as Slurm does, with or without the variable of NVIDIA
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    node, env = Node("n", cpus=1, gpus=2, mem_mb=1), ray_environment(tmp_path, 1)
+    check_gpus(node)
+    assert variables_of_gpus(with_gpus_of(node, ray_here, env)) == {"CUDA_VISIBLE_DEVICES": "4,7"}, "without the package amdsmi"
+    (tmp_path / "amdsmi.py").write_text(AMDSMI)
+    with_amdsmi = env | {"PYTHONPATH": str(tmp_path)}
+    assert variables_of_gpus(with_gpus_of(node, ray_here, with_amdsmi)) == {"HIP_VISIBLE_DEVICES": "4,7"}
+
+
+@pytest.mark.slow
+def test_with_a_made_up_xpu_smi_several_gpus_need_the_package_with_which_ray_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Environment
+) -> None:
+    with_program(tmp_path, monkeypatch, "xpu-smi", XPU_SMI)
+    monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "level_zero:1,0")
+    node, env = Node("n", cpus=1, gpus=2, mem_mb=1), ray_environment(tmp_path, 1)
+    with pytest.raises(
+        WorldError, match=r"xpu-smi lists do not obey .*\(CUDA_VISIBLE_DEVICES\), so all trials would use one GPU\. Add dpctl"
+    ):
+        with_gpus_of(node, ray_here, env)
+    assert variables_of_gpus(with_gpus_of(dataclasses.replace(node, gpus=1), ray_here, env)) == {"ZE_AFFINITY_MASK": "1"}
 
 
 def test_the_dashboard_is_reached_through_the_machine_from_which_the_job_was_submitted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.retries import MAX_FORGIVEN, RetryPolicy, cause_of, is_lost_node
+from raysweep.tune.retries import MAX_FORGIVEN, RetryPolicy, cause_of, is_full_gpu, is_lost_node
 from records import new_record
 from tune_parts import Clock, begin
 
@@ -127,6 +127,14 @@ def test_trials_that_fill_a_gpu_get_more_of_it_until_they_have_it_for_themselves
     assert judging.share.share == 1.0 == judging.record.sweep.gpu_share
     judging.share.apply(trials[0])
     assert not judging.judge(trials[0], FULL_GPU), "alone on its GPU it is to blame"
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory", "CUDA error: out of memory", "HIP out of memory", "HIP error: out of memory", "XPU out of memory"]
+)
+def test_the_words_of_pytorch_for_a_full_gpu_of_each_vendor(words: str) -> None:
+    assert is_full_gpu(f"RuntimeError: {words}. Tried to allocate 20 GiB")
+    assert not is_full_gpu("RuntimeError: DataLoader worker is out of memory")
 
 
 def test_a_full_disk_that_is_not_the_records_concerns_the_trial_alone(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_compiler_and_headers(python: PythonStatus, state: str, finding: str) ->
     ("named", "listed", "state", "finding"),
     [
         (1, 1, "ok", "1 given"),
-        (0, 1, "FAILED", "CUDA_VISIBLE_DEVICES names 0"),
+        (0, 1, "FAILED", "CUDA_VISIBLE_DEVICES name 0"),
         (1, 0, "FAILED", "nvidia-smi lists 0"),
         (1, 4, "ok", "1 given"),
     ],

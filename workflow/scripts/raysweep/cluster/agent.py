@@ -57,6 +57,7 @@ from raysweep.cluster.ray_node import (
     own_address,
     ray_environment,
     start_command,
+    with_gpus_of,
 )
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
@@ -263,7 +264,7 @@ class Agent:
         env = ray_environment(folder, len(self.start.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         if environment.container is not None:
             env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders])
-        return env
+        return with_gpus_of(self.node, environment, env)
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
         """Start the driver while Ray's head starts. The driver imports modules during this time, and then waits for JOB_FILE."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from raysweep.common.errors import WorldError
-from raysweep.common.gpus import usable_gpus, visible_gpus
+from raysweep.common.gpus import NVIDIA_SMI, REPLACED_VARIABLES, gpu_program, named_gpus, usable_gpus, visible_gpus, with_replaced_variables
+from raysweep.environment.commands import last_line
 from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
@@ -48,6 +50,12 @@ OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's
 LEAST_OBJECT_STORE_MB = 100
 CODE_DIR = "code"  # name of the folder with the user's code, in the private folder of an agent
 TRIALS_DIR = "trials"  # name of the folder with the trials' working directories, in the private folder of an agent
+# Python code that prints the variable with which Ray shows a trial only the GPUs of the trial. Ray counts AMD's GPUs with the package amdsmi, and Intel's
+# GPUs with dpctl. Without the package Ray takes all GPUs for NVIDIA's. This behaviour was observed in Ray 2.60.
+ASK_FOR_GPU_VARIABLE = (
+    "from ray._private import accelerators; "
+    "print(accelerators.get_accelerator_manager_for_resource('GPU').get_visible_accelerator_ids_env_var())"
+)
 # Prefixes of environment variables that Ray does not inherit from the user.
 SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -58,6 +66,7 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
     The result contains the user's variables, except the variables of Ray, Tune, Python and the Slurm job step, and adds the settings of this project.
     """
     kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(SETTINGS_OF_THE_USER)}
+    kept = with_replaced_variables(kept)
     if num_nodes == 1:
         kept |= ONE_NODE
     return kept | {
@@ -84,6 +93,30 @@ def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
         "DASHBOARD_METRIC_PORT": "65536",
         "TMPDIR": str(folder / "tmp"),  # the agent removes this folder at the end, with all temporary files of the trials
     }
+
+
+def with_gpus_of(node: Node, environment: Environment, env: dict[str, str]) -> dict[str, str]:
+    """Return the variables `env` of Ray's processes, where the GPUs of `node` are named only by the variable that Ray sets for each trial.
+
+    On NVIDIA's GPUs this variable is CUDA_VISIBLE_DEVICES, so `env` does not change. AMD's GPUs obey HIP_VISIBLE_DEVICES, and CUDA_VISIBLE_DEVICES only
+    where HIP_VISIBLE_DEVICES is not set. If Ray set another variable than the one that counts, all trials of the node would use the same GPU.
+
+    Raises:
+        WorldError: The node has several GPUs, and the GPUs ignore the variable that Ray sets.
+    """
+    program = gpu_program()
+    if node.gpus == 0 or program.variables == NVIDIA_SMI.variables:
+        return env
+    gpus = named_gpus(program.variables, env) or [str(number) for number in range(node.gpus)]
+    env = {key: value for key, value in env.items() if key not in program.variables or key in REPLACED_VARIABLES}
+    run = subprocess.run(environment.command(["-c", ASK_FOR_GPU_VARIABLE]), env=env, capture_output=True, text=True, check=False)
+    variable = last_line(run.stdout if run.returncode == 0 else run.stderr)
+    if variable not in program.variables and node.gpus > 1:
+        raise WorldError(
+            f"{node.name}: the GPUs that {program.name} lists do not obey what Ray sets for each trial ({variable}), so all trials would use one GPU."
+            " Add dpctl (Intel) or amdsmi (AMD) to env.requirements, or ask for one GPU on each node (allocation.gpus_per_node: 1)"
+        )
+    return env | {variable if variable in program.variables else program.variables[0]: ",".join(gpus[: node.gpus])}
 
 
 def object_store_mb(node: Node) -> int:
@@ -159,12 +192,12 @@ def check_gpus(node: Node) -> None:
     num_usable = usable_gpus()
     if num_usable < node.gpus:
         raise WorldError(
-            f"Slurm gave {node.gpus} GPUs, but CUDA_VISIBLE_DEVICES names {num_usable}: tell the site, or ask for another gpu_type"
+            f"Slurm gave {node.gpus} GPUs, but {' or '.join(gpu_program().variables)} names {num_usable}: tell the site, or ask for another gpu_type"
         )
     num_visible, description = visible_gpus()
     if num_visible < node.gpus:
         raise WorldError(
-            f"Slurm gave {node.gpus} GPUs, but {description}: the node is broken, or it has no NVIDIA GPUs. Tell the site, or ask for another gpu_type"
+            f"Slurm gave {node.gpus} GPUs, but {description}: the node is broken, or it has no such GPUs. Tell the site, or ask for another gpu_type"
         )
 
 

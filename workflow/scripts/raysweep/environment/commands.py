@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.common.errors import WorldError
+from raysweep.common.gpus import apptainer_options, with_replaced_variables
 from raysweep.usercode.target import SCRIPTS_DIR
 
 # Processes of the trials' environment do not inherit these variables of the controller. Most of these variables would make such a process use the
@@ -29,8 +29,11 @@ _LOAD_AND_EXEC = 'n=$1; shift; module load "${@:1:n}" && shift "$n" && exec "$@"
 
 
 def process_environment() -> dict[str, str]:
-    """Return the environment variables for processes of the trials' environment, which are the user's variables without those in NOT_INHERITED."""
-    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    """Return the environment variables for processes of the trials' environment, which are the user's variables without those in NOT_INHERITED.
+
+    Variables that name GPUs and that Ray refuses are replaced.
+    """
+    return with_replaced_variables({name: value for name, value in os.environ.items() if name not in NOT_INHERITED})
 
 
 def with_modules(modules: Sequence[str], argv: Sequence[str]) -> list[str]:
@@ -41,14 +44,13 @@ def with_modules(modules: Sequence[str], argv: Sequence[str]) -> list[str]:
 def in_container(container: str | None, argv: Sequence[str]) -> list[str]:
     """Return the command that runs `argv` in the Apptainer image `container`, or `argv` where `container` is None.
 
-    The container sees NVIDIA's driver where the node has this driver. A relative path of the image starts at the working directory of Snakemake.
+    The container sees the drivers of NVIDIA and AMD where the node has them. A relative path of the image starts at the working directory of Snakemake.
     Apptainer mounts the user's home, but Python does not import packages that the user has installed there. APPTAINER_BIND names all other folders
     that the program needs, see `seen_in_container`.
     """
     if container is None:
         return list(argv)
-    nvidia = ["--nv"] if shutil.which("nvidia-smi") else []
-    return ["apptainer", "exec", *nvidia, "--env", "PYTHONNOUSERSITE=1", "--bind", str(SCRIPTS_DIR), container, *argv]
+    return ["apptainer", "exec", *apptainer_options(), "--env", "PYTHONNOUSERSITE=1", "--bind", str(SCRIPTS_DIR), container, *argv]
 
 
 def seen_in_container(env: dict[str, str], folders: Iterable[Path | str | None]) -> dict[str, str]:

@@ -45,18 +45,6 @@ def loss_function(name: str) -> Callable[..., torch.Tensor]:
     return loss
 
 
-def select_device(needs_gpu: bool) -> torch.device:
-    """Return the GPU of this process, or the CPU where PyTorch can use no GPU.
-
-    Raises RuntimeError where PyTorch can use no GPU although `needs_gpu` says that this process was given a GPU.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if needs_gpu:
-        raise RuntimeError(f"PyTorch {torch.__version__} cannot use the GPU that this process was given: see env.torch_backend")
-    return torch.device("cpu")
-
-
 class Trainer:
     """Builds a model from a configuration, trains the model for an epoch, evaluates the model, and saves and loads its state.
 
@@ -153,8 +141,8 @@ class Trainer:
         metadata = {LAZY_LAYERS_KEY: ", ".join(self.lazy_layers)} if self.lazy_layers else None
         save_model(self.model, str(folder / MODEL_FILE), metadata=metadata)
         state = {"epoch": epoch, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type != "cpu":
+            state[f"{self.device.type}_rng"] = torch.get_device_module(self.device).get_rng_state(self.device)
         torch.save(state, folder / STATE_FILE)
 
     def load(self, folder: Path) -> int:
@@ -168,6 +156,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group.update(self.settings)
         torch.set_rng_state(state["rng"].cpu())
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        if f"{self.device.type}_rng" in state:
+            torch.get_device_module(self.device).set_rng_state(state[f"{self.device.type}_rng"].cpu(), self.device)
         return int(state["epoch"])

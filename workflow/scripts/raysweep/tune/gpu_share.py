@@ -40,7 +40,8 @@ class GpuShare:
         self.is_measuring = False
         if memory_mb is None:
             logger.warning(
-                "Neither PyTorch nor nvidia-smi can say what a trial takes of its GPU: each has one for itself. Set trial_resources.gpu to a number."
+                "Neither PyTorch nor a program such as nvidia-smi can say what a trial takes of its GPU: each has one for itself."
+                " Set trial_resources.gpu to a number."
             )
             return
         used_mb, total_mb = memory_mb

@@ -20,6 +20,7 @@ from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import read_sweep
 from raysweep.slurm.capacity import TrialResources
 from raysweep.training.arrays import load_tensors
+from raysweep.training.devices import select_device
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
@@ -35,7 +36,7 @@ def measure(given: MeasurementInput) -> Measurement:
     """Measure the time of training steps for some configurations, and the speed at which an engine trains several trials together."""
     job = given.job
     os.chdir(job.root)
-    device = torch.device("cuda" if torch.cuda.is_available() and job.trial_resources.gpu else "cpu")
+    device = select_device(needs_gpu=False) if job.trial_resources.gpu else torch.device("cpu")
     if device.type == "cpu":  # without a GPU here, the benchmark must not ask for a GPU
         job = replace(job, trial_resources=TrialResources(job.trial_resources.cpu, 0))
     torch.set_num_threads(max(1, int(job.trial_resources.cpu)))
@@ -50,7 +51,7 @@ def measure(given: MeasurementInput) -> Measurement:
     began = time.perf_counter()
     together = _plan_fusion(job, given.nodes, given.capacity)
     return Measurement(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        device=torch.get_device_module(device).get_device_name() if device.type != "cpu" else "CPU",
         rows=len(train[1]),
         validation_rows=len(validation[1]),
         points=tuple(points),

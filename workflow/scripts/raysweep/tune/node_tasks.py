@@ -51,5 +51,9 @@ def node_task(with_torch: bool) -> TaskReport:
         return TaskReport()
     import torch
 
-    sums = [float(torch.ones(2, device=f"cuda:{index}").sum()) for index in range(torch.cuda.device_count())]
+    from raysweep.training.devices import select_device
+
+    device = select_device(needs_gpu=False)
+    count = 0 if device.type == "cpu" else torch.get_device_module(device).device_count()
+    sums = [float(torch.ones(2, device=f"{device.type}:{index}").sum()) for index in range(count)]
     return TaskReport(TorchReport(torch.__version__, sums.count(2.0)))

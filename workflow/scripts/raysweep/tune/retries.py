@@ -47,7 +47,7 @@ def is_lost_node(error: BaseException | None) -> bool:
 
 def is_full_gpu(error_text: str) -> bool:
     """Return whether the text of an error contains a message of PyTorch that the GPU has too little free memory."""
-    return any(words in error_text for words in ("CUDA out of memory", "torch.OutOfMemoryError", "CUDA error: out of memory"))
+    return re.search(r"torch\.OutOfMemoryError|(CUDA|HIP|XPU)( error:)? out of memory", error_text) is not None
 
 
 @dataclass(frozen=True)

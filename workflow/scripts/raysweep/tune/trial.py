@@ -138,12 +138,13 @@ def check_finite(metric: str, metrics: dict[str, Any]) -> None:
 def gpu_memory_mb() -> tuple[int, int] | None:
     """Return the used memory and the total memory of this process's GPU, in MB. The used memory includes the memory of other processes.
 
-    Return None if neither PyTorch nor nvidia-smi can read the memory.
+    Return None if neither PyTorch nor the vendor's program can read the memory.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) // 2**20, total // 2**20
+    for name in ("cuda", "xpu"):
+        gpu_module = getattr(sys.modules.get("torch"), name, None)  # old versions of PyTorch have no `xpu`
+        if gpu_module is not None and gpu_module.is_initialized():
+            free, total = gpu_module.mem_get_info()
+            return (total - free) // 2**20, total // 2**20
     return first_gpu_memory_mb()
 
 
@@ -180,8 +181,9 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) 
     import torch
 
     from raysweep.training.arrays import read_image_shape
+    from raysweep.training.devices import select_device
     from raysweep.training.spec import TrainingSpec
-    from raysweep.training.trainer import Trainer, select_device
+    from raysweep.training.trainer import Trainer
 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
     # By default torch uses one thread for each core. Several such processes on one node would slow down all of these processes.

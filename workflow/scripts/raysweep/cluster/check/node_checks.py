@@ -146,12 +146,12 @@ def check_threads(facts: NodeFacts) -> CheckResult:
 
 
 def check_gpus(facts: NodeFacts) -> CheckResult:
-    """Check whether CUDA_VISIBLE_DEVICES names, and NVIDIA's driver lists, all GPUs that Slurm gave to the job on this node."""
+    """Check whether the environment variables name, and the vendor's program lists, all GPUs that Slurm gave to the job on this node."""
     name, given, gpus, remedy = "GPUs", facts.node.gpus, facts.report.resources.gpus, "Tell the site, or ask for another gpu_type"
     if gpus is None:
         return ok(name, f"{given} given")
     if gpus.num_named < given:
-        return failed(name, f"{given} given, but CUDA_VISIBLE_DEVICES names {gpus.num_named}", remedy)
+        return failed(name, f"{given} given, but variables such as CUDA_VISIBLE_DEVICES name {gpus.num_named}", remedy)
     if gpus.num_listed < given:
         return failed(name, f"{given} given, but {gpus.description}", remedy)
     return ok(name, f"{given} given, {gpus.description}")

@@ -49,9 +49,9 @@ class LocalDisk:
 
 @dataclass(frozen=True)
 class GpuCounts:
-    """Contains the number of GPUs that CUDA_VISIBLE_DEVICES names, and the number of GPUs that NVIDIA's driver lists.
+    """Contains the number of GPUs that variables such as CUDA_VISIBLE_DEVICES name, and the number of GPUs that the vendor's program lists.
 
-    `description` says in words how many GPUs the driver lists, or why the driver lists none.
+    `description` says in words how many GPUs the program lists, or why the program lists none.
     """
 
     num_named: int

@@ -32,7 +32,7 @@ def check_torch(nodes: Sequence[Node], reports: Mapping[str, TorchReport]) -> Ch
     name, results = "torch", {}
     for node in nodes:
         torch = reports[node.name]
-        remedy = "Choose a torch_backend that the driver of the nodes supports (`nvidia-smi` shows its CUDA version)"
+        remedy = "Choose a torch_backend for the GPUs and the driver of the nodes (`nvidia-smi` shows the CUDA version of the driver)"
         finding = f"torch {torch.version} computes on {torch.num_gpus} of {node.gpus} GPUs"
         results[node.name] = ok(name, finding) if torch.num_gpus >= node.gpus else failed(name, finding, remedy)
     return worst_of_nodes(results)

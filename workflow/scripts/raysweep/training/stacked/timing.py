@@ -62,12 +62,11 @@ def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tenso
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
     """Return the shorter time of two runs of `action`, in seconds. The first run also allocates buffers and chooses kernels, so it often takes longer."""
     times = []
+    synchronize = torch.get_device_module(device).synchronize
     for _ in range(2):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         began = time.perf_counter()
         action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         times.append(time.perf_counter() - began)
     return min(times)

@@ -121,7 +121,7 @@ def _have_same_weights(some: Sequence[Trainer], others: Sequence[Trainer], toler
 
 
 def _random_states(device: torch.device) -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [torch.get_rng_state(), *([torch.get_device_module(device).get_rng_state(device)] if device.type != "cpu" else [])]
 
 
 def _copies(tensors: Iterable[tuple[str, torch.Tensor]]) -> Tensors:

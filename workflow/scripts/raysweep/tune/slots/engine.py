@@ -26,11 +26,12 @@ from raysweep.common.compiler import reason_not_to_compile
 from raysweep.common.errors import logger
 from raysweep.record.events import NotFused
 from raysweep.training.arrays import load_tensors
+from raysweep.training.devices import select_device
 from raysweep.training.private import cpp_compiler
 from raysweep.training.stacked.timing import bytes_per_member, seconds_per_row, seconds_per_row_alone
 from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.stacked.verification import prepare, reason_not_stackable, with_unfolded_convolutions
-from raysweep.training.trainer import Trainer, select_device
+from raysweep.training.trainer import Trainer
 from raysweep.tune.private import StorageContext, TrainingResult
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import RESERVED_KEY, check_finite
@@ -114,7 +115,7 @@ class Engine:
         torch.set_num_threads(job.threads)
         self.job = job
         self.device = select_device(job.needs_gpu)
-        self.memory_bytes = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else job.memory_mb * 1e6
+        self.memory_bytes = torch.get_device_module(self.device).mem_get_info()[0] if self.device.type != "cpu" else job.memory_mb * 1e6
         self.model_class, _ = job.code.load()
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
         self.image_shape = tuple(self.train_data[0].shape[1:])
@@ -171,6 +172,8 @@ class Engine:
 
     def _prepare_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
         """Compile the training step, or on a GPU capture the step as a CUDA graph, if this saves time. Return a description of how steps run from now on."""
+        if self.device.type == "xpu":
+            return "eager, because a step is captured only on GPUs of NVIDIA and AMD"
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"
@@ -281,7 +284,7 @@ class Engine:
             metrics = self.stacked.evaluate(trainers, *self.validation_data)
         except Exception as error:
             logger.exception("a round of %d trials failed", len(members))
-            if self.device.type == "cuda":
+            if self.device.type != "cpu":
                 # This process must end, because some members may already have new weights, and after one failure each later use of the GPU in this process
                 # fails too. All members continue from their checkpoints in a new process.
                 os._exit(1)
