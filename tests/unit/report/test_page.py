@@ -95,7 +95,7 @@ RICH: dict[str, Any] = {
         ({"num_trials": 1}, {"seeds": 1}),
         ({"constant": 0.5, "max_epochs": 2}, {"spread": 0.0}),
         ({"num_trials": 4, "failed": {0: "x", 1: "x", 3: "x"}}, {}),
-        ({"mode": "min", "metric": "val.loss[0]", "max_epochs": 3}, {"on": "validation"}),
+        ({"mode": "min", "metric": 'val/loss[0]@0.5 (B) {x} "y"', "max_epochs": 3}, {"on": "validation"}),
         ({"search_space": {"act": {"choice": ["relu", "tanh", None]}}}, {}),
         ({"search_space": {}}, {}),
         (RICH | {"num_trials": 45}, {}),
