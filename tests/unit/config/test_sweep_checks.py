@@ -35,7 +35,9 @@ def test_less_loss_is_better(root: Path) -> None:
     assert check(root, own(metric="loss"))["sweeps"]["s"]["mode"] == "max", "what a trainable calls loss is its own affair"
 
 
-@pytest.mark.parametrize("metric", ["metrics/mAP50-95(B)", "recall@5", "F1 score", "val[0].loss", "{x}", "-loss", "12", 'a "quoted" name', "Güte"])
+@pytest.mark.parametrize(
+    "metric", ["metrics/mAP50-95(B)", "recall@5", "F1 score", "val[0].loss", "{x}", "-loss", "12", 'a "quoted" name', "Güte"]
+)
 def test_any_name_that_a_function_can_report_is_a_metric(root: Path, metric: str) -> None:
     assert check(root, own(metric=metric))["sweeps"]["s"]["metric"] == metric
 

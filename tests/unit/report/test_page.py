@@ -283,6 +283,8 @@ def test_the_copy_button_selects_or_copies_the_snippet(browser: Any, tmp_path: P
 def test_a_thousand_trials_are_drawn(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, num_trials=1000, max_epochs=4, slots=20)
     assert browser.execute_script("return document.querySelectorAll('#chart-key0 .mark-symbol path').length") == 1001
+    assert browser.execute_script("return document.querySelectorAll('#chart-parallel .mark-line.role-mark path').length") == 200 + 1
+    assert "200 of 1,000 lines are drawn: the best 50, and the others at even steps of rank." in browser.find_element(By.ID, "keys").text
     number, head = title(browser, "lr")
     head.find_element(By.TAG_NAME, "button").click()
     values = [float(v) for v in column(browser, number)]
