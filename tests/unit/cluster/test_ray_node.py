@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import subprocess
 import sys
@@ -176,3 +177,8 @@ def test_the_end_of_ray_names_the_process_the_signal_the_cause_and_what_to_type(
     line = describe_end("Ray's head", exit_code, tmp_path / "log")
     assert line.startswith(f"Ray's head has ended, because its process {process} {end}")
     assert line.endswith(AGAIN)
+
+
+def test_rays_words_for_a_process_that_has_ended() -> None:
+    """Ray then prints a line such as `raylet [exit code=-9]`."""
+    assert '_tags={"exit code": str(process.returncode)}' in inspect.getsource(importlib.import_module("ray.scripts.scripts"))
