@@ -39,6 +39,9 @@ def faulty(config):
         raise ValueError("no such thing\\nas this")
     if kind == "exits":
         os._exit(3)
+    if kind == "task":
+        import ray
+        ray.get(ray.remote(os.getcwd).remote())
     if kind == "silent":
         return None
     if kind == "returns":

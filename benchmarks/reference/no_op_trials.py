@@ -22,7 +22,8 @@ def main() -> None:
     args = parser.parse_args()
     # Ray puts the path of Python into a shell line as it is.
     python = {"py_executable": shlex.quote(sys.executable)}
-    ray.init(num_cpus=args.cpus, include_dashboard=False, log_to_driver=False, runtime_env=python)
+    # Without an address, Ray would join a cluster of another program of this machine.
+    ray.init(address="local", num_cpus=args.cpus, include_dashboard=False, log_to_driver=False, runtime_env=python)
     with tempfile.TemporaryDirectory() as storage:
         tuner = tune.Tuner(
             tune.with_resources(train, {"CPU": 1}),

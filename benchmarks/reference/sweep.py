@@ -82,7 +82,8 @@ def main() -> None:
     configs = json.loads(args.configs.read_text())
     # Ray puts the path of Python into a shell line as it is.
     python = {"py_executable": shlex.quote(sys.executable)}
-    ray.init(num_cpus=args.cpus, num_gpus=args.gpus, include_dashboard=False, log_to_driver=False, runtime_env=python)
+    # Without an address, Ray would join a cluster of another program of this machine.
+    ray.init(address="local", num_cpus=args.cpus, num_gpus=args.gpus, include_dashboard=False, log_to_driver=False, runtime_env=python)
     share = {"CPU": args.cpus / args.at_a_time, "GPU": args.gpus / args.at_a_time}
     with tempfile.TemporaryDirectory() as storage:
         results = tune.Tuner(

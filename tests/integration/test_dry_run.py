@@ -95,6 +95,13 @@ def test_the_snakefile_in_the_folder_workflow_is_the_same_workflow(checkout: Pro
     assert jobs(checkout, "--snakefile", "workflow/Snakefile") == jobs(checkout)
 
 
+def test_the_workflow_runs_in_another_folder_with_the_requirements_of_its_own(checkout: Project) -> None:
+    elsewhere = Project(checkout.root / "elsewhere")
+    elsewhere.write_config(checkout.read_config("config/demo.yaml"), "config.yaml")
+    assert rules(checkout, "--directory", "elsewhere", "--configfile", "elsewhere/config.yaml") == ALL_RULES
+    assert rules(elsewhere, "--snakefile", "../Snakefile", "--configfile", "config.yaml") == ALL_RULES
+
+
 def test_a_configfile_takes_the_place_of_the_default_one(checkout: Project) -> None:
     assert jobs(checkout, "--configfile", "config/demo.yaml") == [
         ("build_env", "sweep=demo"),

@@ -24,27 +24,30 @@ def confirm(config, seed, epochs):
 
 
 def test_trials_that_fail_are_recorded_with_their_reason_and_never_win(project: Project) -> None:
-    kinds = ["raises", "exits", "nan", "infinite", "text", "other", "silent", "returns", "fine"]
+    kinds = ["raises", "exits", "task", "nan", "infinite", "text", "other", "silent", "returns", "fine"]
     project.configure(sweeps={"s": sweep_of("faulty", search_space={"kind": {"grid": kinds}}, max_failures=1)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     rows = {row["config/kind"]: row for row in project.trials("s")}
     assert {kind: row["status"] for kind, row in rows.items()} == {
-        **dict.fromkeys(kinds[:7], "ERROR"),
+        **dict.fromkeys(kinds[:8], "ERROR"),
         "returns": "TERMINATED",
         "fine": "TERMINATED",
     }
     assert rows["raises"]["error"] == "ValueError: no such thing as this"
     assert rows["exits"]["error"].startswith("its process died")
+    assert rows["task"]["error"].startswith(
+        "the function starts the Ray task posix.getcwd, but the trial reserves its CPUs and GPUs for the function alone."
+    )
     assert rows["nan"]["error"] == "FloatingPointError: reported score = nan, which is not finite"
     assert rows["infinite"]["error"] == "FloatingPointError: reported score = inf, which is not finite"
     assert rows["text"]["error"] == "reported score = 'good', which is not a number"
     assert rows["other"]["error"] == "reported no score (it reported loss)"
     assert rows["silent"]["error"] == "ended without reporting score"
     attempts = [len(trial.attempts) for trial in project.record("s").trials.values()]
-    assert attempts == [2, 2, 2, 2, 1, 1, 1, 1, 1]  # max_failures: 1; a report that can never be used is not asked for again
+    assert attempts == [2, 2, 2, 2, 2, 1, 1, 1, 1, 1]  # max_failures: 1; a report that can never be used is not asked for again
     best = project.result("s", "best.yaml")
-    assert (best["config"], best["metric"]["value"], best["num_trials"], best["num_errors"]) == ({"kind": "returns"}, 0.9, 9, 7)
+    assert (best["config"], best["metric"]["value"], best["num_trials"], best["num_errors"]) == ({"kind": "returns"}, 0.9, 10, 8)
     assert "reported no checkpoint" in (project.folder / "results/s/model/README.txt").read_text()
 
 

@@ -1,5 +1,6 @@
 # in:  the config
 # out: the validated config, and the Python names that the other rule files use
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ SCRIPTS = RULES.parent / "scripts"
 # Snakemake already uses the name `workflow`, so `import workflow.scripts` is not possible. The folder of the package is on sys.path instead.
 sys.path.insert(0, str(SCRIPTS))
 from raysweep.common.durations import minutes
-from raysweep.common.errors import ConfigError
+from raysweep.common.errors import VERBOSITY_ENV, ConfigError
 from raysweep.common.machine import usable_cpus
 from raysweep.common.typed_json import to_json
 from raysweep.config.load import env_arguments, validated
@@ -22,6 +23,7 @@ from raysweep.record.identity import rerun_triggers
 from raysweep.slurm.commands import slurm_extra
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
+from raysweep.stages.forecast import forecast
 from raysweep.stages.project import Project
 
 sys.path.remove(str(SCRIPTS))  # another workflow may have modules with equal names
@@ -47,6 +49,9 @@ placed, staged, config_file = PROJECT.placed, PROJECT.staged, PROJECT.config_fil
 adapt_snakemake()
 if not workflow.remote_exec:
     inherit_verbosity(workflow.output_settings)
+if workflow.dryrun and os.environ.get(VERBOSITY_ENV) != "little":
+    for line in forecast(PROJECT):
+        print(line, file=sys.stderr)
 RUN = the_run(ROOT)
 if workflow.is_main_process and not RUN.logs_dirs:  # only once, although this workflow may be included several times
     RUN.clear_up()

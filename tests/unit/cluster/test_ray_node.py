@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import subprocess
 import sys
@@ -11,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from raysweep.cluster import ray_node
-from raysweep.cluster.ray_node import ONE_NODE, check_gpus, how_to_open_dashboard, own_address, ray_environment, start_command, with_gpus_of
+from raysweep.cluster.ray_node import (
+    ONE_NODE,
+    check_gpus,
+    describe_end,
+    how_to_open_dashboard,
+    own_address,
+    ray_environment,
+    start_command,
+    with_gpus_of,
+)
 from raysweep.common.errors import WorldError
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
@@ -208,3 +218,34 @@ def test_a_ray_that_does_not_ask_for_the_token_is_not_started(tmp_path: Path, ve
     assert (done.returncode == 0) is runs
     assert done.stdout == ("started\n" if runs else "")
     assert runs or done.stderr == f"Ray {version} does not check which programs connect. The least version is 2.53\n"
+
+
+OF_RAY = "2026-11-29 14:38:49,426 ERR scripts.py:1307 -- Some Ray subprocesses exited unexpectedly:\n"
+AGAIN = "Run the same command again to go on"
+
+
+@pytest.mark.parametrize(
+    ("log", "exit_code", "process", "end"),
+    [
+        (f"{OF_RAY}  raylet [exit code=-9]\n--- END raylet.out (exit code(s)=-9) ---", 1, "raylet", "was ended by signal 9 (SIGKILL), as the kernel does"),
+        (f"{OF_RAY}  raylet [exit code=1]\n  gcs_server [exit code=-9 (signal 9)]\n", 1, "gcs_server", "was ended by signal 9 (SIGKILL), as the kernel does"),
+        (f"{OF_RAY}  raylet [exit code=-7]\n", 1, "raylet", "was ended by signal 7 (SIGBUS), as happens where /dev/shm is full. Free space in /dev/shm"),
+        (f"{OF_RAY}  gcs_server [exit code=-11]\n", 1, "gcs_server", "was ended by signal 11 (SIGSEGV), which is a fault of Ray or of the node"),
+        (f"{OF_RAY}  raylet [exit code=1]\n", 1, "raylet", "ended with exit code 1, as happens after `ray stop`"),
+        ("", -9, "ray start", "was ended by signal 9 (SIGKILL), as the kernel does when memory runs out."),
+        ("", -15, "ray start", "was ended by signal 15 (SIGTERM), as `ray stop` does"),
+        ("no such file", 1, "ray start", "ended with exit code 1, as happens after `ray stop`"),
+    ],
+)  # fmt: skip
+def test_the_end_of_ray_names_the_process_the_signal_the_cause_and_what_to_type(
+    tmp_path: Path, log: str, exit_code: int, process: str, end: str
+) -> None:
+    (tmp_path / "log").write_text(log)
+    line = describe_end("Ray's head", exit_code, tmp_path / "log")
+    assert line.startswith(f"Ray's head has ended, because its process {process} {end}")
+    assert line.endswith(AGAIN)
+
+
+def test_rays_words_for_a_process_that_has_ended() -> None:
+    """Ray then prints a line such as `raylet [exit code=-9]`."""
+    assert '_tags={"exit code": str(process.returncode)}' in inspect.getsource(importlib.import_module("ray.scripts.scripts"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs import assert_refused, check, config, ids, lines, own, refusal
+from configs import ROOT, assert_refused, check, config, ids, lines, own, refusal
 from raysweep.common.errors import ConfigError
 from raysweep.config import sweep_checks
 from raysweep.config.load import Module, validated
@@ -57,7 +57,7 @@ def test_an_error_of_a_check_is_not_taken_for_a_mistake_of_the_requirements(root
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
         config() | {"ray": {"dashboard": True}},
-        "ray.dashboard: True is not allowed: env.requirements, workflow/envs/node.in, does not list ray[default]. Name workflow/envs/dashboard.in",
+        f"ray.dashboard: True is not allowed: env.requirements, {ROOT}/workflow/envs/node.in, does not list ray[default]. Name workflow/envs/dashboard.in",
     ),
     (config() | {"env": {"cache_dir": "/tmp", "wheels": "none"}}, "env.cache_dir: '/tmp' is not allowed with wheels: none"),
 ]

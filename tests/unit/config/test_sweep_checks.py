@@ -35,6 +35,13 @@ def test_less_loss_is_better(root: Path) -> None:
     assert check(root, own(metric="loss"))["sweeps"]["s"]["mode"] == "max", "what a trainable calls loss is its own affair"
 
 
+@pytest.mark.parametrize(
+    "metric", ["metrics/mAP50-95(B)", "recall@5", "F1 score", "val[0].loss", "{x}", "-loss", "12", 'a "quoted" name', "Güte"]
+)
+def test_any_name_that_a_function_can_report_is_a_metric(root: Path, metric: str) -> None:
+    assert check(root, own(metric=metric))["sweeps"]["s"]["metric"] == metric
+
+
 def test_a_file_that_the_target_imports_is_no_python(root: Path) -> None:
     (root / "train.py").write_text("import helper\ndef train(config): ...\n")
     (root / "helper.py").write_text("x = 1\ndef f(:\n")

@@ -137,9 +137,9 @@ def test_names_that_yaml_reads_as_something_else(root: Path, name: str, meaning:
 @pytest.mark.parametrize("name", ["12", "1.5", "true", "null"])
 def test_names_that_are_no_text_say_to_use_quotes(root: Path, name: str) -> None:
     value = yaml.safe_load(name)
-    assert refused(root, text_of().replace("{s: ", f"{{{name}: ")).endswith(f"Write '{value}' with the quotes, because a name is text")
+    assert refused(root, text_of().replace("{s: ", f"{{{name}: ")).endswith(f"Write '{name}' with the quotes, because a name is text")
     assert refused(root, text_of(space=f"{name}: 1")).endswith(
-        f"the key {value!r} is not allowed: a name is text, so write '{value}' with the quotes"
+        f"the key {value!r} is not allowed: a name is text, so write '{name}' with the quotes"
     )
 
 

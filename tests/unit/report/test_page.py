@@ -95,7 +95,7 @@ RICH: dict[str, Any] = {
         ({"num_trials": 1}, {"seeds": 1}),
         ({"constant": 0.5, "max_epochs": 2}, {"spread": 0.0}),
         ({"num_trials": 4, "failed": {0: "x", 1: "x", 3: "x"}}, {}),
-        ({"mode": "min", "metric": "val.loss[0]", "max_epochs": 3}, {"on": "validation"}),
+        ({"mode": "min", "metric": 'val/loss[0]@0.5 (B) {x} "y"', "max_epochs": 3}, {"on": "validation"}),
         ({"search_space": {"act": {"choice": ["relu", "tanh", None]}}}, {}),
         ({"search_space": {}}, {}),
         (RICH | {"num_trials": 45}, {}),
@@ -283,6 +283,8 @@ def test_the_copy_button_selects_or_copies_the_snippet(browser: Any, tmp_path: P
 def test_a_thousand_trials_are_drawn(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, num_trials=1000, max_epochs=4, slots=20)
     assert browser.execute_script("return document.querySelectorAll('#chart-key0 .mark-symbol path').length") == 1001
+    assert browser.execute_script("return document.querySelectorAll('#chart-parallel .mark-line.role-mark path').length") == 200 + 1
+    assert "200 of 1,000 lines are drawn: the best 50, and the others at even steps of rank." in browser.find_element(By.ID, "keys").text
     number, head = title(browser, "lr")
     head.find_element(By.TAG_NAME, "button").click()
     values = [float(v) for v in column(browser, number)]

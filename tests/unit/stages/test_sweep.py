@@ -11,7 +11,7 @@ from raysweep.common.typed_json import to_json
 from raysweep.record.events import Provenance, Session, SessionHeader
 from raysweep.record.identity import Identity
 from raysweep.record.trials import Sweep, Trial
-from raysweep.stages.sweep import provenance_of, reason_to_start_anew, set_aside
+from raysweep.stages.sweep import name_aside, provenance_of, reason_to_start_anew
 
 
 def sessions(*environments: str) -> list[Session]:
@@ -48,7 +48,7 @@ def test_a_state_is_set_aside_under_a_name_that_nothing_has_yet(tmp_path: Path) 
     for content in ("first", "second", "third"):
         (tmp_path / "s").mkdir()
         (tmp_path / "s" / "record.jsonl").write_text(content)
-        names.append(set_aside(tmp_path / "s", "0123456789abcdef").name)
+        names.append((tmp_path / "s").rename(name_aside(tmp_path / "s", "0123456789abcdef")).name)
     assert names == ["s.before-01234567", "s.before-01234567-2", "s.before-01234567-3"]
     assert [(tmp_path / name / "record.jsonl").read_text() for name in names] == ["first", "second", "third"]
 

@@ -13,6 +13,18 @@ from raysweep.tune.retries import MAX_FORGIVEN, RetryPolicy, cause_of, is_full_g
 from records import new_record
 from tune_parts import Clock, begin
 
+REFUSED_BY_RAY = """Traceback (most recent call last):
+  File "train.py", line 12, in train
+RuntimeError: No trial resources are available for launching the {} `{}`. To resolve this, specify the Tune option:
+
+>  resources_per_trial=tune.PlacementGroupFactory(
+>    [{{'CPU': 1.0}}] + [{{'CPU': 1.0}}] * N
+>  )
+"""
+STARTED_IN_TRIAL = (
+    "the function starts the Ray {0} {1}, but the trial reserves its CPUs and GPUs for the function alone. Write num_cpus=0 and no num_gpus for the {0},"
+    " and let trial_resources.cpu count the CPUs of the function and of its {0}s together"
+)
 FULL_GPU = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB")
 
 
@@ -23,6 +35,9 @@ FULL_GPU = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to al
         ('\x1b[36mray::f()\x1b[39m (pid=1)\n  File "x.py", line 1, in f\n    raise E\nValueError: two\nlines', "ValueError: two lines"),
         ("The actor died unexpectedly before finishing this task.", "its process died"),
         ("… Worker exit detail: Worker exits with code 3. End of file. Some causes", "its process died: Worker exits with code 3"),
+        (REFUSED_BY_RAY.format("task", "train.part"), STARTED_IN_TRIAL.format("task", "train.part")),
+        (REFUSED_BY_RAY.format("actor", "a.Net.__init__"), STARTED_IN_TRIAL.format("actor", "a.Net.__init__")),
+        ("RuntimeError: No trial resources are left", "RuntimeError: No trial resources are left"),
         ("Task was killed due to the node running low on memory.\nMore", "killed: the node was running out of memory"),
     ],
 )

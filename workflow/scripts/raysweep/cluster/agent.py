@@ -51,6 +51,7 @@ from raysweep.cluster.ray_node import (
     GCS_LIMIT_ENV,
     TRIALS_DIR,
     check_gpus,
+    describe_end,
     free_port,
     has_reached_time_limit,
     how_to_open_dashboard,
@@ -209,8 +210,7 @@ class Agent:
         if ended.name == DRIVER:
             self.send(DriverEnded(self.node.name, ended.exit_code))
         else:
-            reason = f"{ended.name} ended with exit code {ended.exit_code} in the middle: {tail_of(log)}"
-            self.send(NodeFailed(self.node.name, reason))
+            self.send(NodeFailed(self.node.name, describe_end(ended.name, ended.exit_code, log)))
         self.wait_for_the_end()
 
     def start_ray(self, command: list[str], env: dict[str, str], temp_dir: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:

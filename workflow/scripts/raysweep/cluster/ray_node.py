@@ -8,7 +8,9 @@ module imports nothing from Ray.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -46,6 +48,13 @@ TIME_LIMIT_SIGNS = ("The current node timed out during startup", "Timed out wait
 # 30 s. A much longer limit would be wasted where a GCS never comes up, which happened in 3 of about 400 starts on two busy cores (Ray 2.60).
 GCS_LIMIT_ENV = "RAY_gcs_server_port_wait_time_s"
 GCS_START_S = 60
+# Ray's line for one of Ray's processes that has ended, such as `raylet [exit code=-9]`. Seen in Ray 2.53 and 2.60.
+ENDED_PROCESS = re.compile(r"\b(\w+) \[exit code=(-?\d+)")
+LIKELY_CAUSE = {
+    signal.SIGKILL: "as the kernel does when memory runs out. Ask for more memory (allocation.mem_mb_per_node), or for fewer trials at a time (max_concurrent)",
+    signal.SIGTERM: "as `ray stop` does, which ends every Ray of yours on the machine. Do not use `ray stop` beside a sweep",
+    signal.SIGBUS: "as happens where /dev/shm is full. Free space in /dev/shm",
+}
 OBJECT_STORE_SHARE = 0.1  # size of the object store as a fraction of the node's memory
 LEAST_OBJECT_STORE_MB = 100
 CODE_DIR = "code"  # name of the folder with the user's code, in the private folder of an agent
@@ -185,6 +194,22 @@ def has_reached_time_limit(log: Path) -> bool:
     """Return whether the log of a start of Ray says that Ray ended the start because of a time limit of Ray."""
     text = log.read_text(errors="replace")
     return any(sign in text for sign in TIME_LIMIT_SIGNS)
+
+
+def describe_end(ray_name: str, exit_code: int, log: Path) -> str:
+    """Return a text that says which process of Ray has ended, which signal has ended the process, the likely cause, and what the user can do.
+
+    `exit_code` is the exit code of the process `ray start`, which ends when another process of Ray ends. `log` contains the output of `ray start`.
+    """
+    ended = [(name, int(code)) for name, code in ENDED_PROCESS.findall(log.read_text(errors="replace"))]
+    # The first process is the cause, unless a signal has ended another process, because a raylet ends when the GCS is gone.
+    process, code = next((pair for pair in ended if pair[1] < 0), (*ended, ("ray start", exit_code))[0])
+    if code < 0:
+        number = signal.Signals(-code)
+        end = f"was ended by signal {number} ({number.name}), {LIKELY_CAUSE.get(number, 'which is a fault of Ray or of the node')}"
+    else:
+        end = f"ended with exit code {code}, as happens after `ray stop`, which ends every Ray of yours on the machine, or where the disk is full"
+    return f"{ray_name} has ended, because its process {process} {end}. Run the same command again to go on"
 
 
 def check_gpus(node: Node) -> None:

@@ -215,9 +215,8 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
     filled: dict[str, Any] = with_defaults(config, load_schema())
     env = filled["env"]
     if isinstance(env, dict):
-        if sources.module and "requirements" not in config.get("env", {}):
-            own = PATH_TO_SCHEMA.parents[1] / env["requirements"]
-            env["requirements"] = sources.shown(own)
+        if "requirements" not in config.get("env", {}):  # the default is a file of this workflow, and Snakemake may run in another folder
+            env["requirements"] = sources.shown(PATH_TO_SCHEMA.parents[1] / env["requirements"])
         if env["container"] is not None and env["wheels"] == "download":
             env["wheels"] = "none"
     for sweep in maps_below(filled, "sweeps").values():

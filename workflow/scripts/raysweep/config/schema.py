@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -160,7 +161,7 @@ def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, opti
         if not isinstance(key, str) or not re.fullmatch(names["pattern"], key):
             # Later checks must not read the data sets, because a sweep may use the corrected name of the data set, and this use is no second mistake.
             unsound = path if path == ("datasets",) else None
-            quotes = "" if isinstance(key, str) else f". Write '{key}' with the quotes, because a name is text"
+            quotes = "" if isinstance(key, str) else f". Write '{json.dumps(key, default=str)}' with the quotes, because a name is text"
             yield Mistake((*path, key), f"the name {key!r} is not allowed: {names['allowed']}{quotes}", unsound)
 
 

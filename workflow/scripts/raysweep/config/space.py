@@ -10,6 +10,7 @@ without Ray, can sample the same configurations.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -209,7 +210,7 @@ def _read_value(key: Any, value: Any, outer: Keys) -> tuple[dict[str, Any], list
     if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
         allowed = "a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
         if not isinstance(key, str):
-            allowed = f"a name is text, so write '{key}' with the quotes"
+            allowed = f"a name is text, so write '{json.dumps(key, default=str)}' with the quotes"
         return {}, [SpaceMistake(outer, f"the key {key!r} is not allowed: {allowed}")]
     if isinstance(value, dict):
         return _read_map(key, value, keys)

@@ -52,7 +52,7 @@ def figures_of(inputs: Inputs) -> Figures:
     per_key = {f"key{i}": hyperparameters.hyperparameter(inputs, keys, i) for i in range(len(keys))}
     specs, left_out = dict(per_key), {}
     if keys:
-        specs["parallel"] = hyperparameters.parallel_coordinates(inputs, keys)
+        specs["parallel"], left_out["parallel"] = hyperparameters.parallel_coordinates(inputs, keys)
     if ranking := analysis.importances(inputs, keys):
         specs["importance"] = hyperparameters.importance(ranking)
         specs["contour"] = hyperparameters.contour(inputs, keys, ranking[0].key, ranking[1].key)

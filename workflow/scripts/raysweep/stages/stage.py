@@ -47,6 +47,11 @@ class Call:
     threads: int = 1  # number of CPUs that Snakemake allows the stage to use on this machine
 
 
+def is_locked(wheels: str) -> bool:
+    """Return whether the lock file says which packages are installed. Otherwise the site or the user chooses the packages of the environment."""
+    return wheels not in ("site", "none")
+
+
 class Stage:
     """Knows the config, the folders, the environment and the trained code of the sweep `name`."""
 
@@ -85,9 +90,7 @@ class Stage:
         The sweep goes on from its record after a change of any other part of the config.
         """
         env = self.config.env
-        # The lock file says which packages are installed, unless the site or the user chooses the packages. Then the environment's checksum says this.
-        is_locked = env.wheels not in ("site", "none")
-        lock = sha256_of_file(lock_of(self.call.root / env.requirements)) if is_locked else self.environment.environment_sha256
+        lock = sha256_of_file(lock_of(self.call.root / env.requirements)) if is_locked(env.wheels) else self.environment.environment_sha256
         return sweep_identity(to_json(self.sweep), sources=self.code.sha256(), data=self.data_sha256, lock=lock)
 
     def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> SessionHeader:

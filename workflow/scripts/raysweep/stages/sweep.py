@@ -17,12 +17,11 @@ from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
 
 
-def set_aside(state_dir: Path, identity: str) -> Path:
-    """Rename the state folder of a sweep and return the new path. The new name contains the start of `identity`. Nothing is deleted."""
+def name_aside(state_dir: Path, identity: str) -> Path:
+    """Return the path to which the state folder of a sweep can be renamed. The new name contains the start of `identity`, and nothing has this name yet."""
     number = 1
     while (target := state_dir.with_name(f"{state_dir.name}.before-{identity[:8]}{f'-{number}' if number > 1 else ''}")).exists():
         number += 1
-    state_dir.rename(target)
     return target
 
 
@@ -66,7 +65,7 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     identity = stage.identity()
     recorded = read_sweep(stage.path_to_record)
     if reason := reason_to_start_anew(recorded, identity, stage.sweep.resume):
-        aside = set_aside(stage.state_dir, recorded.header.identity)
+        aside = stage.state_dir.rename(name_aside(stage.state_dir, recorded.header.identity))  # nothing is deleted
         lock.follow(aside)
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, reason, aside)
         recorded = Sweep()

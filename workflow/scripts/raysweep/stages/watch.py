@@ -48,7 +48,7 @@ def places(path_to_config: Path | None, sweep_name: str | None, state_dir: Path 
     if not isinstance(sweeps, dict):
         raise ConfigError(f"--configfile {path_to_config}: it has no sweeps. Give the file that Snakemake ran with")
     if sweep_name is not None and sweep_name not in sweeps:
-        raise ConfigError(f"--sweep {sweep_name}: {path_to_config} does not have it; it has {', '.join(sweeps)}")
+        raise ConfigError(f"--sweep {sweep_name}: {path_to_config} does not have it; it has {', '.join(map(str, sweeps))}")
     return state_dir or Path(config.get("state_dir", "state")), names or list(sweeps)
 
 
@@ -157,7 +157,7 @@ def table_of(sweep: Sweep, width: int, rows: int) -> Table:
     table.add_column("status", no_wrap=True)
     table.add_column("config", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("epoch", no_wrap=True, justify="right")
-    table.add_column(about.metric[:12], no_wrap=True, justify="right")
+    table.add_column(Text(about.metric[:12]), no_wrap=True, justify="right")
     table.add_column("node", no_wrap=True)
     table.add_column("time", no_wrap=True, justify="right")
     shown = trials if len(trials) <= rows else trials[: max(rows - 1, 0)]

@@ -17,6 +17,8 @@ from raysweep.tune.hung_trials import RunningTrials
 
 # Maximum number of failures of one trial that do not count. The limit ends a sweep in which a trial crashes every node on which the trial runs.
 MAX_FORGIVEN = 10
+# Ray's error message for a task or an actor that a trial starts, and that asks for CPUs or GPUs beyond those of the trial. Seen in Ray 2.53 and 2.60.
+_STARTED_IN_TRIAL = re.compile(r"No trial resources are available for launching the (task|actor) `([^`]*)`")
 
 
 def cause_of(error_text: str) -> str:
@@ -28,6 +30,12 @@ def cause_of(error_text: str) -> str:
         return f"its process died: {detail[1].split('. ')[0]}"
     if "actor died" in text or "ActorDied" in text or "actor is dead" in text:
         return "its process died"
+    if started := _STARTED_IN_TRIAL.search(text):
+        kind, name = started.groups()
+        return (
+            f"the function starts the Ray {kind} {name}, but the trial reserves its CPUs and GPUs for the function alone. Write num_cpus=0 and no num_gpus"
+            f" for the {kind}, and let trial_resources.cpu count the CPUs of the function and of its {kind}s together"
+        )
     # The text of the exception follows the last indented line of the traceback. This text may have several lines.
     lines: list[str] = []
     for line in reversed(text.splitlines()):

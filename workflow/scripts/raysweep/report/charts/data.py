@@ -14,8 +14,8 @@ from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key, position_in_range
 
-MAX_CURVES = 200  # maximum number of learning curves in the figure, because more curves would be hard to read and need much space
-BEST_CURVES = 50  # number of these curves that belong to the best trials; the other curves are spread evenly over the other ranks
+MAX_CURVES = 200  # maximum number of learning curves, and of lines of the parallel coordinates, because more lines would be a solid block
+BEST_CURVES = 50  # number of these lines that belong to the best trials; the other lines are spread evenly over the other ranks
 MAX_POINTS = 100  # maximum number of points of one curve
 MAX_BARS = 2000  # maximum number of bars of the timeline
 
@@ -67,10 +67,8 @@ def learning_curves_data(result: SweepResult) -> tuple[Columns, str]:
     """
     ranked = [trial for trial, _ in result.ranked]
     rank = {trial.trial_id: i for i, trial in enumerate(ranked)}
-    drawn = _drawn_curves(ranked)
-    left_out = []
-    if len(drawn) < len(ranked):
-        left_out.append(f"{len(drawn)} of {len(ranked):,} curves are drawn: the best {BEST_CURVES}, and the others at even steps of rank.")
+    drawn = drawn_trials(ranked)
+    left_out = [text] if (text := left_out_trials(ranked, "curves")) else []
     if any(len(trial.results) > MAX_POINTS for trial in drawn):
         left_out.append(f"At most {MAX_POINTS} epochs are drawn of each curve.")
     columns: Columns = {"trial": [], "epoch": [], "value": [], "tier": []}
@@ -84,8 +82,15 @@ def learning_curves_data(result: SweepResult) -> tuple[Columns, str]:
     return columns, " ".join(left_out)
 
 
-def _drawn_curves(ranked: list[Trial]) -> list[Trial]:
-    """Return the trials whose curves are shown. These trials are the best trials, and a selection of the other trials at even steps of rank."""
+def left_out_trials(ranked: list[Trial], lines: str) -> str:
+    """Return a sentence on the trials whose lines are left out, or an empty text where the figure shows all trials. `lines` says what is drawn."""
+    if len(ranked) <= MAX_CURVES:
+        return ""
+    return f"{MAX_CURVES} of {len(ranked):,} {lines} are drawn: the best {BEST_CURVES}, and the others at even steps of rank."
+
+
+def drawn_trials(ranked: list[Trial]) -> list[Trial]:
+    """Return the trials whose lines are shown. These trials are the best trials, and a selection of the other trials at even steps of rank."""
     if len(ranked) <= MAX_CURVES:
         return ranked
     best, others = ranked[:BEST_CURVES], ranked[BEST_CURVES:]

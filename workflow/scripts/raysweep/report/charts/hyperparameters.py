@@ -10,7 +10,7 @@ import math
 
 from raysweep.common.text import number
 from raysweep.report.analysis import LEVELS, Importance, landscape
-from raysweep.report.charts.data import metric_position
+from raysweep.report.charts.data import drawn_trials, left_out_trials, metric_position
 from raysweep.report.charts.parts import (
     COLOUR_BY_STATUS,
     COLOUR_BY_TIER,
@@ -36,6 +36,7 @@ from raysweep.report.charts.parts import (
 from raysweep.report.inputs import Inputs, SweepResult
 from raysweep.report.keys import Key
 
+FEW_LINES = 60  # maximum number of lines of the parallel coordinates that are not drawn with less colour
 KEY_HEIGHT = 220  # height in pixels of the figure of one key
 
 
@@ -97,8 +98,8 @@ def _x_axis(i: int, key: Key) -> Spec:
     return encoding
 
 
-def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
-    """Return the figure of the parallel coordinates.
+def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> tuple[Spec, str]:
+    """Return the figure of the parallel coordinates, and a sentence on the trials that the figure leaves out.
 
     The figure has one axis for each key and one axis for the metric. Each trial is a line across all axes.
     Lines of better trials are darker. The line of the winner lies on top.
@@ -114,9 +115,18 @@ def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
     ]
     line: Spec = {"x": x, "y": y, "order": {"field": "order"}, "tooltip": trial_tooltip(inputs, keys)}
     rules = [{"axis": axis, "position": 0, "top": 1} for axis in axes]
+    ranked = [trial for trial, _ in inputs.ranked]
+    left_out = left_out_trials(ranked, "lines")
+    only_drawn = [{"filter": {"field": "trial", "oneOf": [trial.trial_id for trial in drawn_trials(ranked)]}}] if left_out else []
     layers = [
         layer(mark("rule", color="var(--axis)"), data=rules, x=x, y=y, y2={"field": "top"}),
-        layer(mark("line", strokeWidth=1.3, opacity=0.6), transform=to_points, detail={"field": "trial"}, color=COLOUR_BY_TIER, **line),
+        layer(
+            mark("line", strokeWidth=1.3, opacity=0.6 if len(ranked) <= FEW_LINES else 0.35),
+            transform=[*only_drawn, *to_points],
+            detail={"field": "trial"},
+            color=COLOUR_BY_TIER,
+            **line,
+        ),
         layer(
             mark("line", strokeWidth=3, color=WINNER_COLOUR, point={"filled": True, "size": 50, "color": WINNER_COLOUR}),
             transform=[only_winner(inputs), *to_points],
@@ -128,7 +138,7 @@ def parallel_coordinates(inputs: SweepResult, keys: list[Key]) -> Spec:
         shape = mark("text", align="right", dx=-7, fontSize=11, **style)
         layers.append(layer(shape, data=_parallel_labels(inputs, keys), x=x, y=y, text={"field": "text"}))
     description = f"Parallel coordinates: the configuration of each trial and its {inputs.metric}"
-    return chart(description, 300, layers, data={"name": "trials"}, transform=[])
+    return chart(description, 300, layers, data={"name": "trials"}, transform=[]), left_out
 
 
 def _parallel_x(axes: list[str], titles: list[str]) -> Spec:

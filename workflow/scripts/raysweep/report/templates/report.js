@@ -51,16 +51,27 @@ const used = (spec) => {
   const text = JSON.stringify(spec);
   return Object.fromEntries(Object.entries(datasets).filter(([name]) => text.includes(`"name":"${name}"`)));
 };
-const drawn = Object.entries(page.specs).map(([id, spec]) => {
-  const place = document.getElementById(`chart-${id}`);
+const draw = (place, spec) => {
   const whole = { autosize: { type: "fit-x", contains: "padding" }, datasets: used(spec), ...spec };
   // `ast`: expressions are interpreted, so that the page needs no permission to turn text into code.
   return vegaEmbed(place, whole, { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config: page.config, tooltip: { theme: "custom" } }).catch((error) => {
     place.textContent = `This figure could not be drawn: ${error.message}`;
     place.classList.add("failed");
-    throw error;
+    console.error(error);
   });
-});
-Promise.allSettled(drawn).then(() => {
+};
+// The figures are drawn one after the other, first those that the reader sees. The pauses let the browser paint the page and react to the reader.
+const isSeen = (place) => place.getBoundingClientRect().bottom > 0 && place.getBoundingClientRect().top < innerHeight;
+const drawAll = async () => {
+  const waiting = new Map([...document.querySelectorAll(".chart")].map((place) => [place, page.specs[place.id.slice("chart-".length)]]));
+  for (const [place, spec] of waiting) place.style.minHeight = `${spec.height}px`; // what the reader sees must not move away
+  while (waiting.size) {
+    await new Promise((resume) => setTimeout(resume));
+    const places = [...waiting.keys()];
+    const place = places.find(isSeen) ?? places[0];
+    await draw(place, waiting.get(place));
+    waiting.delete(place);
+  }
   document.documentElement.dataset.figures = "drawn";
-});
+};
+drawAll();
