@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import uv
+from packaging.version import Version
+
+from raysweep.environment.manifest import LEAST_RAY
+from versions import NAMES, PACKAGES, PARTS
 
 ROOT = Path(__file__).parents[2]
 ENVS = ROOT / "workflow" / "envs"
-LOCKS = ("controller", "node", "dashboard", "docs", "dev")
+LOCKS = ("controller", "node", "dashboard", "docs", "dev", *NAMES)
 PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
 
 
@@ -52,11 +56,24 @@ def test_the_dashboard_changes_nothing_else() -> None:
     assert pins("node").items() <= pins("dashboard").items()
 
 
-def test_holds_back_what_has_to_be_held_back() -> None:
-    for bound in re.findall(r"^([a-z-]+)<([\d.]+)", (ENVS / "held.txt").read_text(), re.MULTILINE):
-        package, limit = bound
-        for version in pins("node")[package]:
-            assert tuple(map(int, version.split("."))) < tuple(map(int, limit.split("."))), f"{package} {version}"
+def test_the_lowest_lock_has_the_lowest_versions_and_the_newest_lock_is_newer_than_the_users() -> None:
+    lowest, newest, node = (pins(name) for name in ("lowest", "newest", "node"))
+    minimums = dict(re.findall(r"(?m)^([a-z]+)(?:\[[a-z]+\])?>=([\d.]+)", (ENVS / "node.in").read_text()))
+    assert tuple(map(int, minimums["ray"].split("."))) == LEAST_RAY
+    for package in ("ray", "torch", "torchvision", "optuna", "safetensors"):
+        [version] = lowest[package]
+        assert f"{version}.".startswith(f"{minimums[package]}."), package
+        assert max(map(Version, newest[package])) >= max(map(Version, node[package]))
+
+
+def test_the_table_of_versions_was_written_with_the_present_locks_and_all_passed() -> None:
+    rows = re.findall(r"(?m)^\| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", (ROOT / "docs" / "versions.md").read_text())
+    table = {name: (low, new) for name, low, new in rows}
+    for package in PACKAGES:
+        for name, version in zip(NAMES, table[package], strict=True):
+            assert version in pins(name)[package], f"run `make test-versions`: {package}"
+    results = [result for part in PARTS for result in table[part]]
+    assert [result for result in results if "passed" not in result or "failed" in result] == []
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

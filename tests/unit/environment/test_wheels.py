@@ -182,6 +182,15 @@ def test_site_that_lacks_a_wheel(site: EnvironmentSpec) -> None:
     assert leftovers() == []
 
 
+def test_site_whose_versions_are_too_old_names_all_of_them(site: EnvironmentSpec, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheelhouse", "apple", "1.0")
+    Path("node.in").write_text("plum>=0.2\napple[core]>=2\npear>=7\nPlum>=0.9\n")
+    with pytest.raises(
+        ConfigError, match=r"lacks what node\.in asks for: apple\[core\]>=2 \(it has 1\.5\+site\), Plum>=0\.9 \(it has 0\.3\)\. "
+    ):
+        build(site)
+
+
 def test_site_without_pip(spec: EnvironmentSpec) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "bare"], check=True)
     with pytest.raises(ConfigError, match=r"env\.wheels: site needs pip 22\.3 or newer for .*bare/bin/python"):
