@@ -7,7 +7,7 @@
 #   make watch    show a sweep in the terminal [CONFIG=file] [SWEEP=name]
 #   make new-sweep NAME=mine [LIKE=images|tabular|function]    create a new sweep from a complete example
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
-#   make test-versions  run a part of the tests with the lowest and the newest versions of Ray and torch, and write docs/versions.md
+#   make test-versions  run a part of the tests with the lowest and the newest versions of Ray and torch, and write docs/versions.md [ONLY=words]
 #   make bench    measure the numbers of the README, for this workflow and for the tools in the comparison [ONLY=words] [ROUNDS=n] [DATA=folder]
 #   make docs     build the documents as a web site in resources/docs
 #   make lock     update the lock files of the requirements [UPGRADE=1]
@@ -96,7 +96,7 @@ faults: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")
 
 test-versions: env-test
-	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/versions.py
+	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/versions.py $(if $(ONLY),--only "$(ONLY)")
 
 bench: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python benchmarks/bench.py --resources-dir resources/bench \

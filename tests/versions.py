@@ -20,6 +20,7 @@ from raysweep.environment.manifest import Environment
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "safetensors", "numpy")
 NAMES = ("lowest", "newest")
+NOT_RUN = "not run"
 # The words in the table → the tests.
 PARTS = {
     "private names of Ray, Tune and torch": ["unit/tune/test_private.py", "unit/training/test_private.py"],
@@ -48,7 +49,7 @@ class Column:
 
     @property
     def has_passed(self) -> bool:
-        return all("passed" in result and "failed" not in result for result in self.results.values())
+        return all(result == NOT_RUN or ("passed" in result and "failed" not in result) for result in self.results.values())
 
 
 def build(name: str, resources_dir: Path) -> Environment:
@@ -64,7 +65,7 @@ def run_part(python: Path, tests: list[str], report: Path) -> str:
     """Run tests with an environment's Python and return the counts, for instance `12 passed`. `report` is the file for pytest's results."""
     report.unlink(missing_ok=True)
     argv = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "--quiet", f"--junitxml={report}"]
-    subprocess.run([*argv, *(f"tests/{test}" for test in tests)], cwd=REPOSITORY, check=False)
+    subprocess.run([*argv, *(str(REPOSITORY / "tests" / test) for test in tests)], cwd=REPOSITORY, check=False)
     suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
     count = {key: int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")}
@@ -85,13 +86,14 @@ def table(columns: list[Column], date: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--resources-dir", type=Path, default=REPOSITORY / "resources", help="folder for the environments")
+    parser.add_argument("--only", default="", help="words in the name of a part; the other parts are not run")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "versions.md")
     args = parser.parse_args()
     columns = []
     for name in NAMES:
         environment = build(name, args.resources_dir)
         report = args.resources_dir / f"env-{name}" / "tests.xml"
-        results = {part: run_part(environment.python, tests, report) for part, tests in PARTS.items()}
+        results = {part: run_part(environment.python, tests, report) if args.only in part else NOT_RUN for part, tests in PARTS.items()}
         columns.append(Column(name, environment.packages, results))
     text = table(columns, f"{datetime.now(UTC):%Y-%m-%d}")
     args.output.write_text(with_table(args.output.read_text(encoding="utf-8"), text, args.output), encoding="utf-8")
