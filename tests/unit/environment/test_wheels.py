@@ -174,10 +174,8 @@ def test_site_installs_what_its_pip_chooses_after_the_modules(site: EnvironmentS
 
 
 def test_site_that_lacks_a_wheel(site: EnvironmentSpec) -> None:
-    Path("node.in").write_text("apple>=2\n")
-    with pytest.raises(
-        ConfigError, match=r"the site's wheelhouse lacks what node\.in asks for: No matching distribution found for apple>=2"
-    ):
+    Path("node.in").write_text("apple\ncherry\n")
+    with pytest.raises(ConfigError, match=r"the site's wheelhouse lacks what node\.in asks for: No matching distribution found for cherry"):
         build(site)
     assert leftovers() == []
 
