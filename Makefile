@@ -7,6 +7,7 @@
 #   make watch    show a sweep in the terminal [CONFIG=file] [SWEEP=name]
 #   make new-sweep NAME=mine [LIKE=images|tabular|function]    create a new sweep from a complete example
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
+#   make test-versions  run a part of the tests with the lowest and the newest versions of Ray and torch, and write docs/versions.md [ONLY=words]
 #   make bench    measure the numbers of the README, for this workflow and for the tools in the comparison [ONLY=words] [ROUNDS=n] [DATA=folder]
 #   make docs     build the documents as a web site in resources/docs
 #   make lock     update the lock files of the requirements [UPGRADE=1]
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo new-sweep check test lint docs faults bench lock watch clean env-test
+.PHONY: setup demo new-sweep check test test-versions lint docs faults bench lock watch clean env-test
 # The Python of the set-up must not import packages from another environment that is active in the user's shell.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -94,18 +95,24 @@ docs: setup
 faults: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/faults.py $(if $(SEED),--seed "$(SEED)")
 
+test-versions: env-test
+	@PYTHONPATH=workflow/scripts:tests $(DEV)/python tests/versions.py $(if $(ONLY),--only "$(ONLY)")
+
 bench: env-test
 	@PYTHONPATH=workflow/scripts:tests $(DEV)/python benchmarks/bench.py --resources-dir resources/bench \
 	  $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(DATA),--data-dir "$(DATA)")
 
+# The lock `lowest` has the lowest versions that node.in allows. Of numpy and pyyaml, the packages of the controller need newer versions.
 lock: setup
-	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers examples/tabular/requirements; do \
-	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) --constraints $(ENVS)/held.txt $$name.in --output-file $$name.txt || exit 1; \
+	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers examples/tabular/requirements $(ENVS)/newest; do \
+	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) $$name.in --output-file $$name.txt || exit 1; \
 	done
+	@$(UV_COMPILE) --constraints <(sed -nE '/^(numpy|pyyaml)/d; s/^([a-z]+)(\[[a-z]+\])?>=([0-9.]+).*/\1==\3.*/p' $(ENVS)/node.in) \
+	  $(if $(UPGRADE),--upgrade) $(ENVS)/lowest.in --output-file $(ENVS)/lowest.txt
 
 watch: setup
 	@.venv/bin/python workflow/scripts/watch.py $(if $(CONFIG),--configfile "$(CONFIG)") $(if $(SWEEP),--sweep "$(SWEEP)")
 
 # `make clean` keeps state/ and results/, because making these folders again takes much time on a cluster.
 clean:
-	rm -rf .venv resources/env resources/env-test resources/env-docs resources/docs resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf .venv resources/env resources/env-test resources/env-lowest resources/env-newest resources/env-docs resources/docs resources/slurm-packages* resources/test-wheels .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import uv
+from packaging.version import Version
+
+from raysweep.environment.manifest import LEAST_RAY
+from versions import NAMES, NOT_RUN, PACKAGES, PARTS, Column, run_part, table
 
 ROOT = Path(__file__).parents[2]
 ENVS = ROOT / "workflow" / "envs"
-LOCKS = ("controller", "node", "dashboard", "docs", "dev")
+LOCKS = ("controller", "node", "dashboard", "docs", "dev", *NAMES)
 PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
 
 
@@ -52,11 +56,36 @@ def test_the_dashboard_changes_nothing_else() -> None:
     assert pins("node").items() <= pins("dashboard").items()
 
 
-def test_holds_back_what_has_to_be_held_back() -> None:
-    for bound in re.findall(r"^([a-z-]+)<([\d.]+)", (ENVS / "held.txt").read_text(), re.MULTILINE):
-        package, limit = bound
-        for version in pins("node")[package]:
-            assert tuple(map(int, version.split("."))) < tuple(map(int, limit.split("."))), f"{package} {version}"
+def test_the_lowest_lock_has_the_lowest_versions_and_the_newest_lock_is_newer_than_the_users() -> None:
+    lowest, newest, node = (pins(name) for name in ("lowest", "newest", "node"))
+    minimums = dict(re.findall(r"(?m)^([a-z]+)(?:\[[a-z]+\])?>=([\d.]+)", (ENVS / "node.in").read_text()))
+    assert tuple(map(int, minimums["ray"].split("."))) == LEAST_RAY
+    for package in ("ray", "torch", "torchvision", "optuna", "safetensors"):
+        [version] = lowest[package]
+        assert f"{version}.".startswith(f"{minimums[package]}."), package
+        assert max(map(Version, newest[package])) >= max(map(Version, node[package]))
+
+
+def test_the_table_of_versions_was_written_with_the_present_locks_and_nothing_failed() -> None:
+    rows = re.findall(r"(?m)^\| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", (ROOT / "docs" / "versions.md").read_text())
+    cells = {name: (low, new) for name, low, new in rows}
+    for package in PACKAGES:
+        for name, version in zip(NAMES, cells[package], strict=True):
+            assert version in pins(name)[package], f"run `make test-versions`: {package}"
+    results = [result for part in PARTS for result in cells[part]]
+    assert [result for result in results if result != NOT_RUN and ("passed" not in result or "failed" in result)] == []
+
+
+def test_a_part_that_fails_is_a_failure_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n\ndef test_one(): pass\n\ndef test_two(): pytest.skip('for a reason')\n\ndef test_three(): assert False\n"
+    )
+    counts = run_part(Path(sys.executable), [str(tmp_path / "test_three.py")], tmp_path / "tests.xml")
+    assert counts == "1 failed, 1 skipped, 1 passed"
+    versions = dict.fromkeys(PACKAGES, "1.0")
+    failed, passed, skipped = (Column("lowest", versions, dict.fromkeys(PARTS, text)) for text in (counts, "3 passed", "3 skipped"))
+    assert [column.has_passed for column in (failed, passed, skipped)] == [False, True, False]
+    assert f"\n| neighbours on a node | {counts} | 3 passed |\n" in table([failed, passed], "2026-01-01")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

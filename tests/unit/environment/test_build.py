@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from raysweep.common.errors import ConfigError, RaysweepError
 from raysweep.environment.aside import host_of_pids
 from raysweep.environment.build import check_import
 from raysweep.environment.manifest import Environment
-from raysweep.environment.requirements import EnvironmentSpec, env_key
+from raysweep.environment.requirements import ENVS_DIR, EnvironmentSpec, env_key
 from raysweep.usercode.target import SCRIPTS_DIR
 from wheels import make_wheel
 
@@ -206,6 +207,16 @@ def test_an_environment_that_is_taken_as_it_is_is_refused_too(
     with pytest.raises(ConfigError, match=f"^{begin}"):
         build(given)
     assert not Path("env/env.yaml").exists()
+
+
+def test_a_version_that_is_newer_than_any_that_was_tried_is_a_warning(
+    spec: EnvironmentSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [tried] = re.findall(r"(?m)^ray==(.+)", (ENVS_DIR / "newest.txt").read_text())
+    build(spec_with_ray(spec, tmp_path, f"{tried}+site"))
+    assert "newer than any" not in caplog.text
+    build(spec_with_ray(spec, tmp_path, "99.0"))
+    assert f"env.wheels: some wheels gives versions that are newer than any that was tried: ray 99.0 (tried: up to {tried})" in caplog.text
 
 
 def test_a_library_that_is_missing_names_the_list_and_the_command_that_locks_the_list(spec: EnvironmentSpec, tmp_path: Path) -> None:

@@ -174,12 +174,19 @@ def test_site_installs_what_its_pip_chooses_after_the_modules(site: EnvironmentS
 
 
 def test_site_that_lacks_a_wheel(site: EnvironmentSpec) -> None:
-    Path("node.in").write_text("apple>=2\n")
-    with pytest.raises(
-        ConfigError, match=r"the site's wheelhouse lacks what node\.in asks for: No matching distribution found for apple>=2"
-    ):
+    Path("node.in").write_text("apple\ncherry\n")
+    with pytest.raises(ConfigError, match=r"the site's wheelhouse lacks what node\.in asks for: No matching distribution found for cherry"):
         build(site)
     assert leftovers() == []
+
+
+def test_site_whose_versions_are_too_old_names_all_of_them(site: EnvironmentSpec, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheelhouse", "apple", "1.0")
+    Path("node.in").write_text("plum>=0.2\napple[core]>=2\npear>=7\nPlum>=0.9\n")
+    with pytest.raises(
+        ConfigError, match=r"lacks what node\.in asks for: apple\[core\]>=2 \(it has 1\.5\+site\), Plum>=0\.9 \(it has 0\.3\)\. "
+    ):
+        build(site)
 
 
 def test_site_without_pip(spec: EnvironmentSpec) -> None:

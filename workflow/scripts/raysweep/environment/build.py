@@ -27,7 +27,7 @@ from raysweep.common.typed_json import to_json
 from raysweep.environment.aside import made_aside
 from raysweep.environment.interpreter import Interpreter, check_imports, describe_environment, find_python
 from raysweep.environment.manifest import LEAST_RAY, MANIFEST, OLD_RAY, VENV_MANIFEST, Environment
-from raysweep.environment.requirements import EnvironmentSpec, env_key, lock_command, missing_requirements, modules_to_try
+from raysweep.environment.requirements import EnvironmentSpec, env_key, lock_command, missing_requirements, modules_to_try, untried_versions
 from raysweep.environment.wheels import install, make_venv
 from raysweep.usercode.target import SCRIPTS_DIR, find_target
 
@@ -53,7 +53,7 @@ def build_environment(spec: EnvironmentSpec, output_dir: Path) -> Environment:
     if spec.takes_python_as_it_is:
         environment = describe_environment(spec, Path(base.path), base)
         _check_requirements(environment, spec)
-        _check_ray(environment, spec)
+        _check_versions(environment, spec)
         if to_json(environment) != recorded:
             next_step = "mend it, or let the workflow make an environment (wheels: download)"
             check_imports(environment, modules_to_try(spec.requirements), next_step)
@@ -107,16 +107,17 @@ def _check_requirements(environment: Environment, spec: EnvironmentSpec) -> None
     )
 
 
-def _check_ray(environment: Environment, spec: EnvironmentSpec) -> None:
-    """Raise ConfigError where the environment has a version of Ray that lets programs without a token in."""
+def _check_versions(environment: Environment, spec: EnvironmentSpec) -> None:
+    """Raise ConfigError where the environment has a Ray that lets programs without a token in. Warn of versions that were never tried."""
     version = environment.packages.get("ray")
-    if version is None or Version(version).release[:2] >= LEAST_RAY:
-        return
     source = f"env.wheels: {spec.wheels}" if spec.container is None else f"env.container: the image {spec.container!r}"
-    raise ConfigError(
-        f"{source} gives Ray {version}, which {OLD_RAY}. Ask for ray>={'.'.join(map(str, LEAST_RAY))} in {spec.requirements} and in its lock, and for"
-        " a newer Ray where the packages come from"
-    )
+    if version is not None and Version(version).release[:2] < LEAST_RAY:
+        raise ConfigError(
+            f"{source} gives Ray {version}, which {OLD_RAY}. Ask for ray>={'.'.join(map(str, LEAST_RAY))} in {spec.requirements} and in its lock,"
+            " and for a newer Ray where the packages come from"
+        )
+    if untried := untried_versions(environment.packages):
+        logger.warning("%s gives versions that are newer than any that was tried: %s", source, ", ".join(untried))
 
 
 def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Environment:
@@ -128,7 +129,7 @@ def _build_venv(env_dir: Path, spec: EnvironmentSpec, base: Interpreter) -> Envi
         python = aside / "bin" / "python"
         install(python, env_dir, spec, base.path)
         built = describe_environment(spec, python, base)
-        _check_ray(built, spec)
+        _check_versions(built, spec)
         logger.info("Importing the packages of the environment")
         next_step = "if it stays so, the wheels do not fit this machine: try another env.python or env.torch_backend"
         check_imports(built, modules_to_try(spec.requirements), next_step)

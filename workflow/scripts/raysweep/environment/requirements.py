@@ -10,8 +10,12 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from raysweep.common.errors import ConfigError
+from raysweep.usercode.target import SCRIPTS_DIR
+
+ENVS_DIR = SCRIPTS_DIR.parent / "envs"
 
 
 @dataclass(frozen=True)
@@ -146,3 +150,17 @@ def missing_requirements(path: Path, packages: dict[str, str]) -> list[str]:
         elif not requirement.specifier.contains(version, prereleases=True):
             missing.append(f"{requirement} (it has {version})")
     return missing
+
+
+def untried_versions(packages: dict[str, str]) -> list[str]:
+    """Return the packages of trials that are newer than any version that was tried, with both versions.
+
+    `make test-versions` tries the versions of newest.txt. A local version, such as 2.9.0+computecanada, counts as the version 2.9.0.
+    """
+    newest = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in parse_requirements(ENVS_DIR / "newest.txt")}
+    names = [canonicalize_name(r.name) for r in parse_requirements(ENVS_DIR / "node.in")]
+    return [
+        f"{name} {packages[name]} (tried: up to {newest[name]})"
+        for name in names
+        if name in packages and Version(Version(packages[name]).public) > Version(newest[name])
+    ]

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -19,7 +20,7 @@ from packaging.utils import canonicalize_name
 from raysweep.common.errors import ConfigError, WorldError, is_full_disk
 from raysweep.common.gpus import visible_gpus
 from raysweep.environment.commands import INSTALL_DEADLINE_S, last_line, run_captured, with_modules
-from raysweep.environment.requirements import EnvironmentSpec, lists, lock_of
+from raysweep.environment.requirements import EnvironmentSpec, lists, lock_of, parse_requirements
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,32 @@ def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_
     pip chooses the wheels, because only pip reads the site's configuration, and because pip sees the packages of the loaded modules. uv then installs
     exactly the wheels that pip chose. The lock is not used.
     """
-    report, listed = (python.parent.parent / name for name in ("pip-report.json", "site-wheels.txt"))
+    resolved, items = _ask_pip(python, spec, base_python, spec.requirements)
+    if resolved.returncode != 0:
+        if "no such option" in resolved.stderr or "No module named pip" in resolved.stderr:
+            raise ConfigError(f"env.wheels: site needs pip 22.3 or newer for {base_python}: load a newer Python module, or set env.python")
+        reason = next(iter(re.findall(r"^ERROR: (.*?)\.?$", resolved.stderr, re.MULTILINE)[-1:]), last_line(resolved.stderr))
+        raise ConfigError(
+            f"env.wheels: the site's wheelhouse lacks what {spec.requirements} asks for: "
+            f"{', '.join(_old_versions_of_site(python, spec, base_python)) or reason}. "
+            "Load the modules that bring it (env.modules), ask for less, or use wheels: download where the network is"
+        )
+    chosen = [(item["metadata"]["name"], item["download_info"]["url"]) for item in items]
+    if not chosen:  # The loaded modules already bring all packages.
+        return
+    size_gb = _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:"))
+    _check_space(env_dir, size_gb, size_gb)
+    listed = python.parent.parent / "site-wheels.txt"
+    listed.write_text("".join(f"{name} @ {url}\n" for name, url in chosen), encoding="utf-8")
+    arguments = ["--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)]
+    _check(_install(spec, *arguments), "The site's wheels do not install")
+
+
+def _ask_pip(
+    python: Path, spec: EnvironmentSpec, base_python: str, requirements: Path
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    """Return the run of pip that chooses the site's wheels for `requirements`, and pip's description of the wheels to install."""
+    report = python.parent.parent / "pip-report.json"
     argv = [
         base_python,
         "-m",
@@ -138,26 +164,24 @@ def _install_from_site(python: Path, env_dir: Path, spec: EnvironmentSpec, base_
         "--quiet",
         "--no-index",
     ]
-    argv += ["--report", str(report), "--requirement", str(spec.requirements)]
-    resolved = run_captured(with_modules(spec.modules, argv), INSTALL_DEADLINE_S)
-    logger.debug("pip printed: %s", resolved.stderr)
-    if resolved.returncode != 0:
-        if "no such option" in resolved.stderr or "No module named pip" in resolved.stderr:
-            raise ConfigError(f"env.wheels: site needs pip 22.3 or newer for {base_python}: load a newer Python module, or set env.python")
-        reason = next(iter(re.findall(r"^ERROR: (.*?)\.?$", resolved.stderr, re.MULTILINE)[-1:]), last_line(resolved.stderr))
-        raise ConfigError(
-            f"env.wheels: the site's wheelhouse lacks what {spec.requirements} asks for: {reason}. "
-            "Load the modules that bring it (env.modules), ask for less, or use wheels: download where the network is"
-        )
-    items = json.loads(report.read_text(encoding="utf-8"))["install"]
-    chosen = [(item["metadata"]["name"], item["download_info"]["url"]) for item in items]
-    if not chosen:  # The loaded modules already bring all packages.
-        return
-    size_gb = _unpacked_gb(Path(url2pathname(urlsplit(url).path)) for _, url in chosen if url.startswith("file:"))
-    _check_space(env_dir, size_gb, size_gb)
-    listed.write_text("".join(f"{name} @ {url}\n" for name, url in chosen), encoding="utf-8")
-    arguments = ["--python", str(python), "--no-deps", "--no-index", "--requirements", str(listed)]
-    _check(_install(spec, *arguments), "The site's wheels do not install")
+    run = run_captured(with_modules(spec.modules, [*argv, "--report", str(report), "--requirement", str(requirements)]), INSTALL_DEADLINE_S)
+    logger.debug("pip printed: %s", run.stderr)
+    return run, json.loads(report.read_text(encoding="utf-8"))["install"] if run.returncode == 0 else []
+
+
+def _old_versions_of_site(python: Path, spec: EnvironmentSpec, base_python: str) -> list[str]:
+    """Return all requirements that the site's versions do not fulfil, with these versions, because pip names only the first requirement.
+
+    pip chooses versions for the names of the packages alone. The list is empty where the wheelhouse lacks one of the packages.
+    """
+    requirements, names = parse_requirements(spec.requirements), python.parent.parent / "site-names.txt"
+    names.write_text("".join(f"{r.name}[{','.join(sorted(r.extras))}]\n" for r in requirements), encoding="utf-8")
+    _, items = _ask_pip(python, spec, base_python, names)
+    versions = {canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"] for item in items}
+    found = [(requirement, versions.get(canonicalize_name(requirement.name))) for requirement in requirements]
+    return [
+        f"{r} (it has {version})" for r, version in found if version is not None and not r.specifier.contains(version, prereleases=True)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- space

@@ -1,7 +1,7 @@
 """Contains all private names and error messages of PyTorch that this package uses, because PyTorch may change them in any release.
 
-All these names and messages exist in PyTorch 2.13.0. tests/unit/training/test_private.py checks each name and message, and fails when PyTorch
-changes one of them.
+All these names and messages exist in PyTorch 2.6.0, 2.13.0 and 2.15.0. tests/unit/training/test_private.py checks each name and message, and fails
+when PyTorch changes one of them.
 """
 
 from __future__ import annotations
