@@ -87,7 +87,7 @@ def _short_bundle() -> Any:
         yield
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spaces, names | st.sampled_from(["a.b", "a[0]", "val@5", "a b", "\\", "'"]), st.lists(trials, min_size=1, max_size=4), st.booleans())
 def test_any_record_has_a_page(space: dict[str, Any], metric: str, outcomes: list[Any], is_max: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
