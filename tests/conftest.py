@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -15,6 +16,10 @@ import sweeping
 ON_SLURM = Path(__file__).parent / "slurm"
 # The modules that take longest, in the order in which they run.
 LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_page", "test_module")
+
+# On a busy machine Hypothesis draws slowly, and examples take long. Neither is a fault.
+settings.register_profile("without timings", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("without timings")
 
 
 class ByModule(LoadScopeScheduling):

@@ -33,7 +33,7 @@ ACCOUNT = "def-tests"  # of both users, on a cluster with accounting
 # could run nothing. Ethernet addresses are fixed, so that a node that was off is found again.
 LOGIN_SCRIPT = f"""
 hostname login
-for name in hosts passwd group resolv.conf; do [ ! -e "/etc/$name" ] || mount --bind "$1/etc/$name" "/etc/$name"; done
+for name in hosts passwd group resolv.conf ld.so.cache; do [ ! -e "/etc/$name" ] || mount --bind "$1/etc/$name" "/etc/$name"; done
 ip link set lo up
 ip link add bridge0 address 02:00:00:00:00:01 type bridge
 ip address add {SUBNET}.1/24 dev bridge0
@@ -117,17 +117,15 @@ class SlurmCluster:
         (etc / "group").write_text(Path("/etc/group").read_text() + f"{GUEST}:x:{GUEST_UID}:\n")
         (etc / "munge.key").touch(mode=0o600)
         (etc / "munge.key").write_bytes(os.urandom(128))
+        # On the cluster, clients and the children of slurmstepd find the unpacked libraries without LD_LIBRARY_PATH, which jobs would inherit.
+        ldconfig = ["ldconfig", "-X", "-C", etc / "ld.so.cache", *libraries(self.packages)]
+        subprocess.run(ldconfig, env=self.daemon_env, check=True)
 
     def _write_clients(self) -> None:
-        """Clients that know where their configuration is: no variable can tell them, since Snakemake's jobstep deletes all of Slurm's.
-
-        They name the loader themselves, so that LD_LIBRARY_PATH does not reach the jobs.
-        """
-        (loader,) = [*Path("/").glob("lib64/ld-linux-*.so.?"), *Path("/").glob("lib/ld-linux-*.so.?")][:1]
+        """Clients that know where their configuration is: no variable can tell them, since Snakemake's jobstep deletes all of Slurm's."""
         for name in CLIENTS:
             client = self.base / "bin" / name
-            command = f"{loader} --library-path '{libraries(self.packages)}' --argv0 {name} '{self.packages}/usr/bin/{name}'"
-            client.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.base}/etc/slurm.conf\nexec {command} "$@"\n')
+            client.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.base}/etc/slurm.conf\nexec {self.packages}/usr/bin/{name} "$@"\n')
             client.chmod(0o755)
 
     def __enter__(self) -> SlurmCluster:
@@ -178,11 +176,13 @@ class SlurmCluster:
         self.wait_for_nodes(*self.nodes)
 
     def _start_accounting(self) -> None:
-        share = self.packages / "usr/share/mysql"
-        # The database starts empty, but for the one table of its own that slurmdbd's stored procedure needs.
-        tables = (share / "mysql_system_tables.sql").read_text().splitlines()
+        (system_tables,) = self.packages.glob("usr/share/m*/*_system_tables.sql")  # mysql in Debian 12, mariadb in Debian 13
+        share = system_tables.parent
+        # The server starts with the one table of its own that slurmdbd's stored procedure needs, and with slurmdbd's database. If slurmdbd had to create
+        # the database, slurmdbd would connect twice on one handle. After the first, failed attempt libmariadb 11.8 limits the columns of an answer to 0.
+        tables = system_tables.read_text().splitlines()
         (table,) = [line for line in tables if line.startswith("CREATE TABLE IF NOT EXISTS proc ")]
-        (self.base / "etc/init.sql").write_text(f"CREATE DATABASE mysql;\nUSE mysql;\n{table}\n")
+        (self.base / "etc/init.sql").write_text(f"CREATE DATABASE mysql;\nUSE mysql;\n{table}\nCREATE DATABASE slurm_acct_db;\n")
         options = {
             "datadir": self.base / "db",
             "socket": self.base / "run/db",

@@ -102,14 +102,13 @@ def _download(folder: Path) -> None:
         fetch(*own_lists)
 
 
-def libraries(packages: Path) -> str:
+def libraries(packages: Path) -> list[Path]:
     """Where the unpacked programs find their libraries."""
-    return ":".join(
-        str(folder) for pattern in ("lib/*-linux-gnu*", "usr/lib/*-linux-gnu*", "usr/lib/*/slurm-wlm") for folder in packages.glob(pattern)
-    )
+    return [folder for pattern in ("lib/*-linux-gnu*", "usr/lib/*-linux-gnu*", "usr/lib/*/slurm-wlm") for folder in packages.glob(pattern)]
 
 
 def daemon_environment(packages: Path) -> dict[str, str]:
     """The environment of the daemons. Clients and jobs never see it."""
     folders = [*(f"{packages}/{folder}" for folder in ("usr/sbin", "usr/bin", "sbin", "bin")), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-    return {"PATH": ":".join(folders), "LD_LIBRARY_PATH": libraries(packages), "SLURMSTEPD": f"{packages}/usr/sbin/slurmstepd"}
+    found = ":".join(map(str, libraries(packages)))
+    return {"PATH": ":".join(folders), "LD_LIBRARY_PATH": found, "SLURMSTEPD": f"{packages}/usr/sbin/slurmstepd"}

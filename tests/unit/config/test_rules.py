@@ -108,7 +108,7 @@ WHOLE = with_defaults(
 WRONG = [None, 5, -1, 1.5, "x", "", "-x", "{a}", "a\n", "a:b", [], {}, [1], ["x", {}], {1: 2}, {"x": {}}, True, float("nan"), {"name": [1]}]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(list(paths_in(WHOLE))), st.sampled_from(WRONG)), min_size=1, max_size=3))
 def test_wrong_values_at_any_place_are_lines_and_no_traceback(root: Path, changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     changed = copy.deepcopy(WHOLE)

@@ -46,4 +46,4 @@ def test_only_abandoned_places_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     os.utime(tmp_path / "made.another-host.1", (0, 0))
     with made_aside(tmp_path / "made"):
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(in_use)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(in_use))  # in a container the parent may be process 1

@@ -79,7 +79,7 @@ def inputs_of(folder: Path, sweep: Sweep, failed_seeds: Iterable[int] = ()) -> I
     return read_written(folder / "record.jsonl", files)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     spaces,
     names | st.sampled_from(["a.b", "a[0]", "val@5", "a b", "\\", "'"]),
