@@ -23,8 +23,10 @@ from raysweep.record.identity import rerun_triggers
 from raysweep.slurm.commands import slurm_extra
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
-from raysweep.stages.forecast import forecast
 from raysweep.stages.project import Project
+
+if workflow.dryrun:  # only a dry run needs this module, and the import takes a tenth of a second
+    from raysweep.stages.forecast import forecast
 
 sys.path.remove(str(SCRIPTS))  # another workflow may have modules with equal names
 
