@@ -180,3 +180,15 @@ def test_mistakes_in_two_files_and_two_sweeps_are_reported_together(checkout: Pr
         "base.yaml: sweeps.two.mode: 'least' is not allowed: one of max, min",
         "more.yaml: sweeps.two.fuse: 'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together",
     ]
+
+
+def test_a_folder_that_cannot_be_written_to_ends_the_run_before_the_first_job(checkout: Project) -> None:
+    checkout.write("a file", "")
+    checkout.write_config(checkout.read_config() | {"state_dir": "a file/below"})
+    run = checkout.snakemake("--cores", "1", "--until", "stage_data")
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == (
+        "Error: state_dir: a file/below cannot be written to: Not a directory. Name another folder, or change this one"
+    )
+    assert "Traceback" not in run.stderr
+    assert not (checkout.root / "resources").exists()

@@ -67,7 +67,10 @@ wildcard_constraints:
 
 # Write the config files and begin the run. Snakemake calls this function before jobs start, and not in a dry run.
 def begin():
-    PROJECT.write_configs()
+    try:
+        PROJECT.write_configs()
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
     RUN.begin()
     if workflow.non_local_exec:
         RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.outputs_to_make())

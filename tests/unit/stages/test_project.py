@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from raysweep.cluster.lock import Lock
+from raysweep.common.errors import ConfigError
 from raysweep.common.files import read_yaml
 from raysweep.config.load import validated
 from raysweep.config.model import Config
@@ -65,6 +66,13 @@ def test_the_config_of_a_sweep_at_which_a_run_is_at_work_is_not_written(tmp_path
     assert sorted(path.name for path in (tmp_path / "state" / ".config").iterdir()) == ["b.yaml"]
     found.write_configs()
     assert read_yaml(tmp_path / "state/.config/a.yaml") == found.config_of("a")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").write_text("a file where the folder should be")
+    with pytest.raises(ConfigError, match=r"^results_dir: results cannot be written to: File exists\. Name another folder"):
+        project(tmp_path).write_configs()
 
 
 def test_sources_are_the_users_files_relative_to_the_root(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysweep.cluster.lock import is_held
+from raysweep.common.errors import ConfigError
 from raysweep.common.files import write_yaml
 from raysweep.config.load import env_arguments
 from raysweep.config.model import Config
@@ -75,14 +77,26 @@ class Project:
         return {**self.config, **folders, "datasets": datasets, "sweeps": {sweep: self.sweeps[sweep]}}
 
     def write_configs(self) -> None:
-        """Write the config file of each sweep whose lock no other run holds.
+        """Write the config file of each sweep whose lock no other run holds. Raises ConfigError where a folder of results or records cannot be written to.
 
         A job that Slurm starts again reads the file a second time, so the file must not change while the job runs. A sweep that another run has locked
         will stop this run with an error.
         """
+        for key in ("results_dir", "state_dir"):
+            self._check_writable(key)
         for sweep in self.sweeps:
             if not is_held(self.placed(self.state) / sweep):
                 write_yaml(self.config_file(sweep), self.config_of(sweep))
+
+    def _check_writable(self, key: str) -> None:
+        # Snakemake itself would notice such a folder only when the first job needs the folder, and would print a traceback.
+        folder = self.placed(self.config[key])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{key}: {folder} cannot be written to: {error.strerror}. Name another folder, or change this one") from None
 
     def sources_of(self, sweep: str) -> list[str]:
         """Return the paths of the files that define the model or function that a sweep trains. Paths below the root are relative to the root."""
