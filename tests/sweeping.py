@@ -242,10 +242,20 @@ def processes_of(folder: Path) -> dict[int, str]:
                 working_dir = str((process / "cwd").resolve())
             except OSError:
                 continue  # the process has ended, or belongs to another user
-            is_of_run = str(folder) in line or working_dir.startswith(str(folder)) or _is_of_trial(working_dir, folder)
+            is_of_run = str(folder) in line or working_dir.startswith(str(folder))
+            # On a node of the tests' Slurm, a path is another file than here.
+            is_of_run = is_of_run or (_mounts_of(process) == _mounts_of(Path("/proc/self")) and _is_of_trial(working_dir, folder))
             if int(process.name) != os.getpid() and is_of_run:
                 found[int(process.name)] = line
     return found
+
+
+def _mounts_of(process: Path) -> str | None:
+    """Return the name of the mount namespace of a process, or None where the process has ended."""
+    try:
+        return os.readlink(process / "ns" / "mnt")
+    except OSError:
+        return None
 
 
 def _is_of_trial(working_dir: str, folder: Path) -> bool:

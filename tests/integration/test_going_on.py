@@ -99,6 +99,7 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on(
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 130
     assert output.splitlines()[-1] == "Interrupted."
+    assert "*** SIG" not in (project.folder / "logs/run_sweep-s.log").read_text(), "a stack of C++"
     assert ours(project.folder) == []
     folder.rmdir()  # the private folder, with the token in it, is gone
     monkeypatch.delenv("TMPDIR")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -37,8 +38,10 @@ def connect(address: str, node_ip: str, **options: Any) -> None:
     """Connect this process to a Ray cluster.
 
     `_node_ip_address` is needed if a node has several addresses. Without this option Ray guesses an address, which may differ from the raylet's address.
+    Ray's handler of SIGTERM is replaced, because the handler prints a stack of C++ before the process ends.
     """
     ray.init(address=address, _node_ip_address=node_ip, **options)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
