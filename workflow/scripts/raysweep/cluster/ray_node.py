@@ -12,13 +12,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from raysweep.common.errors import WorldError
 from raysweep.common.gpus import NVIDIA_SMI, REPLACED_VARIABLES, gpu_program, named_gpus, usable_gpus, visible_gpus, with_replaced_variables
-from raysweep.environment.commands import last_line
+from raysweep.environment.commands import last_line, run_captured
 from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
 from raysweep.usercode.target import SCRIPTS_DIR
@@ -118,7 +117,7 @@ def with_gpus_of(node: Node, environment: Environment, env: dict[str, str]) -> d
         return env
     gpus = named_gpus(program.variables, env) or [str(number) for number in range(node.gpus)]
     env = {key: value for key, value in env.items() if key not in program.variables or key in REPLACED_VARIABLES}
-    run = subprocess.run(environment.command(["-c", ASK_FOR_GPU_VARIABLE]), env=env, capture_output=True, text=True, check=False)
+    run = run_captured(environment.command(["-c", ASK_FOR_GPU_VARIABLE]), env=env)
     variable = last_line(run.stdout if run.returncode == 0 else run.stderr)
     if variable not in program.variables and node.gpus > 1:
         raise WorldError(

@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,15 @@ def seen_in_container(env: dict[str, str], folders: Iterable[Path | str | None])
     return env | {"APPTAINER_BIND": ",".join(dict.fromkeys([*named, *(str(folder) for folder in folders if folder)]))}
 
 
-def run_captured(argv: Sequence[str], deadline_s: float = PROGRAM_DEADLINE_S, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_captured(
+    argv: Sequence[str], deadline_s: float = PROGRAM_DEADLINE_S, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a program of the trials' environment until it ends, and return its exit code and its output.
 
-    `variables` are added to the environment variables of the program. Raises WorldError where the program does not end within `deadline_s` seconds.
+    `env` contains the environment variables of the program, by default those of `process_environment`. Raises WorldError where the program does not end
+    within `deadline_s` seconds.
     """
-    env = process_environment() | variables
+    env = process_environment() if env is None else env
     try:
         return subprocess.run(argv, capture_output=True, text=True, errors="replace", env=env, check=False, timeout=deadline_s)
     except subprocess.TimeoutExpired:

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from raysweep.common.errors import ConfigError, WorldError, is_full_disk
 from raysweep.common.gpus import visible_gpus
-from raysweep.environment.commands import INSTALL_DEADLINE_S, last_line, run_captured, with_modules
+from raysweep.environment.commands import INSTALL_DEADLINE_S, last_line, process_environment, run_captured, with_modules
 from raysweep.environment.requirements import EnvironmentSpec, lists, lock_of, parse_requirements
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,9 @@ def _run_uv(arguments: Sequence[str], modules: Sequence[str] = (), **variables: 
     argv = [uv.find_uv_bin(), "--color", "never", "--no-progress", *arguments]
     logger.debug("uv %s", " ".join(argv[1:]))
     # Without UV_PYTHON_DOWNLOADS="never" uv would download a missing Python.
-    run = run_captured(with_modules(modules, argv), INSTALL_DEADLINE_S, UV_PYTHON_DOWNLOADS="never", **variables)
+    run = run_captured(
+        with_modules(modules, argv), INSTALL_DEADLINE_S, process_environment() | {"UV_PYTHON_DOWNLOADS": "never"} | variables
+    )
     logger.debug("%s", "\n".join(line for line in (run.stderr or run.stdout).splitlines() if not line.startswith(("DEBUG ", "TRACE "))))
     return run
 
