@@ -48,8 +48,8 @@ class TrialFacts:
     measures_gpu: bool  # whether the first report contains the memory that the trial uses on its GPU
 
 
-def trainable(job: SearchJob | ConfirmJob) -> Any:
-    """Return the class of which Tune makes an object for each trial of `job`."""
+def trainable(job: SearchJob | ConfirmJob, num_cpus: float, num_gpus: float) -> Any:
+    """Return the class of which Tune makes an object for each trial of `job`. Each trial gets these shares of a node."""
     base: Any = wrap_function(tune.with_parameters(run, job=job))
 
     class TrialOfJob(base):
@@ -60,7 +60,9 @@ def trainable(job: SearchJob | ConfirmJob) -> Any:
             finally:
                 remove_ended_dirs()
 
-    return TrialOfJob
+    with_resources: Any = tune.with_resources(TrialOfJob, {"CPU": num_cpus, "GPU": num_gpus})
+    with_resources.__name__ = with_resources.__qualname__ = "trial"  # Ray shows this name before each line that a trial prints
+    return with_resources
 
 
 def remove_ended_dirs() -> None:

@@ -137,7 +137,7 @@ def make_tuner(session: Session, parts: CallbackParts, scheduler: TrialScheduler
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job.total)
     tools = trackers(job.sweep, job.name, job.state_dir, job.header.identity) if session.is_search else []
     return tune.Tuner(
-        tune.with_resources(trial.trainable(job), {"CPU": resources.cpu, "GPU": resources.gpu}),
+        trial.trainable(job, resources.cpu, resources.gpu),
         tune_config=tune.TuneConfig(search_alg=make_search(session, parts), scheduler=scheduler, reuse_actors=reuses_processes(session)),
         run_config=tune.RunConfig(
             name=EXPERIMENT,
