@@ -33,7 +33,7 @@ KINDS = {
     "/raylet ": "raylet",
     "RuntimeEnvAgent": "environments",
     "/drive.py ": "driver",
-    "ray::Impl": "trial",
+    "ray::trial": "trial",
     "/srun ": "srun",
 }
 # Calls that say something of a server and change nothing; each server has one of them.
