@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from raysweep.environment import build as environment
 from raysweep.environment.commands import in_container
 from sweeping import ENV, Project, sweep_of
 
@@ -132,9 +131,10 @@ def test_without_apptainer_it_is_one_line(contained: Project, monkeypatch: pytes
     )
 
 
-def test_gpus_are_passed_in_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert in_container("a.sif", ["python3"])[:3] == ["apptainer", "exec", "--nv"]
-    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
-    assert "--nv" not in in_container("a.sif", ["python3"])
+def test_gpus_are_passed_in_where_made_up_programs_of_the_vendors_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert in_container("a.sif", ["python3"])[:3] == ["apptainer", "exec", "--env"]
+    for name, options in (("nvidia-smi", ["--nv"]), ("rocm-smi", ["--nv", "--rocm"]), ("amd-smi", ["--nv", "--rocm"])):
+        (tmp_path / name).touch(mode=0o755)
+        assert in_container("a.sif", ["python3"])[: 3 + len(options)] == ["apptainer", "exec", *options, "--env"]
     assert in_container(None, ["python3"]) == ["python3"]
