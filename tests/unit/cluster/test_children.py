@@ -53,6 +53,7 @@ def test_a_signal_that_nohup_has_a_process_ignore_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_all_that_a_child_started_ends_with_the_child(tmp_path: Path) -> None:
     """The child ignores SIGTERM and starts a grandchild in a session of its own, as Ray does."""
     code = (

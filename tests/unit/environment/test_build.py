@@ -20,6 +20,8 @@ from raysweep.environment.requirements import ENVS_DIR, EnvironmentSpec, env_key
 from raysweep.usercode.target import SCRIPTS_DIR
 from wheels import make_wheel
 
+pytestmark = pytest.mark.slow  # makes virtualenvs
+
 
 def test_builds_from_a_folder_what_the_lock_says(spec: EnvironmentSpec) -> None:
     built = build(spec)

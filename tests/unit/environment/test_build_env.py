@@ -15,6 +15,8 @@ import yaml
 
 from wheels import make_wheel
 
+pytestmark = pytest.mark.slow  # makes virtualenvs
+
 SCRIPT = Path(__file__).parents[3] / "workflow" / "scripts" / "build_env.py"
 
 

@@ -173,6 +173,7 @@ def test_site_installs_what_its_pip_chooses_after_the_modules(site: EnvironmentS
     subprocess.run(built.command(["-c", "import apple, pear, plum"]), check=True, env=process_environment())
 
 
+@pytest.mark.slow
 def test_site_that_lacks_a_wheel(site: EnvironmentSpec) -> None:
     Path("node.in").write_text("apple\ncherry\n")
     with pytest.raises(ConfigError, match=r"the site's wheelhouse lacks what node\.in asks for: No matching distribution found for cherry"):
@@ -180,6 +181,7 @@ def test_site_that_lacks_a_wheel(site: EnvironmentSpec) -> None:
     assert leftovers() == []
 
 
+@pytest.mark.slow
 def test_site_whose_versions_are_too_old_names_all_of_them(site: EnvironmentSpec, tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheelhouse", "apple", "1.0")
     Path("node.in").write_text("plum>=0.2\napple[core]>=2\npear>=7\nPlum>=0.9\n")

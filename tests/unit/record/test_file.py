@@ -46,6 +46,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=5).filter(lambda key: key != "crc"), values, min_size=1, max_size=4), st.integers(0, 2**32 - 1))
 def test_a_line_says_what_was_encoded(event: dict[str, Any], before: int) -> None:
     line, crc = encode(event, before)

@@ -30,6 +30,8 @@ from recorded import header
 from recorded import write_outputs as write_made_up_outputs
 from reporting import read_written
 
+pytestmark = pytest.mark.slow  # makes many pages
+
 ROOT = Path(__file__).resolve().parents[3]
 FUNCTION = {"dataset": None, "model": None, "optimizer": None, "loss": None, "trainable": "train.py:train"}
 

@@ -101,6 +101,7 @@ def test_the_page_names_every_sweep_and_links_its_report(tmp_path: Path) -> None
     assert "8 sweeps compared" in page
 
 
+@pytest.mark.slow
 def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path) -> None:
     names = [finished(tmp_path, "a"), finished(tmp_path, "b")]
     command = [sys.executable, str(ROOT / "workflow/scripts/compare.py"), "--sweeps", *names]
