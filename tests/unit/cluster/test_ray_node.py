@@ -244,6 +244,7 @@ def test_the_end_of_ray_names_the_process_the_signal_the_cause_and_what_to_type(
     line = describe_end("Ray's head", exit_code, tmp_path / "log")
     assert line.startswith(f"Ray's head has ended, because its process {process} {end}")
     assert line.endswith(AGAIN)
+    assert ("Ray's last lines" in line) == ("exit code" in end), "where no signal tells the cause, Ray's own words do"
 
 
 def test_rays_words_for_a_process_that_has_ended() -> None:

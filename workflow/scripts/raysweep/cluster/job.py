@@ -36,9 +36,7 @@ class TuneJob:
     code: Code  # the model or function to train, with the user's files that the model or function needs
     root: Path  # folder in which the user started Snakemake
     record: Path  # path of the record; checkpoints and Tune's temporary files are in the same folder
-    workflow_dirs: tuple[
-        Path, ...
-    ]  # folders of the results, the records and the resources, which trials do not see in their working directories
+    workflow_dirs: tuple[Path, ...]  # folders of the results, the records and the resources, which no trial sees in its working directory
     data_dir: Path | None  # folder of the staged data; None where the trainable brings its own data
     max_epochs: int
     total: int  # number of trials of the sweep or the confirmation

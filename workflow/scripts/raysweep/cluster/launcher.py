@@ -111,9 +111,7 @@ class Agents(NodeTasks[AgentMessage]):
         self.node_names = [node.name for node in allocation.nodes]
         # Ticks are counted instead of seconds, so that the time in which the launcher is suspended does not count.
         self.num_ticks = 0
-        self.last_answer_tick: dict[
-            str, int
-        ] = {}  # node → number of the tick at the agent's last message; a node without a message is missing
+        self.last_answer_tick: dict[str, int] = {}  # node → tick at the agent's last message; a node without a message is missing
         # This is a separate thread, because the main thread may have to wait for a file system that hangs.
         self.threads.append(threading.Thread(target=self.show_life, daemon=True))
 

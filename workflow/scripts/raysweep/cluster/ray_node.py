@@ -15,6 +15,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from raysweep.cluster.children import tail_of
 from raysweep.common.errors import WorldError
 from raysweep.common.gpus import NVIDIA_SMI, REPLACED_VARIABLES, gpu_program, named_gpus, usable_gpus, visible_gpus, with_replaced_variables
 from raysweep.environment.commands import last_line, run_captured
@@ -208,6 +209,7 @@ def describe_end(ray_name: str, exit_code: int, log: Path) -> str:
         end = f"was ended by signal {number} ({number.name}), {LIKELY_CAUSE.get(number, 'which is a fault of Ray or of the node')}"
     else:
         end = f"ended with exit code {code}, as happens after `ray stop`, which ends every Ray of yours on the machine, or where the disk is full"
+        end += f" (Ray's last lines: {tail_of(log)})"
     return f"{ray_name} has ended, because its process {process} {end}. Run the same command again to go on"
 
 

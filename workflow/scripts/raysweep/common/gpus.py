@@ -151,10 +151,10 @@ def first_gpu_memory_mb() -> tuple[int, int] | None:
         printed = _query(program, *(argument.format(gpu=gpu) for argument in program.memory_arguments))
     except GpuProgramError:
         return None
-    found = list(re.finditer(program.memory_pattern, printed, re.MULTILINE))
-    if len(found) != 1:  # no memory, or the memory of several GPUs
+    matches = list(re.finditer(program.memory_pattern, printed, re.MULTILINE))
+    if len(matches) != 1:  # no memory, or the memory of several GPUs
         return None
-    used, total = (int(found[0][group]) // program.memory_units_per_mb for group in ("used", "total"))
+    used, total = (int(matches[0][group]) // program.memory_units_per_mb for group in ("used", "total"))
     return used, total
 
 

@@ -178,9 +178,9 @@ def _old_versions_of_site(python: Path, spec: EnvironmentSpec, base_python: str)
     names.write_text("".join(f"{r.name}[{','.join(sorted(r.extras))}]\n" for r in requirements), encoding="utf-8")
     _, items = _ask_pip(python, spec, base_python, names)
     versions = {canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"] for item in items}
-    found = [(requirement, versions.get(canonicalize_name(requirement.name))) for requirement in requirements]
+    pairs = [(requirement, versions.get(canonicalize_name(requirement.name))) for requirement in requirements]
     return [
-        f"{r} (it has {version})" for r, version in found if version is not None and not r.specifier.contains(version, prereleases=True)
+        f"{r} (it has {version})" for r, version in pairs if version is not None and not r.specifier.contains(version, prereleases=True)
     ]
 
 

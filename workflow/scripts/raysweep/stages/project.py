@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from raysweep.cluster.lock import is_held
 from raysweep.common.errors import ConfigError
-from raysweep.common.files import write_yaml
+from raysweep.common.files import disk_error, write_yaml
 from raysweep.config.load import env_arguments
 from raysweep.config.model import Config
 from raysweep.environment.requirements import env_key
@@ -93,10 +92,11 @@ class Project:
         folder = self.placed(self.config[key])
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{key}: {folder} cannot be written to: {error.strerror}. Name another folder, or change this one") from None
+            error = disk_error(folder)
+        except OSError as error_of_mkdir:
+            error = error_of_mkdir
+        if error is not None:
+            raise ConfigError(f"{key}: {folder} cannot be written to: {error.strerror}. Name another folder, or change this one")
 
     def sources_of(self, sweep: str) -> list[str]:
         """Return the paths of the files that define the model or function that a sweep trains. Paths below the root are relative to the root."""

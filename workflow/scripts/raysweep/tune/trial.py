@@ -122,9 +122,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         if ends_thread(frames[-1]):
             raise
         code = error.code
-        said = [frame.f_locals["message"] for frame in frames if frame.f_code is argparse.ArgumentParser.error.__code__]
-    if said:
-        raise RuntimeError(f"argparse ended the function, and a trial has no command line (write parse_args([])): {said[-1]}")
+        messages = [frame.f_locals["message"] for frame in frames if frame.f_code is argparse.ArgumentParser.error.__code__]
+    if messages:
+        raise RuntimeError(f"argparse ended the function, and a trial has no command line (write parse_args([])): {messages[-1]}")
     if code:
         raise RuntimeError(f"the function ended with sys.exit({code!r})")
     return None
