@@ -171,12 +171,13 @@ def test_snakemake_says_of_each_sweep_how_it_ended(ends: Ends) -> None:
     assert ends.failing.process.returncode == 1
     jobs, folder, node = ends.jobs, ends.failing.folder, ends.failing.node_killed["agent"]
     said = [line for line in ends.lines["failing"] if line.startswith("Error: ")]
-    # Its driver ends it before Slurm does, unless this machine is so busy that it comes too late.
+    # Its driver ends it before Slurm does, unless this machine is so busy that Slurm ends the job first, or refuses a step of the job first.
     limit = said.pop(4)
     assert limit.startswith(
         (
             f"Error: sweep limit: incomplete, resumable: 0 of 3 trials done, and the time of job {jobs['limit']} is nearly up",
             f"Error: sweep limit: job {jobs['limit']} reached its time limit. Run the same command again to go on.",
+            f"Error: sweep limit: Slurm ended job {jobs['limit']} at its time limit. What is finished is in the record",
         )
     )
     assert said == [

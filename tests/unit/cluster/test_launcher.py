@@ -34,7 +34,7 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.launcher import LaunchRequest, LaunchResult
-from raysweep.common.errors import WorldError
+from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.typed_json import to_json
 from raysweep.slurm.allocation import Allocation, Node
 from sweeping import SCRIPTS
@@ -192,6 +192,23 @@ def test_agents_that_do_not_start_are_explained_by_sruns_last_errors(cluster: Cl
     exits = "print('srun: error: Unable to create step', file=sys.stderr); sys.exit(1)"
     with pytest.raises(WorldError, match=r"not up: n1 .* srun ended with exit code 1: srun: error: Unable to create step$"):
         cluster.run(exits)
+
+
+@pytest.mark.parametrize(
+    ("ends_in_s", "error", "reason"),
+    [
+        (-1, RaysweepError, r"^Slurm ended job 7 at its time limit\. .* run the same command again to go on"),
+        (20, WorldError, r"srun: error: Unable to create step for job 7: Job/step already completing or completed$"),
+    ],
+)
+def test_a_step_that_slurm_refuses_at_the_end_of_the_jobs_time_is_no_fault_of_a_node(
+    cluster: Cluster, log: pytest.LogCaptureFixture, ends_in_s: float, error: type[Exception], reason: str
+) -> None:
+    cluster = replace(cluster, allocation=replace(cluster.allocation, ends=time.time() + ends_in_s))
+    refusal = "srun: error: Unable to create step for job 7: Job/step already completing or completed"
+    with pytest.raises(error, match=reason) as raised:
+        cluster.run(f"print({refusal!r}, file=sys.stderr); sys.exit(1)")
+    assert refusal in str(raised.value) or refusal in log.text
 
 
 def test_a_program_that_cannot_be_run_is_one_line(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
 
     Raises:
         WorldError: too few nodes come up, or Ray's head is lost. The message is one line that names the node.
-        RaysweepError: a signal ends this process in a Slurm job.
+        RaysweepError: a signal ends this process in a Slurm job, or the time of the job is over.
         KeyboardInterrupt: a signal ends this process where there is no Slurm job.
     """
     allocation = request.allocation
@@ -267,6 +267,13 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
             except SilentAgent as error:
                 logger.warning("%s. The agents are started once more, and the job goes on from its record.", error)
             return run_once(request, replace(start, token=secrets.token_hex(32)))
+    except WorldError as error:
+        # From the end of a job's time, Slurm refuses the steps of the job, but ends the job up to 30 s later. Without this check, the refusal of
+        # Slurm would look like a fault of a node.
+        if not allocation.has_expired():
+            raise
+        logger.warning("%s.", error)
+        raise RaysweepError(allocation.why_interrupted()) from None
     except KeyboardInterrupt:
         if allocation.job_id is None:
             raise

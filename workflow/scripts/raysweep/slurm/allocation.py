@@ -150,6 +150,10 @@ class Allocation:
         time.sleep(SLURM_DEADLINE_S)
         raise WorldError(f"Slurm was asked to start job {self.job_id} again, but does not end it")
 
+    def has_expired(self) -> bool:
+        """Return whether the time of the Slurm job is over."""
+        return self.ends is not None and time.time() >= self.ends
+
     def why_interrupted(self) -> str:
         """Return a message for the user that says why this process was probably interrupted."""
         if self.job_id is None:
