@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from raysweep.config.recipe import Recipe
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.trainer import Trainer
@@ -64,12 +66,21 @@ def trainers(
     batch_sizes: tuple[int, ...] = (2, 4, 16),
     loss: str = "cross_entropy",
     double: bool = True,
+    recipes: Sequence[dict[str, Any]] = ({},),
+    recipe: Recipe | None = None,
 ) -> list[Trainer]:
-    """Return a trainer for each batch size, with seeds 0, 1, … and settings that differ."""
+    """Return a trainer for each batch size, with seeds 0, 1, …, settings that differ, and the `recipes` in turn as changes of `recipe`."""
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
-    spec = TrainingSpec(loss, optimizer, order_seed=0)
+    spec = TrainingSpec(loss, optimizer, 0, recipe or Recipe())
     made = [
-        Trainer(model, {"batch_size": size, **settings[seed % 3]}, spec, seed=seed, device=CPU, image_shape=(3, 2, 2))
+        Trainer(
+            model,
+            {"batch_size": size, **settings[seed % 3], "training": recipes[seed % len(recipes)]},
+            spec,
+            seed=seed,
+            device=CPU,
+            image_shape=(3, 2, 2),
+        )
         for seed, size in enumerate(batch_sizes)
     ]
     for trainer in made if double else []:

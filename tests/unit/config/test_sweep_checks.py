@@ -29,6 +29,18 @@ def test_batch_sizes_that_are_whole(root: Path, distribution: Any) -> None:
     assert num_trials(check(root, config(search_space={"lr": 1, "batch_size": distribution}))) == 1
 
 
+def test_numbers_of_the_recipe_are_searched_and_a_schedule_is_as_long_as_the_training(root: Path) -> None:
+    space = {"lr": 1, "batch_size": 1, "training": {"label_smoothing": {"uniform": [0, 0.3]}, "schedule": {"gamma": {"choice": [0.5, 1]}}}}
+    given = config(search_space=space, training={"schedule": "step", "clip_grad_norm": 2}, max_epochs=7)
+    training = check(root, given)["sweeps"]["s"]["training"]
+    assert training == {
+        "schedule": {"name": "step", "epochs": 7, "step_size": None, "gamma": 0.1},
+        "warmup_epochs": 0,
+        "label_smoothing": 0,
+        "clip_grad_norm": 2,
+    }
+
+
 def test_less_loss_is_better(root: Path) -> None:
     for metric in ("loss", "train_loss"):
         assert check(root, config(metric=metric, mode="min"))["sweeps"]["s"]["mode"] == "min"
@@ -48,6 +60,10 @@ def test_a_file_that_the_target_imports_is_no_python(root: Path) -> None:
     assert refusal(root, own()) == (
         f"config.yaml: sweeps.s.trainable: 'train.py:train' is not allowed: {root}/helper.py is not Python that can be read: invalid syntax (line 2)"
     )
+
+
+def searched(**recipe: Any) -> dict[str, Any]:
+    return config(search_space={"lr": 1, "batch_size": 1, "training": recipe})
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -86,6 +102,48 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(search_algorithm="a library:Search"),
         "search_algorithm.name: 'a library:Search' is not allowed: write path/to/file.py:Class or",
     ),
+    (own(training={"label_smoothing": 0.1}), "'clip_grad_norm': None} is not allowed beside trainable: it belongs to model"),
+    (config(training={"warmup": 1}), "training.warmup: unknown key. Did you mean warmup_epochs? Allowed: schedule, warmup_epochs, "),
+    (
+        config(training={"schedule": "cosin"}),
+        "training.schedule.name: 'cosin' is not allowed: one of constant, cosine, onecycle, step, expo",
+    ),
+    (config(training={"schedule": {"name": "cosine", "gamma": 1}}), "training.schedule.gamma: unknown option of cosine. Allowed: epochs"),
+    (config(training={"schedule": {"epochs": 3}}), "training.schedule.name: missing. Allowed: one of constant, cosine"),
+    (
+        config(training={"schedule": {"name": "step", "gamma": 2}}),
+        "training.schedule.gamma: 2 is not allowed: a number, above 0 and at most 1",
+    ),
+    (config(training={"label_smoothing": 1}), "training.label_smoothing: 1 is not allowed: a number, at least 0 and below 1"),
+    (
+        config(training={"schedule": "onecycle", "warmup_epochs": 0.5}),
+        "training.warmup_epochs: 0.5 is not allowed with schedule onecycle, which has its own warm-up: 0",
+    ),
+    (
+        config(training={"schedule": "cosine", "warmup_epochs": 1}),
+        "training.warmup_epochs: 1 is not allowed: below the 1 epochs of the sch",
+    ),
+    (
+        config(training={"label_smoothing": 0.1}, loss="nll_loss"),
+        "training.label_smoothing: 0.1 is not allowed with loss nll_loss: 0, or loss cross_entropy",
+    ),
+    (
+        searched(label_smoothing={"uniform": [0, 1]}),
+        "search_space.training.label_smoothing: 1.0 is not allowed: a number, at least 0 and bel",
+    ),
+    (
+        searched(smoothing=0.1),
+        "search_space.training.smoothing: is no number of the recipe. Allowed: warmup_epochs, label_smoothing, clip_",
+    ),
+    (
+        searched(schedule={"gamma": 0.5}),
+        "search_space.training.schedule.gamma: is no number of the recipe. Allowed: warmup_epochs, label_sm",
+    ),
+    (
+        searched(schedule={"choice": ["cosine", "step"]}),
+        "search_space.training.schedule: is no number of the recipe. Allowed: warmup_epoch",
+    ),
+    (searched(clip_grad_norm={"choice": [1, "x"]}), "search_space.training.clip_grad_norm: 'x' is not allowed: a number or null, above 0"),
     (config(stop={"error": {"at_most": 1}}), "stop.error: 'error' is not allowed: one of accuracy, loss, train_loss, which model reports"),
     (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),
     (config(stop={"loss": {"at_most": "0.1x"}}), "stop.loss: {'at_most': '0.1x'} is not allowed: {at_least: number} or {at_most: number}"),

@@ -47,6 +47,16 @@ def test_the_identity_is_that_of_earlier_versions(source: tuple[str, str], chang
     assert identity(sweep_of(*source, **changes)).sha256 == expected
 
 
+def test_of_a_recipe_only_what_differs_from_the_defaults_counts() -> None:
+    """So a key that a later version adds to the recipe sets aside no record."""
+    before = sweep_of(*LENET)
+    assert identity(sweep_of(*LENET, training={"label_smoothing": 0, "schedule": "constant"})) == identity(before)
+    changed = sweep_of(*LENET, training={"schedule": "cosine", "warmup_epochs": 0})
+    assert identity(changed).parts["training"] == {"schedule": {"name": "cosine", "epochs": before["max_epochs"]}}
+    assert "training" not in rerun_triggers(before)
+    assert rerun_triggers(changed)["training"] == changed["training"]
+
+
 @pytest.mark.parametrize("part", ["sources", "data", "lock"])
 def test_code_data_and_lock_are_parts(part: str) -> None:
     sweep = sweep_of(*LENET)
@@ -106,6 +116,7 @@ CHANGES: dict[str, Any] = {
     "seed": 99,
     "time_budget": "1h",
     "keep_checkpoints": 9,
+    "training": {"label_smoothing": 0.1},
 }
 
 

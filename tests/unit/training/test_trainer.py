@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from raysweep.common.seeds import epoch_order
+from raysweep.config.recipe import Recipe, Schedule
 from raysweep.models.lenet import LeNet
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import EVALUATION_BATCH_SIZE, MODEL_FILE, Trainer, normalized
@@ -91,6 +93,60 @@ def test_evaluation_counts_all_images_and_leaves_the_model_as_it_is(data: tuple[
     assert metrics["accuracy"] == pytest.approx((outputs.argmax(1) == data[1]).double().mean().item())
     assert metrics["loss"] == pytest.approx(F.cross_entropy(outputs, data[1]).item(), rel=1e-5)
     assert torch.equal(weights(ours), before)
+
+
+COSINE = Recipe(Schedule("cosine", epochs=3), warmup_epochs=1, label_smoothing=0.1, clip_grad_norm=0.5)
+
+
+def with_recipe(config: dict[str, object], recipe: Recipe, seed: int = 1) -> Trainer:
+    spec = TrainingSpec("cross_entropy", "sgd", order_seed=0, recipe=recipe)
+    return Trainer(Small, config, spec, seed=seed, device=CPU)
+
+
+def test_an_epoch_with_a_recipe_is_what_a_plain_loop_computes(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours = with_recipe({"lr": 0.3, "batch_size": 7, "momentum": 0.9, "training": {"label_smoothing": 0.2}}, COSINE)
+    ours.model.drop.p = 0.0
+    losses = [ours.train_epoch(*data, epoch) for epoch in (1, 2, 3)]
+
+    torch.manual_seed(1)
+    model = Small()
+    model.drop.p = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    norms = []
+    for epoch in (1, 2, 3):
+        total, order = 0.0, epoch_order(0, epoch, 30)
+        for start in range(0, 30, 7):
+            rows = order[start : start + 7]
+            done = epoch - 1 + start / 30
+            optimizer.param_groups[0]["lr"] = 0.3 * (done if done < 1 else (1 + math.cos(math.pi * (done - 1) / 2)) / 2)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(normalized(data[0][rows])), data[1][rows], label_smoothing=0.2)
+            loss.backward()
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
+            optimizer.step()
+            total += loss.item() * len(rows)
+        assert losses[epoch - 1] == pytest.approx(total / 30, rel=1e-5)
+    assert min(norms) < 0.5 < max(norms), "the limit of the norm has an effect in some steps, and none in others"
+    torch.testing.assert_close(weights(ours), torch.cat([p.detach().flatten() for p in model.parameters()]), rtol=1e-4, atol=1e-5)
+    outputs = model.eval()(normalized(data[0]))
+    assert ours.evaluate(*data)["loss"] == pytest.approx(F.cross_entropy(outputs, data[1]).item(), rel=1e-4), "without smoothing"
+
+
+def test_a_schedule_goes_on_after_a_break_and_a_change_of_the_settings(data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    config = {"lr": 0.3, "batch_size": 7}
+    changed = {"lr": 0.2, "batch_size": 4, "training": {"warmup_epochs": 0.5}}
+    whole = with_recipe(config, COSINE)
+    whole.train_epoch(*data, 1)
+    whole.change(changed)
+    whole.train_epoch(*data, 2)
+
+    broken = with_recipe(config, COSINE)
+    broken.train_epoch(*data, 1)
+    broken.save(tmp_path, 1)
+    resumed = with_recipe(changed, COSINE, seed=99)
+    assert resumed.load(tmp_path) == 1
+    resumed.train_epoch(*data, 2)
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from raysweep.config.recipe import Recipe, Schedule
 from raysweep.models.lenet import LeNet
 from raysweep.training.stacked.verification import reason_not_stackable
 from raysweep.training.trainer import normalized
@@ -50,6 +52,27 @@ def test_models_with_convolutions(model: type[nn.Module], side: int, loss: str) 
     expected = [trainer.evaluate(images, labels) for trainer in alone]
     for metrics, alone_metrics in zip(stacked_trainer(2).evaluate(together, images, labels), expected, strict=True):
         assert metrics == pytest.approx(alone_metrics, rel=1e-9)
+
+
+# What the members of a stack may have each for itself: no limit of the norm beside one that always holds, no smoothing beside much of it.
+RECIPES = [{}, {"warmup_epochs": 1.5, "clip_grad_norm": 0.01}, {"label_smoothing": 0.3, "schedule": {"gamma": 0.5}}]
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle", "step", "exponential"])
+def test_a_recipe_together_is_that_of_each_alone(schedule: Any, optimizer: str, share_rows: bool) -> None:
+    images, labels = some_data(33)
+    recipe = Recipe(Schedule(schedule, epochs=4, gamma=0.8))
+    together, alone = (trainers(Dense, optimizer, (2, 4, 16), recipes=RECIPES, recipe=recipe) for _ in range(2))
+    stacked = stacked_trainer(2, share_rows)
+    for epochs in ([1, 1, 1], [2, 2, 2], [3, 9, 4]):
+        losses = stacked.train_epoch(together, epochs, images, labels)
+        assert losses == pytest.approx(
+            [each.train_epoch(images, labels, epoch) for each, epoch in zip(alone, epochs, strict=True)], rel=1e-9
+        )
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("share_rows", [False, True])

@@ -19,7 +19,7 @@ from raysweep.common.errors import ConfigError
 from raysweep.config.mistakes import KeyPath, Mistake, Mistakes, is_below
 from raysweep.config.model import Config
 from raysweep.config.rules import check_rules
-from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_mistakes, with_defaults
+from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_at, schema_mistakes, with_defaults
 from raysweep.config.section import Section, maps_below
 from raysweep.config.yaml_text import Loop, compose, node_at, text_mistakes, value_of
 from raysweep.environment.requirements import EnvironmentSpec
@@ -204,10 +204,20 @@ def _at(value: Any, path: KeyPath) -> Any:
 
 
 def _long_forms(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in which `{name: random}` replaces the short form `random` of a search algorithm or scheduler."""
-    for sweep in maps_below(config, "sweeps").values():
-        sweep.update({key: {"name": sweep[key]} for key in NAMED if isinstance(sweep.get(key), str)})
+    """Return the config in which `{name: random}` replaces the short form `random` of a value that has a name and options."""
+    for values, key in _named_values(config):
+        if isinstance(values[key], str):
+            values[key] = {"name": values[key]}
     return config
+
+
+def _named_values(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the place of each value that has a name and options, as the map that contains the value and the value's key in this map."""
+    for sweep in maps_below(config, "sweeps").values():
+        for *outer, key in NAMED:
+            values = _at(sweep, tuple(outer))
+            if isinstance(values, dict) and key in values:
+                yield values, key
 
 
 def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
@@ -219,11 +229,17 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             env["requirements"] = sources.shown(PATH_TO_SCHEMA.parents[1] / env["requirements"])
         if env["container"] is not None and env["wheels"] == "download":
             env["wheels"] = "none"
-    for sweep in maps_below(filled, "sweeps").values():
-        sweep.update({key: options_with_defaults(key, sweep[key]) for key in NAMED})
+    for name, sweep in maps_below(filled, "sweeps").items():
         if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
         if "model" in sweep:
             sweep.setdefault("loss", "cross_entropy")
             sweep.setdefault("optimizer", "sgd")
+            sweep["training"] = with_defaults(sweep.get("training", {}), schema_at(("sweeps", name, "training")))
+    for values, key in _named_values(filled):
+        values[key] = options_with_defaults(key, values[key])
+    for sweep in maps_below(filled, "sweeps").values():
+        schedule = _at(sweep, ("training", "schedule"))
+        if isinstance(schedule, dict) and schedule.get("epochs", 0) is None:
+            schedule["epochs"] = sweep["max_epochs"]
     return filled

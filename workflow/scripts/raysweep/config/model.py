@@ -15,6 +15,7 @@ from raysweep.common.bounds import Bounds
 from raysweep.common.durations import seconds
 from raysweep.common.files import read_yaml
 from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
+from raysweep.config.recipe import Recipe
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import DatasetSpec
 
@@ -135,12 +136,13 @@ class ConfirmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Describes one sweep. A sweep has either a `model` or a `trainable`. With a trainable, `loss` and `optimizer` are None."""
+    """Describes one sweep. A sweep has either a `model` or a `trainable`. With a trainable, `loss`, `optimizer` and `training` are None."""
 
     dataset: str | None = None
     model: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     loss: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     optimizer: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    training: Recipe | None = field(default=None, metadata=OMIT_IF_EMPTY)
     trainable: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     search_space: dict[str, Any]
     points_to_evaluate: tuple[dict[str, Any], ...]

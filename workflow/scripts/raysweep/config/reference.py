@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from raysweep.common.errors import RaysweepError
-from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, Schema, allowed, load_schema, options_by_name, required_keys, resolved
+from raysweep.config.schema import PATH_TO_SCHEMA, Schema, allowed, is_named, load_schema, options_by_name, required_keys, resolved
 
 PATH_TO_README = PATH_TO_SCHEMA.with_name("README.md")
 BEGIN, END = "<!-- begin of the generated table -->\n", "<!-- end of the generated table -->\n"
@@ -31,7 +31,7 @@ def with_table(text: str, table: str, path: Path) -> str:
 
 
 def reference() -> str:
-    """Return a Markdown table with one row for each key of the schema and for each option of a search algorithm or scheduler."""
+    """Return a Markdown table with one row for each key of the schema and for each option of a value that has a name and options."""
     lines = [HEADER, ("---",) * len(HEADER), *_rows(load_schema(), ())]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
@@ -46,7 +46,7 @@ def _rows(schema: Schema, path: tuple[str, ...]) -> Iterator[Row]:
             yield from _rows(named or below, (*here, PLACEHOLDERS[key]) if named else here)
         else:
             yield _row(here, below, default="required" if is_required else _default(below))
-        for name, options in options_by_name(key).items() if key in NAMED else ():
+        for name, options in options_by_name(key).items() if is_named(here) else ():
             for option, option_schema in options.items():
                 yield _row((*here, option), option_schema, default=_default(option_schema), name=f"{name}: ")
 

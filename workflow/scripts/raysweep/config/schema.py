@@ -21,8 +21,8 @@ import yaml
 from raysweep.config.mistakes import KeyPath, Mistake
 
 PATH_TO_SCHEMA = Path(__file__).resolve().parents[4] / "config" / "schema.yaml"
-# The value of these keys of a sweep is a name, or a map with a name and options.
-NAMED = ("search_algorithm", "scheduler")
+# The value at these places of a sweep is a name, or a map with a name and options. The definition with the last key of a place describes the options.
+NAMED = (("search_algorithm",), ("scheduler",), ("training", "schedule"))
 # These keywords of JSON Schema describe values inside a map or list. The function `schema_mistakes` checks these keywords without jsonschema.
 STRUCTURE = frozenset({"properties", "additionalProperties", "propertyNames", "items", "required", "required_when_merged", "$defs"})
 WORD_OF_TYPE = {
@@ -63,8 +63,8 @@ def schema_at(path: KeyPath) -> Schema:
     """Return the schema of the value to which `path` leads in the config, or {} where the schema does not describe the value."""
     schema = load_schema()
     for number, key in enumerate(path):
-        if number == 3 and _is_named(path[:2], path[2]):  # the key is an option of a search algorithm or scheduler
-            schema = next((options[key] for options in options_by_name(str(path[2])).values() if key in options), {})
+        if is_named(path[:number]):  # the key is an option
+            schema = next((options[key] for options in options_by_name(str(path[number - 1])).values() if key in options), {})
         else:
             below = schema.get("properties", {}).get(key, schema.get("additionalProperties", schema.get("items")))
             schema = resolved(below) if isinstance(below, dict) else {}
@@ -83,7 +83,7 @@ def required_keys(schema: Schema) -> list[str]:
 
 
 def options_by_name(key: str) -> dict[str, Schema]:
-    """Return {name: {option: schema}} for all search algorithms or all schedulers. `key` is `search_algorithm` or `scheduler`."""
+    """Return {name: {option: schema}} for all values that are allowed at a place in NAMED. `key` is the last key of the place."""
     options: dict[str, Schema] = load_schema()["$defs"][key]
     return options
 
@@ -110,7 +110,7 @@ def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_o
     is_map = isinstance(value, dict) and "additionalProperties" in schema
     if is_map:
         yield from _mistakes_of_keys(value, schema, path, options_of)
-    if not _is_valid(value, schema):
+    if not is_valid(value, schema):
         yield Mistake(path, f"{value!r} is not allowed: {allowed(schema)}")
         return
     if "free_text" in schema and isinstance(value, str):
@@ -121,14 +121,14 @@ def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_o
             below = schema.get("properties", {}).get(key, schema["additionalProperties"])
             if isinstance(below, dict):
                 yield from schema_mistakes(inner, below, (*path, key))
-                if _is_named(path, key) and isinstance(inner, dict):
+                if is_named((*path, key)) and isinstance(inner, dict):
                     yield from _mistakes_of_options(inner, (*path, key))
     if isinstance(value, list) and "items" in schema:
         for number, inner in enumerate(value):
             yield from schema_mistakes(inner, schema["items"], (*path, number))
 
 
-def _is_valid(value: Any, schema: Schema) -> bool:
+def is_valid(value: Any, schema: Schema) -> bool:
     """Return whether a schema allows a value. The values inside a map or list are not checked."""
     if isinstance(value, float) and not math.isfinite(value):
         return False  # No bound in a JSON Schema excludes NaN.
@@ -196,9 +196,9 @@ def _hint(key: Any, known: Iterable[str]) -> str:
     return (f"Did you mean {nearest}? " if nearest else "") + f"Allowed: {', '.join(known) or 'no option'}"
 
 
-def _is_named(path: KeyPath, key: Any) -> bool:
-    """Return whether the value at `key` in the map at `path` is a search algorithm or a scheduler."""
-    return len(path) == 2 and path[0] == "sweeps" and key in NAMED
+def is_named(path: KeyPath) -> bool:
+    """Return whether the value at `path` in the config has a name and options."""
+    return path[:1] == ("sweeps",) and path[2:] in NAMED
 
 
 def _options_schema(options: dict[str, Schema]) -> Schema:
@@ -207,7 +207,7 @@ def _options_schema(options: dict[str, Schema]) -> Schema:
 
 
 def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mistake]:
-    """Yield the mistakes in the name and the options of a search algorithm or scheduler. `path` leads to the search algorithm or scheduler."""
+    """Yield the mistakes in the name and the options of a value at a place in NAMED. `path` leads to the value."""
     key = str(path[-1])
     known = options_by_name(key)
     if "name" not in value:
@@ -248,7 +248,10 @@ def with_defaults(value: Any, schema: Schema) -> Any:
 
 
 def options_with_defaults(key: str, value: Any) -> Any:
-    """Return a copy of a search algorithm or scheduler with the defaults of the missing options. A value with an unknown name is returned unchanged."""
+    """Return a copy of a value at a place in NAMED with the defaults of the missing options. A value with an unknown name is returned unchanged.
+
+    `key` is the last key of the place.
+    """
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str) or name not in options_by_name(key):
         return copy.copy(value)

@@ -23,8 +23,17 @@ import numpy as np
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_finite_number, is_same
 
-# These keys of a search space are settings of the training of a `model`. All other keys are arguments of the model's constructor.
-TRAINING_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas", "batch_size"})
+# These keys of a search space set the training of a `model`. All other keys are arguments of the model's constructor. The key `training` contains numbers
+# of the recipe.
+OPTIMIZER_KEYS = frozenset({"lr", "momentum", "nesterov", "weight_decay", "betas"})
+TRAINING_KEYS = OPTIMIZER_KEYS | {"batch_size", "training"}
+
+
+def sets_training(key: str) -> bool:
+    """Return whether a key of a flat search space of a `model` sets the training, so that it is no argument of the model's constructor."""
+    return key.partition(SEPARATOR)[0] in TRAINING_KEYS
+
+
 PLAIN = "text (a date stands in quotes), numbers, true, false, null"  # The record is written as JSON, which can contain only these values.
 SEPARATOR = "/"  # The separator joins the keys of nested spaces to a key of a flat map, such as `optimizer/lr`.
 

@@ -13,9 +13,20 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
-from raysweep.config.schema import is_class
+from raysweep.config.schema import allowed, is_class, is_valid, schema_at, types_of
 from raysweep.config.section import Section
-from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, grids_of, is_conditional, point_of, read_space
+from raysweep.config.space import (
+    SEPARATOR,
+    Choice,
+    Distribution,
+    Normal,
+    Numeric,
+    grids_of,
+    is_conditional,
+    point_of,
+    read_space,
+    sets_training,
+)
 from raysweep.environment.requirements import lists
 from raysweep.usercode.target import find_target, local_sources
 from raysweep.usercode.target import is_class as target_is_class
@@ -199,9 +210,54 @@ def check_optimizer(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(f"is not allowed with optimizer {optimizer}: it has no such setting", "search_space", key)
 
 
+def check_searched_recipe(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake for each key below `search_space.training` that is no number of the recipe, and for each value that the recipe does not allow."""
+    for key, distribution in sweep.space.items():
+        keys = key.split(SEPARATOR)
+        if keys[0] != "training":
+            continue
+        schema = schema_at((*sweep.path, *keys))
+        if "number" not in types_of(schema) or (keys[1] == "schedule" and keys[2] not in sweep.values["training"]["schedule"]):
+            numbers = ", ".join(".".join(names) for names in _numbers_of_recipe(sweep))
+            yield sweep.mistake(f"is no number of the recipe. Allowed: {numbers}", "search_space", *keys)
+        elif wrong := [value for value in _extremes(distribution) if not is_valid(value, schema)]:
+            yield sweep.mistake(f"{wrong[0]!r} is not allowed: {allowed(schema)}", "search_space", *keys)
+
+
+def _numbers_of_recipe(sweep: Section) -> Iterator[tuple[str, ...]]:
+    """Yield the keys below `training` of each number of the recipe, with the options of the schedule of the sweep."""
+    for key, value in sweep.values["training"].items():
+        for names in ((key, option) for option in value) if key == "schedule" else ((key,),):
+            if "number" in types_of(schema_at((*sweep.path, "training", *names))):
+                yield names
+
+
+def _recipe_values(sweep: Section, *keys: str) -> list[Any]:
+    """Return the smallest and the largest value of a number of the recipe, or all values, from the search space or from `training`."""
+    value = sweep.values["training"]
+    for key in keys:
+        value = value.get(key)
+    return _extremes(sweep.space.get(SEPARATOR.join(("training", *keys)), value))
+
+
+def check_recipe(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake for each part of the recipe that contradicts another part, the loss or the optimiser."""
+    schedule, warmup = sweep.values["training"]["schedule"], _recipe_values(sweep, "warmup_epochs")
+    if schedule["name"] == "onecycle" and any(warmup):
+        yield sweep.mistake(
+            f"{max(warmup)} is not allowed with schedule onecycle, which has its own warm-up: 0", "training", "warmup_epochs"
+        )
+    elif "epochs" in schedule and max(warmup) >= (shortest := min(_recipe_values(sweep, "schedule", "epochs"))):
+        message = f"{max(warmup)} is not allowed: below the {shortest} epochs of the schedule"
+        yield sweep.mistake(message, "training", "warmup_epochs")
+    smoothing, loss = max(_recipe_values(sweep, "label_smoothing")), sweep.values["loss"]
+    if smoothing and loss != "cross_entropy":
+        yield sweep.mistake(f"{smoothing} is not allowed with loss {loss}: 0, or loss cross_entropy", "training", "label_smoothing")
+
+
 def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a sweep with a trainable has `loss` or `optimizer`, which only a sweep with a model may have."""
-    for key in ("loss", "optimizer"):
+    """Yield a mistake where a sweep with a trainable has `loss`, `optimizer` or `training`, which only a sweep with a model may have."""
+    for key in ("loss", "optimizer", "training"):
         if not sweep.is_of_model and key in sweep.values:
             yield sweep.mistake(f"{sweep.values[key]!r} is not allowed beside trainable: it belongs to model", key)
 
@@ -243,7 +299,7 @@ def check_pbt(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the search space has a `one_of`, or has no setting that population based training can change during a training."""
     if sweep.scheduler != "pbt":
         return
-    keys = [key for key, d in sweep.space.items() if isinstance(d, Distribution) and (not sweep.is_of_model or key in TRAINING_KEYS)]
+    keys = [key for key, d in sweep.space.items() if isinstance(d, Distribution) and (not sweep.is_of_model or sets_training(key))]
     if is_conditional(sweep.space):
         yield sweep.mistake("'pbt' is not allowed where search_space has one_of: asha, or choice", "scheduler", "name")
     elif not keys:

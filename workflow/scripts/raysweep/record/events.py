@@ -13,6 +13,7 @@ from raysweep.common.bounds import Bounds
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import fields_to_json, known_fields_from_json
 from raysweep.config.model import Mode, Named, TrialResourcesConfig
+from raysweep.config.recipe import Recipe
 
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
 DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
@@ -71,6 +72,7 @@ class SessionHeader:
     trainable: str | None = None
     optimizer: str | None = None
     loss: str | None = None
+    training: Recipe = field(default_factory=Recipe)
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
     version: str = ""  # version of the workflow

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from raysweep.config.schema import schema_at, with_defaults
 from raysweep.record.events import SessionHeader
 
 
@@ -45,14 +46,23 @@ EFFECT_OF_KEY = {
     "seed": Effect.STARTS_ANEW,
     "time_budget": Effect.EXTENDS,
     "keep_checkpoints": Effect.EXTENDS,
+    "training": Effect.STARTS_ANEW_UNLESS_DEFAULT,
 }
 LABELS = {"sources": "the code", "data": "the data", "lock": "the installed packages"}  # names of those parts that are not config keys
-DEFAULTS: dict[str, tuple[Any, ...]] = {"repeats": (1,), "stop": (None, {})}
+DEFAULTS: dict[str, Any] = {"repeats": 1, "stop": {}, "training": with_defaults({}, schema_at(("sweeps", "", "training")))}
+ADDED = ("training",)  # keys that version 0.1 did not have; with their defaults they are no trigger, so that no finished sweep runs again
+
+
+def _changed_from_default(key: str, value: Any) -> Any:
+    """Return the value of a key, or for a map the entries that differ from the default. Return None where nothing differs from the default."""
+    if value is None or value == DEFAULTS[key]:
+        return None
+    return {inner: v for inner, v in value.items() if v != DEFAULTS[key].get(inner)} if isinstance(value, dict) else value
 
 
 def rerun_triggers(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys whose change runs the rule run_sweep again, with the values in `sweep`. A key that `sweep` lacks has the value None."""
-    return {key: sweep.get(key) for key in EFFECT_OF_KEY}
+    return {key: sweep.get(key) for key in EFFECT_OF_KEY if key not in ADDED or _changed_from_default(key, sweep.get(key)) is not None}
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ def sweep_identity(sweep: Mapping[str, Any], *, sources: str, data: str | None, 
     """
     parts: dict[str, Any] = {"sources": sources, "data": data, "lock": lock}
     for key, effect in EFFECT_OF_KEY.items():
-        if effect is Effect.STARTS_ANEW or (effect is Effect.STARTS_ANEW_UNLESS_DEFAULT and sweep[key] not in DEFAULTS[key]):
+        if effect is Effect.STARTS_ANEW:
             parts[key] = sweep.get(key)
+        elif effect is Effect.STARTS_ANEW_UNLESS_DEFAULT and (part := _changed_from_default(key, sweep.get(key))) is not None:
+            parts[key] = part
     return Identity(parts)

@@ -42,6 +42,7 @@ def notes(inputs: Inputs) -> list[Note]:
         ranking.repeats(inputs),
         ranking.constraint(inputs),
         ranking.schedule(inputs),
+        ranking.annealing(inputs),
     ]
     return [note for note in optional if note is not None]
 

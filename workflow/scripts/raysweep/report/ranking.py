@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from raysweep.common.text import number, plural, value_text
 from raysweep.config.space import flattened
 from raysweep.record.outputs import values_at
@@ -141,6 +143,25 @@ def schedule(inputs: Inputs) -> Note | None:
         "The winner’s settings changed on the way",
         f"The winner took over the weights of better trials, and settings near theirs: {'; '.join(stages)}.",
     )
+
+
+def annealing(inputs: Inputs) -> Note | None:
+    """Return a note if the best epoch lies before the end of the learning rate's schedule, or None if the rate had come to its end."""
+    recipe = inputs.header.training.with_values(inputs.winner.config.get("training", {}))
+    schedule, epoch = recipe.schedule, inputs.best.epochs
+    if schedule.name == "constant" or epoch >= schedule.epochs:
+        return None
+    percent = 100 * float(recipe.rates(np.array([epoch]))[0])
+    text = (
+        f"The schedule {schedule.name} is {schedule.epochs:g} epochs long, and the best value is of epoch {epoch}. The learning rate was then"
+        f" {percent:.3g} % of lr. The confirmation also ends at this epoch of the same schedule."
+    )
+    if inputs.header.scheduler.name != "none":
+        text += (
+            f" The scheduler {inputs.header.scheduler.name} compared trials before the end of their schedules. A trial with a high learning rate often"
+            " gains most near the end."
+        )
+    return Note("info", "The best epoch lies inside the learning-rate schedule", text)
 
 
 def confirmation(inputs: Inputs) -> Note | None:

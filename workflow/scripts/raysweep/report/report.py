@@ -175,7 +175,7 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
     return [
         ("Sweep", f"{inputs.name}, identity {header.identity}"),
         ("Workflow", f"version {inputs.best.provenance.workflow_version}"),
-        ("Model", f"{header.model}, trained with {header.optimizer} on {header.loss}")
+        ("Model", f"{header.model}, trained with {', '.join(filter(None, [f'{header.optimizer} on {header.loss}', str(header.training)]))}")
         if header.model
         else ("Trainable", header.trainable or ""),
         *_data_provenance(inputs),

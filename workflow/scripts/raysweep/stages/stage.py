@@ -22,6 +22,7 @@ from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, 
 from raysweep.common.files import sha256_of_file
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import Config, SweepConfig, read_config
+from raysweep.config.recipe import Recipe
 from raysweep.data.manifest import read_manifest
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
@@ -113,6 +114,7 @@ class Stage:
             trainable=sweep.trainable,
             optimizer=sweep.optimizer,
             loss=sweep.loss,
+            training=sweep.training or Recipe(),
             trial_resources=sweep.trial_resources,
             constraint=sweep.constraint,
             version=__version__,

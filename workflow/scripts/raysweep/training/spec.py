@@ -5,9 +5,10 @@ This module does not import PyTorch, so the driver and the stages may import thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raysweep.config.model import SweepConfig
+from raysweep.config.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class TrainingSpec:
     loss: str  # name of a function in torch.nn.functional
     optimizer: str  # key of trainer.OPTIMIZERS
     order_seed: int  # seed of the order of the training rows in each epoch
+    recipe: Recipe = field(default_factory=Recipe)  # a configuration may contain other values for numbers of the recipe
 
     @classmethod
     def of(cls, sweep: SweepConfig) -> TrainingSpec:
         """Return the spec of a sweep that trains a `model`."""
-        assert sweep.loss is not None  # The checks of the config set both the loss and the optimiser.
+        assert sweep.loss is not None  # Reading the config sets the loss, the optimiser and the recipe.
         assert sweep.optimizer is not None
-        return cls(sweep.loss, sweep.optimizer, sweep.seed)
+        assert sweep.training is not None
+        return cls(sweep.loss, sweep.optimizer, sweep.seed, sweep.training)

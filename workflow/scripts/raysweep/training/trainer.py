@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from raysweep.common.seeds import epoch_order
 from raysweep.common.weights_file import LAZY_LAYERS_KEY
-from raysweep.config.space import TRAINING_KEYS
+from raysweep.config.space import OPTIMIZER_KEYS, TRAINING_KEYS
 from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
 from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
@@ -45,6 +46,16 @@ def loss_function(name: str) -> Callable[..., torch.Tensor]:
     return loss
 
 
+def smoothed(losses: torch.Tensor, outputs: torch.Tensor, smoothing: float | torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of each row, [n], for targets of which the part `smoothing` is spread evenly over all classes.
+
+    `losses` is the cross entropy of each row without smoothing, [n]. `outputs` is [n, classes]. The formula is that of F.cross_entropy, whose argument
+    `label_smoothing` cannot differ between the members of a stack.
+    """
+    uniform = -F.log_softmax(outputs.to(losses.dtype), dim=1).mean(1)
+    return losses + smoothing * (uniform - losses)
+
+
 class Trainer:
     """Builds a model from a configuration, trains the model for an epoch, evaluates the model, and saves and loads its state.
 
@@ -68,6 +79,7 @@ class Trainer:
         layers get their shapes from `image_shape`. A model without lazy layers does not need `image_shape`.
         """
         torch.manual_seed(seed)
+        self._recipe_of_sweep = spec.recipe
         self.model = model_class(**{k: v for k, v in config.items() if k not in TRAINING_KEYS}).to(device)
         self.lazy_layers = lazy_layers(self.model)
         if self.lazy_layers:
@@ -81,14 +93,15 @@ class Trainer:
         self.device = device
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of the optimiser in `config`, and store these settings for `load`."""
-        self.settings = {k: v for k, v in config.items() if k in TRAINING_KEYS - {"batch_size"}}
+        """Return the settings of the optimiser in `config`, and store these settings for `load`. Also store the recipe of `config`."""
+        self.recipe = self._recipe_of_sweep.with_values(config.get("training", {}))
+        self.settings = {k: v for k, v in config.items() if k in OPTIMIZER_KEYS}
         if "betas" in self.settings:
             self.settings["betas"] = tuple(self.settings["betas"])
         return self.settings
 
     def change(self, config: Mapping[str, Any]) -> None:
-        """Change the batch size and the settings of the optimiser to the values in `config`. The weights do not change."""
+        """Change the batch size, the recipe and the settings of the optimiser to the values in `config`. The weights do not change."""
         self.batch_size = int(config["batch_size"])
         for group in self.optimizer.param_groups:
             group.update(self._settings(config))
@@ -105,8 +118,13 @@ class Trainer:
         """
         self.model.train()
         order = torch.from_numpy(epoch_order(self.order_seed, epoch, len(labels))).to(self.device)
+        batches = split_rows(order, self.batch_size, self.joins_last_row)
+        num_rows_before = np.cumsum([0, *map(len, batches)])[:-1]
+        rates = self.recipe.rates(epoch - 1 + num_rows_before / len(labels)).tolist()
+        [group] = self.optimizer.param_groups
+        lr = group["lr"]
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for rows in split_rows(order, self.batch_size, self.joins_last_row):
+        for rows, rate in zip(batches, rates, strict=True):
             try:
                 outputs = self.model(normalized(images[rows], self.dtype))
             except ValueError as error:
@@ -116,12 +134,22 @@ class Trainer:
                     f"BatchNorm cannot train on a batch of one row: batch_size is {self.batch_size}, and there are {len(labels)} training rows. "
                     "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
                 ) from error
-            loss = self.loss(outputs, labels[rows])
+            loss = self._training_loss(outputs, labels[rows])
             self.optimizer.zero_grad()
             loss.backward()
+            if self.recipe.clip_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
+            group["lr"] = lr * rate
             self.optimizer.step()
             total += loss.detach().double() * len(rows)
+        group["lr"] = lr
         return float(total.item()) / len(labels)
+
+    def _training_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss that training minimises for a batch. An evaluation uses the loss without smoothing."""
+        if not self.recipe.label_smoothing:
+            return self.loss(outputs, labels)
+        return smoothed(self.loss(outputs, labels, reduction="none"), outputs, self.recipe.label_smoothing).mean()
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """Return the accuracy, which is a fraction from 0 to 1, and the mean loss of the rows."""

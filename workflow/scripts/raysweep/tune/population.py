@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from raysweep.common.errors import logger
 from raysweep.common.files import flush_path
 from raysweep.config.model import SweepConfig
-from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Normal, Numeric, flattened, nested, quantized, value_at
+from raysweep.config.space import Choice, Distribution, Normal, Numeric, flattened, nested, quantized, sets_training, value_at
 from raysweep.record.events import ScheduleStep
 from raysweep.record.file import Record
 from raysweep.record.trials import Trial
@@ -133,7 +133,7 @@ def mutable_keys(sweep: SweepConfig, space: dict[str, Any]) -> list[str]:
 
     For a model only the keys of the training may change, because the model must fit the weights in its checkpoint. For a function all keys may change.
     """
-    return [key for key, d in space.items() if isinstance(d, Distribution) and (sweep.trainable is not None or key in TRAINING_KEYS)]
+    return [key for key, d in space.items() if isinstance(d, Distribution) and (sweep.trainable is not None or sets_training(key))]
 
 
 class Replay(FIFOScheduler):

@@ -9,8 +9,7 @@ import torch
 from raysweep.training.private import compiler_options
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState
-from raysweep.training.stacked.step import MicroBatch
-from raysweep.training.trainer import normalized
+from raysweep.training.stacked.step import MicroBatch, micro_batch
 
 MaskedStep = Callable[[StackState, MicroBatch], None]
 
@@ -33,13 +32,11 @@ class CapturedStep:
         # The factor 2 leaves space for later members, whose batch sizes may need more steps than `plan` has.
         self.max_steps = 2 * len(plan.rows)
         self.state = state.clone()
-        self.rows, self.weights = (tensor.new_zeros(self.max_steps, *tensor.shape[1:]) for tensor in (plan.rows, plan.weights))
-        self.gates = plan.weights.new_zeros(self.max_steps, *plan.gates.shape[1:])
+        self.plan = StepPlan(*(tensor.new_zeros(self.max_steps, *tensor.shape[1:]) for tensor in plan))
         self.number = torch.zeros(1, dtype=torch.int64, device=images.device)
 
         def run_step() -> None:
-            rows, weights, gate = (tensor.index_select(0, self.number)[0] for tensor in (self.rows, self.weights, self.gates))
-            step(self.state, MicroBatch(normalized(images[rows], weights.dtype), labels[rows], weights, gate))
+            step(self.state, micro_batch(images, labels, StepPlan(*(tensor.index_select(0, self.number)[0] for tensor in self.plan))))
             self.number.add_(1).remainder_(self.max_steps)
 
         self.replay = capture_graph(run_step)
@@ -48,7 +45,7 @@ class CapturedStep:
         """Run all steps of `plan`, which is the plan of an epoch, on `state`. The tensors of `state` change."""
         self.state.copy_from(state)
         steps = len(plan.rows)
-        for buffer, values in ((self.rows, plan.rows), (self.weights, plan.weights), (self.gates, plan.gates)):
+        for buffer, values in zip(self.plan, plan, strict=True):
             buffer[:steps].copy_(values)
         self.number.zero_()
         for _ in range(steps):

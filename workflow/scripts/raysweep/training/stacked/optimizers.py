@@ -11,25 +11,32 @@ from raysweep.training.stacked.state import StackState
 from raysweep.training.trainer import Trainer
 
 
-class OptimizerForm(NamedTuple):
-    """Describes the form of an update, which is the optimiser and the terms of the update that are computed."""
+class StepForm(NamedTuple):
+    """Describes the form of a step, which is the optimiser and the terms of the loss and of the update that are computed."""
 
     optimizer: str  # name of the optimiser: sgd, adam or adamw
     has_momentum: bool  # whether the momentum of SGD is computed
     decays: bool  # whether the weight decay is computed; for AdamW the weight decay is always computed
+    smooths: bool  # whether the label smoothing is computed
+    clips: bool  # whether the norm of the gradient is limited
 
     @classmethod
-    def of(cls, trainers: Sequence[Trainer]) -> OptimizerForm:
+    def of(cls, trainers: Sequence[Trainer]) -> StepForm:
         """Return the form with the fewest terms that all trainers can use. The optimisers of all trainers must be of one class."""
         optimizer = type(trainers[0].optimizer).__name__.lower()
         groups = [trainer.optimizer.param_groups[0] for trainer in trainers]
-        return cls(optimizer, any(group.get("momentum") for group in groups), any(group["weight_decay"] for group in groups))
+        recipes = [trainer.recipe for trainer in trainers]
+        return cls(
+            optimizer,
+            has_momentum=any(group.get("momentum") for group in groups),
+            decays=any(group["weight_decay"] for group in groups),
+            smooths=any(recipe.label_smoothing for recipe in recipes),
+            clips=any(recipe.clip_grad_norm is not None for recipe in recipes),
+        )
 
-    def joined(self, other: OptimizerForm | None) -> OptimizerForm:
-        """Return a form that the members of both forms can use. A member that does not use a term has the setting 0 for this term."""
-        if other is None:
-            return self
-        return OptimizerForm(self.optimizer, self.has_momentum or other.has_momentum, self.decays or other.decays)
+    def joined(self, other: StepForm | None) -> StepForm:
+        """Return a form that the members of both forms can use. A member that does not use a term has a setting with which the term changes nothing."""
+        return self if other is None else StepForm(self.optimizer, *(a or b for a, b in zip(self[1:], other[1:], strict=True)))
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -44,15 +51,19 @@ class OptimizerForm(NamedTuple):
         return ("lr", "weight_decay", *(("momentum", "nesterov") if self.optimizer == "sgd" else ("eps",)))
 
 
-def update(state: StackState, form: OptimizerForm, gradients: torch.Tensor, gate: torch.Tensor | None) -> None:
+def update(state: StackState, form: StepForm, gradients: torch.Tensor, rate: torch.Tensor, gate: torch.Tensor | None) -> None:
     """Update the weights of the members whose gate is 1. `gradients` has the shape [members, weights].
 
-    `gate` is float [members]. None means that the gates of all members are 1.
+    `rate` is the factor of the learning rate, [members]. `gate` is float [members]. None means that the gates of all members are 1.
     """
     settings = {key: values[:, None] for key, values in state.settings.items()}
+    settings["lr"] = settings["lr"] * rate[:, None]
     lr, weight_decay = settings["lr"], settings["weight_decay"]
     gate = torch.ones_like(lr) if gate is None else gate[:, None]
     state.steps.add_(gate[:, 0])
+    if form.clips:
+        # The formula is that of torch.nn.utils.clip_grad_norm_.
+        gradients = gradients * (settings["clip_grad_norm"] / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
     if form.optimizer == "adamw":
         state.params.mul_(1 - gate * lr * weight_decay)
     elif form.decays:
@@ -63,9 +74,7 @@ def update(state: StackState, form: OptimizerForm, gradients: torch.Tensor, gate
         _update_adam(state, settings, gradients, gate)
 
 
-def _update_sgd(
-    state: StackState, form: OptimizerForm, settings: dict[str, torch.Tensor], gradients: torch.Tensor, gate: torch.Tensor
-) -> None:
+def _update_sgd(state: StackState, form: StepForm, settings: dict[str, torch.Tensor], gradients: torch.Tensor, gate: torch.Tensor) -> None:
     if form.has_momentum:
         momentum, nesterov = settings["momentum"], settings["nesterov"]
         velocity = state.moments["momentum_buffer"]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from raysweep.config.recipe import Recipe
+
 
 class StepPlan(NamedTuple):
     """Contains the plan of all members for an epoch, which consists of `steps` micro-batches of `size` rows."""
@@ -17,39 +19,56 @@ class StepPlan(NamedTuple):
     # Weight of each row in the gradient of a member, [steps, members, size]. The weight is 1 / (number of rows of the batch). The weight of a filler row,
     # which only completes a micro-batch, is 0.
     weights: torch.Tensor
-    # Whether the batch of a member is complete after a step, bool [steps, members]. Only then the gate is open and the member's weights change.
+    # Gate of a member, [steps, members]. The gate is 1 (open) where the member's batch is complete after a step, else 0 (closed). Only behind an open gate
+    # the member's weights change.
     gates: torch.Tensor
+    rates: torch.Tensor  # factor of the learning rate of a member in a step, [steps, members]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StepPlan:
-        """Return the plan with its tensors on `device` and its weights with the type `dtype`."""
-        return StepPlan(self.rows.to(device), self.weights.to(device, dtype), self.gates.to(device))
+        """Return the plan with its tensors on `device`. The rows stay int64, and the other tensors get the type `dtype`."""
+        return StepPlan(self.rows.to(device), *(tensor.to(device, dtype) for tensor in self[1:]))
+
+    def step(self, number: int) -> StepPlan:
+        """Return the part of the plan for one step. The tensors of this part have no dimension `steps`."""
+        return StepPlan(*(tensor[number] for tensor in self))
 
 
-def plan_steps(orders: Sequence[np.ndarray], batch_sizes: Sequence[int], size: int, shared: bool) -> StepPlan:
-    """Return the plan of an epoch with micro-batches of `size` rows. `orders` contains the order of the data, int64 [rows], for each member.
+class MemberEpoch(NamedTuple):
+    """Describes the epoch of one member."""
+
+    order: np.ndarray  # order of the data, int64 [rows]
+    batch_size: int
+    epoch: int  # counted from 1
+    recipe: Recipe
+
+
+def plan_steps(members: Sequence[MemberEpoch], size: int, shared: bool) -> StepPlan:
+    """Return the plan of an epoch with micro-batches of `size` rows.
 
     Where the number of rows of a batch is not a multiple of `size`, filler rows of weight 0 complete the last micro-batch. Where `shared` is true, all
     members must have the order of the first member and batch sizes that are multiples of `size`, so that all members use the same rows in each step.
     """
-    parts = [_plan_member(order, batch_size, size) for order, batch_size in zip(orders, batch_sizes, strict=True)]
-    steps = max(len(gates) for _, _, gates in parts)
-    weights = np.zeros((steps, len(parts), size))
-    gates = np.zeros((steps, len(parts)), dtype=bool)
-    rows = np.zeros((steps, len(parts), size), dtype=np.int64)
-    for member, (member_rows, member_weights, member_gates) in enumerate(parts):
-        weights[: len(member_gates), member], gates[: len(member_gates), member] = member_weights, member_gates
-        rows[: len(member_gates), member] = member_rows
-    return StepPlan(torch.from_numpy(parts[0][0] if shared else rows), torch.from_numpy(weights), torch.from_numpy(gates))
+    parts = [_plan_member(member, size) for member in members]
+    arrays = []
+    for member_arrays in zip(*parts, strict=True):  # the rows, the weights, the gates or the rates of all members
+        array = np.zeros((max(map(len, member_arrays)), len(parts), *member_arrays[0].shape[1:]), member_arrays[0].dtype)
+        for number, values in enumerate(member_arrays):
+            array[: len(values), number] = values
+        arrays.append(torch.from_numpy(array))
+    rows, weights, gates, rates = arrays
+    return StepPlan(torch.from_numpy(parts[0][0]) if shared else rows, weights, gates, rates)
 
 
-def _plan_member(order: np.ndarray, batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows, [steps, size], the weights, [steps, size], and the gates, [steps], of one member, see StepPlan."""
+def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows, [steps, size], the weights, [steps, size], the gates, [steps], and the rates, [steps], of one member, see StepPlan."""
+    order, batch_size = member.order, member.batch_size
     starts = np.arange(0, len(order), batch_size)[:, None] + np.arange(0, batch_size, size)
     ends = np.minimum(starts[:, :1] + batch_size, len(order))
     is_step = starts < ends
     is_last = is_step & (starts + size >= ends)
     ends = np.broadcast_to(ends, starts.shape)[is_step]
-    batches = ends - np.broadcast_to(starts[:, :1], is_step.shape)[is_step]
+    batch_starts = np.broadcast_to(starts[:, :1], is_step.shape)[is_step]
+    rates = member.recipe.rates(member.epoch - 1 + batch_starts / len(order))
     positions = starts[is_step][:, None] + np.arange(size)
     is_row = positions < ends[:, None]
-    return order[np.where(is_row, positions, 0)], is_row / batches[:, None], is_last[is_step]
+    return order[np.where(is_row, positions, 0)], is_row / (ends - batch_starts)[:, None], is_last[is_step].astype(float), rates

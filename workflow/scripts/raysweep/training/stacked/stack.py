@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
-from raysweep.training.stacked.optimizers import OptimizerForm
+from raysweep.training.stacked.optimizers import StepForm
 from raysweep.training.stacked.state import StackState, Tensors, join_row, parameter_shapes, split_row
 from raysweep.training.trainer import Trainer
 
@@ -20,13 +21,13 @@ class Stack:
     trainer and never change, complete this number.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: OptimizerForm | None = None) -> None:
+    def __init__(self, trainers: Sequence[Trainer], filled_to: int = 0, form: StepForm | None = None) -> None:
         self.trainers = trainers
         members = [*trainers, *[trainers[0]] * (filled_to - len(trainers))]
         self.num_fillers = len(members) - len(trainers)
         self.device, self.dtype = trainers[0].device, trainers[0].dtype
         self.shapes = parameter_shapes(trainers[0].model)
-        self.form = form or OptimizerForm.of(members)
+        self.form = form or StepForm.of(members)
         params = torch.stack([join_row([param.detach() for param in member.model.parameters()]) for member in members])
         per_member = partial(torch.tensor, device=self.device, dtype=self.dtype)
         steps = per_member([_num_updates(member) for member in members])
@@ -59,11 +60,14 @@ class Stack:
                 trainer.optimizer.state[param] = optimizer_state
 
 
-def _settings(members: Sequence[Trainer], form: OptimizerForm) -> Tensors:
-    """Return the settings of the members' optimisers by key. Each setting is a tensor [members]."""
+def _settings(members: Sequence[Trainer], form: StepForm) -> Tensors:
+    """Return the settings of the members' optimisers and recipes by key. Each setting is a tensor [members]."""
     groups = [member.optimizer.param_groups[0] for member in members]
     per_member = partial(torch.tensor, device=members[0].device, dtype=members[0].dtype)
     settings: Tensors = {key: per_member([float(group[key]) for group in groups]) for key in form.settings}
+    recipes = [member.recipe for member in members]
+    settings["label_smoothing"] = per_member([recipe.label_smoothing for recipe in recipes])
+    settings["clip_grad_norm"] = per_member([math.inf if recipe.clip_grad_norm is None else recipe.clip_grad_norm for recipe in recipes])
     if "betas" in groups[0]:
         settings |= {f"beta{i + 1}": per_member([group["betas"][i] for group in groups]) for i in range(2)}
     return settings

@@ -20,7 +20,7 @@ class StackState:
 
     params: torch.Tensor  # weights, [members, weights]
     buffers: Tensors  # buffers of the model by name, [members, …]
-    moments: Tensors  # tensors that the optimiser stores, [members, weights], by key, see OptimizerForm.moments
+    moments: Tensors  # tensors that the optimiser stores, [members, weights], by key, see StepForm.moments
     steps: torch.Tensor  # number of updates of each member, [members]; Adam needs this number
     settings: Tensors  # settings of the optimiser by key, [members]
     sums: torch.Tensor  # sums of the gradients since the last update, [members, weights]

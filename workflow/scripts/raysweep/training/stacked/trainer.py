@@ -13,11 +13,11 @@ from torch.func import functional_call, vmap
 
 from raysweep.common.seeds import epoch_order
 from raysweep.training.stacked.capture import CapturedStep, MaskedStep, compile_step
-from raysweep.training.stacked.optimizers import OptimizerForm
-from raysweep.training.stacked.plan import StepPlan, plan_steps
+from raysweep.training.stacked.optimizers import StepForm
+from raysweep.training.stacked.plan import MemberEpoch, StepPlan, plan_steps
 from raysweep.training.stacked.stack import Stack
 from raysweep.training.stacked.state import StackState, split_row
-from raysweep.training.stacked.step import MicroBatch, StackStep
+from raysweep.training.stacked.step import StackStep, micro_batch
 from raysweep.training.trainer import Trainer, normalized
 
 # Number of rows of a batch in an evaluation. The number is equal for stacks of all sizes, so that rounding errors are equal in all stacks.
@@ -51,11 +51,11 @@ class StackedTrainer:
     def __init__(self, settings: StackSettings) -> None:
         self.settings = settings
         # The form gains the terms that new trainers need and never loses a term. So the step does not change when a trainer leaves.
-        self.form: OptimizerForm | None = None
+        self.form: StepForm | None = None
         self._model: nn.Module | None = None
-        self._eager_steps: dict[tuple[OptimizerForm, bool], StackStep] = {}
-        self._masked_steps: dict[tuple[OptimizerForm, bool], MaskedStep] = {}
-        self._captured: dict[tuple[OptimizerForm, bool, int], CapturedStep] = {}
+        self._eager_steps: dict[tuple[StepForm, bool], StackStep] = {}
+        self._masked_steps: dict[tuple[StepForm, bool], MaskedStep] = {}
+        self._captured: dict[tuple[StepForm, bool, int], CapturedStep] = {}
 
     def captures(self, device: torch.device) -> bool:
         """Return whether steps on `device` are replayed as a CUDA graph."""
@@ -83,7 +83,7 @@ class StackedTrainer:
         self, trainers: Sequence[Trainer], epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor, shared: bool
     ) -> list[float]:
         """Train the trainers of one stack for one epoch and return their mean losses. `shared` says whether all use the same rows in each step."""
-        self.form = OptimizerForm.of(trainers).joined(self.form)
+        self.form = StepForm.of(trainers).joined(self.form)
         # The stack has at least two members, because a stack of one member would have other rounding errors than a stack of more members.
         stack = Stack(trainers, filled_to=max(2, self.settings.prepared_for), form=self.form)
         plan = self._plan(stack, epochs, len(labels), shared)
@@ -103,30 +103,27 @@ class StackedTrainer:
 
     def _plan(self, stack: Stack, epochs: Sequence[int], num_rows: int, shared: bool) -> StepPlan:
         """Return the plan of the stack's epoch. The gates of the filler members stay closed, so that these members never change."""
-        trainers, num_fillers = stack.trainers, stack.num_fillers
+        trainers = stack.trainers
         orders = {epoch: epoch_order(trainers[0].order_seed, epoch, num_rows) for epoch in set(epochs)}
-        plan = plan_steps(
-            [orders[epoch] for epoch in [*epochs, *[epochs[0]] * num_fillers]],
-            [trainer.batch_size for trainer in [*trainers, *[trainers[0]] * num_fillers]],
-            self.settings.micro_batch_size,
-            shared,
-        ).to(stack.device, stack.dtype)
-        plan.gates[:, len(trainers) :] = False
+        members = [
+            MemberEpoch(orders[epoch], trainer.batch_size, epoch, trainer.recipe) for trainer, epoch in zip(trainers, epochs, strict=True)
+        ]
+        members += members[:1] * stack.num_fillers
+        plan = plan_steps(members, self.settings.micro_batch_size, shared).to(stack.device, stack.dtype)
+        plan.gates[:, len(trainers) :] = 0
         return plan
 
     def _run_eager(self, step: StackStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
         is_any_open, are_all_open = plan.gates.any(1).tolist(), plan.gates.all(1).tolist()
-        gates = plan.gates.to(plan.weights.dtype)
-        for number, rows in enumerate(plan.rows):
-            batch = MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number])
+        for number in range(len(plan.rows)):
+            batch = micro_batch(images, labels, plan.step(number))
             step.run_eager(state, batch, is_any_open[number], are_all_open[number])
 
     def _run_compiled(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
-        gates = plan.gates.to(plan.weights.dtype)
-        for number, rows in enumerate(plan.rows):
-            step(state, MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number]))
+        for number in range(len(plan.rows)):
+            step(state, micro_batch(images, labels, plan.step(number)))
 
-    def _step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> StackStep:
+    def _step(self, form: StepForm, shared: bool, trainer: Trainer) -> StackStep:
         """Return the step for stacks of the given form. The first call for a form makes this step.
 
         All steps use one copy of the first trainer's model.
@@ -138,7 +135,7 @@ class StackedTrainer:
             self._eager_steps[form, shared] = step
         return self._eager_steps[form, shared]
 
-    def _masked_step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> MaskedStep:
+    def _masked_step(self, form: StepForm, shared: bool, trainer: Trainer) -> MaskedStep:
         """Return the masked step for stacks of the given form. This step is compiled where steps on this device are not captured."""
         if (form, shared) not in self._masked_steps:
             step = self._step(form, shared, trainer).run_masked

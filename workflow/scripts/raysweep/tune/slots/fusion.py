@@ -14,7 +14,7 @@ from raysweep.cluster.job import SearchJob
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
-from raysweep.config.space import TRAINING_KEYS, Choice, Distribution, Numeric, configuration, flattened
+from raysweep.config.space import Choice, Distribution, Numeric, configuration, flattened, sets_training
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import Record
 from raysweep.record.trials import Sweep
@@ -145,11 +145,11 @@ def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep)
     """
     if sweep.model is None:
         return "a Ray Tune function runs in a process of its own"
-    form = {key: value for key, value in space.items() if key not in TRAINING_KEYS}
+    form = {key: value for key, value in space.items() if not sets_training(key)}
     if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
         return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
     unfinished = (flattened(trial.config) for trial in recorded.trials.values() if not trial.finished)
-    if any({key: value for key, value in config.items() if key not in TRAINING_KEYS} != form for config in unfinished):
+    if any({key: value for key, value in config.items() if not sets_training(key)} != form for config in unfinished):
         return "trials of an earlier search space have models of another form"
     return None
 
