@@ -84,7 +84,7 @@ def trainers(
         for seed, size in enumerate(batch_sizes)
     ]
     for trainer in made if double else []:
-        trainer.model.double()
+        trainer.double()
     return made
 
 
@@ -92,6 +92,8 @@ def assert_same(ours: Trainer, theirs: Trainer, tolerance: float = 1e-10) -> Non
     """Assert that two trainers have the same weights, optimiser states and settings."""
     for (name, a), (_, b) in zip(ours.model.state_dict().items(), theirs.model.state_dict().items(), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+    for mean, other in zip(ours.evaluated_model.parameters(), theirs.evaluated_model.parameters(), strict=True):
+        torch.testing.assert_close(mean, other, rtol=tolerance, atol=tolerance)
     our_state, their_state = ours.optimizer.state_dict(), theirs.optimizer.state_dict()
     assert our_state["param_groups"] == their_state["param_groups"]
     for number, state in their_state["state"].items():

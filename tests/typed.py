@@ -25,6 +25,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[1] / "workflow" / "envs" / "node
 
 def sweep_config(**given: Any) -> SweepConfig:
     """Return a sweep of a validated config. What is not given has its default."""
+    given = ({"training": {}, "optimizer": "sgd", "loss": "cross_entropy"} if "model" in given else {}) | given
     schema = load_schema()["properties"]["sweeps"]["additionalProperties"]
     return from_json(SweepConfig, with_defaults({"search_space": {}, "metric": "score", **given}, schema))
 

@@ -89,7 +89,8 @@ def test_a_population_of_a_model_and_its_confirmation(project: Project, fuse: st
     sweep = {
         "dataset": "generated",
         "model": "net.py:Net",
-        "search_space": {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [32, 64]}},
+        "search_space": {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": 32, "training": {"label_smoothing": {"choice": [0, 0.1, 0.2]}}},
+        "training": {"schedule": "cosine", "augment": ["flip"], "class_weights": "balanced"},
         "metric": "accuracy",
         "num_samples": 4,
         "max_epochs": 3,
@@ -105,4 +106,7 @@ def test_a_population_of_a_model_and_its_confirmation(project: Project, fuse: st
     trials = project.record("s").trials
     assert {(trial.status, trial.epochs) for trial in trials.values()} == {("TERMINATED", 3)}
     assert any(trial.schedule for trial in trials.values())
+    smoothings = [step.config["training"]["label_smoothing"] for trial in trials.values() for step in trial.schedule]
+    assert {*smoothings} <= {0, 0.1, 0.2}
+    assert len({*smoothings}) > 1, "a number of the recipe changes too"
     assert project.result("s", "confirmed.yaml")["n"] == 1

@@ -97,8 +97,12 @@ def engines(project: Project) -> list[psutil.Process]:
 
 
 def test_the_same_trials_as_one_by_one(project: Project) -> None:
-    two = {"cpus_per_node": 2}
-    configure(project, together=sweep_with(fuse="on", allocation=two), alone=sweep_with(fuse="off", allocation=two))
+    common = {
+        "allocation": {"cpus_per_node": 2},
+        "search_space": {"training": {"label_smoothing": {"uniform": [0, 0.2]}}},
+        "training": {"schedule": "cosine", "warmup_epochs": 0.5, "ema_decay": 0.9, "augment": ["flip", {"crop": {"padding": 2}}]},
+    }
+    configure(project, together=sweep_with(fuse="on", **common), alone=sweep_with(fuse="off", **common))
     said = succeeds(project, "together")
     assert "together: trials are trained together, up to 3 in each of 2 processes, " in said
     assert "trained" not in succeeds(project, "alone")
@@ -113,7 +117,9 @@ def test_the_same_trials_as_one_by_one(project: Project) -> None:
     assert (project.folder / "results/together/model/model.safetensors").is_file()
     assert len(list((project.folder / "state/together/checkpoints").iterdir())) == 1
     with (project.folder / "results/together/trials.csv").open(newline="") as stream:
-        assert [row["epochs"] for row in csv.DictReader(stream)] == ["2"] * 6
+        rows = list(csv.DictReader(stream))
+    assert [row["epochs"] for row in rows] == ["2"] * 6
+    assert all(0 <= float(row["config/training/label_smoothing"]) < 0.2 for row in rows)
 
 
 def test_a_scheduler_stops_them_one_by_one_and_others_take_their_seats(project: Project) -> None:

@@ -80,6 +80,10 @@ def test_a_rate_depends_on_nothing_but_the_progress(name: Any) -> None:
     [
         (Recipe(), ""),
         (Recipe(Schedule("cosine", 10), label_smoothing=0.1), "schedule cosine (epochs 10), label_smoothing 0.1"),
+        (
+            Recipe(augment=("flip", {"crop": {"padding": 2}}, "cutout"), precision="bf16"),
+            "precision bf16, augment flip and crop 2 and cutout 8",
+        ),
         (Recipe(Schedule("step", 9, 3, 0.5), clip_grad_norm=1), "schedule step (epochs 9, step_size 3, gamma 0.5), clip_grad_norm 1"),
     ],
 )

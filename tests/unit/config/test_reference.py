@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from configs import ROOT, check, num_trials, own
+from configs import ROOT, check, config, num_trials, own
 from raysweep.config.reference import PATH_TO_README, reference, with_table
 
 
@@ -29,8 +29,9 @@ def test_a_table_that_is_out_of_date_is_told_and_mended(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_readme_is_valid(root: Path) -> None:
-    """One example of each distribution, and the sweep that stands above them."""
+    """A sweep, one example of each distribution, and a recipe."""
     blocks = (ROOT / "config/README.md").read_text().split("```yaml\n")[1:]
-    example, space = (yaml.safe_load(block.partition("```")[0]) for block in blocks)
+    example, space, recipe = (yaml.safe_load(block.partition("```")[0]) for block in blocks)
     assert num_trials(check(root, example)) == 20
     assert num_trials(check(root, own(**space))) == 2
+    assert check(root, config(**recipe, max_epochs=3))["sweeps"]["s"]["training"]["schedule"] == {"name": "cosine", "epochs": 3}

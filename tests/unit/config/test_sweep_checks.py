@@ -38,6 +38,10 @@ def test_numbers_of_the_recipe_are_searched_and_a_schedule_is_as_long_as_the_tra
         "warmup_epochs": 0,
         "label_smoothing": 0,
         "clip_grad_norm": 2,
+        "ema_decay": 0,
+        "class_weights": "none",
+        "precision": "float32",
+        "augment": [],
     }
 
 
@@ -102,7 +106,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(search_algorithm="a library:Search"),
         "search_algorithm.name: 'a library:Search' is not allowed: write path/to/file.py:Class or",
     ),
-    (own(training={"label_smoothing": 0.1}), "'clip_grad_norm': None} is not allowed beside trainable: it belongs to model"),
+    (own(training={"label_smoothing": 0.1}), "is not allowed beside trainable: it belongs to model"),
     (config(training={"warmup": 1}), "training.warmup: unknown key. Did you mean warmup_epochs? Allowed: schedule, warmup_epochs, "),
     (
         config(training={"schedule": "cosin"}),
@@ -144,6 +148,33 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "search_space.training.schedule: is no number of the recipe. Allowed: warmup_epoch",
     ),
     (searched(clip_grad_norm={"choice": [1, "x"]}), "search_space.training.clip_grad_norm: 'x' is not allowed: a number or null, above 0"),
+    (
+        config(training={"class_weights": "balanced"}, loss="multi_margin_loss"),
+        "training.class_weights: balanced is not allowed with loss mul",
+    ),
+    (config(training={"precision": "fp16"}), "training.precision: 'fp16' is not allowed: one of float32, bf16"),
+    (
+        config(training={"augment": ["flop"]}),
+        "training.augment.0: 'flop' is not allowed: one of flip, crop, translate, cutout, or a map such",
+    ),
+    (config(training={"augment": [3]}), "training.augment.0: 3 is not allowed: flip, or a map of one operation"),
+    (config(training={"augment": ["crop", {"crop": {"padding": 1}}]}), "training.augment.1: crop is not allowed twice"),
+    (config(training={"augment": [{}]}), "training.augment.0: {} is not allowed: one of flip, crop, translate, cutout, or a map such"),
+    (config(training={"augment": [{"flip": {"p": 1}}]}), "training.augment.0.flip: {'p': 1} is not allowed: flip has no options"),
+    (config(training={"augment": [{"crop": 4}]}), "training.augment.0.crop: 4 is not allowed: a map such as {padding: 4}"),
+    (
+        config(training={"augment": [{"crop": {"padding": 0.5}}]}),
+        "training.augment.0.crop.padding: 0.5 is not allowed: a whole number of at least 1 (pixels)",
+    ),
+    (
+        config(training={"augment": [{"translate": {"fraction": 2}}]}),
+        "training.augment.0.translate.fraction: 2 is not allowed: a number above 0 and at most 1",
+    ),
+    (config(optimizer="sgdm"), "optimizer: 'sgdm' is not allowed: one of sgd, adam, adamw, adadelta, adafactor, "),
+    (
+        config(optimizer="rprop", search_space={"lr": 1, "batch_size": 1, "weight_decay": 0.1}),
+        "search_space.weight_decay: is not allowed with optimizer rprop: it has no such setting",
+    ),
     (config(stop={"error": {"at_most": 1}}), "stop.error: 'error' is not allowed: one of accuracy, loss, train_loss, which model reports"),
     (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),
     (config(stop={"loss": {"at_most": "0.1x"}}), "stop.loss: {'at_most': '0.1x'} is not allowed: {at_least: number} or {at_most: number}"),

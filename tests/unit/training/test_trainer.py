@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from raysweep.common.seeds import epoch_order
-from raysweep.config.recipe import Recipe, Schedule
+from raysweep.config.recipe import OPTIMIZER_SETTINGS, Recipe, Schedule
 from raysweep.models.lenet import LeNet
+from raysweep.training.augmentation import cut_out, shifted
+from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import EVALUATION_BATCH_SIZE, MODEL_FILE, Trainer, normalized
 
@@ -147,6 +150,109 @@ def test_a_schedule_goes_on_after_a_break_and_a_change_of_the_settings(data: tup
     assert resumed.load(tmp_path) == 1
     resumed.train_epoch(*data, 2)
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_balanced_classes_and_augmentation_are_what_a_plain_loop_computes(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    recipe = Recipe(class_weights="balanced", augment=("flip", {"crop": {"padding": 1}}, {"cutout": {"size": 1}}))
+    ours = with_recipe({"lr": 0.1, "batch_size": 7}, recipe)
+    ours.model.drop.p = 0.0
+    loss = ours.train_epoch(*data, 2)
+
+    images, labels = data
+    plan = plan_epoch(ours.spec, 2, labels.numpy(), (3, 2, 2))
+    changed = cut_out(normalized(shifted(images, torch.from_numpy(plan.draws))), torch.from_numpy(plan.draws), 1)
+    torch.manual_seed(1)
+    model = Small()
+    model.drop.p = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    counts = torch.bincount(labels, minlength=10)
+    total = 0.0
+    for start in range(0, 30, 7):
+        rows = plan.order[start : start + 7]
+        optimizer.zero_grad()
+        outputs = model(changed[rows])
+        F.cross_entropy(outputs, labels[rows], weight=30 / ((counts > 0).sum() * counts)).backward()
+        optimizer.step()
+        total += F.cross_entropy(outputs, labels[rows], reduction="sum").item()
+    assert loss == pytest.approx(total / 30, rel=1e-5)
+    torch.testing.assert_close(weights(ours), torch.cat([p.detach().flatten() for p in model.parameters()]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_average_of_the_weights_is_evaluated_and_published_and_goes_on_after_a_break(
+    data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    spec = TrainingSpec("cross_entropy", "sgd", 0, Recipe(ema_decay=0.7))
+    made = [Trainer(Normalised, {"lr": 0.1, "batch_size": 10}, spec, seed=seed, device=CPU) for seed in (1, 1, 2)]
+    ours, plain, resumed = made
+    plain.average = None
+    average = weights(plain)
+    for start in range(0, 30, 10):  # the average after each update of an epoch
+        for trainer in (plain,):
+            rows = torch.from_numpy(epoch_order(0, 1, 30))[start : start + 10]
+            trainer.model.train()
+            trainer.optimizer.zero_grad()
+            F.cross_entropy(trainer.model(normalized(data[0][rows])), data[1][rows]).backward()
+            trainer.optimizer.step()
+        average = 0.7 * average + 0.3 * weights(plain)
+    ours.train_epoch(*data, 1)
+    assert torch.equal(weights(ours), weights(plain)), "training itself does not change"
+    averaged = torch.cat([p.detach().flatten() for p in ours.evaluated_model.parameters()])
+    torch.testing.assert_close(averaged, average)
+
+    model = copy.deepcopy(plain.model).eval()
+    nn.utils.vector_to_parameters(average, model.parameters())
+    expected = F.cross_entropy(model(normalized(data[0])), data[1]).item()
+    assert ours.evaluate(*data)["loss"] == pytest.approx(expected, rel=1e-5), "with the running statistics of the trained model"
+
+    ours.save(tmp_path, 1)
+    with safe_open(tmp_path / MODEL_FILE, "pt") as file:
+        assert torch.equal(file.get_tensor("out.weight"), ours.evaluated_model.get_parameter("out.weight"))
+    assert resumed.load(tmp_path) == 1
+    for trainer in (ours, resumed):
+        trainer.train_epoch(*data, 2)
+    assert torch.equal(weights(resumed), weights(ours))
+    assert ours.evaluate(*data) == resumed.evaluate(*data)
+
+
+def test_an_average_begins_when_the_settings_ask_for_one_and_ends_with_them(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours = with_recipe({"lr": 0.1, "batch_size": 10}, Recipe())
+    ours.train_epoch(*data, 1)
+    ours.change({"lr": 0.1, "batch_size": 10, "training": {"ema_decay": 0.9}})
+    before = weights(ours)
+    assert ours.average is not None
+    assert torch.equal(torch.cat([p.detach().flatten() for p in ours.average.parameters()]), before)
+    ours.change({"lr": 0.1, "batch_size": 10})
+    assert ours.evaluated_model is ours.model
+
+
+def test_a_model_computes_in_bfloat16_where_the_recipe_says_so(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    whole, half = (with_recipe({"lr": 0.1, "batch_size": 10}, Recipe(precision=name)) for name in ("float32", "bf16"))  # type: ignore[arg-type]
+    for each in (whole, half):
+        each.model.drop.p = 0.0
+        each.train_epoch(*data, 1)
+    assert half.dtype == torch.float32
+    assert not torch.equal(weights(whole), weights(half))
+    torch.testing.assert_close(weights(half), weights(whole), rtol=0.05, atol=0.01)
+    assert half.evaluate(*data)["loss"] == pytest.approx(whole.evaluate(*data)["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZER_SETTINGS))
+def test_each_optimizer_trains_with_its_settings_and_goes_on_after_a_break(
+    data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, optimizer: str
+) -> None:
+    values = {"weight_decay": 0.01, "momentum": 0.9, "nesterov": True, "betas": [0.8, 0.9]}
+    config: dict[str, object] = {"lr": 0.01, "batch_size": 7} | {key: values[key] for key in OPTIMIZER_SETTINGS[optimizer][1]}
+    whole, resumed = trainer(config, optimizer), trainer(config, optimizer, seed=9)
+    whole.model.drop.p = resumed.model.drop.p = 0.0
+    assert type(whole.optimizer).__name__ == OPTIMIZER_SETTINGS[optimizer][0]
+    before = weights(whole)
+    whole.train_epoch(*data, 1)
+    assert not torch.equal(weights(whole), before)
+    whole.save(tmp_path, 1)
+    resumed.load(tmp_path)
+    for each in (whole, resumed):
+        each.train_epoch(*data, 2)
+    assert torch.equal(weights(whole), weights(resumed))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -5,14 +5,25 @@ from collections.abc import Callable
 
 import pytest
 
+from raysweep.config.recipe import Recipe, Schedule
 from raysweep.training.stacked import capture
 from raysweep.training.stacked.trainer import StackedTrainer
 from raysweep.training.stacked.verification import prepare
 from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
 
+RECIPE = Recipe(
+    Schedule("cosine", epochs=3),
+    label_smoothing=0.1,
+    clip_grad_norm=0.05,
+    ema_decay=0.8,
+    class_weights="balanced",
+    augment=("flip", "crop"),
+)
 
+
+@pytest.mark.parametrize("recipe", [Recipe(), RECIPE])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA graph is fake: the step itself is replayed. The way of states into the tensors of the capture and out of them is real."""
     captures = []
 
@@ -25,19 +36,19 @@ def test_a_step_that_a_fake_capture_replays_is_the_same(optimizer: str, monkeypa
     monkeypatch.setattr(capture, "capture_graph", capture_graph)
     monkeypatch.setattr(StackedTrainer, "captures", lambda self, device: self.settings.prepared_for > 0)
     data = some_data(35)
-    group = trainers(Dense, optimizer)
+    group = trainers(Dense, optimizer, recipe=recipe)
     stacked = prepare(stacked_trainer(2, share_rows=False), group, *data)
     assert isinstance(stacked, StackedTrainer), stacked
     before = len(captures)
-    assert_members_come_and_go(stacked, group, trainers(Dense, optimizer), data)
+    assert_members_come_and_go(stacked, group, trainers(Dense, optimizer, recipe=recipe), data)
     assert len(captures) == before + 1, "a member that leaves and a member that enters need no other capture"
 
 
 @pytest.mark.slow  # compiles
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_compiled_step_is_the_same(optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "recipe"), [("sgd", Recipe()), ("adamw", RECIPE)])
+def test_a_compiled_step_is_the_same(optimizer: str, recipe: Recipe) -> None:
     images, labels = some_data(19, 4)
-    group, alone = (trainers(Convolutional, optimizer) for _ in range(2))
+    group, alone = (trainers(Convolutional, optimizer, recipe=recipe) for _ in range(2))
     stacked = prepare(stacked_trainer(2), group, images, labels)
     if " " in sys.prefix:  # PyTorch 2.13 puts the path of its headers into the compiler's command as it is: trials are then trained eager
         assert stacked == "CppCompileError: C++ compile error"

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from raysweep.config.recipe import Recipe
+from raysweep.config.recipe import Recipe, Schedule
+from raysweep.training.epoch_plan import EpochPlan
 from raysweep.training.stacked.plan import MemberEpoch, plan_steps
 
 
 def member(order: np.ndarray, batch_size: int, epoch: int = 1, recipe: Recipe = Recipe()) -> MemberEpoch:  # noqa: B008
-    return MemberEpoch(order, batch_size, epoch, recipe)
+    plan = EpochPlan(order, np.ones(len(order)), np.arange(len(order), dtype=np.int16)[:, None])
+    return MemberEpoch(plan, batch_size, epoch, recipe)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,19 @@ def test_members_of_one_order_share_their_rows() -> None:
     assert torch.equal(apart.rows[:, 0] * (apart.weights[:, 0] > 0), shared.rows * (shared.weights[:, 0] > 0))
     assert shared.rows.shape == (6, 2)
     assert torch.equal(apart.gates, shared.gates)
+    assert torch.equal(apart.draws[..., 0].long(), apart.rows), "each row has its draws"
+    assert torch.equal(shared.draws[..., 0].long(), shared.rows)
+
+
+def test_each_step_has_the_rate_at_the_start_of_its_batch() -> None:
+    recipe = Recipe(Schedule("exponential", epochs=9, gamma=0.5))
+    plan = plan_steps([member(np.arange(8), 4, epoch=2, recipe=recipe), member(np.arange(8), 2, epoch=3)], 2, shared=False)
+    assert plan.rates[:, 0].tolist() == [0.5, 0.5, 0.5**1.5, 0.5**1.5]
+    assert plan.rates[:, 1].tolist() == [1, 1, 1, 1]
+
+
+def test_the_weights_of_a_batch_are_parts_of_the_weights_of_its_rows() -> None:
+    weights = np.array([1.0, 3, 1, 1, 2])
+    plan = EpochPlan(np.array([1, 0, 2, 3, 4]), weights, np.zeros((5, 0), np.int16))
+    steps = plan_steps([MemberEpoch(plan, 4, 1, Recipe())], 2, shared=False)
+    assert steps.weights[:, 0].tolist() == [[3 / 6, 1 / 6], [1 / 6, 1 / 6], [1, 0]]

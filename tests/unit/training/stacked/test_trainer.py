@@ -55,7 +55,11 @@ def test_models_with_convolutions(model: type[nn.Module], side: int, loss: str) 
 
 
 # What the members of a stack may have each for itself: no limit of the norm beside one that always holds, no smoothing beside much of it.
-RECIPES = [{}, {"warmup_epochs": 1.5, "clip_grad_norm": 0.01}, {"label_smoothing": 0.3, "schedule": {"gamma": 0.5}}]
+RECIPES = [
+    {"ema_decay": 0.9},
+    {"warmup_epochs": 1.5, "clip_grad_norm": 0.01},
+    {"label_smoothing": 0.3, "schedule": {"gamma": 0.5}, "ema_decay": 0.5},
+]
 
 
 @pytest.mark.parametrize("share_rows", [False, True])
@@ -67,6 +71,24 @@ def test_a_recipe_together_is_that_of_each_alone(schedule: Any, optimizer: str, 
     together, alone = (trainers(Dense, optimizer, (2, 4, 16), recipes=RECIPES, recipe=recipe) for _ in range(2))
     stacked = stacked_trainer(2, share_rows)
     for epochs in ([1, 1, 1], [2, 2, 2], [3, 9, 4]):
+        losses = stacked.train_epoch(together, epochs, images, labels)
+        assert losses == pytest.approx(
+            [each.train_epoch(images, labels, epoch) for each, epoch in zip(alone, epochs, strict=True)], rel=1e-9
+        )
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+    expected = [trainer.evaluate(images, labels) for trainer in alone]
+    for metrics, alone_metrics in zip(stacked.evaluate(together, images, labels), expected, strict=True):
+        assert metrics == pytest.approx(alone_metrics, rel=1e-9)
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+def test_augmentation_and_weights_of_classes_together_are_those_of_each_alone(share_rows: bool) -> None:
+    images, labels = some_data(35, side=4)
+    recipe = Recipe(class_weights="balanced", augment=("flip", "crop", {"cutout": {"size": 2}}))
+    together, alone = (trainers(Convolutional, batch_sizes=(3, 4, 16), recipe=recipe) for _ in range(2))
+    stacked = stacked_trainer(2, share_rows)
+    for epochs in ([1, 1, 1], [2, 2, 2], [3, 1, 3]):
         losses = stacked.train_epoch(together, epochs, images, labels)
         assert losses == pytest.approx(
             [each.train_epoch(images, labels, epoch) for each, epoch in zip(alone, epochs, strict=True)], rel=1e-9

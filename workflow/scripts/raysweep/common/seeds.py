@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Each purpose of a seed has a different number, so that two purposes never share a stream of random numbers.
-_TRIAL, _CONFIRM, _ORDER, _SAMPLER = 1, 2, 3, 4
+_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION = 1, 2, 3, 4, 5
 
 
 def _seed(*words: int) -> int:
@@ -41,3 +41,11 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     All trials of a sweep see the training data in the same order, so that the order causes no difference between the trials.
     """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch]))).permutation(length)
+
+
+def augmentation_draws(seed: int, epoch: int, length: int, number: int) -> np.ndarray:
+    """Return the random numbers of the augmentation in an epoch, uniform in [0, 1), float64 [length, number].
+
+    All trials of a sweep use the same numbers for a row of the training data, whatever their batch sizes are.
+    """
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([_AUGMENTATION, seed, epoch]))).random((length, number))

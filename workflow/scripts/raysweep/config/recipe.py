@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,28 @@ from raysweep.common.typed_json import from_json, to_json
 # Settings of the one-cycle policy, which are the defaults of torch.optim.lr_scheduler.OneCycleLR (L. N. Smith and N. Topin,
 # https://arxiv.org/abs/1708.07120). The momentum does not change.
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25 / 1e4
+
+
+# Maps each optimiser to its class in torch.optim and to the keys of the search space that are its settings, beside `lr`.
+OPTIMIZER_SETTINGS = {
+    "sgd": ("SGD", ("weight_decay", "momentum", "nesterov")),
+    "adam": ("Adam", ("weight_decay", "betas")),
+    "adamw": ("AdamW", ("weight_decay", "betas")),
+    "adadelta": ("Adadelta", ("weight_decay",)),
+    "adafactor": ("Adafactor", ("weight_decay",)),
+    "adagrad": ("Adagrad", ("weight_decay",)),
+    "adamax": ("Adamax", ("weight_decay", "betas")),
+    "asgd": ("ASGD", ("weight_decay",)),
+    "nadam": ("NAdam", ("weight_decay", "betas")),
+    "radam": ("RAdam", ("weight_decay", "betas")),
+    "rmsprop": ("RMSprop", ("weight_decay", "momentum")),
+    "rprop": ("Rprop", ()),
+}
+STACKED_OPTIMIZERS = ("sgd", "adam", "adamw")  # optimisers with which trials can be trained together
+
+
+# Maps each operation of the augmentation to the defaults of its options.
+AUGMENTATIONS: dict[str, dict[str, float]] = {"flip": {}, "crop": {"padding": 4}, "translate": {"fraction": 0.1}, "cutout": {"size": 8}}
 
 
 def _between(start: float, end: float, fraction: np.ndarray) -> np.ndarray:
@@ -56,17 +79,31 @@ class Recipe:
     warmup_epochs: float = 0  # epochs in which the learning rate grows linearly from 0
     label_smoothing: float = 0  # part of the target probability that is spread evenly over all classes
     clip_grad_norm: float | None = None  # largest norm of the gradient of a batch; None is no limit
+    ema_decay: float = 0  # decay of the exponential moving average of the weights; 0 is no average
+    class_weights: Literal["none", "balanced"] = "none"
+    precision: Literal["float32", "bf16"] = "float32"
+    augment: tuple[Any, ...] = ()  # operations: names, or maps of one name to options; `operations` returns them in one form
 
     def __str__(self) -> str:
         """Return the settings that differ from the defaults, such as `schedule cosine (epochs 10), label_smoothing 0.1`."""
         default = to_json(Recipe())
         given = {key: value for key, value in to_json(self).items() if value != default[key]}
+        if given.pop("augment", None):
+            given["augment"] = " and ".join(
+                " ".join([name, *(f"{value:g}" for value in options.values())]) for name, options in self.operations.items()
+            )
         if schedule := given.pop("schedule", None):
             options = ", ".join(
                 f"{key} {value:g}" for key, value in schedule.items() if key != "name" and value != default["schedule"][key]
             )
             given = {"schedule": f"{schedule['name']} ({options})" if options else schedule["name"], **given}
         return ", ".join(f"{key} {value}" for key, value in given.items())
+
+    @cached_property
+    def operations(self) -> dict[str, dict[str, float]]:
+        """Return the operations of the augmentation, as a map from the name of each operation to its options."""
+        named = [operation if isinstance(operation, dict) else {operation: {}} for operation in self.augment]
+        return {name: {**AUGMENTATIONS[name], **options} for each in named for name, options in each.items()}
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """Return the recipe with the searched `values`, nested as in the config, in the place of the values of this recipe."""

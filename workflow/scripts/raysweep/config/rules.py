@@ -60,6 +60,7 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_batch_size, "search_space.batch_size model", only_for_models=True),
     Rule(sweep_checks.check_optimizer, "search_space model optimizer", only_for_models=True),
     Rule(sweep_checks.check_searched_recipe, "search_space model training", only_for_models=True),
+    Rule(sweep_checks.check_augmentation, "training.augment model", only_for_models=True),
     Rule(sweep_checks.check_recipe, "search_space.training model training loss max_epochs", only_for_models=True),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),
     Rule(sweep_checks.check_keys_of_model, "model loss optimizer training"),

@@ -13,9 +13,11 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
+from raysweep.config.recipe import AUGMENTATIONS, OPTIMIZER_SETTINGS
 from raysweep.config.schema import allowed, is_class, is_valid, schema_at, types_of
 from raysweep.config.section import Section
 from raysweep.config.space import (
+    OPTIMIZER_KEYS,
     SEPARATOR,
     Choice,
     Distribution,
@@ -202,10 +204,9 @@ def _extremes(value: Any) -> list[Any]:
 
 
 def check_optimizer(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the search space has `momentum`, `nesterov` or `betas`, and the optimiser of the sweep lacks this setting."""
+    """Yield a mistake for each setting of an optimiser in the search space that the optimiser of the sweep lacks."""
     optimizer = sweep.values["optimizer"]
-    foreign_keys = ("momentum", "nesterov") if optimizer != "sgd" else ("betas",)
-    for key in foreign_keys:
+    for key in sorted(OPTIMIZER_KEYS - {"lr", *OPTIMIZER_SETTINGS[optimizer][1]}):
         if key in sweep.space:
             yield sweep.mistake(f"is not allowed with optimizer {optimizer}: it has no such setting", "search_space", key)
 
@@ -250,9 +251,39 @@ def check_recipe(sweep: Section) -> Iterator[Mistake]:
     elif "epochs" in schedule and max(warmup) >= (shortest := min(_recipe_values(sweep, "schedule", "epochs"))):
         message = f"{max(warmup)} is not allowed: below the {shortest} epochs of the schedule"
         yield sweep.mistake(message, "training", "warmup_epochs")
-    smoothing, loss = max(_recipe_values(sweep, "label_smoothing")), sweep.values["loss"]
-    if smoothing and loss != "cross_entropy":
-        yield sweep.mistake(f"{smoothing} is not allowed with loss {loss}: 0, or loss cross_entropy", "training", "label_smoothing")
+    loss = sweep.values["loss"]
+    for key, unused in (("label_smoothing", 0), ("class_weights", "none")) if loss != "cross_entropy" else ():
+        if used := [value for value in _recipe_values(sweep, key) if value != unused]:
+            yield sweep.mistake(f"{used[-1]} is not allowed with loss {loss}: {unused}, or loss cross_entropy", "training", key)
+
+
+def check_augmentation(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake for each operation of the augmentation that does not exist, occurs twice, or has an option that is not allowed."""
+    names: list[str] = []
+    for number, operation in enumerate(sweep.values["training"]["augment"]):
+        named = operation if isinstance(operation, dict) else {operation: {}}
+        name, options = next(iter(named.items()), ("", {}))
+        path = ("training", "augment", number)
+        if len(named) != 1 or name not in AUGMENTATIONS:
+            yield sweep.mistake(
+                f"{operation!r} is not allowed: one of {', '.join(AUGMENTATIONS)}, or a map such as crop: {{padding: 4}}", *path
+            )
+        elif name in names:
+            yield sweep.mistake(f"{name} is not allowed twice", *path)
+        elif not isinstance(options, dict) or not options.keys() <= AUGMENTATIONS[name].keys():
+            yield sweep.mistake(f"{options!r} is not allowed: {_options_of(name)}", *path, name)
+        else:
+            for key, value in options.items():
+                is_fraction = key == "fraction"
+                if not is_number(value) or not 0 < value <= (1 if is_fraction else 1000) or not (is_fraction or float(value).is_integer()):
+                    numbers = "a number above 0 and at most 1" if is_fraction else "a whole number of at least 1 (pixels)"
+                    yield sweep.mistake(f"{value!r} is not allowed: {numbers}", *path, name, key)
+        names.append(name)
+
+
+def _options_of(name: str) -> str:
+    options = ", ".join(f"{key}: {value}" for key, value in AUGMENTATIONS[name].items())
+    return f"a map such as {{{options}}}" if options else f"{name} has no options"
 
 
 def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:

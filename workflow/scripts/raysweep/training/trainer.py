@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 
-from raysweep.common.seeds import epoch_order
 from raysweep.common.weights_file import LAZY_LAYERS_KEY
+from raysweep.config.recipe import OPTIMIZER_SETTINGS
 from raysweep.config.space import OPTIMIZER_KEYS, TRAINING_KEYS
+from raysweep.training.augmentation import cut_out, shifted
+from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
 from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
@@ -23,7 +26,7 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "training_state.pt"
 EVALUATION_BATCH_SIZE = 1000
 HALF_TYPES = (torch.float16, torch.bfloat16)
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = {name: getattr(torch.optim, class_name) for name, (class_name, _) in OPTIMIZER_SETTINGS.items()}
 
 
 def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -44,6 +47,15 @@ def loss_function(name: str) -> Callable[..., torch.Tensor]:
         return result
 
     return loss
+
+
+def inputs(images: torch.Tensor, draws: torch.Tensor, spec: TrainingSpec, dtype: torch.dtype) -> torch.Tensor:
+    """Return uint8 images [n, channels, height, width] as the model gets them in training. `draws` [n, …] contains the draws of the augmentation."""
+    if not spec.recipe.augment:
+        return normalized(images, dtype)
+    floats = normalized(shifted(images, draws), dtype)
+    cutout = spec.recipe.operations.get("cutout")
+    return cut_out(floats, draws, int(cutout["size"])) if cutout else floats
 
 
 def smoothed(losses: torch.Tensor, outputs: torch.Tensor, smoothing: float | torch.Tensor) -> torch.Tensor:
@@ -79,7 +91,7 @@ class Trainer:
         layers get their shapes from `image_shape`. A model without lazy layers does not need `image_shape`.
         """
         torch.manual_seed(seed)
-        self._recipe_of_sweep = spec.recipe
+        self.spec = spec
         self.model = model_class(**{k: v for k, v in config.items() if k not in TRAINING_KEYS}).to(device)
         self.lazy_layers = lazy_layers(self.model)
         if self.lazy_layers:
@@ -89,12 +101,12 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
         self.loss = loss_function(spec.loss)
-        self.order_seed = spec.order_seed
         self.device = device
+        self.average = self._first_average()
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of the optimiser in `config`, and store these settings for `load`. Also store the recipe of `config`."""
-        self.recipe = self._recipe_of_sweep.with_values(config.get("training", {}))
+        self.recipe = self.spec.recipe.with_values(config.get("training", {}))
         self.settings = {k: v for k, v in config.items() if k in OPTIMIZER_KEYS}
         if "betas" in self.settings:
             self.settings["betas"] = tuple(self.settings["betas"])
@@ -105,6 +117,26 @@ class Trainer:
         self.batch_size = int(config["batch_size"])
         for group in self.optimizer.param_groups:
             group.update(self._settings(config))
+        self.average = self.average if self.average is not None and self.recipe.ema_decay else self._first_average()
+
+    def _first_average(self) -> nn.Module | None:
+        """Return a model whose weights are the average of one update, the present weights, or None where the recipe has no average."""
+        return copy.deepcopy(self.model) if self.recipe.ema_decay else None
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """Return the model that is evaluated and published: the average of the weights where the recipe has one, with the buffers of the trained model."""
+        if self.average is None:
+            return self.model
+        for name, buffer in self.model.named_buffers():
+            self.average.get_buffer(name).copy_(buffer)
+        return self.average
+
+    def double(self) -> None:
+        """Convert the weights and their average to float64."""
+        for model in (self.model, self.average):
+            if model is not None:
+                model.double()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +149,8 @@ class Trainer:
         Raises ValueError where batch normalisation gets a batch of only one row, and this row cannot be joined to another batch.
         """
         self.model.train()
-        order = torch.from_numpy(epoch_order(self.order_seed, epoch, len(labels))).to(self.device)
+        plan = plan_epoch(self.spec, epoch, labels.cpu().numpy(), tuple(images.shape[1:]))
+        order, weights, draws = (torch.from_numpy(array).to(self.device) for array in plan)
         batches = split_rows(order, self.batch_size, self.joins_last_row)
         num_rows_before = np.cumsum([0, *map(len, batches)])[:-1]
         rates = self.recipe.rates(epoch - 1 + num_rows_before / len(labels)).tolist()
@@ -126,7 +159,8 @@ class Trainer:
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         for rows, rate in zip(batches, rates, strict=True):
             try:
-                outputs = self.model(normalized(images[rows], self.dtype))
+                with self._autocast():
+                    outputs = self.model(inputs(images[rows], draws[rows], self.spec, self.dtype))
             except ValueError as error:
                 if len(rows) > 1 or not is_refused_by_batch_norm(error):
                     raise
@@ -134,32 +168,48 @@ class Trainer:
                     f"BatchNorm cannot train on a batch of one row: batch_size is {self.batch_size}, and there are {len(labels)} training rows. "
                     "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
                 ) from error
-            loss = self._training_loss(outputs, labels[rows])
+            loss, summed = self._training_loss(outputs, labels[rows], weights[rows])
             self.optimizer.zero_grad()
             loss.backward()
             if self.recipe.clip_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
             group["lr"] = lr * rate
             self.optimizer.step()
-            total += loss.detach().double() * len(rows)
+            self._update_average()
+            total += summed
         group["lr"] = lr
         return float(total.item()) / len(labels)
 
-    def _training_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss that training minimises for a batch. An evaluation uses the loss without smoothing."""
-        if not self.recipe.label_smoothing:
-            return self.loss(outputs, labels)
-        return smoothed(self.loss(outputs, labels, reduction="none"), outputs, self.recipe.label_smoothing).mean()
+    def _training_loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss that training minimises for a batch, and the sum of the losses of the rows, float64, without their weights."""
+        if not self.recipe.label_smoothing and self.recipe.class_weights == "none":
+            loss = self.loss(outputs, labels)
+            return loss, loss.detach().double() * len(labels)
+        losses = self.loss(outputs, labels, reduction="none")
+        if self.recipe.label_smoothing:
+            losses = smoothed(losses, outputs, self.recipe.label_smoothing)
+        weights = weights.to(losses.dtype)
+        return (losses * weights).sum() / weights.sum(), losses.detach().double().sum()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def _update_average(self) -> None:
+        """Add the present weights to the average of the weights, after an update."""
+        if self.average is not None:
+            with torch.no_grad():
+                for average, param in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                    average.add_((param - average) * (1 - self.recipe.ema_decay))
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """Return the accuracy, which is a fraction from 0 to 1, and the mean loss of the rows."""
-        self.model.eval()
+        model = self.evaluated_model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():
             parts = (split_rows(tensor, EVALUATION_BATCH_SIZE, self.joins_last_row) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
-                outputs = self.model(normalized(x, self.dtype))
+                outputs = model(normalized(x, self.dtype))
                 correct += (outputs.argmax(1) == y).sum()
                 total += self.loss(outputs, y, reduction="none").double().sum()
         return {"accuracy": correct.item() / len(labels), "loss": total.item() / len(labels)}
@@ -167,8 +217,10 @@ class Trainer:
     def save(self, folder: Path, epoch: int) -> None:
         """Write the complete state of training to `folder`, so that training continues after `epoch` as if training had not been interrupted."""
         metadata = {LAZY_LAYERS_KEY: ", ".join(self.lazy_layers)} if self.lazy_layers else None
-        save_model(self.model, str(folder / MODEL_FILE), metadata=metadata)
+        save_model(self.evaluated_model, str(folder / MODEL_FILE), metadata=metadata)
         state = {"epoch": epoch, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        if self.average is not None:
+            state["model"] = self.model.state_dict()  # the weights that training changes; MODEL_FILE contains their average
         if self.device.type != "cpu":
             state[f"{self.device.type}_rng"] = torch.get_device_module(self.device).get_rng_state(self.device)
         torch.save(state, folder / STATE_FILE)
@@ -180,6 +232,9 @@ class Trainer:
         """
         load_model(self.model, str(folder / MODEL_FILE), device=str(self.device))
         state = torch.load(folder / STATE_FILE, weights_only=True, map_location=self.device)
+        self.average = self._first_average()
+        if "model" in state:
+            self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group.update(self.settings)

@@ -9,7 +9,7 @@ import torch
 from raysweep.training.private import compiler_options
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState
-from raysweep.training.stacked.step import MicroBatch, micro_batch
+from raysweep.training.stacked.step import MicroBatch
 
 MaskedStep = Callable[[StackState, MicroBatch], None]
 
@@ -28,15 +28,15 @@ class CapturedStep:
     of a stack may change without another capture. Raises RuntimeError where PyTorch cannot capture the step.
     """
 
-    def __init__(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def __init__(self, step: MaskedStep, state: StackState, plan: StepPlan, batch_of: Callable[[StepPlan], MicroBatch]) -> None:
         # The factor 2 leaves space for later members, whose batch sizes may need more steps than `plan` has.
         self.max_steps = 2 * len(plan.rows)
         self.state = state.clone()
         self.plan = StepPlan(*(tensor.new_zeros(self.max_steps, *tensor.shape[1:]) for tensor in plan))
-        self.number = torch.zeros(1, dtype=torch.int64, device=images.device)
+        self.number = torch.zeros(1, dtype=torch.int64, device=plan.rows.device)
 
         def run_step() -> None:
-            step(self.state, micro_batch(images, labels, StepPlan(*(tensor.index_select(0, self.number)[0] for tensor in self.plan))))
+            step(self.state, batch_of(StepPlan(*(tensor.index_select(0, self.number)[0] for tensor in self.plan))))
             self.number.add_(1).remainder_(self.max_steps)
 
         self.replay = capture_graph(run_step)

@@ -19,6 +19,7 @@ class StepForm(NamedTuple):
     decays: bool  # whether the weight decay is computed; for AdamW the weight decay is always computed
     smooths: bool  # whether the label smoothing is computed
     clips: bool  # whether the norm of the gradient is limited
+    averages: bool  # whether the average of the weights is computed
 
     @classmethod
     def of(cls, trainers: Sequence[Trainer]) -> StepForm:
@@ -32,6 +33,7 @@ class StepForm(NamedTuple):
             decays=any(group["weight_decay"] for group in groups),
             smooths=any(recipe.label_smoothing for recipe in recipes),
             clips=any(recipe.clip_grad_norm is not None for recipe in recipes),
+            averages=any(recipe.ema_decay for recipe in recipes),
         )
 
     def joined(self, other: StepForm | None) -> StepForm:
@@ -72,6 +74,8 @@ def update(state: StackState, form: StepForm, gradients: torch.Tensor, rate: tor
         _update_sgd(state, form, settings, gradients, gate)
     else:
         _update_adam(state, settings, gradients, gate)
+    if form.averages:
+        state.averages.add_((state.params - state.averages) * (gate * (1 - settings["ema_decay"])))
 
 
 def _update_sgd(state: StackState, form: StepForm, settings: dict[str, torch.Tensor], gradients: torch.Tensor, gate: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from raysweep.config.recipe import Recipe
+from raysweep.training.epoch_plan import EpochPlan
 
 
 class StepPlan(NamedTuple):
@@ -16,8 +17,9 @@ class StepPlan(NamedTuple):
 
     # Indices of the rows in the data, int64 [steps, members, size], or [steps, size] where all members use the same rows.
     rows: torch.Tensor
-    # Weight of each row in the gradient of a member, [steps, members, size]. The weight is 1 / (number of rows of the batch). The weight of a filler row,
-    # which only completes a micro-batch, is 0.
+    draws: torch.Tensor  # draws of the augmentation for each row, int16 [steps, members, size, …], or [steps, size, …], see EpochPlan
+    # Weight of each row in the gradient of a member, [steps, members, size]. The weight is the part of the row in the weights of the batch, which is
+    # 1 / (number of rows of the batch) without class weights. The weight of a filler row, which only completes a micro-batch, is 0.
     weights: torch.Tensor
     # Gate of a member, [steps, members]. The gate is 1 (open) where the member's batch is complete after a step, else 0 (closed). Only behind an open gate
     # the member's weights change.
@@ -25,8 +27,8 @@ class StepPlan(NamedTuple):
     rates: torch.Tensor  # factor of the learning rate of a member in a step, [steps, members]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StepPlan:
-        """Return the plan with its tensors on `device`. The rows stay int64, and the other tensors get the type `dtype`."""
-        return StepPlan(self.rows.to(device), *(tensor.to(device, dtype) for tensor in self[1:]))
+        """Return the plan with its tensors on `device`. The rows and the draws stay whole numbers, and the other tensors get the type `dtype`."""
+        return StepPlan(self.rows.to(device), self.draws.to(device), *(tensor.to(device, dtype) for tensor in self[2:]))
 
     def step(self, number: int) -> StepPlan:
         """Return the part of the plan for one step. The tensors of this part have no dimension `steps`."""
@@ -36,7 +38,7 @@ class StepPlan(NamedTuple):
 class MemberEpoch(NamedTuple):
     """Describes the epoch of one member."""
 
-    order: np.ndarray  # order of the data, int64 [rows]
+    plan: EpochPlan
     batch_size: int
     epoch: int  # counted from 1
     recipe: Recipe
@@ -50,18 +52,19 @@ def plan_steps(members: Sequence[MemberEpoch], size: int, shared: bool) -> StepP
     """
     parts = [_plan_member(member, size) for member in members]
     arrays = []
-    for member_arrays in zip(*parts, strict=True):  # the rows, the weights, the gates or the rates of all members
+    for member_arrays in zip(*parts, strict=True):  # the rows of all members, then their draws, and so on
         array = np.zeros((max(map(len, member_arrays)), len(parts), *member_arrays[0].shape[1:]), member_arrays[0].dtype)
         for number, values in enumerate(member_arrays):
             array[: len(values), number] = values
         arrays.append(torch.from_numpy(array))
-    rows, weights, gates, rates = arrays
-    return StepPlan(torch.from_numpy(parts[0][0]) if shared else rows, weights, gates, rates)
+    if shared:
+        arrays[:2] = map(torch.from_numpy, parts[0][:2])
+    return StepPlan(*arrays)
 
 
-def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows, [steps, size], the weights, [steps, size], the gates, [steps], and the rates, [steps], of one member, see StepPlan."""
-    order, batch_size = member.order, member.batch_size
+def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, ...]:
+    """Return the arrays of StepPlan for one member, without the dimension `members`."""
+    (order, row_weights, draws), batch_size = member.plan, member.batch_size
     starts = np.arange(0, len(order), batch_size)[:, None] + np.arange(0, batch_size, size)
     ends = np.minimum(starts[:, :1] + batch_size, len(order))
     is_step = starts < ends
@@ -71,4 +74,7 @@ def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, np.ndarray
     rates = member.recipe.rates(member.epoch - 1 + batch_starts / len(order))
     positions = starts[is_step][:, None] + np.arange(size)
     is_row = positions < ends[:, None]
-    return order[np.where(is_row, positions, 0)], is_row / (ends - batch_starts)[:, None], is_last[is_step].astype(float), rates
+    rows = order[np.where(is_row, positions, 0)]
+    weights_before = np.concatenate([[0.0], np.cumsum(row_weights[order])])  # sum of the weights of all rows before a position in the order
+    weights = is_row * row_weights[rows] / (weights_before[ends] - weights_before[batch_starts])[:, None]
+    return rows, draws[rows], weights, is_last[is_step].astype(float), rates

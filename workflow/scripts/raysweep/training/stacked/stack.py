@@ -40,6 +40,7 @@ class Stack:
             },
             steps,
             _settings(members, self.form),
+            averages=torch.stack([join_row([param.detach() for param in member.evaluated_model.parameters()]) for member in members]),
             sums=torch.zeros_like(params),
             losses=torch.zeros_like(steps, dtype=torch.float64),
         )
@@ -58,6 +59,9 @@ class Stack:
                 if self.form.optimizer != "sgd":
                     optimizer_state["step"] = steps.clone()
                 trainer.optimizer.state[param] = optimizer_state
+            if trainer.average is not None:
+                for name, values in split_row(self.state.averages[member], self.shapes).items():
+                    trainer.average.get_parameter(name).data.copy_(values)
 
 
 def _settings(members: Sequence[Trainer], form: StepForm) -> Tensors:
@@ -67,6 +71,7 @@ def _settings(members: Sequence[Trainer], form: StepForm) -> Tensors:
     settings: Tensors = {key: per_member([float(group[key]) for group in groups]) for key in form.settings}
     recipes = [member.recipe for member in members]
     settings["label_smoothing"] = per_member([recipe.label_smoothing for recipe in recipes])
+    settings["ema_decay"] = per_member([recipe.ema_decay for recipe in recipes])
     settings["clip_grad_norm"] = per_member([math.inf if recipe.clip_grad_norm is None else recipe.clip_grad_norm for recipe in recipes])
     if "betas" in groups[0]:
         settings |= {f"beta{i + 1}": per_member([group["betas"][i] for group in groups]) for i in range(2)}

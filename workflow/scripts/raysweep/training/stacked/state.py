@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ class StackState:
     moments: Tensors  # tensors that the optimiser stores, [members, weights], by key, see StepForm.moments
     steps: torch.Tensor  # number of updates of each member, [members]; Adam needs this number
     settings: Tensors  # settings of the optimiser by key, [members]
+    averages: torch.Tensor  # averages of the weights, [members, weights]; equal to `params` without an average
     sums: torch.Tensor  # sums of the gradients since the last update, [members, weights]
     losses: torch.Tensor  # sums of the losses of all rows of the epoch that are already used, float64 [members]
     has_sums: bool = False  # whether `sums` may differ from 0; only eager steps use this flag
@@ -31,7 +32,7 @@ class StackState:
         """Return all tensors of the state. All states of one form return their tensors in the same order."""
         groups = (self.buffers, self.moments, self.settings)
         named = [tensor for group in groups for tensor in group.values()]
-        return [self.params, self.steps, self.sums, self.losses, *named]
+        return [self.params, self.steps, self.averages, self.sums, self.losses, *named]
 
     def copy_from(self, other: StackState) -> None:
         """Copy the values of another state of the same form into the tensors of this state."""
@@ -43,8 +44,16 @@ class StackState:
         buffers, moments, settings = (
             {key: tensor.clone() for key, tensor in group.items()} for group in (self.buffers, self.moments, self.settings)
         )
-        return StackState(
-            self.params.clone(), buffers, moments, self.steps.clone(), settings, self.sums.clone(), self.losses.clone(), self.has_sums
+        return replace(
+            self,
+            params=self.params.clone(),
+            buffers=buffers,
+            moments=moments,
+            steps=self.steps.clone(),
+            settings=settings,
+            averages=self.averages.clone(),
+            sums=self.sums.clone(),
+            losses=self.losses.clone(),
         )
 
 

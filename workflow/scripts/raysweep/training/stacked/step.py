@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.convolutions import UnfoldedConvolutions
 from raysweep.training.stacked.optimizers import StepForm, update
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState, Tensors, parameter_shapes, split_row
-from raysweep.training.trainer import normalized, smoothed
+from raysweep.training.trainer import inputs, smoothed
 
 
 class MicroBatch(NamedTuple):
@@ -27,10 +28,10 @@ class MicroBatch(NamedTuple):
     rate: torch.Tensor  # factor of the learning rate of each member, [members]
 
 
-def micro_batch(images: torch.Tensor, labels: torch.Tensor, step: StepPlan) -> MicroBatch:
+def micro_batch(images: torch.Tensor, labels: torch.Tensor, step: StepPlan, spec: TrainingSpec) -> MicroBatch:
     """Return the data of one step. `images` and `labels` contain all rows of the data, and `step` is the part of the plan for this step."""
-    rows, weights, gate, rate = step
-    return MicroBatch(normalized(images[rows], weights.dtype), labels[rows], weights, gate, rate)
+    rows, draws, weights, gate, rate = step
+    return MicroBatch(inputs(images[rows], draws, spec, weights.dtype), labels[rows], weights, gate, rate)
 
 
 class StackStep:

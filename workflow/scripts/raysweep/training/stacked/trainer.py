@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from raysweep.common.seeds import epoch_order
+from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.stacked.capture import CapturedStep, MaskedStep, compile_step
 from raysweep.training.stacked.optimizers import StepForm
 from raysweep.training.stacked.plan import MemberEpoch, StepPlan, plan_steps
 from raysweep.training.stacked.stack import Stack
 from raysweep.training.stacked.state import StackState, split_row
-from raysweep.training.stacked.step import StackStep, micro_batch
+from raysweep.training.stacked.step import MicroBatch, StackStep, micro_batch
 from raysweep.training.trainer import Trainer, normalized
 
 # Number of rows of a batch in an evaluation. The number is equal for stacks of all sizes, so that rounding errors are equal in all stacks.
@@ -86,42 +87,40 @@ class StackedTrainer:
         self.form = StepForm.of(trainers).joined(self.form)
         # The stack has at least two members, because a stack of one member would have other rounding errors than a stack of more members.
         stack = Stack(trainers, filled_to=max(2, self.settings.prepared_for), form=self.form)
-        plan = self._plan(stack, epochs, len(labels), shared)
+        plan = self._plan(stack, epochs, images, labels, shared)
+        batch_of = partial(micro_batch, images, labels, spec=trainers[0].spec)
         if not self.settings.prepared_for:
-            self._run_eager(self._step(self.form, shared, trainers[0]), stack.state, plan, images, labels)
+            self._run_eager(self._step(self.form, shared, trainers[0]), stack.state, plan, batch_of)
         elif self.captures(stack.device):
             step = self._masked_step(self.form, shared, trainers[0])
             key = self.form, shared, len(labels)
             if key not in self._captured or self._captured[key].max_steps < len(plan.rows):
-                self._captured[key] = CapturedStep(step, stack.state, plan, images, labels)
+                self._captured[key] = CapturedStep(step, stack.state, plan, batch_of)
             self._captured[key].run(stack.state, plan)
         else:
-            self._run_compiled(self._masked_step(self.form, shared, trainers[0]), stack.state, plan, images, labels)
+            step = self._masked_step(self.form, shared, trainers[0])
+            for number in range(len(plan.rows)):
+                step(stack.state, batch_of(plan.step(number)))
         stack.unstack()
         losses: list[float] = (stack.state.losses / len(labels)).tolist()
         return losses[: len(trainers)]
 
-    def _plan(self, stack: Stack, epochs: Sequence[int], num_rows: int, shared: bool) -> StepPlan:
+    def _plan(self, stack: Stack, epochs: Sequence[int], images: torch.Tensor, labels: torch.Tensor, shared: bool) -> StepPlan:
         """Return the plan of the stack's epoch. The gates of the filler members stay closed, so that these members never change."""
-        trainers = stack.trainers
-        orders = {epoch: epoch_order(trainers[0].order_seed, epoch, num_rows) for epoch in set(epochs)}
+        trainers, spec = stack.trainers, stack.trainers[0].spec
+        plans = {epoch: plan_epoch(spec, epoch, labels.cpu().numpy(), tuple(images.shape[1:])) for epoch in set(epochs)}
         members = [
-            MemberEpoch(orders[epoch], trainer.batch_size, epoch, trainer.recipe) for trainer, epoch in zip(trainers, epochs, strict=True)
+            MemberEpoch(plans[epoch], trainer.batch_size, epoch, trainer.recipe) for trainer, epoch in zip(trainers, epochs, strict=True)
         ]
         members += members[:1] * stack.num_fillers
         plan = plan_steps(members, self.settings.micro_batch_size, shared).to(stack.device, stack.dtype)
         plan.gates[:, len(trainers) :] = 0
         return plan
 
-    def _run_eager(self, step: StackStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _run_eager(self, step: StackStep, state: StackState, plan: StepPlan, batch_of: Callable[[StepPlan], MicroBatch]) -> None:
         is_any_open, are_all_open = plan.gates.any(1).tolist(), plan.gates.all(1).tolist()
         for number in range(len(plan.rows)):
-            batch = micro_batch(images, labels, plan.step(number))
-            step.run_eager(state, batch, is_any_open[number], are_all_open[number])
-
-    def _run_compiled(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
-        for number in range(len(plan.rows)):
-            step(state, micro_batch(images, labels, plan.step(number)))
+            step.run_eager(state, batch_of(plan.step(number)), is_any_open[number], are_all_open[number])
 
     def _step(self, form: StepForm, shared: bool, trainer: Trainer) -> StackStep:
         """Return the step for stacks of the given form. The first call for a form makes this step.
@@ -159,7 +158,7 @@ class StackedTrainer:
         correct = torch.zeros(len(state.steps), dtype=torch.int64, device=stack.device)
         total = torch.zeros(len(state.steps), dtype=torch.float64, device=stack.device)
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
-            out = outputs(state.params, state.buffers, normalized(x, stack.dtype))
+            out = outputs(state.averages, state.buffers, normalized(x, stack.dtype))
             correct += (out.argmax(2) == y).sum(1)
             total += torch.stack([loss(each, y, reduction="none").double().sum() for each in out])
         return correct, total

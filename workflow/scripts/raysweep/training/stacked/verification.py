@@ -37,7 +37,7 @@ def reason_not_stackable(stacked: StackedTrainer, trainers: Sequence[Trainer], i
     images, labels = images[:VERIFICATION_ROWS], labels[:VERIFICATION_ROWS]
     alone, together = ([copy.deepcopy(trainer) for trainer in trainers] for _ in range(2))
     for trainer in (*alone, *together):
-        trainer.model.double()
+        trainer.double()
     try:
         if reason := _reason_of_plain_epoch(alone, images, labels):
             return reason

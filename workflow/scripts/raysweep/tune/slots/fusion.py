@@ -14,6 +14,7 @@ from raysweep.cluster.job import SearchJob
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
+from raysweep.config.recipe import STACKED_OPTIMIZERS
 from raysweep.config.space import Choice, Distribution, Numeric, configuration, flattened, sets_training
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import Record
@@ -145,6 +146,11 @@ def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep)
     """
     if sweep.model is None:
         return "a Ray Tune function runs in a process of its own"
+    assert sweep.training is not None  # Reading the config sets the recipe of a model.
+    if sweep.optimizer not in STACKED_OPTIMIZERS:
+        return f"the optimiser {sweep.optimizer} changes the weights of one model at a time"
+    if sweep.training.precision != "float32":
+        return f"the precision is {sweep.training.precision}, and a stack needs float32"
     form = {key: value for key, value in space.items() if not sets_training(key)}
     if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
         return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
