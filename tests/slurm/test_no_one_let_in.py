@@ -28,10 +28,11 @@ STRANGER = GUEST if IS_ROOT else None  # to the network it is all the same who h
 needs_a_second_user = pytest.mark.skipif(not IS_ROOT, reason="only root can be a second user")
 WRONG_TOKEN = "0" * 64
 UNIMPLEMENTED, UNAUTHENTICATED = 12, 16  # of gRPC
-KINDS = {
+KINDS = {  # the first that fits counts, since the command line of a raylet holds that of its environments
     "/gcs_server ": "GCS",
     "/raylet ": "raylet",
     "RuntimeEnvAgent": "environments",
+    "/runtime_env/agent/main.py ": "environments",  # Ray 2.53 gives this process no name
     "/drive.py ": "driver",
     "ray::trial": "trial",
     "/srun ": "srun",
@@ -78,7 +79,9 @@ def servers_of(cluster: SlurmCluster) -> dict[tuple[str, int], str]:
     for node in NODES:
         for pid, line in cluster.node_processes(node).items():
             for _, port in listening(pid):
-                [found[address(node), port]] = [kind for mark, kind in KINDS.items() if mark in line]
+                kind = next((kind for mark, kind in KINDS.items() if mark in line), None)
+                assert kind, f"port {port} of {node}: {line}"
+                found[address(node), port] = kind
     return found
 
 
