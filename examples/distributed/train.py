@@ -29,7 +29,7 @@ def train_worker(config):
     """What each worker does. A trial that was interrupted goes on from its last checkpoint."""
     train, validation, test = load_rows()
     if config["is_confirmed"]:
-        train, validation = [torch.cat(parts) for parts in zip(train, validation)], test
+        train, validation = [torch.cat(parts) for parts in zip(train, validation, strict=True)], test
     train, validation = ([part.to(get_device()) for part in split] for split in (train, validation))
     torch.manual_seed(config["seed"])
     layers = [nn.Linear(2, config["width"]), nn.Tanh(), nn.Linear(config["width"], config["width"]), nn.Tanh()]

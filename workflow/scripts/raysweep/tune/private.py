@@ -120,6 +120,7 @@ TRAIN_ENVIRONMENT = {
     # With its own log, Ray Train writes two lines for each report of each worker.
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default, Ray Train takes one report of the workers every 2 s, so an epoch would take 2 s or longer
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each trial that asks Ray which nodes a cloud will take back
 }
 
