@@ -27,7 +27,6 @@ from ray.tune.trainable import wrap_function
 import raysweep
 from raysweep.tune import private
 from raysweep.tune.trial import call
-from raysweep.usercode.working_dir import TRIALS_DIR_ENV
 
 ROOT = Path(raysweep.__path__[0])
 
@@ -96,8 +95,11 @@ def test_ray_train_stores_files_and_finds_callbacks_where_this_process_says(monk
     for variable in private.TRAIN_ENVIRONMENT:
         monkeypatch.setenv(variable, "")  # so that the test leaves none behind
     monkeypatch.setattr(private.train_constants, "DEFAULT_STORAGE_PATH", "~")
-    monkeypatch.setattr(private, "get_session", lambda: SimpleNamespace(storage=SimpleNamespace(trial_fs_path="/state/00000")))
-    private.join_train_runs()
+    states: dict[str, Any] = {}
+    session = SimpleNamespace(storage=SimpleNamespace(trial_fs_path="/state/00000"), set_state=states.__setitem__)
+    monkeypatch.setattr(private, "get_session", lambda: session)
+    private.join_train_runs(Path("/trials/a"))
+    assert states == {private.COPIES: Path("/trials/a/.ray_train")}
     assert train.RunConfig(name="n").storage_path == "/state/00000/ray_train"
     variables = vars(train_v2_constants).items()
     assert private.TRAIN_ENVIRONMENT.keys() <= {value for name, value in variables if name.endswith("_ENV_VAR")}
@@ -107,9 +109,10 @@ def test_a_run_of_ray_train_goes_on_from_the_checkpoint_of_the_trial_and_uses_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundles = SimpleNamespace(bundle_specs=[{"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 2.0}])
-    states: dict[str, bool] = {}
-    session = SimpleNamespace(trial_id="00000", loaded_checkpoint="checkpoint", get_state=states.get, set_state=states.__setitem__)
-    monkeypatch.setenv(TRIALS_DIR_ENV, str(tmp_path))
+    states: dict[str, Any] = {private.COPIES: tmp_path / "copies"}
+    session = SimpleNamespace(
+        loaded_checkpoint="checkpoint", _inter_actor_queue="queue", get_state=states.get, set_state=states.__setitem__
+    )
     monkeypatch.setattr(private, "get_session", lambda: session)
     monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: bundles)
     monkeypatch.setattr(ray.util, "placement_group", lambda bundles: bundles)
@@ -130,6 +133,11 @@ def test_a_run_of_ray_train_goes_on_from_the_checkpoint_of_the_trial_and_uses_th
     group = private.worker_group.placement_group(bundles=[{"CPU": 1}] * 2, strategy="PACK")
     strategy = private.worker_group.PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=1)
     assert (strategy.placement_group, strategy.placement_group_bundle_index) == (bundles, 2)
+    (tmp_path / "checkpoint_1").mkdir()
+    run.after_report(SimpleNamespace(checkpoint=train.Checkpoint(tmp_path / "checkpoint_1")), [])
+    assert private.copied_checkpoint("/elsewhere/checkpoint_1") == tmp_path / "copies" / "checkpoint_1"
+    session._inter_actor_queue = None
+    assert private.TrainRunOfTrial().copies is None, "no report reaches the trial"
     for wanted in ([{"CPU": 1}] * 3, [{"CPU": 3}], [{"CPU": 1, "GPU": 1}]):
         with pytest.raises(ValueError, match=r"ScalingConfig asks for . workers of .*, but trial_resources\.workers reserves 2 of"):
             private.worker_group.placement_group(bundles=wanted)

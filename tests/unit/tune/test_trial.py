@@ -13,7 +13,6 @@ from ray import tune
 
 from raysweep.tune import private
 from raysweep.tune.trial import GPU_MEMORY_MB, call, check_finite, shield_reports
-from raysweep.usercode.working_dir import TRIALS_DIR_ENV
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -38,10 +37,9 @@ class SessionOfTune(SimpleNamespace):
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SessionOfTune:
-    """Return the session of the trial 00000, on a machine without nvidia-smi."""
-    session = SessionOfTune(reports=[], trial_id="00000")
+    """Return the session of a trial, on a machine without nvidia-smi."""
+    session = SessionOfTune(reports=[], get_state={private.COPIES: tmp_path}.get)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv(TRIALS_DIR_ENV, str(tmp_path))
     monkeypatch.setattr(private, "_TrainSession", SessionOfTune)
     monkeypatch.setattr(private, "get_session", lambda: session)
     return session
@@ -77,15 +75,17 @@ def test_the_first_report_says_what_the_trial_takes_of_its_gpu(session: SessionO
 
 
 def test_a_report_of_ray_train_has_the_checkpoint_whose_path_it_names(session: SessionOfTune, tmp_path: Path) -> None:
-    copy = private.copied_checkpoint("/storage/checkpoint_7")
-    copy.mkdir(parents=True)
+    copy = tmp_path / "checkpoint_7"
+    copy.mkdir()
     (copy / "weights").touch()
     shield_reports("score", measures_gpu=False)
     session.report({"score": 1.0, "checkpoint_path": "/storage/checkpoint_7"})
     session.report({"score": 2.0, "checkpoint_path": "/storage/checkpoint_8"}, checkpoint="folder")  # a metric of the user's
+    session.report({"score": 3.0, "checkpoint_path": ""})
     assert session.reports == [
         ({"score": 1.0, "checkpoint_path": "/storage/checkpoint_7"}, ["weights"]),
         ({"score": 2.0, "checkpoint_path": "/storage/checkpoint_8"}, "folder"),
+        ({"score": 3.0, "checkpoint_path": ""}, None),
     ]
     assert not copy.exists()
 

@@ -34,8 +34,6 @@ from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysweep.usercode.working_dir import TRIALS_DIR_ENV
-
 # Tune's type for a checkpoint together with the metrics of the checkpoint. Engines return this type, and a take-over of a checkpoint uses this type.
 TrainingResult = _TrainingResult
 
@@ -108,11 +106,10 @@ def wrap_report(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Non
     session = _session()
     session.report = wrap(
         functools.partial(_TrainSession.report, session)
-    )  # the class has the original, which an earlier trial may have wrapped
+    )  # the class has Tune's own method, which no earlier trial has wrapped
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------------------- Ray Train
-
 
 # Ray Train reads these variables in the trial's process, and gives them to the processes that Ray Train starts.
 TRAIN_ENVIRONMENT = {
@@ -123,20 +120,24 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default, Ray Train takes one report of the workers every 2 s, so an epoch would take 2 s or longer
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each trial that asks Ray which nodes a cloud will take back
 }
+# Keys of values that belong to one trial, in Tune's session of the trial.
+COPIES, HAS_TRAIN_RUN = "raysweep_copies", "raysweep_has_train_run"
 
 
-def join_train_runs() -> None:
-    """Let each run of Ray Train that this process starts belong to the trial of this process (TrainRunOfTrial).
+def join_train_runs(folder: Path) -> None:
+    """Let each run of Ray Train that this process starts belong to the trial of this process (TrainRunOfTrial). `folder` belongs to the trial.
 
     A run without a `storage_path` then stores its files in Tune's folder of the trial, which all nodes can read, and not in the user's home folder.
     """
     os.environ.update(TRAIN_ENVIRONMENT)
     train_constants.DEFAULT_STORAGE_PATH = f"{_session().storage.trial_fs_path}/ray_train"
+    _session().set_state(COPIES, folder / ".ray_train")
 
 
-def copied_checkpoint(path: str) -> Path:
-    """Return the path of the copy that TrainRunOfTrial makes of Ray Train's checkpoint at `path`, on the trial's node."""
-    return Path(os.environ[TRIALS_DIR_ENV], f"{_session().trial_id}.ray-train", Path(path).name)
+def copied_checkpoint(path: str) -> Path | None:
+    """Return the path of the copy that TrainRunOfTrial has made of Ray Train's checkpoint at `path`. Return None if there is no such copy."""
+    folder, name = _session().get_state(COPIES), Path(path).name
+    return folder / name if folder and name and (folder / name).is_dir() else None
 
 
 class TrainRunOfTrial(ReportCallback):
@@ -159,9 +160,10 @@ class TrainRunOfTrial(ReportCallback):
             # A process for each trial that removes Ray Train's placement group where the controller dies. Tune removes the bundles of a trial.
             data_parallel_trainer.PlacementGroupCleanerCallback = RayTrainCallback
         # Only the first run of a trial goes on from the checkpoint. A function may train several models one after the other.
-        self.checkpoint = None if session.get_state("has_train_run") else session.loaded_checkpoint
-        session.set_state("has_train_run", True)
-        self.copies = copied_checkpoint("")
+        self.checkpoint = None if session.get_state(HAS_TRAIN_RUN) else session.loaded_checkpoint
+        session.set_state(HAS_TRAIN_RUN, True)
+        has_callback = session._inter_actor_queue is not None  # TuneReportCallback has made the queue for its reports
+        self.copies: Path | None = session.get_state(COPIES) if has_callback else None
 
     @property
     def has_workers(self) -> bool:
@@ -196,8 +198,8 @@ class TrainRunOfTrial(ReportCallback):
         return PlacementGroupSchedulingStrategy(self.bundles, placement_group_bundle_index + 1)
 
     def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:
-        """Copy the checkpoint of a report."""
-        if training_report.checkpoint:
+        """Copy the checkpoint of a report that reaches the trial."""
+        if training_report.checkpoint and self.copies:
             training_report.checkpoint.to_directory(self.copies / Path(training_report.checkpoint.path).name)
 
 

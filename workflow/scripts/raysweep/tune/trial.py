@@ -89,8 +89,8 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
     shield_reports(job.sweep.metric, facts.measures_gpu)
     if job.sweep.trainable is not None:
-        join_train_runs()
-        with _WORKING_DIRS.own(tune.get_context().get_trial_id(), job.root, job.workflow_dirs):
+        with _WORKING_DIRS.own(tune.get_context().get_trial_id(), job.root, job.workflow_dirs) as folder:
+            join_train_runs(folder)
             return run_function(config, facts, job)
     os.chdir(job.root)  # relative paths in the file of the model start at the folder in which the user started Snakemake
     target, _ = job.code.load()
@@ -167,8 +167,7 @@ def shield_reports(metric: str, measures_gpu: bool) -> None:
                 if measures_gpu:
                     metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
                     measures_gpu = False
-                copy = copied_checkpoint(str(metrics.get(CHECKPOINT_PATH_KEY, "")))
-                if CHECKPOINT_PATH_KEY in metrics and copy.is_dir():
+                if (copy := copied_checkpoint(str(metrics.get(CHECKPOINT_PATH_KEY, "")))) is not None:
                     report(metrics, checkpoint=tune.Checkpoint.from_directory(copy))
                     shutil.rmtree(copy)
                     return
