@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pickle
 import queue
 import sys
 import threading
@@ -141,6 +142,13 @@ def test_a_run_of_ray_train_goes_on_from_the_checkpoint_of_the_trial_and_uses_th
     for wanted in ([{"CPU": 1}] * 3, [{"CPU": 3}], [{"CPU": 1, "GPU": 1}]):
         with pytest.raises(ValueError, match=r"ScalingConfig asks for . workers of .*, but trial_resources\.workers reserves 2 of"):
             private.worker_group.placement_group(bundles=wanted)
+
+
+def test_a_program_that_a_trial_has_started_uses_ray_train_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = private.CheckpointManager._maybe_load_state_from_storage
+    (run,) = _initialize_env_callbacks_of(monkeypatch)
+    pickle.loads(pickle.dumps(run)).after_report(SimpleNamespace(checkpoint="checkpoint"), [])
+    assert private.CheckpointManager._maybe_load_state_from_storage is original
 
 
 def _initialize_env_callbacks_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

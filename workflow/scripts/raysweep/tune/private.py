@@ -153,8 +153,12 @@ class TrainRunOfTrial(ReportCallback):
     - Each checkpoint is copied before Ray Train may delete it, for the report of the trial.
     """
 
+    copies: Path | None = None  # folder for the copies of checkpoints. None: no report of the run reaches the trial
+
     def __init__(self) -> None:
         session = _session()
+        if session is None:
+            return  # a program that a trial has started inherits the variables of the trial. Ray Train is not changed there
         self.bundles = ray.util.get_current_placement_group()
         if self.has_workers:
             # A process for each trial that removes Ray Train's placement group where the controller dies. Tune removes the bundles of a trial.
@@ -163,7 +167,7 @@ class TrainRunOfTrial(ReportCallback):
         self.checkpoint = None if session.get_state(HAS_TRAIN_RUN) else session.loaded_checkpoint
         session.set_state(HAS_TRAIN_RUN, True)
         has_callback = session._inter_actor_queue is not None  # TuneReportCallback has made the queue for its reports
-        self.copies: Path | None = session.get_state(COPIES) if has_callback else None
+        self.copies = session.get_state(COPIES) if has_callback else None
 
     @property
     def has_workers(self) -> bool:
@@ -204,7 +208,7 @@ class TrainRunOfTrial(ReportCallback):
 
 
 def _session() -> Any:
-    """Return Tune's session of the trial that this process runs."""
+    """Return Tune's session of the trial that this process runs. Return None in the process of a program that a trial has started."""
     return get_session()
 
 
