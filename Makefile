@@ -5,7 +5,7 @@
 #   make lint     only check the sources
 #   make setup    only install the workflow, so that .venv/bin/snakemake exists
 #   make watch    show a sweep in the terminal [CONFIG=file] [SWEEP=name]
-#   make new-sweep NAME=mine [LIKE=images|tabular|function]    create a new sweep from a complete example
+#   make new-sweep NAME=mine [LIKE=images|tabular|function|distributed]    create a new sweep from a complete example
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
 #   make test-versions  run a part of the tests with the lowest and the newest versions of Ray and torch, and write docs/versions.md [ONLY=words]
 #   make bench    measure the numbers of the README, for this workflow and for the tools in the comparison [ONLY=words] [ROUNDS=n] [DATA=folder]

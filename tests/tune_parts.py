@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysweep.common.bounds import Bounds
@@ -61,8 +62,8 @@ def tune_trial(trial_id: str, gpus: float = 0) -> Any:
     """Return a stand-in for a trial of Tune's that runs and takes so much of a GPU."""
     trial = StandIn(trial_id=trial_id, latest_checkpoint_result=None, last_result={}, status="RUNNING")
     trial.temporary_state = SimpleNamespace(ray_actor=f"actor of {trial_id}")
-    trial.placement_group_factory = SimpleNamespace(required_resources={"CPU": 1, "GPU": gpus})
-    trial.update_resources = lambda resources: trial.placement_group_factory.required_resources.update(GPU=resources["gpu"])
+    trial.placement_group_factory = PlacementGroupFactory([{"CPU": 1, "GPU": gpus}])
+    trial.update_resources = lambda factory: setattr(trial, "placement_group_factory", factory)
     return trial
 
 

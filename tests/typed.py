@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from raysweep.cluster.job import SearchJob
+from raysweep.common.capacity import TrialResources
 from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.load import validated
 from raysweep.config.model import Config, SweepConfig
@@ -15,7 +16,6 @@ from raysweep.config.schema import load_schema, with_defaults
 from raysweep.environment.manifest import Environment
 from raysweep.record.events import SessionHeader
 from raysweep.slurm.allocation import Deadline
-from raysweep.slurm.capacity import TrialResources
 from raysweep.stages.stage import Call, Stage
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import Target

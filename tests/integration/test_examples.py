@@ -8,6 +8,7 @@ from typing import Any
 
 import joblib
 import pytest
+import torch
 import yaml
 
 from raysweep.config.schema import PATH_TO_SCHEMA
@@ -21,13 +22,13 @@ def begin(project: Project, name: str, like: str) -> subprocess.CompletedProcess
     return project.finished([sys.executable, str(NEW_SWEEP), "--name", name, "--like", like])
 
 
-def run(project: Project, like: str) -> dict[str, Any]:
-    """Begin a sweep `mine` like that example and run it in the environment of the tests; what best.yaml holds."""
+def run(project: Project, like: str, **sweep: Any) -> dict[str, Any]:
+    """Begin a sweep `mine` like that example and run it in the environment of the tests; what best.yaml holds. `sweep` replaces keys of the sweep."""
     begun = begin(project, "mine", like)
     assert begun.returncode == 0, begun.stderr
     command = "snakemake --cores all --configfile sweeps/mine/config.yaml"
     assert begun.stdout.splitlines()[2].strip() == command
-    project.write("env.yaml", yaml.safe_dump({"env": ENV}))
+    project.write("env.yaml", yaml.safe_dump({"env": ENV} | ({"sweeps": {"mine": sweep}} if sweep else {})))
     argv = [sys.executable, "-m", *command.split(), "--snakefile", str(REPOSITORY / "Snakefile")]
     done = subprocess.run(
         [*argv[:-2], "env.yaml", *argv[-2:]], cwd=project.folder, env=user_environment(), capture_output=True, text=True, timeout=900
@@ -63,7 +64,16 @@ def test_a_function_of_ray_tune_with_data_of_its_own(project: Project) -> None:
     assert project.result("mine", "confirmed.yaml")["evaluated_on"] == "validation"
 
 
-@pytest.mark.parametrize("like", ["images", "tabular", "function"])
+def test_two_workers_of_ray_train_train_one_network(project: Project) -> None:
+    best = run(project, "distributed", num_samples=1, search_space={"lr": 0.1, "width": 8}, max_epochs=4, confirm={"seeds": 1})
+    assert best["metric"]["value"] > 0.7  # of two spirals
+    state = torch.load(project.folder / "results/mine/model/state.pt")
+    assert state["epoch"] == best["epochs"]
+    confirmed = project.result("mine", "confirmed.yaml")
+    assert (confirmed["n"], confirmed["evaluated_on"]) == (1, "test")
+
+
+@pytest.mark.parametrize("like", ["images", "tabular", "function", "distributed"])
 def test_the_examples_themselves_are_valid_where_they_lie(like: str, checkout: Any) -> None:
     if like == "images":  # as the first line of the example's config says
         subprocess.run([sys.executable, "examples/images/draw_pictures.py"], cwd=checkout.root, check=True)
@@ -79,7 +89,7 @@ def test_mistakes_are_one_line_and_nothing_is_written_over(project: Project) -> 
         ("mine", "function", "NAME: sweeps/mine exists already. Give another name, or take it away."),
         ("", "images", "NAME: '' is not allowed: give a name of letters, digits"),
         ("../up", "images", "NAME: '../up' is not allowed"),
-        ("other", "pictures", "LIKE: there is no example 'pictures'. Allowed: function, images, tabular."),
+        ("other", "pictures", "LIKE: there is no example 'pictures'. Allowed: distributed, function, images, tabular."),
     ):
         done = begin(project, name, like)
         assert done.returncode == 1

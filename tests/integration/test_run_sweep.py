@@ -37,9 +37,7 @@ def test_trials_that_fail_are_recorded_with_their_reason_and_never_win(project: 
     }
     assert rows["raises"]["error"] == "ValueError: no such thing as this"
     assert rows["exits"]["error"].startswith("its process died")
-    said = (
-        r"the function starts the Ray task \S*at_once, but the trial reserves its CPUs and GPUs for the function alone\. Write num_cpus=0"
-    )
+    said = r"the function starts the Ray task \S*at_once, but the trial reserves no such CPUs and GPUs beside those of the function\. Reserve them"
     assert re.match(said, rows["task"]["error"]), rows["task"]["error"]
     assert rows["nan"]["error"] == "FloatingPointError: reported score = nan, which is not finite"
     assert rows["infinite"]["error"] == "FloatingPointError: reported score = inf, which is not finite"
@@ -256,6 +254,7 @@ def test_objects_of_a_trials_own_classes_reach_rays_tasks_data_loaders_and_saved
     project.write(
         "user.py",
         """
+import os
 import subprocess
 import sys
 import tempfile
@@ -277,6 +276,11 @@ class Rows(torch.utils.data.Dataset):
 def remote(net):
     return type(net) is Net, helper.VALUE, __file__
 
+@ray.remote(num_cpus=1)
+class Worker:
+    def own_ray(self):
+        return os.environ["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address
+
 def shares(config):
     [[loaded, path]] = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context="spawn")
     with tempfile.NamedTemporaryFile() as file:
@@ -284,13 +288,14 @@ def shares(config):
         load = "import sys, torch; print(type(torch.load(sys.argv[1], weights_only=False)).__name__)"
         saved = subprocess.run([sys.executable, "-c", load, file.name], capture_output=True, text=True).stdout.strip()
     found = [ray.get(remote.remote(Net(1, 1))) == (True, 1, __file__), (loaded.item(), *path) == (1, __file__), saved == "Net"]
+    found.append(ray.get(Worker.remote().own_ray.remote()))
     if not all(found):
         raise RuntimeError(f"{found}")
     open(__file__ + ".txt", "w").write(f"{__name__} {__file__}")
     tune.report({"score": 1})
 """,
     )
-    project.configure(sweeps={"s": sweep_of("shares", num_samples=1, max_failures=0)})
+    project.configure(sweeps={"s": sweep_of("shares", {"workers": {"num": 1}}, num_samples=1, max_failures=0)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert (project.folder / "user.py.txt").read_text() == f"user {project.folder / 'user.py'}"

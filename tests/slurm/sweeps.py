@@ -65,6 +65,39 @@ def dawdles(config):
     "As `climb`, a second an epoch, until the file `go` is there."
     climb(config, lambda epoch: os.path.exists(shared("go")) or time.sleep(1))
 
+def work(config):
+    "What each worker of `distributed` does: x·epoch for each worker. It waits in its third epoch for the file `go`."
+    import socket, tempfile, ray, ray.train, torch
+    context, epoch = ray.train.get_context(), 0
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            epoch = int(open(os.path.join(folder, "epoch")).read())
+    while epoch < 4:
+        epoch += 1
+        while epoch == 3 and not os.path.exists(shared("go")):
+            time.sleep(0.1)
+        score = torch.tensor(float(config["x"] * epoch))
+        torch.distributed.all_reduce(score)
+        with open(shared(f"seen-{context.get_world_rank()}-{epoch}.json"), "w") as stream:
+            json.dump({"host": socket.gethostname(), "is_own_ray": os.environ["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address}, stream)
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "epoch"), "w") as stream:
+                stream.write(str(epoch))
+            checkpoint = ray.train.Checkpoint.from_directory(folder) if context.get_world_rank() == 0 else None
+            ray.train.report({"score": score.item()}, checkpoint=checkpoint)
+
+def distributed(config):
+    "Two workers of Ray Train, as Ray's documentation starts them: in a run that has the name of the trial, and that keeps its last checkpoint only."
+    import ray.train, ray.train.torch
+    from ray.tune.integration.ray_train import TuneReportCallback
+    run_config = ray.train.RunConfig(
+        name=f"train-trial_id={tune.get_context().get_trial_id()}",
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        callbacks=[TuneReportCallback()],
+    )
+    scaling_config = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 2})
+    ray.train.torch.TorchTrainer(work, train_loop_config=config, scaling_config=scaling_config, run_config=run_config).fit()
+
 def waits_but_first(config):
     "The trial that begins first does not wait."
     try:

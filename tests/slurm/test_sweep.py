@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from slurm.cluster import SlurmCluster, wait_until
-from slurm.sweeps import SlurmProject, project_on, seen
+from slurm.sweeps import SlurmProject, processes_of, project_on, seen
 
 # The GPUs of the test cluster are symbolic links to /dev/null, which Slurm counts and hands out. The driver's program has to agree.
 NVIDIA_SMI = """#!/bin/sh
@@ -130,6 +132,27 @@ def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProje
     assert "has been submitted with SLURM jobid" in done.stdout + done.stderr + printed
     [fact] = seen(project)
     assert fact["total"]["CPU"] == 6
+
+
+def test_a_trial_with_a_worker_on_each_of_two_nodes_goes_on_after_a_sigkill(project: SlurmProject) -> None:
+    resources = {"cpu": 1, "workers": {"num": 2, "cpu": 2}, "reuse_processes": False}
+    project.sweep(
+        "distributed", nodes=2, cpus=3, search_space={"x": {"grid": [2]}}, max_epochs=4, max_failures=0, trial_resources=resources
+    )
+    run = project.start()
+    wait_until(lambda: any(2 in trial.checkpoints for trial in project.record("s").trials.values()), f"a checkpoint: {project.log()}", 400)
+    [driver] = [pid for pid, (_, line) in processes_of(project.cluster, project.job_of("s")).items() if "drive.py" in line]
+    os.kill(driver, signal.SIGKILL)
+    assert run.wait(300) == 1
+    (project.folder / "go").touch()
+    project.best()
+    [trial] = project.record("s").trials.values()
+    assert [(result.epoch, result.metrics["score"]) for result in trial.results] == [(1, 4), (2, 8), (3, 12), (4, 16)]
+    assert [attempt.from_epoch for attempt in trial.attempts] == [0, 2]
+    facts = seen(project)  # of each worker in each epoch
+    assert (len(facts), len({fact["host"] for fact in facts})) == (8, 2)
+    assert all(fact["is_own_ray"] for fact in facts)
+    assert (project.folder / "results/s/model/epoch").read_text() == "4"
 
 
 def test_confirm_and_report_follow_on_one_node(project: SlurmProject) -> None:

@@ -65,8 +65,8 @@ rule confirm:
     threads: lambda w: SWEEPS[w.sweep]["allocation"]["cpus_per_node"]
     resources:
         mpi="",
-        nodes=1,
-        tasks=1,
+        nodes=lambda w: CONFIG.sweeps[w.sweep].confirm_nodes,
+        tasks=lambda w: CONFIG.sweeps[w.sweep].confirm_nodes,
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: minutes(SWEEPS[w.sweep]["confirm"]["runtime"]),
         slurm_extra=lambda w: slurm_extra(CONFIG.sweeps[w.sweep].allocation, CONFIG.sweeps[w.sweep].confirm.runtime),

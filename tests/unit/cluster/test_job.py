@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from raysweep.cluster.job import Measurement, SearchJob, StepTimes
+from raysweep.common.capacity import TrialResources
 from raysweep.common.typed_json import from_json, to_json
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.slurm.allocation import Deadline
-from raysweep.slurm.capacity import TrialResources
 from typed import search_job, sweep_config
 
 

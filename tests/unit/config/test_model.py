@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from configs import check, config, num_trials, own
+from raysweep.common.capacity import WorkerResources
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import AllocationConfig, Config, ConfirmConfig, EnvConfig, RayConfig, SweepConfig, TrialResourcesConfig
 from raysweep.config.schema import load_schema, required_keys
@@ -33,6 +34,7 @@ def fields_of(kind: type) -> dict[str, Any]:
         (RayConfig, ("ray",), set()),
         (SweepConfig, ("sweeps", "*"), set()),
         (TrialResourcesConfig, ("sweeps", "*", "trial_resources"), set()),
+        (WorkerResources, ("sweeps", "*", "trial_resources", "workers"), set()),
         (AllocationConfig, ("sweeps", "*", "allocation"), set()),
         (ConfirmConfig, ("sweeps", "*", "confirm"), set()),
     ],
@@ -47,6 +49,12 @@ def test_a_dataclass_has_the_keys_and_the_defaults_of_the_schema(kind: type, pat
         # A validated config has all defaults. A dataclass that has one as well, for tests and older records, must have the same.
         is_given = key in required_keys(schema) or "default" in below
         assert fields[key] in ((dataclasses.MISSING, below.get("default")) if is_given else (None,)), key
+
+
+@pytest.mark.parametrize(("workers", "nodes"), [(None, 1), ({"num": 3}, 1), ({"num": 2, "cpu": 3}, 2), ({"num": 3, "cpu": 4}, 4)])
+def test_a_confirmation_has_the_nodes_that_one_trial_needs(root: Path, workers: dict[str, int] | None, nodes: int) -> None:
+    given = own(trial_resources={"workers": workers}, allocation={"nodes": 5, "cpus_per_node": 4})
+    assert Config.of(check(root, given)).sweeps["s"].confirm_nodes == nodes
 
 
 def test_a_config_is_the_same_as_json(root: Path) -> None:

@@ -231,6 +231,26 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(trial_resources={"gpu": "auto"}),
         "trial_resources.gpu: auto is not allowed: a trial runs on one node, so at most allocation.gpus_per_node, 0",
     ),
+    (
+        config(trial_resources={"workers": {"num": 2}}),
+        "trial_resources.workers: 2 workers of 1 CPUs and 0 GPUs are not allowed with model, which the workflow trains in one process",
+    ),
+    (
+        own(trial_resources={"gpu": "auto", "workers": {"num": 1}}, allocation={"gpus_per_node": 1}),
+        "trial_resources.gpu: auto is not allowed with workers, because the workflow cannot measure the GPU memory",
+    ),
+    (
+        own(trial_resources={"workers": {"num": 2, "cpu": 4}}, allocation={"nodes": 2, "cpus_per_node": 4}),
+        "trial_resources.workers: 2 workers of 4 CPUs and 0 GPUs are not allowed: allocation.nodes 2 with cpus_per_node 4 and gpus_per_node 0"
+        " hold no trial of 1 CPUs and 0 GPUs with these workers",
+    ),
+    (
+        own(trial_resources={"workers": {"num": 1, "gpu": 1}}, allocation={"cpus_per_node": 4}),
+        "trial_resources.workers: 1 workers of 1 CPUs",
+    ),
+    (own(trial_resources={"workers": {"cpu": 1}}), "trial_resources.workers.num: missing. Allowed: a whole number, at least 1"),
+    (own(trial_resources={"workers": 2}), "trial_resources.workers: 2 is not allowed: {num, cpu, gpu}, or null"),
+    (own(trial_resources={"workers": {"num": 1, "cpus": 1}}), "trial_resources.workers.cpus: unknown key. Did you mean cpu?"),
     (config(trial_resources={"gpu": "some"}), "trial_resources.gpu: 'some' is not allowed: a number of at least 0, or auto"),
     (config(trial_resources={"gpu": 1}), "trial_resources.gpu: 1 is not allowed: a trial runs on one node, so at most allocation.gpus_per"),
     (

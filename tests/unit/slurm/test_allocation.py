@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from raysweep.common.capacity import TrialResources, WorkerResources
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
@@ -25,7 +26,6 @@ from raysweep.slurm.allocation import (
     trial_resources,
     without_slurm,
 )
-from raysweep.slurm.capacity import TrialResources
 from typed import sweep_config
 
 WANTED = sweep_config(allocation={"cpus_per_node": 10, "gpus_per_node": 1, "mem_mb_per_node": 500}).allocation
@@ -93,6 +93,21 @@ def test_a_trial_that_no_node_can_hold() -> None:
         trial_resources(sweep(5, 0), node())
     with pytest.raises(RaysweepError, match=r"trial_resources\.gpu is 2, but this run has 1 GPUs"):
         trial_resources(sweep(1, 2), node(gpus=1))
+
+
+def test_a_trial_that_no_nodes_can_hold_with_its_workers(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = sweep_config(trial_resources={"workers": {"num": 2, "cpu": 2, "gpu": 1}})
+    two = Allocation((Node("a", 3, 1, 1000), Node("b", 3, 1, 1000)), job_id="7")
+    assert trial_resources(wanted, two) == TrialResources(1, 0, WorkerResources(2, 2, 1))
+    message = r"trial_resources\.workers is 2 workers of 2 CPUs and 1 GPUs, but Slurm gave job 7 n1 with 4 CPUs and 1 GPUs, which hold no trial of 1 CPUs"
+    with pytest.raises(RaysweepError, match=message):
+        trial_resources(wanted, dataclasses.replace(node(gpus=1), job_id="7"))
+    with pytest.raises(RaysweepError, match=r"trial_resources\.workers\.gpu is 1, but Slurm gave job 7 no GPU"):
+        trial_resources(wanted, dataclasses.replace(node(), job_id="7"))
+    logging.getLogger("raysweep").propagate = True
+    with caplog.at_level(logging.INFO, "raysweep"):
+        assert trial_resources(wanted, node(cpus=5)) == TrialResources(1, 0, WorkerResources(2, 2, 0))
+    assert caplog.messages == ["There is no GPU here: the trials run on the CPU."]
 
 
 def test_the_largest_node_decides() -> None:

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 import pytest
+from ray.tune import PlacementGroupFactory
 
-from raysweep.tune.gpu_share import MAX_TRIALS_PER_GPU, GpuShare
+from raysweep.tune.gpu_share import MAX_TRIALS_PER_GPU, GpuShare, gpus_of
 from records import new_record
 from tune_parts import tune_trial
 
@@ -50,4 +51,13 @@ def test_a_trial_that_waits_takes_the_present_share(tmp_path: Path) -> None:
     for trial in (on_gpu, on_cpu):
         share.apply(trial)
     assert on_gpu.placement_group_factory.required_resources == {"CPU": 1, "GPU": 0.5}
-    assert on_cpu.placement_group_factory.required_resources == {"CPU": 1, "GPU": 0}
+    assert on_cpu.placement_group_factory.required_resources == {"CPU": 1}
+
+
+def test_the_workers_of_a_trial_keep_their_gpus(tmp_path: Path) -> None:
+    trial = tune_trial("00000")
+    for own in ({"CPU": 1}, {"CPU": 1, "GPU": 0.25}):
+        trial.placement_group_factory = PlacementGroupFactory([own, {"CPU": 4, "GPU": 1}])
+        assert gpus_of(trial) == own.get("GPU", 0)
+        GpuShare(new_record(tmp_path / str(len(own))), 0.5).apply(trial)
+        assert trial.placement_group_factory.bundles == [own | ({"GPU": 0.5} if "GPU" in own else {}), {"CPU": 4, "GPU": 1}]

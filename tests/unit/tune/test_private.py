@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pickle
 import queue
 import sys
 import threading
@@ -14,12 +15,15 @@ from typing import Any
 
 import pytest
 import ray
-from ray import tune
+from ray import train, tune
 from ray.air.execution._internal import RayActorManager
 from ray.train._internal.session import _TrainSession
+from ray.train.v2._internal import constants as train_v2_constants
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.tune.trainable import trainable_fn_utils as tune_functions
+from ray.tune.trainable import wrap_function
 
 import raysweep
 from raysweep.tune import private
@@ -70,25 +74,104 @@ def test_a_checkpoint_that_is_handed_over_comes_before_the_one_that_a_trial_star
     assert trial.latest_checkpoint_result.checkpoint.path == str(tmp_path / "handed over")
 
 
-def test_a_report_is_wrapped_once_however_often_it_is_asked_for() -> None:
-    original = tune.report
-    calls: list[str] = []
+def test_each_report_is_wrapped_once_however_often_a_process_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, calls = object.__new__(_TrainSession), []
+    monkeypatch.setattr(private, "get_session", lambda: session)
+    for name in ("first", "second"):
+        private.wrap_report(
+            lambda report, name=name: lambda metrics, checkpoint=None: calls.append((name, report.func, report.args, metrics))
+        )
+        session.report({"score": 1})
+    assert calls == [(name, _TrainSession.report, (session,), {"score": 1}) for name in ("first", "second")]
 
-    def wrap_as(name: str) -> Any:
-        def wrap(report: Any) -> Any:
-            assert report is original
-            return lambda metrics: calls.append(name)
 
-        return wrap
+def test_all_kinds_of_reports_go_through_the_session() -> None:
+    assert "get_session().report(metrics, checkpoint=checkpoint)" in inspect.getsource(tune_functions)
+    assert "self.report(inter_actor_item)" in inspect.getsource(_TrainSession._get_result_from_queues)
+    assert "get_session().report(output)" in inspect.getsource(wrap_function)
+    assert private.get_session is tune_functions.get_session
 
-    try:
-        for name in ("first", "second"):
-            private.wrap_report(wrap_as(name))
-            tune.report({})
-        assert tune.report.__name__ == "report"
-    finally:
-        tune.report = original
-    assert calls == ["first", "second"]
+
+def test_ray_train_stores_files_and_finds_callbacks_where_this_process_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in private.TRAIN_ENVIRONMENT:
+        monkeypatch.setenv(variable, "")  # so that the test leaves none behind
+    monkeypatch.setattr(private.train_constants, "DEFAULT_STORAGE_PATH", "~")
+    states: dict[str, Any] = {}
+    session = SimpleNamespace(storage=SimpleNamespace(trial_fs_path="/state/00000"), set_state=states.__setitem__)
+    monkeypatch.setattr(private, "get_session", lambda: session)
+    private.join_train_runs(Path("/trials/a"))
+    assert states == {private.COPIES: Path("/trials/a/.ray_train")}
+    assert train.RunConfig(name="n").storage_path == "/state/00000/ray_train"
+    variables = {value for name, value in vars(train_v2_constants).items() if name.endswith("_ENV_VAR")}
+    assert private.TRAIN_ENVIRONMENT.keys() - variables <= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}, "which Ray 2.53 does not know"
+
+
+def test_a_run_of_ray_train_goes_on_from_the_checkpoint_of_the_trial_and_uses_the_bundles_of_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = SimpleNamespace(bundle_specs=[{"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 2.0}])
+    states: dict[str, Any] = {private.COPIES: tmp_path / "copies"}
+    session = SimpleNamespace(
+        loaded_checkpoint="checkpoint", _inter_actor_queue="queue", get_state=states.get, set_state=states.__setitem__
+    )
+    monkeypatch.setattr(private, "get_session", lambda: session)
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: bundles)
+    monkeypatch.setattr(ray.util, "placement_group", lambda bundles: bundles)
+    for owner, name in (
+        (private.CheckpointManager, "_maybe_load_state_from_storage"),
+        (private.worker_group, "placement_group"),
+        (private.worker_group, "PlacementGroupSchedulingStrategy"),
+        (private.data_parallel_trainer, "PlacementGroupCleanerCallback"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # fails where a name is gone, and puts the name back
+    (run,) = _initialize_env_callbacks_of(monkeypatch)
+    assert private.data_parallel_trainer.PlacementGroupCleanerCallback() is not None
+    assert private.TrainRunOfTrial().checkpoint is None, "a second run begins anew"
+    run.__setstate__(dict(vars(run)))
+    manager = SimpleNamespace()
+    private.CheckpointManager._maybe_load_state_from_storage(manager)
+    assert manager._latest_checkpoint_result.checkpoint == "checkpoint"
+    group = private.worker_group.placement_group(bundles=[{"CPU": 1}] * 2, strategy="PACK")
+    strategy = private.worker_group.PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=1)
+    assert (strategy.placement_group, strategy.placement_group_bundle_index) == (bundles, 2)
+    (tmp_path / "checkpoint_1").mkdir()
+    run.after_report(SimpleNamespace(checkpoint=train.Checkpoint(tmp_path / "checkpoint_1")), [])
+    assert private.copied_checkpoint("/elsewhere/checkpoint_1") == tmp_path / "copies" / "checkpoint_1"
+    session._inter_actor_queue = None
+    assert private.TrainRunOfTrial().copies is None, "no report reaches the trial"
+    for wanted in ([{"CPU": 1}] * 3, [{"CPU": 3}], [{"CPU": 1, "GPU": 1}]):
+        with pytest.raises(ValueError, match=r"ScalingConfig asks for . workers of .*, but trial_resources\.workers reserves 2 of"):
+            private.worker_group.placement_group(bundles=wanted)
+
+
+def test_a_program_that_a_trial_has_started_uses_ray_train_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = private.CheckpointManager._maybe_load_state_from_storage
+    (run,) = _initialize_env_callbacks_of(monkeypatch)
+    pickle.loads(pickle.dumps(run)).after_report(SimpleNamespace(checkpoint="checkpoint"), [])
+    assert private.CheckpointManager._maybe_load_state_from_storage is original
+
+
+def _initialize_env_callbacks_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the callbacks that Ray Train makes for a run in the process of a trial."""
+    monkeypatch.setenv("RAY_TRAIN_CALLBACKS", private.TRAIN_ENVIRONMENT["RAY_TRAIN_CALLBACKS"])
+    return private.data_parallel_trainer._initialize_env_callbacks()
+
+
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [
+        (private.CheckpointManager, "self._maybe_load_state_from_storage()"),
+        (private.CheckpointManager, "self._latest_checkpoint_result"),
+        (
+            private.worker_group,
+            "PlacementGroupSchedulingStrategy(\n                    placement_group=placement_group, placement_group_bundle_index=i",
+        ),
+        (private.worker_group, "bundles=[worker_group_context.resources_per_worker]"),
+        (private.data_parallel_trainer, "PlacementGroupCleanerCallback()"),
+    ],
+)
+def test_ray_train_calls_and_reads_what_is_set(owner: Any, words: str) -> None:
+    assert words in inspect.getsource(owner)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ RuntimeError: No trial resources are available for launching the {} `{}`. To res
 >  )
 """
 STARTED_IN_TRIAL = (
-    "the function starts the Ray {0} {1}, but the trial reserves its CPUs and GPUs for the function alone. Write num_cpus=0 and no num_gpus for the {0},"
-    " and let trial_resources.cpu count the CPUs of the function and of its {0}s together"
+    "the function starts the Ray {0} {1}, but the trial reserves no such CPUs and GPUs beside those of the function. Reserve them with"
+    " trial_resources.workers, or write num_cpus=0 and no num_gpus for the {0}, and let trial_resources.cpu count its CPUs too"
 )
 FULL_GPU = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from raysweep.common.capacity import TrialResources
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
 from raysweep.common.machine import NodeSize
 from raysweep.record.file import Record
 from raysweep.slurm.allocation import Deadline, SlurmJob
-from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.population import HandOvers
 from raysweep.tune.samplers import ListSampler
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
@@ -22,24 +22,6 @@ from raysweep.tune.slots.messages import EngineSetup
 from records import new_record
 from tune_parts import begin, end_of_trial, report
 from typed import search_job, sweep_config
-
-
-@pytest.mark.parametrize(
-    ("nodes", "cpus", "gpus", "most"),
-    [
-        ([(2, 0)], 1, 0, 2),
-        ([(2, 0)], 3, 0, 0),
-        ([(10, 1)], 1, 0.1, 10),  # the wiki's job
-        ([(10, 1)], 1, 0.3, 3),
-        ([(10, 2)], 1, 0.4, 4),  # a part does not cross the edge of a GPU
-        ([(10, 2)], 1, 2, 1),
-        ([(10, 3)], 1, 2, 1),
-        ([(4, 1), (2, 1)], 1, 0.5, 4),
-        ([(4, 0)], 0.5, 0, 8),
-    ],
-)
-def test_capacity_follows_from_the_resources(nodes: list[tuple[int, int]], cpus: float, gpus: float, most: int) -> None:
-    assert capacity([NodeSize("n", c, g) for c, g in nodes], TrialResources(cpus, gpus)) == most
 
 
 def test_what_was_cut_off_after_its_last_report_is_finished(tmp_path: Path) -> None:

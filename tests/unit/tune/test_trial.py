@@ -3,8 +3,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,44 +26,68 @@ def test_only_the_metric_is_checked_and_only_where_it_is_a_number(metrics: dict[
     check_finite("score", metrics)
 
 
+class SessionOfTune(SimpleNamespace):
+    """Stands in for Tune's session of a trial, and keeps the reports that reach Tune."""
+
+    def report(self, metrics: dict[str, Any], checkpoint: Any = None) -> None:
+        if isinstance(checkpoint, tune.Checkpoint):
+            checkpoint = sorted(path.name for path in Path(checkpoint.path).iterdir())  # Tune copies the files before `report` returns
+        self.reports.append((metrics, checkpoint))
+
+
 @pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
-    """Return the reports that reach Tune, on a machine without nvidia-smi."""
-    reports: list[Any] = []
-    original = tune.report
+def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SessionOfTune:
+    """Return the session of a trial, on a machine without nvidia-smi."""
+    session = SessionOfTune(reports=[], get_state={private.COPIES: tmp_path}.get)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(private, "_REPORT", lambda metrics, checkpoint=None: reports.append((metrics, checkpoint)))
-    yield reports
-    tune.report = original
+    monkeypatch.setattr(private, "_TrainSession", SessionOfTune)
+    monkeypatch.setattr(private, "get_session", lambda: session)
+    return session
 
 
-def test_a_report_that_is_not_finite_never_reaches_tune(reported: list[Any]) -> None:
+def test_a_report_that_is_not_finite_never_reaches_tune(session: SessionOfTune) -> None:
     shield_reports("outer/score", measures_gpu=False)
-    tune.report({"outer": {"score": 0.5}}, checkpoint="folder")
+    session.report({"outer": {"score": 0.5}}, checkpoint="folder")
     with pytest.raises(FloatingPointError):
-        tune.report({"outer": {"score": math.nan}}, checkpoint="folder")
-    assert reported == [({"outer": {"score": 0.5}}, "folder")]
+        session.report({"outer": {"score": math.nan}}, checkpoint="folder")
+    assert session.reports == [({"outer": {"score": 0.5}}, "folder")]
 
 
-def test_the_count_of_reports_is_tunes_own_whatever_a_function_reports(reported: list[Any]) -> None:
+def test_the_count_of_reports_is_tunes_own_whatever_a_function_reports(session: SessionOfTune) -> None:
     shield_reports("score", measures_gpu=False)
     with pytest.warns(UserWarning, match="training_iteration"):
-        tune.report({"score": 0.5, "training_iteration": 0})
-    assert reported == [({"score": 0.5}, None)]
+        session.report({"score": 0.5, "training_iteration": 0})
+    assert session.reports == [({"score": 0.5}, None)]
 
 
-def test_each_trial_of_a_worker_has_its_own_check(reported: list[Any]) -> None:
+def test_each_trial_of_a_worker_has_its_own_check(session: SessionOfTune) -> None:
     shield_reports("score", measures_gpu=False)
     shield_reports("loss", measures_gpu=False)
-    tune.report({"score": math.nan, "loss": 1.0})
-    assert len(reported) == 1, "the check of the trial before is gone"
+    session.report({"score": math.nan, "loss": 1.0})
+    assert len(session.reports) == 1, "the check of the trial before is gone"
 
 
-def test_the_first_report_says_what_the_trial_takes_of_its_gpu(reported: list[Any]) -> None:
+def test_the_first_report_says_what_the_trial_takes_of_its_gpu(session: SessionOfTune) -> None:
     shield_reports("score", measures_gpu=True)
     for _ in range(2):
-        tune.report({"score": 1.0})
-    assert [GPU_MEMORY_MB in metrics for metrics, _ in reported] == [True, False]
+        session.report({"score": 1.0})
+    assert [GPU_MEMORY_MB in metrics for metrics, _ in session.reports] == [True, False]
+
+
+def test_a_report_of_ray_train_has_the_checkpoint_whose_path_it_names(session: SessionOfTune, tmp_path: Path) -> None:
+    copy = tmp_path / "checkpoint_7"
+    copy.mkdir()
+    (copy / "weights").touch()
+    shield_reports("score", measures_gpu=False)
+    session.report({"score": 1.0, "checkpoint_path": "/storage/checkpoint_7"})
+    session.report({"score": 2.0, "checkpoint_path": "/storage/checkpoint_8"}, checkpoint="folder")  # a metric of the user's
+    session.report({"score": 3.0, "checkpoint_path": ""})
+    assert session.reports == [
+        ({"score": 1.0, "checkpoint_path": "/storage/checkpoint_7"}, ["weights"]),
+        ({"score": 2.0, "checkpoint_path": "/storage/checkpoint_8"}, "folder"),
+        ({"score": 3.0, "checkpoint_path": ""}, None),
+    ]
+    assert not copy.exists()
 
 
 def parse(config: dict[str, Any]) -> None:

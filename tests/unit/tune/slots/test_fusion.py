@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from raysweep.common.capacity import TrialResources
 from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import Record
-from raysweep.slurm.capacity import TrialResources
 from raysweep.tune.slots.fusion import Layout, batch_sizes_of, engine_job, micro_batch_size, plan_fusion, reason_by_config, sample_configs
 from raysweep.tune.slots.messages import Benchmark, EngineSetup
 from typed import search_job, sweep_config

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raysweep.common.capacity import TrialResources
 from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
 from raysweep.record.events import FusionPlan, NotFused, ScheduleStep, SessionHeader
 from raysweep.slurm.allocation import Deadline, SlurmJob
-from raysweep.slurm.capacity import TrialResources
 from raysweep.usercode.freeze import Code
 
 TaskKind = Literal["search", "confirm", "evaluate"]

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
+from raysweep.common.capacity import TrialResources, WorkerResources, capacity
 from raysweep.common.durations import seconds
 from raysweep.common.files import read_yaml
+from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
 from raysweep.config.recipe import Recipe
 from raysweep.config.space import num_combinations, parse_space
@@ -93,6 +95,7 @@ class TrialResourcesConfig:
     cpu: float
     gpu: float | Literal["auto"]
     reuse_processes: bool = False  # whether trials of a `trainable` run one after the other in one process
+    workers: WorkerResources | None = None  # what a trial starts of its own
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,14 @@ class SweepConfig:
     def num_trials(self) -> int:
         """Return the number of trials of the sweep, which has `repeats` trials for each configuration."""
         return self.num_samples * num_combinations(parse_space(self.search_space)) * self.repeats
+
+    @property
+    def confirm_nodes(self) -> int:
+        """Return the number of nodes of the job that confirms the sweep, which is the smallest number of nodes that holds one trial."""
+        resources, allocation = self.trial_resources, self.allocation
+        trial = TrialResources(resources.cpu, 1 if resources.gpu == "auto" else resources.gpu, resources.workers)
+        node = NodeSize("", allocation.cpus_per_node, allocation.gpus_per_node)
+        return next((nodes for nodes in range(1, allocation.nodes) if capacity([node] * nodes, trial)), allocation.nodes)
 
     @property
     def time_budget_s(self) -> float | None:

@@ -71,6 +71,7 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_allocation, "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes"),
     Rule(partial(sweep_checks.check_fits_node, key="cpu"), "trial_resources.cpu allocation.cpus_per_node"),
     Rule(sweep_checks.check_gpus_of_trial, "trial_resources.gpu allocation.gpus_per_node"),
+    Rule(sweep_checks.check_workers, "trial_resources allocation model"),
 )
 
 

@@ -6,10 +6,13 @@ Such a mistake is a contradiction between keys, or lies in a file that the sweep
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from raysweep.common.bounds import BOUNDS
+from raysweep.common.capacity import TrialResources, WorkerResources, capacity
 from raysweep.common.errors import ConfigError
+from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
@@ -370,3 +373,25 @@ def check_fits_node(sweep: Section, key: str) -> Iterator[Mistake]:
     if (1 if needed == "auto" else needed) > on_node:
         reason = f"a trial runs on one node, so at most allocation.{key}s_per_node, {on_node}"
         yield sweep.mistake(f"{needed} is not allowed: {reason}", "trial_resources", key)
+
+
+def check_workers(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where a trial has workers and the sweep allows none, or where the nodes of the allocation cannot hold a trial with its workers."""
+    resources, allocation = sweep.values["trial_resources"], sweep.values["allocation"]
+    if resources["workers"] is None:
+        return
+    workers, key = WorkerResources(**resources["workers"]), ("trial_resources", "workers")
+    if sweep.is_of_model:
+        message = f"{workers} are not allowed with model, which the workflow trains in one process: leave workers out, or write a trainable"
+        yield sweep.mistake(message, *key)
+        return
+    if resources["gpu"] == "auto":
+        message = "auto is not allowed with workers, because the workflow cannot measure the GPU memory of the workers' processes: a number"
+        yield sweep.mistake(message, "trial_resources", "gpu")
+        return
+    node = NodeSize("", allocation["cpus_per_node"], allocation["gpus_per_node"])
+    trial = TrialResources(resources["cpu"], resources["gpu"])
+    if capacity([node], trial) and not capacity([node] * allocation["nodes"], replace(trial, workers=workers)):
+        nodes = f"allocation.nodes {allocation['nodes']} with cpus_per_node {node.cpus} and gpus_per_node {node.gpus}"
+        message = f"{workers} are not allowed: {nodes} hold no trial of {trial.cpu:g} CPUs and {trial.gpu:g} GPUs with these workers"
+        yield sweep.mistake(f"{message}, each on one node", *key)

@@ -14,14 +14,14 @@ import shlex
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raysweep.common.capacity import TrialResources, capacity
 from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.common.gpus import usable_gpus
 from raysweep.common.machine import NodeSize, usable_cpus
 from raysweep.config.model import AllocationConfig, SweepConfig
-from raysweep.slurm.capacity import TrialResources
 from raysweep.slurm.commands import SLURM_DEADLINE_S, field_of, hostnames, node_addresses, on_each_node, restarts_in, scontrol
 
 # Maps each field of SlurmVariables to the name of an environment variable.
@@ -312,16 +312,18 @@ def trial_resources(sweep: SweepConfig, allocation: Allocation) -> TrialResource
     Raises:
         RaysweepError: No node has enough CPUs or GPUs for a trial.
     """
-    cpu, gpu = sweep.trial_resources.cpu, sweep.trial_resources.gpu
+    cpu, gpu, workers = sweep.trial_resources.cpu, sweep.trial_resources.gpu, sweep.trial_resources.workers
     if gpu == "auto":
         gpu = 1  # the first trial uses a whole GPU, so that the driver can measure the trial's GPU memory
-    if gpu and not any(node.gpus for node in allocation.nodes):
+    if (gpu or (workers and workers.gpu)) and not any(node.gpus for node in allocation.nodes):
         if allocation.job_id is not None:
+            name, number = ("gpu", gpu) if gpu or workers is None else ("workers.gpu", workers.gpu)
             raise RaysweepError(
-                f"trial_resources.gpu is {gpu}, but Slurm gave job {allocation.job_id} no GPU. Ask for one (allocation.gpus_per_node), or for none"
+                f"trial_resources.{name} is {number}, but Slurm gave job {allocation.job_id} no GPU."
+                " Ask for one (allocation.gpus_per_node), or for none"
             )
         logger.info("There is no GPU here: the trials run on the CPU.")
-        gpu = 0
+        gpu, workers = 0, workers and replace(workers, gpu=0)
     most_cpus, most_gpus = max(node.cpus for node in allocation.nodes), max(node.gpus for node in allocation.nodes)
     if cpu > most_cpus:
         raise RaysweepError(
@@ -335,4 +337,12 @@ def trial_resources(sweep: SweepConfig, allocation: Allocation) -> TrialResource
         )
     if gpu > most_gpus:
         raise RaysweepError(f"trial_resources.gpu is {gpu}, but this run has {most_gpus} GPUs. Ask for less")
-    return TrialResources(cpu, gpu)
+    resources = TrialResources(cpu, gpu, workers)
+    if workers and not capacity((node.size for node in allocation.nodes), resources):
+        nodes = ", ".join(f"{node.name} with {node.cpus} CPUs and {node.gpus} GPUs" for node in allocation.nodes)
+        source = f"Slurm gave job {allocation.job_id}" if allocation.job_id is not None else "this run has"
+        raise RaysweepError(
+            f"trial_resources.workers is {workers}, but {source} {nodes}, which hold no trial of {cpu:g} CPUs and {gpu:g} GPUs with these workers."
+            " Ask for less, or for more (allocation)"
+        )
+    return resources

@@ -10,10 +10,11 @@ import heapq
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from raysweep.common.capacity import capacity
 from raysweep.common.files import write_yaml
 from raysweep.common.machine import NodeSize
 from raysweep.common.text import duration
@@ -22,7 +23,6 @@ from raysweep.config.space import num_combinations, parse_space
 from raysweep.record.file import read_sweep
 from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
-from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded_speed
 from raysweep.stages.stage import Stage
 from raysweep.stages.sweep import reason_to_start_anew
@@ -141,7 +141,7 @@ class Planner:
         share = self.recorded.gpu_share if self.sweep.trial_resources.gpu == "auto" else None
         self.has_share = share is not None
         if share is not None and self.resources.gpu:
-            self.resources = TrialResources(self.resources.cpu, share)
+            self.resources = replace(self.resources, gpu=share)
         most = capacity(self.nodes, self.resources)
         trials_at_a_time = min(most, self.sweep.max_concurrent or most)
         self.work = Work(stage, identity.sha256, allocation, self.recorded, self.left, trials_at_a_time, needs_gpu=self.resources.gpu > 0)

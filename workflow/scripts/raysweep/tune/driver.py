@@ -51,7 +51,11 @@ def drive(given: DriverInput) -> None:
         ray_cluster.node_ip,
         # Ray copies the first text unchanged into a shell command. The environment is in a different folder on each node, so Python's path is a variable.
         # The variable is quoted because the path may contain spaces. The folder of the user's code also differs, and Ray replaces the variable on each node.
-        runtime_env={"py_executable": '"$RAYSWEEP_NODE_PYTHON"', "env_vars": {FOLDER_ENV: "${RAYSWEEP_NODE_CODE}"}},
+        # A program that a trial starts must not find the Ray of another run, so RAY_ADDRESS names this Ray.
+        runtime_env={
+            "py_executable": '"$RAYSWEEP_NODE_PYTHON"',
+            "env_vars": {FOLDER_ENV: "${RAYSWEEP_NODE_CODE}", "RAY_ADDRESS": ray_cluster.address},
+        },
         logging_level=logging.WARNING,
     )
     while len(live_nodes()) < ray_cluster.min_nodes:

@@ -5,6 +5,7 @@ The first trial's use of memory sets the share. The share is doubled when the tr
 
 from __future__ import annotations
 
+from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as TuneTrial
 
 from raysweep.common.errors import logger
@@ -17,8 +18,8 @@ MAX_TRIALS_PER_GPU = 32
 
 
 def gpus_of(trial: TuneTrial) -> float:
-    """Return how many GPUs a trial uses, which may be a fraction of one GPU."""
-    return float(trial.placement_group_factory.required_resources.get("GPU", 0))
+    """Return how many GPUs a trial uses without its workers, which may be a fraction of one GPU."""
+    return float(trial.placement_group_factory.bundles[0].get("GPU", 0))
 
 
 class GpuShare:
@@ -69,6 +70,6 @@ class GpuShare:
 
     def apply(self, trial: TuneTrial) -> None:
         """Set the resources of a waiting trial to the present share of a GPU."""
-        resources = trial.placement_group_factory.required_resources
-        if resources.get("GPU") and resources["GPU"] != self.share:
-            trial.update_resources({"cpu": resources.get("CPU", 0), "gpu": self.share})
+        own, *workers = trial.placement_group_factory.bundles
+        if own.get("GPU") and own["GPU"] != self.share:
+            trial.update_resources(PlacementGroupFactory([{**own, "GPU": self.share}, *workers]))

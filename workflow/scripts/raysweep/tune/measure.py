@@ -18,7 +18,6 @@ from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import read_sweep
-from raysweep.slurm.capacity import TrialResources
 from raysweep.training.arrays import load_tensors
 from raysweep.training.devices import select_device
 from raysweep.training.spec import TrainingSpec
@@ -38,7 +37,7 @@ def measure(given: MeasurementInput) -> Measurement:
     os.chdir(job.root)
     device = select_device(needs_gpu=False) if job.trial_resources.gpu else torch.device("cpu")
     if device.type == "cpu":  # without a GPU here, the benchmark must not ask for a GPU
-        job = replace(job, trial_resources=TrialResources(job.trial_resources.cpu, 0))
+        job = replace(job, trial_resources=replace(job.trial_resources, gpu=0))
     torch.set_num_threads(max(1, int(job.trial_resources.cpu)))
     model_class, _ = job.code.load()
     train, validation = (load_tensors(job.data_dir, split, device) for split in ("train", "validation"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,17 +17,22 @@ from typing import Any
 from unittest import mock
 
 import ray
-from ray import tune
 from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution.resources import ResourceManager
-from ray.train._internal.session import _TrainingResult
+from ray.train import constants as train_constants
+from ray.train._internal.session import _TrainingResult, _TrainSession, get_session
 from ray.train._internal.storage import StorageContext as StorageContext
+from ray.train.v2._internal.execution.callback import RayTrainCallback, ReportCallback
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.train.v2.api import data_parallel_trainer
 from ray.tune import Checkpoint
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 # Tune's type for a checkpoint together with the metrics of the checkpoint. Engines return this type, and a take-over of a checkpoint uses this type.
 TrainingResult = _TrainingResult
@@ -86,20 +92,124 @@ def continue_from(trial: TuneTrial, folder: Path, metrics: dict[str, Any]) -> No
     trial.run_metadata.checkpoint_manager._latest_checkpoint_result = training_result(folder, metrics)
 
 
-_REPORT = tune.report  # Tune's own function, kept because a worker runs many trials and each trial must wrap the original function
-
-
 def ends_thread(frame: FrameType) -> bool:
     """Return whether `sys.exit` was called in `frame` by Ray, which ends the thread of a stopped trial in this way inside of `tune.report`."""
     return str(frame.f_globals.get("__name__")).startswith("ray.")
 
 
 def wrap_report(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace `tune.report` in this process by `wrap(report)`, where `report` is Tune's own function.
+    """Let every report of this process's trial go through `wrap(report)`, where `report` is Tune's own method.
 
-    The name `tune.report` is public. The function is replaced because Tune has no hook between a report and the checkpoint of this report.
+    The method of the session is replaced because Tune has no hook between a report and the checkpoint of this report. The reports of `tune.report`, of a
+    function that returns a map, and of Ray Train's TuneReportCallback all reach this method.
     """
-    tune.report = functools.wraps(_REPORT)(wrap(_REPORT))
+    session = _session()
+    session.report = wrap(
+        functools.partial(_TrainSession.report, session)
+    )  # the class has Tune's own method, which no earlier trial has wrapped
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------------------- Ray Train
+
+# Ray Train reads these variables in the trial's process, and gives them to the processes that Ray Train starts.
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_CALLBACKS": "raysweep.tune.private.TrainRunOfTrial",
+    # With its own log, Ray Train writes two lines for each report of each worker.
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default, Ray Train takes one report of the workers every 2 s, so an epoch would take 2 s or longer
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each trial that asks Ray which nodes a cloud will take back
+}
+# Keys of values that belong to one trial, in Tune's session of the trial.
+COPIES, HAS_TRAIN_RUN = "raysweep_copies", "raysweep_has_train_run"
+
+
+def join_train_runs(folder: Path) -> None:
+    """Let each run of Ray Train that this process starts belong to the trial of this process (TrainRunOfTrial). `folder` belongs to the trial.
+
+    A run without a `storage_path` then stores its files in Tune's folder of the trial, which all nodes can read, and not in the user's home folder.
+    """
+    os.environ.update(TRAIN_ENVIRONMENT)
+    train_constants.DEFAULT_STORAGE_PATH = f"{_session().storage.trial_fs_path}/ray_train"
+    _session().set_state(COPIES, folder / ".ray_train")
+
+
+def copied_checkpoint(path: str) -> Path | None:
+    """Return the path of the copy that TrainRunOfTrial has made of Ray Train's checkpoint at `path`. Return None if there is no such copy."""
+    folder, name = _session().get_state(COPIES), Path(path).name
+    return folder / name if folder and name and (folder / name).is_dir() else None
+
+
+class TrainRunOfTrial(ReportCallback):
+    """Connects a run of Ray Train with the trial that starts the run, because Ray Train and Tune know nothing of each other's resources and checkpoints.
+
+    Ray Train makes an object of this class in the trial's process, and sends the object to the process of Ray Train's controller, on the same node. There
+    the object changes three things. All names of Ray Train exist in 2.53 and 2.60.
+
+    - The workers use the bundles that the trial has reserved for them. Ray Train would reserve the same CPUs and GPUs a second time, and would wait for ever
+      where trials hold all of them.
+    - The workers go on from the checkpoint from which the trial goes on. Ray Train would go on from its own latest checkpoint, which Tune may not have seen,
+      which a scheduler may have replaced by that of another trial, or which belongs to an older sweep.
+    - Each checkpoint is copied before Ray Train may delete it, for the report of the trial.
+    """
+
+    copies: Path | None = None  # folder for the copies of checkpoints. None: no report of the run reaches the trial
+
+    def __init__(self) -> None:
+        session = _session()
+        if session is None:
+            return  # a program that a trial has started inherits the variables of the trial. Ray Train is not changed there
+        self.bundles = ray.util.get_current_placement_group()
+        if self.has_workers:
+            # A process for each trial that removes Ray Train's placement group where the controller dies. Tune removes the bundles of a trial.
+            data_parallel_trainer.PlacementGroupCleanerCallback = RayTrainCallback
+        # Only the first run of a trial goes on from the checkpoint. A function may train several models one after the other.
+        self.checkpoint = None if session.get_state(HAS_TRAIN_RUN) else session.loaded_checkpoint
+        session.set_state(HAS_TRAIN_RUN, True)
+        has_callback = session._inter_actor_queue is not None  # TuneReportCallback has made the queue for its reports
+        self.copies = session.get_state(COPIES) if has_callback else None
+
+    @property
+    def has_workers(self) -> bool:
+        """Return whether the trial has reserved bundles for workers."""
+        return len(self.bundles.bundle_specs) > 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Change Ray Train in the process of the controller. The controller begins after Ray has unpickled this object."""
+        self.__dict__.update(state)
+
+        def begin(manager: Any) -> None:
+            if self.checkpoint:
+                manager._latest_checkpoint_result = TrainingResult(checkpoint=self.checkpoint, metrics={})
+
+        CheckpointManager._maybe_load_state_from_storage = begin
+        if self.has_workers:
+            worker_group.placement_group = self.placement_group
+            worker_group.PlacementGroupSchedulingStrategy = self.scheduling_strategy
+
+    def placement_group(self, bundles: list[dict[str, float]], **_: Any) -> Any:
+        """Return the placement group that Ray Train may remove, which reserves one byte. Raises ValueError if the trial has reserved too little."""
+        reserved = self.bundles.bundle_specs[1:]
+        if len(bundles) > len(reserved) or any(amount > reserved[0].get(name, 0) for name, amount in bundles[0].items()):
+            raise ValueError(
+                f"ScalingConfig asks for {len(bundles)} workers of {bundles[0]}, but trial_resources.workers reserves {len(reserved)} of {reserved[0]}."
+                " Let both be the same"
+            )
+        return ray.util.placement_group([{"memory": 1}])
+
+    def scheduling_strategy(self, placement_group: Any, placement_group_bundle_index: int) -> PlacementGroupSchedulingStrategy:
+        """Return the place of a worker. The first bundle of the trial is that of the trial's own process."""
+        return PlacementGroupSchedulingStrategy(self.bundles, placement_group_bundle_index + 1)
+
+    def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:
+        """Copy the checkpoint of a report that reaches the trial."""
+        if training_report.checkpoint and self.copies:
+            training_report.checkpoint.to_directory(self.copies / Path(training_report.checkpoint.path).name)
+
+
+def _session() -> Any:
+    """Return Tune's session of the trial that this process runs. Return None in the process of a program that a trial has started."""
+    return get_session()
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------------------ schedulers

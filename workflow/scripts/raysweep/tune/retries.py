@@ -33,8 +33,8 @@ def cause_of(error_text: str) -> str:
     if started := _STARTED_IN_TRIAL.search(text):
         kind, name = started.groups()
         return (
-            f"the function starts the Ray {kind} {name}, but the trial reserves its CPUs and GPUs for the function alone. Write num_cpus=0 and no num_gpus"
-            f" for the {kind}, and let trial_resources.cpu count the CPUs of the function and of its {kind}s together"
+            f"the function starts the Ray {kind} {name}, but the trial reserves no such CPUs and GPUs beside those of the function. Reserve them with"
+            f" trial_resources.workers, or write num_cpus=0 and no num_gpus for the {kind}, and let trial_resources.cpu count its CPUs too"
         )
     # The text of the exception follows the last indented line of the traceback. This text may have several lines.
     lines: list[str] = []

@@ -6,12 +6,13 @@ import os
 import socket
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raysweep.cluster.job import ConfirmJob, SearchJob
 from raysweep.common.bounds import Bounds, any_holds
+from raysweep.common.capacity import TrialResources, capacity
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
@@ -19,7 +20,6 @@ from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
-from raysweep.slurm.capacity import TrialResources, capacity
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
 from raysweep.tune.slots.fusion import Fusion, begin_fusion
@@ -58,7 +58,7 @@ class Session:
 
     def capacity(self, gpu_share: float) -> int:
         """Return how many trials may run at the same time if each trial uses the fraction `gpu_share` of a GPU."""
-        held = self.fusion.total if self.fusion else capacity(self.nodes, TrialResources(self.resources.cpu, gpu_share))
+        held = self.fusion.total if self.fusion else capacity(self.nodes, replace(self.resources, gpu=gpu_share))
         return min(held, self.sweep.max_concurrent or held)
 
 
@@ -110,7 +110,7 @@ def _packs_gpus(job: SearchJob | ConfirmJob) -> bool:
 def _begin_fusion(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], space: dict[str, Any], record: Record) -> Fusion | None:
     if not isinstance(job, SearchJob):
         return None
-    resources = TrialResources(job.trial_resources.cpu, 0) if job.packs_gpus else job.trial_resources
+    resources = replace(job.trial_resources, gpu=0) if job.packs_gpus else job.trial_resources
     return begin_fusion(job, nodes, space, record, capacity(nodes, resources))
 
 
@@ -118,9 +118,9 @@ def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bo
     """Return the resources of a trial at the beginning of a session. These resources depend on the share of a GPU that earlier sessions recorded."""
     resources, share = job.trial_resources, record.sweep.gpu_share
     if packs_gpus:
-        return TrialResources(resources.cpu, share or 1.0)
+        return replace(resources, gpu=share or 1.0)
     if resources.gpu and record.sweep.is_crowded and share:
-        return TrialResources(resources.cpu, max(resources.gpu, share))
+        return replace(resources, gpu=max(resources.gpu, share))
     return resources
 
 

@@ -9,6 +9,7 @@ import argparse
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.trainable import wrap_function
 from ray.tune.utils import flatten_dict
 
 from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
+from raysweep.common.capacity import TrialResources
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
-from raysweep.tune.private import ends_thread, wrap_report
+from raysweep.tune.private import copied_checkpoint, ends_thread, join_train_runs, wrap_report
 from raysweep.tune.reports import without_tune_names
 from raysweep.usercode.working_dir import WorkingDirs
 
@@ -48,8 +51,8 @@ class TrialFacts:
     measures_gpu: bool  # whether the first report contains the memory that the trial uses on its GPU
 
 
-def trainable(job: SearchJob | ConfirmJob, num_cpus: float, num_gpus: float) -> Any:
-    """Return the class of which Tune makes an object for each trial of `job`. Each trial gets these shares of a node."""
+def trainable(job: SearchJob | ConfirmJob, resources: TrialResources) -> Any:
+    """Return the class of which Tune makes an object for each trial of `job`. Tune reserves the resources of a trial and of its workers together."""
     base: Any = wrap_function(tune.with_parameters(run, job=job))
 
     class TrialOfJob(base):
@@ -60,7 +63,8 @@ def trainable(job: SearchJob | ConfirmJob, num_cpus: float, num_gpus: float) -> 
             finally:
                 remove_ended_dirs()
 
-    with_resources: Any = tune.with_resources(TrialOfJob, {"CPU": num_cpus, "GPU": num_gpus})
+    bundles = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in resources.bundles]
+    with_resources: Any = tune.with_resources(TrialOfJob, tune.PlacementGroupFactory(bundles))
     with_resources.__name__ = with_resources.__qualname__ = "trial"  # Ray shows this name before each line that a trial prints
     return with_resources
 
@@ -85,7 +89,8 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
     shield_reports(job.sweep.metric, facts.measures_gpu)
     if job.sweep.trainable is not None:
-        with _WORKING_DIRS.own(tune.get_context().get_trial_id(), job.root, job.workflow_dirs):
+        with _WORKING_DIRS.own(tune.get_context().get_trial_id(), job.root, job.workflow_dirs) as folder:
+            join_train_runs(folder)
             return run_function(config, facts, job)
     os.chdir(job.root)  # relative paths in the file of the model start at the folder in which the user started Snakemake
     target, _ = job.code.load()
@@ -100,11 +105,7 @@ def run_function(config: dict[str, Any], facts: TrialFacts, job: TuneJob) -> Any
     function, module = job.code.load(anew=True)
     if facts.task == "confirm":
         return _checked(call(module.confirm, config, facts.seed, job.max_epochs))
-    returned = call(function, config)
-    if isinstance(returned, dict):
-        returned = without_tune_names(returned)
-    # A function may return its only report instead of a call to `tune.report`, so the memory is added to the returned report.
-    return {**returned, GPU_MEMORY_MB: gpu_memory_mb()} if facts.measures_gpu and isinstance(returned, dict) else returned
+    return call(function, config)
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -151,14 +152,14 @@ def gpu_memory_mb() -> tuple[int, int] | None:
 
 
 def shield_reports(metric: str, measures_gpu: bool) -> None:
-    """Change `tune.report` so that `tune.report` leaves out Tune's own names, and raises FloatingPointError if the metric is NaN or infinite.
+    """Change the reports of this process's trial so that they leave out Tune's own names, and raise FloatingPointError if the metric is NaN or infinite.
 
     Such a trial has failed, and must not continue later from the checkpoint of this report. If `measures_gpu` is true, the first report also gets the memory
-    that the trial uses on its GPU.
+    that the trial uses on its GPU. A report of Ray Train, which names its checkpoint only as a metric, gets this checkpoint.
     """
 
     def wrap(report: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(metrics: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        def checked(metrics: dict[str, Any], checkpoint: Any = None) -> None:
             nonlocal measures_gpu
             if isinstance(metrics, dict):
                 metrics = without_tune_names(metrics)
@@ -166,7 +167,11 @@ def shield_reports(metric: str, measures_gpu: bool) -> None:
                 if measures_gpu:
                     metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
                     measures_gpu = False
-            return report(metrics, *arguments, **options)
+                if (copy := copied_checkpoint(str(metrics.get(CHECKPOINT_PATH_KEY, "")))) is not None:
+                    report(metrics, checkpoint=tune.Checkpoint.from_directory(copy))
+                    shutil.rmtree(copy)
+                    return
+            report(metrics, checkpoint=checkpoint)
 
         return checked
 

@@ -30,10 +30,11 @@ class WorkingDirs:
         self.is_idle.set()
 
     @contextlib.contextmanager
-    def own(self, trial_id: str, root: Path, left_out: Collection[Path]) -> Iterator[None]:
-        """Run the block in a new working directory with links to the entries of `root`. Hidden entries and the folders `left_out` get no link.
+    def own(self, trial_id: str, root: Path, left_out: Collection[Path]) -> Iterator[Path]:
+        """Run the block in a new working directory with links to the entries of `root`, and yield the directory.
 
-        If the block raises an exception, the trial has failed, and the directory stays until the agent removes the agent's private folder.
+        Hidden entries and the folders `left_out` get no link. If the block raises an exception, the trial has failed, and the directory stays until the
+        agent removes the agent's private folder.
         """
         self.remove_ended()
         trials_dir = os.environ[TRIALS_DIR_ENV]
@@ -44,7 +45,7 @@ class WorkingDirs:
         try:
             link_entries(root, folder, left_out)
             os.chdir(folder)
-            yield
+            yield folder
         except Exception:  # Ray stops a trial with SystemExit, which is no failure
             self.ended = [ended for ended in self.ended if ended != folder]
             raise
