@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from raysweep.training.preparation import DataFacts
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.trainer import Trainer
@@ -64,12 +65,13 @@ def trainers(
     batch_sizes: tuple[int, ...] = (2, 4, 16),
     loss: str = "cross_entropy",
     double: bool = True,
+    facts: DataFacts = DataFacts((3, 2, 2)),  # noqa: B008
 ) -> list[Trainer]:
     """Return a trainer for each batch size, with seeds 0, 1, … and settings that differ."""
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
     spec = TrainingSpec(loss, optimizer, order_seed=0)
     made = [
-        Trainer(model, {"batch_size": size, **settings[seed % 3]}, spec, seed=seed, device=CPU, image_shape=(3, 2, 2))
+        Trainer(model, {"batch_size": size, **settings[seed % 3]}, spec, seed=seed, device=CPU, facts=facts)
         for seed, size in enumerate(batch_sizes)
     ]
     for trainer in made if double else []:

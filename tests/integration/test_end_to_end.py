@@ -17,7 +17,7 @@ from safetensors.torch import load_model
 
 from raysweep.data.split import load_split
 from raysweep.models.lenet import LeNet
-from raysweep.training.trainer import normalized
+from raysweep.training.preparation import normalized
 from sweeping import REPOSITORY, Project, ours
 
 TIMES = ("time_s", "node", "started", "ended")

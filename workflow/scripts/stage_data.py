@@ -14,7 +14,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the data set's name in the config")
     parser.add_argument(
-        "--source", required=True, help="download, synthetic, or the path of CIFAR-10's .tar.gz or folder, or of a folder of images"
+        "--source",
+        required=True,
+        help="download, synthetic, or the path of CIFAR-10's .tar.gz or folder, of a folder of images, or of arrays",
     )
     parser.add_argument("--checksum", required=True, help="upstream, none, md5:… or sha256:…")
     parser.add_argument(
@@ -23,7 +25,10 @@ def main() -> None:
     parser.add_argument("--seed", required=True, type=int, help="seed of that split")
     parser.add_argument("--image-size", type=int, help="pixels along a side to which a folder's images are brought")
     parser.add_argument(
-        "--test-fraction", type=float, help="part of a folder's images set aside for the test, where it has no folder `test`"
+        "--test-fraction", type=float, help="part of the user's own data set aside for the test, where these have no test part"
+    )
+    parser.add_argument(
+        "--task", choices=["classification", "regression"], help="what the targets of arrays are; by default the targets decide"
     )
     parser.add_argument("--downloads-dir", required=True, type=Path, help="where downloaded archives are kept")
     parser.add_argument("--output-dir", required=True, type=Path)
@@ -38,6 +43,7 @@ def main() -> None:
         seed=args.seed,
         image_size=args.image_size,
         test_fraction=args.test_fraction,
+        task=args.task,
     )
     stage(spec, args.downloads_dir, args.output_dir)
 

@@ -111,5 +111,5 @@ def test_staged_files_are_the_manifest_and_the_arrays_of_the_splits(tmp_path: Pa
 def test_a_folder_of_images_has_options(tmp_path: Path) -> None:
     found = project(tmp_path)
     assert found.source_of("pictures") == "synthetic"
-    found.config["datasets"]["pictures"].update(source="pictures", image_size=32, test_fraction=0.1)
-    assert found.source_of("pictures") == ["pictures", "--image-size=32", "--test-fraction=0.1"]
+    found.config["datasets"]["pictures"].update(source="pictures", image_size=32, test_fraction=0.1, task="classification")
+    assert found.source_of("pictures") == ["pictures", "--image-size=32", "--test-fraction=0.1", "--task=classification"]

@@ -56,6 +56,7 @@ RULES_OF_SWEEP = (
     Rule(partial(sweep_checks.check_bounds, key="stop"), "stop model"),
     Rule(partial(sweep_checks.check_bounds, key="constraint"), "constraint model"),
     Rule(sweep_checks.check_metric, "metric mode model"),
+    Rule(sweep_checks.check_loss, "loss model dataset", only_for_models=True),
     Rule(sweep_checks.check_learning_rate, "search_space.lr model", only_for_models=True),
     Rule(sweep_checks.check_batch_size, "search_space.batch_size model", only_for_models=True),
     Rule(sweep_checks.check_optimizer, "search_space model optimizer", only_for_models=True),

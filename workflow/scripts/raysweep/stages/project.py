@@ -127,8 +127,10 @@ class Project:
         return [self.data / dataset / "manifest.yaml", *arrays]
 
     def source_of(self, name: str) -> str | list[str]:
-        """Return the source of a data set, followed by the command-line options for a folder of images where the config sets these options."""
+        """Return the source of a data set, followed by the command-line options for the user's own data where the config sets these options."""
         dataset = self.config["datasets"][name]
-        options = [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
+        options = [
+            f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction", "task") if dataset[key] is not None
+        ]
         source: str = dataset["source"]
         return [source, *options] if options else source

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 
+from raysweep.training.preparation import Preparation
 from raysweep.training.private import compiler_options
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState
 from raysweep.training.stacked.step import MicroBatch
-from raysweep.training.trainer import normalized
 
 MaskedStep = Callable[[StackState, MicroBatch], None]
 
@@ -29,7 +29,9 @@ class CapturedStep:
     of a stack may change without another capture. Raises RuntimeError where PyTorch cannot capture the step.
     """
 
-    def __init__(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def __init__(
+        self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor, prepare: Preparation
+    ) -> None:
         # The factor 2 leaves space for later members, whose batch sizes may need more steps than `plan` has.
         self.max_steps = 2 * len(plan.rows)
         self.state = state.clone()
@@ -39,7 +41,7 @@ class CapturedStep:
 
         def run_step() -> None:
             rows, weights, gate = (tensor.index_select(0, self.number)[0] for tensor in (self.rows, self.weights, self.gates))
-            step(self.state, MicroBatch(normalized(images[rows], weights.dtype), labels[rows], weights, gate))
+            step(self.state, MicroBatch.of(prepare, images[rows], labels[rows], weights, gate))
             self.number.add_(1).remainder_(self.max_steps)
 
         self.replay = capture_graph(run_step)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from raysweep.training.preparation import Preparation
 from raysweep.training.stacked.convolutions import UnfoldedConvolutions
 from raysweep.training.stacked.optimizers import OptimizerForm, update
 from raysweep.training.stacked.state import StackState, Tensors, parameter_shapes, split_row
@@ -18,11 +19,16 @@ from raysweep.training.stacked.state import StackState, Tensors, parameter_shape
 class MicroBatch(NamedTuple):
     """Contains the data of one step."""
 
-    images: torch.Tensor  # normalised images, [members, size, …], or [size, …] where all members use the same rows
-    labels: torch.Tensor  # labels, int64 [members, size], or [size] where all members use the same rows
+    images: torch.Tensor  # prepared inputs, [members, size, …], or [size, …] where all members use the same rows
+    labels: torch.Tensor  # labels, int64, or scaled targets, [members, size], or [size] where all members use the same rows
     weights: torch.Tensor  # weights of the rows, [members, size], see StepPlan
     # Gate of each member, float [members]. The gate is 1 (open) where the member's batch is complete after this step, else 0 (closed).
     gate: torch.Tensor
+
+    @classmethod
+    def of(cls, prepare: Preparation, images: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, gate: torch.Tensor) -> MicroBatch:
+        """Return the data of one step from staged rows."""
+        return cls(prepare.inputs(images, weights.dtype), prepare.targets(labels, weights.dtype), weights, gate)
 
 
 class StackStep:

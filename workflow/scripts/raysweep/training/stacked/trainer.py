@@ -12,13 +12,14 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from raysweep.common.seeds import epoch_order
+from raysweep.training.preparation import Preparation
 from raysweep.training.stacked.capture import CapturedStep, MaskedStep, compile_step
 from raysweep.training.stacked.optimizers import OptimizerForm
 from raysweep.training.stacked.plan import StepPlan, plan_steps
 from raysweep.training.stacked.stack import Stack
 from raysweep.training.stacked.state import StackState, split_row
 from raysweep.training.stacked.step import MicroBatch, StackStep
-from raysweep.training.trainer import Trainer, normalized
+from raysweep.training.trainer import Trainer
 
 # Number of rows of a batch in an evaluation. The number is equal for stacks of all sizes, so that rounding errors are equal in all stacks.
 EVALUATION_ROWS = 100
@@ -88,15 +89,17 @@ class StackedTrainer:
         stack = Stack(trainers, filled_to=max(2, self.settings.prepared_for), form=self.form)
         plan = self._plan(stack, epochs, len(labels), shared)
         if not self.settings.prepared_for:
-            self._run_eager(self._step(self.form, shared, trainers[0]), stack.state, plan, images, labels)
+            self._run_eager(self._step(self.form, shared, trainers[0]), stack.state, plan, images, labels, trainers[0].preparation)
         elif self.captures(stack.device):
             step = self._masked_step(self.form, shared, trainers[0])
             key = self.form, shared, len(labels)
             if key not in self._captured or self._captured[key].max_steps < len(plan.rows):
-                self._captured[key] = CapturedStep(step, stack.state, plan, images, labels)
+                self._captured[key] = CapturedStep(step, stack.state, plan, images, labels, trainers[0].preparation)
             self._captured[key].run(stack.state, plan)
         else:
-            self._run_compiled(self._masked_step(self.form, shared, trainers[0]), stack.state, plan, images, labels)
+            self._run_compiled(
+                self._masked_step(self.form, shared, trainers[0]), stack.state, plan, images, labels, trainers[0].preparation
+            )
         stack.unstack()
         losses: list[float] = (stack.state.losses / len(labels)).tolist()
         return losses[: len(trainers)]
@@ -114,17 +117,21 @@ class StackedTrainer:
         plan.gates[:, len(trainers) :] = False
         return plan
 
-    def _run_eager(self, step: StackStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _run_eager(
+        self, step: StackStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor, prepare: Preparation
+    ) -> None:
         is_any_open, are_all_open = plan.gates.any(1).tolist(), plan.gates.all(1).tolist()
         gates = plan.gates.to(plan.weights.dtype)
         for number, rows in enumerate(plan.rows):
-            batch = MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number])
+            batch = MicroBatch.of(prepare, images[rows], labels[rows], plan.weights[number], gates[number])
             step.run_eager(state, batch, is_any_open[number], are_all_open[number])
 
-    def _run_compiled(self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _run_compiled(
+        self, step: MaskedStep, state: StackState, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor, prepare: Preparation
+    ) -> None:
         gates = plan.gates.to(plan.weights.dtype)
         for number, rows in enumerate(plan.rows):
-            step(state, MicroBatch(normalized(images[rows], plan.weights.dtype), labels[rows], plan.weights[number], gates[number]))
+            step(state, MicroBatch.of(prepare, images[rows], labels[rows], plan.weights[number], gates[number]))
 
     def _step(self, form: OptimizerForm, shared: bool, trainer: Trainer) -> StackStep:
         """Return the step for stacks of the given form. The first call for a form makes this step.
@@ -149,20 +156,17 @@ class StackedTrainer:
     def evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
         """Return the metrics of each trainer, which are the metrics that Trainer.evaluate returns."""
         with torch.inference_mode():
-            correct, total = self._evaluate(trainers, images, labels)
-        sums = zip(correct.tolist(), total.tolist(), strict=True)
-        return [{"accuracy": right / len(labels), "loss": loss / len(labels)} for right, loss in sums][: len(trainers)]
+            sums = self._evaluate(trainers, images, labels).tolist()
+        return [trainers[0].preparation.metrics(each, labels) for each in sums][: len(trainers)]
 
-    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the number of correct predictions of each member, int64 [members], and the sum of the losses of each member, float64 [members]."""
+    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sums of each member, float64 [members, sums], see Preparation.sums."""
         stack = Stack(trainers, filled_to=2)
         state = stack.state
-        model, loss = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss
+        model, loss, prepare = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss, trainers[0].preparation
         outputs = vmap(lambda row, buffers, x: functional_call(model, (split_row(row, stack.shapes), buffers), (x,)), in_dims=(0, 0, None))
-        correct = torch.zeros(len(state.steps), dtype=torch.int64, device=stack.device)
-        total = torch.zeros(len(state.steps), dtype=torch.float64, device=stack.device)
+        sums = torch.zeros((), dtype=torch.float64, device=stack.device)
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
-            out = outputs(state.params, state.buffers, normalized(x, stack.dtype))
-            correct += (out.argmax(2) == y).sum(1)
-            total += torch.stack([loss(each, y, reduction="none").double().sum() for each in out])
-        return correct, total
+            out, targets = outputs(state.params, state.buffers, prepare.inputs(x, stack.dtype)), prepare.targets(y, stack.dtype)
+            sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
+        return sums
