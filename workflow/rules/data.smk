@@ -1,9 +1,12 @@
 # in:  the archive or folder that the config names, or no input where the config names another source
-# out: resources/data/<dataset>/, which contains uint8 arrays that trials memory-map, and a manifest
+# out: resources/data/<dataset>/, which contains arrays that trials memory-map, and a manifest
 
 
-# Stage a data set once for all trials. The rule runs on this machine, because the nodes of a cluster may have no network.
+# Stage a data set once for all trials. The rule runs on this machine, because the nodes of a cluster may have no network. A table is staged in the environment
+# of the trials, and a new environment does not stage the table again.
 rule stage_data:
+    input:
+        env=lambda w: list(map(ancient, PROJECT.environment_for(w.dataset))),
     output:
         manifest=DATA / "{dataset}" / "manifest.yaml",
         arrays=expand(DATA / "{{dataset}}" / "{split}" / "{kind}.npy", split=["train", "validation", "test"], kind=["images", "labels"]),

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
+
+
+def run_in_environment(args: argparse.Namespace) -> int:
+    """Run this program in the environment of the trials, with the same options, and return its exit code."""
+    from raysweep.environment.commands import process_environment, seen_in_container
+    from raysweep.environment.manifest import Environment
+
+    options = [argument for argument in sys.argv[1:] if argument != f"--env-dir={args.env_dir}"]
+    folders = [Path.cwd(), Path(args.source).expanduser().absolute().parent, args.output_dir.absolute().parent]
+    env = seen_in_container(process_environment() | {"PYTHONPATH": str(Path(__file__).parent)}, folders)
+    return subprocess.run(Environment.load(args.env_dir).command([__file__, *options]), env=env, check=False).returncode
 
 
 def main() -> None:
@@ -30,10 +43,16 @@ def main() -> None:
     parser.add_argument(
         "--task", choices=["classification", "regression"], help="what the targets of arrays are; by default the targets decide"
     )
+    parser.add_argument("--target", help="column of a table that the model predicts")
+    parser.add_argument(
+        "--env-dir", type=Path, help="stage in the environment of the trials in this folder, which has the packages that read tables"
+    )
     parser.add_argument("--downloads-dir", required=True, type=Path, help="where downloaded archives are kept")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
+    if args.env_dir is not None:
+        sys.exit(run_in_environment(args))
     set_up_logging(args.log)
     spec = DatasetSpec(
         name=args.name,
@@ -44,6 +63,7 @@ def main() -> None:
         image_size=args.image_size,
         test_fraction=args.test_fraction,
         task=args.task,
+        target=args.target,
     )
     stage(spec, args.downloads_dir, args.output_dir)
 

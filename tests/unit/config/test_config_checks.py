@@ -87,6 +87,15 @@ class TestSources:
         (root / "own.tar.gz").touch()
         assert check(root, self.given(source=source))["datasets"]["pictures"]["source"] == source
 
+    def test_a_table_and_nothing_else_has_a_target(self, root: Path) -> None:
+        (root / "own.csv").touch()
+        assert check(root, self.given(source="own.csv", target="price"))["datasets"]["pictures"]["target"] == "price"
+        assert_refused(root, self.given(source="own.csv"), "datasets.pictures.target: missing: a table needs the name of the column")
+        line = (
+            "datasets.pictures.target: 'price' is not allowed: it is for a table (.csv or .parquet), which 'synthetic' is not. Leave it out"
+        )
+        assert_refused(root, self.given(source="synthetic", target="price"), line)
+
     def test_a_set_that_was_staged_or_that_no_sweep_uses_needs_no_source(self, root: Path) -> None:
         unused = own() | {"datasets": {"pictures": {"source": "gone"}}}
         assert check(root, unused)["datasets"]["pictures"]["source"] == "gone"

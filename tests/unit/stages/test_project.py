@@ -113,3 +113,11 @@ def test_a_folder_of_images_has_options(tmp_path: Path) -> None:
     assert found.source_of("pictures") == "synthetic"
     found.config["datasets"]["pictures"].update(source="pictures", image_size=32, test_fraction=0.1, task="classification")
     assert found.source_of("pictures") == ["pictures", "--image-size=32", "--test-fraction=0.1", "--task=classification"]
+
+
+def test_a_table_is_staged_in_the_environment_of_the_trials(tmp_path: Path) -> None:
+    found = project(tmp_path, prefix="outer")
+    assert found.environment_for("pictures") == []
+    found.config["datasets"]["pictures"].update(source="own.csv", target="price")
+    assert found.environment_for("pictures") == [found.env / "env.yaml"]
+    assert found.source_of("pictures") == ["own.csv", "--target=price", f"--env-dir=outer/{found.env}"]

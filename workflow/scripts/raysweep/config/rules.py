@@ -44,7 +44,10 @@ RULES_OF_CONFIG = (
     Rule(config_checks.check_dashboard, "env.requirements ray.dashboard"),
     Rule(config_checks.check_cache, "env.cache_dir env.wheels"),
 )
-RULES_OF_DATASET = (Rule(config_checks.check_source, "source", "resources_dir"),)
+RULES_OF_DATASET = (
+    Rule(config_checks.check_source, "source", "resources_dir"),
+    Rule(config_checks.check_target_column, "source target"),
+)
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
     Rule(sweep_checks.check_dataset, "dataset model", "datasets"),

@@ -12,6 +12,12 @@ from raysweep.common.typed_json import OMIT_IF_EMPTY, Extensible, read_yaml_as
 MANIFEST = "manifest.yaml"  # This file exists only when the data set is complete.
 
 Task = Literal["classification", "regression"]
+TABLE_ENDINGS = (".csv", ".parquet")
+
+
+def is_table(source: str) -> bool:
+    """Return whether `source` is the path of a table."""
+    return Path(source).suffix in TABLE_ENDINGS
 
 
 def is_missing(source: str, root: Path) -> bool:
@@ -23,7 +29,7 @@ def missing_source_message(source: str) -> str:
     """Return the error message for a source path that does not exist. The config check and the staging both use this message."""
     return (
         f"{source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, of a folder of images, "
-        "or of arrays (.npz, or a folder of .npy)"
+        "of arrays (.npz, or a folder of .npy), or of a table (.csv or .parquet)"
     )
 
 
@@ -39,6 +45,7 @@ class DatasetSpec:
     image_size: int | None = None  # side of the square images in pixels; only allowed for a folder of images
     test_fraction: float | None = None  # only allowed for a source without a test part
     task: Task | None = None  # None: the targets of the data set decide
+    target: str | None = None  # column of a table that the model predicts
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,16 @@ class Figures:
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]  # 1 where all values of a column are equal
+
+
+@dataclass(frozen=True)
+class Column:
+    """Describes how a column of a table was converted to inputs of a model."""
+
+    name: str
+    fill: float | str  # the value that replaces missing values: the mean or the most frequent text of the training part
+    missing: int = 0  # number of missing values in all rows
+    categories: tuple[str, ...] = field(default=(), metadata=OMIT_IF_EMPTY)  # texts of the training part; empty for a column of numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +78,14 @@ class DataManifest(Extensible):
     classes: tuple[str, ...]
     # None where the source already contains a test split; the manifest then lacks this key
     test_fraction: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
-    kind: Literal["arrays"] | None = field(default=None, metadata=OMIT_IF_EMPTY)  # None for images of CIFAR-10, of a folder, or generated
+    kind: Literal["arrays", "table"] | None = field(
+        default=None, metadata=OMIT_IF_EMPTY
+    )  # None for images of CIFAR-10, of a folder, or generated
     image_shape: tuple[int, ...]  # shape of one row of the inputs; for images (channels, height, width), the last two in pixels
     inputs: Figures | None = field(default=None, metadata=OMIT_IF_EMPTY)  # figures of float inputs; None for uint8
     target: Figures | None = field(default=None, metadata=OMIT_IF_EMPTY)  # figures of the target of a regression; None for classes
+    columns: tuple[Column, ...] = field(default=(), metadata=OMIT_IF_EMPTY)  # columns of a table, without the target
+    target_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     splits: dict[str, int]  # number of rows by split
     validation_fraction: float
     seed: int
@@ -88,6 +109,7 @@ class DataManifest(Extensible):
             "image_size": (self.image_shape[-1], spec.image_size),
             "test_fraction": (self.test_fraction, spec.test_fraction),
             "task": (self.task, spec.task),
+            "target": (self.target_column, spec.target),
         }
         for key, (value, wanted) in staged.items():
             if wanted not in (None, value):

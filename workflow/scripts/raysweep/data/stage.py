@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import sha256_of_file, write_yaml, written_aside
 from raysweep.common.typed_json import to_json
 from raysweep.data import arrays, cifar10, synthetic
+from raysweep.data.columns import Raw, encode, figures_of_table, fit
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
 from raysweep.data.figures import figures_of
-from raysweep.data.manifest import MANIFEST, DataManifest, DatasetSpec, missing_source_message
+from raysweep.data.manifest import MANIFEST, Column, DataManifest, DatasetSpec, Figures, is_table, missing_source_message
 from raysweep.data.mapped import Inputs, blocks_of
 from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
 
@@ -45,7 +46,8 @@ class Source:
     description: str
     checksum: str | None  # the checksum that was verified; None where no checksum was verified
     classes: tuple[str, ...]  # empty for a regression
-    kind: Literal["arrays"] | None = None
+    kind: Literal["arrays", "table"] | None = None
+    raws: Sequence[Raw] = ()  # columns of a table
 
     @property
     def noun(self) -> str:
@@ -74,9 +76,9 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
         train, validation = set_rows_aside(
             train, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", ("train", "validation")
         )
-        splits = {"train": train, "validation": validation, "test": test}
+        splits, columns = _encoded(spec, source, {"train": train, "validation": validation, "test": test})
         with _all_or_nothing(output_dir):
-            manifest = _write_all(spec, source, splits, test_fraction, output_dir)
+            manifest = _write_all(spec, source, splits, columns, test_fraction, output_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
@@ -102,29 +104,50 @@ def _read_source(spec: DatasetSpec, downloads_dir: Path, address: str, scratch: 
     """Return the data set that `spec` describes. Temporary files are written to the folder `scratch`."""
     if spec.source not in ("download", "synthetic") and arrays.is_array_source(Path(spec.source).expanduser()):
         return _read_arrays(spec, scratch)
+    if is_table(spec.source) and Path(spec.source).expanduser().is_file():
+        return _read_table(spec)
     if spec.task == "regression":
-        raise ConfigError(f"datasets.{spec.name}.task: regression is for arrays, which {spec.source!r} is not. Leave it out.")
+        raise ConfigError(f"datasets.{spec.name}.task: regression is for arrays and tables, which {spec.source!r} is not. Leave it out.")
     return _read_image_folder(spec) if _is_image_folder(spec.source) else _read_cifar_or_synthetic(spec, downloads_dir, address)
 
 
 def _read_arrays(spec: DatasetSpec, scratch: Path) -> Source:
     """Return the user's own arrays. The result has the split "test" only where the source contains a test part."""
     path = Path(spec.source).expanduser()
-    if spec.image_size is not None:
-        raise ConfigError(
-            f"datasets.{spec.name}.image_size: {spec.image_size} is for a folder of images, which {spec.source!r} is not. Leave it out."
-        )
-    checksum = None
-    if path.is_dir():
-        _refuse_checksum_of_folder(spec)
-    elif spec.checksum != "upstream" and (checksum := parse_checksum(f"datasets.{spec.name}", spec.checksum, UPSTREAM)):
-        checksum.check(checksum.digest_of(path), str(path))
+    checksum = _verified_checksum(spec, path)
     parts, classes = arrays.read(path, spec.task, scratch)
     _refuse_second_test_part(spec, parts)
     sizes = ", ".join(map(str, parts["train"][0].shape[1:]))
     targets = f"{len(classes)} classes" if classes else "numbers as targets"
     description = f"The user's own arrays: {parts['train'][0].dtype} [n, {sizes}], with {targets}."
-    return Source(parts, False, description, str(checksum) if checksum else None, classes, kind="arrays")
+    return Source(parts, False, description, checksum, classes, kind="arrays")
+
+
+def _read_table(spec: DatasetSpec) -> Source:
+    """Return the user's own table, which has no test part. The columns are converted when the training rows are known."""
+    from raysweep.data import table  # This import is here because the module imports pandas, which only the environment of the trials has.
+
+    path, key = Path(spec.source).expanduser(), f"datasets.{spec.name}"
+    assert spec.target is not None  # The checks of the config require the target of a table.
+    checksum = _verified_checksum(spec, path)
+    part, classes, raws = table.read(path, spec.target, spec.task, key)
+    num_texts = sum(1 for raw in raws if raw.categories)
+    description = f"The user's own table: {spec.target} from {len(raws)} columns, {num_texts} of them text."
+    return Source({"train": part}, False, description, checksum, classes, kind="table", raws=raws)
+
+
+def _verified_checksum(spec: DatasetSpec, path: Path) -> str | None:
+    """Return the checksum that the config has for the user's own arrays or table, after the comparison with the file, or None."""
+    if spec.image_size is not None:
+        raise ConfigError(
+            f"datasets.{spec.name}.image_size: {spec.image_size} is for a folder of images, which {spec.source!r} is not. Leave it out."
+        )
+    if path.is_dir():
+        _refuse_checksum_of_folder(spec)
+    elif spec.checksum != "upstream" and (checksum := parse_checksum(f"datasets.{spec.name}", spec.checksum, UPSTREAM)):
+        checksum.check(checksum.digest_of(path), str(path))
+        return str(checksum)
+    return None
 
 
 def _refuse_second_test_part(spec: DatasetSpec, parts: Mapping[str, Arrays]) -> None:
@@ -235,9 +258,31 @@ def _all_or_nothing(output_dir: Path) -> Iterator[None]:
         raise
 
 
-def _write_all(spec: DatasetSpec, source: Source, splits: dict[str, Arrays], test_fraction: float | None, output_dir: Path) -> DataManifest:
+def _encoded(spec: DatasetSpec, source: Source, splits: dict[str, Arrays]) -> tuple[dict[str, Arrays], tuple[Column, ...]]:
+    """Return the splits of a table with the inputs of a model, and how the columns were converted. All other splits are returned as they are."""
+    if not source.raws:
+        return splits, ()
+    rows = {split: np.asarray(inputs) for split, (inputs, _) in splits.items()}
+    num_missing = np.sum([np.isnan(part).sum(0) for part in rows.values()], axis=0)
+    columns = fit(source.raws, rows["train"], num_missing, spec.source)
+    return {split: (encode(source.raws, columns, rows[split]), splits[split][1]) for split in splits}, columns
+
+
+def _write_all(
+    spec: DatasetSpec,
+    source: Source,
+    splits: dict[str, Arrays],
+    columns: tuple[Column, ...],
+    test_fraction: float | None,
+    output_dir: Path,
+) -> DataManifest:
     """Write the arrays of all splits and the manifest, and return the manifest."""
     inputs, targets = splits["train"]
+    place = f"{spec.name}: inputs"
+    if columns:
+        figures: Figures | None = figures_of_table(columns, np.asarray(inputs), place)
+    else:
+        figures = None if inputs.dtype == np.uint8 else figures_of(inputs, place)
     files = _write(splits, output_dir)
     listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
     manifest = DataManifest(
@@ -249,8 +294,10 @@ def _write_all(spec: DatasetSpec, source: Source, splits: dict[str, Arrays], tes
         classes=source.classes,
         kind=source.kind,
         image_shape=inputs.shape[1:],
-        inputs=None if inputs.dtype == np.uint8 else figures_of(inputs, f"{spec.name}: inputs"),
+        inputs=figures,
         target=None if source.classes else figures_of(targets[:, None], f"{spec.name}: target"),
+        columns=columns,
+        target_column=spec.target,
         splits={split: len(splits[split][1]) for split in SPLITS},
         validation_fraction=spec.validation_fraction,
         seed=spec.seed,

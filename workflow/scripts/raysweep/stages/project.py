@@ -12,6 +12,7 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.files import disk_error, write_yaml
 from raysweep.config.load import env_arguments
 from raysweep.config.model import Config
+from raysweep.data.manifest import is_table
 from raysweep.environment.requirements import env_key
 from raysweep.usercode.target import find_target, local_sources
 
@@ -127,10 +128,20 @@ class Project:
         return [self.data / dataset / "manifest.yaml", *arrays]
 
     def source_of(self, name: str) -> str | list[str]:
-        """Return the source of a data set, followed by the command-line options for the user's own data where the config sets these options."""
+        """Return the source of a data set, followed by the command-line options for the user's own data where the config sets these options.
+
+        A table is staged in the environment of the trials, so the options of a table contain the folder of this environment.
+        """
         dataset = self.config["datasets"][name]
         options = [
-            f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction", "task") if dataset[key] is not None
+            f"--{key.replace('_', '-')}={dataset[key]}"
+            for key in ("image_size", "test_fraction", "task", "target")
+            if dataset[key] is not None
         ]
         source: str = dataset["source"]
+        options += [f"--env-dir={self.placed(self.env)}"] if is_table(source) else []
         return [source, *options] if options else source
+
+    def environment_for(self, name: str) -> list[Path]:
+        """Return the file that exists when the environment in which a data set is staged is complete, or no file where the controller stages the data set."""
+        return [self.env / "env.yaml"] if is_table(self.config["datasets"][name]["source"]) else []
