@@ -45,7 +45,9 @@ def main() -> None:
     )
     parser.add_argument("--target", help="column of a table that the model predicts")
     parser.add_argument(
-        "--env-dir", type=Path, help="stage in the environment of the trials in this folder, which has the packages that read tables"
+        "--env-dir",
+        type=Path,
+        help="stage in the environment of the trials in this folder, which has the packages that read tables, and those of the user's functions",
     )
     parser.add_argument("--downloads-dir", required=True, type=Path, help="where downloaded archives are kept")
     parser.add_argument("--output-dir", required=True, type=Path)

@@ -87,6 +87,17 @@ class TestSources:
         (root / "own.tar.gz").touch()
         assert check(root, self.given(source=source))["datasets"]["pictures"]["source"] == source
 
+    def test_a_function_that_makes_the_data_is_found_in_its_file(self, root: Path) -> None:
+        assert check(root, self.given(source="train.py:train"))["datasets"]["pictures"]["source"] == "train.py:train"
+        assert_refused(
+            root,
+            self.given(source="train.py:load"),
+            "datasets.pictures.source: 'train.py:load' is not allowed: train.py does not define load",
+        )
+        assert_refused(
+            root, self.given(source="gone.py:load"), "datasets.pictures.source: 'gone.py:load' is not allowed: there is no file gone.py"
+        )
+
     def test_a_table_and_nothing_else_has_a_target(self, root: Path) -> None:
         (root / "own.csv").touch()
         assert check(root, self.given(source="own.csv", target="price"))["datasets"]["pictures"]["target"] == "price"

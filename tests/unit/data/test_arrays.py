@@ -201,7 +201,8 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
 
 def test_images_are_no_regression(tmp_path: Path) -> None:
     with pytest.raises(
-        RaysweepError, match=r"datasets\.cifar10\.task: regression is for arrays and tables, which 'synthetic' is not\. Leave it out\."
+        RaysweepError,
+        match=r"datasets\.cifar10\.task: regression is for arrays, tables and functions, which 'synthetic' is not\. Leave it out\.",
     ):
         stage_into(tmp_path, "synthetic", task="regression")
 

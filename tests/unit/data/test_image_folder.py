@@ -159,7 +159,7 @@ class TestFolderOfImages:
         draw(tmp_path / "own/test", {"a": 5, "b": 5})
         with pytest.raises(ConfigError, match=r"test_fraction: 0\.5 is for a source without a test part"):
             stage_into(tmp_path, tmp_path / "own", test_fraction=0.5)
-        with pytest.raises(ConfigError, match=r"checksum: 'md5:.*' is for an archive, but .* is a folder"):
+        with pytest.raises(ConfigError, match=r"checksum: 'md5:.*' is for a file, but .* is none"):
             stage_into(tmp_path, tmp_path / "own", checksum="md5:" + "0" * 32)
         with pytest.raises(ConfigError, match=r"datasets\.cifar10\.test_fraction: 0\.01 of 10 rows leaves test without any"):
             stage_into(tmp_path, draw(tmp_path / "few", {"a": 5, "b": 5}), test_fraction=0.01)

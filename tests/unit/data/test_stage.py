@@ -111,7 +111,7 @@ def test_a_mistake_in_the_config_is_one_line_that_names_the_key(
 
 def test_a_folder_has_no_checksum_of_its_own(tmp_path: Path) -> None:
     folder = cifar_layout.write_folder(tmp_path / "folder", cifar_layout.files())
-    with pytest.raises(ConfigError, match=r"is for an archive, but .*folder' is a folder\. Allowed: upstream, none"):
+    with pytest.raises(ConfigError, match=r"is for a file, but .*folder' is none\. Allowed: upstream, none"):
         stage_into(tmp_path, folder, checksum="md5:" + "0" * 32)
     with pytest.raises(WorldError, match="data_batch_1: its MD5 is"):
         stage_into(tmp_path, folder, checksum="upstream")

@@ -32,27 +32,27 @@ def is_array_source(path: Path) -> bool:
     return path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npy")))
 
 
-def read(path: Path, task: Task | None, scratch: Path) -> tuple[dict[str, Arrays], tuple[str, ...]]:
+def read(path: Path, task: Task | None, scratch: Path, place: str) -> tuple[dict[str, Arrays], tuple[str, ...]]:
     """Return the parts "train" and, where the source contains a test part, "test", and the names of the classes (empty for a regression).
 
     The inputs stay on the disk. The members of a .npz file are unpacked to the folder `scratch`, because only unpacked arrays can be mapped into memory.
-    Raises ConfigError or WorldError, with one line, where the arrays do not fit each other.
+    Raises ConfigError or WorldError, with one line that begins with `place`, where the arrays do not fit each other.
     """
     files = _npy_files(path) if path.is_dir() else _unpacked(path, scratch)
-    splits = _names_of_parts(path, files)
-    inputs = {split: _read_inputs(files[f"x{end}"], f"{path}: x{end}") for split, end in splits.items()}
-    targets = {split: _read_array(files[f"y{end}"], f"{path}: y{end}") for split, end in splits.items()}
+    splits = _names_of_parts(place, files)
+    inputs = {split: _read_inputs(files[f"x{end}"], f"{place}: x{end}") for split, end in splits.items()}
+    targets = {split: _read_array(files[f"y{end}"], f"{place}: y{end}") for split, end in splits.items()}
     for split, end in splits.items():
         if len(inputs[split]) != len(targets[split]):
             raise WorldError(
-                f"{path}: x{end} has {len(inputs[split]):,} rows, but y{end} has {len(targets[split]):,}. Both need one row for each example."
+                f"{place}: x{end} has {len(inputs[split]):,} rows, but y{end} has {len(targets[split]):,}. Both need one row for each example."
             )
     if "test" in splits and (inputs["train"].shape[1:], inputs["train"].dtype) != (inputs["test"].shape[1:], inputs["test"].dtype):
         shapes = " and ".join(f"x{end} is {inputs[split].dtype} [n, {_sizes(inputs[split])}]" for split, end in splits.items())
-        raise WorldError(f"{path}: {shapes}. Both need one type and one shape of the rows.")
+        raise WorldError(f"{place}: {shapes}. Both need one type and one shape of the rows.")
     for split, end in splits.items():
-        refuse_non_finite(inputs[split], f"{path}: x{end}")
-    labels, classes = read_targets(targets, task, f"{path}: y")
+        refuse_non_finite(inputs[split], f"{place}: x{end}")
+    labels, classes = read_targets(targets, task, f"{place}: y")
     return {split: (inputs[split], labels[split]) for split in splits}, classes
 
 
@@ -80,15 +80,15 @@ def _unpacked(path: Path, scratch: Path) -> dict[str, Path]:
 ALL_NAMES = frozenset(f"{array}{end}" for array in "xy" for end in ("", "_train", "_test"))
 
 
-def _names_of_parts(path: Path, names: Iterable[str]) -> dict[str, str]:
+def _names_of_parts(place: str, names: Iterable[str]) -> dict[str, str]:
     """Return the ending of the names of the arrays by split, such as {"train": "_train", "test": "_test"}."""
     known = set(names) & ALL_NAMES
     if ignored := sorted(set(names) - known):
-        logger.info("%s: %d arrays with other names are ignored (%s)", path, len(ignored), ", ".join(ignored[:3]))
+        logger.info("%s: %d arrays with other names are ignored (%s)", place, len(ignored), ", ".join(ignored[:3]))
     for splits in ({"train": ""}, {"train": "_train"}, {"train": "_train", "test": "_test"}):
         if known == {f"{array}{end}" for array in "xy" for end in splits.values()}:
             return splits
-    raise WorldError(f"{path}: has the arrays {', '.join(sorted(names)) or 'none'}. {ALLOWED}.")
+    raise WorldError(f"{place}: has the arrays {', '.join(sorted(names)) or 'none'}. {ALLOWED}.")
 
 
 def _read_array(path: Path, place: str) -> np.ndarray:

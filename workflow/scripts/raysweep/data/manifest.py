@@ -20,6 +20,16 @@ def is_table(source: str) -> bool:
     return Path(source).suffix in TABLE_ENDINGS
 
 
+def is_function(source: str) -> bool:
+    """Return whether `source` names a function of the user's own, as `path/to/file.py:function`."""
+    return ".py:" in source
+
+
+def needs_packages(source: str) -> bool:
+    """Return whether the data set is staged in the environment of the trials, because staging needs packages of this environment."""
+    return is_table(source) or is_function(source)
+
+
 def is_missing(source: str, root: Path) -> bool:
     """Return whether `source` is a path at which no file or folder exists. A relative path starts at `root`."""
     return source not in ("download", "synthetic") and not (root / Path(source).expanduser()).exists()
@@ -29,7 +39,7 @@ def missing_source_message(source: str) -> str:
     """Return the error message for a source path that does not exist. The config check and the staging both use this message."""
     return (
         f"{source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, of a folder of images, "
-        "of arrays (.npz, or a folder of .npy), or of a table (.csv or .parquet)"
+        "of arrays (.npz, or a folder of .npy), or of a table (.csv or .parquet), or path/to/file.py:function"
     )
 
 

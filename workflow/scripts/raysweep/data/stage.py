@@ -26,7 +26,7 @@ from raysweep.data import arrays, cifar10, synthetic
 from raysweep.data.columns import Raw, encode, figures_of_table, fit
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
 from raysweep.data.figures import figures_of
-from raysweep.data.manifest import MANIFEST, Column, DataManifest, DatasetSpec, Figures, is_table, missing_source_message
+from raysweep.data.manifest import MANIFEST, Column, DataManifest, DatasetSpec, Figures, is_function, is_table, missing_source_message
 from raysweep.data.mapped import Inputs, blocks_of
 from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
 
@@ -102,20 +102,29 @@ def _check_values(spec: DatasetSpec) -> None:
 
 def _read_source(spec: DatasetSpec, downloads_dir: Path, address: str, scratch: Path) -> Source:
     """Return the data set that `spec` describes. Temporary files are written to the folder `scratch`."""
-    if spec.source not in ("download", "synthetic") and arrays.is_array_source(Path(spec.source).expanduser()):
+    if is_function(spec.source) or (
+        spec.source not in ("download", "synthetic") and arrays.is_array_source(Path(spec.source).expanduser())
+    ):
         return _read_arrays(spec, scratch)
     if is_table(spec.source) and Path(spec.source).expanduser().is_file():
         return _read_table(spec)
     if spec.task == "regression":
-        raise ConfigError(f"datasets.{spec.name}.task: regression is for arrays and tables, which {spec.source!r} is not. Leave it out.")
+        raise ConfigError(
+            f"datasets.{spec.name}.task: regression is for arrays, tables and functions, which {spec.source!r} is not. Leave it out."
+        )
     return _read_image_folder(spec) if _is_image_folder(spec.source) else _read_cifar_or_synthetic(spec, downloads_dir, address)
 
 
 def _read_arrays(spec: DatasetSpec, scratch: Path) -> Source:
     """Return the user's own arrays. The result has the split "test" only where the source contains a test part."""
     path = Path(spec.source).expanduser()
+    if is_function(spec.source):
+        from raysweep.data import function  # This import is here because the function runs only in the environment of the trials.
+
+        path = scratch / "returned"
+        function.save_arrays(spec.source, path)
     checksum = _verified_checksum(spec, path)
-    parts, classes = arrays.read(path, spec.task, scratch)
+    parts, classes = arrays.read(path, spec.task, scratch, spec.source)
     _refuse_second_test_part(spec, parts)
     sizes = ", ".join(map(str, parts["train"][0].shape[1:]))
     targets = f"{len(classes)} classes" if classes else "numbers as targets"
@@ -177,10 +186,10 @@ def _read_image_folder(spec: DatasetSpec) -> Source:
 
 
 def _refuse_checksum_of_folder(spec: DatasetSpec) -> None:
-    """Raise ConfigError where the config contains the checksum of an archive but the source is a folder."""
+    """Raise ConfigError where the config contains the checksum of a file but the source is a folder or a function."""
     if spec.checksum not in ("upstream", "none"):
         raise ConfigError(
-            f"datasets.{spec.name}.checksum: {spec.checksum!r} is for an archive, but {spec.source!r} is a folder. Allowed: upstream, none."
+            f"datasets.{spec.name}.checksum: {spec.checksum!r} is for a file, but {spec.source!r} is none. Allowed: upstream, none."
         )
 
 
