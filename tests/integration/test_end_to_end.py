@@ -301,6 +301,7 @@ def test_a_regression_on_a_table_is_trained_together_and_comes_near_to_least_squ
         "max_epochs": 12,
         "num_samples": 2,
         "fuse": "on",
+        "confirm": {"seeds": 1},
     }
     sweep["search_space"] = {"lr": {"choice": [0.02, 0.01]}, "batch_size": {"choice": [8, 16]}}
     project.configure(datasets={"own": {"source": "own table.csv", "target": "price"}}, sweeps={"s": sweep})

@@ -79,6 +79,7 @@ def test_the_checksum_of_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
         stage_function(tmp_path, "def make():\n    return X, Y\n", monkeypatch, checksum=f"md5:{'0' * 32}")
 
 
+@pytest.mark.slow
 def test_the_program_runs_itself_in_the_environment_of_the_trials(tmp_path: Path) -> None:
     write_files(tmp_path, {"my data.py": HEAD + "import helper\ndef make():\n    print('made')\n    return helper.twice(X), Y\n"})
     write_files(tmp_path, {"helper.py": "def twice(x):\n    return 2 * x\n"})

@@ -87,6 +87,9 @@ class TestOutputs:
         outputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])
         assert without_column(outputs, targets).tolist() == [1, 2]
         assert without_column(outputs[:, 0], targets).tolist() == [1, 2]
+        assert without_column(outputs[:1].squeeze(), targets[:1]).tolist() == [1], (
+            "a model that calls squeeze() for its last batch of one row"
+        )
 
     @pytest.mark.parametrize("shape", [(2, 2), (1,), (2, 1, 1), ()])
     def test_outputs_of_another_shape_are_refused_and_never_broadcast(self, shape: tuple[int, ...]) -> None:

@@ -24,10 +24,11 @@ def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torc
 def without_column(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return outputs [n, 1] as [n] where the targets are [n], because a loss would combine [n, 1] with [n] to [n, n].
 
-    Raises ValueError where the outputs have another shape than the targets.
+    For a batch of one row, a model that calls `squeeze()` returns [], which becomes [1]. Raises ValueError where the outputs have another shape than the
+    targets.
     """
-    if outputs.shape == (*targets.shape, 1):
-        outputs = outputs.squeeze(-1)
+    if outputs.shape == (*targets.shape, 1) or (outputs.dim() == 0 and len(targets) == 1):
+        outputs = outputs.reshape(targets.shape)
     if outputs.shape != targets.shape:
         raise ValueError(f"the model returns {list(outputs.shape)} for {len(targets)} rows, and a regression needs one number for each row")
     return outputs
