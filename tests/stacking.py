@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysweep.config.recipe import Recipe
+from raysweep.training.preparation import DataFacts
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.trainer import Trainer
@@ -68,6 +69,7 @@ def trainers(
     double: bool = True,
     recipes: Sequence[dict[str, Any]] = ({},),
     recipe: Recipe | None = None,
+    facts: DataFacts = DataFacts((3, 2, 2)),  # noqa: B008
 ) -> list[Trainer]:
     """Return a trainer for each batch size, with seeds 0, 1, …, settings that differ, and the `recipes` in turn as changes of `recipe`."""
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
@@ -79,7 +81,7 @@ def trainers(
             spec,
             seed=seed,
             device=CPU,
-            image_shape=(3, 2, 2),
+            facts=facts,
         )
         for seed, size in enumerate(batch_sizes)
     ]

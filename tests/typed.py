@@ -64,13 +64,16 @@ def described_environment(**given: Any) -> Environment:
     return Environment(**fields | given)
 
 
-def make_stage(folder: Path, environment_sha256: str = "e", wheels: str = "download", **sweep: Any) -> Stage:
+def make_stage(
+    folder: Path, environment_sha256: str = "e", wheels: str = "download", datasets: dict[str, Any] | None = None, **sweep: Any
+) -> Stage:
     """Return the stage of a sweep whose trainable is `user.py:train`, in an environment with this checksum and these wheels."""
     (folder / "user.py").touch()
     if "train" not in (folder / "user.py").read_text():
         (folder / "user.py").write_text("def train(config): ...\n")
     section = {"trainable": "user.py:train", "metric": "score", "search_space": {"x": 1}} | sweep
-    config = {"env": {"requirements": str(REQUIREMENTS), "wheels": wheels}, "sweeps": {"s": section}}
+    section = {key: value for key, value in section.items() if value is not None}
+    config = {"datasets": datasets or {}, "env": {"requirements": str(REQUIREMENTS), "wheels": wheels}, "sweeps": {"s": section}}
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
     environment = described_environment(wheels=wheels, environment_sha256=environment_sha256)
     (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +18,8 @@ from safetensors.torch import load_model
 
 from raysweep.data.split import load_split
 from raysweep.models.lenet import LeNet
-from raysweep.training.trainer import normalized
+from raysweep.record.events import FusionPlan
+from raysweep.training.preparation import normalized
 from sweeping import REPOSITORY, Project, ours
 
 TIMES = ("time_s", "node", "started", "ended")
@@ -266,3 +268,54 @@ def test_a_models_own_file_is_trained_and_its_change_starts_anew(tmp_path: Path)
     assert "own starts anew, since the code changed" in run.stdout + run.stderr
     assert project.record("own").header.identity != first
     assert json.dumps(project.result("own", "best.yaml")["config"]["num_classes"]) == "10"
+
+
+LINEAR = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
+def test_a_regression_on_a_table_is_trained_together_and_comes_near_to_least_squares(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x, city = generator.normal(50, [1, 20], (600, 2)), generator.integers(0, 3, 600)
+    x[generator.integers(0, 600, 20), 1] = np.nan
+    y = 1000 + 30 * x[:, 0] + 5 * np.nan_to_num(x[:, 1], nan=50) - 100 * (city == 1) + generator.normal(0, 20, 600)
+    lines = [f"{a},{'' if np.isnan(b) else b},{'abc'[c]},{d}" for (a, b), c, d in zip(x.tolist(), city, y.tolist(), strict=True)]
+    project = Project(tmp_path / "a project")
+    project.write("own table.csv", "\n".join(["a,b,city,price", *lines]))
+    project.write("net.py", LINEAR)
+    sweep = {
+        **SWEEP,
+        "dataset": "own",
+        "model": "net.py:Net",
+        "metric": "rmse",
+        "mode": "min",
+        "max_epochs": 12,
+        "num_samples": 2,
+        "fuse": "on",
+        "confirm": {"seeds": 1},
+    }
+    sweep["search_space"] = {"lr": {"choice": [0.02, 0.01]}, "batch_size": {"choice": [8, 16]}}
+    project.configure(datasets={"own": {"source": "own table.csv", "target": "price"}}, sweeps={"s": sweep})
+    run = project.snakemake("results/s/confirmed.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "missing values are filled from the training part: b (20, with " in (project.folder / "logs/stage_data/own.log").read_text()
+    assert isinstance(project.record("s").fused, FusionPlan)
+    parts = {split: load_split(project.folder / "resources/data/own", split) for split in ("train", "validation", "test")}
+    assert parts["train"][0].shape == (432, 6), "two numbers, three categories, and one for other texts"
+    fitted = np.linalg.lstsq(*map(np.concatenate, zip(parts["train"], parts["validation"], strict=True)), rcond=None)[0]
+    least_squares = np.sqrt(np.square(parts["test"][0] @ fitted - parts["test"][1]).mean())
+    confirmed = project.result("s", "confirmed.yaml")
+    assert confirmed["evaluated_on"] == "test"
+    assert confirmed["mean"] == pytest.approx(least_squares, rel=0.05)
+    assert list(confirmed["published_model"]) == ["rmse", "mae", "r2", "loss"]
+    again = project.snakemake("results/s/confirmed.yaml", "-n")
+    assert "Nothing to be done" in again.stdout + again.stderr, again.stdout + again.stderr

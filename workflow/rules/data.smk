@@ -1,9 +1,13 @@
 # in:  the archive or folder that the config names, or no input where the config names another source
-# out: resources/data/<dataset>/, which contains uint8 arrays that trials memory-map, and a manifest
+# out: resources/data/<dataset>/, which contains arrays that trials memory-map, and a manifest
 
 
-# Stage a data set once for all trials. The rule runs on this machine, because the nodes of a cluster may have no network.
+# Stage a data set once for all trials. The rule runs on this machine, because the nodes of a cluster may have no network. A table is staged, and
+# a function is called, in the environment of the trials. A new environment does not stage the data again, but a change of the function's files does.
 rule stage_data:
+    input:
+        env=lambda w: list(map(ancient, PROJECT.environment_for(w.dataset))),
+        sources=lambda w: [local(path) for path in PROJECT.data_sources_of(w.dataset)],
     output:
         manifest=DATA / "{dataset}" / "manifest.yaml",
         arrays=expand(DATA / "{{dataset}}" / "{split}" / "{kind}.npy", split=["train", "validation", "test"], kind=["images", "labels"]),

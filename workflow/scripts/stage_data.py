@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
@@ -10,11 +12,24 @@ from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 
 
+def run_in_environment(args: argparse.Namespace) -> int:
+    """Run this program in the environment of the trials, with the same options, and return its exit code."""
+    from raysweep.environment.commands import process_environment, seen_in_container
+    from raysweep.environment.manifest import Environment
+
+    options = [argument for argument in sys.argv[1:] if argument != f"--env-dir={args.env_dir}"]
+    folders = [Path.cwd(), Path(args.source).expanduser().absolute().parent, args.output_dir.absolute().parent]
+    env = seen_in_container(process_environment() | {"PYTHONPATH": str(Path(__file__).parent)}, folders)
+    return subprocess.run(Environment.load(args.env_dir).command([__file__, *options]), env=env, check=False).returncode
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the data set's name in the config")
     parser.add_argument(
-        "--source", required=True, help="download, synthetic, or the path of CIFAR-10's .tar.gz or folder, or of a folder of images"
+        "--source",
+        required=True,
+        help="download, synthetic, or the path of CIFAR-10's .tar.gz or folder, of a folder of images, or of arrays",
     )
     parser.add_argument("--checksum", required=True, help="upstream, none, md5:… or sha256:…")
     parser.add_argument(
@@ -23,12 +38,23 @@ def main() -> None:
     parser.add_argument("--seed", required=True, type=int, help="seed of that split")
     parser.add_argument("--image-size", type=int, help="pixels along a side to which a folder's images are brought")
     parser.add_argument(
-        "--test-fraction", type=float, help="part of a folder's images set aside for the test, where it has no folder `test`"
+        "--test-fraction", type=float, help="part of the user's own data set aside for the test, where these have no test part"
+    )
+    parser.add_argument(
+        "--task", choices=["classification", "regression"], help="what the targets of arrays are; by default the targets decide"
+    )
+    parser.add_argument("--target", help="column of a table that the model predicts")
+    parser.add_argument(
+        "--env-dir",
+        type=Path,
+        help="stage in the environment of the trials in this folder, which has the packages that read tables, and those of the user's functions",
     )
     parser.add_argument("--downloads-dir", required=True, type=Path, help="where downloaded archives are kept")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
+    if args.env_dir is not None:
+        sys.exit(run_in_environment(args))
     set_up_logging(args.log)
     spec = DatasetSpec(
         name=args.name,
@@ -38,6 +64,8 @@ def main() -> None:
         seed=args.seed,
         image_size=args.image_size,
         test_fraction=args.test_fraction,
+        task=args.task,
+        target=args.target,
     )
     stage(spec, args.downloads_dir, args.output_dir)
 

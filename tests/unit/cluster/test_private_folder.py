@@ -27,6 +27,14 @@ def test_the_private_folder_is_private_and_gone_at_the_end(tmp_path: Path) -> No
     assert not folder.exists()
 
 
+def test_a_folder_gets_its_name_unless_another_has_it(tmp_path: Path) -> None:
+    with private_folder(tmp_path, "rs-named") as first, private_folder(tmp_path, "rs-named") as second:
+        assert first == tmp_path / "rs-named"
+        assert second != first
+        assert second.name.startswith("rs-")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_signal_while_the_private_folder_is_being_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mkdir = os.mkdir
 

@@ -87,6 +87,26 @@ class TestSources:
         (root / "own.tar.gz").touch()
         assert check(root, self.given(source=source))["datasets"]["pictures"]["source"] == source
 
+    def test_a_function_that_makes_the_data_is_found_in_its_file(self, root: Path) -> None:
+        assert check(root, self.given(source="train.py:train"))["datasets"]["pictures"]["source"] == "train.py:train"
+        assert_refused(
+            root,
+            self.given(source="train.py:load"),
+            "datasets.pictures.source: 'train.py:load' is not allowed: train.py does not define load",
+        )
+        assert_refused(
+            root, self.given(source="gone.py:load"), "datasets.pictures.source: 'gone.py:load' is not allowed: there is no file gone.py"
+        )
+
+    def test_a_table_and_nothing_else_has_a_target(self, root: Path) -> None:
+        (root / "own.csv").touch()
+        assert check(root, self.given(source="own.csv", target="price"))["datasets"]["pictures"]["target"] == "price"
+        assert_refused(root, self.given(source="own.csv"), "datasets.pictures.target: missing: a table needs the name of the column")
+        line = (
+            "datasets.pictures.target: 'price' is not allowed: it is for a table (.csv or .parquet), which 'synthetic' is not. Leave it out"
+        )
+        assert_refused(root, self.given(source="synthetic", target="price"), line)
+
     def test_a_set_that_was_staged_or_that_no_sweep_uses_needs_no_source(self, root: Path) -> None:
         unused = own() | {"datasets": {"pictures": {"source": "gone"}}}
         assert check(root, unused)["datasets"]["pictures"]["source"] == "gone"

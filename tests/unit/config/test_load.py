@@ -30,6 +30,8 @@ def test_defaults_are_filled_in_at_every_level(root: Path) -> None:
         "seed": 0,
         "image_size": None,
         "test_fraction": None,
+        "task": None,
+        "target": None,
     }
     sweep = whole["sweeps"]["s"]
     assert sweep["mode"] == "max"

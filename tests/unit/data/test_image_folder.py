@@ -141,13 +141,13 @@ class TestFolderOfImages:
         counts = [np.bincount(load_split(tmp_path / "data", split)[1]).tolist() for split in SPLITS]
         assert np.min(counts) >= 1
         assert np.sum(counts, axis=0).tolist() == [40, 3, 4]
-        with pytest.raises(ConfigError, match=r"^datasets\.cifar10\.source: each class needs at least 3 images, .*: 'dog' \(2\)\."):
+        with pytest.raises(ConfigError, match=r"^datasets\.cifar10\.source: each class needs at least 3 rows, .*: 'dog' \(2\)\."):
             stage_into(tmp_path, draw(tmp_path / "few", {"cat": 40, "dog": 2}))
         draw(tmp_path / "two/train", {"cat": 40, "dog": 2})
         draw(tmp_path / "two/test", {"cat": 1, "dog": 1})
         assert stage_into(tmp_path, tmp_path / "two").splits["test"] == 2
         (tmp_path / "two/train/dog/000.png").unlink()
-        with pytest.raises(ConfigError, match=r"each class needs at least 2 images, one for each of train, validation\..*: 'dog' \(1\)"):
+        with pytest.raises(ConfigError, match=r"each class needs at least 2 rows, one for each of train, validation\..*: 'dog' \(1\)"):
             stage_into(tmp_path, tmp_path / "two")
 
     def test_its_keys_are_refused_where_they_mean_nothing(self, tmp_path: Path, archive: Path) -> None:
@@ -157,9 +157,9 @@ class TestFolderOfImages:
             stage_into(tmp_path, "synthetic", test_fraction=0.5)
         draw(tmp_path / "own/train", {"a": 5, "b": 5})
         draw(tmp_path / "own/test", {"a": 5, "b": 5})
-        with pytest.raises(ConfigError, match=r"test_fraction: 0\.5 is for a folder without a folder `test`"):
+        with pytest.raises(ConfigError, match=r"test_fraction: 0\.5 is for a source without a test part"):
             stage_into(tmp_path, tmp_path / "own", test_fraction=0.5)
-        with pytest.raises(ConfigError, match=r"checksum: 'md5:.*' is for an archive, but .* is a folder"):
+        with pytest.raises(ConfigError, match=r"checksum: 'md5:.*' is for a file, but .* is none"):
             stage_into(tmp_path, tmp_path / "own", checksum="md5:" + "0" * 32)
-        with pytest.raises(ConfigError, match=r"datasets\.cifar10\.test_fraction: 0\.01 of 10 images leaves test without any"):
+        with pytest.raises(ConfigError, match=r"datasets\.cifar10\.test_fraction: 0\.01 of 10 rows leaves test without any"):
             stage_into(tmp_path, draw(tmp_path / "few", {"a": 5, "b": 5}), test_fraction=0.01)

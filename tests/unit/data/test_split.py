@@ -78,12 +78,12 @@ class TestSetRowsAside:
             assert not caplog.records
             set_rows_aside(self.arrays(2, 40, 3), 0.1, 0, "key", ("train", "test"))
         assert [record.getMessage() for record in caplog.records] == [
-            "key: 2 of 3 classes are too small for the fraction 0.1: at least one image of each class is in test, and at least 1 in train"
+            "key: 2 of 3 classes are too small for the fraction 0.1: at least one row of each class is in test, and at least 1 in train"
         ]
 
     @pytest.mark.parametrize(("fraction", "split", "change"), [(0.01, "test", "larger"), (0.99, "train", "smaller")])
     def test_a_fraction_that_leaves_a_split_empty_is_refused(self, fraction: float, split: str, change: str) -> None:
-        with pytest.raises(ConfigError, match=rf"^key: {fraction} of 10 images leaves {split} without any\. Give a {change} fraction\."):
+        with pytest.raises(ConfigError, match=rf"^key: {fraction} of 10 rows leaves {split} without any\. Give a {change} fraction\."):
             set_rows_aside(self.arrays(5, 5), fraction, 0, "key", ("train", "test"))
 
     def test_classes_with_fewer_rows_than_splits_are_named(self) -> None:
@@ -91,11 +91,11 @@ class TestSetRowsAside:
         refuse_small_classes(labels[labels == 0], "abcdef", SPLITS, "key")
         with pytest.raises(
             ConfigError,
-            match=r"^key: each class needs at least 3 images, one for each of train, validation, test\. "
-            r"Too few images have: 'b' \(1\), 'c' \(2\), 'd' \(1\) and 1 more\. Add images",
+            match=r"^key: each class needs at least 3 rows, one for each of train, validation, test\. "
+            r"Too few rows have: 'b' \(1\), 'c' \(2\), 'd' \(1\) and 1 more\. Add rows",
         ):
             refuse_small_classes(labels, "abcdef", SPLITS, "key")
-        with pytest.raises(ConfigError, match=r"at least 2 images, .*: 'b' \(1\), 'd' \(1\)\."):
+        with pytest.raises(ConfigError, match=r"at least 2 rows, .*: 'b' \(1\), 'd' \(1\)\."):
             refuse_small_classes(labels, "abcdef", ("train", "validation"), "key")
 
 

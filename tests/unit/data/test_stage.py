@@ -90,8 +90,8 @@ def test_synthetic_data_is_called_so(tmp_path: Path) -> None:
         ({"validation_fraction": 0.0}, "validation_fraction: 0.0 is not allowed.*between 0 and 1"),
         ({"validation_fraction": 1.0}, "validation_fraction: 1.0 is not allowed"),
         ({"validation_fraction": float("nan")}, "validation_fraction: nan is not allowed"),
-        ({"validation_fraction": 0.001}, "0.001 of 100 images leaves validation without any"),
-        ({"validation_fraction": 0.999}, "0.999 of 100 images leaves train without any"),
+        ({"validation_fraction": 0.001}, "0.001 of 100 rows leaves validation without any"),
+        ({"validation_fraction": 0.999}, "0.999 of 100 rows leaves train without any"),
         ({"seed": -1}, "seed: -1 is not allowed"),
         ({"checksum": "crc32:00"}, "checksum: 'crc32:00' is not allowed: give upstream, none, md5"),
         ({"checksum": "md5:c58f"}, "checksum: 'md5:c58f' is not allowed.*32 hexadecimal digits"),
@@ -111,7 +111,7 @@ def test_a_mistake_in_the_config_is_one_line_that_names_the_key(
 
 def test_a_folder_has_no_checksum_of_its_own(tmp_path: Path) -> None:
     folder = cifar_layout.write_folder(tmp_path / "folder", cifar_layout.files())
-    with pytest.raises(ConfigError, match=r"is for an archive, but .*folder' is a folder\. Allowed: upstream, none"):
+    with pytest.raises(ConfigError, match=r"is for a file, but .*folder' is none\. Allowed: upstream, none"):
         stage_into(tmp_path, folder, checksum="md5:" + "0" * 32)
     with pytest.raises(WorldError, match="data_batch_1: its MD5 is"):
         stage_into(tmp_path, folder, checksum="upstream")

@@ -6,6 +6,7 @@ import html
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from raysweep.report.report import figures_of, render
 from raysweep.report.snippet import snippet
 from reporting import made_up
+from staging import stage_into
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -96,15 +98,16 @@ class Net(torch.nn.Module):
 def test_the_snippet_for_a_model_with_lazy_layers_runs(tmp_path: Path, dtype: str) -> None:
     torch = pytest.importorskip("torch")
     np = pytest.importorskip("numpy")
+    from raysweep.training.preparation import DataFacts, normalized
     from raysweep.training.spec import TrainingSpec
-    from raysweep.training.trainer import Trainer, normalized
+    from raysweep.training.trainer import Trainer
 
     (tmp_path / "net.py").write_text(LAZY)
     known: dict[str, Any] = {}
     exec(LAZY, known)
     inputs = made_up(tmp_path, model="net.py:Net", search_space={"lr": 0.1, "batch_size": 4, "dtype": dtype})
     spec = TrainingSpec("cross_entropy", "sgd", order_seed=0)
-    trainer = Trainer(known["Net"], inputs.winner.config, spec, seed=1, device=torch.device("cpu"), image_shape=(3, 32, 32))
+    trainer = Trainer(known["Net"], inputs.winner.config, spec, seed=1, device=torch.device("cpu"), facts=DataFacts((3, 32, 32)))
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
     trainer.train_epoch(torch.from_numpy(images), torch.arange(12) % 10, 1)
     inputs.model_dir.mkdir(parents=True)
@@ -120,6 +123,55 @@ def test_the_snippet_for_a_model_with_lazy_layers_runs(tmp_path: Path, dtype: st
     assert done.returncode == 0, done.stderr
     expected = trainer.model.eval()(normalized(torch.from_numpy(images[:8]), trainer.dtype)).argmax(dim=1)
     assert done.stdout.split() == [inputs.data.classes[i] for i in expected]  # type: ignore[union-attr]
+
+
+TABLE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.layer = torch.nn.Linear(in_features, out_features)
+
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
+@pytest.mark.slow
+def test_the_snippet_for_a_regression_on_floats_standardises_them_and_prints_the_unit_of_the_target(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    np = pytest.importorskip("numpy")
+    from raysweep.data.split import load_split
+    from raysweep.training.arrays import read_facts
+    from raysweep.training.spec import TrainingSpec
+    from raysweep.training.trainer import Trainer
+
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", x=generator.normal(50, 20, (90, 3)), y=generator.normal(1000, 100, 90))
+    made_up_sweep = made_up(tmp_path, model="net.py:Net", search_space={"lr": 0.1, "batch_size": 4})
+    data_dir = tmp_path / "resources/data/cifar10"
+    manifest = stage_into(tmp_path, tmp_path / "own.npz", output_dir=data_dir)
+    inputs = replace(made_up_sweep, data=manifest, data_dir=data_dir)
+    (tmp_path / "net.py").write_text(TABLE)
+    known: dict[str, Any] = {}
+    exec(TABLE, known)
+    spec = TrainingSpec("mse_loss", "sgd", order_seed=0)
+    trainer = Trainer(known["Net"], inputs.winner.config, spec, seed=1, device=torch.device("cpu"), facts=read_facts(data_dir))
+    inputs.model_dir.mkdir(parents=True)
+    trainer.save(inputs.model_dir, 1)
+
+    text = snippet(inputs, tmp_path)
+    assert "model = Net(in_features=3, out_features=1)" in text
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = torch.from_numpy(load_split(data_dir, "validation")[0][:8])
+    assert manifest.target is not None
+    expected = trainer.model(trainer.preparation.inputs(rows)).flatten() * manifest.target.deviation[0] + manifest.target.mean[0]
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(expected.tolist(), rel=1e-6)
+    page = render(inputs, figures_of(inputs), tmp_path)
+    assert "standardised with the mean and the standard deviation of the training part" in page
+    assert "0.2 of all rows, set aside with the same seed before that split<" in page.replace("\n", "")
 
 
 def test_the_snippet_for_the_bundled_model_imports_it_from_the_workflow(tmp_path: Path) -> None:

@@ -111,5 +111,22 @@ def test_staged_files_are_the_manifest_and_the_arrays_of_the_splits(tmp_path: Pa
 def test_a_folder_of_images_has_options(tmp_path: Path) -> None:
     found = project(tmp_path)
     assert found.source_of("pictures") == "synthetic"
-    found.config["datasets"]["pictures"].update(source="pictures", image_size=32, test_fraction=0.1)
-    assert found.source_of("pictures") == ["pictures", "--image-size=32", "--test-fraction=0.1"]
+    found.config["datasets"]["pictures"].update(source="pictures", image_size=32, test_fraction=0.1, task="classification")
+    assert found.source_of("pictures") == ["pictures", "--image-size=32", "--test-fraction=0.1", "--task=classification"]
+
+
+def test_the_files_of_a_function_that_makes_a_data_set_are_inputs(tmp_path: Path) -> None:
+    found = project(tmp_path)
+    assert found.data_sources_of("pictures") == []
+    found.config["datasets"]["pictures"].update(source="train.py:train")
+    assert found.data_sources_of("pictures") == ["helpers.py", "train.py"]
+    assert found.environment_for("pictures") == [found.env / "env.yaml"]
+    assert found.source_of("pictures") == ["train.py:train", f"--env-dir={found.env}"]
+
+
+def test_a_table_is_staged_in_the_environment_of_the_trials(tmp_path: Path) -> None:
+    found = project(tmp_path, prefix="outer")
+    assert found.environment_for("pictures") == []
+    found.config["datasets"]["pictures"].update(source="own.csv", target="price")
+    assert found.environment_for("pictures") == [found.env / "env.yaml"]
+    assert found.source_of("pictures") == ["own.csv", "--target=price", f"--env-dir=outer/{found.env}"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from raysweep.common.errors import ConfigError, WorldError
 from raysweep.stages.stage import keep_log
+from staging import stage_into
 from typed import make_stage
 
 
@@ -39,6 +42,44 @@ def test_what_is_installed_counts_where_the_lock_does_not_say_it(tmp_path: Path,
     assert (
         identity(tmp_path, environment_sha256="a", wheels=wheels) != identity(tmp_path, environment_sha256="b", wheels=wheels)
     ) == counts
+
+
+def test_a_loss_or_metric_that_does_not_fit_the_staged_data_is_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=np.arange(60.0).reshape(30, 2), y=np.arange(30.0))
+    stage_into(tmp_path, tmp_path / "own.npz", output_dir=tmp_path / "resources/data/own", name="own")
+    datasets = {"own": {"source": str(tmp_path / "own.npz")}}
+    model = {
+        "trainable": None,
+        "model": "raysweep.models.lenet:LeNet",
+        "search_space": {"lr": 1, "batch_size": 1},
+        "dataset": "own",
+        "mode": "min",
+    }
+    with pytest.raises(
+        ConfigError, match=r"^sweeps\.s\.loss: 'cross_entropy' is not allowed: the targets are numbers \(task: regression\)\."
+    ):
+        make_stage(tmp_path, datasets=datasets, **model, metric="loss")
+    assert make_stage(tmp_path, datasets=datasets, **model, metric="mae").sweep.loss == "mse_loss"
+    with pytest.raises(ConfigError, match=r"^sweeps\.s\.metric: 'accuracy' is not allowed: the targets are numbers"):
+        make_stage(tmp_path, datasets=datasets, **model, metric="mae", stop={"accuracy": {"at_least": 1}})
+    with pytest.raises(WorldError, match=r"own was staged with task 'regression', and datasets\.own\.task is 'classification'"):
+        make_stage(tmp_path, datasets={"own": {**datasets["own"], "task": "classification"}}, **model, metric="loss")
+
+
+def test_rows_that_are_no_images_are_not_augmented(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) % 2)
+    stage_into(tmp_path, tmp_path / "own.npz", output_dir=tmp_path / "resources/data/own", name="own")
+    with pytest.raises(ConfigError, match=r"^sweeps\.s\.training\.augment: is not allowed with rows that are no images, \[3\]: \[\]$"):
+        make_stage(
+            tmp_path,
+            datasets={"own": {"source": str(tmp_path / "own.npz")}},
+            trainable=None,
+            model="raysweep.models.lenet:LeNet",
+            search_space={"lr": 1, "batch_size": 1},
+            dataset="own",
+            metric="accuracy",
+            training={"augment": ["flip"]},
+        )
 
 
 def test_the_log_of_a_session_stays_when_snakemake_deletes_the_log_of_the_rule(tmp_path: Path) -> None:

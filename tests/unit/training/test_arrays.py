@@ -7,7 +7,8 @@ import torch
 
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
-from raysweep.training.arrays import load_tensors, read_image_shape
+from raysweep.training.arrays import load_tensors, read_facts
+from raysweep.training.preparation import DataFacts
 
 
 def test_the_arrays_of_a_split_are_loaded_once_per_process(tmp_path: Path) -> None:
@@ -18,14 +19,15 @@ def test_the_arrays_of_a_split_are_loaded_once_per_process(tmp_path: Path) -> No
     assert again is images
 
 
-def test_the_shape_of_an_image_is_that_of_the_training_part(tmp_path: Path) -> None:
+def test_the_facts_are_those_of_the_manifest(tmp_path: Path) -> None:
     stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path, tmp_path / "data")
     images, _ = load_tensors(tmp_path / "data", "train", torch.device("cpu"))
-    assert read_image_shape(tmp_path / "data") == images.shape[1:] == (3, 32, 32)
+    assert read_facts(tmp_path / "data") == DataFacts((3, 32, 32), 10)
+    assert read_facts(tmp_path / "data").row_shape == images.shape[1:] == (3, 32, 32)
 
 
-def test_the_trials_of_a_process_read_the_shape_of_an_image_once(tmp_path: Path) -> None:
+def test_the_trials_of_a_process_read_the_facts_of_a_data_set_once(tmp_path: Path) -> None:
     stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path, tmp_path / "data")
-    shape = read_image_shape(tmp_path / "data")
+    shape = read_facts(tmp_path / "data").row_shape
     shutil.rmtree(tmp_path / "data")
-    assert read_image_shape(tmp_path / "data") == shape
+    assert read_facts(tmp_path / "data").row_shape == shape

@@ -19,8 +19,9 @@ from raysweep.config.recipe import OPTIMIZER_SETTINGS, Recipe, Schedule
 from raysweep.models.lenet import LeNet
 from raysweep.training.augmentation import cut_out, shifted
 from raysweep.training.epoch_plan import plan_epoch
+from raysweep.training.preparation import DataFacts, normalized
 from raysweep.training.spec import TrainingSpec
-from raysweep.training.trainer import EVALUATION_BATCH_SIZE, MODEL_FILE, Trainer, normalized
+from raysweep.training.trainer import EVALUATION_BATCH_SIZE, MODEL_FILE, Trainer
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trainer(config: dict[str, object], optimizer: str = "sgd", seed: int = 1, model: type[nn.Module] = Small) -> Trainer:
-    return Trainer(model, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=seed, device=CPU, image_shape=(3, 2, 2))
+    return Trainer(model, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=seed, device=CPU, facts=DataFacts((3, 2, 2)))
 
 
 def weights(of: Trainer) -> torch.Tensor:

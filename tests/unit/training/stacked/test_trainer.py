@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from raysweep.config.recipe import Recipe, Schedule
 from raysweep.models.lenet import LeNet
+from raysweep.training.preparation import normalized
 from raysweep.training.stacked.verification import reason_not_stackable
-from raysweep.training.trainer import normalized
 from raysweep.tune.slots.fusion import micro_batch_size
 from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
 

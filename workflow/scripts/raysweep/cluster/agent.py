@@ -177,7 +177,7 @@ class Agent:
             base = base_for_ray(self.local_dir)
             for each in {self.local_dir, base}:
                 check_space(each)
-            with private_folder(self.local_dir) as folder, private_folder(base) as ray_folder:
+            with private_folder(self.local_dir) as folder, private_folder(base, self.start.ray_folder) as ray_folder:
                 try:
                     self.run_ray(folder, ray_folder / "ray")
                 finally:

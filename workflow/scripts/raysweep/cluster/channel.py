@@ -9,6 +9,7 @@ The launcher and the agents run in the controller's Python.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,15 @@ class Start:
     min_nodes: int  # number of nodes that must be up before the driver starts trials
     job: Job  # the job that the driver runs
     kind: Literal["start"] = "start"
+
+    @property
+    def ray_folder(self) -> str:
+        """Return the name of the private folder of Ray, which is the same on all nodes of a job.
+
+        On each node, an old Ray (2.53) writes to the path of the head's folder instead of the path that `ray start` gets. Without a private folder at
+        this path, Ray would make a folder there that other users can enter, and nobody would remove this folder.
+        """
+        return f"rs-{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,16 @@ LONGEST_TEMP_DIR = 43
 
 
 @contextlib.contextmanager
-def private_folder(base: Path) -> Iterator[Path]:
+def private_folder(base: Path, name: str | None = None) -> Iterator[Path]:
     """Make a folder in `base` that only this user can enter, and remove the folder after the block.
 
-    Where a SIGKILL prevents the removal, the next agent on this node removes the folder.
+    The folder is called `name` where nothing has this name. Where a SIGKILL prevents the removal, the next agent on this node removes the folder.
     """
     remove_left_behind(base)
-    # This code does not use `mkdtemp`, because `mkdtemp` returns the name only after making the folder. A signal between these two steps would leave a
-    # folder that nobody removes.
-    folder = base / f"rs-{secrets.token_urlsafe(6)}"
+    folder = None
     try:
-        folder.mkdir(mode=0o700)
+        with uninterrupted():  # a signal between the making of the folder and the assignment would leave a folder that nobody removes
+            folder = _make_folder(base, name)
         # Other agents see by the lock that this folder is in use. `flock` is reliable here, because `base` is on a disk of this node. The lock file is
         # renamed to "lock" only after `flock`, so that no other agent finds the file "lock" unlocked.
         with (folder / "lock.new").open("w") as lock:
@@ -46,7 +45,18 @@ def private_folder(base: Path) -> Iterator[Path]:
             yield folder
     finally:
         with uninterrupted():
-            _remove(folder)
+            if folder is not None:
+                _remove(folder)
+
+
+def _make_folder(base: Path, name: str | None) -> Path:
+    if name is not None:
+        with contextlib.suppress(FileExistsError):
+            (base / name).mkdir(mode=0o700)
+            return base / name
+    folder = base / f"rs-{secrets.token_urlsafe(6)}"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def remove_left_behind(base: Path) -> None:

@@ -6,11 +6,14 @@ The module reads the header without PyTorch and safetensors, because the control
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # The metadata of a weights file has the names of the lazy layers at this key. A lazy layer needs a first batch before weights can be loaded.
 LAZY_LAYERS_KEY = "lazy_layers"
+# The metadata has the arguments of the model's constructor that the data determine, as JSON, at this key.
+ARGUMENTS_KEY = "arguments"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class WeightsFacts:
 
     has_lazy_layers: bool = False
     is_float32: bool = True  # This field is True where every floating-point weight has 32 bits.
+    arguments: dict[str, Any] = field(default_factory=dict)  # arguments of the model's constructor that the data determine
 
 
 def read_weights_facts(path: Path) -> WeightsFacts:
@@ -33,4 +37,4 @@ def read_weights_facts(path: Path) -> WeightsFacts:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     metadata = header.pop("__metadata__", {})
     other_floats = {tensor["dtype"] for tensor in header.values()} & {"F16", "BF16", "F64"}
-    return WeightsFacts(LAZY_LAYERS_KEY in metadata, not other_floats)
+    return WeightsFacts(LAZY_LAYERS_KEY in metadata, not other_floats, json.loads(metadata.get(ARGUMENTS_KEY, "{}")))

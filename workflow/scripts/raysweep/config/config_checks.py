@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from raysweep.common.errors import ConfigError
 from raysweep.config.mistakes import Mistake
 from raysweep.config.section import Section, maps_below
-from raysweep.data.manifest import MANIFEST, is_missing, missing_source_message
+from raysweep.data.manifest import MANIFEST, is_function, is_missing, is_table, missing_source_message
 from raysweep.environment.requirements import check_requirements_files, extras_of, parse_requirements
-from raysweep.usercode.target import SCRIPTS_DIR
+from raysweep.usercode.target import SCRIPTS_DIR, find_target, local_sources
 
 COMPARISON = "comparison.html"  # This file of the results compares the sweeps of a config.
 FOLDERS = ("results_dir", "state_dir", "resources_dir")
@@ -77,8 +77,24 @@ def check_source(dataset: Section) -> Iterator[Mistake]:
     """
     name, source = str(dataset.path[-1]), dataset.values["source"]
     is_used = any(sweep.get("dataset") == name for sweep in maps_below(dataset.config, "sweeps").values())
-    if is_used and is_missing(source, dataset.root) and not (dataset.folder("resources_dir") / "data" / name / MANIFEST).is_file():
+    if is_function(source):
+        try:
+            local_sources(find_target(source, dataset.root))
+        except ConfigError as error:
+            yield dataset.mistake(str(error), "source")
+    elif is_used and is_missing(source, dataset.root) and not (dataset.folder("resources_dir") / "data" / name / MANIFEST).is_file():
         yield dataset.mistake(missing_source_message(source), "source")
+
+
+def check_target_column(dataset: Section) -> Iterator[Mistake]:
+    """Yield a mistake where a table has no target, or where a data set that is no table has a target."""
+    source, target = dataset.values["source"], dataset.values["target"]
+    if is_table(source) and target is None:
+        yield dataset.mistake("missing: a table needs the name of the column that the model predicts", "target")
+    elif target is not None and not is_table(source):
+        yield dataset.mistake(
+            f"{target!r} is not allowed: it is for a table (.csv or .parquet), which {source!r} is not. Leave it out", "target"
+        )
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:

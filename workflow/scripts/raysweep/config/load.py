@@ -21,6 +21,7 @@ from raysweep.config.model import Config
 from raysweep.config.rules import check_rules
 from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_at, schema_mistakes, with_defaults
 from raysweep.config.section import Section, maps_below
+from raysweep.config.tasks import default_loss, task_of
 from raysweep.config.yaml_text import Loop, compose, node_at, text_mistakes, value_of
 from raysweep.environment.requirements import EnvironmentSpec
 
@@ -233,7 +234,7 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
         if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
         if "model" in sweep:
-            sweep.setdefault("loss", "cross_entropy")
+            sweep.setdefault("loss", default_loss(task_of(sweep, filled), sweep.get("metric")))
             sweep.setdefault("optimizer", "sgd")
             sweep["training"] = with_defaults(sweep.get("training", {}), schema_at(("sweeps", name, "training")))
     for values, key in _named_values(filled):

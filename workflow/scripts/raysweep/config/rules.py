@@ -44,7 +44,10 @@ RULES_OF_CONFIG = (
     Rule(config_checks.check_dashboard, "env.requirements ray.dashboard"),
     Rule(config_checks.check_cache, "env.cache_dir env.wheels"),
 )
-RULES_OF_DATASET = (Rule(config_checks.check_source, "source", "resources_dir"),)
+RULES_OF_DATASET = (
+    Rule(config_checks.check_source, "source", "resources_dir"),
+    Rule(config_checks.check_target_column, "source target"),
+)
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
     Rule(sweep_checks.check_dataset, "dataset model", "datasets"),
@@ -56,6 +59,7 @@ RULES_OF_SWEEP = (
     Rule(partial(sweep_checks.check_bounds, key="stop"), "stop model"),
     Rule(partial(sweep_checks.check_bounds, key="constraint"), "constraint model"),
     Rule(sweep_checks.check_metric, "metric mode model"),
+    Rule(sweep_checks.check_loss, "loss model dataset", only_for_models=True),
     Rule(sweep_checks.check_learning_rate, "search_space.lr model", only_for_models=True),
     Rule(sweep_checks.check_batch_size, "search_space.batch_size model", only_for_models=True),
     Rule(sweep_checks.check_optimizer, "search_space model optimizer", only_for_models=True),

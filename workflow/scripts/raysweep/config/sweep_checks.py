@@ -32,11 +32,10 @@ from raysweep.config.space import (
     read_space,
     sets_training,
 )
+from raysweep.config.tasks import METRICS_TO_RAISE, TASKS, metrics_of, task_of
 from raysweep.environment.requirements import lists
 from raysweep.usercode.target import find_target, local_sources
 from raysweep.usercode.target import is_class as target_is_class
-
-MODEL_METRICS = ("accuracy", "loss", "train_loss")
 
 
 def check_target(sweep: Section) -> Iterator[Mistake]:
@@ -150,11 +149,23 @@ def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
     for metric, bound in sweep.values[key].items():
         if key == "constraint" and metric in TUNE_NAMES:
             yield _reserved_name(sweep, metric, key, metric)
-        elif not isinstance(metric, str) or (sweep.is_of_model and metric not in MODEL_METRICS):
-            names = f"one of {', '.join(MODEL_METRICS)}, which model reports" if sweep.is_of_model else "the name of a metric"
+        elif not isinstance(metric, str) or (sweep.is_of_model and metric not in _metrics(sweep)):
+            names = f"one of {', '.join(_metrics(sweep))}, which model reports" if sweep.is_of_model else "the name of a metric"
             yield sweep.mistake(f"{metric!r} is not allowed: {names}", key, metric)
         elif not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(is_number, bound.values()))):
             yield sweep.mistake(f"{bound!r} is not allowed: {{at_least: number}} or {{at_most: number}}", key, metric)
+
+
+def _metrics(sweep: Section) -> tuple[str, ...]:
+    """Return the metrics that a model reports. Where only the staged data will say the task, return the metrics of all tasks."""
+    return metrics_of(task_of(sweep.values, sweep.config))
+
+
+def check_loss(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the loss is for another task than the task that the config says."""
+    task, loss = task_of(sweep.values, sweep.config), sweep.values["loss"]
+    if task is not None and (message := TASKS[task].refusal_of(loss)):
+        yield sweep.mistake(message, "loss")
 
 
 def check_metric(sweep: Section) -> Iterator[Mistake]:
@@ -163,9 +174,9 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
     if not sweep.is_of_model:
         if metric in TUNE_NAMES:
             yield _reserved_name(sweep, metric, "metric")
-    elif metric not in MODEL_METRICS:
-        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(MODEL_METRICS)}", "metric")
-    elif metric != "accuracy" and sweep.values["mode"] == "max":
+    elif metric not in _metrics(sweep):
+        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(_metrics(sweep))}", "metric")
+    elif metric not in METRICS_TO_RAISE and sweep.values["mode"] == "max":
         yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", "mode")
 
 

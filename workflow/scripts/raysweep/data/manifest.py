@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from raysweep.common.errors import WorldError
 from raysweep.common.typed_json import OMIT_IF_EMPTY, Extensible, read_yaml_as
 
 MANIFEST = "manifest.yaml"  # This file exists only when the data set is complete.
+
+Task = Literal["classification", "regression"]
+TABLE_ENDINGS = (".csv", ".parquet")
+
+
+def is_table(source: str) -> bool:
+    """Return whether `source` is the path of a table."""
+    return Path(source).suffix in TABLE_ENDINGS
+
+
+def is_function(source: str) -> bool:
+    """Return whether `source` names a function of the user's own, as `path/to/file.py:function`."""
+    return ".py:" in source
+
+
+def needs_packages(source: str) -> bool:
+    """Return whether the data set is staged in the environment of the trials, because staging needs packages of this environment."""
+    return is_table(source) or is_function(source)
 
 
 def is_missing(source: str, root: Path) -> bool:
@@ -18,7 +37,10 @@ def is_missing(source: str, root: Path) -> bool:
 
 def missing_source_message(source: str) -> str:
     """Return the error message for a source path that does not exist. The config check and the staging both use this message."""
-    return f"{source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, or that of a folder of images"
+    return (
+        f"{source!r} does not exist. Allowed: download, synthetic, the path of CIFAR-10's .tar.gz or extracted folder, of a folder of images, "
+        "of arrays (.npz, or a folder of .npy), or of a table (.csv or .parquet), or path/to/file.py:function"
+    )
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,27 @@ class DatasetSpec:
     validation_fraction: float
     seed: int
     image_size: int | None = None  # side of the square images in pixels; only allowed for a folder of images
-    test_fraction: float | None = None  # only allowed for a folder of images without a folder `test`
+    test_fraction: float | None = None  # only allowed for a source without a test part
+    task: Task | None = None  # None: the targets of the data set decide
+    target: str | None = None  # column of a table that the model predicts
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Contains the mean and the standard deviation of values in the training part. The tuples have one number for each column or channel."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]  # 1 where all values of a column are equal
+
+
+@dataclass(frozen=True)
+class Column:
+    """Describes how a column of a table was converted to inputs of a model."""
+
+    name: str
+    fill: float | str  # the value that replaces missing values: the mean or the most frequent text of the training part
+    missing: int = 0  # number of missing values in all rows
+    categories: tuple[str, ...] = field(default=(), metadata=OMIT_IF_EMPTY)  # texts of the training part; empty for a column of numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +88,24 @@ class DataManifest(Extensible):
     classes: tuple[str, ...]
     # None where the source already contains a test split; the manifest then lacks this key
     test_fraction: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
-    image_shape: tuple[int, ...]  # (channels, height, width), the last two in pixels
-    splits: dict[str, int]  # number of images by split
+    kind: Literal["arrays", "table"] | None = field(
+        default=None, metadata=OMIT_IF_EMPTY
+    )  # None for images of CIFAR-10, of a folder, or generated
+    image_shape: tuple[int, ...]  # shape of one row of the inputs; for images (channels, height, width), the last two in pixels
+    inputs: Figures | None = field(default=None, metadata=OMIT_IF_EMPTY)  # figures of float inputs; None for uint8
+    target: Figures | None = field(default=None, metadata=OMIT_IF_EMPTY)  # figures of the target of a regression; None for classes
+    columns: tuple[Column, ...] = field(default=(), metadata=OMIT_IF_EMPTY)  # columns of a table, without the target
+    target_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    splits: dict[str, int]  # number of rows by split
     validation_fraction: float
     seed: int
     files: dict[str, str]  # SHA-256 of each file by its path, which is relative to the folder of the data set
     data_sha256: str  # SHA-256 of the list in `files`; this digest is part of a sweep's identity
+
+    @property
+    def task(self) -> Task:
+        """Return whether the targets are classes or numbers."""
+        return "classification" if self.target is None else "regression"
 
     def check_spec(self, data_dir: Path, spec: DatasetSpec) -> None:
         """Raise WorldError where the data set staged in `data_dir` differs from the data set that the config describes.
@@ -64,6 +118,8 @@ class DataManifest(Extensible):
             "seed": (self.seed, spec.seed),
             "image_size": (self.image_shape[-1], spec.image_size),
             "test_fraction": (self.test_fraction, spec.test_fraction),
+            "task": (self.task, spec.task),
+            "target": (self.target_column, spec.target),
         }
         for key, (value, wanted) in staged.items():
             if wanted not in (None, value):

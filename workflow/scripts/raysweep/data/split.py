@@ -9,14 +9,16 @@ import numpy as np
 
 from raysweep.common.errors import ConfigError, logger
 from raysweep.data.manifest import read_manifest
+from raysweep.data.mapped import Inputs
 
 SPLITS = ("train", "validation", "test")
 
-Arrays = tuple[np.ndarray, np.ndarray]  # (images, uint8 [n, 3, height, width]; labels, int64 [n])
+# (inputs [n, …], for images uint8 [n, 3, height, width]; targets [n], which are labels, int64, or the numbers of a regression, float64)
+Arrays = tuple[Inputs, np.ndarray]
 
 
-def load_split(data_dir: Path, split: str) -> Arrays:
-    """Return the images, uint8 [n, 3, height, width], and the labels, int64 [n], of the split "train", "validation" or "test".
+def load_split(data_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs [n, …] and the targets [n] of the split "train", "validation" or "test". Images are uint8 [n, 3, height, width].
 
     The arrays are memory-mapped, so all trials of a node share one copy in memory. The mode is copy-on-write, because torch.from_numpy expects
     writable arrays.
@@ -38,8 +40,8 @@ def refuse_small_classes(labels: np.ndarray, classes: Sequence[str], splits: Seq
     if small:
         few = ", ".join(f"{name!r} ({count})" for name, count in small[:3]) + (f" and {len(small) - 3} more" if len(small) > 3 else "")
         raise ConfigError(
-            f"{config_key}: each class needs at least {len(splits)} images, one for each of {', '.join(splits)}. Too few images have: {few}. "
-            "Add images to these classes, or take the classes away."
+            f"{config_key}: each class needs at least {len(splits)} rows, one for each of {', '.join(splits)}. Too few rows have: {few}. "
+            "Add rows to these classes, or take the classes away."
         )
 
 
@@ -49,23 +51,24 @@ def set_rows_aside(
     """Divide the rows of `arrays` into two splits, and return the first split and the second split. `names` are the names of the two splits.
 
     The second split receives about `fraction` of the rows. For every fraction, the second split receives at least one row of each class, and the first
-    split keeps at least `num_kept` rows of each class. So each class needs at least `num_kept` + 1 rows. Raises ConfigError, whose message begins with
-    `config_key`, where the fraction alone would leave one of the two splits empty.
+    split keeps at least `num_kept` rows of each class. So each class needs at least `num_kept` + 1 rows. The rows of a regression count as one class.
+    Raises ConfigError, whose message begins with `config_key`, where the fraction alone would leave one of the two splits empty.
     """
-    images, labels = arrays
+    inputs, targets = arrays
+    labels = targets if targets.dtype.kind == "i" else np.zeros(len(targets), np.int64)
     classes, counts = np.unique(labels, return_counts=True)
     take = _apportion(counts, fraction)
     if not 0 < take.sum() < len(labels):
         empty, change = (names[0], "smaller") if take.any() else (names[1], "larger")
-        raise ConfigError(f"{config_key}: {fraction} of {len(labels)} images leaves {empty} without any. Give a {change} fraction.")
+        raise ConfigError(f"{config_key}: {fraction} of {len(labels)} rows leaves {empty} without any. Give a {change} fraction.")
     bounded = np.clip(take, 1, counts - num_kept)
     if num_changed := int((bounded != take).sum()):
         logger.info(
-            "%s: %d of %d classes are too small for the fraction %g: at least one image of each class is in %s, and at least %d in %s",
+            "%s: %d of %d classes are too small for the fraction %g: at least one row of each class is in %s, and at least %d in %s",
             config_key, num_changed, len(classes), fraction, names[1], num_kept, names[0],
         )  # fmt: skip
     aside = _choose(labels, classes, bounded, seed)
-    return (images[~aside], labels[~aside]), (images[aside], labels[aside])
+    return (inputs[~aside], targets[~aside]), (inputs[aside], targets[aside])
 
 
 def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:

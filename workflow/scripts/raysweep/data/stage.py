@@ -1,7 +1,7 @@
 """Stages a data set. Staging fetches or generates the data set, verifies and splits the data set, and writes arrays, which trials map into memory.
 
-    <data_dir>/{train,validation,test}/images.npy     uint8 [n, 3, height, width]
-    <data_dir>/{train,validation,test}/labels.npy     int64 [n]
+    <data_dir>/{train,validation,test}/images.npy     the inputs: images, uint8 [n, 3, height, width], or the rows of arrays, [n, …]
+    <data_dir>/{train,validation,test}/labels.npy     the targets: labels, int64 [n], or the numbers of a regression, float64 [n]
     <data_dir>/manifest.yaml
 
 The validation split is sampled from the training set. In both splits the rows keep the order of the training set.
@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import sha256_of_file, write_yaml, written_aside
 from raysweep.common.typed_json import to_json
-from raysweep.data import cifar10, synthetic
+from raysweep.data import arrays, cifar10, synthetic
+from raysweep.data.columns import Raw, encode, figures_of_table, fit
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
-from raysweep.data.manifest import MANIFEST, DataManifest, DatasetSpec, missing_source_message
+from raysweep.data.figures import figures_of
+from raysweep.data.manifest import MANIFEST, Column, DataManifest, DatasetSpec, Figures, is_function, is_table, missing_source_message
+from raysweep.data.mapped import Inputs, blocks_of
 from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
 
 IMAGE_SIZE, TEST_FRACTION = 32, 0.2  # Default side of the images in pixels, and default fraction of the test split, for a folder of images.
@@ -37,11 +41,18 @@ UPSTREAM = Checksum("md5", cifar10.ARCHIVE_MD5)
 class Source:
     """Contains a data set before the validation split is sampled."""
 
-    parts: dict[str, Arrays]  # arrays by split: "train", and "test" unless a folder of images has no test split
+    parts: Mapping[str, Arrays]  # arrays by split: "train", and "test" unless the user's own data have no test split
     synthetic: bool
     description: str
     checksum: str | None  # the checksum that was verified; None where no checksum was verified
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # empty for a regression
+    kind: Literal["arrays", "table"] | None = None
+    raws: Sequence[Raw] = ()  # columns of a table
+
+    @property
+    def noun(self) -> str:
+        """Return the word for the rows of the data set in messages."""
+        return "rows" if self.kind else "images"
 
 
 def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: str = cifar10.ADDRESS) -> DataManifest:
@@ -51,39 +62,28 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
     """
     key = f"datasets.{spec.name}"
     _check_values(spec)
-    is_folder = _is_image_folder(spec.source)
-    source = _read_image_folder(spec) if is_folder else _read_cifar_or_synthetic(spec, downloads_dir, address)
-    train, test, test_fraction = source.parts["train"], source.parts.get("test"), None
-    drawn = SPLITS if test is None else ("train", "validation")
-    refuse_small_classes(train[1], source.classes, drawn, f"{key}.source")
-    if test is None:
-        test_fraction = spec.test_fraction or TEST_FRACTION
-        names = ("train", "test")
-        # At least two images of each class stay in the training set, because the validation split is sampled next and needs one of these images.
-        train, test = set_rows_aside(train, test_fraction, TEST_SEED_OFFSET + spec.seed, f"{key}.test_fraction", names, num_kept=2)
-    train, validation = set_rows_aside(train, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", ("train", "validation"))
-    splits = {"train": train, "validation": validation, "test": test}
-    with _all_or_nothing(output_dir):
-        files = _write(splits, output_dir)
-        listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
-        manifest = DataManifest(
-            name=spec.name,
-            source=spec.source,
-            synthetic=source.synthetic,
-            description=source.description,
-            checksum=source.checksum,
-            classes=source.classes,
-            image_shape=train[0].shape[1:],
-            splits={split: len(splits[split][1]) for split in SPLITS},
-            validation_fraction=spec.validation_fraction,
-            seed=spec.seed,
-            files=files,
-            data_sha256=hashlib.sha256(listing.encode()).hexdigest(),
-            test_fraction=test_fraction,
+    scratch = output_dir.with_name(f".{output_dir.name}.unpacked")
+    try:
+        source = _read_source(spec, downloads_dir, address, scratch)
+        train, test, test_fraction = source.parts["train"], source.parts.get("test"), None
+        if source.classes:
+            refuse_small_classes(train[1], source.classes, SPLITS if test is None else ("train", "validation"), f"{key}.source")
+        if test is None:
+            test_fraction = spec.test_fraction or TEST_FRACTION
+            names = ("train", "test")
+            # At least two rows of each class stay in the training set, because the validation split is sampled next and needs one of these rows.
+            train, test = set_rows_aside(train, test_fraction, TEST_SEED_OFFSET + spec.seed, f"{key}.test_fraction", names, num_kept=2)
+        train, validation = set_rows_aside(
+            train, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", ("train", "validation")
         )
-        write_yaml(output_dir / MANIFEST, to_json(manifest))
+        splits, columns = _encoded(spec, source, {"train": train, "validation": validation, "test": test})
+        with _all_or_nothing(output_dir):
+            manifest = _write_all(spec, source, splits, columns, test_fraction, output_dir)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
-    logger.info("%s: %s images (%s) in %s", spec.name, counts, "synthetic" if source.synthetic else f"from {spec.source}", output_dir)
+    origin = "synthetic" if source.synthetic else f"from {spec.source}"
+    logger.info("%s: %s %s (%s) in %s", spec.name, counts, source.noun, origin, output_dir)
     return manifest
 
 
@@ -100,6 +100,73 @@ def _check_values(spec: DatasetSpec) -> None:
 # ---------------------------------------------------------------------------------------------------------------- sources
 
 
+def _read_source(spec: DatasetSpec, downloads_dir: Path, address: str, scratch: Path) -> Source:
+    """Return the data set that `spec` describes. Temporary files are written to the folder `scratch`."""
+    if is_function(spec.source) or (
+        spec.source not in ("download", "synthetic") and arrays.is_array_source(Path(spec.source).expanduser())
+    ):
+        return _read_arrays(spec, scratch)
+    if is_table(spec.source) and Path(spec.source).expanduser().is_file():
+        return _read_table(spec)
+    if spec.task == "regression":
+        raise ConfigError(
+            f"datasets.{spec.name}.task: regression is for arrays, tables and functions, which {spec.source!r} is not. Leave it out."
+        )
+    return _read_image_folder(spec) if _is_image_folder(spec.source) else _read_cifar_or_synthetic(spec, downloads_dir, address)
+
+
+def _read_arrays(spec: DatasetSpec, scratch: Path) -> Source:
+    """Return the user's own arrays. The result has the split "test" only where the source contains a test part."""
+    path = Path(spec.source).expanduser()
+    if is_function(spec.source):
+        from raysweep.data import function  # This import is here because the function runs only in the environment of the trials.
+
+        path = scratch / "returned"
+        function.save_arrays(spec.source, path)
+    checksum = _verified_checksum(spec, path)
+    parts, classes = arrays.read(path, spec.task, scratch, spec.source)
+    _refuse_second_test_part(spec, parts)
+    sizes = ", ".join(map(str, parts["train"][0].shape[1:]))
+    targets = f"{len(classes)} classes" if classes else "numbers as targets"
+    description = f"The user's own arrays: {parts['train'][0].dtype} [n, {sizes}], with {targets}."
+    return Source(parts, False, description, checksum, classes, kind="arrays")
+
+
+def _read_table(spec: DatasetSpec) -> Source:
+    """Return the user's own table, which has no test part. The columns are converted when the training rows are known."""
+    from raysweep.data import table  # This import is here because the module imports pandas, which only the environment of the trials has.
+
+    path, key = Path(spec.source).expanduser(), f"datasets.{spec.name}"
+    assert spec.target is not None  # The checks of the config require the target of a table.
+    checksum = _verified_checksum(spec, path)
+    part, classes, raws = table.read(path, spec.target, spec.task, key)
+    num_texts = sum(1 for raw in raws if raw.categories)
+    description = f"The user's own table: {spec.target} from {len(raws)} columns, {num_texts} of them text."
+    return Source({"train": part}, False, description, checksum, classes, kind="table", raws=raws)
+
+
+def _verified_checksum(spec: DatasetSpec, path: Path) -> str | None:
+    """Return the checksum that the config has for the user's own arrays or table, after the comparison with the file, or None."""
+    if spec.image_size is not None:
+        raise ConfigError(
+            f"datasets.{spec.name}.image_size: {spec.image_size} is for a folder of images, which {spec.source!r} is not. Leave it out."
+        )
+    if path.is_dir():
+        _refuse_checksum_of_folder(spec)
+    elif spec.checksum != "upstream" and (checksum := parse_checksum(f"datasets.{spec.name}", spec.checksum, UPSTREAM)):
+        checksum.check(checksum.digest_of(path), str(path))
+        return str(checksum)
+    return None
+
+
+def _refuse_second_test_part(spec: DatasetSpec, parts: Mapping[str, Arrays]) -> None:
+    """Raise ConfigError where the config has a `test_fraction` but the source already contains a test part."""
+    if "test" in parts and spec.test_fraction is not None:
+        raise ConfigError(
+            f"datasets.{spec.name}.test_fraction: {spec.test_fraction} is for a source without a test part, which {spec.source!r} has. Leave it out."
+        )
+
+
 def _is_image_folder(source: str) -> bool:
     """Return whether `source` is a folder that does not contain CIFAR-10's files."""
     path = Path(source).expanduser()
@@ -113,20 +180,16 @@ def _read_image_folder(spec: DatasetSpec) -> Source:
     _refuse_checksum_of_folder(spec)
     size = spec.image_size or IMAGE_SIZE
     parts, classes = image_folder.read(Path(spec.source).expanduser(), size)
-    if "test" in parts and spec.test_fraction is not None:
-        raise ConfigError(
-            f"datasets.{spec.name}.test_fraction: {spec.test_fraction} is for a folder without a folder `test`, which {spec.source!r} has. "
-            "Leave it out."
-        )
+    _refuse_second_test_part(spec, parts)
     description = f"The user's own images, in {len(classes)} classes, scaled and cropped to {size} by {size} pixels."
     return Source(parts, synthetic=False, description=description, checksum=None, classes=tuple(classes))
 
 
 def _refuse_checksum_of_folder(spec: DatasetSpec) -> None:
-    """Raise ConfigError where the config contains the checksum of an archive but the source is a folder."""
+    """Raise ConfigError where the config contains the checksum of a file but the source is a folder or a function."""
     if spec.checksum not in ("upstream", "none"):
         raise ConfigError(
-            f"datasets.{spec.name}.checksum: {spec.checksum!r} is for an archive, but {spec.source!r} is a folder. Allowed: upstream, none."
+            f"datasets.{spec.name}.checksum: {spec.checksum!r} is for a file, but {spec.source!r} is none. Allowed: upstream, none."
         )
 
 
@@ -204,15 +267,72 @@ def _all_or_nothing(output_dir: Path) -> Iterator[None]:
         raise
 
 
+def _encoded(spec: DatasetSpec, source: Source, splits: dict[str, Arrays]) -> tuple[dict[str, Arrays], tuple[Column, ...]]:
+    """Return the splits of a table with the inputs of a model, and how the columns were converted. All other splits are returned as they are."""
+    if not source.raws:
+        return splits, ()
+    rows = {split: np.asarray(inputs) for split, (inputs, _) in splits.items()}
+    num_missing = np.sum([np.isnan(part).sum(0) for part in rows.values()], axis=0)
+    columns = fit(source.raws, rows["train"], num_missing, spec.source)
+    return {split: (encode(source.raws, columns, rows[split]), splits[split][1]) for split in splits}, columns
+
+
+def _write_all(
+    spec: DatasetSpec,
+    source: Source,
+    splits: dict[str, Arrays],
+    columns: tuple[Column, ...],
+    test_fraction: float | None,
+    output_dir: Path,
+) -> DataManifest:
+    """Write the arrays of all splits and the manifest, and return the manifest."""
+    inputs, targets = splits["train"]
+    place = f"{spec.name}: inputs"
+    if columns:
+        figures: Figures | None = figures_of_table(columns, np.asarray(inputs), place)
+    else:
+        figures = None if inputs.dtype == np.uint8 else figures_of(inputs, place)
+    files = _write(splits, output_dir)
+    listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    manifest = DataManifest(
+        name=spec.name,
+        source=spec.source,
+        synthetic=source.synthetic,
+        description=source.description,
+        checksum=source.checksum,
+        classes=source.classes,
+        kind=source.kind,
+        image_shape=inputs.shape[1:],
+        inputs=figures,
+        target=None if source.classes else figures_of(targets[:, None], f"{spec.name}: target"),
+        columns=columns,
+        target_column=spec.target,
+        splits={split: len(splits[split][1]) for split in SPLITS},
+        validation_fraction=spec.validation_fraction,
+        seed=spec.seed,
+        files=files,
+        data_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        test_fraction=test_fraction,
+    )
+    write_yaml(output_dir / MANIFEST, to_json(manifest))
+    return manifest
+
+
 def _write(splits: dict[str, Arrays], output_dir: Path) -> dict[str, str]:
     """Write the arrays of all splits and return the SHA-256 of each file by its path relative to `output_dir`."""
     files = {}
-    for split, arrays in splits.items():
-        for name, array in zip(("images", "labels"), arrays, strict=True):
-            path, contiguous = output_dir / split / f"{name}.npy", np.ascontiguousarray(array)
-            with written_aside(path, "wb") as stream:
-                # np.save is not used, because its error on a full disk does not name the cause.
-                np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(contiguous))
-                stream.write(contiguous.data)
+    for split, arrays_of_split in splits.items():
+        for name, array in zip(("images", "labels"), arrays_of_split, strict=True):
+            path = output_dir / split / f"{name}.npy"
+            _write_array(path, array)
             files[f"{split}/{name}.npy"] = sha256_of_file(path)
     return files
+
+
+def _write_array(path: Path, array: Inputs) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    with written_aside(path, "wb") as stream:
+        # np.save is not used, because its error on a full disk does not name the cause.
+        np.lib.format.write_array_header_1_0(stream, header)
+        for block in blocks_of(array):
+            stream.write(block.data)

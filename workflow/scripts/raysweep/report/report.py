@@ -189,15 +189,28 @@ def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
     data = inputs.data
     if data is None:
         return []
-    split = f"{data.validation_fraction:g} of the training set for validation, drawn with seed {data.seed}, the same share of each class"
+    share = ", the same share of each class" if data.classes else ""
+    split = f"{data.validation_fraction:g} of the training set for validation, drawn with seed {data.seed}{share}"
     lines = [
         ("Data", f"{data.name}: {data.description.rstrip('.')}; source {data.source}, checksum {data.checksum or 'none'}"),
         ("Data, SHA-256", data.data_sha256),
         ("Split", split),
     ]
     if data.test_fraction is not None:
-        test = f"{data.test_fraction:g} of all images, set aside with the same seed before that split, the same share of each class"
+        rows = "rows" if data.kind else "images"
+        test = f"{data.test_fraction:g} of all {rows}, set aside with the same seed before that split{share}"
         lines.append(("Test set", test))
+    if data.inputs is not None:
+        lines.append(
+            (
+                "Inputs",
+                "standardised with the mean and the standard deviation of the training part, which stand in the manifest of the data",
+            )
+        )
+    if data.target is not None:
+        mean, deviation = data.target.mean[0], data.target.deviation[0]
+        scaled = f"minus {mean:g}, divided by {deviation:g} (mean and standard deviation of the training part)"
+        lines.append(("Target", f"{scaled}; loss and train_loss are of the scaled target, and rmse and mae in the unit of the target"))
     return lines
 
 

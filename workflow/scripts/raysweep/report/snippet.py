@@ -1,4 +1,4 @@
-"""Builds the program that the page shows. The program loads the best model and classifies a few images."""
+"""Builds the program that the page shows. The program loads the best model and applies the model to a few rows of the data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from raysweep.common.weights_file import WeightsFacts, read_weights_facts
 from raysweep.config.space import TRAINING_KEYS
+from raysweep.data.manifest import DataManifest
 from raysweep.report.inputs import Inputs
 from raysweep.usercode.target import Target, find_target
 
@@ -43,16 +44,17 @@ def _model_snippet(inputs: Inputs, target: Target, root: Path) -> str:
             "",
             "import numpy as np",
             "import torch",
+            *(["import yaml"] if inputs.data is not None and _has_figures(inputs.data) else []),
             "from safetensors.torch import load_model",
             "",
             f"sys.path.insert(0, {_quoted(path_from(root, target.import_root))})  # where the model's source lies",
             *_import_lines(target),
             "",
-            f"model = {target.name}({_arguments(inputs.winner.config)})",
+            f"model = {target.name}({_arguments({**inputs.winner.config, **facts.arguments})})",
             *_first_batch_lines(inputs, facts),
             f"load_model(model, {_quoted(path_from(root, inputs.model_dir) + '/model.safetensors')})",
             "model.eval()",
-            *_classification_lines(inputs, root, facts),
+            *_prediction_lines(inputs, root, facts),
         ]
     )
 
@@ -83,21 +85,46 @@ def _first_batch_lines(inputs: Inputs, facts: WeightsFacts) -> list[str]:
     return [f"model(torch.zeros(2, {shape}{dtype}))  # a first batch gives the lazy layers their sizes; load_model replaces all values"]
 
 
-def _classification_lines(inputs: Inputs, root: Path, facts: WeightsFacts) -> list[str]:
-    """Return the lines that classify the first images of the validation split. The list is empty if the trainable brings its own data."""
-    if inputs.data is None or inputs.data_dir is None:
+def _has_figures(data: DataManifest) -> bool:
+    """Return whether the program needs figures of the training part, which stand in the manifest of the data."""
+    return data.inputs is not None or data.target is not None
+
+
+def _prediction_lines(inputs: Inputs, root: Path, facts: WeightsFacts) -> list[str]:
+    """Return the lines that predict the first rows of the validation split. The list is empty if the trainable brings its own data."""
+    data = inputs.data
+    if data is None or inputs.data_dir is None:
         return []
-    images = f"{path_from(root, inputs.data_dir)}/validation/images.npy"
-    shape = ", ".join(map(str, inputs.data.image_shape))
+    folder = path_from(root, inputs.data_dir)
+    images, shape = _quoted(f"{folder}/validation/images.npy"), ", ".join(map(str, data.image_shape))
+    lines = [""]
+    if _has_figures(data):
+        lines += [
+            f'manifest = yaml.safe_load(open({_quoted(f"{folder}/manifest.yaml")}, encoding="utf-8"))  # has the figures of the training part'
+        ]
+    if data.classes:
+        lines += [f"classes = {_source(list(data.classes))}"]
+    if data.inputs is None:
+        lines += [
+            f'images = np.load({images}, mmap_mode="r")[:8]  # uint8, shape (n, {shape})',
+            "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
+        ]
+    else:
+        axes = ", 1" * (len(data.image_shape) - 1)
+        lines += [
+            f'rows = np.load({images}, mmap_mode="r")[:8]  # floats, shape (n, {shape})',
+            f'mean, deviation = (torch.tensor(manifest["inputs"][key]).double().reshape(-1{axes}) for key in ("mean", "deviation"))',
+            "inputs = ((torch.from_numpy(rows.copy()) - mean) / deviation).float()  # standardised, as in the training",
+        ]
+    if not facts.is_float32:
+        lines += ["inputs = inputs.to(next(model.parameters()).dtype)  # the weights are not float32"]
+    lines += ["with torch.no_grad():"]
+    if data.target is None:
+        return [*lines, "    for label in model(inputs).argmax(dim=1):", "        print(classes[label])"]
     return [
-        "",
-        f"classes = {_source(list(inputs.data.classes))}",
-        f'images = np.load({_quoted(images)}, mmap_mode="r")[:8]  # uint8, shape (n, {shape})',
-        "inputs = torch.from_numpy(images.copy()).float() / 127.5 - 1  # from 0…255 to -1…1, as in the training",
-        *([] if facts.is_float32 else ["inputs = inputs.to(next(model.parameters()).dtype)  # the weights are not float32"]),
-        "with torch.no_grad():",
-        "    for label in model(inputs).argmax(dim=1):",
-        "        print(classes[label])",
+        *lines,
+        "    outputs = model(inputs).flatten()",
+        'print(*(outputs * manifest["target"]["deviation"][0] + manifest["target"]["mean"][0]).tolist(), sep="\\n")  # in the unit of the target',
     ]
 
 

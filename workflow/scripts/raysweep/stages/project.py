@@ -12,6 +12,7 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.files import disk_error, write_yaml
 from raysweep.config.load import env_arguments
 from raysweep.config.model import Config
+from raysweep.data.manifest import is_function, needs_packages
 from raysweep.environment.requirements import env_key
 from raysweep.usercode.target import find_target, local_sources
 
@@ -100,7 +101,9 @@ class Project:
 
     def sources_of(self, sweep: str) -> list[str]:
         """Return the paths of the files that define the model or function that a sweep trains. Paths below the root are relative to the root."""
-        paths = local_sources(find_target(self.typed.sweeps[sweep].target, self.root))
+        return self._relative(local_sources(find_target(self.typed.sweeps[sweep].target, self.root)))
+
+    def _relative(self, paths: list[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_relative_to(self.root) else path) for path in paths]
 
     def imports_of(self, sweep: str) -> list[str]:
@@ -127,8 +130,25 @@ class Project:
         return [self.data / dataset / "manifest.yaml", *arrays]
 
     def source_of(self, name: str) -> str | list[str]:
-        """Return the source of a data set, followed by the command-line options for a folder of images where the config sets these options."""
+        """Return the source of a data set, followed by the command-line options for the user's own data where the config sets these options.
+
+        A table or a function needs packages of the environment of the trials, so the options contain the folder of this environment.
+        """
         dataset = self.config["datasets"][name]
-        options = [f"--{key.replace('_', '-')}={dataset[key]}" for key in ("image_size", "test_fraction") if dataset[key] is not None]
+        options = [
+            f"--{key.replace('_', '-')}={dataset[key]}"
+            for key in ("image_size", "test_fraction", "task", "target")
+            if dataset[key] is not None
+        ]
         source: str = dataset["source"]
+        options += [f"--env-dir={self.placed(self.env)}"] if needs_packages(source) else []
         return [source, *options] if options else source
+
+    def environment_for(self, name: str) -> list[Path]:
+        """Return the file that exists when the environment in which a data set is staged is complete, or no file where the controller stages the data set."""
+        return [self.env / "env.yaml"] if needs_packages(self.config["datasets"][name]["source"]) else []
+
+    def data_sources_of(self, name: str) -> list[str]:
+        """Return the paths of the files that define the function that makes a data set, or no file where the data set has another source."""
+        source = self.config["datasets"][name]["source"]
+        return self._relative(local_sources(find_target(source, self.root))) if is_function(source) else []

@@ -18,11 +18,12 @@ from raysweep.cluster import launcher
 from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob
 from raysweep.cluster.launcher import LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
-from raysweep.common.errors import BUG, START_AGAIN, RaysweepError, WorldError, logger, set_up_logging
+from raysweep.common.errors import BUG, START_AGAIN, ConfigError, RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import sha256_of_file
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import Config, SweepConfig, read_config
 from raysweep.config.recipe import Recipe
+from raysweep.config.tasks import refusal_for_staged
 from raysweep.data.manifest import read_manifest
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
@@ -69,12 +70,21 @@ class Stage:
     def _check_data(self) -> str | None:
         """Return the checksum of the staged data, or None where the sweep has no data set.
 
-        Raises WorldError where the staged data is not the data that the config describes.
+        Raises WorldError where the staged data is not the data that the config describes, and ConfigError where the loss, a metric or the
+        augmentation of a model does not fit the data.
         """
         if self.data_dir is None or self.sweep.dataset is None:
             return None
         manifest = read_manifest(self.data_dir)
         manifest.check_spec(self.data_dir, self.config.datasets[self.sweep.dataset])
+        sweep = self.sweep
+        metrics = (sweep.metric, *sweep.stop, *sweep.constraint)
+        if sweep.training and sweep.training.augment and len(manifest.image_shape) < 3:
+            raise ConfigError(
+                f"sweeps.{self.name}.training.augment: is not allowed with rows that are no images, {list(manifest.image_shape)}: []"
+            )
+        if sweep.loss is not None and (refusal := refusal_for_staged(manifest.task, sweep.loss, metrics)):
+            raise ConfigError(f"sweeps.{self.name}.{refusal[0]}: {refusal[1]}")
         return manifest.data_sha256
 
     @property

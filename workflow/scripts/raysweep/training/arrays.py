@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from raysweep.data.manifest import read_manifest
 from raysweep.data.split import load_split
+from raysweep.training.preparation import DataFacts
 
 
 @functools.cache
 def load_tensors(data_dir: Path | None, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the images, uint8 [n, channels, height, width], and the labels, int64 [n], of a split.
+    """Return the images, uint8 [n, channels, height, width], or other inputs [n, …], and the labels, int64 [n], or other targets [n], of a split.
 
     On a CPU the tensors are memory-mapped, so that the processes of a node share one copy in memory. On a GPU each process has a separate copy.
     """
@@ -21,7 +23,8 @@ def load_tensors(data_dir: Path | None, split: str, device: torch.device) -> tup
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
-def read_image_shape(data_dir: Path | None) -> tuple[int, ...]:
-    """Return the shape of one image of a data set, (channels, height, width)."""
-    images, _ = load_tensors(data_dir, "train", torch.device("cpu"))  # memory-mapped, so this reads no image
-    return tuple(images.shape[1:])
+@functools.cache
+def read_facts(data_dir: Path | None) -> DataFacts:
+    """Return the facts about a data set that training needs."""
+    assert data_dir is not None  # The checks of the config require a data set for a sweep that trains a `model`.
+    return DataFacts.of(read_manifest(data_dir))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 
-from raysweep.common.weights_file import LAZY_LAYERS_KEY
+from raysweep.common.weights_file import ARGUMENTS_KEY, LAZY_LAYERS_KEY
 from raysweep.config.recipe import OPTIMIZER_SETTINGS
 from raysweep.config.space import OPTIMIZER_KEYS, TRAINING_KEYS
 from raysweep.training.augmentation import cut_out, shifted
 from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
+from raysweep.training.preparation import DataFacts, Preparation, without_column
 from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
 
@@ -29,33 +31,18 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 OPTIMIZERS = {name: getattr(torch.optim, class_name) for name, (class_name, _) in OPTIMIZER_SETTINGS.items()}
 
 
-def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return uint8 images [n, …] with values 0 … 255 as floats from −1 to 1 of type `dtype`, as `Normalize(0.5, 0.5)` after `ToTensor` does.
-
-    The values are computed in float32 or in a more precise type.
-    """
-    return images.to(torch.promote_types(dtype, torch.float32)).div_(127.5).sub_(1).to(dtype)
-
-
 def loss_function(name: str) -> Callable[..., torch.Tensor]:
     """Return the loss function `name` of torch.nn.functional. The loss is computed in float32 where the model returns a 16-bit float type."""
     function = getattr(F, name)
 
     def loss(outputs: torch.Tensor, labels: torch.Tensor, **options: str) -> torch.Tensor:
+        if labels.is_floating_point():
+            outputs = without_column(outputs, labels)
         # A 16-bit float type has 8 or 11 significant bits, which are too few for comparing losses in early stopping.
         result: torch.Tensor = function(outputs.float() if outputs.dtype in HALF_TYPES else outputs, labels, **options)
         return result
 
     return loss
-
-
-def inputs(images: torch.Tensor, draws: torch.Tensor, spec: TrainingSpec, dtype: torch.dtype) -> torch.Tensor:
-    """Return uint8 images [n, channels, height, width] as the model gets them in training. `draws` [n, …] contains the draws of the augmentation."""
-    if not spec.recipe.augment:
-        return normalized(images, dtype)
-    floats = normalized(shifted(images, draws), dtype)
-    cutout = spec.recipe.operations.get("cutout")
-    return cut_out(floats, draws, int(cutout["size"])) if cutout else floats
 
 
 def smoothed(losses: torch.Tensor, outputs: torch.Tensor, smoothing: float | torch.Tensor) -> torch.Tensor:
@@ -71,8 +58,8 @@ def smoothed(losses: torch.Tensor, outputs: torch.Tensor, smoothing: float | tor
 class Trainer:
     """Builds a model from a configuration, trains the model for an epoch, evaluates the model, and saves and loads its state.
 
-    Images are uint8 [n, channels, height, width]. Labels are int64 [n]. Images and labels are on `device`. Only the images of the current batch are
-    converted to floats.
+    Images are uint8 [n, channels, height, width], or other inputs [n, …]. Labels are int64 [n], or the targets of a regression, float64 [n]. Images and
+    labels are on `device`. Only the rows of the current batch are converted.
     """
 
     def __init__(
@@ -83,20 +70,24 @@ class Trainer:
         *,
         seed: int,
         device: torch.device,
-        image_shape: tuple[int, ...] = (),
+        facts: DataFacts = DataFacts(),  # noqa: B008 -- a frozen dataclass
     ) -> None:
-        """Build the model and the optimiser. The constructor of the model receives all keys of `config` except the keys in TRAINING_KEYS.
+        """Build the model and the optimiser. The constructor of the model receives all keys of `config` except the keys in TRAINING_KEYS, and the arguments
+        that the data determine.
 
-        `seed` sets torch's global random number generator, with which the initial weights are sampled. `image_shape` is (channels, height, width). Lazy
-        layers get their shapes from `image_shape`. A model without lazy layers does not need `image_shape`.
+        `seed` sets torch's global random number generator, with which the initial weights are sampled. Lazy layers get their shapes from the shape of a
+        row in `facts`.
         """
+        self.preparation = Preparation(facts, device)
+        given = {k: v for k, v in config.items() if k not in TRAINING_KEYS}
+        self.arguments = facts.arguments(model_class, given)
         torch.manual_seed(seed)
         self.spec = spec
-        self.model = model_class(**{k: v for k, v in config.items() if k not in TRAINING_KEYS}).to(device)
+        self.model = model_class(**given, **self.arguments).to(device)
         self.lazy_layers = lazy_layers(self.model)
         if self.lazy_layers:
             # Lazy layers need their shapes before the optimiser is made, and before `load` compares the shapes of the weights.
-            materialize(self.model, normalized(torch.zeros(2, *image_shape, dtype=torch.uint8, device=device), self.dtype))
+            materialize(self.model, self.preparation.example(device, self.dtype))
         self.joins_last_row = has_batch_norm(self.model)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
@@ -160,7 +151,7 @@ class Trainer:
         for rows, rate in zip(batches, rates, strict=True):
             try:
                 with self._autocast():
-                    outputs = self.model(inputs(images[rows], draws[rows], self.spec, self.dtype))
+                    outputs = self.model(self.training_inputs(images[rows], draws[rows], self.dtype))
             except ValueError as error:
                 if len(rows) > 1 or not is_refused_by_batch_norm(error):
                     raise
@@ -168,7 +159,7 @@ class Trainer:
                     f"BatchNorm cannot train on a batch of one row: batch_size is {self.batch_size}, and there are {len(labels)} training rows. "
                     "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
                 ) from error
-            loss, summed = self._training_loss(outputs, labels[rows], weights[rows])
+            loss, summed = self._training_loss(outputs, self.preparation.targets(labels[rows], self.dtype), weights[rows])
             self.optimizer.zero_grad()
             loss.backward()
             if self.recipe.clip_grad_norm is not None:
@@ -179,6 +170,14 @@ class Trainer:
             total += summed
         group["lr"] = lr
         return float(total.item()) / len(labels)
+
+    def training_inputs(self, rows: torch.Tensor, draws: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return staged rows [n, …] as the model gets them in training. `draws` [n, …] contains the draws of the augmentation, see EpochPlan."""
+        if not self.spec.recipe.augment:
+            return self.preparation.inputs(rows, dtype)
+        inputs = self.preparation.inputs(shifted(rows, draws), dtype)
+        cutout = self.spec.recipe.operations.get("cutout")
+        return cut_out(inputs, draws, int(cutout["size"])) if cutout else inputs
 
     def _training_loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss that training minimises for a batch, and the sum of the losses of the rows, float64, without their weights."""
@@ -202,22 +201,21 @@ class Trainer:
                     average.add_((param - average) * (1 - self.recipe.ema_decay))
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Return the accuracy, which is a fraction from 0 to 1, and the mean loss of the rows."""
+        """Return the metrics of the rows: the mean loss, and the accuracy, which is a fraction from 0 to 1, or the errors of a regression."""
         model = self.evaluated_model.eval()
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self._autocast():
             parts = (split_rows(tensor, EVALUATION_BATCH_SIZE, self.joins_last_row) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
-                outputs = model(normalized(x, self.dtype))
-                correct += (outputs.argmax(1) == y).sum()
-                total += self.loss(outputs, y, reduction="none").double().sum()
-        return {"accuracy": correct.item() / len(labels), "loss": total.item() / len(labels)}
+                outputs, targets = model(self.preparation.inputs(x, self.dtype)), self.preparation.targets(y, self.dtype)
+                sums = sums + self.preparation.sums(outputs, targets, self.loss(outputs, targets, reduction="none"))
+        return self.preparation.metrics(sums.tolist(), labels)
 
     def save(self, folder: Path, epoch: int) -> None:
         """Write the complete state of training to `folder`, so that training continues after `epoch` as if training had not been interrupted."""
-        metadata = {LAZY_LAYERS_KEY: ", ".join(self.lazy_layers)} if self.lazy_layers else None
-        save_model(self.evaluated_model, str(folder / MODEL_FILE), metadata=metadata)
+        metadata = {LAZY_LAYERS_KEY: ", ".join(self.lazy_layers)} if self.lazy_layers else {}
+        metadata |= {ARGUMENTS_KEY: json.dumps(self.arguments)} if self.arguments else {}
+        save_model(self.evaluated_model, str(folder / MODEL_FILE), metadata=metadata or None)
         state = {"epoch": epoch, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
         if self.average is not None:
             state["model"] = self.model.state_dict()  # the weights that training changes; MODEL_FILE contains their average

@@ -18,7 +18,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import read_sweep
-from raysweep.training.arrays import load_tensors
+from raysweep.training.arrays import load_tensors, read_facts
 from raysweep.training.devices import select_device
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
@@ -43,9 +43,7 @@ def measure(given: MeasurementInput) -> Measurement:
     train, validation = (load_tensors(job.data_dir, split, device) for split in ("train", "validation"))
     points = []
     for number, config in enumerate(given.configs):
-        trainer = Trainer(
-            model_class, config, TrainingSpec.of(job.sweep), seed=number, device=device, image_shape=tuple(train[0].shape[1:])
-        )
+        trainer = Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=number, device=device, facts=read_facts(job.data_dir))
         points.append(StepTimes(trainer.batch_size, _training_row_s(trainer, *train), _evaluation_row_s(trainer, *validation)))
     began = time.perf_counter()
     together = _plan_fusion(job, given.nodes, given.capacity)

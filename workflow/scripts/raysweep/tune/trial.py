@@ -187,7 +187,7 @@ def _checked(metrics: Any) -> dict[str, Any]:
 def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Trainer:
     import torch
 
-    from raysweep.training.arrays import read_image_shape
+    from raysweep.training.arrays import read_facts
     from raysweep.training.devices import select_device
     from raysweep.training.spec import TrainingSpec
     from raysweep.training.trainer import Trainer
@@ -195,7 +195,7 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
     # By default torch uses one thread for each core. Several such processes on one node would slow down all of these processes.
     torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
-    return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device, image_shape=read_image_shape(job.data_dir))
+    return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device, facts=read_facts(job.data_dir))
 
 
 def search_model(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> None:

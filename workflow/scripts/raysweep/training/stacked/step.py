@@ -10,28 +10,31 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.convolutions import UnfoldedConvolutions
 from raysweep.training.stacked.optimizers import StepForm, update
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState, Tensors, parameter_shapes, split_row
-from raysweep.training.trainer import inputs, smoothed
+from raysweep.training.trainer import Trainer, smoothed
 
 
 class MicroBatch(NamedTuple):
     """Contains the data of one step."""
 
-    images: torch.Tensor  # normalised images, [members, size, …], or [size, …] where all members use the same rows
-    labels: torch.Tensor  # labels, int64 [members, size], or [size] where all members use the same rows
+    images: torch.Tensor  # prepared inputs, [members, size, …], or [size, …] where all members use the same rows
+    labels: torch.Tensor  # labels, int64, or scaled targets, [members, size], or [size] where all members use the same rows
     weights: torch.Tensor  # weights of the rows, [members, size], see StepPlan
     gate: torch.Tensor  # gate of each member, [members], see StepPlan
     rate: torch.Tensor  # factor of the learning rate of each member, [members]
 
 
-def micro_batch(images: torch.Tensor, labels: torch.Tensor, step: StepPlan, spec: TrainingSpec) -> MicroBatch:
-    """Return the data of one step. `images` and `labels` contain all rows of the data, and `step` is the part of the plan for this step."""
+def micro_batch(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, step: StepPlan) -> MicroBatch:
+    """Return the data of one step. `images` and `labels` contain all rows of the data, and `step` is the part of the plan for this step.
+
+    `trainer` is any member of the stack, because all members prepare the rows in the same way.
+    """
     rows, draws, weights, gate, rate = step
-    return MicroBatch(inputs(images[rows], draws, spec, weights.dtype), labels[rows], weights, gate, rate)
+    targets = trainer.preparation.targets(labels[rows], weights.dtype)
+    return MicroBatch(trainer.training_inputs(images[rows], draws, weights.dtype), targets, weights, gate, rate)
 
 
 class StackStep:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from raysweep.training.stacked.trainer import EVALUATION_ROWS, StackedTrainer
-from raysweep.training.trainer import Trainer, normalized
+from raysweep.training.trainer import Trainer
 
 MIN_MEASURED_S = 0.2  # A measurement that takes less time, in seconds, is repeated with more rows.
 FIRST_ROWS = 4 * 130  # number of rows in the first measurement
@@ -55,7 +55,8 @@ def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tenso
     model = copy.deepcopy(trainer.model).train()
     weights: int = sum(param.nbytes for param in model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trainer.loss(model(normalized(images[:rows], trainer.dtype)), labels[:rows])
+        prepare = trainer.preparation
+        trainer.loss(model(prepare.inputs(images[:rows], trainer.dtype)), prepare.targets(labels[:rows], trainer.dtype))
     return 10 * weights + 2 * sum(kept.values())
 
 

@@ -19,7 +19,7 @@ from raysweep.training.stacked.plan import MemberEpoch, StepPlan, plan_steps
 from raysweep.training.stacked.stack import Stack
 from raysweep.training.stacked.state import StackState, split_row
 from raysweep.training.stacked.step import MicroBatch, StackStep, micro_batch
-from raysweep.training.trainer import Trainer, normalized
+from raysweep.training.trainer import Trainer
 
 # Number of rows of a batch in an evaluation. The number is equal for stacks of all sizes, so that rounding errors are equal in all stacks.
 EVALUATION_ROWS = 100
@@ -88,7 +88,7 @@ class StackedTrainer:
         # The stack has at least two members, because a stack of one member would have other rounding errors than a stack of more members.
         stack = Stack(trainers, filled_to=max(2, self.settings.prepared_for), form=self.form)
         plan = self._plan(stack, epochs, images, labels, shared)
-        batch_of = partial(micro_batch, images, labels, spec=trainers[0].spec)
+        batch_of = partial(micro_batch, trainers[0], images, labels)
         if not self.settings.prepared_for:
             self._run_eager(self._step(self.form, shared, trainers[0]), stack.state, plan, batch_of)
         elif self.captures(stack.device):
@@ -145,20 +145,17 @@ class StackedTrainer:
     def evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
         """Return the metrics of each trainer, which are the metrics that Trainer.evaluate returns."""
         with torch.inference_mode():
-            correct, total = self._evaluate(trainers, images, labels)
-        sums = zip(correct.tolist(), total.tolist(), strict=True)
-        return [{"accuracy": right / len(labels), "loss": loss / len(labels)} for right, loss in sums][: len(trainers)]
+            sums = self._evaluate(trainers, images, labels).tolist()
+        return [trainers[0].preparation.metrics(each, labels) for each in sums][: len(trainers)]
 
-    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the number of correct predictions of each member, int64 [members], and the sum of the losses of each member, float64 [members]."""
+    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sums of each member, float64 [members, sums], see Preparation.sums."""
         stack = Stack(trainers, filled_to=2)
         state = stack.state
-        model, loss = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss
+        model, loss, prepare = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss, trainers[0].preparation
         outputs = vmap(lambda row, buffers, x: functional_call(model, (split_row(row, stack.shapes), buffers), (x,)), in_dims=(0, 0, None))
-        correct = torch.zeros(len(state.steps), dtype=torch.int64, device=stack.device)
-        total = torch.zeros(len(state.steps), dtype=torch.float64, device=stack.device)
+        sums = torch.zeros((), dtype=torch.float64, device=stack.device)
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
-            out = outputs(state.averages, state.buffers, normalized(x, stack.dtype))
-            correct += (out.argmax(2) == y).sum(1)
-            total += torch.stack([loss(each, y, reduction="none").double().sum() for each in out])
-        return correct, total
+            out, targets = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype)), prepare.targets(y, stack.dtype)
+            sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
+        return sums

@@ -25,7 +25,7 @@ from ray.util import get_node_ip_address
 from raysweep.common.compiler import reason_not_to_compile
 from raysweep.common.errors import logger
 from raysweep.record.events import NotFused
-from raysweep.training.arrays import load_tensors
+from raysweep.training.arrays import load_tensors, read_facts
 from raysweep.training.devices import select_device
 from raysweep.training.private import cpp_compiler
 from raysweep.training.stacked.timing import bytes_per_member, seconds_per_row, seconds_per_row_alone
@@ -118,7 +118,7 @@ class Engine:
         self.memory_bytes = torch.get_device_module(self.device).mem_get_info()[0] if self.device.type != "cpu" else job.memory_mb * 1e6
         self.model_class, _ = job.code.load()
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
-        self.image_shape = tuple(self.train_data[0].shape[1:])
+        self.facts = read_facts(job.data_dir)
         self.node_ip = get_node_ip_address()
         self.stacked = StackedTrainer(StackSettings(job.micro_batch_size, job.share_rows))
         self.slots = 1
@@ -136,7 +136,7 @@ class Engine:
         """Return a new trainer for the configuration and the seed of a trial."""
         config = {key: value for key, value in config.items() if key != RESERVED_KEY}
         with self.building:  # all threads share one random number generator
-            return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device, image_shape=self.image_shape)
+            return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device, facts=self.facts)
 
     # ------------------------------------------------------------------------------------------------------ called by the driver
 
