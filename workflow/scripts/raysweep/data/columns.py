@@ -40,7 +40,7 @@ def fit(raws: Sequence[Raw], train: np.ndarray, num_missing: np.ndarray, place: 
         if raw.categories:
             counts = np.bincount(present.astype(np.int64), minlength=len(raw.categories))
             categories = tuple(name for name, count in zip(raw.categories, counts, strict=True) if count)
-            columns.append(Column(raw.name, raw.categories[int(counts.argmax())], missing, categories))
+            columns.append(Column(raw.name, raw.categories[int(np.argmax(counts))], missing, categories))
         else:
             columns.append(Column(raw.name, float(present.mean()), missing))
     if filled := [f"{column.name} ({column.missing:,}, with {value_text(column.fill)})" for column in columns if column.missing]:

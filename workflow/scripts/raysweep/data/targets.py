@@ -26,7 +26,7 @@ def read_targets(parts: Mapping[str, np.ndarray], task: Task | None, place: str)
         labels, classes = _numbers(targets, place), []
     elif kind in "biuf":
         labels = _labels(targets, place)
-        classes = [str(label) for label in range(int(labels.max()) + 1)]
+        classes = [str(label) for label in range(int(np.max(labels)) + 1)]
     else:
         raise ConfigError(
             f"{place} has the type {targets.dtype}. Allowed: numbers{'' if task == 'regression' else ', or text as names of classes'}."
