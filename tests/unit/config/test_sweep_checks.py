@@ -175,6 +175,25 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(optimizer="rprop", search_space={"lr": 1, "batch_size": 1, "weight_decay": 0.1}),
         "search_space.weight_decay: is not allowed with optimizer rprop: it has no such setting",
     ),
+    (
+        config(optimizer="rprop", training={"schedule": "cosine"}),
+        "training.schedule.name: 'cosine' is not allowed with optimizer rprop, which reads lr only at its beginning, or one step late: constant",
+    ),
+    (
+        config(optimizer="asgd", training={"warmup_epochs": 1}),
+        "training.warmup_epochs: 1 is not allowed with optimizer asgd, which reads lr",
+    ),
+    (
+        config(optimizer="rprop", scheduler="pbt"),
+        "scheduler.name: 'pbt' is not allowed with optimizer rprop, which reads lr only at its beg",
+    ),
+    (
+        config(
+            training={"schedule": "cosine"},
+            search_space={"lr": 1, "batch_size": 1, "training": {"schedule": {"epochs": {"choice": [3, None]}}}},
+        ),
+        "search_space.training.schedule.epochs: None is not allowed: a number or null, above 0",
+    ),
     (config(stop={"error": {"at_most": 1}}), "stop.error: 'error' is not allowed: one of accuracy, loss, train_loss, which model reports"),
     (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),
     (config(stop={"loss": {"at_most": "0.1x"}}), "stop.loss: {'at_most': '0.1x'} is not allowed: {at_least: number} or {at_most: number}"),

@@ -161,6 +161,11 @@ def with_values(array: np.ndarray, values: dict[tuple[int, ...], float]) -> np.n
         ({"x": FLOATS, "y": NUMBERS * 0}, {}, r"own\.npz: y: all training targets are 0\.0"),
         ({"x": FLOATS, "y": (np.arange(60) == 9) * 1}, {}, r"datasets\.cifar10\.source: each class needs at least 3 rows, .*: '1' \(1\)"),
         ({"x_train": FLOATS, "y_train": LABELS % 2, "x_test": FLOATS, "y_test": LABELS}, {}, r"only the test part has the class '2'"),
+        (
+            {"x_train": FLOATS, "y_train": LABELS, "x_test": FLOATS, "y_test": NUMBERS},
+            {},
+            r"y has the type int64 in the training part and float32 in the test part\. Allowed: one type",
+        ),
         ({"x": FLOATS.astype(int), "y": LABELS}, {}, r"own\.npz: x has the type int64\. Allowed: uint8 \(images, 0 to 255\) or float16"),
         ({"x": FLOATS, "y": FLOATS}, {}, r"own\.npz: y has the shape \[60, 4\]\. Allowed: \[n\] or \[n, 1\]"),
         (

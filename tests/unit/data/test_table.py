@@ -153,6 +153,14 @@ def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], target: 
     assert files_under(tmp_path) == ["own.csv"]
 
 
+@pytest.mark.parametrize("largest", [2**63, 2**70])
+def test_whole_numbers_that_need_more_than_64_bits_are_numbers_of_a_regression(tmp_path: Path, largest: int) -> None:
+    targets = [largest + row * 2**50 for row in range(ROWS)]
+    manifest = stage_table(tmp_path, table(age=targets), "age", task="regression")
+    assert manifest.target is not None
+    assert manifest.target.mean[0] == pytest.approx(float(largest), rel=0.1)
+
+
 def test_columns_of_other_types_are_one_line(tmp_path: Path) -> None:
     days = pd.date_range("2026-01-01", periods=ROWS)
     with pytest.raises(
@@ -171,8 +179,10 @@ def test_files_that_are_no_tables_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text('a,b\n1,2\n1,2,3,"4\n')
     (tmp_path / "own.parquet").write_text("no parquet")
     (tmp_path / "empty.csv").write_text("a,b\n")
+    (tmp_path / "long.csv").write_text("a,b,y\n0.5,0,1,0\n0.5,0,1,1\n")
     for name, line in {
         "own.csv": "cannot be read as a table",
+        "long.csv": "the rows have more values than the first line has names",
         "own.parquet": "cannot be read as a table",
         "empty.csv": "has no rows",
     }.items():

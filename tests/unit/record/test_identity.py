@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from raysweep.common.typed_json import to_json
 from raysweep.config.load import validated
+from raysweep.config.model import Config
 from raysweep.record.events import SessionHeader
 from raysweep.record.identity import EFFECT_OF_KEY, Effect, Identity, rerun_triggers, sweep_identity
 
@@ -20,7 +22,9 @@ def sweep_of(path: str, name: str, **changes: Any) -> dict[str, Any]:
     """A sweep of the project's own configs, changed."""
     config = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     config["sweeps"][name] |= changes
-    return dict(validated(config, [ROOT / path], ROOT)["sweeps"][name])
+    # The stages read the config into dataclasses, and compute the identity from the JSON of these.
+    sweep: dict[str, Any] = to_json(Config.of(validated(config, [ROOT / path], ROOT)).sweeps[name])
+    return sweep
 
 
 def identity(sweep: dict[str, Any], **parts: str) -> Identity:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.config.model import Named
-from raysweep.config.recipe import Recipe, Schedule
 from raysweep.report.ranking import tied
 from raysweep.report.report import figures_of, render
 from reporting import made_up, note, titles, with_values
@@ -16,17 +14,23 @@ from reporting import made_up, note, titles, with_values
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_best_epoch_before_the_end_of_the_schedule_is_told(tmp_path: Path) -> None:
-    inputs = made_up(tmp_path, num_trials=2)
-    title, epoch = "The best epoch lies inside the learning-rate schedule", inputs.best.epochs
-    assert title not in titles(inputs), "a constant rate has no end"
-    for epochs, is_told in ((2 * epoch, True), (epoch, False)):
-        inputs.sweep.sessions[-1].header = replace(inputs.header, training=Recipe(Schedule("cosine", epochs)), scheduler=Named("asha"))
-        assert (title in titles(inputs)) == is_told
-        if is_told:
-            text = note(inputs, title).text
-            assert f"is {2 * epoch} epochs long, and the best value is of epoch {epoch}. The learning rate was then 50 % of lr." in text
-            assert "The scheduler asha compared trials before the end of their schedules." in text
+@pytest.mark.parametrize(("epochs", "is_told"), [(2, True), (1, False)])
+def test_a_best_epoch_before_the_end_of_the_schedule_is_told(tmp_path: Path, epochs: int, is_told: bool) -> None:
+    title = "The best epoch lies inside the learning-rate schedule"
+    recipe = {"schedule": {"name": "cosine", "epochs": epochs}}
+    inputs = made_up(tmp_path, num_trials=2, training=recipe, scheduler={"name": "asha"})
+    assert inputs.best.epochs == 1
+    assert (title in titles(inputs)) == is_told
+    if is_told:
+        text = note(inputs, title).text
+        assert "is 2 epochs long, and the best value is of epoch 1. The learning rate was then 50 % of lr." in text
+        assert "The scheduler asha compared trials before the end of their schedules." in text
+
+
+def test_a_function_may_call_a_key_of_its_configuration_training(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=2, model=None, trainable="user.py:train")
+    inputs.winner.config["training"] = "full"
+    assert not [title for title in titles(inputs) if "schedule" in title]
 
 
 def test_a_value_exactly_one_standard_deviation_below_is_a_tie_and_one_beyond_is_not(tmp_path: Path) -> None:

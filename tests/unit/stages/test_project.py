@@ -130,3 +130,4 @@ def test_a_table_is_staged_in_the_environment_of_the_trials(tmp_path: Path) -> N
     found.config["datasets"]["pictures"].update(source="own.csv", target="price")
     assert found.environment_for("pictures") == [found.env / "env.yaml"]
     assert found.source_of("pictures") == ["own.csv", "--target=price", f"--env-dir=outer/{found.env}"]
+    assert repr(found.source_of("pictures")) == "['own.csv', '--target=price']", "another environment is no reason to stage again"

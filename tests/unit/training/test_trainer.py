@@ -214,6 +214,11 @@ def test_the_average_of_the_weights_is_evaluated_and_published_and_goes_on_after
     assert torch.equal(weights(resumed), weights(ours))
     assert ours.evaluate(*data) == resumed.evaluate(*data)
 
+    ours.save(tmp_path, 2)
+    published = Trainer(Normalised, {"lr": 0.1, "batch_size": 10}, spec, seed=7, device=CPU)
+    published.load_published(tmp_path)
+    assert published.evaluate(*data) == ours.evaluate(*data)
+
 
 def test_an_average_begins_when_the_settings_ask_for_one_and_ends_with_them(data: tuple[torch.Tensor, torch.Tensor]) -> None:
     ours = with_recipe({"lr": 0.1, "batch_size": 10}, Recipe())

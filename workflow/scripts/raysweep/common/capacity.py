@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from raysweep.common.machine import NodeSize
 
+MAX_CAPACITY = 100_000  # number of trials above which the capacity is not counted, because a trial may have any small share of a CPU
 ROUNDING = 1e-9  # error of a sum of shares: 0.1 + 0.2 is more than 0.3
 
 
@@ -66,6 +67,6 @@ def capacity(nodes: Iterable[NodeSize], trial: TrialResources) -> int:
 def _capacity(nodes: tuple[NodeSize, ...], trial: TrialResources) -> int:
     free, number = [FreeNode(node) for node in nodes], 0
     bundles = sorted(trial.bundles, key=lambda bundle: (bundle[1], bundle[0]), reverse=True)
-    while all(any(node.take(*bundle) for node in free) for bundle in bundles):
+    while number < MAX_CAPACITY and all(any(node.take(*bundle) for node in free) for bundle in bundles):
         number += 1
     return number

@@ -77,18 +77,25 @@ def check_source(dataset: Section) -> Iterator[Mistake]:
     """
     name, source = str(dataset.path[-1]), dataset.values["source"]
     is_used = any(sweep.get("dataset") == name for sweep in maps_below(dataset.config, "sweeps").values())
-    if is_function(source):
+    if is_used and is_function(source):
         try:
             local_sources(find_target(source, dataset.root))
         except ConfigError as error:
             yield dataset.mistake(str(error), "source")
-    elif is_used and is_missing(source, dataset.root) and not (dataset.folder("resources_dir") / "data" / name / MANIFEST).is_file():
+    elif (
+        is_used
+        and not is_function(source)
+        and is_missing(source, dataset.root)
+        and not (dataset.folder("resources_dir") / "data" / name / MANIFEST).is_file()
+    ):
         yield dataset.mistake(missing_source_message(source), "source")
 
 
 def check_target_column(dataset: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a table has no target, or where a data set that is no table has a target."""
+    """Yield a mistake where a table has no target, or where a data set that is no table has a target. CIFAR-10 has classes, so no regression."""
     source, target = dataset.values["source"], dataset.values["target"]
+    if source in ("download", "synthetic") and dataset.values["task"] == "regression":
+        yield dataset.mistake(f"'regression' is not allowed with source {source}, whose targets are classes: classification", "task")
     if is_table(source) and target is None:
         yield dataset.mistake("missing: a table needs the name of the column that the model predicts", "target")
     elif target is not None and not is_table(source):

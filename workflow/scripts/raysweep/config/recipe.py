@@ -7,13 +7,13 @@ use the same rates, also after an interruption or a change of the batch size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from raysweep.common.typed_json import from_json, to_json
+from raysweep.common.typed_json import fields_to_json, from_json, to_json
 
 # Settings of the one-cycle policy, which are the defaults of torch.optim.lr_scheduler.OneCycleLR (L. N. Smith and N. Topin,
 # https://arxiv.org/abs/1708.07120). The momentum does not change.
@@ -35,6 +35,8 @@ OPTIMIZER_SETTINGS = {
     "rmsprop": ("RMSprop", ("weight_decay", "momentum")),
     "rprop": ("Rprop", ()),
 }
+# Optimisers of PyTorch that copy `lr` into their state, and so do not obey a learning rate that changes (rprop), or obey it one step late (asgd).
+FIXED_RATE_OPTIMIZERS = ("asgd", "rprop")
 STACKED_OPTIMIZERS = ("sgd", "adam", "adamw")  # optimisers with which trials can be trained together
 
 
@@ -55,6 +57,11 @@ class Schedule:
     epochs: float = 0  # length of the schedule, after which the rate stays constant; a constant rate needs no length
     step_size: float | None = None  # epochs between two changes of the rate by the factor `gamma`; None is a third of the schedule
     gamma: float = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and the fields that differ from their defaults, so that a field that a later version adds changes no recorded schedule."""
+        default = {each.name: each.default for each in fields(self)}
+        return {key: value for key, value in fields_to_json(self).items() if key == "name" or value != default[key]}
 
     def rates(self, epochs: np.ndarray, length: float) -> np.ndarray:
         """Return the factor of the learning rate after `epochs`, at most `length`, epochs of a schedule whose length is `length` epochs."""
@@ -93,9 +100,7 @@ class Recipe:
                 " ".join([name, *(f"{value:g}" for value in options.values())]) for name, options in self.operations.items()
             )
         if schedule := given.pop("schedule", None):
-            options = ", ".join(
-                f"{key} {value:g}" for key, value in schedule.items() if key != "name" and value != default["schedule"][key]
-            )
+            options = ", ".join(f"{key} {value:g}" for key, value in schedule.items() if key != "name")
             given = {"schedule": f"{schedule['name']} ({options})" if options else schedule["name"], **given}
         return ", ".join(f"{key} {value}" for key, value in given.items())
 

@@ -46,7 +46,7 @@ RULES_OF_CONFIG = (
 )
 RULES_OF_DATASET = (
     Rule(config_checks.check_source, "source", "resources_dir"),
-    Rule(config_checks.check_target_column, "source target"),
+    Rule(config_checks.check_target_column, "source target task"),
 )
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
@@ -65,7 +65,7 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_optimizer, "search_space model optimizer", only_for_models=True),
     Rule(sweep_checks.check_searched_recipe, "search_space model training", only_for_models=True),
     Rule(sweep_checks.check_augmentation, "training.augment model", only_for_models=True),
-    Rule(sweep_checks.check_recipe, "search_space.training model training loss max_epochs", only_for_models=True),
+    Rule(sweep_checks.check_recipe, "search_space model training loss max_epochs optimizer scheduler", only_for_models=True),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),
     Rule(sweep_checks.check_keys_of_model, "model loss optimizer training"),
     Rule(sweep_checks.check_grace_period, "scheduler max_epochs"),

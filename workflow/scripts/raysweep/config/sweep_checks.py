@@ -16,7 +16,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
-from raysweep.config.recipe import AUGMENTATIONS, OPTIMIZER_SETTINGS
+from raysweep.config.recipe import AUGMENTATIONS, FIXED_RATE_OPTIMIZERS, OPTIMIZER_SETTINGS
 from raysweep.config.schema import allowed, is_class, is_valid, schema_at, types_of
 from raysweep.config.section import Section
 from raysweep.config.space import (
@@ -235,7 +235,11 @@ def check_searched_recipe(sweep: Section) -> Iterator[Mistake]:
         if "number" not in types_of(schema) or (keys[1] == "schedule" and keys[2] not in sweep.values["training"]["schedule"]):
             numbers = ", ".join(".".join(names) for names in _numbers_of_recipe(sweep))
             yield sweep.mistake(f"is no number of the recipe. Allowed: {numbers}", "search_space", *keys)
-        elif wrong := [value for value in _extremes(distribution) if not is_valid(value, schema)]:
+        elif wrong := [
+            value
+            for value in _extremes(distribution)
+            if not is_valid(value, schema) or (keys[1:] == ["schedule", "epochs"] and value is None)
+        ]:
             yield sweep.mistake(f"{wrong[0]!r} is not allowed: {allowed(schema)}", "search_space", *keys)
 
 
@@ -265,6 +269,15 @@ def check_recipe(sweep: Section) -> Iterator[Mistake]:
     elif "epochs" in schedule and max(warmup) >= (shortest := min(_recipe_values(sweep, "schedule", "epochs"))):
         message = f"{max(warmup)} is not allowed: below the {shortest} epochs of the schedule"
         yield sweep.mistake(message, "training", "warmup_epochs")
+    optimizer = sweep.values["optimizer"]
+    if optimizer in FIXED_RATE_OPTIMIZERS:
+        message = f"is not allowed with optimizer {optimizer}, which reads lr only at its beginning, or one step late"
+        if schedule["name"] != "constant":
+            yield sweep.mistake(f"{schedule['name']!r} {message}: constant", "training", "schedule", "name")
+        if any(warmup):
+            yield sweep.mistake(f"{max(warmup)} {message}: 0", "training", "warmup_epochs")
+        if sweep.scheduler == "pbt" and isinstance(sweep.space.get("lr"), Distribution):
+            yield sweep.mistake(f"'pbt' {message}. Give lr one value, or take another optimizer", "scheduler", "name")
     loss = sweep.values["loss"]
     for key, unused in (("label_smoothing", 0), ("class_weights", "none")) if loss != "cross_entropy" else ():
         if used := [value for value in _recipe_values(sweep, key) if value != unused]:

@@ -54,6 +54,9 @@ def _read_file(path: Path) -> pd.DataFrame:
         raise WorldError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())}). Save it again as .csv or .parquet."
         ) from error
+    if not isinstance(table.index, pd.RangeIndex) and path.suffix != ".parquet":
+        # pandas takes the values before the first name for the names of the rows, which would move all columns.
+        raise WorldError(f"{path}: the rows have more values than the first line has names. Give each column a name.")
     if not len(table):
         raise WorldError(f"{path}: has no rows. Allowed: a line with the names of the columns, and a line for each row.")
     table.columns = table.columns.map(str)
@@ -69,6 +72,8 @@ def _targets(column: pd.Series, place: str) -> np.ndarray:
         return np.array(column.astype(str), dtype=str)
     if kind not in ("boolean", "integer", "floating", "decimal", "mixed-integer-float"):
         raise ConfigError(f"{place} has values of the type {kind}. Allowed: numbers, or text as names of classes.")
+    if kind == "integer" and max(abs(int(column.min())), abs(int(column.max()))) >= 2**63:
+        return np.array([float(value) for value in column])  # int64 holds no such number
     return np.array(column, dtype={"boolean": bool, "integer": np.int64}.get(kind, np.float64))
 
 

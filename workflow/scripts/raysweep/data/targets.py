@@ -17,6 +17,10 @@ def read_targets(parts: Mapping[str, np.ndarray], task: Task | None, place: str)
     classes. `task` changes this: a regression also takes integers, and a classification also takes floats that are whole. Raises ConfigError, whose
     message begins with `place`, for targets that are neither.
     """
+    for name, values in parts.items():
+        if _group(values) != _group(parts["train"]):  # the concatenation would change the type of the training part
+            types = f"{parts['train'].dtype} in the training part and {values.dtype} in the {name} part"
+            raise ConfigError(f"{place} has the type {types}. Allowed: one type.")
     targets = np.concatenate([_flat(values, place) for values in parts.values()])
     kind = targets.dtype.kind
     if kind in "US" and task != "regression":
@@ -35,6 +39,11 @@ def read_targets(parts: Mapping[str, np.ndarray], task: Task | None, place: str)
     found = dict(zip(parts, np.split(labels, starts), strict=True))
     _refuse_training_part(found["train"], tuple(classes), place)
     return found, tuple(classes)
+
+
+def _group(targets: np.ndarray) -> str:
+    """Return the kinds of NumPy (dtype.kind) that mean the same as the kind of the targets."""
+    return next((kinds for kinds in ("biu", "f", "US") if targets.dtype.kind in kinds), targets.dtype.kind)
 
 
 def _flat(values: np.ndarray, place: str) -> np.ndarray:

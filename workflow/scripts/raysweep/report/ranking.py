@@ -147,9 +147,11 @@ def schedule(inputs: Inputs) -> Note | None:
 
 def annealing(inputs: Inputs) -> Note | None:
     """Return a note if the best epoch lies before the end of the learning rate's schedule, or None if the rate had come to its end."""
+    if not inputs.header.model or inputs.header.training.schedule.name == "constant":
+        return None
     recipe = inputs.header.training.with_values(inputs.winner.config.get("training", {}))
     schedule, epoch = recipe.schedule, inputs.best.epochs
-    if schedule.name == "constant" or epoch >= schedule.epochs:
+    if epoch >= schedule.epochs:
         return None
     percent = 100 * float(recipe.rates(np.array([epoch]))[0])
     text = (

@@ -20,6 +20,19 @@ DRIVER_MODULES = ("raysweep.tune.record_callback", "raysweep.tune.search", "rays
 TRACKERS = ("mlflow", "wandb")
 
 
+class CommandLine(list[str]):
+    """Contains options of a command, of which the last is no reason to run the command again.
+
+    Snakemake runs a rule again where the text of a parameter (`repr`) has changed, so this text lacks the last option.
+    """
+
+    def __init__(self, options: list[str], last: str) -> None:
+        super().__init__([*options, last])
+
+    def __repr__(self) -> str:
+        return repr(self[:-1])
+
+
 @dataclass(frozen=True)
 class Project:
     """Describes the config and the folders of one inclusion of this workflow in Snakemake.
@@ -141,7 +154,8 @@ class Project:
             if dataset[key] is not None
         ]
         source: str = dataset["source"]
-        options += [f"--env-dir={self.placed(self.env)}"] if needs_packages(source) else []
+        if needs_packages(source):
+            return CommandLine([source, *options], f"--env-dir={self.placed(self.env)}")
         return [source, *options] if options else source
 
     def environment_for(self, name: str) -> list[Path]:

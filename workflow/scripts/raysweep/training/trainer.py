@@ -223,6 +223,11 @@ class Trainer:
             state[f"{self.device.type}_rng"] = torch.get_device_module(self.device).get_rng_state(self.device)
         torch.save(state, folder / STATE_FILE)
 
+    def load_published(self, folder: Path) -> None:
+        """Load the weights in `folder` for an evaluation. Where the recipe has an average of the weights, these weights are the average already."""
+        load_model(self.model, str(folder / MODEL_FILE), device=str(self.device))
+        self.average = None
+
     def load(self, folder: Path) -> int:
         """Restore the state that `save` wrote to `folder`, and return the epoch of this state.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -120,6 +121,7 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default, Ray Train takes one report of the workers every 2 s, so an epoch would take 2 s or longer
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each trial that asks Ray which nodes a cloud will take back
 }
+WARN_AFTER_S = 20  # time in seconds after which a warning says that the workers of Ray Train wait for free resources
 # Keys of values that belong to one trial, in Tune's session of the trial.
 COPIES, HAS_TRAIN_RUN = "raysweep_copies", "raysweep_has_train_run"
 
@@ -183,9 +185,21 @@ class TrainRunOfTrial(ReportCallback):
                 manager._latest_checkpoint_result = TrainingResult(checkpoint=self.checkpoint, metrics={})
 
         CheckpointManager._maybe_load_state_from_storage = begin
+        worker_group.placement_group = self.placement_group if self.has_workers else self.unreserved_placement_group
         if self.has_workers:
-            worker_group.placement_group = self.placement_group
             worker_group.PlacementGroupSchedulingStrategy = self.scheduling_strategy
+
+    def unreserved_placement_group(self, bundles: list[dict[str, float]], **options: Any) -> Any:
+        """Return Ray Train's own placement group. If its resources are not free, a warning says so, because Ray Train waits for them without a word."""
+        group = ray.util.placement_group(bundles, **options)
+        if not group.wait(timeout_seconds=WARN_AFTER_S):
+            logging.getLogger("ray.train").warning(
+                "This trial starts %d workers of %s and waits for free resources. If all trials wait, none of them ends: reserve the workers with"
+                " trial_resources.workers.",
+                len(bundles),
+                bundles[0],
+            )
+        return group
 
     def placement_group(self, bundles: list[dict[str, float]], **_: Any) -> Any:
         """Return the placement group that Ray Train may remove, which reserves one byte. Raises ValueError if the trial has reserved too little."""

@@ -240,11 +240,8 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: Conf
 
 def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
     """Evaluate the model that the sweep published on the test split, and return the metrics."""
-    from safetensors.torch import load_model
-
     from raysweep.training.arrays import load_tensors
-    from raysweep.training.trainer import MODEL_FILE
 
     trainer = _trainer(model_class, config, seed, job)
-    load_model(trainer.model, str(job.model_dir / MODEL_FILE), device=str(trainer.device))
+    trainer.load_published(job.model_dir)
     return trainer.evaluate(*load_tensors(job.data_dir, "test", trainer.device))
