@@ -14,7 +14,7 @@ HERE = "config/config.yaml: sweeps.lenet"
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": (
         {"num_sample": 5},
-        f"{HERE}.num_sample: unknown key. Did you mean num_samples? Allowed: dataset, model, loss, optimizer, trainable, search_space,"
+        f"{HERE}.num_sample: unknown key. Did you mean num_samples? Allowed: dataset, model, loss, optimizer, training, trainable, search_space,"
         " points_to_evaluate, metric, mode, num_samples, max_epochs, stop, constraint, repeats, search_algorithm, scheduler, seed, max_concurrent, time_budget,"
         " trial_timeout, max_failures, keep_checkpoints, fuse, tensorboard, mlflow, wandb, resume, trial_resources, allocation, confirm",
     ),
