@@ -136,6 +136,7 @@ def test_a_dry_run_needs_none_of_torch_ray_and_matplotlib(checkout: Project) -> 
 LIKE_MACOS = """
 import importlib, os, pkgutil, resource, select, signal, socket, sys, urllib.request
 import psutil, snakemake.cli
+os.process_cpu_count = os.cpu_count  # the function of Linux, from Python 3.13 on, needs a name that goes
 for module, names in {
     os: "sched_ ST_NO pidfd_ posix_fall memfd_ MFD_ eventfd EFD_ splice SPLICE_ copy_file_range O_PATH O_TMPFILE setns unshare getxattr listxattr setxattr",
     signal: "SIGRT pidfd_ sigtimedwait sigwaitinfo SIGPOLL SIGPWR SIGSTKFLT", select: "epoll EPOLL",
