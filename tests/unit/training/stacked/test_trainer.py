@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 from raysweep.config.recipe import Recipe, Schedule
 from raysweep.models.lenet import LeNet
 from raysweep.training.preparation import normalized
+from raysweep.training.stacked.trainer import StackedTrainer
 from raysweep.training.stacked.verification import reason_not_stackable
+from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.fusion import micro_batch_size
 from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
 
@@ -62,6 +65,21 @@ RECIPES = [
 ]
 
 
+def assert_epochs_are_those_of_each_alone(
+    stacked: StackedTrainer,
+    together: list[Trainer],
+    alone: list[Trainer],
+    rounds: Sequence[list[int]],
+    data: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Assert that rounds of epochs, one epoch for each trainer, give the losses and weights that each trainer has alone."""
+    for epochs in rounds:
+        losses = stacked.train_epoch(together, epochs, *data)
+        assert losses == pytest.approx([each.train_epoch(*data, epoch) for each, epoch in zip(alone, epochs, strict=True)], rel=1e-9)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("share_rows", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle", "step", "exponential"])
@@ -70,13 +88,7 @@ def test_a_recipe_together_is_that_of_each_alone(schedule: Any, optimizer: str, 
     recipe = Recipe(Schedule(schedule, epochs=4, gamma=0.8))
     together, alone = (trainers(Dense, optimizer, (2, 4, 16), recipes=RECIPES, recipe=recipe) for _ in range(2))
     stacked = stacked_trainer(2, share_rows)
-    for epochs in ([1, 1, 1], [2, 2, 2], [3, 9, 4]):
-        losses = stacked.train_epoch(together, epochs, images, labels)
-        assert losses == pytest.approx(
-            [each.train_epoch(images, labels, epoch) for each, epoch in zip(alone, epochs, strict=True)], rel=1e-9
-        )
-    for ours, theirs in zip(together, alone, strict=True):
-        assert_same(ours, theirs)
+    assert_epochs_are_those_of_each_alone(stacked, together, alone, ([1, 1, 1], [2, 2, 2], [3, 9, 4]), (images, labels))
     expected = [trainer.evaluate(images, labels) for trainer in alone]
     for metrics, alone_metrics in zip(stacked.evaluate(together, images, labels), expected, strict=True):
         assert metrics == pytest.approx(alone_metrics, rel=1e-9)
@@ -88,13 +100,7 @@ def test_augmentation_and_weights_of_classes_together_are_those_of_each_alone(sh
     recipe = Recipe(class_weights="balanced", augment=("flip", "crop", {"cutout": {"size": 2}}))
     together, alone = (trainers(Convolutional, batch_sizes=(3, 4, 16), recipe=recipe) for _ in range(2))
     stacked = stacked_trainer(2, share_rows)
-    for epochs in ([1, 1, 1], [2, 2, 2], [3, 1, 3]):
-        losses = stacked.train_epoch(together, epochs, images, labels)
-        assert losses == pytest.approx(
-            [each.train_epoch(images, labels, epoch) for each, epoch in zip(alone, epochs, strict=True)], rel=1e-9
-        )
-    for ours, theirs in zip(together, alone, strict=True):
-        assert_same(ours, theirs)
+    assert_epochs_are_those_of_each_alone(stacked, together, alone, ([1, 1, 1], [2, 2, 2], [3, 1, 3]), (images, labels))
 
 
 @pytest.mark.parametrize("share_rows", [False, True])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from raysweep.config import config_checks, sweep_checks
+from raysweep.config import config_checks, recipe_checks, sweep_checks
 from raysweep.config.mistakes import Mistake, Mistakes
 from raysweep.config.section import Section
 
@@ -62,10 +62,10 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_loss, "loss model dataset", only_for_models=True),
     Rule(sweep_checks.check_learning_rate, "search_space.lr model", only_for_models=True),
     Rule(sweep_checks.check_batch_size, "search_space.batch_size model", only_for_models=True),
-    Rule(sweep_checks.check_optimizer, "search_space model optimizer", only_for_models=True),
-    Rule(sweep_checks.check_searched_recipe, "search_space model training", only_for_models=True),
-    Rule(sweep_checks.check_augmentation, "training.augment model", only_for_models=True),
-    Rule(sweep_checks.check_recipe, "search_space model training loss max_epochs optimizer scheduler", only_for_models=True),
+    Rule(recipe_checks.check_optimizer, "search_space model optimizer", only_for_models=True),
+    Rule(recipe_checks.check_searched_recipe, "search_space model training", only_for_models=True),
+    Rule(recipe_checks.check_augmentation, "training.augment model", only_for_models=True),
+    Rule(recipe_checks.check_recipe, "search_space model training loss max_epochs optimizer scheduler", only_for_models=True),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),
     Rule(sweep_checks.check_keys_of_model, "model loss optimizer training"),
     Rule(sweep_checks.check_grace_period, "scheduler max_epochs"),

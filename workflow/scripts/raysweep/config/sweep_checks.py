@@ -16,12 +16,9 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
-from raysweep.config.recipe import AUGMENTATIONS, FIXED_RATE_OPTIMIZERS, OPTIMIZER_SETTINGS
-from raysweep.config.schema import allowed, is_class, is_valid, schema_at, types_of
+from raysweep.config.schema import is_class
 from raysweep.config.section import Section
 from raysweep.config.space import (
-    OPTIMIZER_KEYS,
-    SEPARATOR,
     Choice,
     Distribution,
     Normal,
@@ -185,7 +182,7 @@ def check_learning_rate(sweep: Section) -> Iterator[Mistake]:
     if "lr" not in sweep.space:
         yield _missing_training_key(sweep, "lr")
         return
-    wrong = [value for value in _extremes(sweep.space["lr"]) if not (is_number(value) and value > 0)]
+    wrong = [value for value in extremes(sweep.space["lr"]) if not (is_number(value) and value > 0)]
     if wrong:
         yield sweep.mistake(f"{wrong[0]!r} is not allowed: numbers above 0", "search_space", "lr")
 
@@ -200,7 +197,7 @@ def check_batch_size(sweep: Section) -> Iterator[Mistake]:
         message = "whole numbers of at least 1, from randint, lograndint, choice, grid, or quniform or qloguniform with a whole step"
         yield sweep.mistake(f"{batch_size.name} is not allowed here: {message}", "search_space", "batch_size")
         return
-    wrong = [value for value in _extremes(batch_size) if not (is_number(value) and float(value).is_integer() and value >= 1)]
+    wrong = [value for value in extremes(batch_size) if not (is_number(value) and float(value).is_integer() and value >= 1)]
     if wrong:
         yield sweep.mistake(f"{wrong[0]!r} is not allowed: whole numbers of at least 1", "search_space", "batch_size")
 
@@ -210,107 +207,11 @@ def _missing_training_key(sweep: Section, key: str) -> Mistake:
     return sweep.mistake("missing: the training of a model needs it, as a distribution or a constant", "search_space", key)
 
 
-def _extremes(value: Any) -> list[Any]:
+def extremes(value: Any) -> list[Any]:
     """Return the smallest and the largest value of a numeric or normal distribution, all values of a list, or a constant."""
     if isinstance(value, Numeric | Normal):
         return [value.quantile(0), value.quantile(1)]
     return list(value.values) if isinstance(value, Choice) else [value]
-
-
-def check_optimizer(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each setting of an optimiser in the search space that the optimiser of the sweep lacks."""
-    optimizer = sweep.values["optimizer"]
-    for key in sorted(OPTIMIZER_KEYS - {"lr", *OPTIMIZER_SETTINGS[optimizer][1]}):
-        if key in sweep.space:
-            yield sweep.mistake(f"is not allowed with optimizer {optimizer}: it has no such setting", "search_space", key)
-
-
-def check_searched_recipe(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each key below `search_space.training` that is no number of the recipe, and for each value that the recipe does not allow."""
-    for key, distribution in sweep.space.items():
-        keys = key.split(SEPARATOR)
-        if keys[0] != "training":
-            continue
-        schema = schema_at((*sweep.path, *keys))
-        if "number" not in types_of(schema) or (keys[1] == "schedule" and keys[2] not in sweep.values["training"]["schedule"]):
-            numbers = ", ".join(".".join(names) for names in _numbers_of_recipe(sweep))
-            yield sweep.mistake(f"is no number of the recipe. Allowed: {numbers}", "search_space", *keys)
-        elif wrong := [
-            value
-            for value in _extremes(distribution)
-            if not is_valid(value, schema) or (keys[1:] == ["schedule", "epochs"] and value is None)
-        ]:
-            yield sweep.mistake(f"{wrong[0]!r} is not allowed: {allowed(schema)}", "search_space", *keys)
-
-
-def _numbers_of_recipe(sweep: Section) -> Iterator[tuple[str, ...]]:
-    """Yield the keys below `training` of each number of the recipe, with the options of the schedule of the sweep."""
-    for key, value in sweep.values["training"].items():
-        for names in ((key, option) for option in value) if key == "schedule" else ((key,),):
-            if "number" in types_of(schema_at((*sweep.path, "training", *names))):
-                yield names
-
-
-def _recipe_values(sweep: Section, *keys: str) -> list[Any]:
-    """Return the smallest and the largest value of a number of the recipe, or all values, from the search space or from `training`."""
-    value = sweep.values["training"]
-    for key in keys:
-        value = value.get(key)
-    return _extremes(sweep.space.get(SEPARATOR.join(("training", *keys)), value))
-
-
-def check_recipe(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each part of the recipe that contradicts another part, the loss or the optimiser."""
-    schedule, warmup = sweep.values["training"]["schedule"], _recipe_values(sweep, "warmup_epochs")
-    if schedule["name"] == "onecycle" and any(warmup):
-        yield sweep.mistake(
-            f"{max(warmup)} is not allowed with schedule onecycle, which has its own warm-up: 0", "training", "warmup_epochs"
-        )
-    elif "epochs" in schedule and max(warmup) >= (shortest := min(_recipe_values(sweep, "schedule", "epochs"))):
-        message = f"{max(warmup)} is not allowed: below the {shortest} epochs of the schedule"
-        yield sweep.mistake(message, "training", "warmup_epochs")
-    optimizer = sweep.values["optimizer"]
-    if optimizer in FIXED_RATE_OPTIMIZERS:
-        message = f"is not allowed with optimizer {optimizer}, which reads lr only at its beginning, or one step late"
-        if schedule["name"] != "constant":
-            yield sweep.mistake(f"{schedule['name']!r} {message}: constant", "training", "schedule", "name")
-        if any(warmup):
-            yield sweep.mistake(f"{max(warmup)} {message}: 0", "training", "warmup_epochs")
-        if sweep.scheduler == "pbt" and isinstance(sweep.space.get("lr"), Distribution):
-            yield sweep.mistake(f"'pbt' {message}. Give lr one value, or take another optimizer", "scheduler", "name")
-    loss = sweep.values["loss"]
-    for key, unused in (("label_smoothing", 0), ("class_weights", "none")) if loss != "cross_entropy" else ():
-        if used := [value for value in _recipe_values(sweep, key) if value != unused]:
-            yield sweep.mistake(f"{used[-1]} is not allowed with loss {loss}: {unused}, or loss cross_entropy", "training", key)
-
-
-def check_augmentation(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each operation of the augmentation that does not exist, occurs twice, or has an option that is not allowed."""
-    names: list[str] = []
-    for number, operation in enumerate(sweep.values["training"]["augment"]):
-        named = operation if isinstance(operation, dict) else {operation: {}}
-        name, options = next(iter(named.items()), ("", {}))
-        path = ("training", "augment", number)
-        if len(named) != 1 or name not in AUGMENTATIONS:
-            yield sweep.mistake(
-                f"{operation!r} is not allowed: one of {', '.join(AUGMENTATIONS)}, or a map such as crop: {{padding: 4}}", *path
-            )
-        elif name in names:
-            yield sweep.mistake(f"{name} is not allowed twice", *path)
-        elif not isinstance(options, dict) or not options.keys() <= AUGMENTATIONS[name].keys():
-            yield sweep.mistake(f"{options!r} is not allowed: {_options_of(name)}", *path, name)
-        else:
-            for key, value in options.items():
-                is_fraction = key == "fraction"
-                if not is_number(value) or not 0 < value <= (1 if is_fraction else 1000) or not (is_fraction or float(value).is_integer()):
-                    numbers = "a number above 0 and at most 1" if is_fraction else "a whole number of at least 1 (pixels)"
-                    yield sweep.mistake(f"{value!r} is not allowed: {numbers}", *path, name, key)
-        names.append(name)
-
-
-def _options_of(name: str) -> str:
-    options = ", ".join(f"{key}: {value}" for key, value in AUGMENTATIONS[name].items())
-    return f"a map such as {{{options}}}" if options else f"{name} has no options"
 
 
 def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:

@@ -36,9 +36,9 @@ def read_targets(parts: Mapping[str, np.ndarray], task: Task | None, place: str)
             f"{place} has the type {targets.dtype}. Allowed: numbers{'' if task == 'regression' else ', or text as names of classes'}."
         )
     starts = np.cumsum([len(values) for values in parts.values()])[:-1]
-    found = dict(zip(parts, np.split(labels, starts), strict=True))
-    _refuse_training_part(found["train"], tuple(classes), place)
-    return found, tuple(classes)
+    labels_of_parts = dict(zip(parts, np.split(labels, starts), strict=True))
+    _refuse_training_part(labels_of_parts["train"], tuple(classes), place)
+    return labels_of_parts, tuple(classes)
 
 
 def _group(targets: np.ndarray) -> str:
