@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
-from raysweep.data.manifest import DatasetSpec
+from raysweep.data.manifest import DatasetSpec, Validation
 from raysweep.data.stage import stage
 
 
@@ -44,6 +44,11 @@ def main() -> None:
         "--task", choices=["classification", "regression"], help="what the targets of arrays are; by default the targets decide"
     )
     parser.add_argument("--target", help="column of a table that the model predicts")
+    parser.add_argument("--group", help="column or array; rows with equal values stay in one part")
+    parser.add_argument(
+        "--split", choices=["random", "time"], default="random", help="time: the rows are in the order of time, and the last are set aside"
+    )
+    parser.add_argument("--folds", type=int, help="number of folds, in place of the validation fraction")
     parser.add_argument(
         "--env-dir",
         type=Path,
@@ -66,6 +71,9 @@ def main() -> None:
         test_fraction=args.test_fraction,
         task=args.task,
         target=args.target,
+        group=args.group,
+        split=args.split,
+        validation=Validation(args.folds) if args.folds else None,
     )
     stage(spec, args.downloads_dir, args.output_dir)
 

@@ -107,6 +107,24 @@ class TestSources:
         )
         assert_refused(root, self.given(source="synthetic", target="price"), line)
 
+    def test_rows_are_divided_in_one_way(self, root: Path) -> None:
+        folds = {"validation": {"folds": 3}}
+        divided = check(root, self.given(source="synthetic", **folds))
+        assert divided["datasets"]["pictures"]["validation"] == {"folds": 3}
+        (root / "own.csv").touch()
+        for values, line in (
+            ({"source": "synthetic", "group": "site"}, "group: 'site' is not allowed with source synthetic: it is for arrays, tables and functions"),
+            ({"source": "synthetic", "split": "time"}, "split: 'time' is not allowed with source synthetic"),
+            ({"source": "own.csv", "target": "price", "group": "price"}, "group: 'price' is not allowed: it is the target"),
+            ({"source": "own.csv", "target": "price", "group": "site", "split": "time"}, "split: 'time' is not allowed beside group 'site'"),
+            ({"source": "own.csv", "target": "price", "split": "time", **folds}, "split: 'time' is not allowed beside validation.folds"),
+            ({"source": "synthetic", "validation_fraction": 0.2, **folds}, "validation_fraction: 0.2 is not allowed beside validation.folds"),
+            ({"source": "synthetic", "validation": {"folds": 1}}, "validation.folds: 1 is not allowed: a whole number, at least 2"),
+            ({"source": "synthetic", "validation": {}}, "validation.folds: missing"),
+            ({"source": "synthetic", "validation": {"fold": 5}}, "validation.fold: unknown key. Did you mean folds?"),
+        ):
+            assert_refused(root, self.given(**values), f"datasets.pictures.{line}")
+
     def test_a_set_that_was_staged_or_that_no_sweep_uses_needs_no_source(self, root: Path) -> None:
         unused = own() | {"datasets": {"pictures": {"source": "gone"}}}
         assert check(root, unused)["datasets"]["pictures"]["source"] == "gone"

@@ -32,6 +32,9 @@ def test_defaults_are_filled_in_at_every_level(root: Path) -> None:
         "test_fraction": None,
         "task": None,
         "target": None,
+        "group": None,
+        "split": "random",
+        "validation": None,
     }
     sweep = whole["sweeps"]["s"]
     assert sweep["mode"] == "max"

@@ -13,6 +13,18 @@ def test_a_trainable_has_neither_loss_nor_optimizer(root: Path) -> None:
     assert "sweeps.s.loss: 'nll_loss' is not allowed beside trainable" in refusal(root, own(loss="nll_loss"))
 
 
+def with_folds(folds: Any, **changes: Any) -> dict[str, Any]:
+    """A sweep on a data set with folds."""
+    return config(**changes) | {"datasets": {"synthetic": {"source": "synthetic", "validation": {"folds": folds}}}}
+
+
+def test_each_fold_is_one_trial_of_a_configuration(root: Path) -> None:
+    whole = check(root, with_folds(5, num_samples=3, scheduler="asha", max_epochs=2))
+    assert whole["sweeps"]["s"]["repeats"] == 5
+    assert num_trials(whole) == 15
+    assert check(root, whole) == whole, "the config that a sweep publishes is a config"
+
+
 @pytest.mark.parametrize(
     "distribution",
     [
@@ -282,6 +294,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(repeats=3, scheduler="hyperband"),
         "repeats: 3 is not allowed with scheduler hyperband, which pauses trials one by one: 1, or scheduler asha",
     ),
+    (
+        with_folds(5, repeats=3),
+        "repeats: 3 is not allowed with datasets.synthetic.validation.folds 5, because each fold is one trial of a configuration: leave repeats out",
+    ),
+    (with_folds(5, repeats=1), "repeats: 1 is not allowed with datasets.synthetic.validation.folds 5"),
+    (with_folds(5, scheduler="hyperband"), "scheduler.name: 'hyperband' is not allowed with datasets.synthetic.validation.folds 5"),
+    (with_folds(5, scheduler="pbt"), "scheduler.name: 'pbt' is not allowed with datasets.synthetic.validation.folds 5"),
+    (with_folds(5, fuse="on"), "fuse: 'on' is not allowed with datasets.synthetic.validation.folds 5, because trials that are trained together"),
     (
         config(allocation={"max_wait": 10, "resubmit": 2}),
         "allocation.max_wait: 10 is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",

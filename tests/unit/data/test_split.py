@@ -8,14 +8,13 @@ import pytest
 
 from raysweep.common.errors import ConfigError, WorldError
 from raysweep.common.files import sha256_of_file
-from raysweep.data.split import SPLITS, load_split, refuse_small_classes, set_rows_aside
+from raysweep.data.split import Rows, fold_numbers, load_split, refuse_small_classes, set_rows_aside
 from staging import stage_into
 
 
 def rows_set_aside(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return a mask, bool [n], of the rows that `set_rows_aside` puts into the second split."""
-    _, (rows, _) = set_rows_aside((np.arange(len(labels)), labels), fraction, seed, "key", ("first", "second"), num_kept=0)
-    return np.isin(np.arange(len(labels)), rows)
+    """Return a mask, bool [n], of the rows that `set_rows_aside` puts into the second part."""
+    return set_rows_aside(Rows(labels), fraction, seed, "key", ("first", "second"), num_kept=0)
 
 
 class TestRowsSetAside:
@@ -51,9 +50,8 @@ class TestRowsSetAside:
 
 
 class TestSetRowsAside:
-    def arrays(self, *counts: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.repeat(np.arange(len(counts)), counts)
-        return np.arange(len(labels)), labels
+    def rows(self, *counts: int) -> Rows:
+        return Rows(np.repeat(np.arange(len(counts)), counts))
 
     @pytest.mark.parametrize(
         ("counts", "fraction", "num_kept", "taken"),
@@ -67,16 +65,16 @@ class TestSetRowsAside:
         ],
     )
     def test_each_class_is_in_both_splits(self, counts: tuple[int, ...], fraction: float, num_kept: int, taken: list[int]) -> None:
-        (kept, kept_labels), (aside, labels) = set_rows_aside(self.arrays(*counts), fraction, 0, "key", ("train", "test"), num_kept)
-        assert np.bincount(labels).tolist() == taken
-        assert np.bincount(kept_labels).tolist() == [count - n for count, n in zip(counts, taken, strict=True)]
-        assert sorted([*kept, *aside]) == list(range(sum(counts)))
+        rows = self.rows(*counts)
+        aside = set_rows_aside(rows, fraction, 0, "key", ("train", "test"), num_kept)
+        assert np.bincount(rows.labels[aside]).tolist() == taken
+        assert np.bincount(rows.labels[~aside]).tolist() == [count - n for count, n in zip(counts, taken, strict=True)]
 
     def test_a_line_says_how_many_classes_are_too_small(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", "raysweep"):
-            set_rows_aside(self.arrays(20, 40), 0.1, 0, "key", ("train", "test"))
+            set_rows_aside(self.rows(20, 40), 0.1, 0, "key", ("train", "test"))
             assert not caplog.records
-            set_rows_aside(self.arrays(2, 40, 3), 0.1, 0, "key", ("train", "test"))
+            set_rows_aside(self.rows(2, 40, 3), 0.1, 0, "key", ("train", "test"))
         assert [record.getMessage() for record in caplog.records] == [
             "key: 2 of 3 classes are too small for the fraction 0.1: at least one row of each class is in test, and at least 1 in train"
         ]
@@ -84,19 +82,74 @@ class TestSetRowsAside:
     @pytest.mark.parametrize(("fraction", "split", "change"), [(0.01, "test", "larger"), (0.99, "train", "smaller")])
     def test_a_fraction_that_leaves_a_split_empty_is_refused(self, fraction: float, split: str, change: str) -> None:
         with pytest.raises(ConfigError, match=rf"^key: {fraction} of 10 rows leaves {split} without any\. Give a {change} fraction\."):
-            set_rows_aside(self.arrays(5, 5), fraction, 0, "key", ("train", "test"))
+            set_rows_aside(self.rows(5, 5), fraction, 0, "key", ("train", "test"))
 
     def test_classes_with_fewer_rows_than_splits_are_named(self) -> None:
-        labels = self.arrays(9, 1, 2, 1, 3, 2)[1]
-        refuse_small_classes(labels[labels == 0], "abcdef", SPLITS, "key")
+        labels = self.rows(9, 1, 2, 1, 3, 2).labels
+        refuse_small_classes(labels[labels == 0], "abcdef", 3, "train, validation, test", "key")
         with pytest.raises(
             ConfigError,
             match=r"^key: each class needs at least 3 rows, one for each of train, validation, test\. "
             r"Too few rows have: 'b' \(1\), 'c' \(2\), 'd' \(1\) and 1 more\. Add rows",
         ):
-            refuse_small_classes(labels, "abcdef", SPLITS, "key")
+            refuse_small_classes(labels, "abcdef", 3, "train, validation, test", "key")
         with pytest.raises(ConfigError, match=r"at least 2 rows, .*: 'b' \(1\), 'd' \(1\)\."):
-            refuse_small_classes(labels, "abcdef", ("train", "validation"), "key")
+            refuse_small_classes(labels, "abcdef", 2, "train, validation", "key")
+
+
+class TestRowsInTheOrderOfTime:
+    @pytest.mark.parametrize(("fraction", "count"), [(0.1, 1), (0.25, 2), (0.5, 5), (0.9, 9)])
+    def test_the_last_rows_are_set_aside_whatever_their_labels(self, fraction: float, count: int) -> None:
+        rows = Rows.of(np.repeat([0, 1], 5), None, is_in_order_of_time=True)
+        assert np.flatnonzero(set_rows_aside(rows, fraction, 0, "key", ("train", "test"))).tolist() == list(range(10 - count, 10))
+
+
+class TestGroups:
+    @pytest.mark.parametrize(("fraction", "count"), [(0.1, 1), (0.25, 2), (0.5, 5)])
+    def test_whole_groups_are_set_aside_until_the_fraction_is_reached(self, fraction: float, count: int) -> None:
+        groups = np.arange(40) % 10
+        asides = [set_rows_aside(Rows(np.zeros(40, int), groups), fraction, seed, "key", ("train", "test")) for seed in (0, 0, 1)]
+        np.testing.assert_array_equal(asides[0], asides[1])
+        assert (asides[0] != asides[2]).any()
+        for aside in asides:
+            assert len(np.unique(groups[aside])) == count
+            assert not np.intersect1d(groups[aside], groups[~aside]).size
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_group_that_is_much_larger_than_the_fraction_stays(self, seed: int) -> None:
+        groups = np.repeat([7, 3, 5, 4], [90, 5, 4, 1])
+        aside = set_rows_aside(Rows(np.zeros(100, int), groups), 0.05, seed, "key", ("train", "test"))
+        assert 7 not in groups[aside]
+        assert 4 <= aside.sum() <= 7
+
+    def test_the_smallest_group_is_set_aside_where_all_are_too_large_and_enough_groups_stay(self) -> None:
+        groups = np.repeat([0, 1, 2], [40, 20, 40])
+        assert np.unique(groups[set_rows_aside(Rows(groups, groups), 0.01, 0, "key", ("train", "test"))]).tolist() == [1]
+        kept = ~set_rows_aside(Rows(groups, groups), 0.99, 0, "key", ("train", "test"), num_kept=2)
+        assert len(np.unique(groups[kept])) == 2
+
+
+class TestFoldNumbers:
+    def test_folds_have_equal_shares_of_each_class(self) -> None:
+        labels = np.repeat(np.arange(3), [11, 7, 5])
+        numbers = fold_numbers(Rows(labels), 4, seed=0)
+        counts = np.array([np.bincount(numbers[labels == label], minlength=4) for label in range(3)])
+        assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
+        assert sorted(counts.sum(axis=0)) == [5, 6, 6, 6]
+        np.testing.assert_array_equal(numbers, fold_numbers(Rows(labels), 4, seed=0))
+        assert (numbers != fold_numbers(Rows(labels), 4, seed=1)).any()
+
+    def test_folds_of_a_regression_do_not_follow_the_order_of_the_rows(self) -> None:
+        rows = Rows.of(np.linspace(0, 1, 1000), None, is_in_order_of_time=False)
+        numbers = fold_numbers(rows, 5, seed=0)
+        assert np.bincount(numbers).tolist() == [200] * 5
+        assert all(400 < np.flatnonzero(numbers == fold).mean() < 600 for fold in range(5))
+
+    def test_a_group_lies_in_one_fold_and_the_folds_have_about_equal_sizes(self) -> None:
+        groups = np.repeat([4, 9, 2, 7, 5, 1], [30, 20, 20, 10, 10, 10])
+        numbers = fold_numbers(Rows(np.zeros(100, int), groups), 3, seed=0)
+        assert all(len(np.unique(numbers[groups == group])) == 1 for group in np.unique(groups))
+        assert sorted(np.bincount(numbers)) == [30, 30, 40]
 
 
 class TestLoadSplit:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from raysweep.common.errors import RaysweepError
-from raysweep.data.manifest import Column, DataManifest, read_manifest
-from raysweep.data.split import SPLITS, load_split
+from raysweep.data.manifest import Column, DataManifest, Validation, read_manifest
+from raysweep.data.split import SPLITS, fold_dir, load_split
 from staging import files_under, stage_into
 
 pd = pytest.importorskip("pandas")
@@ -195,3 +195,24 @@ def test_files_that_are_no_tables_are_one_line(tmp_path: Path) -> None:
 def test_how_the_columns_were_converted_stands_in_the_manifest(tmp_path: Path) -> None:
     manifest = stage_table(tmp_path, table(kind=None), "price")
     assert manifest.columns[1] == Column("city", manifest.columns[1].fill, 0, ("Bern", "Oslo", "Rome"))
+
+
+def test_the_column_of_groups_is_no_input_and_each_fold_has_its_own_categories(tmp_path: Path) -> None:
+    rare = CITIES.copy()
+    rare[7] = "Rare"
+    data = table(city=rare, site=[f"site {row // 6}" for row in range(ROWS)])
+    manifest = stage_table(tmp_path, data, "price", group="site", validation=Validation(3))
+    assert "site" not in [column.name for column in manifest.columns]
+    manifests = [read_manifest(fold_dir(tmp_path / "data", fold)) for fold in range(3)]
+    assert manifests[0] == manifest
+    has_rare = ["Rare" in found.columns[1].categories for found in manifests]
+    assert has_rare.count(False) == 1 or not any(has_rare), "one fold, or the test part, has the row"
+    for fold, found in enumerate(manifests):
+        assert {load_split(fold_dir(tmp_path / "data", fold), split)[0].shape[1] for split in SPLITS} == {found.image_shape[0]}
+        ages = load_split(fold_dir(tmp_path / "data", fold), "train")[0][:, 0]
+        assert found.inputs is not None
+        assert found.inputs.mean[0] == pytest.approx(ages.mean())
+    with pytest.raises(RaysweepError, match=r"^datasets\.cifar10\.group: .*own\.csv has no column 'shop'\. Allowed: 'age', "):
+        stage_table(tmp_path, data, "price", group="shop")
+    with pytest.raises(RaysweepError, match=r"column 'site' has 1 missing group, the first in row 3\. Remove these rows\."):
+        stage_table(tmp_path, data.assign(site=[None if row == 3 else "a" for row in range(ROWS)]), "price", group="site")

@@ -20,7 +20,7 @@ from raysweep.config.mistakes import KeyPath, Mistake, Mistakes, is_below
 from raysweep.config.model import Config
 from raysweep.config.rules import check_rules
 from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_at, schema_mistakes, with_defaults
-from raysweep.config.section import Section, maps_below
+from raysweep.config.section import Section, folds_of, maps_below
 from raysweep.config.tasks import default_loss, task_of
 from raysweep.config.yaml_text import Loop, compose, node_at, text_mistakes, value_of
 from raysweep.environment.requirements import EnvironmentSpec
@@ -233,6 +233,8 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
     for name, sweep in maps_below(filled, "sweeps").items():
         if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
+        if "repeats" not in maps_below(config, "sweeps")[name] and (folds := folds_of(sweep, filled)):
+            sweep["repeats"] = folds
         if "model" in sweep:
             sweep.setdefault("loss", default_loss(task_of(sweep, filled), sweep.get("metric")))
             sweep.setdefault("optimizer", "sgd")

@@ -47,6 +47,7 @@ RULES_OF_CONFIG = (
 RULES_OF_DATASET = (
     Rule(config_checks.check_source, "source", "resources_dir"),
     Rule(config_checks.check_target_column, "source target task"),
+    Rule(config_checks.check_split, "source target group split validation validation_fraction"),
 )
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
@@ -70,6 +71,7 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_keys_of_model, "model loss optimizer training"),
     Rule(sweep_checks.check_grace_period, "scheduler max_epochs"),
     Rule(sweep_checks.check_scheduler_that_takes_all, "scheduler repeats search_algorithm max_concurrent trial_resources.gpu"),
+    Rule(sweep_checks.check_folds, "dataset repeats scheduler fuse model", "datasets"),
     Rule(sweep_checks.check_pbt, "scheduler search_space model"),
     Rule(sweep_checks.check_fuse, "fuse model"),
     Rule(sweep_checks.check_allocation, "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,19 @@ def maps_below(config: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """Return the data sets or the sweeps of a config that may have mistakes. `key` is `datasets` or `sweeps`. Values that are no maps are left out."""
     below = config.get(key)
     return {name: values for name, values in below.items() if isinstance(values, dict)} if isinstance(below, dict) else {}
+
+
+def dataset_of(sweep: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the data set of a sweep, or an empty map where the sweep has none. Both the sweep and the config may have mistakes."""
+    name = sweep.get("dataset")
+    return maps_below(config, "datasets").get(name, {}) if isinstance(name, str) else {}
+
+
+def folds_of(sweep: Mapping[str, Any], config: dict[str, Any]) -> int | None:
+    """Return the number of folds of the data set of a sweep, or None where there are no folds or where their number has a mistake."""
+    validation = dataset_of(sweep, config).get("validation")
+    folds = validation.get("folds") if isinstance(validation, dict) else None
+    return folds if isinstance(folds, int) and folds > 1 else None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
 from raysweep.config.schema import is_class
-from raysweep.config.section import Section
+from raysweep.config.section import Section, folds_of
 from raysweep.config.space import (
     Choice,
     Distribution,
@@ -240,7 +240,7 @@ def check_scheduler_that_takes_all(sweep: Section) -> Iterator[Mistake]:
     if sweep.scheduler not in ("hyperband", "pbt"):
         return
     name = f"with scheduler {sweep.scheduler}"
-    if sweep.values["repeats"] > 1:
+    if sweep.values["repeats"] > 1 and not folds_of(sweep.values, sweep.config):
         message = f"{sweep.values['repeats']} is not allowed {name}, which pauses trials one by one: 1, or scheduler asha"
         yield sweep.mistake(message, "repeats")
     if sweep.algorithm not in ("random", "grid"):
@@ -252,6 +252,23 @@ def check_scheduler_that_takes_all(sweep: Section) -> Iterator[Mistake]:
     if sweep.values["trial_resources"]["gpu"] == "auto":
         message = f"auto is not allowed {name}, which starts all trials before one could be measured"
         yield sweep.mistake(f"{message}: a number, or scheduler asha", "trial_resources", "gpu")
+
+
+def check_folds(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake for each key of a sweep that a data set with folds does not allow."""
+    folds = folds_of(sweep.values, sweep.config)
+    if folds is None:
+        return
+    key = f"datasets.{sweep.values['dataset']}.validation.folds {folds}"
+    if sweep.values["repeats"] != folds:
+        message = f"{sweep.values['repeats']} is not allowed with {key}, because each fold is one trial of a configuration: leave repeats out"
+        yield sweep.mistake(message, "repeats")
+    if sweep.scheduler in ("hyperband", "pbt"):
+        message = f"{sweep.scheduler!r} is not allowed with {key}, because this scheduler pauses trials one by one: none, asha or median"
+        yield sweep.mistake(message, "scheduler", "name")
+    if sweep.is_of_model and sweep.values["fuse"] == "on":
+        message = f"'on' is not allowed with {key}, because trials that are trained together share their rows: auto or off"
+        yield sweep.mistake(message, "fuse")
 
 
 def check_pbt(sweep: Section) -> Iterator[Mistake]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raysweep.config.section import dataset_of
 from raysweep.data.manifest import Task
 
 
@@ -38,12 +39,9 @@ TASKS: dict[Task, TaskFacts] = {
 METRICS_TO_RAISE = ("accuracy", "r2")  # of these metrics, larger values are better
 
 
-def task_of(sweep: Mapping[str, Any], config: Mapping[str, Any]) -> Task | None:
+def task_of(sweep: Mapping[str, Any], config: dict[str, Any]) -> Task | None:
     """Return the task that the config says for the data set of a sweep, or None where only the staged data will say the task."""
-    datasets = config.get("datasets")
-    dataset = datasets.get(sweep.get("dataset")) if isinstance(datasets, dict) and isinstance(sweep.get("dataset"), str) else None
-    if not isinstance(dataset, dict):
-        return None
+    dataset = dataset_of(sweep, config)
     if dataset.get("source") in ("download", "synthetic"):
         return "classification"
     task = dataset.get("task")

@@ -3,7 +3,8 @@
     x, y                                  from these rows the test split is sampled
     x_train, y_train, x_test, y_test      the user chooses the test split
 
-`x` contains one row of inputs for each example, and `y` contains the targets. uint8 inputs are images. Floats are features.
+`x` contains one row of inputs for each example, and `y` contains the targets. uint8 inputs are images. Floats are features. An array of groups has a name
+of the user's own, with the same endings.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import numpy as np
 
 from raysweep.common.errors import ConfigError, WorldError, logger
+from raysweep.common.text import plural
 from raysweep.data.figures import refuse_non_finite
 from raysweep.data.manifest import Task
 from raysweep.data.mapped import MappedRows
@@ -32,14 +34,18 @@ def is_array_source(path: Path) -> bool:
     return path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npy")))
 
 
-def read(path: Path, task: Task | None, scratch: Path, place: str) -> tuple[dict[str, Arrays], tuple[str, ...]]:
-    """Return the parts "train" and, where the source contains a test part, "test", and the names of the classes (empty for a regression).
+def read(
+    path: Path, task: Task | None, scratch: Path, place: str, group: str | None
+) -> tuple[dict[str, Arrays], tuple[str, ...], np.ndarray | None]:
+    """Return the parts "train" and, where the source contains a test part, "test"; the names of the classes (empty for a regression); and the number of
+    the group of each row of "train", int64 [n], or None where `group` names no array.
 
     The inputs stay on the disk. The members of a .npz file are unpacked to the folder `scratch`, because only unpacked arrays can be mapped into memory.
     Raises ConfigError or WorldError, with one line that begins with `place`, where the arrays do not fit each other.
     """
-    files = _npy_files(path) if path.is_dir() else _unpacked(path, scratch)
-    splits = _names_of_parts(place, files)
+    group_names = {f"{group}{end}" for end in ENDINGS} if group else set()
+    files = _npy_files(path) if path.is_dir() else _unpacked(path, scratch, ALL_NAMES | group_names)
+    splits = _names_of_parts(place, [name for name in files if name in ALL_NAMES or name not in group_names])
     inputs = {split: _read_inputs(files[f"x{end}"], f"{place}: x{end}") for split, end in splits.items()}
     targets = {split: _read_array(files[f"y{end}"], f"{place}: y{end}") for split, end in splits.items()}
     for split, end in splits.items():
@@ -53,22 +59,23 @@ def read(path: Path, task: Task | None, scratch: Path, place: str) -> tuple[dict
     for split, end in splits.items():
         refuse_non_finite(inputs[split], f"{place}: x{end}")
     labels, classes = read_targets(targets, task, f"{place}: y")
-    return {split: (inputs[split], labels[split]) for split in splits}, classes
+    groups = _read_groups(files, group, splits, labels, place) if group else None
+    return {split: (inputs[split], labels[split]) for split in splits}, classes, groups
 
 
 def _npy_files(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.npy"))}
 
 
-def _unpacked(path: Path, scratch: Path) -> dict[str, Path]:
-    """Return the members of a .npz file, unpacked to `scratch`. Members with other names than those that are allowed are not unpacked."""
+def _unpacked(path: Path, scratch: Path, names: Set[str]) -> dict[str, Path]:
+    """Return the members of a .npz file, unpacked to `scratch`. Members with other names than `names` are not unpacked."""
     files = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 name = member.removesuffix(".npy")
                 files[name] = scratch / f"{name}.npy"
-                if name in ALL_NAMES:
+                if name in names:
                     scratch.mkdir(parents=True, exist_ok=True)
                     with archive.open(member) as source, files[name].open("wb") as target:
                         shutil.copyfileobj(source, target, 2**20)
@@ -77,7 +84,8 @@ def _unpacked(path: Path, scratch: Path) -> dict[str, Path]:
     return files
 
 
-ALL_NAMES = frozenset(f"{array}{end}" for array in "xy" for end in ("", "_train", "_test"))
+ENDINGS = ("", "_train", "_test")
+ALL_NAMES = frozenset(f"{array}{end}" for array in "xy" for end in ENDINGS)
 
 
 def _names_of_parts(place: str, names: Iterable[str]) -> dict[str, str]:
@@ -89,6 +97,32 @@ def _names_of_parts(place: str, names: Iterable[str]) -> dict[str, str]:
         if known == {f"{array}{end}" for array in "xy" for end in splits.values()}:
             return splits
     raise WorldError(f"{place}: has the arrays {', '.join(sorted(names)) or 'none'}. {ALLOWED}.")
+
+
+def _read_groups(
+    files: Mapping[str, Path], group: str, splits: Mapping[str, str], labels: Mapping[str, np.ndarray], place: str
+) -> np.ndarray:
+    """Return the number of the group of each row of "train", int64 [n]. Raises ConfigError where groups are missing, or where two parts share a group."""
+    groups = {}
+    for split, end in splits.items():
+        name = f"{group}{end}"
+        if name not in files:
+            raise ConfigError(f"{place}: has no array {name!r}, which `group: {group}` needs. Allowed: one group for each row, [n].")
+        values = _read_array(files[name], f"{place}: {name}")
+        if values.shape != labels[split].shape or values.dtype.kind not in "biufUS":
+            shape = ", ".join(map(str, values.shape))
+            allowed = f"[{len(labels[split])}], whole numbers or text, one group for each row"
+            raise ConfigError(f"{place}: {name} has the type {values.dtype} and the shape [{shape}]. Allowed: {allowed}.")
+        if values.dtype.kind == "f" and len(missing := np.flatnonzero(np.isnan(values))):
+            raise ConfigError(f"{place}: {name} has {plural(len(missing), 'missing group')}, the first in row {missing[0]}. Remove these rows.")
+        groups[split] = values
+    if "test" in groups and len(shared := np.intersect1d(groups["train"], groups["test"])):
+        raise ConfigError(
+            f"{place}: {plural(len(shared), 'group')} of {group}_train, such as {shared[0].item()!r}, also occur in {group}_test. Allowed: each group in "
+            "one part."
+        )
+    numbers: np.ndarray = np.unique(groups["train"], return_inverse=True)[1]
+    return numbers
 
 
 def _read_array(path: Path, place: str) -> np.ndarray:

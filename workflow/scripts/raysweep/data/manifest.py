@@ -44,6 +44,13 @@ def missing_source_message(source: str) -> str:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Describes how the validation rows are chosen where the config has no `validation_fraction`."""
+
+    folds: int  # Each row is a validation row of exactly one of the folds.
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """Contains a section `datasets.<name>` of the config."""
 
@@ -56,6 +63,14 @@ class DatasetSpec:
     test_fraction: float | None = None  # only allowed for a source without a test part
     task: Task | None = None  # None: the targets of the data set decide
     target: str | None = None  # column of a table that the model predicts
+    group: str | None = None  # column or array; rows with equal values stay in one part
+    split: Literal["random", "time"] = "random"  # time: the rows are in the order of time, and the last rows are set aside
+    validation: Validation | None = None
+
+    @property
+    def folds(self) -> int | None:
+        """Return the number of folds, or None where one part of the rows is set aside for validation."""
+        return self.validation.folds if self.validation else None
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,10 @@ class DataManifest(Extensible):
     columns: tuple[Column, ...] = field(default=(), metadata=OMIT_IF_EMPTY)  # columns of a table, without the target
     target_column: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     splits: dict[str, int]  # number of rows by split
-    validation_fraction: float
+    validation_fraction: float | None = field(default=None, metadata=OMIT_IF_EMPTY)  # None where the data set has folds
+    folds: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    group: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    split: Literal["time"] | None = field(default=None, metadata=OMIT_IF_EMPTY)  # None: random
     seed: int
     files: dict[str, str]  # SHA-256 of each file by its path, which is relative to the folder of the data set
     data_sha256: str  # SHA-256 of the list in `files`; this digest is part of a sweep's identity
@@ -114,7 +132,10 @@ class DataManifest(Extensible):
         """
         staged = {
             "source": (self.source, spec.source),
-            "validation_fraction": (self.validation_fraction, spec.validation_fraction),
+            "validation_fraction": (self.validation_fraction, None if spec.folds else spec.validation_fraction),
+            "validation.folds": (self.folds, spec.folds),
+            "group": (self.group, spec.group),
+            "split": (self.split or "random", spec.split),
             "seed": (self.seed, spec.seed),
             "image_size": (self.image_shape[-1], spec.image_size),
             "test_fraction": (self.test_fraction, spec.test_fraction),
@@ -122,7 +143,7 @@ class DataManifest(Extensible):
             "target": (self.target_column, spec.target),
         }
         for key, (value, wanted) in staged.items():
-            if wanted not in (None, value):
+            if wanted != value and (wanted is not None or key in ("validation.folds", "group")):
                 raise WorldError(
                     f"{data_dir} was staged with {key} {value!r}, and datasets.{spec.name}.{key} is {wanted!r}: if another project shares that "
                     "folder, give the set another name; else stage it anew (-R stage_data)."

@@ -3,6 +3,7 @@
     <data_dir>/{train,validation,test}/images.npy     the inputs: images, uint8 [n, 3, height, width], or the rows of arrays, [n, …]
     <data_dir>/{train,validation,test}/labels.npy     the targets: labels, int64 [n], or the numbers of a regression, float64 [n]
     <data_dir>/manifest.yaml
+    <data_dir>/fold-1/, …                             the same files for fold 1 and each later fold; the files above are those of fold 0
 
 The validation split is sampled from the training set. In both splits the rows keep the order of the training set.
 """
@@ -24,15 +25,14 @@ from raysweep.common.files import sha256_of_file, write_yaml, written_aside
 from raysweep.common.typed_json import to_json
 from raysweep.data import arrays, cifar10, synthetic
 from raysweep.data.columns import Raw, encode, figures_of_table, fit
+from raysweep.data.division import Division, divide, test_fraction_of
 from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
 from raysweep.data.figures import figures_of
 from raysweep.data.manifest import MANIFEST, Column, DataManifest, DatasetSpec, Figures, is_function, is_table, missing_source_message
 from raysweep.data.mapped import Inputs, blocks_of
-from raysweep.data.split import SPLITS, Arrays, refuse_small_classes, set_rows_aside
+from raysweep.data.split import SPLITS, Arrays, fold_dir
 
-IMAGE_SIZE, TEST_FRACTION = 32, 0.2  # Default side of the images in pixels, and default fraction of the test split, for a folder of images.
-# This number is added to the seed of the config to sample the test split, so that the test split and the validation split use different seeds.
-TEST_SEED_OFFSET = 2**64
+IMAGE_SIZE = 32  # default side of the images of a folder, in pixels
 
 UPSTREAM = Checksum("md5", cifar10.ARCHIVE_MD5)
 
@@ -48,6 +48,7 @@ class Source:
     classes: tuple[str, ...]  # empty for a regression
     kind: Literal["arrays", "table"] | None = None
     raws: Sequence[Raw] = ()  # columns of a table
+    groups: np.ndarray | None = None  # number of the group of each row of "train", int64 [n]; None without groups
 
     @property
     def noun(self) -> str:
@@ -60,30 +61,21 @@ def stage(spec: DatasetSpec, downloads_dir: Path, output_dir: Path, *, address: 
 
     Raises ConfigError or WorldError, with one line. An earlier data set in `output_dir` stays where the error occurs before the new arrays are written.
     """
-    key = f"datasets.{spec.name}"
     _check_values(spec)
     scratch = output_dir.with_name(f".{output_dir.name}.unpacked")
     try:
         source = _read_source(spec, downloads_dir, address, scratch)
-        train, test, test_fraction = source.parts["train"], source.parts.get("test"), None
-        if source.classes:
-            refuse_small_classes(train[1], source.classes, SPLITS if test is None else ("train", "validation"), f"{key}.source")
-        if test is None:
-            test_fraction = spec.test_fraction or TEST_FRACTION
-            names = ("train", "test")
-            # At least two rows of each class stay in the training set, because the validation split is sampled next and needs one of these rows.
-            train, test = set_rows_aside(train, test_fraction, TEST_SEED_OFFSET + spec.seed, f"{key}.test_fraction", names, num_kept=2)
-        train, validation = set_rows_aside(
-            train, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", ("train", "validation")
-        )
-        splits, columns = _encoded(spec, source, {"train": train, "validation": validation, "test": test})
+        division = divide(spec, source.parts, source.classes, source.groups)
+        columns_of_folds = _fitted(spec, source, division)
         with _all_or_nothing(output_dir):
-            manifest = _write_all(spec, source, splits, columns, test_fraction, output_dir)
+            manifest = _write_folds(spec, source, division, columns_of_folds, output_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
+    size_mb = sum((output_dir / path).stat().st_size for path in manifest.files) / 1e6
+    folds = f" in fold 0 of {spec.folds}, {size_mb:,.1f} MB in all" if spec.folds else ""
     origin = "synthetic" if source.synthetic else f"from {spec.source}"
-    logger.info("%s: %s %s (%s) in %s", spec.name, counts, source.noun, origin, output_dir)
+    logger.info("%s: %s %s%s (%s) in %s", spec.name, counts, source.noun, folds, origin, output_dir)
     return manifest
 
 
@@ -108,10 +100,11 @@ def _read_source(spec: DatasetSpec, downloads_dir: Path, address: str, scratch: 
         return _read_arrays(spec, scratch)
     if is_table(spec.source) and Path(spec.source).expanduser().is_file():
         return _read_table(spec)
-    if spec.task == "regression":
-        raise ConfigError(
-            f"datasets.{spec.name}.task: regression is for arrays, tables and functions, which {spec.source!r} is not. Leave it out."
-        )
+    for key, value in (("task", spec.task), ("group", spec.group), ("split", spec.split)):
+        if value not in (None, "classification", "random"):
+            raise ConfigError(
+                f"datasets.{spec.name}.{key}: {value} is for arrays, tables and functions, which {spec.source!r} is not. Leave it out."
+            )
     return _read_image_folder(spec) if _is_image_folder(spec.source) else _read_cifar_or_synthetic(spec, downloads_dir, address)
 
 
@@ -124,12 +117,12 @@ def _read_arrays(spec: DatasetSpec, scratch: Path) -> Source:
         path = scratch / "returned"
         function.save_arrays(spec.source, path)
     checksum = _verified_checksum(spec, path)
-    parts, classes = arrays.read(path, spec.task, scratch, spec.source)
+    parts, classes, groups = arrays.read(path, spec.task, scratch, spec.source, spec.group)
     _refuse_second_test_part(spec, parts)
     sizes = ", ".join(map(str, parts["train"][0].shape[1:]))
     targets = f"{len(classes)} classes" if classes else "numbers as targets"
     description = f"The user's own arrays: {parts['train'][0].dtype} [n, {sizes}], with {targets}."
-    return Source(parts, False, description, checksum, classes, kind="arrays")
+    return Source(parts, False, description, checksum, classes, kind="arrays", groups=groups)
 
 
 def _read_table(spec: DatasetSpec) -> Source:
@@ -139,10 +132,10 @@ def _read_table(spec: DatasetSpec) -> Source:
     path, key = Path(spec.source).expanduser(), f"datasets.{spec.name}"
     assert spec.target is not None  # The checks of the config require the target of a table.
     checksum = _verified_checksum(spec, path)
-    part, classes, raws = table.read(path, spec.target, spec.task, key)
+    part, classes, raws, groups = table.read(path, spec.target, spec.task, key, spec.group)
     num_texts = sum(1 for raw in raws if raw.categories)
     description = f"The user's own table: {spec.target} from {len(raws)} columns, {num_texts} of them text."
-    return Source({"train": part}, False, description, checksum, classes, kind="table", raws=raws)
+    return Source({"train": part}, False, description, checksum, classes, kind="table", raws=raws, groups=groups)
 
 
 def _verified_checksum(spec: DatasetSpec, path: Path) -> str | None:
@@ -253,48 +246,73 @@ def _cifar_files(
 
 @contextmanager
 def _all_or_nothing(output_dir: Path) -> Iterator[None]:
-    """Remove the manifest in `output_dir`, and remove all arrays in `output_dir` where writing the new data set fails.
+    """Remove the manifest and the folds after fold 0 in `output_dir`, and remove all arrays in `output_dir` where writing the new data set fails.
 
     A data set without a manifest counts as incomplete, so no trial reads a mixture of the earlier data set and the new data set.
     """
     (output_dir / MANIFEST).unlink(missing_ok=True)
+    _remove_folds(output_dir)
     try:
         with with_filename(output_dir):
             yield
     except BaseException:
         for split in SPLITS:
             shutil.rmtree(output_dir / split, ignore_errors=True)
+        _remove_folds(output_dir)
         raise
 
 
-def _encoded(spec: DatasetSpec, source: Source, splits: dict[str, Arrays]) -> tuple[dict[str, Arrays], tuple[Column, ...]]:
-    """Return the splits of a table with the inputs of a model, and how the columns were converted. All other splits are returned as they are."""
+def _remove_folds(output_dir: Path) -> None:
+    for folder in output_dir.glob("fold-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fitted(spec: DatasetSpec, source: Source, division: Division) -> list[tuple[Column, ...]]:
+    """Return how the columns of a table are converted, for each fold. The tuples are empty where the source is no table."""
     if not source.raws:
-        return splits, ()
-    rows = {split: np.asarray(inputs) for split, (inputs, _) in splits.items()}
-    num_missing = np.sum([np.isnan(part).sum(0) for part in rows.values()], axis=0)
-    columns = fit(source.raws, rows["train"], num_missing, spec.source)
-    return {split: (encode(source.raws, columns, rows[split]), splits[split][1]) for split in splits}, columns
+        return [()] * len(division.validation)
+    rest, test = np.asarray(division.rest[0]), np.asarray(division.test[0])
+    num_missing = np.isnan(rest).sum(0) + np.isnan(test).sum(0)
+    return [fit(source.raws, rest[~mask], num_missing, spec.source) for mask in division.validation]
 
 
-def _write_all(
-    spec: DatasetSpec,
-    source: Source,
-    splits: dict[str, Arrays],
-    columns: tuple[Column, ...],
-    test_fraction: float | None,
-    output_dir: Path,
+def _encoded(source: Source, columns: tuple[Column, ...], splits: dict[str, Arrays]) -> dict[str, Arrays]:
+    """Return the splits of a table with the inputs of a model. All other splits are returned as they are."""
+    if not columns:
+        return splits
+    return {split: (encode(source.raws, columns, np.asarray(inputs)), targets) for split, (inputs, targets) in splits.items()}
+
+
+def _write_folds(
+    spec: DatasetSpec, source: Source, division: Division, columns_of_folds: Sequence[tuple[Column, ...]], output_dir: Path
 ) -> DataManifest:
-    """Write the arrays of all splits and the manifest, and return the manifest."""
+    """Write the arrays and the manifest of each fold, and return the manifest of the data set.
+
+    This manifest lists the files of all folds, and is written last. The manifest of a later fold lists the files of this fold.
+    """
+    files: dict[str, str] = {}
+    for fold, columns in reversed(list(enumerate(columns_of_folds))):
+        folder = fold_dir(output_dir, fold)
+        splits = _encoded(source, columns, division.splits(fold))
+        written = _write(splits, folder)
+        manifest = _manifest(spec, source, splits, columns, written if fold else files | written)
+        write_yaml(folder / MANIFEST, to_json(manifest))
+        files |= {f"{folder.name}/{path}": digest for path, digest in written.items()}
+    return manifest
+
+
+def _manifest(
+    spec: DatasetSpec, source: Source, splits: dict[str, Arrays], columns: tuple[Column, ...], files: dict[str, str]
+) -> DataManifest:
+    """Return the manifest of written arrays. `files` has the SHA-256 of each file."""
     inputs, targets = splits["train"]
     place = f"{spec.name}: inputs"
     if columns:
         figures: Figures | None = figures_of_table(columns, np.asarray(inputs), place)
     else:
         figures = None if inputs.dtype == np.uint8 else figures_of(inputs, place)
-    files = _write(splits, output_dir)
     listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
-    manifest = DataManifest(
+    return DataManifest(
         name=spec.name,
         source=spec.source,
         synthetic=source.synthetic,
@@ -308,14 +326,15 @@ def _write_all(
         columns=columns,
         target_column=spec.target,
         splits={split: len(splits[split][1]) for split in SPLITS},
-        validation_fraction=spec.validation_fraction,
+        validation_fraction=None if spec.folds else spec.validation_fraction,
+        folds=spec.folds,
+        group=spec.group,
+        split=None if spec.split == "random" else spec.split,
         seed=spec.seed,
         files=files,
         data_sha256=hashlib.sha256(listing.encode()).hexdigest(),
-        test_fraction=test_fraction,
+        test_fraction=None if "test" in source.parts else test_fraction_of(spec),
     )
-    write_yaml(output_dir / MANIFEST, to_json(manifest))
-    return manifest
 
 
 def _write(splits: dict[str, Arrays], output_dir: Path) -> dict[str, str]:

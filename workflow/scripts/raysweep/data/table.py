@@ -21,29 +21,34 @@ from raysweep.data.targets import read_targets
 UNNAMED = "Unnamed: 0"  # pandas gives this name to the column of row numbers that `DataFrame.to_csv` writes
 
 
-def read(path: Path, target: str, task: Task | None, key: str) -> tuple[Arrays, tuple[str, ...], list[Raw]]:
-    """Return the columns except the target, float64 [n, columns], with the targets; the names of the classes; and the description of each column.
+def read(
+    path: Path, target: str, task: Task | None, key: str, group: str | None
+) -> tuple[Arrays, tuple[str, ...], list[Raw], np.ndarray | None]:
+    """Return the columns except the target and the group, float64 [n, columns], with the targets; the names of the classes; the description of each
+    column; and the number of each row's group, int64 [n], or None without groups.
 
     A missing value is NaN, and a text is the number of its category. Raises ConfigError, whose message begins with the path or with `key`, for a
     table on which a model cannot be trained.
     """
     table = _read_file(path)
-    if target not in table.columns:
-        names = ", ".join(map(repr, table.columns[:20])) + (f" and {len(table.columns) - 20} more" if len(table.columns) > 20 else "")
-        raise ConfigError(f"{key}.target: {path} has no column {target!r}. Allowed: {names}.")
-    if UNNAMED in table.columns and target != UNNAMED:
+    for name, column in (("target", target), ("group", group)):
+        if column not in (None, *table.columns):
+            names = ", ".join(map(repr, table.columns[:20])) + (f" and {len(table.columns) - 20} more" if len(table.columns) > 20 else "")
+            raise ConfigError(f"{key}.{name}: {path} has no column {column!r}. Allowed: {names}.")
+    if UNNAMED in table.columns and UNNAMED not in (target, group):
         logger.info("%s: the first column has no name, so it counts as row numbers and is ignored", path)
         table = table.drop(columns=UNNAMED)
     place = f"{path}: column {target!r}"
     labels, classes = read_targets({"train": _targets(table.pop(target), place)}, task, place)
+    groups = None if group is None else _groups(table.pop(group), f"{path}: column {group!r}")
     if not len(table.columns):
-        raise ConfigError(f"{path}: has no column beside {target!r}. Allowed: at least one column for the model.")
+        raise ConfigError(f"{path}: has no column beside {target!r}{f' and {group!r}' if group else ''}. Allowed: at least one column for the model.")
     raws, columns = [], []
     for name in table.columns:
         values, categories = _column(table[name], f"{path}: column {name!r}")
         raws.append(Raw(name, categories))
         columns.append(values)
-    return (np.stack(columns, axis=1), labels["train"]), classes, raws
+    return (np.stack(columns, axis=1), labels["train"]), classes, raws, groups
 
 
 def _read_file(path: Path) -> pd.DataFrame:
@@ -63,10 +68,21 @@ def _read_file(path: Path) -> pd.DataFrame:
     return table
 
 
+def _refuse_missing(column: pd.Series, place: str, noun: str) -> None:
+    if len(missing := np.flatnonzero(column.isna())):
+        raise ConfigError(f"{place} has {plural(len(missing), f'missing {noun}')}, the first in row {missing[0]}. Remove these rows.")
+
+
+def _groups(column: pd.Series, place: str) -> np.ndarray:
+    """Return the number of each row's group, int64 [n]. Raises ConfigError where some groups are missing."""
+    _refuse_missing(column, place, "group")
+    numbers, _ = pd.factorize(column)
+    return np.asarray(numbers, np.int64)
+
+
 def _targets(column: pd.Series, place: str) -> np.ndarray:
     """Return the targets as an array of text, bool or numbers. Raises ConfigError where some are missing."""
-    if len(missing := np.flatnonzero(column.isna())):
-        raise ConfigError(f"{place} has {plural(len(missing), 'missing target')}, the first in row {missing[0]}. Remove these rows.")
+    _refuse_missing(column, place, "target")
     kind = pd.api.types.infer_dtype(column)
     if kind in ("string", "categorical", "mixed", "mixed-integer"):
         return np.array(column.astype(str), dtype=str)

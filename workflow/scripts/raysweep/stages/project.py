@@ -148,11 +148,10 @@ class Project:
         A table or a function needs packages of the environment of the trials, so the options contain the folder of this environment.
         """
         dataset = self.config["datasets"][name]
-        options = [
-            f"--{key.replace('_', '-')}={dataset[key]}"
-            for key in ("image_size", "test_fraction", "task", "target")
-            if dataset[key] is not None
-        ]
+        # A key with its default value is no option, because a new parameter of the rule would stage all data sets again.
+        given = {key: dataset[key] for key in ("image_size", "test_fraction", "task", "target", "group", "split")}
+        given |= {"split": None if given["split"] == "random" else given["split"]} | (dataset["validation"] or {})
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if value is not None]
         source: str = dataset["source"]
         if needs_packages(source):
             return CommandLine([source, *options], f"--env-dir={self.placed(self.env)}")
