@@ -113,12 +113,21 @@ class TestSources:
         assert divided["datasets"]["pictures"]["validation"] == {"folds": 3}
         (root / "own.csv").touch()
         for values, line in (
-            ({"source": "synthetic", "group": "site"}, "group: 'site' is not allowed with source synthetic: it is for arrays, tables and functions"),
+            (
+                {"source": "synthetic", "group": "site"},
+                "group: 'site' is not allowed with source synthetic: it is for arrays, tables and functions",
+            ),
             ({"source": "synthetic", "split": "time"}, "split: 'time' is not allowed with source synthetic"),
             ({"source": "own.csv", "target": "price", "group": "price"}, "group: 'price' is not allowed: it is the target"),
-            ({"source": "own.csv", "target": "price", "group": "site", "split": "time"}, "split: 'time' is not allowed beside group 'site'"),
+            (
+                {"source": "own.csv", "target": "price", "group": "site", "split": "time"},
+                "split: 'time' is not allowed beside group 'site'",
+            ),
             ({"source": "own.csv", "target": "price", "split": "time", **folds}, "split: 'time' is not allowed beside validation.folds"),
-            ({"source": "synthetic", "validation_fraction": 0.2, **folds}, "validation_fraction: 0.2 is not allowed beside validation.folds"),
+            (
+                {"source": "synthetic", "validation_fraction": 0.2, **folds},
+                "validation_fraction: 0.2 is not allowed beside validation.folds",
+            ),
             ({"source": "synthetic", "validation": {"folds": 1}}, "validation.folds: 1 is not allowed: a whole number, at least 2"),
             ({"source": "synthetic", "validation": {}}, "validation.folds: missing"),
             ({"source": "synthetic", "validation": {"fold": 5}}, "validation.fold: unknown key. Did you mean folds?"),

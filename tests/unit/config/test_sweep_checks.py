@@ -301,7 +301,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (with_folds(5, repeats=1), "repeats: 1 is not allowed with datasets.synthetic.validation.folds 5"),
     (with_folds(5, scheduler="hyperband"), "scheduler.name: 'hyperband' is not allowed with datasets.synthetic.validation.folds 5"),
     (with_folds(5, scheduler="pbt"), "scheduler.name: 'pbt' is not allowed with datasets.synthetic.validation.folds 5"),
-    (with_folds(5, fuse="on"), "fuse: 'on' is not allowed with datasets.synthetic.validation.folds 5, because trials that are trained together"),
+    (
+        with_folds(5, fuse="on"),
+        "fuse: 'on' is not allowed with datasets.synthetic.validation.folds 5, because trials that are trained together",
+    ),
     (
         config(allocation={"max_wait": 10, "resubmit": 2}),
         "allocation.max_wait: 10 is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",

@@ -87,7 +87,9 @@ def test_the_user_chooses_the_groups_of_the_test_part(tmp_path: Path) -> None:
     arrays = {"x_train": ROWS[:50], "y_train": LABELS[:50], "x_test": ROWS[50:], "y_test": LABELS[50:]}
     stage_into(tmp_path, npz(tmp_path, **arrays, site_train=names[:50], site_test=names[50:]), group="site")
     assert rows_of(tmp_path / "data", "test") == list(range(50, 60))
-    with pytest.raises(ConfigError, match=r"own\.npz: 1 group of site_train, such as 'site 9', also occur in site_test\. Allowed: each group"):
+    with pytest.raises(
+        ConfigError, match=r"own\.npz: 1 group of site_train, such as 'site 9', also occur in site_test\. Allowed: each group"
+    ):
         stage_into(tmp_path, npz(tmp_path, **arrays, site_train=names[:50], site_test=names[49:59]), group="site")
     with pytest.raises(ConfigError, match="has no array 'site_test', which `group: site` needs"):
         stage_into(tmp_path, npz(tmp_path, **arrays, site_train=names[:50]), group="site")
@@ -103,10 +105,22 @@ def test_the_last_rows_in_the_order_of_time_are_the_test_and_the_validation_part
     ("arrays", "values", "message"),
     [
         ({}, {"group": "place"}, r"own\.npz: has no array 'place', which `group: place` needs"),
-        ({"site": GROUPS[:59]}, {"group": "site"}, r"site has the type int64 and the shape \[59\]\. Allowed: \[60\], whole numbers or text"),
+        (
+            {"site": GROUPS[:59]},
+            {"group": "site"},
+            r"site has the type int64 and the shape \[59\]\. Allowed: \[60\], whole numbers or text",
+        ),
         ({"site": np.where(GROUPS == 2, np.nan, GROUPS)}, {"group": "site"}, "site has 5 missing groups, the first in row 10"),
-        ({"site": GROUPS * 0}, {"group": "site"}, r"\.group: 'site' has 1 group\. Allowed: at least 3, one for each of train, validation, test\."),
-        ({"site": GROUPS // 3}, {"group": "site", "validation": FIVE}, r"has 4 groups\. Allowed: at least 6, one for each of the 5 folds, test\."),
+        (
+            {"site": GROUPS * 0},
+            {"group": "site"},
+            r"\.group: 'site' has 1 group\. Allowed: at least 3, one for each of train, validation, test\.",
+        ),
+        (
+            {"site": GROUPS // 3},
+            {"group": "site", "validation": FIVE},
+            r"has 4 groups\. Allowed: at least 6, one for each of the 5 folds, test\.",
+        ),
         ({"site": LABELS}, {"group": "site"}, r"group: with 'site', the training part has no row of the class '\d'\. Allowed: each class"),
         (
             {"y": np.where(np.arange(60) < 45, LABELS % 2, 2)},
@@ -118,7 +132,11 @@ def test_the_last_rows_in_the_order_of_time_are_the_test_and_the_validation_part
             {"validation": FIVE},
             r"source: each class needs at least 6 rows, one for each of the 5 folds, test\. Too few rows have: '0' \(4\)\.",
         ),
-        ({"y": NUMBERS}, {"validation": Validation(60)}, "validation.folds: 60 is not allowed with 60 rows: at least 61 rows, one for each"),
+        (
+            {"y": NUMBERS},
+            {"validation": Validation(60)},
+            "validation.folds: 60 is not allowed with 60 rows: at least 61 rows, one for each",
+        ),
     ],
 )
 def test_a_division_that_is_not_possible_is_one_line(tmp_path: Path, arrays: dict[str, Any], values: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cifar_layout
@@ -15,7 +16,9 @@ from raysweep.data.split import load_split
 SCRIPT = Path(__file__).parents[3] / "workflow/scripts/stage_data.py"
 
 
-def run(tmp_path: Path, source: str | Path, output_dir: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    tmp_path: Path, source: str | Path, output_dir: Path | None = None, options: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         str(SCRIPT),
@@ -37,6 +40,7 @@ def run(tmp_path: Path, source: str | Path, output_dir: Path | None = None, **en
         str(output_dir or tmp_path / "a folder/data"),
         "--log",
         str(tmp_path / "x.log"),
+        *options,
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
 
@@ -60,6 +64,14 @@ def test_stages_a_folder(tmp_path: Path) -> None:
     ]
     assert read_manifest(tmp_path / "a folder/data").splits == {"train": 90, "validation": 10, "test": 20}
     assert "90 train" in (tmp_path / "x.log").read_text()
+
+
+def test_stages_folds_of_groups(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=np.arange(80.0).reshape(40, 2), y=np.arange(40.0), site=np.arange(40) // 4)
+    done = run(tmp_path, tmp_path / "own.npz", tmp_path / "data", options=("--group=site", "--split=random", "--folds=3"))
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "data")
+    assert (manifest.group, manifest.split, manifest.folds) == ("site", None, 3)
 
 
 def test_a_mistake_is_one_line_on_the_terminal_and_in_the_log(tmp_path: Path) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from raysweep.record.events import Provenance
+from raysweep.record.file import Record, read_sweep
+from raysweep.record.outputs import best_of
+from raysweep.record.results import Goal
 from raysweep.report.ranking import tied
 from raysweep.report.report import figures_of, render
-from reporting import made_up, note, titles, with_values
+from recorded import header
+from reporting import inputs_of, made_up, note, titles, with_values
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -53,6 +58,27 @@ def test_equal_values_are_a_tie_even_without_any_spread(tmp_path: Path) -> None:
     inputs = with_values(tmp_path, [0.4, 0.4, 0.4], deviation=0.0)
     assert note(inputs, "It is a tie among 3").kind == "warn"
     assert inputs.winner.trial_id == "00000"
+
+
+@pytest.mark.parametrize(
+    ("has_folds", "title", "winner"),
+    [(False, "Each configuration was trained with 2 seeds", "00001"), (True, "Each configuration was trained on 2 folds", "00000")],
+)
+def test_the_spread_of_seeds_or_folds_is_told(tmp_path: Path, has_folds: bool, title: str, winner: str) -> None:
+    path = tmp_path / "record.jsonl"
+    with Record(path) as record:
+        record.write("session", sweep=header(num_trials=4, repeats=2, has_folds=has_folds), host="h", pid=1, nodes=[])
+        for number, value in enumerate((0.4, 0.6, 0.3, 0.3)):
+            trial, (index, repeat) = f"{number:05d}", divmod(number, 2)
+            record.write("trial", trial=trial, index=index, repeat=repeat, seed=number, config={"lr": index, "batch_size": 8})
+            record.write("start", trial=trial, node="n", from_epoch=0)
+            record.write("result", trial=trial, epoch=1, metrics={"accuracy": value}, time_s=1.0, node="n")
+            record.write("finish", trial=trial, status="TERMINATED", error=None)
+        record.write("session_end", outcome="complete")
+    inputs = inputs_of(path, read_sweep(path))
+    text = note(inputs, title).text
+    assert f"with the standard deviation over their {title.split()[-1]}: 00000: 0.5 ± 0.14 (0.4, 0.6); 00001: 0.3 ± 0 (0.3, 0.3)." in text
+    assert best_of(inputs.sweep, Goal("lenet", "accuracy", "max"), Provenance()).trial_id == winner
 
 
 def test_a_winner_that_stands_alone_is_said_to(tmp_path: Path) -> None:

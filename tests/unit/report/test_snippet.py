@@ -142,6 +142,7 @@ class Net(torch.nn.Module):
 def test_the_snippet_for_a_regression_on_floats_standardises_them_and_prints_the_unit_of_the_target(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     np = pytest.importorskip("numpy")
+    from raysweep.data.manifest import Validation
     from raysweep.data.split import load_split
     from raysweep.training.arrays import read_facts
     from raysweep.training.spec import TrainingSpec
@@ -151,7 +152,7 @@ def test_the_snippet_for_a_regression_on_floats_standardises_them_and_prints_the
     np.savez(tmp_path / "own.npz", x=generator.normal(50, 20, (90, 3)), y=generator.normal(1000, 100, 90))
     made_up_sweep = made_up(tmp_path, model="net.py:Net", search_space={"lr": 0.1, "batch_size": 4})
     data_dir = tmp_path / "resources/data/cifar10"
-    manifest = stage_into(tmp_path, tmp_path / "own.npz", output_dir=data_dir)
+    manifest = stage_into(tmp_path, tmp_path / "own.npz", output_dir=data_dir, validation=Validation(3))
     inputs = replace(made_up_sweep, data=manifest, data_dir=data_dir)
     (tmp_path / "net.py").write_text(TABLE)
     known: dict[str, Any] = {}
@@ -171,6 +172,7 @@ def test_the_snippet_for_a_regression_on_floats_standardises_them_and_prints_the
     assert [float(line) for line in done.stdout.split()] == pytest.approx(expected.tolist(), rel=1e-6)
     page = render(inputs, figures_of(inputs), tmp_path)
     assert "standardised with the mean and the standard deviation of the training part" in page
+    assert "3 folds, drawn with seed 0<" in page.replace("\n", "")
     assert "0.2 of all rows, set aside with the same seed before that split<" in page.replace("\n", "")
 
 

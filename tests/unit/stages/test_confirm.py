@@ -3,12 +3,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raysweep.cluster.job import ConfirmTask
+from raysweep.data.manifest import Validation
 from raysweep.record.events import Provenance, ScheduleStep
 from raysweep.record.results import BestMetric, BestResult
 from raysweep.stages.confirm import Method, identity_of, method_of, tasks_of
+from staging import stage_into
 from typed import make_stage
 
 FIRST, LAST = {"x": 1}, {"x": 2}
@@ -48,6 +51,19 @@ def test_a_trainable_replays_a_schedule_unless_it_defines_confirm(
     method = method_of(make_stage(tmp_path), replace(BEST, schedule=schedule))
     assert (method.config, method.schedule, method.evaluated_on) == (config, replayed, on)
     assert method.note.endswith(end_of_note)
+
+
+def test_without_a_test_result_the_note_names_the_fold(tmp_path: Path) -> None:
+    source = tmp_path / "own.npz"
+    np.savez(source, x=np.arange(60.0).reshape(30, 2), y=np.arange(30.0))
+    stage_into(tmp_path, source, output_dir=tmp_path / "resources/data/own", name="own", validation=Validation(2))
+    datasets = {"own": {"source": str(source), "validation": {"folds": 2}}}
+    stage = make_stage(tmp_path, datasets=datasets, dataset="own")
+    assert stage.header("i", 2, 1, repeats=2).has_folds
+    assert not stage.header("i", 2, 1).has_folds, "a confirmation trains on all rows except the test part"
+    assert method_of(stage, BEST).note.endswith("; on fold 0")
+    (tmp_path / "user.py").write_text(CONFIRM)
+    assert method_of(make_stage(tmp_path, datasets=datasets, dataset="own"), BEST).note.endswith("evaluated on the test set")
 
 
 def test_each_seed_is_a_trial_with_the_configuration_of_the_method(tmp_path: Path) -> None:

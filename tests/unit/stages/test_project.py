@@ -113,6 +113,8 @@ def test_a_folder_of_images_has_options(tmp_path: Path) -> None:
     assert found.source_of("pictures") == "synthetic"
     found.config["datasets"]["pictures"].update(source="pictures", image_size=32, test_fraction=0.1, task="classification")
     assert found.source_of("pictures") == ["pictures", "--image-size=32", "--test-fraction=0.1", "--task=classification"]
+    found.config["datasets"]["pictures"].update(image_size=None, task=None, group="a site", split="time", validation={"folds": 5})
+    assert found.source_of("pictures") == ["pictures", "--test-fraction=0.1", "--group=a site", "--split=time", "--folds=5"]
 
 
 def test_the_files_of_a_function_that_makes_a_data_set_are_inputs(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ def test_new_trials_have_stable_ids_and_their_configuration_is_recorded_before_t
     assert algorithm.total_samples == 3
 
 
+@pytest.mark.parametrize(("has_folds", "folds"), [(True, [0, 1, 2]), (False, [0, 0, 0])])
+def test_each_trial_of_a_configuration_trains_on_another_fold(record: Record, has_folds: bool, folds: list[int]) -> None:
+    record.write("session", sweep={"repeats": 3, "has_folds": has_folds}, host="h", pid=2, nodes=[])
+    algorithm = search(record)
+    assert [algorithm.next_trial().config[RESERVED_KEY].fold for _ in range(3)] == folds
+
+
 def test_at_capacity_it_waits_and_goes_on_when_a_trial_has_ended(record: Record) -> None:
     algorithm = search(record, max_concurrent=1)
     first = algorithm.next_trial()

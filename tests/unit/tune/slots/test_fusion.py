@@ -10,7 +10,7 @@ import pytest
 from raysweep.common.capacity import TrialResources
 from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
-from raysweep.record.events import FusionPlan, NotFused
+from raysweep.record.events import FusionPlan, NotFused, SessionHeader
 from raysweep.record.file import Record
 from raysweep.tune.slots.fusion import Layout, batch_sizes_of, engine_job, micro_batch_size, plan_fusion, reason_by_config, sample_configs
 from raysweep.tune.slots.messages import Benchmark, EngineSetup
@@ -69,7 +69,14 @@ def test_samples_have_the_smallest_and_the_largest_batch() -> None:
 )
 def test_what_the_config_alone_says_against_it(tmp_path: Path, sweep: dict[str, Any], space: dict[str, Any], reason: str | None) -> None:
     with Record(tmp_path / "record.jsonl") as record:
-        assert reason_by_config(sweep_config(**sweep), parse_space(space), record.sweep) == reason
+        assert reason_by_config(search_job(tmp_path, sweep_config(**sweep)), parse_space(space), record.sweep) == reason
+
+
+def test_folds_are_not_stacked(tmp_path: Path) -> None:
+    job = search_job(tmp_path, sweep_config(model="m:M"), header=SessionHeader(repeats=5, has_folds=True))
+    with Record(tmp_path / "record.jsonl") as record:
+        reason = reason_by_config(job, parse_space({"lr": 1, "batch_size": 2}), record.sweep)
+    assert reason == "each trial of a configuration trains on another fold, and the trials of a stack share their rows"
 
 
 @pytest.mark.parametrize(
@@ -100,11 +107,11 @@ def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_pat
         record.write("session", sweep={}, host="h", pid=1, nodes=[])
         record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={"lr": 1, "batch_size": 2, "width": 3})
         assert (
-            reason_by_config(sweep_config(model="m:M"), space, record.sweep)
+            reason_by_config(search_job(tmp_path, sweep_config(model="m:M")), space, record.sweep)
             == "trials of an earlier search space have models of another form"
         )
         record.write("finish", trial="00000", status="ERROR", error="died")
-        assert reason_by_config(sweep_config(model="m:M"), space, record.sweep) is None
+        assert reason_by_config(search_job(tmp_path, sweep_config(model="m:M")), space, record.sweep) is None
 
 
 LAYOUT = Layout(trials=20, threads=2, engines=3, engines_per_node=2, slots=7)

@@ -261,7 +261,9 @@ def check_folds(sweep: Section) -> Iterator[Mistake]:
         return
     key = f"datasets.{sweep.values['dataset']}.validation.folds {folds}"
     if sweep.values["repeats"] != folds:
-        message = f"{sweep.values['repeats']} is not allowed with {key}, because each fold is one trial of a configuration: leave repeats out"
+        message = (
+            f"{sweep.values['repeats']} is not allowed with {key}, because each fold is one trial of a configuration: leave repeats out"
+        )
         yield sweep.mistake(message, "repeats")
     if sweep.scheduler in ("hyperband", "pbt"):
         message = f"{sweep.scheduler!r} is not allowed with {key}, because this scheduler pauses trials one by one: none, asha or median"

@@ -114,7 +114,9 @@ def _read_groups(
             allowed = f"[{len(labels[split])}], whole numbers or text, one group for each row"
             raise ConfigError(f"{place}: {name} has the type {values.dtype} and the shape [{shape}]. Allowed: {allowed}.")
         if values.dtype.kind == "f" and len(missing := np.flatnonzero(np.isnan(values))):
-            raise ConfigError(f"{place}: {name} has {plural(len(missing), 'missing group')}, the first in row {missing[0]}. Remove these rows.")
+            raise ConfigError(
+                f"{place}: {name} has {plural(len(missing), 'missing group')}, the first in row {missing[0]}. Remove these rows."
+            )
         groups[split] = values
     if "test" in groups and len(shared := np.intersect1d(groups["train"], groups["test"])):
         raise ConfigError(

@@ -42,7 +42,9 @@ def read(
     labels, classes = read_targets({"train": _targets(table.pop(target), place)}, task, place)
     groups = None if group is None else _groups(table.pop(group), f"{path}: column {group!r}")
     if not len(table.columns):
-        raise ConfigError(f"{path}: has no column beside {target!r}{f' and {group!r}' if group else ''}. Allowed: at least one column for the model.")
+        raise ConfigError(
+            f"{path}: has no column beside {target!r}{f' and {group!r}' if group else ''}. Allowed: at least one column for the model."
+        )
     raws, columns = [], []
     for name in table.columns:
         values, categories = _column(table[name], f"{path}: column {name!r}")

@@ -61,6 +61,7 @@ class SessionHeader:
     num_trials: int = 0
     max_epochs: int = 0
     repeats: int = 1  # number of trials of each configuration
+    has_folds: bool = False  # whether trial number k of each configuration trains on fold k of the data set
     metric: str = ""
     mode: Mode = "max"
     seed: int = 0

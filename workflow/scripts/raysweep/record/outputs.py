@@ -59,7 +59,7 @@ def write_outputs(results_dir: Path, state_dir: Path, sweep: Sweep, goal: Goal, 
         write_trials(state_dir / "trials.csv", sweep, goal.metric, goal.mode)
         raise RaysweepError(reason_for_no_best(sweep, goal.name, state_dir / "trials.csv"))
     candidate, result = winner
-    member = best_member(candidate, result, goal)
+    member = best_member(sweep, candidate, result, goal)
     model_epoch = candidate.best_epoch(goal.metric, goal.mode, member.existing_checkpoints(state_dir))
     write_model(results_dir / "model", state_dir, member, model_epoch)
     best = replace(best_of(sweep, goal, provenance), model_epoch=model_epoch)
@@ -96,7 +96,7 @@ def best_of(sweep: Sweep, goal: Goal, provenance: Provenance) -> BestResult:
     candidate, result = winner
     return BestResult(
         sweep=goal.name,
-        trial_id=best_member(candidate, result, goal).trial_id,
+        trial_id=best_member(sweep, candidate, result, goal).trial_id,
         config=candidate.config,
         metric=BestMetric(goal.metric, goal.mode, result.metrics[goal.metric]),
         schedule=tuple(candidate.schedule) if isinstance(candidate, Trial) else (),
@@ -114,8 +114,13 @@ def values_at(candidate: Candidate, result: Result, metric: str) -> list[float]:
     return [report.metrics[metric] for trial in candidate.members for report in trial.results if report.epoch == result.epoch]
 
 
-def best_member(candidate: Candidate, result: Result, goal: Goal) -> Trial:
-    """Return the trial of a candidate that has the best value at the epoch of `result`. The model of this trial is published."""
+def best_member(sweep: Sweep, candidate: Candidate, result: Result, goal: Goal) -> Trial:
+    """Return the trial of a candidate that has the best value at the epoch of `result`. The model of this trial is published.
+
+    Where the trials of a candidate train on folds, return the trial of fold 0, because the values of folds are measured on different rows.
+    """
+    if sweep.header.has_folds:
+        return candidate.members[0]
     reports = [(trial, report) for trial in candidate.members for report in trial.results if report.epoch == result.epoch]
     # The mean of the trials may fulfil bounds that the report of one trial does not fulfil.
     reports = [(trial, report) for trial, report in reports if all_hold(report.metrics, candidate.constraint)] or reports

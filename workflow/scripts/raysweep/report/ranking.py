@@ -97,9 +97,10 @@ def optimism(inputs: Inputs) -> Note | None:
 
 
 def repeats(inputs: Inputs) -> Note | None:
-    """Return a note on the differences between the seeds of one configuration, or None if each configuration has only one seed."""
+    """Return a note on the differences between the seeds or folds of one configuration, or None if each configuration has only one trial."""
     if inputs.sweep.repeats == 1:
         return None
+    noun, preposition = ("fold", "on") if inputs.header.has_folds else ("seed", "with")
     shown = []
     for candidate, value in inputs.compared[:MAX_NAMED]:
         report = candidate.best(inputs.metric, inputs.mode)
@@ -107,9 +108,9 @@ def repeats(inputs: Inputs) -> Note | None:
         shown.append(f"{candidate.trial_id}: {number(value)} ± {statistics.stdev(values):.2g} ({', '.join(map(number, values))})")
     return Note(
         "info",
-        f"Each configuration was trained with {inputs.sweep.repeats} seeds",
-        "The scheduler stopped the seeds of a configuration together, and configurations were compared by their mean at the same epoch. A configuration"
-        f" that failed with a seed cannot win. The best configurations, with the standard deviation over their seeds: {'; '.join(shown)}.",
+        f"Each configuration was trained {preposition} {inputs.sweep.repeats} {noun}s",
+        f"The scheduler stopped the {noun}s of a configuration together, and configurations were compared by their mean at the same epoch. A configuration"
+        f" that failed {preposition} a {noun} cannot win. The best configurations, with the standard deviation over their {noun}s: {'; '.join(shown)}.",
     )
 
 

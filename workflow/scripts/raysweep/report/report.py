@@ -189,8 +189,14 @@ def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
     data = inputs.data
     if data is None:
         return []
-    share = ", the same share of each class" if data.classes else ""
-    split = f"{data.validation_fraction:g} of the training set for validation, drawn with seed {data.seed}{share}"
+    if data.split == "time":
+        share = ", the last rows"
+    elif data.group is not None:
+        share = f", whole groups of {data.group}"
+    else:
+        share = ", the same share of each class" if data.classes else ""
+    part = f"{data.folds} folds" if data.folds else f"{data.validation_fraction:g} of the training set for validation"
+    split = f"{part}, drawn with seed {data.seed}{share}" if data.split is None else f"{part}{share}"
     lines = [
         ("Data", f"{data.name}: {data.description.rstrip('.')}; source {data.source}, checksum {data.checksum or 'none'}"),
         ("Data, SHA-256", data.data_sha256),
@@ -198,7 +204,8 @@ def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
     ]
     if data.test_fraction is not None:
         rows = "rows" if data.kind else "images"
-        test = f"{data.test_fraction:g} of all {rows}, set aside with the same seed before that split{share}"
+        seed = " with the same seed" if data.split is None else ""
+        test = f"{data.test_fraction:g} of all {rows}, set aside{seed} before that split{share}"
         lines.append(("Test set", test))
     if data.inputs is not None:
         lines.append(

@@ -65,6 +65,8 @@ def method_of(stage: Stage, best: BestResult) -> Method:
     has_confirm = not is_model and "confirm" in defined_names_of(stage.code.target.path)
     on: EvaluatedOn = "test" if is_model or has_confirm else "validation"
     note = ON_TEST if on == "test" else ON_VALIDATION
+    if on == "validation" and stage.has_folds:
+        note += "; on fold 0"
     if not best.schedule:
         return Method(best.config, (), on, note)
     if has_confirm:

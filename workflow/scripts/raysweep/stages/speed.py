@@ -141,7 +141,7 @@ def measured_speed(work: Work) -> Speed | str:
     configs = [configuration(space, sweep.seed, index) for index in range(total - work.left, total)] or [
         configuration(space, sweep.seed, 0)
     ]
-    header = work.stage.header(work.identity, total, sweep.max_epochs)
+    header = work.stage.header(work.identity, total, sweep.max_epochs, sweep.repeats)
     job = work.stage.search_job(work.stage.path_to_record, header, work.allocation)
     some = configs_to_measure(configs[:: math.ceil(len(configs) / MAX_EXAMINED)])
     return _speed_of(work, configs, run_measurement(work.stage, MeasurementInput(job, work.nodes, some, work.capacity)))

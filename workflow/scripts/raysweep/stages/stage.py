@@ -88,6 +88,11 @@ class Stage:
         return manifest.data_sha256
 
     @property
+    def has_folds(self) -> bool:
+        """Return whether the data set of the sweep has folds."""
+        return self.sweep.dataset is not None and self.config.datasets[self.sweep.dataset].folds is not None
+
+    @property
     def path_to_record(self) -> Path:
         return self.state_dir / RECORD
 
@@ -113,6 +118,7 @@ class Stage:
             num_trials=total,
             max_epochs=max_epochs,
             repeats=repeats,
+            has_folds=repeats > 1 and self.has_folds,
             metric=sweep.metric,
             mode=sweep.mode,
             seed=sweep.seed,

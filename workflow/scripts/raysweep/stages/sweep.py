@@ -78,7 +78,7 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
         return recorded
     done = sum(trial.finished for trial in recorded.trials.values())
     each = stage.sweep.repeats
-    repeats = f" ({total // each} configurations, {each} times each)" if each > 1 else ""
+    repeats = f" ({total // each} configurations, {each} {'folds' if stage.has_folds else 'times'} each)" if each > 1 else ""
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
     allocation = stage.allocation()
     header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)

@@ -12,7 +12,7 @@ from raysweep.data.split import load_split
 from raysweep.training.preparation import DataFacts
 
 
-@functools.cache
+@functools.lru_cache(maxsize=3)  # the splits of one fold; with all folds, a process on a GPU would hold the data several times
 def load_tensors(data_dir: Path | None, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the images, uint8 [n, channels, height, width], or other inputs [n, …], and the labels, int64 [n], or other targets [n], of a split.
 

@@ -88,6 +88,6 @@ def _plan_fusion(job: SearchJob, nodes: Sequence[NodeSize], capacity: int) -> Fu
         return NotFused("fuse is off")
     space, recorded = parse_space(sweep.search_space), read_sweep(job.record)
     layout = Layout.of(job, nodes, recorded, capacity)
-    if reason := reason_by_config(sweep, space, recorded) or layout.reason_needless:
+    if reason := reason_by_config(job, space, recorded) or layout.reason_needless:
         return NotFused(reason)
     return plan_fusion(Engine(engine_job(job, space, layout)).benchmark(), layout, needs_speed_up=sweep.fuse == "auto")

@@ -148,12 +148,13 @@ class RecordedSearch(NotPickled, SearchAlgorithm):
         state_dir = self.record.path.parent
         epoch = trial.latest_checkpoint(state_dir)
         config = trial.config_at(epoch)
+        fold = trial.repeat if self.record.sweep.header.has_folds else 0
         tune_trial = RecordedTrial(
             self.retries,
             self.gpu_share,
             trainable_name=self.spec["run"],
             trial_id=trial.trial_id,
-            config={**config, RESERVED_KEY: TrialFacts(trial.seed, task, self.gpu_share.is_measuring)},
+            config={**config, RESERVED_KEY: TrialFacts(trial.seed, task, self.gpu_share.is_measuring, fold)},
             evaluated_params=dict(config),
             experiment_tag=trial.trial_id,
             trial_dirname_creator=_dirname,

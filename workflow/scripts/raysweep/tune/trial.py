@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
 from raysweep.common.capacity import TrialResources
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
+from raysweep.data.split import fold_dir
 from raysweep.tune.private import copied_checkpoint, ends_thread, join_train_runs, wrap_report
 from raysweep.tune.reports import without_tune_names
 from raysweep.usercode.working_dir import WorkingDirs
@@ -49,6 +50,7 @@ class TrialFacts:
     seed: int
     task: TaskKind
     measures_gpu: bool  # whether the first report contains the memory that the trial uses on its GPU
+    fold: int = 0  # number of the fold on which the trial trains; 0 where the data set has no folds
 
 
 def trainable(job: SearchJob | ConfirmJob, resources: TrialResources) -> Any:
@@ -86,6 +88,7 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
     os.environ["RAYSWEEP_SEED"] = str(facts.seed)
     os.environ["RAYSWEEP_MAX_EPOCHS"] = str(job.max_epochs)
     if job.data_dir:
+        job = replace(job, data_dir=fold_dir(job.data_dir, facts.fold))
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
     shield_reports(job.sweep.metric, facts.measures_gpu)
     if job.sweep.trainable is not None:

@@ -105,7 +105,7 @@ def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any
     if sweep.fuse == "off":
         return None
     layout = Layout.of(job, nodes, record.sweep, capacity)
-    reason = reason_by_config(sweep, space, record.sweep)
+    reason = reason_by_config(job, space, record.sweep)
     is_needless = reason is None and layout.reason_needless is not None
     if reason is None and not is_needless:
         logger.info("%s: measuring whether trials that are trained together are faster. This may take minutes.", job.name)
@@ -139,16 +139,19 @@ def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -
     return Fusion(slots, plan.processes * plan.slots, patience=2 * max(1.0, plan.slots / plan.speed_up))
 
 
-def reason_by_config(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> str | None:
+def reason_by_config(job: SearchJob, space: dict[str, Any], recorded: Sweep) -> str | None:
     """Return the reason in the config or in the record why trials cannot be trained together. Return None if there is no such reason.
 
     None means that only a benchmark can show whether the trials can be trained together.
     """
+    sweep = job.sweep
     if sweep.model is None:
         return "a Ray Tune function runs in a process of its own"
     assert sweep.training is not None  # Reading the config sets the recipe of a model.
     if sweep.optimizer not in STACKED_OPTIMIZERS:
         return f"the optimiser {sweep.optimizer} changes the weights of one model at a time"
+    if job.header.has_folds:
+        return "each trial of a configuration trains on another fold, and the trials of a stack share their rows"
     if sweep.training.precision != "float32":
         return f"the precision is {sweep.training.precision}, and a stack needs float32"
     form = {key: value for key, value in space.items() if not sets_training(key)}
