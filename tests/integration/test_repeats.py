@@ -111,7 +111,7 @@ def test_the_folds_have_the_values_of_cross_validation_with_scikit_learn(project
         "confirm": {"seeds": 1},
     }
     dataset = {"source": str(project.folder / "own.npz"), "checksum": "none", "group": "site", "validation": {"folds": 5}}
-    project.configure(datasets={"own": dataset}, sweeps={"s": {**sweep, "allocation": {"cpus_per_node": 2}}})
+    project.configure(datasets={"own": dataset}, sweeps={"s": sweep})
     data = project.folder / "resources/data/own"
     spec = DatasetSpec("own", str(project.folder / "own.npz"), "none", 0.1, 0, group="site", validation=Validation(5))
     stage(spec, project.folder, data)
