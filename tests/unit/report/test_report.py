@@ -18,7 +18,7 @@ import pytest
 from raysweep.common.files import write_yaml
 from raysweep.common.text import number
 from raysweep.report.inputs import Inputs
-from raysweep.report.report import figures_of, render, write_report
+from raysweep.report.report import figures_of, render, split_lines, write_report
 from recorded import write_outputs, write_record
 from reporting import made_up, read_written
 
@@ -49,6 +49,28 @@ def test_nothing_of_the_users_becomes_markup(tmp_path: Path) -> None:
     assert "sw<b>eep" not in page
     assert "sw&lt;b&gt;eep" in page
     assert "{{ 7 * 7 }}" in page  # shown as it is, not run as a template
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "test"),
+    [
+        ({}, "0.1 of the training set for validation, drawn with seed 0, the same share of each class", None),
+        (
+            {"kind": "table", "test_fraction": 0.2, "group": "site", "folds": 5, "validation_fraction": None},
+            "5 folds, drawn with seed 0, whole groups of site",
+            "0.2 of all rows, set aside with the same seed before that split, whole groups of site",
+        ),
+        (
+            {"kind": "arrays", "test_fraction": 0.2, "split": "time"},
+            "0.1 of the training set for validation, the last rows",
+            "0.2 of all rows, set aside before that split, the last rows",
+        ),
+    ],
+)
+def test_the_page_says_how_the_rows_were_divided(tmp_path: Path, changes: dict[str, Any], split: str, test: str | None) -> None:
+    data = made_up(tmp_path, num_trials=1).data
+    assert data is not None
+    assert dict(split_lines(replace(data, **changes))) == {"Split": split} | ({"Test set": test} if test else {})
 
 
 def test_the_policy_names_the_scripts_and_allows_nothing_else(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.space import flattened
+from raysweep.data.manifest import DataManifest
 from raysweep.record.trials import Trial
 from raysweep.report import analysis
 from raysweep.report.charts import confirmation, course, hyperparameters
@@ -189,24 +190,11 @@ def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
     data = inputs.data
     if data is None:
         return []
-    if data.split == "time":
-        share = ", the last rows"
-    elif data.group is not None:
-        share = f", whole groups of {data.group}"
-    else:
-        share = ", the same share of each class" if data.classes else ""
-    part = f"{data.folds} folds" if data.folds else f"{data.validation_fraction:g} of the training set for validation"
-    split = f"{part}, drawn with seed {data.seed}{share}" if data.split is None else f"{part}{share}"
     lines = [
         ("Data", f"{data.name}: {data.description.rstrip('.')}; source {data.source}, checksum {data.checksum or 'none'}"),
         ("Data, SHA-256", data.data_sha256),
-        ("Split", split),
+        *split_lines(data),
     ]
-    if data.test_fraction is not None:
-        rows = "rows" if data.kind else "images"
-        seed = " with the same seed" if data.split is None else ""
-        test = f"{data.test_fraction:g} of all {rows}, set aside{seed} before that split{share}"
-        lines.append(("Test set", test))
     if data.inputs is not None:
         lines.append(
             (
@@ -218,6 +206,21 @@ def _data_provenance(inputs: Inputs) -> list[tuple[str, str]]:
         mean, deviation = data.target.mean[0], data.target.deviation[0]
         scaled = f"minus {mean:g}, divided by {deviation:g} (mean and standard deviation of the training part)"
         lines.append(("Target", f"{scaled}; loss and train_loss are of the scaled target, and rmse and mae in the unit of the target"))
+    return lines
+
+
+def split_lines(data: DataManifest) -> list[tuple[str, str]]:
+    """Return how the rows of the data were divided, as pairs (title, text)."""
+    if data.split == "time":
+        by_seed, also_by_seed, share = "", "", ", the last rows"
+    else:
+        by_seed, also_by_seed = f", drawn with seed {data.seed}", " with the same seed"
+        share = f", whole groups of {data.group}" if data.group else ", the same share of each class" if data.classes else ""
+    part = f"{data.folds} folds" if data.folds else f"{data.validation_fraction:g} of the training set for validation"
+    lines = [("Split", f"{part}{by_seed}{share}")]
+    if data.test_fraction is not None:
+        rows = "rows" if data.kind else "images"
+        lines.append(("Test set", f"{data.test_fraction:g} of all {rows}, set aside{also_by_seed} before that split{share}"))
     return lines
 
 
