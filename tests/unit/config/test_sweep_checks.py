@@ -167,11 +167,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(training={"precision": "fp16"}), "training.precision: 'fp16' is not allowed: one of float32, bf16"),
     (
         config(training={"augment": ["flop"]}),
-        "training.augment.0: 'flop' is not allowed: one of flip, crop, translate, cutout, or a map such",
+        "training.augment.0: 'flop' is not allowed: one of flip, crop, translate, cutout, mixup, or a m",
     ),
     (config(training={"augment": [3]}), "training.augment.0: 3 is not allowed: flip, or a map of one operation"),
     (config(training={"augment": ["crop", {"crop": {"padding": 1}}]}), "training.augment.1: crop is not allowed twice"),
-    (config(training={"augment": [{}]}), "training.augment.0: {} is not allowed: one of flip, crop, translate, cutout, or a map such"),
+    (config(training={"augment": [{}]}), "training.augment.0: {} is not allowed: one of flip, crop, translate, cutout, mixup, or a m"),
     (config(training={"augment": [{"flip": {"p": 1}}]}), "training.augment.0.flip: {'p': 1} is not allowed: flip has no options"),
     (config(training={"augment": [{"crop": 4}]}), "training.augment.0.crop: 4 is not allowed: a map such as {padding: 4}"),
     (
@@ -180,7 +180,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         config(training={"augment": [{"translate": {"fraction": 2}}]}),
-        "training.augment.0.translate.fraction: 2 is not allowed: a number above 0 and at most 1",
+        "training.augment.0.translate.fraction: 2 is not allowed: a number, above 0 and at most 1",
+    ),
+    (
+        config(training={"augment": [{"mixup": {"alpha": 0}}]}),
+        "training.augment.0.mixup.alpha: 0 is not allowed: a number, above 0 and at most 1000",
+    ),
+    (
+        config(training={"augment": ["flip", {"mixup": {"alpha": 1}}]}, loss="nll_loss"),
+        "training.augment: mixup is not allowed with loss nll_loss: leave it out, or take loss cross_entropy",
     ),
     (config(optimizer="sgdm"), "optimizer: 'sgdm' is not allowed: one of sgd, adam, adamw, adadelta, adafactor, "),
     (

@@ -19,9 +19,22 @@ def plan(*augment: Any, epoch: int = 1, seed: int = 0, **recipe: Any) -> EpochPl
 
 
 def test_without_a_recipe_rows_have_the_weight_one_and_no_draws() -> None:
-    assert plan().weights.tolist() == [1] * 300
+    assert plan().weights.tolist() == [[1]] * 300
+    assert plan().sources.tolist() == [[row] for row in range(300)]
     assert plan().draws.shape == (300, 0)
     assert sorted(plan().order) == list(range(300))
+
+
+def test_mixup_gives_each_row_a_partner_and_a_part_that_depend_on_nothing_but_the_seed_the_epoch_and_the_row() -> None:
+    mixed = plan({"mixup": {"alpha": 0.4}}, class_weights="balanced")
+    assert mixed.sources[:, 0].tolist() == list(range(300))
+    assert len(set(mixed.sources[:, 1])) > 150
+    assert mixed.parts.sum(1) == pytest.approx(np.ones(300))
+    assert mixed.parts[:, 0].var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.15), "the variance of Beta(0.4, 0.4)"
+    assert np.array_equal(mixed.weights, mixed.parts * balanced_weights(LABELS)[mixed.sources])
+    assert np.array_equal(mixed.sources, plan("flip", {"mixup": {"alpha": 0.4}}).sources)
+    assert not np.array_equal(mixed.sources, plan("mixup", epoch=2).sources)
+    assert not plan("mixup").draws.any(), "mixup alone moves no pixel"
 
 
 def test_balanced_classes_have_the_same_weight_in_total() -> None:

@@ -179,6 +179,33 @@ def test_balanced_classes_and_augmentation_are_what_a_plain_loop_computes(data: 
     torch.testing.assert_close(weights(ours), torch.cat([p.detach().flatten() for p in model.parameters()]), rtol=1e-4, atol=1e-5)
 
 
+def test_mixup_is_the_cross_entropy_with_soft_targets_on_mixed_images(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours = with_recipe({"lr": 0.1, "batch_size": 7}, Recipe(augment=("flip", {"mixup": {"alpha": 1.0}}), label_smoothing=0.2))
+    ours.model.drop.p = 0.0
+    loss = ours.train_epoch(*data, 2)
+
+    images, labels = data
+    plan = plan_epoch(ours.spec, 2, labels.numpy(), (3, 2, 2))
+    parts, partners = torch.from_numpy(plan.parts).float(), plan.sources[:, 1]
+    changed, targets = normalized(shifted(images, torch.from_numpy(plan.draws))), F.one_hot(labels, 10).float()
+    changed = parts[:, 0, None, None, None] * changed + parts[:, 1, None, None, None] * changed[partners]
+    targets = parts[:, :1] * targets + parts[:, 1:] * targets[partners]
+    torch.manual_seed(1)
+    model = Small()
+    model.drop.p = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    total = 0.0
+    for start in range(0, 30, 7):
+        rows = plan.order[start : start + 7]
+        optimizer.zero_grad()
+        batch_loss = F.cross_entropy(model(changed[rows]), targets[rows], label_smoothing=0.2)
+        batch_loss.backward()
+        optimizer.step()
+        total += batch_loss.item() * len(rows)
+    assert loss == pytest.approx(total / 30, rel=1e-5)
+    torch.testing.assert_close(weights(ours), torch.cat([p.detach().flatten() for p in model.parameters()]), rtol=1e-4, atol=1e-5)
+
+
 def test_the_average_of_the_weights_is_evaluated_and_published_and_goes_on_after_a_break(
     data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -10,7 +10,8 @@ from raysweep.training.stacked.plan import MemberEpoch, plan_steps
 
 
 def member(order: np.ndarray, batch_size: int, epoch: int = 1, recipe: Recipe = Recipe()) -> MemberEpoch:  # noqa: B008
-    plan = EpochPlan(order, np.ones(len(order)), np.arange(len(order), dtype=np.int16)[:, None])
+    ones = np.ones((len(order), 1))
+    plan = EpochPlan(order, np.arange(len(order))[:, None], ones, ones, np.arange(len(order), dtype=np.int16)[:, None])
     return MemberEpoch(plan, batch_size, epoch, recipe)
 
 
@@ -35,7 +36,7 @@ def test_members_of_one_order_share_their_rows() -> None:
     order = np.random.default_rng(0).permutation(11)
     apart, shared = (plan_steps([member(order, 2), member(order, 4)], 2, shared=shared) for shared in (False, True))
     assert torch.equal(apart.rows[:, 0] * (apart.weights[:, 0] > 0), shared.rows * (shared.weights[:, 0] > 0))
-    assert shared.rows.shape == (6, 2)
+    assert shared.rows.shape == (6, 2, 1)
     assert torch.equal(apart.gates, shared.gates)
     assert torch.equal(apart.draws[..., 0].long(), apart.rows), "each row has its draws"
     assert torch.equal(shared.draws[..., 0].long(), shared.rows)
@@ -49,7 +50,18 @@ def test_each_step_has_the_rate_at_the_start_of_its_batch() -> None:
 
 
 def test_the_weights_of_a_batch_are_parts_of_the_weights_of_its_rows() -> None:
-    weights = np.array([1.0, 3, 1, 1, 2])
-    plan = EpochPlan(np.array([1, 0, 2, 3, 4]), weights, np.zeros((5, 0), np.int16))
+    weights = np.array([1.0, 3, 1, 1, 2])[:, None]
+    plan = EpochPlan(np.array([1, 0, 2, 3, 4]), np.arange(5)[:, None], np.ones((5, 1)), weights, np.zeros((5, 0), np.int16))
     steps = plan_steps([MemberEpoch(plan, 4, 1, Recipe())], 2, shared=False)
-    assert steps.weights[:, 0].tolist() == [[3 / 6, 1 / 6], [1 / 6, 1 / 6], [1, 0]]
+    assert steps.weights[:, 0, :, 0].tolist() == [[3 / 6, 1 / 6], [1 / 6, 1 / 6], [1, 0]]
+
+
+def test_a_mixed_row_has_the_rows_and_the_parts_of_its_mixture() -> None:
+    sources, parts = np.array([[0, 2], [1, 1], [2, 0]]), np.array([[0.75, 0.25], [0.5, 0.5], [1, 0]])
+    plan = EpochPlan(np.array([2, 0, 1]), sources, parts, parts * np.array([1.0, 1, 3])[sources], np.arange(3, dtype=np.int16)[:, None])
+    steps = plan_steps([MemberEpoch(plan, 2, 1, Recipe())], 2, shared=False)
+    assert steps.rows[:, 0].tolist() == [[[2, 0], [0, 2]], [[1, 1], [2, 0]]]
+    assert torch.equal(steps.draws[..., 0].long(), steps.rows), "each row of a mixture has its own draws"
+    assert steps.parts[:, 0].tolist() == [[[1, 0], [0.75, 0.25]], [[0.5, 0.5], [0, 0]]], "a filler row has no part"
+    assert steps.weights[0, 0].tolist() == [[3 / 4.5, 0], [0.75 / 4.5, 0.75 / 4.5]], "each target has the weight of its class"
+    assert steps.weights[1, 0].tolist() == [[0.5, 0.5], [0, 0]]

@@ -95,9 +95,10 @@ def test_a_recipe_together_is_that_of_each_alone(schedule: Any, optimizer: str, 
 
 
 @pytest.mark.parametrize("share_rows", [False, True])
-def test_augmentation_and_weights_of_classes_together_are_those_of_each_alone(share_rows: bool) -> None:
+@pytest.mark.parametrize("mixup", [(), ("mixup",)], ids=["", "mixup"])
+def test_augmentation_and_weights_of_classes_together_are_those_of_each_alone(share_rows: bool, mixup: tuple[str, ...]) -> None:
     images, labels = some_data(35, side=4)
-    recipe = Recipe(class_weights="balanced", augment=("flip", "crop", {"cutout": {"size": 2}}))
+    recipe = Recipe(class_weights="balanced", label_smoothing=0.1, augment=("flip", "crop", {"cutout": {"size": 2}}, *mixup))
     together, alone = (trainers(Convolutional, batch_sizes=(3, 4, 16), recipe=recipe) for _ in range(2))
     stacked = stacked_trainer(2, share_rows)
     assert_epochs_are_those_of_each_alone(stacked, together, alone, ([1, 1, 1], [2, 2, 2], [3, 1, 3]), (images, labels))

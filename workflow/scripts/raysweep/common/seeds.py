@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Each purpose of a seed has a different number, so that two purposes never share a stream of random numbers.
-_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION = 1, 2, 3, 4, 5
+_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION, _MIXUP = 1, 2, 3, 4, 5, 6
 
 
 def _seed(*words: int) -> int:
@@ -49,3 +49,12 @@ def augmentation_draws(seed: int, epoch: int, length: int, number: int) -> np.nd
     All trials of a sweep use the same numbers for a row of the training data, whatever their batch sizes are.
     """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([_AUGMENTATION, seed, epoch]))).random((length, number))
+
+
+def mixup_draws(seed: int, epoch: int, length: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the partner of each row of the training data in an epoch, int64 [length], and the part of the row itself in the mixture, float64 [length].
+
+    The parts are Beta(`alpha`, `alpha`) distributed. All trials of a sweep use the same mixtures, whatever their batch sizes are.
+    """
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_MIXUP, seed, epoch])))
+    return generator.integers(length, size=length), generator.beta(alpha, alpha, length)

@@ -8,13 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.recipe import AUGMENTATIONS, FIXED_RATE_OPTIMIZERS, OPTIMIZER_SETTINGS
 from raysweep.config.schema import allowed, is_valid, schema_at, types_of
 from raysweep.config.section import Section
 from raysweep.config.space import OPTIMIZER_KEYS, SEPARATOR, Distribution
 from raysweep.config.sweep_checks import extremes
+
+PIXELS = {"type": "integer", "minimum": 1, "maximum": 1000, "allowed": "a whole number of at least 1 (pixels)"}
+# Maps each option of an operation of the augmentation to the schema of its values.
+SCHEMA_OF_OPTION = {
+    "padding": PIXELS,
+    "size": PIXELS,
+    "fraction": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "alpha": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+}
 
 
 def check_optimizer(sweep: Section) -> Iterator[Mistake]:
@@ -82,6 +90,8 @@ def check_recipe(sweep: Section) -> Iterator[Mistake]:
     for key, unused in (("label_smoothing", 0), ("class_weights", "none")) if loss != "cross_entropy" else ():
         if used := [value for value in _recipe_values(sweep, key) if value != unused]:
             yield sweep.mistake(f"{used[-1]} is not allowed with loss {loss}: {unused}, or loss cross_entropy", "training", key)
+    if loss != "cross_entropy" and any("mixup" in operation for operation in sweep.values["training"]["augment"]):
+        yield sweep.mistake(f"mixup is not allowed with loss {loss}: leave it out, or take loss cross_entropy", "training", "augment")
 
 
 def check_augmentation(sweep: Section) -> Iterator[Mistake]:
@@ -101,10 +111,8 @@ def check_augmentation(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(f"{options!r} is not allowed: {_options_of(name)}", *path, name)
         else:
             for key, value in options.items():
-                is_fraction = key == "fraction"
-                if not is_number(value) or not 0 < value <= (1 if is_fraction else 1000) or not (is_fraction or float(value).is_integer()):
-                    numbers = "a number above 0 and at most 1" if is_fraction else "a whole number of at least 1 (pixels)"
-                    yield sweep.mistake(f"{value!r} is not allowed: {numbers}", *path, name, key)
+                if not is_valid(value, SCHEMA_OF_OPTION[key]):
+                    yield sweep.mistake(f"{value!r} is not allowed: {allowed(SCHEMA_OF_OPTION[key])}", *path, name, key)
         names.append(name)
 
 

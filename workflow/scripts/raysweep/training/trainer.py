@@ -45,13 +45,18 @@ def loss_function(name: str) -> Callable[..., torch.Tensor]:
     return loss
 
 
-def smoothed(losses: torch.Tensor, outputs: torch.Tensor, smoothing: float | torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of each row, [n], for targets of which the part `smoothing` is spread evenly over all classes.
+def losses_of_mixtures(
+    loss: Callable[..., torch.Tensor], outputs: torch.Tensor, targets: torch.Tensor, smoothing: float | torch.Tensor | None
+) -> torch.Tensor:
+    """Return the loss of each row for each of its targets, [n, mixed]. `targets` is [n, mixed], see EpochPlan.
 
-    `losses` is the cross entropy of each row without smoothing, [n]. `outputs` is [n, classes]. The formula is that of F.cross_entropy, whose argument
-    `label_smoothing` cannot differ between the members of a stack.
+    If `smoothing` is not None, `outputs` is [n, classes], and this part of each target is spread evenly over all classes. The formula is that of
+    F.cross_entropy, whose argument `label_smoothing` cannot differ between the members of a stack.
     """
-    uniform = -F.log_softmax(outputs.to(losses.dtype), dim=1).mean(1)
+    losses = torch.stack([loss(outputs, each, reduction="none") for each in targets.unbind(1)], dim=1)
+    if smoothing is None:
+        return losses
+    uniform = -F.log_softmax(outputs.to(losses.dtype), dim=1).mean(1, keepdim=True)
     return losses + smoothing * (uniform - losses)
 
 
@@ -141,7 +146,7 @@ class Trainer:
         """
         self.model.train()
         plan = plan_epoch(self.spec, epoch, labels.cpu().numpy(), tuple(images.shape[1:]))
-        order, weights, draws = (torch.from_numpy(array).to(self.device) for array in plan)
+        order, sources, parts, weights, draws = (torch.from_numpy(array).to(self.device) for array in plan)
         batches = split_rows(order, self.batch_size, self.joins_last_row)
         num_rows_before = np.cumsum([0, *map(len, batches)])[:-1]
         rates = self.recipe.rates(epoch - 1 + num_rows_before / len(labels)).tolist()
@@ -149,9 +154,10 @@ class Trainer:
         lr = group["lr"]
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         for rows, rate in zip(batches, rates, strict=True):
+            mixed = sources[rows]
             try:
                 with self._autocast():
-                    outputs = self.model(self.training_inputs(images[rows], draws[rows], self.dtype))
+                    outputs = self.model(self.training_inputs(images[mixed], draws[mixed], parts[rows], self.dtype))
             except ValueError as error:
                 if len(rows) > 1 or not is_refused_by_batch_norm(error):
                     raise
@@ -159,7 +165,7 @@ class Trainer:
                     f"BatchNorm cannot train on a batch of one row: batch_size is {self.batch_size}, and there are {len(labels)} training rows. "
                     "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
                 ) from error
-            loss, summed = self._training_loss(outputs, self.preparation.targets(labels[rows], self.dtype), weights[rows])
+            loss, summed = self._training_loss(outputs, self.preparation.targets(labels[mixed], self.dtype), parts[rows], weights[rows])
             self.optimizer.zero_grad()
             loss.backward()
             if self.recipe.clip_grad_norm is not None:
@@ -171,24 +177,35 @@ class Trainer:
         group["lr"] = lr
         return float(total.item()) / len(labels)
 
-    def training_inputs(self, rows: torch.Tensor, draws: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return staged rows [n, …] as the model gets them in training. `draws` [n, …] contains the draws of the augmentation, see EpochPlan."""
-        if not self.spec.recipe.augment:
-            return self.preparation.inputs(rows, dtype)
-        inputs = self.preparation.inputs(shifted(rows, draws), dtype)
-        cutout = self.spec.recipe.operations.get("cutout")
-        return cut_out(inputs, draws, int(cutout["size"])) if cutout else inputs
+    def training_inputs(self, rows: torch.Tensor, draws: torch.Tensor, parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return staged rows [n, mixed, …] as the model gets them in training, [n, …].
 
-    def _training_loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss that training minimises for a batch, and the sum of the losses of the rows, float64, without their weights."""
-        if not self.recipe.label_smoothing and self.recipe.class_weights == "none":
-            loss = self.loss(outputs, labels)
-            return loss, loss.detach().double() * len(labels)
-        losses = self.loss(outputs, labels, reduction="none")
-        if self.recipe.label_smoothing:
-            losses = smoothed(losses, outputs, self.recipe.label_smoothing)
+        `draws` [n, mixed, …] contains the draws of the augmentation, and `parts` [n, mixed] the parts of the rows in their mixture, see EpochPlan. The
+        arguments may have more than one dimension in the place of n.
+        """
+        rows_dim = parts.dim() - 1
+        if not self.spec.recipe.augment:
+            return self.preparation.inputs(rows.select(rows_dim, 0), dtype)
+        inputs = self.preparation.inputs(shifted(rows, draws), dtype)
+        if cutout := self.spec.recipe.operations.get("cutout"):
+            inputs = cut_out(inputs, draws, int(cutout["size"]))
+        if inputs.shape[rows_dim] == 1:
+            return inputs.squeeze(rows_dim)
+        return (inputs * parts.to(dtype)[..., None, None, None]).sum(rows_dim)
+
+    def _training_loss(
+        self, outputs: torch.Tensor, targets: torch.Tensor, parts: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss that training minimises for a batch, and the sum of the losses of the rows, float64, without their weights.
+
+        `targets`, `parts` and `weights` are [n, mixed], see EpochPlan.
+        """
+        if not self.recipe.label_smoothing and self.recipe.class_weights == "none" and targets.shape[1] == 1:
+            loss = self.loss(outputs, targets[:, 0])
+            return loss, loss.detach().double() * len(targets)
+        losses = losses_of_mixtures(self.loss, outputs, targets, self.recipe.label_smoothing or None)
         weights = weights.to(losses.dtype)
-        return (losses * weights).sum() / weights.sum(), losses.detach().double().sum()
+        return (losses * weights).sum() / weights.sum(), (losses.detach().double() * parts).sum()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")

@@ -15,11 +15,13 @@ from raysweep.training.epoch_plan import EpochPlan
 class StepPlan(NamedTuple):
     """Contains the plan of all members for an epoch, which consists of `steps` micro-batches of `size` rows."""
 
-    # Indices of the rows in the data, int64 [steps, members, size], or [steps, size] where all members use the same rows.
+    # Indices of the rows in the data, int64 [steps, members, size, mixed], or [steps, size, mixed] where all members use the same rows. `mixed` is the
+    # number of rows that are mixed to one training row, see EpochPlan.
     rows: torch.Tensor
-    draws: torch.Tensor  # draws of the augmentation for each row, int16 [steps, members, size, …], or [steps, size, …], see EpochPlan
-    # Weight of each row in the gradient of a member, [steps, members, size]. The weight is the part of the row in the weights of the batch, which is
-    # 1 / (number of rows of the batch) without class weights. The weight of a filler row, which only completes a micro-batch, is 0.
+    draws: torch.Tensor  # draws of the augmentation for each row, int16, the shape of `rows` and a last dimension, see EpochPlan
+    parts: torch.Tensor  # part of each row in its mixture, the shape of `rows`; all parts of a filler row, which only completes a micro-batch, are 0
+    # Weight of each row in the gradient of a member, [steps, members, size, mixed]. The weight is the part of the row in the weights of the batch, which is
+    # 1 / (number of rows of the batch) without class weights and mixtures. The weight of a filler row is 0.
     weights: torch.Tensor
     # Gate of a member, [steps, members]. The gate is 1 (open) where the member's batch is complete after a step, else 0 (closed). Only behind an open gate
     # the member's weights change.
@@ -58,13 +60,13 @@ def plan_steps(members: Sequence[MemberEpoch], size: int, shared: bool) -> StepP
             array[: len(values), number] = values
         arrays.append(torch.from_numpy(array))
     if shared:
-        arrays[:2] = map(torch.from_numpy, parts[0][:2])
+        arrays[:3] = map(torch.from_numpy, parts[0][:3])
     return StepPlan(*arrays)
 
 
 def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, ...]:
     """Return the arrays of StepPlan for one member, without the dimension `members`."""
-    (order, row_weights, draws), batch_size = member.plan, member.batch_size
+    (order, sources, parts, row_weights, draws), batch_size = member.plan, member.batch_size
     starts = np.arange(0, len(order), batch_size)[:, None] + np.arange(0, batch_size, size)
     ends = np.minimum(starts[:, :1] + batch_size, len(order))
     is_step = starts < ends
@@ -75,6 +77,8 @@ def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, ...]:
     positions = starts[is_step][:, None] + np.arange(size)
     is_row = positions < ends[:, None]
     rows = order[np.where(is_row, positions, 0)]
-    weights_before = np.concatenate([[0.0], np.cumsum(row_weights[order])])  # sum of the weights of all rows before a position in the order
-    weights = is_row * row_weights[rows] / (weights_before[ends] - weights_before[batch_starts])[:, None]
-    return rows, draws[rows], weights, is_last[is_step].astype(float), rates
+    # sum of the weights of all rows before a position in the order
+    weights_before = np.concatenate([[0.0], np.cumsum(row_weights[order].sum(1))])
+    weights = is_row[..., None] * row_weights[rows] / (weights_before[ends] - weights_before[batch_starts])[:, None, None]
+    mixed = sources[rows]
+    return mixed, draws[mixed], is_row[..., None] * parts[rows], weights, is_last[is_step].astype(float), rates

@@ -14,15 +14,16 @@ from raysweep.training.stacked.convolutions import UnfoldedConvolutions
 from raysweep.training.stacked.optimizers import StepForm, update
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState, Tensors, parameter_shapes, split_row
-from raysweep.training.trainer import Trainer, smoothed
+from raysweep.training.trainer import Trainer, losses_of_mixtures
 
 
 class MicroBatch(NamedTuple):
     """Contains the data of one step."""
 
     images: torch.Tensor  # prepared inputs, [members, size, …], or [size, …] where all members use the same rows
-    labels: torch.Tensor  # labels, int64, or scaled targets, [members, size], or [size] where all members use the same rows
-    weights: torch.Tensor  # weights of the rows, [members, size], see StepPlan
+    labels: torch.Tensor  # labels, int64, or scaled targets, [members, size, mixed], or [size, mixed] where all members use the same rows
+    parts: torch.Tensor  # parts of the rows in their mixtures, the shape of `labels`, see StepPlan
+    weights: torch.Tensor  # weights of the rows, [members, size, mixed], see StepPlan
     gate: torch.Tensor  # gate of each member, [members], see StepPlan
     rate: torch.Tensor  # factor of the learning rate of each member, [members]
 
@@ -32,9 +33,9 @@ def micro_batch(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, st
 
     `trainer` is any member of the stack, because all members prepare the rows in the same way.
     """
-    rows, draws, weights, gate, rate = step
+    rows, draws, parts, weights, gate, rate = step
     targets = trainer.preparation.targets(labels[rows], weights.dtype)
-    return MicroBatch(trainer.training_inputs(images[rows], draws, weights.dtype), targets, weights, gate, rate)
+    return MicroBatch(trainer.training_inputs(images[rows], draws, parts, weights.dtype), targets, parts, weights, gate, rate)
 
 
 class StackStep:
@@ -44,27 +45,25 @@ class StackStep:
         self.model, self.loss, self.form, self.shapes = model, loss, form, parameter_shapes(model)
         self.convolutions = UnfoldedConvolutions if unfolds else contextlib.nullcontext
         data_dim = None if share_rows else 0
-        self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0), data_dim, data_dim, 0))
+        self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0), data_dim, (data_dim, data_dim, 0)))
 
     def _loss(
-        self, row: torch.Tensor, member: tuple[Tensors, torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
+        self, row: torch.Tensor, member: tuple[Tensors, torch.Tensor], x: torch.Tensor, goal: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weighted loss that one member minimises, and the sum of this member's losses over all rows that are not filler rows.
 
-        `row` contains the member's weights. `member` contains the member's buffers and label smoothing.
+        `row` contains the member's weights. `member` contains the member's buffers and label smoothing. `goal` contains the labels, parts and weights.
         """
-        buffers, smoothing = member
+        (buffers, smoothing), (y, parts, weights) = member, goal
         with self.convolutions():
             outputs = functional_call(self.model, (split_row(row, self.shapes), buffers), (x,))
-        losses = self.loss(outputs, y, reduction="none")
-        if self.form.smooths:
-            losses = smoothed(losses, outputs, smoothing)
-        return (losses * weights).sum(), (losses.double() * (weights > 0)).sum()
+        losses = losses_of_mixtures(self.loss, outputs, y, smoothing if self.form.smooths else None)
+        return (losses * weights).sum(), (losses.double() * parts).sum()
 
     def gradients(self, state: StackState, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of all members, [members, weights], and the sums of their losses, float64 [members]."""
         members = (state.buffers, state.settings["label_smoothing"])
-        gradients, losses = self._gradients(state.params, members, batch.images, batch.labels, batch.weights)
+        gradients, losses = self._gradients(state.params, members, batch.images, (batch.labels, batch.parts, batch.weights))
         return gradients, losses
 
     def run_masked(self, state: StackState, batch: MicroBatch) -> None:
