@@ -70,6 +70,7 @@ def trainers(
     recipes: Sequence[dict[str, Any]] = ({},),
     recipe: Recipe | None = None,
     facts: DataFacts = DataFacts((3, 2, 2)),  # noqa: B008
+    own_loss: Any = None,
 ) -> list[Trainer]:
     """Return a trainer for each batch size, with seeds 0, 1, …, settings that differ, and the `recipes` in turn as changes of `recipe`."""
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
@@ -82,6 +83,7 @@ def trainers(
             seed=seed,
             device=CPU,
             facts=facts,
+            own_loss=own_loss,
         )
         for seed, size in enumerate(batch_sizes)
     ]

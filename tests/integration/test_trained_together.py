@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import signal
@@ -46,10 +47,20 @@ class Normalised(Net):
 """
 
 
+FOCAL_LOSS = """
+from torch.nn import functional as F
+
+def focal(outputs, targets):
+    losses = F.cross_entropy(outputs, targets, reduction="none")
+    return (1 - (-losses).exp()) ** 2 * losses
+"""
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
     project = Project(tmp_path / "a project")
     project.write("net.py", MODELS)
+    project.write("losses.py", FOCAL_LOSS)
     stage(
         DatasetSpec("generated", "synthetic", "none", validation_fraction=0.1, seed=0),
         tmp_path,
@@ -124,8 +135,13 @@ def test_the_same_trials_as_one_by_one(project: Project) -> None:
 
 def test_a_scheduler_stops_them_one_by_one_and_others_take_their_seats(project: Project) -> None:
     asha = {"name": "asha", "grace_period": 1, "reduction_factor": 2}
-    configure(project, s=sweep_with(fuse="on", num_samples=10, max_epochs=4, max_concurrent=4, scheduler=asha))
+    own = {"loss": "losses.py:focal"}
+    configure(project, s=sweep_with(fuse="on", num_samples=10, max_epochs=4, max_concurrent=4, scheduler=asha, **own))
     assert "up to 4 in one process" in succeeds(project, "s")
+    focal_losses = [result.metrics["loss"] for trial in project.record("s").trials.values() for result in trial.results]
+    assert 0 < min(focal_losses) < max(focal_losses) < 0.9**2 * math.log(10) * 1.2, (
+        "below the cross entropy of a guess, by about the factor of the focal loss"
+    )
     trials = list(project.record("s").trials.values())
     assert {trial.status for trial in trials} == {"STOPPED", "TERMINATED"}
     assert all(len(trial.attempts) == 1 for trial in trials)

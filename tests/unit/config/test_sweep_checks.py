@@ -160,6 +160,16 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "search_space.training.schedule: is no number of the recipe. Allowed: warmup_epoch",
     ),
     (searched(clip_grad_norm={"choice": [1, "x"]}), "search_space.training.clip_grad_norm: 'x' is not allowed: a number or null, above 0"),
+    (config(loss="cross_entropi"), "loss: 'cross_entropi' is not allowed: one of cross_entropy, nll_loss, multi_margin_loss, mse_loss, "),
+    (config(loss="losses.py:mine"), "loss: 'losses.py:mine' is not allowed: there is no file losses.py"),
+    (
+        config(loss="raysweep.models.lenet:LeNet"),
+        "loss: 'raysweep.models.lenet:LeNet' is not allowed: LeNet is a class. Allowed: a function of",
+    ),
+    (
+        config(loss="train.py:train", training={"label_smoothing": 0.1}),
+        "training.label_smoothing: 0.1 is not allowed with loss train.py:train: 0, or loss cross_entropy",
+    ),
     (
         config(training={"class_weights": "balanced"}, loss="multi_margin_loss"),
         "training.class_weights: balanced is not allowed with loss mul",

@@ -64,8 +64,10 @@ def test_staged_data_say_what_the_config_does_not() -> None:
     assert refusal_for_staged("regression", "mse_loss", ["rmse", "train_loss"]) is None
     assert refusal_for_staged("regression", "cross_entropy", ["loss"]) == (
         "loss",
-        "'cross_entropy' is not allowed: the targets are numbers (task: regression). Allowed: mse_loss, l1_loss, smooth_l1_loss, huber_loss",
+        "'cross_entropy' is not allowed: the targets are numbers (task: regression). Allowed: mse_loss, l1_loss, smooth_l1_loss, huber_loss, "
+        "or path/to/file.py:function",
     )
+    assert refusal_for_staged("classification", "losses.py:mine", ["loss"]) is None
     assert refusal_for_staged("classification", "cross_entropy", ["loss", "r2"]) == (
         "metric",
         "'r2' is not allowed: the targets are classes (task: classification). Allowed: accuracy, loss, train_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,13 @@ def test_sources_are_the_users_files_relative_to_the_root(tmp_path: Path) -> Non
     assert sorted(found.sources_of("a")) == ["helpers.py", "train.py"]
     models = ROOT / "workflow/scripts/raysweep/models"
     assert sorted(found.sources_of("b")) == [str(models / "__init__.py"), str(models / "lenet.py")]
+
+
+def test_a_loss_function_of_the_users_own_is_a_source_and_is_imported(tmp_path: Path) -> None:
+    found = project(tmp_path)
+    found.typed.sweeps["b"] = replace(found.typed.sweeps["b"], loss="train.py:train")
+    assert set(found.sources_of("b")) > {"helpers.py", "train.py"}
+    assert found.imports_of("b")[-2:] == [MODEL, "train.py:train"]
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,16 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(generator.integers(0, 256, (30, 3, 2, 2), dtype=np.uint8)), torch.from_numpy(generator.integers(0, 10, 30))
 
 
-def trainer(config: dict[str, object], optimizer: str = "sgd", seed: int = 1, model: type[nn.Module] = Small) -> Trainer:
-    return Trainer(model, config, TrainingSpec("cross_entropy", optimizer, order_seed=0), seed=seed, device=CPU, facts=DataFacts((3, 2, 2)))
+def trainer(
+    config: dict[str, object],
+    optimizer: str = "sgd",
+    seed: int = 1,
+    model: type[nn.Module] = Small,
+    loss: str = "cross_entropy",
+    own_loss: Any = None,
+) -> Trainer:
+    spec = TrainingSpec(loss, optimizer, order_seed=0)
+    return Trainer(model, config, spec, seed=seed, device=CPU, facts=DataFacts((3, 2, 2)), own_loss=own_loss)
 
 
 def weights(of: Trainer) -> torch.Tensor:
@@ -204,6 +212,24 @@ def test_mixup_is_the_cross_entropy_with_soft_targets_on_mixed_images(data: tupl
         total += batch_loss.item() * len(rows)
     assert loss == pytest.approx(total / 30, rel=1e-5)
     torch.testing.assert_close(weights(ours), torch.cat([p.detach().flatten() for p in model.parameters()]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_loss_of_the_users_own_trains_as_the_same_loss_of_pytorch(data: tuple[torch.Tensor, torch.Tensor], reduction: str) -> None:
+    ours = trainer({"lr": 0.1, "batch_size": 7}, own_loss=lambda outputs, targets: F.cross_entropy(outputs, targets, reduction=reduction))
+    theirs = trainer({"lr": 0.1, "batch_size": 7})
+    ours.model.drop.p = theirs.model.drop.p = 0.0
+    assert ours.train_epoch(*data, 1) == pytest.approx(theirs.train_epoch(*data, 1))
+    torch.testing.assert_close(weights(ours), weights(theirs))
+    assert ours.evaluate(*data) == pytest.approx(theirs.evaluate(*data))
+
+
+@pytest.mark.parametrize(("returned", "told"), [(torch.zeros(7, 10), r"a tensor \[7, 10\]"), (0.5, "0.5"), (None, "None")])
+def test_a_loss_that_returns_something_else_is_an_error(data: tuple[torch.Tensor, torch.Tensor], returned: Any, told: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^losses.py:mine returned {told} for 7 rows. Allowed: a tensor with a value for each row, or one"
+    ):
+        trainer({"lr": 0.1, "batch_size": 7}, loss="losses.py:mine", own_loss=lambda *_: returned).train_epoch(*data, 1)
 
 
 def test_the_average_of_the_weights_is_evaluated_and_published_and_goes_on_after_a_break(

@@ -62,6 +62,22 @@ def test_what_was_read_is_what_is_imported_though_the_files_have_changed(tmp_pat
 
 
 @pytest.mark.usefixtures("clean_modules")
+def test_a_loss_function_elsewhere_is_frozen_with_the_model(tmp_path: Path) -> None:
+    write_files(tmp_path, {"net.py": "class Net: pass\n", "lib/losses.py": "from factor_of_loss import two\ndef loss(o, t): return two\n"})
+    write_files(tmp_path, {"lib/factor_of_loss.py": "two = 2\n"})
+    model = Code.read(find_target("net.py:Net", tmp_path))
+    both = Code.read(find_target("net.py:Net", tmp_path), find_target("lib/losses.py:loss", tmp_path))
+    text = json.dumps(both.to_json())
+    write_files(tmp_path, {"lib/losses.py": "1 / 0\n", "lib/factor_of_loss.py": "two = 3\n"})
+    code = Code.from_json(json.loads(text))
+    loss = code.load_loss()
+    assert loss is not None
+    assert loss(0, 0) == 2
+    assert code.load()[0].__name__ == "Net"
+    assert (model.load_loss(), model.sha256() == both.sha256()) == (None, False)
+
+
+@pytest.mark.usefixtures("clean_modules")
 def test_a_file_is_imported_once_with_what_lies_beside_it(tmp_path: Path) -> None:
     write_files(
         tmp_path,

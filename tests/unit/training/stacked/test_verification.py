@@ -64,6 +64,14 @@ def test_a_model_that_cannot_be_stacked_gets_the_reason(model: type[nn.Module], 
     assert reason_not_stackable(stacked_trainer(2), trainers(model, double=False), *some_data(200)) == reason
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_loss_of_the_users_own_needs_a_value_for_each_row(reduction: str) -> None:
+    group = trainers(Dense, double=False, own_loss=lambda outputs, targets: F.cross_entropy(outputs, targets, reduction=reduction) ** 2)
+    reason = reason_not_stackable(stacked_trainer(2), group, *some_data(200))
+    expected = {"none": None, "mean": "the loss function returns one value for a batch, and a stack needs a value for each row"}
+    assert reason == expected[reduction]
+
+
 def test_weights_of_two_bytes_are_trained_one_by_one() -> None:
     group = trainers(Dense, double=False)
     for trainer in group:

@@ -19,6 +19,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
 from raysweep.config.recipe import Recipe
 from raysweep.config.space import num_combinations, parse_space
+from raysweep.config.tasks import is_own_loss
 from raysweep.data.manifest import DatasetSpec
 
 # Names that Tune itself adds to each report. A value that a function reports under one of these names would replace Tune's value, such as the count of reports.
@@ -179,6 +180,11 @@ class SweepConfig:
         target = self.model if self.model is not None else self.trainable
         assert target is not None  # Each validated sweep has one of the two keys.
         return target
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Return `target`, and the loss function where it is the user's own."""
+        return (self.target, self.loss) if self.loss is not None and is_own_loss(self.loss) else (self.target,)
 
     @property
     def num_trials(self) -> int:

@@ -41,7 +41,13 @@ STACKED_OPTIMIZERS = ("sgd", "adam", "adamw")  # optimisers with which trials ca
 
 
 # Maps each operation of the augmentation to the defaults of its options.
-AUGMENTATIONS: dict[str, dict[str, float]] = {"flip": {}, "crop": {"padding": 4}, "translate": {"fraction": 0.1}, "cutout": {"size": 8}, "mixup": {"alpha": 0.2}}
+AUGMENTATIONS: dict[str, dict[str, float]] = {
+    "flip": {},
+    "crop": {"padding": 4},
+    "translate": {"fraction": 0.1},
+    "cutout": {"size": 8},
+    "mixup": {"alpha": 0.2},
+}
 
 
 def _between(start: float, end: float, fraction: np.ndarray) -> np.ndarray:

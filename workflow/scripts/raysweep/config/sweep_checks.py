@@ -29,7 +29,7 @@ from raysweep.config.space import (
     read_space,
     sets_training,
 )
-from raysweep.config.tasks import METRICS_TO_RAISE, TASKS, metrics_of, task_of
+from raysweep.config.tasks import METRICS_TO_RAISE, TASKS, is_own_loss, metrics_of, task_of
 from raysweep.environment.requirements import lists
 from raysweep.usercode.target import find_target, local_sources
 from raysweep.usercode.target import is_class as target_is_class
@@ -159,9 +159,20 @@ def _metrics(sweep: Section) -> tuple[str, ...]:
 
 
 def check_loss(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the loss is for another task than the task that the config says."""
+    """Yield a mistake where the loss is for another task than the task that the config says, or where the user's own loss is no function."""
     task, loss = task_of(sweep.values, sweep.config), sweep.values["loss"]
-    if task is not None and (message := TASKS[task].refusal_of(loss)):
+    known = [name for facts in TASKS.values() for name in facts.losses]
+    if is_own_loss(loss):
+        try:
+            target = find_target(loss, sweep.root)
+            local_sources(target)
+            if target_is_class(target):
+                yield sweep.mistake(f"{loss!r} is not allowed: {target.name} is a class. Allowed: a function of (outputs, targets)", "loss")
+        except ConfigError as error:
+            yield sweep.mistake(str(error), "loss")
+    elif loss not in known:
+        yield sweep.mistake(f"{loss!r} is not allowed: one of {', '.join(known)}, or path/to/file.py:function", "loss")
+    elif task is not None and (message := TASKS[task].refusal_of(loss)):
         yield sweep.mistake(message, "loss")
 
 

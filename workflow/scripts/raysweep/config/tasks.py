@@ -10,6 +10,11 @@ from raysweep.config.section import dataset_of
 from raysweep.data.manifest import Task
 
 
+def is_own_loss(loss: str) -> bool:
+    """Return whether `loss` names a function of the user's own, as `path/to/file.py:function` or `package.module:function`."""
+    return ":" in loss
+
+
 @dataclass(frozen=True)
 class TaskFacts:
     """Describes a task. `losses` are functions of torch.nn.functional, and the first loss is the default."""
@@ -19,9 +24,10 @@ class TaskFacts:
     metrics: tuple[str, ...]
 
     def refusal_of(self, loss: str) -> str | None:
-        """Return why `loss` is not allowed for this task, or None where the loss is not known as a loss of another task."""
-        others = [other for facts in TASKS.values() if facts is not self for other in facts.losses]
-        return f"{loss!r} is not allowed: {self.targets}. Allowed: {', '.join(self.losses)}" if loss in others else None
+        """Return why `loss` is not allowed for this task, or None where the loss is allowed."""
+        if loss in self.losses or is_own_loss(loss):
+            return None
+        return f"{loss!r} is not allowed: {self.targets}. Allowed: {', '.join(self.losses)}, or path/to/file.py:function"
 
 
 TASKS: dict[Task, TaskFacts] = {

@@ -48,6 +48,6 @@ def _identity(project: Project, sweep: SweepConfig, recorded: Sweep) -> Identity
     A dry run installs no packages and stages no data, so the recorded parts stand for parts of the identity that are not known yet.
     """
     parts, env = recorded.header.depends_on, project.typed.env
-    sources = Code.read(find_target(sweep.target, project.root)).sha256()
+    sources = Code.read(*[find_target(text, project.root) for text in sweep.targets]).sha256()
     lock = sha256_of_file(lock_of(project.root / env.requirements)) if is_locked(env.wheels) else parts["lock"]
     return sweep_identity(to_json(sweep), sources=sources, data=parts["data"], lock=lock)

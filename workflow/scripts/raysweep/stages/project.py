@@ -113,8 +113,9 @@ class Project:
             raise ConfigError(f"{key}: {folder} cannot be written to: {error.strerror}. Name another folder, or change this one")
 
     def sources_of(self, sweep: str) -> list[str]:
-        """Return the paths of the files that define the model or function that a sweep trains. Paths below the root are relative to the root."""
-        return self._relative(local_sources(find_target(self.typed.sweeps[sweep].target, self.root)))
+        """Return the paths of the files that define what a sweep trains, and its loss function. Paths below the root are relative to the root."""
+        targets = [find_target(text, self.root) for text in self.typed.sweeps[sweep].targets]
+        return self._relative(sorted({path for target in targets for path in local_sources(target)}))
 
     def _relative(self, paths: list[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_relative_to(self.root) else path) for path in paths]
@@ -132,7 +133,7 @@ class Project:
         elif ":" in algorithm:  # a class of a library
             names.append(algorithm.rpartition(":")[0])
         names += [name for name in TRACKERS if section[name] is not None]
-        return [*names, "raysweep.training.trainer", section["model"]] if "model" in section else [*names, section["trainable"]]
+        return [*names, *(["raysweep.training.trainer"] if "model" in section else []), *self.typed.sweeps[sweep].targets]
 
     def staged(self, sweep: str, *splits: str) -> list[Path]:
         """Return the paths of the manifest and of the arrays of `splits` in the staged data set of a sweep. A rule may open only these splits."""

@@ -64,7 +64,7 @@ class Stage:
         self.state_dir = call.root / config.state_dir / name
         self.data_dir = call.root / config.resources_dir / "data" / self.sweep.dataset if self.sweep.dataset else None
         self.environment = Environment.load(call.env_dir)
-        self.code = Code.read(find_target(self.sweep.target, call.root))
+        self.code = Code.read(*[find_target(text, call.root) for text in self.sweep.targets])
         self.data_sha256 = self._check_data()
 
     def _check_data(self) -> str | None:

@@ -15,7 +15,7 @@ from raysweep.config.recipe import Recipe
 class TrainingSpec:
     """Contains the settings of training that are equal in all trials of a sweep."""
 
-    loss: str  # name of a function in torch.nn.functional
+    loss: str  # name of a function in torch.nn.functional, or of a function of the user's own
     optimizer: str  # key of trainer.OPTIMIZERS
     order_seed: int  # seed of the order of the training rows in each epoch
     recipe: Recipe = field(default_factory=Recipe)  # a configuration may contain other values for numbers of the recipe

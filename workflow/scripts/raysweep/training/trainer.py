@@ -31,18 +31,40 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 OPTIMIZERS = {name: getattr(torch.optim, class_name) for name, (class_name, _) in OPTIMIZER_SETTINGS.items()}
 
 
-def loss_function(name: str) -> Callable[..., torch.Tensor]:
-    """Return the loss function `name` of torch.nn.functional. The loss is computed in float32 where the model returns a 16-bit float type."""
-    function = getattr(F, name)
+class Loss:
+    """Computes the loss of a batch, with a function of torch.nn.functional, or with a function of the user's own.
 
-    def loss(outputs: torch.Tensor, labels: torch.Tensor, **options: str) -> torch.Tensor:
-        if labels.is_floating_point():
-            outputs = without_column(outputs, labels)
+    The user's function gets the outputs of the model and the targets, and returns a value for each row, [n], or one value for the batch, [].
+    """
+
+    def __init__(self, name: str, own: Callable[..., torch.Tensor] | None = None) -> None:
+        self.name, self.own = name, own
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        """Return the mean loss of the rows, or with the reduction "none" the loss of each row, [n].
+
+        Raises ValueError where the user's function returns something else than a value for each row or for the batch.
+        """
+        if targets.is_floating_point():
+            outputs = without_column(outputs, targets)
         # A 16-bit float type has 8 or 11 significant bits, which are too few for comparing losses in early stopping.
-        result: torch.Tensor = function(outputs.float() if outputs.dtype in HALF_TYPES else outputs, labels, **options)
-        return result
+        outputs = outputs.float() if outputs.dtype in HALF_TYPES else outputs
+        if self.own is None:
+            result: torch.Tensor = getattr(F, self.name)(outputs, targets, reduction=reduction)
+            return result
+        values = self.own_values(outputs, targets)
+        return values.mean() if reduction == "mean" else values.expand(len(targets))
 
-    return loss
+    def own_values(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return what the user's function returns for a batch, [n] or []. Raises ValueError where the function returns something else."""
+        assert self.own is not None
+        values = self.own(outputs, targets)
+        if not isinstance(values, torch.Tensor) or values.shape not in (targets.shape, ()):
+            got = f"a tensor {list(values.shape)}" if isinstance(values, torch.Tensor) else repr(values)
+            raise ValueError(
+                f"{self.name} returned {got} for {len(targets)} rows. Allowed: a tensor with a value for each row, or one value"
+            )
+        return values
 
 
 def losses_of_mixtures(
@@ -76,12 +98,13 @@ class Trainer:
         seed: int,
         device: torch.device,
         facts: DataFacts = DataFacts(),  # noqa: B008 -- a frozen dataclass
+        own_loss: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         """Build the model and the optimiser. The constructor of the model receives all keys of `config` except the keys in TRAINING_KEYS, and the arguments
         that the data determine.
 
         `seed` sets torch's global random number generator, with which the initial weights are sampled. Lazy layers get their shapes from the shape of a
-        row in `facts`.
+        row in `facts`. `own_loss` is the loss function of the user's own, or None where `spec` names a function of torch.nn.functional.
         """
         self.preparation = Preparation(facts, device)
         given = {k: v for k, v in config.items() if k not in TRAINING_KEYS}
@@ -96,7 +119,7 @@ class Trainer:
         self.joins_last_row = has_batch_norm(self.model)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
-        self.loss = loss_function(spec.loss)
+        self.loss = Loss(spec.loss, own_loss)
         self.device = device
         self.average = self._first_average()
 
@@ -206,6 +229,12 @@ class Trainer:
         losses = losses_of_mixtures(self.loss, outputs, targets, self.recipe.label_smoothing or None)
         weights = weights.to(losses.dtype)
         return (losses * weights).sum() / weights.sum(), (losses.detach().double() * parts).sum()
+
+    def has_mean_loss(self, images: torch.Tensor, labels: torch.Tensor) -> bool:
+        """Return whether the user's own loss function returns one value for a batch. `images` and `labels` contain at least two rows."""
+        with torch.no_grad():
+            outputs = self.model.eval()(self.preparation.inputs(images[:2], self.dtype))
+            return not self.loss.own_values(outputs, self.preparation.targets(labels[:2], self.dtype)).shape
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")

@@ -43,7 +43,15 @@ def measure(given: MeasurementInput) -> Measurement:
     train, validation = (load_tensors(job.data_dir, split, device) for split in ("train", "validation"))
     points = []
     for number, config in enumerate(given.configs):
-        trainer = Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=number, device=device, facts=read_facts(job.data_dir))
+        trainer = Trainer(
+            model_class,
+            config,
+            TrainingSpec.of(job.sweep),
+            seed=number,
+            device=device,
+            facts=read_facts(job.data_dir),
+            own_loss=job.code.load_loss(),
+        )
         points.append(StepTimes(trainer.batch_size, _training_row_s(trainer, *train), _evaluation_row_s(trainer, *validation)))
     began = time.perf_counter()
     together = _plan_fusion(job, given.nodes, given.capacity)

@@ -198,7 +198,15 @@ def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
     # By default torch uses one thread for each core. Several such processes on one node would slow down all of these processes.
     torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
-    return Trainer(model_class, config, TrainingSpec.of(job.sweep), seed=seed, device=device, facts=read_facts(job.data_dir))
+    return Trainer(
+        model_class,
+        config,
+        TrainingSpec.of(job.sweep),
+        seed=seed,
+        device=device,
+        facts=read_facts(job.data_dir),
+        own_loss=job.code.load_loss(),
+    )
 
 
 def search_model(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> None:

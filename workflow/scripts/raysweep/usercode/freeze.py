@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ if os.environ.get({FOLDER_ENV!r}) and sys.version_info >= (3, 11):
 
 @dataclass(frozen=True)
 class Code:
-    """Contains a target and the content of all user files that the target needs.
+    """Contains a target, the target of a loss function of the user's own, and the content of all user files that the targets need.
 
     Users edit files while a sweep runs for hours. Every process of the run imports the content that the files had at the start of the run, even where
     the process starts later or runs on another node.
@@ -40,22 +41,30 @@ class Code:
 
     target: Target
     contents: dict[Path, bytes]
+    loss: Target | None = None  # None where the loss is a function of torch.nn.functional
 
     @classmethod
-    def read(cls, target: Target) -> Code:
-        """Return the target with the present content of all files that the target needs. Raises ConfigError where a file is not valid Python."""
-        return cls(target, {path: path.read_bytes() for path in local_sources(target)})
+    def read(cls, target: Target, loss: Target | None = None) -> Code:
+        """Return the targets with the present content of all files that they need. Raises ConfigError where a file is not valid Python."""
+        paths = {path for each in (target, loss) if each for path in local_sources(each)}
+        return cls(target, {path: path.read_bytes() for path in sorted(paths)}, loss)
+
+    @property
+    def targets(self) -> list[Target]:
+        """Return the target and the target of the loss function, if there is one."""
+        return [self.target, *([self.loss] if self.loss else [])]
 
     @classmethod
     def from_json(cls, code: dict[str, Any]) -> Code:
         """Return the Code from which `to_json` made the map `code`, possibly in another process."""
-        target = Target(Path(code["path"]), code["name"], code["module"])
-        return cls(target, {Path(path): base64.b64decode(content) for path, content in code["contents"].items()})
+        target, *loss = (Target(Path(each["path"]), each["name"], each["module"]) for each in code["targets"])
+        return cls(target, {Path(path): base64.b64decode(content) for path, content in code["contents"].items()}, *loss)
 
     def to_json(self) -> dict[str, Any]:
         """Return the code as a map for JSON. Base64 encodes the contents of the files, because JSON has no bytes."""
         contents = {str(path): base64.b64encode(content).decode() for path, content in self.contents.items()}
-        return {"path": str(self.target.path), "name": self.target.name, "module": self.target.module, "contents": contents}
+        targets = [{"path": str(each.path), "name": each.name, "module": each.module} for each in self.targets]
+        return {"targets": targets, "contents": contents}
 
     def sha256(self) -> str:
         """Return one SHA-256 of the contents of all files. The paths of the files do not influence the SHA-256."""
@@ -72,6 +81,11 @@ class Code:
                 del sys.modules[name]
         _FINDER.add(self)
         return load_target(self.target)
+
+    def load_loss(self) -> Any | None:
+        """Import the loss function, and return it, or None where the loss is a function of torch.nn.functional."""
+        _FINDER.add(self)
+        return load_target(self.loss)[0] if self.loss else None
 
 
 def write_for_processes(code: Code, folder: Path) -> None:
@@ -121,10 +135,10 @@ class _FrozenFinder:
 
     def add(self, code: Code) -> None:
         """Make this process import the files of `code` with the content that `code` contains."""
-        root = code.target.import_root
-        for path in code.contents:
-            parts = path.relative_to(root).with_suffix("").parts
-            self.path_of_module[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        for root, path in itertools.product((target.import_root for target in code.targets), code.contents):
+            if path.is_relative_to(root):
+                parts = path.relative_to(root).with_suffix("").parts
+                self.path_of_module[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         self.contents |= code.contents
         if self not in sys.meta_path:
             # This finder stands behind the finder of built-in modules, because built-in modules also precede the folders on sys.path.

@@ -19,7 +19,8 @@ class StepPlan(NamedTuple):
     # number of rows that are mixed to one training row, see EpochPlan.
     rows: torch.Tensor
     draws: torch.Tensor  # draws of the augmentation for each row, int16, the shape of `rows` and a last dimension, see EpochPlan
-    parts: torch.Tensor  # part of each row in its mixture, the shape of `rows`; all parts of a filler row, which only completes a micro-batch, are 0
+    # Part of each row in its mixture, the shape of `rows`. All parts of a filler row, which only completes a micro-batch, are 0.
+    parts: torch.Tensor
     # Weight of each row in the gradient of a member, [steps, members, size, mixed]. The weight is the part of the row in the weights of the batch, which is
     # 1 / (number of rows of the batch) without class weights and mixtures. The weight of a filler row is 0.
     weights: torch.Tensor

@@ -48,7 +48,11 @@ class StackStep:
         self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0), data_dim, (data_dim, data_dim, 0)))
 
     def _loss(
-        self, row: torch.Tensor, member: tuple[Tensors, torch.Tensor], x: torch.Tensor, goal: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        self,
+        row: torch.Tensor,
+        member: tuple[Tensors, torch.Tensor],
+        x: torch.Tensor,
+        goal: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weighted loss that one member minimises, and the sum of this member's losses over all rows that are not filler rows.
 

@@ -69,6 +69,8 @@ def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, la
         return "the model draws random numbers in training, such as for dropout"
     if any(not torch.equal(buffer, buffers_before[name]) for name, buffer in trainers[0].model.named_buffers()):
         return "the model changes its buffers in training, as batch normalisation does"
+    if trainers[0].loss.own is not None and trainers[0].has_mean_loss(images, labels):
+        return "the loss function returns one value for a batch, and a stack needs a value for each row"
     # The check of the buffers does not find batch normalisation without running statistics, because such a layer has no buffers.
     if has_batch_norm(trainers[0].model):
         return "the model has batch normalisation, in which each row of a batch depends on the others"

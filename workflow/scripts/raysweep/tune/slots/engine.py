@@ -117,6 +117,7 @@ class Engine:
         self.device = select_device(job.needs_gpu)
         self.memory_bytes = torch.get_device_module(self.device).mem_get_info()[0] if self.device.type != "cpu" else job.memory_mb * 1e6
         self.model_class, _ = job.code.load()
+        self.own_loss = job.code.load_loss()
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
         self.facts = read_facts(job.data_dir)
         self.node_ip = get_node_ip_address()
@@ -136,7 +137,7 @@ class Engine:
         """Return a new trainer for the configuration and the seed of a trial."""
         config = {key: value for key, value in config.items() if key != RESERVED_KEY}
         with self.building:  # all threads share one random number generator
-            return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device, facts=self.facts)
+            return Trainer(self.model_class, config, self.job.spec, seed=seed, device=self.device, facts=self.facts, own_loss=self.own_loss)
 
     # ------------------------------------------------------------------------------------------------------ called by the driver
 
