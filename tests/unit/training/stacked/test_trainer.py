@@ -104,6 +104,23 @@ def test_augmentation_and_weights_of_classes_together_are_those_of_each_alone(sh
     assert_epochs_are_those_of_each_alone(stacked, together, alone, ([1, 1, 1], [2, 2, 2], [3, 1, 3]), (images, labels))
 
 
+def test_bfloat16_together_is_that_of_each_alone_but_for_rounding() -> None:
+    images, labels = some_data(33, side=4)
+    recipe = Recipe(precision="bf16", label_smoothing=0.1)
+    together, alone = (trainers(Convolutional, recipe=recipe, double=False) for _ in range(2))
+    precise = trainers(Convolutional, recipe=Recipe(label_smoothing=0.1), double=False)
+    losses = stacked_trainer(2).train_epoch(together, [1] * 3, images, labels)
+    alone_losses, precise_losses = ([each.train_epoch(images, labels, 1) for each in group] for group in (alone, precise))
+    assert losses == pytest.approx(alone_losses, rel=1e-3)
+    assert losses != pytest.approx(precise_losses, rel=1e-5), "the model computes in bfloat16"
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs, tolerance=1e-3)
+    for ours, theirs in zip(
+        stacked_trainer(2).evaluate(together, images, labels), [each.evaluate(images, labels) for each in alone], strict=True
+    ):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("share_rows", [False, True])
 def test_a_trainer_leaves_and_another_enters_and_epochs_differ(share_rows: bool) -> None:
     assert_members_come_and_go(stacked_trainer(2, share_rows), trainers(Dense, "adam"), trainers(Dense, "adam"), some_data(19))

@@ -58,7 +58,6 @@ def test_samples_have_the_smallest_and_the_largest_batch() -> None:
             None,
         ),
         ({"model": "m:M", "optimizer": "radam"}, {}, "the optimiser radam changes the weights of one model at a time"),
-        ({"model": "m:M", "training": {"precision": "bf16"}}, {}, "the precision is bf16, and a stack needs float32"),
         ({"trainable": "f.py:f"}, {"lr": 1, "batch_size": 2}, "a Ray Tune function runs in a process of its own"),
         (
             {"model": "m:M"},

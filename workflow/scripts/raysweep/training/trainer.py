@@ -179,7 +179,7 @@ class Trainer:
         for rows, rate in zip(batches, rates, strict=True):
             mixed = sources[rows]
             try:
-                with self._autocast():
+                with self.autocast():
                     outputs = self.model(self.training_inputs(images[mixed], draws[mixed], parts[rows], self.dtype))
             except ValueError as error:
                 if len(rows) > 1 or not is_refused_by_batch_norm(error):
@@ -236,8 +236,10 @@ class Trainer:
             outputs = self.model.eval()(self.preparation.inputs(images[:2], self.dtype))
             return not self.loss.own_values(outputs, self.preparation.targets(labels[:2], self.dtype)).shape
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the model computes, which for the precision `bf16` converts the inputs of large operations to bfloat16."""
+        # PyTorch's cache of converted weights is not used, because a CUDA graph must not contain tensors of the cache.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16", cache_enabled=False)
 
     def _update_average(self) -> None:
         """Add the present weights to the average of the weights, after an update."""
@@ -250,7 +252,7 @@ class Trainer:
         """Return the metrics of the rows: the mean loss, and the accuracy, which is a fraction from 0 to 1, or the errors of a regression."""
         model = self.evaluated_model.eval()
         sums = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             parts = (split_rows(tensor, EVALUATION_BATCH_SIZE, self.joins_last_row) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
                 outputs, targets = model(self.preparation.inputs(x, self.dtype)), self.preparation.targets(y, self.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,10 +38,10 @@ def micro_batch(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, st
 
 
 class StackStep:
-    """Runs the step of all stacks of one form. `share_rows` says whether all members use the same rows."""
+    """Runs the step of all stacks of one form. `trainer` is any member. `share_rows` says whether all members use the same rows."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], form: StepForm, *, share_rows: bool, unfolds: bool) -> None:
-        self.model, self.loss, self.form, self.shapes = model, loss, form, parameter_shapes(model)
+    def __init__(self, model: nn.Module, trainer: Trainer, form: StepForm, *, share_rows: bool, unfolds: bool) -> None:
+        self.model, self.loss, self.autocast, self.form, self.shapes = model, trainer.loss, trainer.autocast, form, parameter_shapes(model)
         self.convolutions = UnfoldedConvolutions if unfolds else contextlib.nullcontext
         data_dim = None if share_rows else 0
         self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0), data_dim, (data_dim, data_dim, 0)))
@@ -59,7 +58,7 @@ class StackStep:
         `row` contains the member's weights. `member` contains the member's buffers and label smoothing. `goal` contains the labels, parts and weights.
         """
         (buffers, smoothing), (y, parts, weights) = member, goal
-        with self.convolutions():
+        with self.convolutions(), self.autocast():
             outputs = functional_call(self.model, (split_row(row, self.shapes), buffers), (x,))
         losses = losses_of_mixtures(self.loss, outputs, y, smoothing if self.form.smooths else None)
         return (losses * weights).sum(), (losses.double() * parts).sum()

@@ -130,7 +130,7 @@ class StackedTrainer:
         if self._model is None:
             self._model = copy.deepcopy(trainer.model).train()
         if (form, shared) not in self._eager_steps:
-            step = StackStep(self._model, trainer.loss, form, share_rows=shared, unfolds=self.settings.unfolds)
+            step = StackStep(self._model, trainer, form, share_rows=shared, unfolds=self.settings.unfolds)
             self._eager_steps[form, shared] = step
         return self._eager_steps[form, shared]
 
@@ -156,6 +156,7 @@ class StackedTrainer:
         outputs = vmap(lambda row, buffers, x: functional_call(model, (split_row(row, stack.shapes), buffers), (x,)), in_dims=(0, 0, None))
         sums = torch.zeros((), dtype=torch.float64, device=stack.device)
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
-            out, targets = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype)), prepare.targets(y, stack.dtype)
-            sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
+            with trainers[0].autocast():
+                out, targets = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype)), prepare.targets(y, stack.dtype)
+                sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
         return sums

@@ -152,8 +152,6 @@ def reason_by_config(job: SearchJob, space: dict[str, Any], recorded: Sweep) -> 
         return f"the optimiser {sweep.optimizer} changes the weights of one model at a time"
     if job.header.has_folds:
         return "each trial of a configuration trains on another fold, and the trials of a stack share their rows"
-    if sweep.training.precision != "float32":
-        return f"the precision is {sweep.training.precision}, and a stack needs float32"
     form = {key: value for key, value in space.items() if not sets_training(key)}
     if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
         return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
