@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import runpy
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_model
 
 from raysweep.data.split import load_split
-from raysweep.models.lenet import LeNet
 from raysweep.record.events import FusionPlan
 from raysweep.training.preparation import normalized
 from sweeping import REPOSITORY, Project, ours
@@ -96,9 +97,7 @@ def test_best_yaml_is_the_best_row_and_says_where_it_came_from(project: Project)
 
 
 def test_the_published_model_has_the_winners_accuracy_on_validation_and_the_reported_one_on_test(project: Project) -> None:
-    model = LeNet()
-    load_model(model, str(project.folder / "results/one/model/model.safetensors"))
-    model.eval()
+    model = runpy.run_path(str(project.folder / "results/one/model/load.py"))["model"]
     accuracies = {}
     for split in ("validation", "test"):
         images, labels = map(torch.from_numpy, load_split(project.folder / "resources/data/generated", split))
@@ -106,6 +105,16 @@ def test_the_published_model_has_the_winners_accuracy_on_validation_and_the_repo
             accuracies[split] = (model(normalized(images)).argmax(1) == labels).double().mean().item()
     assert accuracies["validation"] == pytest.approx(project.result("one", "best.yaml")["metric"]["value"])
     assert accuracies["test"] == pytest.approx(project.result("one", "confirmed.yaml")["published_model"]["accuracy"])
+
+
+def test_the_programs_of_the_page_on_the_time_after_a_sweep_run(project: Project) -> None:
+    page = (REPOSITORY / "docs/after-the-sweep.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"(?s)```python\n(.*?)```", page)).replace("/mine/", "/one/").replace("/cifar10/", "/generated/")
+    run = subprocess.run([sys.executable, "-c", program], cwd=project.folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    [point] = yaml.safe_load(run.stdout[run.stdout.index("points_to_evaluate") :])["points_to_evaluate"]
+    assert point == project.result("one", "best.yaml")["config"]
+    (project.folder / "continued.pt").unlink()
 
 
 def test_confirmation_used_new_seeds_on_the_test_set(project: Project) -> None:

@@ -99,7 +99,10 @@ def test_results_and_confirmation_are_written_to_the_byte(project: Path, call: C
     shutil.rmtree(results / "model")
     assert call("run_sweep", *stage_arguments("run_sweep", sweep)) == 0
     assert call("confirm", *stage_arguments("confirm", sweep)) == 0
-    assert contents(results) == contents(WRITTEN / "results" / sweep)
+    written, before = contents(results), contents(WRITTEN / "results" / sweep)
+    added = {name for name in written.keys() - before.keys() if name.startswith(("model/code/", "model/load.py", "model/model.json"))}
+    assert bool(added) == ("model/model.safetensors" in before), "a model that was published before gets the program that loads the model"
+    assert {name: content for name, content in written.items() if name not in added} == before
     # The identities of the sweep and of its confirmation are those in their records: no state was set aside, and nothing was run.
     assert contents(project / "state") == contents(WRITTEN / "state")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysweep.common.seeds import epoch_order
-from raysweep.common.weights_file import read_weights_facts
 from raysweep.data.manifest import Figures
 from raysweep.training.preparation import DataFacts, Preparation, normalized, without_column
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.verification import reason_not_stackable
-from raysweep.training.trainer import MODEL_FILE, Trainer
+from raysweep.training.trainer import ARGUMENTS_KEY, MODEL_FILE, Trainer
 from stacking import CPU, assert_same, stacked_trainer, trainers
 
 FIGURES = Figures((100.0, -2.0, 0.5), (10.0, 4.0, 1.0))
@@ -129,7 +129,8 @@ class TestArguments:
         ours = trainer()
         assert ours.model.layers[2].out_features == 1
         ours.save(tmp_path, 1)
-        assert read_weights_facts(tmp_path / MODEL_FILE).arguments == {"in_features": 3, "out_features": 1}
+        with safe_open(tmp_path / MODEL_FILE, "pt") as weights:
+            assert json.loads(weights.metadata()[ARGUMENTS_KEY]) == {"in_features": 3, "out_features": 1}
 
 
 @pytest.mark.parametrize(

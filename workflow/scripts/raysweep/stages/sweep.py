@@ -9,10 +9,12 @@ from pathlib import Path
 from raysweep.cluster.lock import Lock
 from raysweep.common.errors import logger
 from raysweep.common.files import read_yaml, write_yaml
+from raysweep.data.manifest import read_manifest
 from raysweep.record.events import Provenance
 from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
 from raysweep.record.outputs import write_outputs
+from raysweep.record.published_model import write_loader
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
 
@@ -55,6 +57,8 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
         recorded = _run_trials(stage, lock)
         recorded.set_constraint(stage.sweep.constraint)  # the constraint may have changed since the trials ran
         best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded))
+        if stage.sweep.model and stage.data_dir and best.model_epoch is not None:
+            write_loader(stage.results_dir / "model", stage.sweep, stage.code, read_manifest(stage.data_dir), best)
         write_yaml(stage.results_dir / "config.yaml", read_yaml(path_to_config))  # the keys keep the order of the user's config
     config = json.dumps(best.config)
     logger.info("%s: best %s %.4g, trial %s: %s", stage.name, best.metric.name, best.value, best.trial_id, config)

@@ -14,7 +14,6 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 
-from raysweep.common.weights_file import ARGUMENTS_KEY, LAZY_LAYERS_KEY
 from raysweep.config.recipe import OPTIMIZER_SETTINGS
 from raysweep.config.space import OPTIMIZER_KEYS, TRAINING_KEYS
 from raysweep.training.augmentation import cut_out, shifted
@@ -25,6 +24,9 @@ from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
 
 MODEL_FILE = "model.safetensors"
+# Keys of the metadata of MODEL_FILE, which record/load.py reads: the names of the lazy layers, and the arguments of the model's constructor that the data
+# determine, as JSON.
+LAZY_LAYERS_KEY, ARGUMENTS_KEY = "lazy_layers", "arguments"
 STATE_FILE = "training_state.pt"
 EVALUATION_BATCH_SIZE = 1000
 HALF_TYPES = (torch.float16, torch.bfloat16)
