@@ -32,7 +32,9 @@ def test_the_snippet_for_a_model_loads_the_model_and_predicts_rows_of_the_valida
     np.savez(tmp_path / "own.npz", x=generator.normal(50, 20, (90, 3)), y=generator.normal(1000, 100, 90))
     made_up_sweep = made_up(tmp_path, model="net.py:Net", search_space={"lr": 0.1, "batch_size": 4})
     data_dir = tmp_path / "resources/data/cifar10"
-    inputs = replace(made_up_sweep, data=stage_into(tmp_path, tmp_path / "own.npz", output_dir=data_dir, validation=Validation(3)), data_dir=data_dir)
+    inputs = replace(
+        made_up_sweep, data=stage_into(tmp_path, tmp_path / "own.npz", output_dir=data_dir, validation=Validation(3)), data_dir=data_dir
+    )
     inputs.model_dir.mkdir(parents=True)
     (inputs.model_dir / "load.py").write_text(LOADER)  # stands in for the program of a published model, which test_published_model.py runs
     text = snippet(inputs, tmp_path)
