@@ -14,8 +14,10 @@ from raysweep.config.space import TRAINING_KEYS
 from raysweep.data.manifest import DataManifest
 from raysweep.record.results import BestResult
 from raysweep.usercode.freeze import Code
+from raysweep.usercode.target import SCRIPTS_DIR
 
-LOADER = Path(__file__).with_name("load.py")  # this program is copied, and the package does not import the program
+# This program is copied, and the package does not import the program.
+LOADER = SCRIPTS_DIR / "raysweep" / "training" / "load.py"
 
 
 def write_loader(model_dir: Path, sweep: SweepConfig, code: Code, data: DataManifest, best: BestResult) -> None:

@@ -24,7 +24,7 @@ from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
 
 MODEL_FILE = "model.safetensors"
-# Keys of the metadata of MODEL_FILE, which record/load.py reads: the names of the lazy layers, and the arguments of the model's constructor that the data
+# Keys of the metadata of MODEL_FILE, which training/load.py reads: the names of the lazy layers, and the arguments of the model's constructor that the data
 # determine, as JSON.
 LAZY_LAYERS_KEY, ARGUMENTS_KEY = "lazy_layers", "arguments"
 STATE_FILE = "training_state.pt"
