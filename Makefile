@@ -5,7 +5,7 @@
 #   make lint     only check the sources
 #   make setup    only install the workflow, so that .venv/bin/snakemake exists
 #   make watch    show a sweep in the terminal [CONFIG=file] [SWEEP=name]
-#   make new-sweep NAME=mine [LIKE=images|tabular|function|distributed]    create a new sweep from a complete example
+#   make new-sweep NAME=mine [LIKE=images|tabular|xgboost|lightning|function|distributed]    create a new sweep from a complete example
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
 #   make test-versions  run a part of the tests with the lowest and the newest versions of Ray and torch, and write docs/versions.md [ONLY=words]
 #   make bench    measure the numbers of the README, for this workflow and for the tools in the comparison [ONLY=words] [ROUNDS=n] [DATA=folder]
@@ -104,7 +104,7 @@ bench: env-test
 
 # The lock `lowest` has the lowest versions that node.in allows. Of numpy and pyyaml, the packages of the controller need newer versions.
 lock: setup
-	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers examples/tabular/requirements $(ENVS)/newest; do \
+	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers $(basename $(wildcard examples/*/requirements.in)) $(ENVS)/newest; do \
 	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) $$name.in --output-file $$name.txt || exit 1; \
 	done
 	@$(UV_COMPILE) --constraints <(sed -nE '/^(numpy|pyyaml)/d; s/^([a-z]+)(\[[a-z]+\])?>=([0-9.]+).*/\1==\3.*/p' $(ENVS)/node.in) \

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import joblib
+import psutil
 import pytest
 import torch
+import xgboost
 import yaml
 
 from raysweep.config.schema import PATH_TO_SCHEMA
 from raysweep.data.split import load_split
-from sweeping import ENV, REPOSITORY, Project, ours, user_environment
+from sweeping import ENV, REPOSITORY, Project, ours, user_environment, wait_until
 
 NEW_SWEEP = REPOSITORY / "workflow/scripts/new_sweep.py"
 
@@ -22,17 +25,25 @@ def begin(project: Project, name: str, like: str) -> subprocess.CompletedProcess
     return project.finished([sys.executable, str(NEW_SWEEP), "--name", name, "--like", like])
 
 
-def run(project: Project, like: str, **sweep: Any) -> dict[str, Any]:
-    """Begin a sweep `mine` like that example and run it in the environment of the tests; what best.yaml holds. `sweep` replaces keys of the sweep."""
+def prepare(project: Project, like: str, **sweep: Any) -> list[str]:
+    """Begin a sweep `mine` like that example, and return the command that runs it in the environment of the tests. `sweep` replaces keys of the sweep."""
     begun = begin(project, "mine", like)
     assert begun.returncode == 0, begun.stderr
     command = "snakemake --cores all --configfile sweeps/mine/config.yaml"
     assert begun.stdout.splitlines()[2].strip() == command
     project.write("env.yaml", yaml.safe_dump({"env": ENV} | ({"sweeps": {"mine": sweep}} if sweep else {})))
     argv = [sys.executable, "-m", *command.split(), "--snakefile", str(REPOSITORY / "Snakefile")]
-    done = subprocess.run(
-        [*argv[:-2], "env.yaml", *argv[-2:]], cwd=project.folder, env=user_environment(), capture_output=True, text=True, timeout=900
-    )
+    return [*argv[:-2], "env.yaml", *argv[-2:]]
+
+
+def run(project: Project, like: str, **sweep: Any) -> dict[str, Any]:
+    """Begin a sweep `mine` like that example and run it; what best.yaml holds."""
+    return finish(project, prepare(project, like, **sweep))
+
+
+def finish(project: Project, command: list[str]) -> dict[str, Any]:
+    """Run the command of `prepare` and return the content of best.yaml."""
+    done = project.finished(command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project.folder / "results/mine/report.html").stat().st_size > 10_000
     assert ours(project.folder) == []
@@ -73,7 +84,90 @@ def test_two_workers_of_ray_train_train_one_network(project: Project) -> None:
     assert (confirmed["n"], confirmed["evaluated_on"]) == (1, "test")
 
 
-@pytest.mark.parametrize("like", ["images", "tabular", "function", "distributed"])
+# Lines that a test appends to train.py. Each trial waits after its second report until the file `go` exists.
+HOLD = """
+import os, time
+
+def hold():
+    while not os.path.exists(os.path.join(os.path.dirname(os.path.abspath(__file__)), "go")):
+        time.sleep(0.05)
+"""
+HELD = {
+    "lightning": """
+class Held(Classifier):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2:
+            hold()
+
+Classifier = Held
+""",
+    "xgboost": """
+class Held(ReportEachTenTrees):
+    def before_iteration(self, model, epoch, evals_log):
+        if model.num_boosted_rounds() == 2 * TREES_PER_REPORT:
+            hold()
+
+ReportEachTenTrees = Held
+""",
+}
+
+
+def trained_epochs(like: str, model_dir: Path) -> float:
+    """Return the number of epochs that trained the published model of an example."""
+    if like == "xgboost":
+        return xgboost.Booster(model_file=model_dir / "model.ubj").num_boosted_rounds() / 10  # trees of an epoch
+    return torch.load(model_dir / "model.ckpt", weights_only=True)["global_step"] / (2048 / 32)  # batches of an epoch
+
+
+def has_checkpoint(project: Project, epoch: int) -> bool:
+    """Return whether the record contains the checkpoint of a trial after `epoch`."""
+    record = project.folder / "state/mine/record.jsonl"
+    return record.exists() and any(epoch in trial.checkpoints for trial in project.record("mine").trials.values())
+
+
+@pytest.mark.parametrize(
+    ("like", "rate", "other", "metric"),
+    [("lightning", "lr", {"width": 16}, "accuracy"), ("xgboost", "eta", {"max_depth": 3, "subsample": 0.8}, "logloss")],
+)
+def test_a_trial_of_a_framework_goes_on_after_a_kill(project: Project, like: str, rate: str, other: dict[str, Any], metric: str) -> None:
+    configs = [{rate: 0.05, **other}, {rate: 1e-6, **other}]  # the second trial learns nothing
+    command = prepare(
+        project,
+        like,
+        search_algorithm="grid",
+        num_samples=1,
+        max_epochs=4,
+        max_concurrent=1,
+        scheduler={"name": "asha", "grace_period": 3, "reduction_factor": 2},
+        confirm={"seeds": 1},
+    )
+    config = yaml.safe_load((project.folder / "sweeps/mine/config.yaml").read_text())
+    config["sweeps"]["mine"]["search_space"] = {rate: {"grid": [config[rate] for config in configs]}, **other}
+    project.write("sweeps/mine/config.yaml", yaml.safe_dump(config))
+    with (project.folder / "sweeps/mine/train.py").open("a") as stream:
+        stream.write(HOLD + HELD[like])
+    process = subprocess.Popen(command, cwd=project.folder, env=user_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_until(lambda: process.poll() is not None or has_checkpoint(project, 2), "the second checkpoint")
+    assert process.poll() is None, process.communicate()[0]
+    [launcher] = [child for child in psutil.Process(process.pid).children(recursive=True) if "/run_sweep.py" in " ".join(child.cmdline())]
+    launcher.kill()
+    process.communicate(timeout=180)
+    assert process.returncode != 0
+    (project.folder / "sweeps/mine/go").touch()
+    best = finish(project, command)
+    first, second = project.record("mine").trials.values()
+    assert [first.config, second.config] == configs
+    assert [(trial.status, [result.epoch for result in trial.results]) for trial in (first, second)] == [
+        ("TERMINATED", [1, 2, 3, 4]),
+        ("STOPPED", [1, 2, 3]),
+    ]
+    assert [attempt.from_epoch for attempt in first.attempts] == [0, 2]
+    assert (best["trial_id"], trained_epochs(like, project.folder / "results/mine/model")) == (first.trial_id, best["epochs"])
+    confirmed = project.result("mine", "confirmed.yaml")
+    assert (confirmed["metric"]["name"], confirmed["n"], confirmed["evaluated_on"]) == (metric, 1, "test")
+
+
+@pytest.mark.parametrize("like", sorted(path.name for path in (REPOSITORY / "examples").iterdir()))
 def test_the_examples_themselves_are_valid_where_they_lie(like: str, checkout: Any) -> None:
     if like == "images":  # as the first line of the example's config says
         subprocess.run([sys.executable, "examples/images/draw_pictures.py"], cwd=checkout.root, check=True)
@@ -89,7 +183,7 @@ def test_mistakes_are_one_line_and_nothing_is_written_over(project: Project) -> 
         ("mine", "function", "NAME: sweeps/mine exists already. Give another name, or take it away."),
         ("", "images", "NAME: '' is not allowed: give a name of letters, digits"),
         ("../up", "images", "NAME: '../up' is not allowed"),
-        ("other", "pictures", "LIKE: there is no example 'pictures'. Allowed: distributed, function, images, tabular."),
+        ("other", "pictures", "LIKE: there is no example 'pictures'. Allowed: distributed, function, images, lightning, tabular, xgboost."),
     ):
         done = begin(project, name, like)
         assert done.returncode == 1
