@@ -48,12 +48,12 @@ def load_rows():
 
 
 def shuffled(rows, seed):
-    """Batches whose order follows from the seed and the epoch, also in a trial that goes on. The Trainer tells the sampler the epoch."""
+    """Batches in an order that the seed and the epoch determine, also in a trial that goes on. The Trainer tells the sampler the epoch."""
     return DataLoader(rows, batch_size=32, sampler=DistributedSampler(rows, num_replicas=1, rank=0, seed=seed))
 
 
 def make_trainer(epochs, **options):
-    """The workflow keeps the reports and the checkpoints. `devices=1` is the GPU that Ray gave to the trial, or the CPU."""
+    """A Trainer that writes nothing, because the workflow keeps the reports and the checkpoints. `devices=1` is the GPU of the trial, or the CPU."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return pl.Trainer(max_epochs=epochs, accelerator="auto", devices=1, **quiet, **options)
 

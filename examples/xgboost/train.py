@@ -34,7 +34,7 @@ def train(config):
     if checkpoint := tune.get_checkpoint():
         model = report.get_model(checkpoint)
         first = model.num_boosted_rounds()
-    # A trial that goes on draws other rows for its trees than the rows that the first trees of the trial had.
+    # With the same seed, `subsample` would draw for the new trees the same rows as for the first trees.
     params = {**config, "objective": "binary:logistic", "seed": int(os.environ["RAYSWEEP_SEED"]) + first}
     trees = int(os.environ["RAYSWEEP_MAX_EPOCHS"]) * TREES_PER_REPORT - first
     xgboost.train(params, rows, trees, evals=[(validation, "validation")], callbacks=[report], xgb_model=model, verbose_eval=False)

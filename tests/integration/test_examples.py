@@ -89,6 +89,7 @@ HOLD = """
 import os, time
 
 def hold():
+    assert os.environ["OMP_NUM_THREADS"] == "1", "not the CPUs of the trial"
     while not os.path.exists(os.path.join(os.path.dirname(os.path.abspath(__file__)), "go")):
         time.sleep(0.05)
 """
@@ -146,7 +147,9 @@ def test_a_trial_of_a_framework_goes_on_after_a_kill(project: Project, like: str
     project.write("sweeps/mine/config.yaml", yaml.safe_dump(config))
     with (project.folder / "sweeps/mine/train.py").open("a") as stream:
         stream.write(HOLD + HELD[like])
-    process = subprocess.Popen(command, cwd=project.folder, env=user_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=project.folder, env=user_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     wait_until(lambda: process.poll() is not None or has_checkpoint(project, 2), "the second checkpoint")
     assert process.poll() is None, process.communicate()[0]
     [launcher] = [child for child in psutil.Process(process.pid).children(recursive=True) if "/run_sweep.py" in " ".join(child.cmdline())]

@@ -61,7 +61,7 @@ def new_sweep(name: str, like: str, root: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the sweep's name")
-    parser.add_argument("--like", required=True, help="the example that it begins as: images, tabular, function or distributed")
+    parser.add_argument("--like", required=True, help="the example that it begins as, which is a folder in examples/")
     args = parser.parse_args()
     folder = new_sweep(args.name, args.like, Path.cwd()).relative_to(Path.cwd())
     print(f"{folder}/ is yours to change, and runs as it is:")

@@ -42,6 +42,13 @@ def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Pat
     assert env["MY_SETTING"] == "kept"
 
 
+def test_a_trial_does_not_inherit_the_threads_of_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/integration/test_examples.py checks the number that Ray sets in a trial."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "64")
+        assert name not in ray_environment(tmp_path, 1)
+
+
 def test_the_only_node_is_told_so_and_no_server_of_metrics_runs_that_asks_nobody_for_a_token(tmp_path: Path) -> None:
     """tests/integration/test_going_on.py and tests/slurm/ check the ports themselves."""
     one, two = ray_environment(tmp_path, 1), ray_environment(tmp_path, 2)

@@ -67,14 +67,18 @@ ASK_FOR_GPU_VARIABLE = (
 )
 # Prefixes of environment variables that Ray does not inherit from the user.
 SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+# Snakemake sets these variables to the CPUs of the whole job. Where OMP_NUM_THREADS is not set, Ray sets it in each process to the CPUs of the trial or worker.
+THREADS_OF_THE_JOB = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
     """Return the environment variables of every Ray process.
 
-    The result contains the user's variables, except the variables of Ray, Tune, Python and the Slurm job step, and adds the settings of this project.
+    The result contains the user's variables, except the variables of Ray, Tune, Python and the Slurm job step and the numbers of threads, and adds the
+    settings of this project.
     """
-    kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(SETTINGS_OF_THE_USER)}
+    left_out = SETTINGS_OF_THE_USER + THREADS_OF_THE_JOB
+    kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(left_out)}
     kept = with_replaced_variables(kept)
     if num_nodes == 1:
         kept |= ONE_NODE
