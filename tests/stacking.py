@@ -71,10 +71,11 @@ def trainers(
     recipe: Recipe | None = None,
     facts: DataFacts = DataFacts((3, 2, 2)),  # noqa: B008
     own_loss: Any = None,
+    metrics: tuple[str, ...] = (),
 ) -> list[Trainer]:
     """Return a trainer for each batch size, with seeds 0, 1, …, settings that differ, and the `recipes` in turn as changes of `recipe`."""
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
-    spec = TrainingSpec(loss, optimizer, 0, recipe or Recipe())
+    spec = TrainingSpec(loss, optimizer, 0, recipe or Recipe(), metrics)
     made = [
         Trainer(
             model,

@@ -19,7 +19,7 @@ from raysweep.common.machine import usable_cpus
 from raysweep.common.typed_json import to_json
 from raysweep.config.load import env_arguments, validated
 from raysweep.config.model import Config
-from raysweep.record.identity import rerun_triggers
+from raysweep.record.identity import confirmation_triggers, rerun_triggers
 from raysweep.slurm.commands import slurm_extra
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity

@@ -73,7 +73,7 @@ rule confirm:
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "confirm.py",
-        seeds=lambda w: SWEEPS[w.sweep]["confirm"]["seeds"],
+        trigger=lambda w: confirmation_triggers(SWEEPS[w.sweep]),
         config=lambda w: config_file(w.sweep),
         env_dir=placed(ENV),
         allocation=ALLOCATION,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.common.errors import describe_os_error
-from raysweep.common.files import disk_error, read_yaml, replace_directory, sha256_of_file, write_yaml, written_aside
+from raysweep.common.files import OneLine, disk_error, read_yaml, replace_directory, sha256_of_file, write_yaml, written_aside
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -47,6 +47,11 @@ def test_a_file_is_as_readable_as_any_other_of_the_user(tmp_path: Path, umask: i
     finally:
         os.umask(before)
     assert (tmp_path / "x.yaml").stat().st_mode & 0o777 == mode
+
+
+def test_yaml_writes_a_list_in_one_line_where_asked_to(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "x.yaml", {"rows": [OneLine([1, 2]), OneLine([3, 4])]})
+    assert (tmp_path / "x.yaml").read_text() == "rows:\n- [1, 2]\n- [3, 4]\n"
 
 
 def test_yaml_keeps_order_and_characters(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def test_num_trials_counts_the_grid_once_for_each_sample(root: Path) -> None:
 
 
 def fields_of(kind: type) -> dict[str, Any]:
-    """Return the fields of a dataclass with their defaults; MISSING stands for no default."""
-    return {field.name: field.default for field in dataclasses.fields(kind)}
+    """Return the fields of a dataclass with their defaults, as JSON; MISSING stands for no default."""
+    return {field.name: list(field.default) if isinstance(field.default, tuple) else field.default for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize(

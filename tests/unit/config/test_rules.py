@@ -46,7 +46,7 @@ def test_all_mistakes_are_reported_in_the_order_of_the_config(root: Path) -> Non
     ("changes", "key"),
     [
         ({"num_sample": 5, "points_to_evaluate": [{}, {}]}, "num_sample"),  # and not: 2 points are too many
-        ({"metrics": "accuracy", "metric": None}, "metrics"),  # and not: metric is missing
+        ({"metrik": "accuracy", "metric": None}, "metrik"),  # and not: metric is missing
         ({"cpus_per_node": 4, "trial_resources": {"cpu": 2}}, "cpus_per_node"),  # and not: a trial does not fit a node
         ({"allocation": {"cpus_pernode": 4}, "trial_resources": {"cpu": 2}}, "allocation.cpus_pernode"),
         ({"search_space": {"lr": {"uniform": [1, 0]}, "batch_size": 1}, "points_to_evaluate": [{"lr": 0.5}]}, "search_space.lr.uniform"),

@@ -13,7 +13,7 @@ from raysweep.common.typed_json import to_json
 from raysweep.config.load import validated
 from raysweep.config.model import Config
 from raysweep.record.events import SessionHeader
-from raysweep.record.identity import EFFECT_OF_KEY, Effect, Identity, rerun_triggers, sweep_identity
+from raysweep.record.identity import EFFECT_OF_KEY, Effect, Identity, confirmation_triggers, rerun_triggers, sweep_identity
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -143,6 +143,13 @@ def test_the_document_names_the_keys_of_the_identity() -> None:
     documented = paragraph.split("When one of these changes")[0]
     for key, effect in EFFECT_OF_KEY.items():
         assert (f"`{key}`" in documented) == (effect is not Effect.EXTENDS), key
+
+
+def test_metrics_run_only_the_confirmation_again() -> None:
+    before, changed = sweep_of(*DEMO), sweep_of(*DEMO, metrics=["f1"])
+    assert (rerun_triggers(changed), identity(changed)) == (rerun_triggers(before), identity(before))
+    assert confirmation_triggers(before) == before["confirm"]["seeds"], "the value that earlier versions gave to Snakemake"
+    assert confirmation_triggers(changed) == [before["confirm"]["seeds"], ["f1"]]
 
 
 def test_the_rules_parameter_has_the_values_in_the_order_of_the_table() -> None:

@@ -10,8 +10,8 @@ from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.common.typed_json import to_json
 from raysweep.record.events import Attempt, Provenance
-from raysweep.record.outputs import best_of, confirmation_of, write_model, write_outputs, write_trials
-from raysweep.record.results import Goal
+from raysweep.record.outputs import best_of, confirmation_of, confirmed_means, write_model, write_outputs, write_trials
+from raysweep.record.results import ConfirmedMean, Goal
 from raysweep.record.trials import Result, Sweep, Trial
 
 AT = "2026-03-01T09:00:00.000Z"
@@ -203,6 +203,13 @@ def test_a_confirmation_gives_every_seed_and_their_mean_and_spread(tmp_path: Pat
         "n": 3,
         "published_model": {"accuracy": 0.45},
     }
+
+
+def test_the_metrics_that_the_sweep_lists_have_means_over_the_seeds_that_did_not_fail() -> None:
+    runs = [trial(0, 0.5), trial(1, 0.7), trial(2, 0.9, error="its process died"), trial(3, 0.1, trial_id="published")]
+    means = confirmed_means(sweep(*runs), ["accuracy", "f1"])
+    assert means == {"accuracy": ConfirmedMean(pytest.approx(0.6), pytest.approx(0.1 * 2**0.5))}
+    assert confirmed_means(sweep(runs[0]), ["accuracy"]) == {"accuracy": ConfirmedMean(0.5, None)}
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:

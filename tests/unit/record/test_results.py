@@ -43,7 +43,19 @@ def test_a_confirmation_knows_which_seeds_gave_a_value() -> None:
     assert not known_fields_from_json(Confirmation, CONFIRMED | {"evaluated_on": "validation"}).is_on_test
 
 
-@pytest.mark.parametrize("changes", [{}, {"published_model": {"accuracy": 0.4}}, {"published_model_error": "it died"}])
+LISTED = {"metrics": {"f1": {"mean": 0.4, "standard_deviation": None}}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"published_model": {"accuracy": 0.4}},
+        {"published_model_error": "it died"},
+        {**LISTED, "predictions": {"confusion": [[3, 1], [0, 2]]}},
+        {**LISTED, "predictions": {"true": [1.5, 2.0], "predicted": [1.0, 2.5]}},
+    ],
+)
 def test_a_confirmation_is_written_as_it_was_read(changes: dict[str, Any]) -> None:
     document = CONFIRMED | changes
     assert list(to_json(known_fields_from_json(Confirmation, document)).items()) == list(document.items())

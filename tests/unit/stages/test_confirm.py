@@ -81,5 +81,6 @@ def test_a_confirmation_of_another_winner_has_another_identity() -> None:
         identity_of(replace(BEST, trial_id="00000"), tasks, ()),
         identity_of(BEST, other_tasks, ()),
         identity_of(BEST, tasks, SCHEDULE),
+        identity_of(BEST, tasks, (), ["f1"]),
     ]
-    assert len(set(identities)) == 5
+    assert len(set(identities)) == 6

@@ -60,7 +60,7 @@ def test_a_loss_or_metric_that_does_not_fit_the_staged_data_is_one_line(tmp_path
     ):
         make_stage(tmp_path, datasets=datasets, **model, metric="loss")
     assert make_stage(tmp_path, datasets=datasets, **model, metric="mae").sweep.loss == "mse_loss"
-    with pytest.raises(ConfigError, match=r"^sweeps\.s\.metric: 'accuracy' is not allowed: the targets are numbers"):
+    with pytest.raises(ConfigError, match=r"^sweeps\.s\.stop: 'accuracy' is not allowed: the targets are numbers"):
         make_stage(tmp_path, datasets=datasets, **model, metric="mae", stop={"accuracy": {"at_least": 1}})
     with pytest.raises(WorldError, match=r"own was staged with task 'regression', and datasets\.own\.task is 'classification'"):
         make_stage(tmp_path, datasets={"own": {**datasets["own"], "task": "classification"}}, **model, metric="loss")

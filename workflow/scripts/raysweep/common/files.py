@@ -67,11 +67,20 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+class OneLine(list[Any]):
+    """A list that `write_yaml` writes as `[1, 2, 3]`, and not with a line for each value."""
+
+
 class _DumperWithoutAliases(yaml.SafeDumper):
     """Writes a shared value again at each place where the value occurs, because `&id001` and `*id001` would confuse a human reader."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_DumperWithoutAliases.add_representer(
+    OneLine, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
 
 
 def write_yaml(path: Path, value: Any) -> None:

@@ -140,7 +140,10 @@ class ConfirmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Describes one sweep. A sweep has either a `model` or a `trainable`. With a trainable, `loss`, `optimizer` and `training` are None."""
+    """Describes one sweep. A sweep has either a `model` or a `trainable`.
+
+    With a trainable, `loss`, `optimizer` and `training` are None, and `metrics` is empty.
+    """
 
     dataset: str | None = None
     model: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
@@ -152,6 +155,7 @@ class SweepConfig:
     points_to_evaluate: tuple[dict[str, Any], ...]
     metric: str
     mode: Mode
+    metrics: tuple[str, ...] = ()
     num_samples: int
     max_epochs: int
     stop: Bounds

@@ -153,8 +153,8 @@ def _mistakes_of_keys(value: dict[Any, Any], schema: Schema, path: KeyPath, opti
         if key in known:
             continue
         if schema["additionalProperties"] is False:
-            hint = _hint(key, known)
-            message = f"unknown option of {options_of}. {hint}" if options_of else f"unknown key. {hint}"
+            text = hint(key, known)
+            message = f"unknown option of {options_of}. {text}" if options_of else f"unknown key. {text}"
             yield Mistake((*path, key), message, unsound=_unsound_for_unknown(key, known, path))
             continue
         names = resolved(schema["propertyNames"])
@@ -190,8 +190,8 @@ def _nearest(key: Any, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)), None)
 
 
-def _hint(key: Any, known: Iterable[str]) -> str:
-    """Return a text for the user with the known key that is similar to the unknown key `key`, if there is one, and with all known keys."""
+def hint(key: Any, known: Iterable[str]) -> str:
+    """Return a text for the user with the known name that is similar to the unknown name `key`, if there is one, and with all known names."""
     nearest = _nearest(key, known)
     return (f"Did you mean {nearest}? " if nearest else "") + f"Allowed: {', '.join(known) or 'no option'}"
 

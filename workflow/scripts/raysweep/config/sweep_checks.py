@@ -16,7 +16,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
-from raysweep.config.schema import is_class
+from raysweep.config.schema import hint, is_class
 from raysweep.config.section import Section, folds_of
 from raysweep.config.space import (
     Choice,
@@ -29,7 +29,7 @@ from raysweep.config.space import (
     read_space,
     sets_training,
 )
-from raysweep.config.tasks import METRICS_TO_RAISE, TASKS, is_own_loss, metrics_of, task_of
+from raysweep.config.tasks import LISTED, METRICS_TO_RAISE, TASKS, is_own_loss, listed_metrics_of, metrics_of, task_of
 from raysweep.environment.requirements import lists
 from raysweep.usercode.target import find_target, local_sources
 from raysweep.usercode.target import is_class as target_is_class
@@ -148,14 +148,38 @@ def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
             yield _reserved_name(sweep, metric, key, metric)
         elif not isinstance(metric, str) or (sweep.is_of_model and metric not in _metrics(sweep)):
             names = f"one of {', '.join(_metrics(sweep))}, which model reports" if sweep.is_of_model else "the name of a metric"
-            yield sweep.mistake(f"{metric!r} is not allowed: {names}", key, metric)
+            yield sweep.mistake(f"{metric!r} is not allowed: {names}{_how_to_list(sweep, metric)}", key, metric)
         elif not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(is_number, bound.values()))):
             yield sweep.mistake(f"{bound!r} is not allowed: {{at_least: number}} or {{at_most: number}}", key, metric)
 
 
 def _metrics(sweep: Section) -> tuple[str, ...]:
-    """Return the metrics that a model reports. Where only the staged data will say the task, return the metrics of all tasks."""
-    return metrics_of(task_of(sweep.values, sweep.config))
+    """Return the metrics that the model reports. Where only the staged data will say the task, these are the metrics of all tasks."""
+    return tuple(dict.fromkeys([*metrics_of(task_of(sweep.values, sweep.config)), *sweep.values["metrics"]]))
+
+
+def _how_to_list(sweep: Section, metric: Any) -> str:
+    """Return how the model can report `metric`, for the end of a message, or an empty text where no model reports `metric`."""
+    if not sweep.is_of_model or metric not in listed_metrics_of(task_of(sweep.values, sweep.config)):
+        return ""
+    return f". To compute {metric}, write metrics: [{', '.join([*sweep.values['metrics'], metric])}]"
+
+
+def check_metrics(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake for each name in `metrics` that is unknown, belongs to another task, or needs probabilities that the loss does not give."""
+    task, loss = task_of(sweep.values, sweep.config), sweep.values["loss"]
+    names = (*metrics_of(task), *listed_metrics_of(task))
+    for number, metric in enumerate(sweep.values["metrics"]):
+        if metric not in (*metrics_of(None), *LISTED):
+            name_of_function = {listed.function.removeprefix("multiclass_"): name for name, listed in LISTED.items()}
+            yield sweep.mistake(
+                f"{metric!r} is not allowed. {hint(name_of_function.get(metric, metric.lower()), names)}", "metrics", number
+            )
+        elif task is not None and (refusal := TASKS[task].refusal_of_metric(metric)):
+            yield sweep.mistake(refusal, "metrics", number)
+        elif loss == "multi_margin_loss" and metric in LISTED and LISTED[metric].of == "probabilities":
+            message = "which gives no probabilities: loss cross_entropy or nll_loss, or leave the metric out"
+            yield sweep.mistake(f"{metric!r} is not allowed with loss {loss}, {message}", "metrics", number)
 
 
 def check_loss(sweep: Section) -> Iterator[Mistake]:
@@ -183,7 +207,8 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
         if metric in TUNE_NAMES:
             yield _reserved_name(sweep, metric, "metric")
     elif metric not in _metrics(sweep):
-        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {', '.join(_metrics(sweep))}", "metric")
+        names = f"{', '.join(_metrics(sweep))}{_how_to_list(sweep, metric)}"
+        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {names}", "metric")
     elif metric not in METRICS_TO_RAISE and sweep.values["mode"] == "max":
         yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", "mode")
 
@@ -226,9 +251,9 @@ def extremes(value: Any) -> list[Any]:
 
 
 def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a sweep with a trainable has `loss`, `optimizer` or `training`, which only a sweep with a model may have."""
-    for key in ("loss", "optimizer", "training"):
-        if not sweep.is_of_model and key in sweep.values:
+    """Yield a mistake where a sweep with a trainable has a key that only a sweep with a model may have."""
+    for key in ("loss", "optimizer", "training", "metrics"):
+        if not sweep.is_of_model and sweep.values.get(key, []) != []:
             yield sweep.mistake(f"{sweep.values[key]!r} is not allowed beside trainable: it belongs to model", key)
 
 

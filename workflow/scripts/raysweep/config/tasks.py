@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.config.section import dataset_of
 from raysweep.data.manifest import Task
@@ -16,12 +16,23 @@ def is_own_loss(loss: str) -> bool:
 
 
 @dataclass(frozen=True)
+class ListedMetric:
+    """Describes a metric that a model reports only if the key `metrics` of the sweep lists the metric."""
+
+    function: str  # name of a function of torchmetrics.functional.classification or torchmetrics.functional.regression
+    of: Literal["classes", "probabilities", "numbers"]  # what the function compares with the targets
+    averages_classes: bool = False  # whether the metric is the mean of the values of all classes that the targets contain
+    better: Literal["larger", "smaller"] = "larger"  # which values are better
+
+
+@dataclass(frozen=True)
 class TaskFacts:
     """Describes a task. `losses` are functions of torch.nn.functional, and the first loss is the default."""
 
     targets: str  # what the targets are, for messages
     losses: tuple[str, ...]
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # metrics that each model reports
+    listed: Mapping[str, ListedMetric]  # further metrics, by the names that the key `metrics` may contain
 
     def refusal_of(self, loss: str) -> str | None:
         """Return why `loss` is not allowed for this task, or None where the loss is allowed."""
@@ -29,20 +40,44 @@ class TaskFacts:
             return None
         return f"{loss!r} is not allowed: {self.targets}. Allowed: {', '.join(self.losses)}, or path/to/file.py:function"
 
+    def refusal_of_metric(self, metric: str) -> str | None:
+        """Return why `metric` is not allowed for this task, or None where a model can report the metric."""
+        names = (*self.metrics, *self.listed)
+        return None if metric in names else f"{metric!r} is not allowed: {self.targets}. Allowed: {', '.join(names)}"
+
 
 TASKS: dict[Task, TaskFacts] = {
     "classification": TaskFacts(
         "the targets are classes (task: classification)",
         ("cross_entropy", "nll_loss", "multi_margin_loss"),
         ("accuracy", "loss", "train_loss"),
+        {
+            "balanced_accuracy": ListedMetric("multiclass_accuracy", "classes", averages_classes=True),
+            "f1": ListedMetric("multiclass_f1_score", "classes", averages_classes=True),
+            "precision": ListedMetric("multiclass_precision", "classes", averages_classes=True),
+            "recall": ListedMetric("multiclass_recall", "classes", averages_classes=True),
+            "matthews_corrcoef": ListedMetric("multiclass_matthews_corrcoef", "classes"),
+            "cohen_kappa": ListedMetric("multiclass_cohen_kappa", "classes"),
+            "auroc": ListedMetric("multiclass_auroc", "probabilities", averages_classes=True),
+            "average_precision": ListedMetric("multiclass_average_precision", "probabilities", averages_classes=True),
+            "calibration_error": ListedMetric("multiclass_calibration_error", "probabilities", better="smaller"),
+        },
     ),
     "regression": TaskFacts(
         "the targets are numbers (task: regression)",
         ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
         ("rmse", "mae", "r2", "loss", "train_loss"),
+        {
+            "mape": ListedMetric("mean_absolute_percentage_error", "numbers", better="smaller"),
+            "explained_variance": ListedMetric("explained_variance", "numbers"),
+            "pearson_corrcoef": ListedMetric("pearson_corrcoef", "numbers"),
+            "spearman_corrcoef": ListedMetric("spearman_corrcoef", "numbers"),
+        },
     ),
 }
-METRICS_TO_RAISE = ("accuracy", "r2")  # of these metrics, larger values are better
+LISTED = {name: metric for facts in TASKS.values() for name, metric in facts.listed.items()}
+# Of these metrics, larger values are better.
+METRICS_TO_RAISE = ("accuracy", "r2", *(name for name, metric in LISTED.items() if metric.better == "larger"))
 
 
 def task_of(sweep: Mapping[str, Any], config: dict[str, Any]) -> Task | None:
@@ -57,19 +92,24 @@ def task_of(sweep: Mapping[str, Any], config: dict[str, Any]) -> Task | None:
 def default_loss(task: Task | None, metric: Any) -> str:
     """Return the loss of a sweep whose config names none. Where the config says no task, a metric of one task only says the task."""
     if task is None:
-        task = "regression" if metric in ("rmse", "mae", "r2") else "classification"
+        task = "regression" if metric in ("rmse", "mae", "r2", *TASKS["regression"].listed) else "classification"
     return TASKS[task].losses[0]
 
 
 def metrics_of(task: Task | None) -> tuple[str, ...]:
-    """Return the metrics that a model reports for a task. None means all tasks."""
+    """Return the metrics that each model reports for a task. None means all tasks."""
     return TASKS[task].metrics if task else tuple(dict.fromkeys(metric for facts in TASKS.values() for metric in facts.metrics))
 
 
-def refusal_for_staged(task: Task, loss: str, metrics: Iterable[str]) -> tuple[str, str] | None:
-    """Return the key and the reason where a sweep does not fit the task of the staged data. `metrics` are the metrics that the sweep uses."""
+def listed_metrics_of(task: Task | None) -> tuple[str, ...]:
+    """Return the metrics that a model reports only if the key `metrics` lists them. None means all tasks."""
+    return tuple(TASKS[task].listed if task else LISTED)
+
+
+def refusal_for_staged(task: Task, loss: str, metrics: Mapping[str, Iterable[str]]) -> tuple[str, str] | None:
+    """Return the key and the reason where a sweep does not fit the task of the staged data. `metrics` are the names of metrics below each key."""
     facts = TASKS[task]
     if reason := facts.refusal_of(loss):
         return "loss", reason
-    wrong = [metric for metric in metrics if metric not in facts.metrics]
-    return ("metric", f"{wrong[0]!r} is not allowed: {facts.targets}. Allowed: {', '.join(facts.metrics)}") if wrong else None
+    refusals = ((key, facts.refusal_of_metric(metric)) for key, names in metrics.items() for metric in names)
+    return next(((key, reason) for key, reason in refusals if reason), None)

@@ -65,6 +65,12 @@ def rerun_triggers(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return {key: sweep.get(key) for key in EFFECT_OF_KEY if key not in ADDED or _changed_from_default(key, sweep.get(key)) is not None}
 
 
+def confirmation_triggers(sweep: Mapping[str, Any]) -> Any:
+    """Return the values whose change runs the rule confirm again. Without `metrics`, the result is the number of seeds, as in version 0.1."""
+    seeds, metrics = sweep["confirm"]["seeds"], sweep["metrics"]
+    return [seeds, metrics] if metrics else seeds
+
+
 @dataclass(frozen=True)
 class Identity:
     """Contains everything on which the result of a trial depends, as named parts. A key that has its default value is not a part."""

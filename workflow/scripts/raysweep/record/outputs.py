@@ -7,6 +7,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from raysweep.common.typed_json import to_json
 from raysweep.config.model import Mode
 from raysweep.config.space import flattened
 from raysweep.record.events import Provenance
-from raysweep.record.results import BestMetric, BestResult, Confirmation, ConfirmedMetric, ConfirmedSeed, EvaluatedOn, Goal, Repeats
+from raysweep.record.results import (
+    BestMetric,
+    BestResult,
+    Confirmation,
+    ConfirmedMean,
+    ConfirmedMetric,
+    ConfirmedSeed,
+    EvaluatedOn,
+    Goal,
+    Repeats,
+)
 from raysweep.record.trials import Candidate, Result, Sweep, Trial
 
 PUBLISHED = "published"  # trial_id of the confirmation's trial that only evaluates the published model and trains nothing
@@ -188,6 +199,17 @@ def confirmation_of(confirmed: Sweep, goal: Goal, best: BestResult, evaluated_on
         published_model=published.results[-1].metrics if published and published.results else None,
         published_model_error=published.error if published else None,
     )
+
+
+def confirmed_means(confirmed: Sweep, names: Iterable[str]) -> dict[str, ConfirmedMean]:
+    """Return the means of the metrics `names` over the seeds of a confirmation. A metric that no seed has reported is left out."""
+    runs = [trial for trial in confirmed.trials.values() if trial.trial_id != PUBLISHED and trial.results and trial.status != "ERROR"]
+    values = {name: [trial.results[-1].metrics[name] for trial in runs if name in trial.results[-1].metrics] for name in names}
+    return {
+        name: ConfirmedMean(statistics.fmean(each), statistics.stdev(each) if len(each) > 1 else None)
+        for name, each in values.items()
+        if each
+    }
 
 
 def _confirmed_seed(trial: Trial, metric: str) -> ConfirmedSeed:

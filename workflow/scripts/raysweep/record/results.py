@@ -11,11 +11,14 @@ import yaml
 
 from raysweep.common.bounds import Bounds
 from raysweep.common.errors import RaysweepError
-from raysweep.common.files import read_yaml
-from raysweep.common.typed_json import fields_to_json, known_fields_from_json
+from raysweep.common.files import OneLine, read_yaml
+from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fields_from_json
 from raysweep.config.model import Mode
 from raysweep.record.events import Provenance, ScheduleStep
 
+PREDICTIONS = (
+    "predictions.yaml"  # file in the state folder of a confirmation, to which the evaluation of the published model writes Predictions
+)
 T = TypeVar("T")
 EvaluatedOn = Literal["test", "validation"]
 
@@ -105,6 +108,27 @@ class ConfirmedSeed:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class ConfirmedMean:
+    """Contains the mean of a metric over the seeds of a confirmation, and the sample standard deviation, which is None for one seed."""
+
+    mean: float
+    standard_deviation: float | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Compares the predictions of the published model for the test set with the targets. For classes, only `confusion` has content."""
+
+    confusion: tuple[tuple[int, ...], ...] = ()  # numbers of rows; the first index is the class of the row, the second the predicted class
+    true: tuple[float, ...] = ()  # targets of some rows of a regression
+    predicted: tuple[float, ...] = ()  # predictions for the same rows
+
+    def to_json(self) -> dict[str, Any]:
+        columns = {"true": OneLine(self.true), "predicted": OneLine(self.predicted)}
+        return {"confusion": [OneLine(row) for row in self.confusion]} if self.confusion else columns
+
+
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """Describes the result of training the best configuration anew, as the content of `confirmed.yaml`.
@@ -124,6 +148,8 @@ class Confirmation:
     standard_deviation: float | None  # None where fewer than two seeds gave a value
     published_model: dict[str, float] | None = None  # metrics of the published model on the test set
     published_model_error: str | None = None
+    metrics: dict[str, ConfirmedMean] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)  # of the metrics that the sweep lists
+    predictions: Predictions | None = field(default=None, metadata=OMIT_IF_EMPTY)
 
     @property
     def is_on_test(self) -> bool:

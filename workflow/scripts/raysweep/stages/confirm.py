@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from raysweep.cluster.job import ConfirmTask
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.files import write_yaml
 from raysweep.common.seeds import confirm_seeds
-from raysweep.common.typed_json import to_json
+from raysweep.common.typed_json import read_yaml_as, to_json
 from raysweep.record.events import ScheduleStep
 from raysweep.record.file import read_sweep
-from raysweep.record.outputs import PUBLISHED, confirmation_of
-from raysweep.record.results import BestResult, Confirmation, EvaluatedOn
-from raysweep.record.trials import Sweep
+from raysweep.record.outputs import PUBLISHED, confirmation_of, confirmed_means
+from raysweep.record.results import PREDICTIONS, BestResult, Confirmation, EvaluatedOn, Predictions
 from raysweep.stages.stage import RECORD, Stage
 from raysweep.usercode.target import defined_names_of
 
@@ -50,8 +50,14 @@ def run_confirm(stage: Stage) -> None:
                 " confirm. Undo that, or run the same command again, which starts the sweep anew"
             )
         method = method_of(stage, best)
-        confirmed = _run_tasks(stage, best, method)
-        confirmation = confirmation_of(confirmed, stage.goal, best, method.evaluated_on, method.note)
+        path_to_record = _run_tasks(stage, best, method)
+        confirmed, path_to_predictions = read_sweep(path_to_record), path_to_record.with_name(PREDICTIONS)
+        confirmation = replace(
+            confirmation_of(confirmed, stage.goal, best, method.evaluated_on, method.note),
+            metrics=confirmed_means(confirmed, stage.sweep.metrics),
+            # Version 0.2 and earlier versions wrote no predictions.
+            predictions=read_yaml_as(Predictions, path_to_predictions) if path_to_predictions.exists() else None,
+        )
         write_yaml(stage.results_dir / "confirmed.yaml", to_json(confirmation))
     _log(stage, confirmation)
 
@@ -91,29 +97,36 @@ def tasks_of(stage: Stage, best: BestResult, method: Method) -> list[ConfirmTask
     return tasks
 
 
-def identity_of(best: BestResult, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]) -> str:
+def identity_of(best: BestResult, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep], metrics: Sequence[str] = ()) -> str:
     """Return a checksum of everything on which the result of a confirmation depends.
 
     The folder of the confirmation has this checksum in its name, so that the records of two different winners never mix.
     """
-    parts = [best.provenance.identity, best.epochs, best.trial_id, to_json(tasks), *to_json(schedule)]
+    parts = [
+        best.provenance.identity,
+        best.epochs,
+        best.trial_id,
+        to_json(tasks),
+        *to_json(schedule),
+        *([list(metrics)] if metrics else []),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Sweep:
-    """Run the trials of the confirmation, unless an earlier run has trained all trials without an error, and return the recorded sweep."""
+def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Path:
+    """Run the trials of the confirmation, unless an earlier run has trained all trials without an error, and return the path of their record."""
     tasks = tasks_of(stage, best, method)
-    identity = identity_of(best, tasks, method.schedule)
+    identity = identity_of(best, tasks, method.schedule, stage.sweep.metrics)
     path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
     confirmed = read_sweep(path_to_record)
     if confirmed.is_complete(len(tasks), None) and all(trial.status != "ERROR" for trial in confirmed.trials.values()):
-        return confirmed
+        return path_to_record
     num_seeds = stage.sweep.confirm.seeds
     logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, num_seeds, best.epochs)
     allocation = stage.allocation()
     header = stage.header(identity, len(tasks), best.epochs)
     stage.run_agents(stage.confirm_job(path_to_record, header, allocation, tasks, method.schedule), allocation)
-    return read_sweep(path_to_record)
+    return path_to_record
 
 
 def _log(stage: Stage, confirmation: Confirmation) -> None:

@@ -78,7 +78,7 @@ class Stage:
         manifest = read_manifest(self.data_dir)
         manifest.check_spec(self.data_dir, self.config.datasets[self.sweep.dataset])
         sweep = self.sweep
-        metrics = (sweep.metric, *sweep.stop, *sweep.constraint)
+        metrics = {"metric": (sweep.metric,), "metrics": sweep.metrics, "stop": sweep.stop, "constraint": sweep.constraint}
         if sweep.training and sweep.training.augment and len(manifest.image_shape) != 3:
             raise ConfigError(
                 f"sweeps.{self.name}.training.augment: is not allowed with rows that are no images, {list(manifest.image_shape)}: []"

@@ -94,6 +94,16 @@ class Preparation:
         staged = torch.uint8 if self._inputs is None else torch.float32
         return self.inputs(torch.zeros(2, *self.facts.row_shape, dtype=staged, device=device), dtype)
 
+    def predicted(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the outputs for the metrics that need all rows. The outputs of a classification, [n, classes], become float32 or stay more precise.
+
+        The outputs of a regression become numbers in the unit of the target, float64 [n]. `targets` are the targets of these rows.
+        """
+        if self._target is None:
+            return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        mean, deviation = self._target
+        return without_column(outputs, targets).double() * deviation + mean
+
     def sums(self, outputs: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """Return what `metrics` needs about a batch, float64 [sums]. The sums of several batches are added. `losses` is [n]."""
         loss = losses.double().sum()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from raysweep.config.model import SweepConfig
 from raysweep.config.recipe import Recipe
+from raysweep.config.tasks import LISTED
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class TrainingSpec:
     optimizer: str  # key of trainer.OPTIMIZERS
     order_seed: int  # seed of the order of the training rows in each epoch
     recipe: Recipe = field(default_factory=Recipe)  # a configuration may contain other values for numbers of the recipe
+    metrics: tuple[str, ...] = ()  # keys of config.tasks.LISTED: further metrics of each evaluation
 
     @classmethod
     def of(cls, sweep: SweepConfig) -> TrainingSpec:
@@ -26,4 +28,4 @@ class TrainingSpec:
         assert sweep.loss is not None  # Reading the config sets the loss, the optimiser and the recipe.
         assert sweep.optimizer is not None
         assert sweep.training is not None
-        return cls(sweep.loss, sweep.optimizer, sweep.seed, sweep.training)
+        return cls(sweep.loss, sweep.optimizer, sweep.seed, sweep.training, tuple(name for name in sweep.metrics if name in LISTED))

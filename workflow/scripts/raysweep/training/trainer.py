@@ -19,6 +19,7 @@ from raysweep.config.space import OPTIMIZER_KEYS, TRAINING_KEYS
 from raysweep.training.augmentation import cut_out, shifted
 from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
+from raysweep.training.metrics import listed_metrics
 from raysweep.training.preparation import DataFacts, Preparation, without_column
 from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
@@ -39,16 +40,22 @@ class Loss:
     The user's function gets the outputs of the model and the targets, and returns a value for each row, [n], or one value for the batch, [].
     """
 
-    def __init__(self, name: str, own: Callable[..., torch.Tensor] | None = None) -> None:
-        self.name, self.own = name, own
+    def __init__(self, name: str, num_classes: int, own: Callable[..., torch.Tensor] | None = None) -> None:
+        self.name, self.num_classes, self.own = name, num_classes, own
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
         """Return the mean loss of the rows, or with the reduction "none" the loss of each row, [n].
 
-        Raises ValueError where the user's function returns something else than a value for each row or for the batch.
+        Raises ValueError where the model returns fewer outputs than the data have classes, and where the user's function returns something else than a
+        value for each row or for the batch.
         """
         if targets.is_floating_point():
             outputs = without_column(outputs, targets)
+        elif outputs.dim() != 2 or outputs.shape[1] < self.num_classes:
+            shape = list(outputs.shape)
+            raise ValueError(
+                f"the model returns {shape} for {len(targets)} rows, and {self.num_classes} classes need {self.num_classes} numbers for each row"
+            )
         # A 16-bit float type has 8 or 11 significant bits, which are too few for comparing losses in early stopping.
         outputs = outputs.float() if outputs.dtype in HALF_TYPES else outputs
         if self.own is None:
@@ -121,7 +128,7 @@ class Trainer:
         self.joins_last_row = has_batch_norm(self.model)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
-        self.loss = Loss(spec.loss, own_loss)
+        self.loss = Loss(spec.loss, facts.num_classes, own_loss)
         self.device = device
         self.average = self._first_average()
 
@@ -251,15 +258,29 @@ class Trainer:
                     average.add_((param - average) * (1 - self.recipe.ema_decay))
 
     def evaluate(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Return the metrics of the rows: the mean loss, and the accuracy, which is a fraction from 0 to 1, or the errors of a regression."""
+        """Return the metrics of the rows: the mean loss, the accuracy, which is a fraction from 0 to 1, or the errors of a regression, and the metrics
+        that the spec lists.
+        """
+        sums, predicted = self._evaluated(images, labels, keeps_outputs=bool(self.spec.metrics))
+        metrics = self.preparation.metrics(sums.tolist(), labels)
+        return metrics | listed_metrics(self.spec.metrics, torch.cat(predicted), labels) if predicted else metrics
+
+    def predict(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the evaluated model for the rows, as Preparation.predicted returns them."""
+        return torch.cat(self._evaluated(images, labels, keeps_outputs=True)[1])
+
+    def _evaluated(self, images: torch.Tensor, labels: torch.Tensor, keeps_outputs: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the sums of the rows, float64 [sums], see Preparation.sums, and the outputs of each batch, see Preparation.predicted."""
         model = self.evaluated_model.eval()
-        sums = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums, predicted = torch.zeros((), dtype=torch.float64, device=self.device), []
         with torch.inference_mode(), self.autocast():
             parts = (split_rows(tensor, EVALUATION_BATCH_SIZE, self.joins_last_row) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
                 outputs, targets = model(self.preparation.inputs(x, self.dtype)), self.preparation.targets(y, self.dtype)
                 sums = sums + self.preparation.sums(outputs, targets, self.loss(outputs, targets, reduction="none"))
-        return self.preparation.metrics(sums.tolist(), labels)
+                if keeps_outputs:
+                    predicted.append(self.preparation.predicted(outputs, targets))
+        return sums, predicted
 
     def save(self, folder: Path, epoch: int) -> None:
         """Write the complete state of training to `folder`, so that training continues after `epoch` as if training had not been interrupted."""

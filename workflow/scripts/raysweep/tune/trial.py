@@ -25,9 +25,12 @@ from ray.tune.utils import flatten_dict
 
 from raysweep.cluster.job import ConfirmJob, SearchJob, TaskKind, TuneJob
 from raysweep.common.capacity import TrialResources
+from raysweep.common.files import write_yaml
 from raysweep.common.gpus import first_gpu_memory_mb
 from raysweep.common.numeric import is_number
+from raysweep.common.typed_json import to_json
 from raysweep.data.split import fold_dir
+from raysweep.record.results import PREDICTIONS
 from raysweep.tune.private import copied_checkpoint, ends_thread, join_train_runs, wrap_report
 from raysweep.tune.reports import without_tune_names
 from raysweep.usercode.working_dir import WorkingDirs
@@ -250,9 +253,14 @@ def confirm_model(model_class: Any, config: dict[str, Any], seed: int, job: Conf
 
 
 def evaluate_model(model_class: Any, config: dict[str, Any], seed: int, job: ConfirmJob) -> dict[str, float]:
-    """Evaluate the model that the sweep published on the test split, and return the metrics."""
+    """Evaluate the model that the sweep published on the test split, and return the metrics. Write the predictions for the report to PREDICTIONS."""
     from raysweep.training.arrays import load_tensors
+    from raysweep.training.metrics import predictions_of
 
     trainer = _trainer(model_class, config, seed, job)
     trainer.load_published(job.model_dir)
-    return trainer.evaluate(*load_tensors(job.data_dir, "test", trainer.device))
+    images, labels = load_tensors(job.data_dir, "test", trainer.device)
+    predictions = predictions_of(trainer.predict(images, labels), labels, trainer.preparation.facts.num_classes)
+    if predictions is not None:
+        write_yaml(job.state_dir / PREDICTIONS, to_json(predictions))
+    return trainer.evaluate(images, labels)

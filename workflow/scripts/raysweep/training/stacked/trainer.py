@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from raysweep.training.epoch_plan import plan_epoch
+from raysweep.training.metrics import listed_metrics
 from raysweep.training.stacked.capture import CapturedStep, MaskedStep, compile_step
 from raysweep.training.stacked.optimizers import StepForm
 from raysweep.training.stacked.plan import MemberEpoch, StepPlan, plan_steps
@@ -145,18 +146,28 @@ class StackedTrainer:
     def evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
         """Return the metrics of each trainer, which are the metrics that Trainer.evaluate returns."""
         with torch.inference_mode():
-            sums = self._evaluate(trainers, images, labels).tolist()
-        return [trainers[0].preparation.metrics(each, labels) for each in sums][: len(trainers)]
+            sums, predicted = self._evaluate(trainers, images, labels)
+        names, preparation, num_trainers = trainers[0].spec.metrics, trainers[0].preparation, len(trainers)
+        metrics = [preparation.metrics(each, labels) for each in sums[:num_trainers].tolist()]
+        if predicted:
+            outputs = torch.cat(predicted, 1)[:num_trainers]
+            metrics = [each | listed_metrics(names, member, labels) for each, member in zip(metrics, outputs, strict=True)]
+        return metrics
 
-    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the sums of each member, float64 [members, sums], see Preparation.sums."""
+    def _evaluate(self, trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the sums of each member, float64 [members, sums], see Preparation.sums, and the outputs of each batch, [members, …].
+
+        The list of outputs is empty where the spec lists no metrics, see Preparation.predicted.
+        """
         stack = Stack(trainers, filled_to=2)
         state = stack.state
         model, loss, prepare = copy.deepcopy(trainers[0].model).eval(), trainers[0].loss, trainers[0].preparation
         outputs = vmap(lambda row, buffers, x: functional_call(model, (split_row(row, stack.shapes), buffers), (x,)), in_dims=(0, 0, None))
-        sums = torch.zeros((), dtype=torch.float64, device=stack.device)
+        sums, predicted = torch.zeros((), dtype=torch.float64, device=stack.device), []
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
             with trainers[0].autocast():
                 out, targets = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype)), prepare.targets(y, stack.dtype)
                 sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
-        return sums
+                if trainers[0].spec.metrics:
+                    predicted.append(torch.stack([prepare.predicted(each, targets) for each in out]))
+        return sums, predicted
