@@ -140,8 +140,12 @@ def write_outputs(
     on: str = "test",
     synthetic: bool = False,
     seed_errors: dict[int, str] | None = None,
+    confirmed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write what the report reads beside the record below `folder`; the keys are the arguments of `report.read_inputs`."""
+    """Write what the report reads beside the record below `folder`; the keys are the arguments of `report.read_inputs`.
+
+    `confirmed` has further keys of confirmed.yaml, such as `predictions`.
+    """
     about = sweep.header
     best = sweep.best_trial(about.metric, about.mode)
     assert best is not None
@@ -190,6 +194,7 @@ def write_outputs(
             "mean": fmean(values) if values else None,
             "standard_deviation": stdev(values) if len(values) > 1 else None,
             "published_model": {about.metric: round(value - 0.01, 4)} if on == "test" else None,
+            **(confirmed or {}),
         },
     )
     write_yaml(results_dir / "config.yaml", {"sweeps": {about.name: {"search_space": about.search_space, "metric": about.metric}}})

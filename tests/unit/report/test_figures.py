@@ -22,7 +22,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_all_figures_are_files_too_in_colours_and_with_their_data(tmp_path: Path) -> None:
     hostile = 'a<b> "b" var(--no) (0).c'
     space = {"lr": {"loguniform": [1e-4, 1e-1]}, hostile: {"uniform": [0, 1]}}
-    inputs = made_up(tmp_path, num_trials=40, max_epochs=4, scheduler={"name": "asha"}, search_space=space)
+    confusion = {"confusion": [[8, 1, *[0] * 8], *[[1] * 10] * 9]}
+    inputs = made_up(
+        tmp_path, {"confirmed": {"predictions": confusion}}, num_trials=40, max_epochs=4, scheduler={"name": "asha"}, search_space=space
+    )
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures/of an earlier run.svg").touch()
     write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
@@ -36,6 +39,9 @@ def test_all_figures_are_files_too_in_colours_and_with_their_data(tmp_path: Path
     trials = rows(tmp_path / "figures/trials.csv")
     assert {row["trial"]: float(row["config/lr"]) for row in trials} == {t.trial_id: t.config["lr"] for t in inputs.trials}
     assert f"config/{hostile}" in trials[0]
+    cells = rows(tmp_path / "figures/confusion.csv")
+    assert len(cells) == 100
+    assert cells[0] == {"true": "airplane", "predicted": "airplane", "rows": "8", "share": "0.8889"}
     assert sum(float(row["share"]) for row in rows(tmp_path / "figures/importance.csv")) == pytest.approx(1, abs=1e-3)
     assert sum(int(row["trials"]) for row in rows(tmp_path / "figures/rungs.csv") if row["fate"] == "stopped there") == sum(
         trial.status == "STOPPED" for trial in inputs.trials

@@ -88,15 +88,23 @@ RICH: dict[str, Any] = {
 }
 
 
+CONFUSION = [[900 if true == predicted else (7 * true + predicted) % 20 for predicted in range(11)] for true in range(10)]
+NUMBERS = [1200.5, 950.25, 1010.0, 990.0, 1100.0]
+F1 = {"f1": {"mean": 0.81234, "standard_deviation": 0.0123}}
+
+
 @pytest.mark.parametrize(
     ("sweep", "outputs"),
     [
         (RICH, {}),
-        ({"num_trials": 1}, {"seeds": 1}),
-        ({"constant": 0.5, "max_epochs": 2}, {"spread": 0.0}),
+        ({"num_trials": 1}, {"seeds": 1, "confirmed": {"predictions": {"confusion": CONFUSION}, "metrics": F1}}),
+        ({"constant": 0.5, "max_epochs": 2}, {"spread": 0.0, "confirmed": {"predictions": {"true": [1.5], "predicted": [1.5]}}}),
         ({"num_trials": 4, "failed": {0: "x", 1: "x", 3: "x"}}, {}),
         ({"mode": "min", "metric": 'val/loss[0]@0.5 (B) {x} "y"', "max_epochs": 3}, {"on": "validation"}),
-        ({"search_space": {"act": {"choice": ["relu", "tanh", None]}}}, {}),
+        (
+            {"search_space": {"act": {"choice": ["relu", "tanh", None]}}},
+            {"confirmed": {"predictions": {"true": NUMBERS, "predicted": [1100.0, 1000.5, float("nan"), 980.0, 1050.0]}}},
+        ),
         ({"search_space": {}}, {}),
         (RICH | {"num_trials": 45}, {}),
         ({"num_trials": 40, "constant": 0.5}, {}),

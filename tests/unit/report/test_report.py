@@ -158,6 +158,16 @@ def test_the_entry_point_writes_the_page_and_names_a_missing_file(tmp_path: Path
     assert "best.yaml" in failed.stderr
 
 
+def test_the_listed_metrics_and_the_predictions_of_the_test_set_are_shown(tmp_path: Path) -> None:
+    means = {"f1": {"mean": 0.81234, "standard_deviation": 0.0123}, "auroc": {"mean": 0.9, "standard_deviation": None}}
+    pairs = {"true": [1.0, 2.0], "predicted": [1.5, 2.0]}
+    page = page_of(made_up(tmp_path, {"confirmed": {"metrics": means, "predictions": pairs}}))
+    assert 'test f1, mean ± standard deviation of the seeds</td><td class="number">0.8123 ± 0.012<' in page
+    assert 'test auroc, mean of the seeds</td><td class="number">0.9<' in page
+    assert "2 of 10,000 rows are drawn, at even steps." in page
+    assert 'id="chart-confusion"' not in page
+
+
 def test_a_trainable_without_checkpoints_is_said_to_leave_no_model(tmp_path: Path) -> None:
     inputs = made_up(tmp_path, {"on": "validation"}, dataset=None, model=None, optimizer=None, loss=None, trainable="train.py:train")
     assert "checkpoint after epoch 1" in page_of(inputs, tmp_path)

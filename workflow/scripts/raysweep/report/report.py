@@ -17,7 +17,7 @@ from raysweep.config.space import flattened
 from raysweep.data.manifest import DataManifest
 from raysweep.record.trials import Trial
 from raysweep.report import analysis
-from raysweep.report.charts import confirmation, course, hyperparameters
+from raysweep.report.charts import confirmation, course, hyperparameters, predictions
 from raysweep.report.charts.data import shared_data
 from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec, finite
 from raysweep.report.failures import failures
@@ -65,6 +65,12 @@ def figures_of(inputs: Inputs) -> Figures:
     specs["best_by_cost"], specs["running"] = course.best_by_cost(inputs), course.running(inputs)
     specs["timeline"], left_out["timeline"] = course.timeline(inputs)
     specs["confirmation"] = confirmation.confirmation(inputs)
+    compared, data = inputs.confirmed.predictions, inputs.data
+    if compared is not None and data is not None:
+        if compared.confusion:
+            specs["confusion"] = predictions.confusion_matrix(compared, data.classes)
+        else:
+            specs["predicted"], left_out["predicted"] = predictions.predicted_against_true(compared, data.splits["test"])
     return Figures(finite(specs), finite(shared_data(inputs, keys)), left_out, list(per_key), len(keys) + 1)
 
 
