@@ -124,6 +124,8 @@ def test_confirmation_used_new_seeds_on_the_test_set(project: Project) -> None:
     values = [entry["value"] for entry in confirmed["seeds"]]
     assert confirmed["mean"] == pytest.approx(sum(values) / 2)
     assert confirmed["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    confusion = np.array(confirmed["predictions"]["confusion"])
+    assert confusion.trace() / confusion.sum() == pytest.approx(confirmed["published_model"]["accuracy"])
 
 
 def test_the_report_is_one_page_without_the_network_that_calls_the_data_synthetic(project: Project) -> None:
@@ -196,6 +198,7 @@ def test_a_second_run_does_nothing(project: Project) -> None:
         ({"stop": {"accuracy": {"at_least": 0.9}}}, ["run_sweep"]),
         ({"constraint": {"loss": {"at_most": 9}}}, ["run_sweep"]),
         ({"confirm": {"seeds": 5}}, ["confirm"]),
+        ({"metrics": ["f1"]}, ["confirm"]),
     ],
 )
 def test_what_a_changed_key_runs_again(project: Project, change: dict[str, Any], runs: list[str]) -> None:
@@ -307,6 +310,8 @@ def test_a_regression_on_a_table_is_trained_together_and_comes_near_to_least_squ
         "model": "net.py:Net",
         "metric": "rmse",
         "mode": "min",
+        "metrics": ["mape", "spearman_corrcoef"],
+        "constraint": {"spearman_corrcoef": {"at_least": 0.5}},
         "max_epochs": 12,
         "num_samples": 2,
         "fuse": "on",
@@ -325,6 +330,13 @@ def test_a_regression_on_a_table_is_trained_together_and_comes_near_to_least_squ
     confirmed = project.result("s", "confirmed.yaml")
     assert confirmed["evaluated_on"] == "test"
     assert confirmed["mean"] == pytest.approx(least_squares, rel=0.05)
-    assert list(confirmed["published_model"]) == ["rmse", "mae", "r2", "loss"]
+    names = ["rmse", "mae", "r2", "loss", "mape", "spearman_corrcoef"]
+    assert list(confirmed["published_model"]) == names
+    assert {tuple(report.metrics) for trial in project.record("s").trials.values() for report in trial.results} == {(*names, "train_loss")}
+    assert confirmed["metrics"]["mape"]["mean"] == pytest.approx(np.abs(1 - parts["test"][0] @ fitted / parts["test"][1]).mean(), rel=0.05)
+    compared = confirmed["predictions"]
+    assert compared["true"] == pytest.approx(parts["test"][1], rel=1e-5)
+    errors = np.subtract(compared["predicted"], compared["true"])
+    assert confirmed["published_model"]["rmse"] == pytest.approx(np.sqrt(np.square(errors).mean()), rel=1e-3)
     again = project.snakemake("results/s/confirmed.yaml", "-n")
     assert "Nothing to be done" in again.stdout + again.stderr, again.stdout + again.stderr
