@@ -60,7 +60,7 @@ def test_the_lowest_lock_has_the_lowest_versions_and_the_newest_lock_is_newer_th
     lowest, newest, node = (pins(name) for name in ("lowest", "newest", "node"))
     minimums = dict(re.findall(r"(?m)^([a-z]+)(?:\[[a-z]+\])?>=([\d.]+)", (ENVS / "node.in").read_text()))
     assert tuple(map(int, minimums["ray"].split("."))) == LEAST_RAY
-    for package in ("ray", "torch", "torchvision", "optuna", "safetensors"):
+    for package in ("ray", "torch", "torchvision", "torchmetrics", "optuna", "safetensors"):
         [version] = lowest[package]
         assert f"{version}.".startswith(f"{minimums[package]}."), package
         assert max(map(Version, newest[package])) >= max(map(Version, node[package]))

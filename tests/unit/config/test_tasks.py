@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs import assert_refused, check, config, own, sweep
+from configs import ROOT, assert_refused, check, config, own, sweep
 from raysweep.config.load import validated
 from raysweep.config.model import Config
-from raysweep.config.tasks import metrics_of, refusal_for_staged
+from raysweep.config.tasks import LISTED, metrics_of, refusal_for_staged
 from raysweep.training.spec import TrainingSpec
 
 
@@ -91,6 +92,14 @@ def test_a_listed_metric_may_be_the_metric_and_have_bounds(root: Path) -> None:
     read = Config.of(check(root, given)).sweeps["s"]
     assert (read.metric, read.mode, read.metrics) == ("f1", "max", ("f1", "accuracy", "auroc", "calibration_error"))
     assert TrainingSpec.of(read).metrics == ("f1", "auroc", "calibration_error")
+
+
+def test_the_document_names_each_metric_with_its_function() -> None:
+    rows = re.findall(r"(?m)^\| `(\w+)` \| `(\w+)` \| (.*) \|$", (ROOT / "docs" / "own-models.md").read_text(encoding="utf-8"))
+    assert [(name, function) for name, function, _ in rows] == [(name, metric.function) for name, metric in LISTED.items()]
+    for name, _, meaning in rows:
+        assert meaning.endswith("Smaller values are better") == (LISTED[name].better == "smaller")
+        assert meaning.startswith("the mean of the classes: ") == LISTED[name].averages_classes
 
 
 def test_staged_data_say_what_the_config_does_not() -> None:
