@@ -99,7 +99,7 @@ def test_the_document_names_each_metric_with_its_function() -> None:
     assert [(name, function) for name, function, _ in rows] == [(name, metric.function) for name, metric in LISTED.items()]
     for name, _, meaning in rows:
         assert meaning.endswith("Smaller values are better") == (LISTED[name].better == "smaller")
-        assert meaning.startswith("the mean of the classes: ") == LISTED[name].averages_classes
+        assert meaning.startswith("the mean of the classes: ") == LISTED[name].is_mean_of_classes
 
 
 def test_staged_data_say_what_the_config_does_not() -> None:

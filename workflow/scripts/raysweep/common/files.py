@@ -68,7 +68,7 @@ def written_aside(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 class OneLine(list[Any]):
-    """A list that `write_yaml` writes as `[1, 2, 3]`, and not with a line for each value."""
+    """Marks a list that `write_yaml` writes in one line, as `[1, 2, 3]`. `write_yaml` gives each value of other lists its own line."""
 
 
 class _DumperWithoutAliases(yaml.SafeDumper):

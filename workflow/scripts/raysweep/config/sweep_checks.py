@@ -177,7 +177,7 @@ def check_metrics(sweep: Section) -> Iterator[Mistake]:
             )
         elif task is not None and (refusal := TASKS[task].refusal_of_metric(metric)):
             yield sweep.mistake(refusal, "metrics", number)
-        elif loss == "multi_margin_loss" and metric in LISTED and LISTED[metric].of == "probabilities":
+        elif loss == "multi_margin_loss" and metric in LISTED and LISTED[metric].compares == "probabilities":
             message = "which gives no probabilities: loss cross_entropy or nll_loss, or leave the metric out"
             yield sweep.mistake(f"{metric!r} is not allowed with loss {loss}, {message}", "metrics", number)
 

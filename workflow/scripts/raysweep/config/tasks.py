@@ -20,8 +20,8 @@ class ListedMetric:
     """Describes a metric that a model reports only if the key `metrics` of the sweep lists the metric."""
 
     function: str  # name of a function of torchmetrics.functional.classification or torchmetrics.functional.regression
-    of: Literal["classes", "probabilities", "numbers"]  # what the function compares with the targets
-    averages_classes: bool = False  # whether the metric is the mean of the values of all classes that the targets contain
+    compares: Literal["classes", "probabilities", "numbers"]  # predictions that the function compares with the targets
+    is_mean_of_classes: bool = False  # whether the metric is the mean of the values of all classes that the targets contain
     better: Literal["larger", "smaller"] = "larger"  # which values are better
 
 
@@ -52,14 +52,14 @@ TASKS: dict[Task, TaskFacts] = {
         ("cross_entropy", "nll_loss", "multi_margin_loss"),
         ("accuracy", "loss", "train_loss"),
         {
-            "balanced_accuracy": ListedMetric("multiclass_accuracy", "classes", averages_classes=True),
-            "f1": ListedMetric("multiclass_f1_score", "classes", averages_classes=True),
-            "precision": ListedMetric("multiclass_precision", "classes", averages_classes=True),
-            "recall": ListedMetric("multiclass_recall", "classes", averages_classes=True),
+            "balanced_accuracy": ListedMetric("multiclass_accuracy", "classes", is_mean_of_classes=True),
+            "f1": ListedMetric("multiclass_f1_score", "classes", is_mean_of_classes=True),
+            "precision": ListedMetric("multiclass_precision", "classes", is_mean_of_classes=True),
+            "recall": ListedMetric("multiclass_recall", "classes", is_mean_of_classes=True),
             "matthews_corrcoef": ListedMetric("multiclass_matthews_corrcoef", "classes"),
             "cohen_kappa": ListedMetric("multiclass_cohen_kappa", "classes"),
-            "auroc": ListedMetric("multiclass_auroc", "probabilities", averages_classes=True),
-            "average_precision": ListedMetric("multiclass_average_precision", "probabilities", averages_classes=True),
+            "auroc": ListedMetric("multiclass_auroc", "probabilities", is_mean_of_classes=True),
+            "average_precision": ListedMetric("multiclass_average_precision", "probabilities", is_mean_of_classes=True),
             "calibration_error": ListedMetric("multiclass_calibration_error", "probabilities", better="smaller"),
         },
     ),

@@ -16,9 +16,8 @@ from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fiel
 from raysweep.config.model import Mode
 from raysweep.record.events import Provenance, ScheduleStep
 
-PREDICTIONS = (
-    "predictions.yaml"  # file in the state folder of a confirmation, to which the evaluation of the published model writes Predictions
-)
+# Name of a file in the state folder of a confirmation. The evaluation of the published model writes Predictions to this file.
+PREDICTIONS = "predictions.yaml"
 T = TypeVar("T")
 EvaluatedOn = Literal["test", "validation"]
 

@@ -29,13 +29,13 @@ def _value(metric: ListedMetric, predicted: torch.Tensor, targets: torch.Tensor)
     # torchmetrics is imported here, because the import takes seconds and most sweeps list no metrics.
     from torchmetrics.functional import classification, regression
 
-    if metric.of == "numbers":
+    if metric.compares == "numbers":
         return float(getattr(regression, metric.function)(predicted, targets))
-    options: dict[str, Any] = {"num_classes": predicted.shape[1]} | ({"average": "none"} if metric.averages_classes else {})
-    compared = predicted.softmax(1) if metric.of == "probabilities" else predicted.argmax(1)
+    options: dict[str, Any] = {"num_classes": predicted.shape[1]} | ({"average": "none"} if metric.is_mean_of_classes else {})
+    compared = predicted.softmax(1) if metric.compares == "probabilities" else predicted.argmax(1)
     value: torch.Tensor = getattr(classification, metric.function)(compared, targets, **options)
     # A model may have outputs for classes that the data do not contain. Such a class has no value, and torchmetrics counts some such classes as 0.
-    return float(value[targets.unique()].mean() if metric.averages_classes else value)
+    return float(value[targets.unique()].mean() if metric.is_mean_of_classes else value)
 
 
 def predictions_of(predicted: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Predictions | None:
