@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from raysweep.common.errors import ConfigError
 from raysweep.config.mistakes import Mistake
-from raysweep.config.schema import schema_at
 from raysweep.config.section import Section, maps_below
 from raysweep.data.manifest import MANIFEST, is_function, is_missing, is_table, missing_source_message
 from raysweep.environment.requirements import check_requirements_files, extras_of, parse_requirements
@@ -105,27 +104,11 @@ def check_target_column(dataset: Section) -> Iterator[Mistake]:
         )
 
 
-def check_split(dataset: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each pair of keys that divide the rows of a data set in two ways, and for keys that generated or published images lack."""
-    values = dataset.values
-    source, group, validation = values["source"], values["group"], values["validation"]
-    is_by_time = values["split"] == "time"
-    if source in ("download", "synthetic"):
-        for key in [key for key, is_given in (("group", group is not None), ("split", is_by_time)) if is_given]:
-            message = f"{values[key]!r} is not allowed with source {source}: it is for arrays, tables and functions. Leave it out"
-            yield dataset.mistake(message, key)
-    if group is not None and group == values["target"]:
-        message = f"{group!r} is not allowed: it is the target. Name another column, or leave group out"
-        yield dataset.mistake(message, "group")
-    if group is not None and is_by_time:
-        yield dataset.mistake(f"'time' is not allowed beside group {group!r}, whose rows may have all times: random", "split")
-    if validation is not None and is_by_time:
-        message = "'time' is not allowed beside validation.folds, because most folds would be validated on rows before their training rows: random"
-        yield dataset.mistake(message, "split")
-    default = schema_at((*dataset.path, "validation_fraction"))["default"]
-    if validation is not None and values["validation_fraction"] != default:
-        message = f"{values['validation_fraction']} is not allowed beside validation.folds, which choose the validation rows: leave it out"
-        yield dataset.mistake(message, "validation_fraction")
+def check_group(dataset: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the column of the groups is the target."""
+    group = dataset.values["group"]
+    if group is not None and group == dataset.values["target"]:
+        yield dataset.mistake(f"{group!r} is not allowed: it is the target. Name another column, or leave group out", "group")
 
 
 def check_names_of_sweeps(names: list[str]) -> Iterator[Mistake]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from raysweep.config.mistakes import Mistake
-from raysweep.config.recipe import AUGMENTATIONS, FIXED_RATE_OPTIMIZERS, OPTIMIZER_SETTINGS
+from raysweep.config.recipe import AUGMENTATIONS, OPTIMIZER_SETTINGS
 from raysweep.config.schema import allowed, is_valid, schema_at, types_of
 from raysweep.config.section import Section
-from raysweep.config.space import OPTIMIZER_KEYS, SEPARATOR, Distribution
+from raysweep.config.space import OPTIMIZER_KEYS, SEPARATOR
 from raysweep.config.sweep_checks import extremes
 
 PIXELS = {"type": "integer", "minimum": 1, "maximum": 1000, "allowed": "a whole number of at least 1 (pixels)"}
@@ -59,7 +59,7 @@ def _numbers_of_recipe(sweep: Section) -> Iterator[tuple[str, ...]]:
                 yield names
 
 
-def _recipe_values(sweep: Section, *keys: str) -> list[Any]:
+def recipe_values(sweep: Section, *keys: str) -> list[Any]:
     """Return the smallest and the largest value of a number of the recipe, or all values, from the search space or from `training`."""
     value = sweep.values["training"]
     for key in keys:
@@ -67,31 +67,12 @@ def _recipe_values(sweep: Section, *keys: str) -> list[Any]:
     return extremes(sweep.space.get(SEPARATOR.join(("training", *keys)), value))
 
 
-def check_recipe(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each part of the recipe that contradicts another part, the loss or the optimiser."""
-    schedule, warmup = sweep.values["training"]["schedule"], _recipe_values(sweep, "warmup_epochs")
-    if schedule["name"] == "onecycle" and any(warmup):
-        yield sweep.mistake(
-            f"{max(warmup)} is not allowed with schedule onecycle, which has its own warm-up: 0", "training", "warmup_epochs"
-        )
-    elif "epochs" in schedule and max(warmup) >= (shortest := min(_recipe_values(sweep, "schedule", "epochs"))):
+def check_warmup(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the warm-up is as long as the schedule, or longer."""
+    warmup = recipe_values(sweep, "warmup_epochs")
+    if "epochs" in sweep.values["training"]["schedule"] and max(warmup) >= (shortest := min(recipe_values(sweep, "schedule", "epochs"))):
         message = f"{max(warmup)} is not allowed: below the {shortest} epochs of the schedule"
         yield sweep.mistake(message, "training", "warmup_epochs")
-    optimizer = sweep.values["optimizer"]
-    if optimizer in FIXED_RATE_OPTIMIZERS:
-        message = f"is not allowed with optimizer {optimizer}, which reads lr only at its beginning, or one step late"
-        if schedule["name"] != "constant":
-            yield sweep.mistake(f"{schedule['name']!r} {message}: constant", "training", "schedule", "name")
-        if any(warmup):
-            yield sweep.mistake(f"{max(warmup)} {message}: 0", "training", "warmup_epochs")
-        if sweep.scheduler == "pbt" and isinstance(sweep.space.get("lr"), Distribution):
-            yield sweep.mistake(f"'pbt' {message}. Give lr one value, or take another optimizer", "scheduler", "name")
-    loss = sweep.values["loss"]
-    for key, unused in (("label_smoothing", 0), ("class_weights", "none")) if loss != "cross_entropy" else ():
-        if used := [value for value in _recipe_values(sweep, key) if value != unused]:
-            yield sweep.mistake(f"{used[-1]} is not allowed with loss {loss}: {unused}, or loss cross_entropy", "training", key)
-    if loss != "cross_entropy" and any("mixup" in operation for operation in sweep.values["training"]["augment"]):
-        yield sweep.mistake(f"mixup is not allowed with loss {loss}: leave it out, or take loss cross_entropy", "training", "augment")
 
 
 def check_augmentation(sweep: Section) -> Iterator[Mistake]:

@@ -11,6 +11,7 @@ from functools import partial
 
 from raysweep.config import config_checks, recipe_checks, sweep_checks
 from raysweep.config.mistakes import Mistake, Mistakes
+from raysweep.config.pairs import PAIRS_OF_DATASET, PAIRS_OF_SWEEP
 from raysweep.config.section import Section
 
 
@@ -47,7 +48,8 @@ RULES_OF_CONFIG = (
 RULES_OF_DATASET = (
     Rule(config_checks.check_source, "source", "resources_dir"),
     Rule(config_checks.check_target_column, "source target task"),
-    Rule(config_checks.check_split, "source target group split validation validation_fraction"),
+    Rule(config_checks.check_group, "target group"),
+    *(Rule(pair.check, pair.keys) for pair in PAIRS_OF_DATASET),
 )
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
@@ -67,17 +69,15 @@ RULES_OF_SWEEP = (
     Rule(recipe_checks.check_optimizer, "search_space model optimizer", only_for_models=True),
     Rule(recipe_checks.check_searched_recipe, "search_space model training", only_for_models=True),
     Rule(recipe_checks.check_augmentation, "training.augment model", only_for_models=True),
-    Rule(recipe_checks.check_recipe, "search_space model training loss max_epochs optimizer scheduler", only_for_models=True),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),
-    Rule(sweep_checks.check_keys_of_model, "model loss optimizer training metrics"),
     Rule(sweep_checks.check_grace_period, "scheduler max_epochs"),
-    Rule(sweep_checks.check_scheduler_that_takes_all, "scheduler repeats search_algorithm max_concurrent trial_resources.gpu"),
-    Rule(sweep_checks.check_folds, "dataset repeats scheduler fuse model", "datasets"),
     Rule(sweep_checks.check_pbt, "scheduler search_space model"),
-    Rule(sweep_checks.check_fuse, "fuse model"),
     Rule(sweep_checks.check_allocation, "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes"),
     Rule(partial(sweep_checks.check_fits_node, key="cpu"), "trial_resources.cpu allocation.cpus_per_node"),
     Rule(sweep_checks.check_gpus_of_trial, "trial_resources.gpu allocation.gpus_per_node"),
+    *(Rule(pair.check, pair.keys, "datasets") for pair in PAIRS_OF_SWEEP),
+    # These two checks compare the values of settings that may exclude each other, so the pairs come first.
+    Rule(recipe_checks.check_warmup, "search_space model training max_epochs", only_for_models=True),
     Rule(sweep_checks.check_workers, "trial_resources allocation model"),
 )
 

@@ -17,7 +17,7 @@ from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
 from raysweep.config.schema import hint, is_class
-from raysweep.config.section import Section, folds_of
+from raysweep.config.section import Section
 from raysweep.config.space import (
     Choice,
     Distribution,
@@ -250,63 +250,11 @@ def extremes(value: Any) -> list[Any]:
     return list(value.values) if isinstance(value, Choice) else [value]
 
 
-def check_keys_of_model(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a sweep with a trainable has a key that only a sweep with a model may have."""
-    for key in ("loss", "optimizer", "training", "metrics"):
-        if not sweep.is_of_model and sweep.values.get(key, []) != []:
-            yield sweep.mistake(f"{sweep.values[key]!r} is not allowed beside trainable: it belongs to model", key)
-
-
-def check_fuse(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the config asks to train trials of a trainable together, because only trials of a model can be trained together."""
-    if not sweep.is_of_model and sweep.values["fuse"] == "on":
-        message = "'on' is not allowed: auto or off with a trainable, since only trials of a model can be trained together"
-        yield sweep.mistake(message, "fuse")
-
-
 def check_grace_period(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where `grace_period` exceeds `max_epochs`, because the scheduler could then never stop a trial."""
     grace_period, max_epochs = sweep.values["scheduler"].get("grace_period", 1), sweep.values["max_epochs"]
     if grace_period > max_epochs:
         yield sweep.mistake(f"{grace_period} is not allowed: at most max_epochs, {max_epochs}", "scheduler", "grace_period")
-
-
-def check_scheduler_that_takes_all(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each key that hyperband or pbt does not support. These schedulers start with all trials of the sweep and pause trials."""
-    if sweep.scheduler not in ("hyperband", "pbt"):
-        return
-    name = f"with scheduler {sweep.scheduler}"
-    if sweep.values["repeats"] > 1 and not folds_of(sweep.values, sweep.config):
-        message = f"{sweep.values['repeats']} is not allowed {name}, which pauses trials one by one: 1, or scheduler asha"
-        yield sweep.mistake(message, "repeats")
-    if sweep.algorithm not in ("random", "grid"):
-        message = f"{sweep.algorithm!r} is not allowed {name}, which takes all configurations before there is a result to learn from"
-        yield sweep.mistake(f"{message}: random or grid, or scheduler asha", "search_algorithm")
-    if sweep.values["max_concurrent"] is not None:
-        message = f"{sweep.values['max_concurrent']} is not allowed {name}, which takes all trials"
-        yield sweep.mistake(f"{message}: leave it out, or take scheduler asha", "max_concurrent")
-    if sweep.values["trial_resources"]["gpu"] == "auto":
-        message = f"auto is not allowed {name}, which starts all trials before one could be measured"
-        yield sweep.mistake(f"{message}: a number, or scheduler asha", "trial_resources", "gpu")
-
-
-def check_folds(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake for each key of a sweep that a data set with folds does not allow."""
-    folds = folds_of(sweep.values, sweep.config)
-    if folds is None:
-        return
-    key = f"datasets.{sweep.values['dataset']}.validation.folds {folds}"
-    if sweep.values["repeats"] != folds:
-        message = (
-            f"{sweep.values['repeats']} is not allowed with {key}, because each fold is one trial of a configuration: leave repeats out"
-        )
-        yield sweep.mistake(message, "repeats")
-    if sweep.scheduler in ("hyperband", "pbt"):
-        message = f"{sweep.scheduler!r} is not allowed with {key}, because this scheduler pauses trials one by one: none, asha or median"
-        yield sweep.mistake(message, "scheduler", "name")
-    if sweep.is_of_model and sweep.values["fuse"] == "on":
-        message = f"'on' is not allowed with {key}, because trials that are trained together share their rows: auto or off"
-        yield sweep.mistake(message, "fuse")
 
 
 def check_pbt(sweep: Section) -> Iterator[Mistake]:
@@ -356,19 +304,11 @@ def check_fits_node(sweep: Section, key: str) -> Iterator[Mistake]:
 
 
 def check_workers(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a trial has workers and the sweep allows none, or where the nodes of the allocation cannot hold a trial with its workers."""
+    """Yield a mistake where the nodes of the allocation cannot hold a trial with its workers."""
     resources, allocation = sweep.values["trial_resources"], sweep.values["allocation"]
     if resources["workers"] is None:
         return
     workers, key = WorkerResources(**resources["workers"]), ("trial_resources", "workers")
-    if sweep.is_of_model:
-        message = f"{workers} are not allowed with model, which the workflow trains in one process: leave workers out, or write a trainable"
-        yield sweep.mistake(message, *key)
-        return
-    if resources["gpu"] == "auto":
-        message = "auto is not allowed with workers, because the workflow cannot measure the GPU memory of the workers' processes: a number"
-        yield sweep.mistake(message, "trial_resources", "gpu")
-        return
     node = NodeSize("", allocation["cpus_per_node"], allocation["gpus_per_node"])
     trial = TrialResources(resources["cpu"], resources["gpu"])
     if capacity([node], trial) and not capacity([node] * allocation["nodes"], replace(trial, workers=workers)):
