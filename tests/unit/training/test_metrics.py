@@ -64,10 +64,19 @@ def test_the_metrics_of_classes_are_those_of_scikit_learn(num_outputs: int) -> N
     assert listed_metrics(CLASSES, outputs, labels) == pytest.approx(expected_of_classes(outputs, labels), rel=1e-5)
 
 
-def test_the_metrics_of_numbers_are_those_of_scikit_learn() -> None:
+@pytest.mark.filterwarnings("ignore:.*No negative samples.*", "ignore:.*No positive samples.*")
+def test_rows_of_one_class_have_no_roc_curve() -> None:
+    outputs, labels = some_outputs(3)
+    values = listed_metrics(("auroc", "f1"), outputs, labels * 0)
+    assert math.isnan(values["auroc"])
+    assert values["f1"] > 0
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_the_metrics_of_numbers_are_those_of_scikit_learn(unit: float) -> None:
     generator = np.random.default_rng(0)
-    y = generator.normal(50, 20, 200)
-    predicted = y + generator.normal(3, 10, 200)
+    y = unit * generator.normal(50, 20, 200)
+    predicted = y + unit * generator.normal(3, 10, 200)
     assert listed_metrics(NUMBERS, torch.from_numpy(predicted), torch.from_numpy(y)) == pytest.approx(
         {
             "mape": sklearn_metrics.mean_absolute_percentage_error(y, predicted),

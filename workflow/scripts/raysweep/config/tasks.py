@@ -22,6 +22,7 @@ class ListedMetric:
     function: str  # name of a function of torchmetrics.functional.classification or torchmetrics.functional.regression
     compares: Literal["classes", "probabilities", "numbers"]  # predictions that the function compares with the targets
     is_mean_of_classes: bool = False  # whether the metric is the mean of the values of all classes that the targets contain
+    needs_two_classes: bool = False  # whether the metric has no value where all targets belong to one class
     better: Literal["larger", "smaller"] = "larger"  # which values are better
 
 
@@ -58,7 +59,7 @@ TASKS: dict[Task, TaskFacts] = {
             "recall": ListedMetric("multiclass_recall", "classes", is_mean_of_classes=True),
             "matthews_corrcoef": ListedMetric("multiclass_matthews_corrcoef", "classes"),
             "cohen_kappa": ListedMetric("multiclass_cohen_kappa", "classes"),
-            "auroc": ListedMetric("multiclass_auroc", "probabilities", is_mean_of_classes=True),
+            "auroc": ListedMetric("multiclass_auroc", "probabilities", is_mean_of_classes=True, needs_two_classes=True),
             "average_precision": ListedMetric("multiclass_average_precision", "probabilities", is_mean_of_classes=True),
             "calibration_error": ListedMetric("multiclass_calibration_error", "probabilities", better="smaller"),
         },

@@ -30,12 +30,17 @@ def _value(metric: ListedMetric, predicted: torch.Tensor, targets: torch.Tensor)
     from torchmetrics.functional import classification, regression
 
     if metric.compares == "numbers":
-        return float(getattr(regression, metric.function)(predicted, targets))
+        # The formulas do not depend on the unit, but the constant 1e-6, which torchmetrics uses against a division by 0, would change small numbers.
+        unit = float(targets.abs().mean()) or 1.0
+        return float(getattr(regression, metric.function)(predicted / unit, targets / unit))
+    present = targets.unique()
+    if metric.needs_two_classes and len(present) == 1:
+        return math.nan  # torchmetrics returns 0
     options: dict[str, Any] = {"num_classes": predicted.shape[1]} | ({"average": "none"} if metric.is_mean_of_classes else {})
     compared = predicted.softmax(1) if metric.compares == "probabilities" else predicted.argmax(1)
     value: torch.Tensor = getattr(classification, metric.function)(compared, targets, **options)
     # A model may have outputs for classes that the data do not contain. Such a class has no value, and torchmetrics counts some such classes as 0.
-    return float(value[targets.unique()].mean() if metric.is_mean_of_classes else value)
+    return float(value[present].mean() if metric.is_mean_of_classes else value)
 
 
 def predictions_of(predicted: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Predictions | None:
