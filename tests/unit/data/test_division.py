@@ -135,7 +135,12 @@ def test_the_last_rows_in_the_order_of_time_are_the_test_and_the_validation_part
         (
             {"y": NUMBERS},
             {"validation": Validation(60)},
-            "validation.folds: 60 is not allowed with 60 rows: at least 61 rows, one for each",
+            r"source: has 60 rows\. Allowed: at least 61, one for each of the 60 folds, test\.",
+        ),
+        (
+            {"x": ROWS[:2], "y": NUMBERS[:2]},
+            {"test_fraction": 0.5, "validation_fraction": 0.5},
+            r"source: has 2 rows\. Allowed: at least 3, one for each of train, validation, test\.",
         ),
     ],
 )

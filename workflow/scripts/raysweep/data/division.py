@@ -74,10 +74,9 @@ def _refuse_few_rows(spec: DatasetSpec, rows: Rows, classes: Sequence[str], samp
             )
     elif classes and not rows.is_in_order_of_time:
         refuse_small_classes(rows.labels, classes, num_parts, names, f"datasets.{spec.name}.source")
-    elif spec.folds and len(rows) < num_parts:
+    elif len(rows) < num_parts:
         raise ConfigError(
-            f"datasets.{spec.name}.validation.folds: {spec.folds} is not allowed with {plural(len(rows), 'row')}: at least {num_parts} rows, one for "
-            f"each of {names}."
+            f"datasets.{spec.name}.source: has {plural(len(rows), 'row')}. Allowed: at least {num_parts}, one for each of {names}."
         )
 
 
