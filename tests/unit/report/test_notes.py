@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_split_sizes_and_the_standard_error_of_an_accuracy(tmp_path: Path) -> No
     text = note(with_values(tmp_path, [0.5, 0.1]), "Split sizes").text
     assert "Trained on 45,000, compared on 5,000 validation examples; 10,000 test examples were kept for the confirmation" in text
     assert "standard error of 0.0071" in text  # √(0.5 · 0.5 / 5000)
+
+
+def test_the_standard_error_over_folds_is_that_of_all_rows(tmp_path: Path) -> None:
+    inputs = with_values(tmp_path, [0.5, 0.1])
+    assert inputs.data is not None
+    text = note(replace(inputs, data=replace(inputs.data, folds=10)), "Split sizes").text
+    assert "compared on 5,000 validation examples in fold 0 of 10; " in text
+    assert "From 50,000 examples, an accuracy of 0.5 has a standard error of 0.0022" in text
+    assert "validation split" not in note(replace(inputs, data=replace(inputs.data, split="time")), "What was seeded").text
 
 
 def test_seeds_are_said_for_models_and_for_trainables(tmp_path: Path) -> None:

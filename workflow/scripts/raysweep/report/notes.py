@@ -113,20 +113,22 @@ def _splits(inputs: Inputs) -> Note:
     if inputs.data is None:
         text = "The trainable decides how it splits its data, and on which part it measures its validation figure."
         return Note("info", "The trainable brings its own data", text)
-    sizes = inputs.data.splits
+    sizes, folds = inputs.data.splits, inputs.data.folds
+    of_fold = f" in fold 0 of {folds}" if folds else ""
+    num_compared = sizes["validation"] + (sizes["train"] if folds else 0)  # each row is a validation row of one fold
     use = "were kept for the confirmation, and nothing else reads them" if inputs.confirmed.is_on_test else "were not used"
-    text = f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples; {plural(sizes['test'], 'test example')} {use}."
+    text = f"Trained on {sizes['train']:,}, compared on {sizes['validation']:,} validation examples{of_fold}; {plural(sizes['test'], 'test example')} {use}."
     value = inputs.best.value
-    if inputs.metric == "accuracy" and 0 < value < 1 and sizes["validation"]:
-        error = math.sqrt(value * (1 - value) / sizes["validation"])
-        text += f" From {sizes['validation']:,} examples, an accuracy of {number(value)} has a standard error of {error:.2g}."
+    if inputs.metric == "accuracy" and 0 < value < 1 and num_compared:
+        error = math.sqrt(value * (1 - value) / num_compared)
+        text += f" From {num_compared:,} examples, an accuracy of {number(value)} has a standard error of {error:.2g}."
     return Note("info", "Split sizes", text)
 
 
 def _seeded(inputs: Inputs) -> Note:
     """Return a note on the choices that the seed decides, and on the choices that may differ when the sweep runs again."""
-    header = inputs.header
-    split = f" the validation split (seed {inputs.data.seed})," if inputs.data is not None else ""
+    header, data = inputs.header, inputs.data
+    split = f" the validation split (seed {data.seed})," if data is not None and data.split != "time" else ""
     text = f"From seed {header.seed}: the configurations,{split} each trial’s own seed"
     if header.model:
         text += ", with it a model’s first weights, and the order of the training data, which is the same for all trials."
