@@ -84,8 +84,22 @@ def test_the_metrics_of_numbers_are_those_of_scikit_learn(unit: float) -> None:
             "pearson_corrcoef": stats.pearsonr(y, predicted).statistic,
             "spearman_corrcoef": stats.spearmanr(y, predicted).statistic,
         },
-        rel=1e-6,  # torchmetrics computes ranks in float32
+        rel=1e-9,
     )
+
+
+def test_the_correlation_of_ranks_is_right_for_many_equal_numbers() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.random(100_000) * (np.arange(100_000) >= 70_000)
+    predicted = y + generator.normal(0, 0.1, 100_000)
+    values = listed_metrics(("spearman_corrcoef",), torch.from_numpy(predicted), torch.from_numpy(y))
+    assert values["spearman_corrcoef"] == pytest.approx(stats.spearmanr(y, predicted).statistic)
+
+
+@pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero")
+def test_predictions_that_are_all_equal_have_no_correlation() -> None:
+    values = listed_metrics(NUMBERS, torch.ones(9).double(), torch.arange(9).double())
+    assert [name for name, value in values.items() if math.isnan(value)] == ["pearson_corrcoef", "spearman_corrcoef"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

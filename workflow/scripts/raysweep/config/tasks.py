@@ -20,7 +20,7 @@ class ListedMetric:
     """Describes a metric that a model reports only if the key `metrics` of the sweep lists the metric."""
 
     function: str  # name of a function of torchmetrics.functional.classification or torchmetrics.functional.regression
-    compares: Literal["classes", "probabilities", "numbers"]  # predictions that the function compares with the targets
+    compares: Literal["classes", "probabilities", "numbers", "ranks"]  # predictions that the function compares with the targets
     is_mean_of_classes: bool = False  # whether the metric is the mean of the values of all classes that the targets contain
     needs_two_classes: bool = False  # whether the metric has no value where all targets belong to one class
     better: Literal["larger", "smaller"] = "larger"  # which values are better
@@ -72,7 +72,7 @@ TASKS: dict[Task, TaskFacts] = {
             "mape": ListedMetric("mean_absolute_percentage_error", "numbers", better="smaller"),
             "explained_variance": ListedMetric("explained_variance", "numbers"),
             "pearson_corrcoef": ListedMetric("pearson_corrcoef", "numbers"),
-            "spearman_corrcoef": ListedMetric("spearman_corrcoef", "numbers"),
+            "spearman_corrcoef": ListedMetric("pearson_corrcoef", "ranks"),
         },
     ),
 }

@@ -29,7 +29,9 @@ def _value(metric: ListedMetric, predicted: torch.Tensor, targets: torch.Tensor)
     # torchmetrics is imported here, because the import takes seconds and most sweeps list no metrics.
     from torchmetrics.functional import classification, regression
 
-    if metric.compares == "numbers":
+    if metric.compares == "ranks":
+        predicted, targets = _ranks(predicted), _ranks(targets)
+    if metric.compares in ("numbers", "ranks"):
         # The formulas do not depend on the unit, but the constant 1e-6, which torchmetrics uses against a division by 0, would change small numbers.
         unit = float(targets.abs().mean()) or 1.0
         return float(getattr(regression, metric.function)(predicted / unit, targets / unit))
@@ -41,6 +43,15 @@ def _value(metric: ListedMetric, predicted: torch.Tensor, targets: torch.Tensor)
     value: torch.Tensor = getattr(classification, metric.function)(compared, targets, **options)
     # A model may have outputs for classes that the data do not contain. Such a class has no value, and torchmetrics counts some such classes as 0.
     return float(value[present].mean() if metric.is_mean_of_classes else value)
+
+
+def _ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the rank of each value, float64 [n]. Equal values have the mean of their ranks.
+
+    The function spearman_corrcoef of torchmetrics 1.9 is not used, because the function adds ranks as int32, and the sum of 66,000 ranks is too large.
+    """
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1).double() / 2)[inverse]
 
 
 def predictions_of(predicted: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Predictions | None:
