@@ -68,7 +68,15 @@ ASK_FOR_GPU_VARIABLE = (
 # Prefixes of environment variables that Ray does not inherit from the user.
 SETTINGS_OF_THE_USER = ("RAY_", "TUNE_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 # Snakemake sets these variables to the CPUs of the whole job. Where OMP_NUM_THREADS is not set, Ray sets it in each process to the CPUs of the trial or worker.
-THREADS_OF_THE_JOB = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# A library reads OMP_NUM_THREADS only where the library's own variable is not set: NumPy's OpenBLAS, for example, reads OPENBLAS_NUM_THREADS first.
+THREADS_OF_THE_JOB = (
+    "OMP_NUM_THREADS",
+    "GOTO_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 
 
 def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
