@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -139,6 +140,14 @@ def test_a_model_of_images_predicts_the_names_of_classes(tmp_path: Path, file: s
     assert loaded["facts"]["config"]["momentum"] == 0.9
 
 
+def test_the_inputs_of_a_moved_model_are_on_the_device_of_the_model(tmp_path: Path) -> None:
+    files = {"net.py": NET, "helper_of_net.py": "scale = 2\n"}
+    folder, _, rows = published(tmp_path, files, "net.py:Net", images(tmp_path), width=5, block={"depth": 2}, limit=math.inf)
+    loaded = runpy.run_path(str(folder / "load.py"))
+    loaded["model"].to("meta")  # stands for a GPU
+    assert loaded["prepare"](rows).device.type == "meta"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lazy_layers_get_their_sizes_and_weights_keep_their_type(tmp_path: Path, dtype: str) -> None:
     folder, trainer, rows = published(tmp_path, {"net.py": LAZY}, "net.py:Net", images(tmp_path), dtype=dtype)
@@ -163,10 +172,13 @@ def test_a_regression_on_a_table_is_encoded_and_predicted_in_the_unit_of_the_tar
     assert loaded["predict"](rows) == pytest.approx(expected.tolist(), rel=1e-6)
 
     mean_size = data[0].columns[0].fill
-    encoded = loaded["encode"]({"size": [50.0, math.nan, None], "colour": ["red", "green", None]})
-    assert encoded[:, 0].tolist() == [50, mean_size, mean_size]
-    assert encoded[:2, 1:].tolist() == [[0, 1, 0], [0, 0, 1]], "the categories are blue, red, and any other text"
-    assert encoded[2, 1:].tolist() in ([1, 0, 0], [0, 1, 0]), "a missing text is the most frequent one"
+    table = {"size": [50.0, math.nan, None], "colour": ["red", "green", None]}
+    nullable = pd.DataFrame(table).convert_dtypes()  # missing values are pandas.NA
+    assert nullable["size"][1] is nullable["colour"][2] is pd.NA
+    for encoded in (loaded["encode"](table), loaded["encode"](nullable)):
+        assert encoded[:, 0].tolist() == [50, mean_size, mean_size]
+        assert encoded[:2, 1:].tolist() == [[0, 1, 0], [0, 0, 1]], "the categories are blue, red, and any other text"
+        assert encoded[2, 1:].tolist() in ([1, 0, 0], [0, 1, 0]), "a missing text is the most frequent one"
 
 
 def test_two_models_whose_files_have_one_name_load_in_one_process(tmp_path: Path) -> None:

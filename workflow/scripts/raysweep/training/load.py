@@ -43,12 +43,16 @@ def _figures(key: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def prepare(rows: Any) -> torch.Tensor:
-    """Return the inputs of the model for rows [n, …] of the data as they are staged: uint8 images become −1 … 1, and floats are standardised."""
+    """Return the inputs of the model for rows [n, …] of the data as they are staged: uint8 images become −1 … 1, and floats are standardised.
+
+    The inputs have the type of the model's weights, and are on the device of the weights.
+    """
+    weights = next(model.parameters())
     rows = torch.as_tensor(np.array(rows))
     if facts["inputs"] is None:
-        return (rows.float() / 127.5 - 1).to(_dtype)
+        return (rows.float() / 127.5 - 1).to(weights.device, weights.dtype)
     mean, deviation = _figures("inputs")
-    return ((rows - mean) / deviation).to(_dtype)
+    return ((rows - mean) / deviation).to(weights.device, weights.dtype)
 
 
 def predict(rows: Any) -> list[Any]:
@@ -58,7 +62,7 @@ def predict(rows: Any) -> list[Any]:
     if facts["target"] is None:
         return [facts["classes"][number] for number in outputs.argmax(1).tolist()]
     mean, deviation = _figures("target")
-    numbers: list[Any] = (outputs.flatten().double() * deviation + mean).tolist()
+    numbers: list[Any] = (outputs.flatten().double().cpu() * deviation + mean).tolist()
     return numbers
 
 
@@ -66,7 +70,8 @@ def encode(table: Mapping[str, Any]) -> np.ndarray:
     """Return the rows, float64 [n, inputs], of a table, which is a DataFrame or a map from the name of each column to its values."""
     parts = []
     for column in facts["columns"]:
-        values = [column["fill"] if value is None or value != value else value for value in table[column["name"]]]
+        # A comparison of pandas.NA is neither true nor false, so the text of the comparison is examined.
+        values = [column["fill"] if value is None or str(value == value) != "True" else value for value in table[column["name"]]]
         if names := column.get("categories"):
             # The last place is for texts that the training part does not have.
             places = [names.index(str(value)) if str(value) in names else len(names) for value in values]
@@ -79,7 +84,6 @@ def encode(table: Mapping[str, Any]) -> np.ndarray:
 with safe_open(WEIGHTS, "pt") as _weights:
     _metadata: dict[str, str] = _weights.metadata() or {}
 model: torch.nn.Module = _model_class()(**facts["arguments"], **json.loads(_metadata.get("arguments", "{}")))
-_dtype = next(model.parameters()).dtype
 if "lazy_layers" in _metadata:
     # A first batch gives the lazy layers their sizes. load_model replaces all values.
     model(prepare(np.zeros((2, *facts["row_shape"]), np.uint8 if facts["inputs"] is None else np.float32)))
