@@ -168,11 +168,14 @@ def test_the_listed_metrics_and_the_predictions_of_the_test_set_are_shown(tmp_pa
     assert 'id="chart-confusion"' not in page
 
 
-def test_a_trainable_without_checkpoints_is_said_to_leave_no_model(tmp_path: Path) -> None:
-    inputs = made_up(tmp_path, {"on": "validation"}, dataset=None, model=None, optimizer=None, loss=None, trainable="train.py:train")
+@pytest.mark.parametrize("target", [{}, {"dataset": None, "model": None, "optimizer": None, "loss": None, "trainable": "train.py:train"}])
+def test_a_page_without_a_model_names_the_file_with_the_reason(tmp_path: Path, target: dict[str, Any]) -> None:
+    inputs = made_up(tmp_path, {"on": "validation"}, **target)
     assert "checkpoint after epoch 1" in page_of(inputs, tmp_path)
     inputs = replace(inputs, best=replace(inputs.best, model_epoch=None))
-    assert "saved no checkpoint" in page_of(inputs, tmp_path)
+    page = page_of(inputs, tmp_path)
+    assert "README.txt says why" in page
+    assert "load.py" not in page
 
 
 def test_the_cost_stands_beside_what_was_planned(tmp_path: Path) -> None:

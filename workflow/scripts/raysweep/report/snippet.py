@@ -14,7 +14,7 @@ from raysweep.report.inputs import Inputs
 
 def snippet(inputs: Inputs, root: Path) -> str:
     """Return the program that the page shows. The user runs the program in `root`, the folder in which the workflow runs."""
-    if inputs.header.model:
+    if inputs.header.model and inputs.best.model_epoch is not None:
         return _model_snippet(inputs, root)
     return "\n".join(
         [
