@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from configs import assert_refused, check, config, ids, num_trials, own, refusal, sweep
+from user_files import write_files
 
 
 def test_a_trainable_has_neither_loss_nor_optimizer(root: Path) -> None:
@@ -347,3 +348,11 @@ def test_a_class_is_no_trainable(root: Path) -> None:
         assert check(root, own(trainable=f"own.py:{name}"))["sweeps"]["s"]["trainable"] == f"own.py:{name}"
     (root / "net.py").write_text("class Net: ...\n")
     assert check(root, config(model="net.py:Net"))["sweeps"]["s"]["model"] == "net.py:Net"
+
+
+def test_a_loss_whose_files_have_the_names_of_the_models_files_is_refused(root: Path) -> None:
+    write_files(root, {"a/net.py": "class Net: ...\n", "b/net.py": "def mine(outputs, targets): ...\n"})
+    text = refusal(root, config(model="a/net.py:Net", loss="b/net.py:mine"))
+    assert (
+        f"loss: 'b/net.py:mine' is not allowed: the model needs {root}/a/net.py, the loss needs {root}/b/net.py, and Python would" in text
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.common.errors import ConfigError
-from raysweep.usercode.target import SCRIPTS_DIR, defined_names_of, find_target, local_sources
+from raysweep.usercode.target import SCRIPTS_DIR, defined_names_of, files_with_one_name, find_target, local_sources
 from user_files import write_files
 
 
@@ -178,3 +178,11 @@ def test_the_packages_that_a_module_lies_in_are_run_too(tmp_path: Path) -> None:
     write_files(tmp_path, {"lib/__init__.py": "import setting\n", "lib/nets/net.py": "class Net: ...\n", "setting.py": ""})
     assert sources_of("lib.nets.net:Net", tmp_path) == {"lib/__init__.py", "lib/nets/net.py", "setting.py"}
     assert sources_of("lib/nets/net.py:Net", tmp_path) == {"lib/nets/net.py"}
+
+
+def test_two_files_of_one_name_are_found_and_one_file_of_two_targets_is_not(tmp_path: Path) -> None:
+    net, loss = "import utils\nclass Net: ...\n", "import utils\ndef mine(outputs, targets): ...\n"
+    write_files(tmp_path, {"a/net.py": net, "a/utils.py": "", "a/loss.py": loss, "b/loss.py": loss, "b/utils.py": ""})
+    model, beside, elsewhere = (find_target(text, tmp_path) for text in ("a/net.py:Net", "a/loss.py:mine", "b/loss.py:mine"))
+    assert files_with_one_name(model, beside) is None
+    assert files_with_one_name(model, elsewhere) == (tmp_path / "a/utils.py", tmp_path / "b/utils.py")

@@ -31,7 +31,7 @@ from raysweep.config.space import (
 )
 from raysweep.config.tasks import LISTED, METRICS_TO_RAISE, TASKS, is_own_loss, listed_metrics_of, metrics_of, task_of
 from raysweep.environment.requirements import lists
-from raysweep.usercode.target import find_target, local_sources
+from raysweep.usercode.target import files_with_one_name, find_target, local_sources
 from raysweep.usercode.target import is_class as target_is_class
 
 
@@ -183,15 +183,17 @@ def check_metrics(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_loss(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the loss is for another task than the task that the config says, or where the user's own loss is no function."""
+    """Yield a mistake where the loss is for another task than the config says, or where the user's own loss is no function or cannot be imported."""
     task, loss = task_of(sweep.values, sweep.config), sweep.values["loss"]
     known = [name for facts in TASKS.values() for name in facts.losses]
     if is_own_loss(loss):
         try:
-            target = find_target(loss, sweep.root)
-            local_sources(target)
+            target, model = (find_target(text, sweep.root) for text in (loss, sweep.values["model"]))
             if target_is_class(target):
                 yield sweep.mistake(f"{loss!r} is not allowed: {target.name} is a class. Allowed: a function of (outputs, targets)", "loss")
+            if files := files_with_one_name(model, target):
+                reason = f"the model needs {files[0]}, the loss needs {files[1]}, and Python would import only one of them. Rename one"
+                yield sweep.mistake(f"{loss!r} is not allowed: {reason}", "loss")
         except ConfigError as error:
             yield sweep.mistake(str(error), "loss")
     elif loss not in known:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from raysweep.usercode.target import Target, local_sources
+from raysweep.usercode.target import Target, local_sources, module_name
 
 # Environment variable with the folder that `write_for_processes` has written. Each Python process with this variable imports the frozen files, such as Ray's
 # tasks and actors, processes of `multiprocessing`, and programs that a trial starts.
@@ -137,8 +137,7 @@ class _FrozenFinder:
         """Make this process import the files of `code` with the content that `code` contains."""
         for root, path in itertools.product((target.import_root for target in code.targets), code.contents):
             if path.is_relative_to(root):
-                parts = path.relative_to(root).with_suffix("").parts
-                self.path_of_module[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+                self.path_of_module[module_name(path, root)] = path
         self.contents |= code.contents
         if self not in sys.meta_path:
             # This finder stands behind the finder of built-in modules, because built-in modules also precede the folders on sys.path.

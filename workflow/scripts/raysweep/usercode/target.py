@@ -36,6 +36,12 @@ def _module_file(name: str, root: Path) -> Path | None:
     return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
+def module_name(path: Path, root: Path) -> str:
+    """Return the dotted name by which a file below `root` is imported, where `root` is on sys.path."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def find_target(text: str, root: Path) -> Target:
     """Return the target that `text` describes. Relative paths and modules start at `root`.
 
@@ -153,3 +159,10 @@ def local_sources(target: Target) -> list[Path]:
         for module in _imported_modules(_parse(path, config_value), path.parent.relative_to(root).parts):
             unread += files_of(module)
     return sorted(sources)
+
+
+def files_with_one_name(one: Target, other: Target) -> tuple[Path, Path] | None:
+    """Return a file of each target, where both files have the same module name, so that one process cannot import both. Return None if no such files exist."""
+    files = {module_name(path, one.import_root): path for path in local_sources(one)}
+    pairs = ((files.get(module_name(path, other.import_root), path), path) for path in local_sources(other))
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)
