@@ -59,7 +59,7 @@ def make_trainer(epochs, **options):
 
 
 def train(config):
-    """What a trial does. A trial that was interrupted goes on from its last checkpoint."""
+    """Train one trial. A trial that was interrupted goes on from its last checkpoint."""
     seed = int(os.environ["RAYSWEEP_SEED"])
     pl.seed_everything(seed, verbose=False)
     rows, validation, _ = load_rows()
@@ -72,7 +72,7 @@ def train(config):
 
 
 def confirm(config, seed, epochs):
-    """The best configuration once more, with a new seed, on all rows that are not of the test; the only place where those are looked at."""
+    """Train the best configuration once more, with a new seed, on all rows except the test rows. Only this function uses the test rows."""
     pl.seed_everything(seed, verbose=False)
     rows, validation, test = load_rows()
     model, trainer = Classifier(**config), make_trainer(epochs)

@@ -27,7 +27,7 @@ def load_table():
 
 
 def train(config):
-    """What a trial does. A trial that was interrupted goes on from its last checkpoint."""
+    """Train one trial. A trial that was interrupted goes on from its last checkpoint."""
     rows, validation, _ = (xgboost.DMatrix(x, y) for x, y in load_table())
     report = ReportEachTenTrees({"logloss": "validation-logloss"}, frequency=1, checkpoint_at_end=False)
     model, first = None, 0
@@ -41,7 +41,7 @@ def train(config):
 
 
 def confirm(config, seed, epochs):
-    """The best configuration once more, with a new seed, on all rows that are not of the test; the only place where those are looked at."""
+    """Train the best configuration once more, with a new seed, on all rows except the test rows. Only this function uses the test rows."""
     (x_train, y_train), (x_validation, y_validation), (x_test, y_test) = load_table()
     rows = xgboost.DMatrix([*x_train, *x_validation], [*y_train, *y_validation])
     model = xgboost.train({**config, "objective": "binary:logistic", "seed": seed}, rows, epochs * TREES_PER_REPORT)
