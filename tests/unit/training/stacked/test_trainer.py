@@ -121,6 +121,22 @@ def test_bfloat16_together_is_that_of_each_alone_but_for_rounding() -> None:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
+def test_a_loss_of_the_users_own_is_computed_outside_the_autocast_of_bfloat16() -> None:
+    """In autocast, CUDA refuses functions such as F.binary_cross_entropy."""
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        assert outputs.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    images, labels = some_data(33, side=4)
+    group = trainers(Convolutional, recipe=Recipe(precision="bf16"), double=False, own_loss=loss)
+    stacked_trainer(2).train_epoch(group, [1] * 3, images, labels)
+    stacked_trainer(2).evaluate(group, images, labels)
+    group[0].train_epoch(images, labels, 2)
+    group[0].evaluate(images, labels)
+
+
 @pytest.mark.parametrize("share_rows", [False, True])
 def test_a_trainer_leaves_and_another_enters_and_epochs_differ(share_rows: bool) -> None:
     assert_members_come_and_go(stacked_trainer(2, share_rows), trainers(Dense, "adam"), trainers(Dense, "adam"), some_data(19))

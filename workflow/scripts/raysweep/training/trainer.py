@@ -273,10 +273,12 @@ class Trainer:
         """Return the sums of the rows, float64 [sums], see Preparation.sums, and the outputs of each batch, see Preparation.predicted."""
         model = self.evaluated_model.eval()
         sums, predicted = torch.zeros((), dtype=torch.float64, device=self.device), []
-        with torch.inference_mode(), self.autocast():
+        with torch.inference_mode():
             parts = (split_rows(tensor, EVALUATION_BATCH_SIZE, self.joins_last_row) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
-                outputs, targets = model(self.preparation.inputs(x, self.dtype)), self.preparation.targets(y, self.dtype)
+                with self.autocast():
+                    outputs = model(self.preparation.inputs(x, self.dtype))
+                targets = self.preparation.targets(y, self.dtype)
                 sums = sums + self.preparation.sums(outputs, targets, self.loss(outputs, targets, reduction="none"))
                 if keeps_outputs:
                     predicted.append(self.preparation.predicted(outputs, targets))

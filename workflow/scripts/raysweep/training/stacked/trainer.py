@@ -166,8 +166,9 @@ class StackedTrainer:
         sums, predicted = torch.zeros((), dtype=torch.float64, device=stack.device), []
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
             with trainers[0].autocast():
-                out, targets = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype)), prepare.targets(y, stack.dtype)
-                sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
-                if trainers[0].spec.metrics:
-                    predicted.append(torch.stack([prepare.predicted(each, targets) for each in out]))
+                out = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype))
+            targets = prepare.targets(y, stack.dtype)
+            sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
+            if trainers[0].spec.metrics:
+                predicted.append(torch.stack([prepare.predicted(each, targets) for each in out]))
         return sums, predicted
