@@ -13,10 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from raysweep.config.model import read_config
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.events import FusionPlan, NotFused
+from raysweep.record.trials import Trial
+from raysweep.training.arrays import load_tensors, read_facts
+from raysweep.training.spec import TrainingSpec
+from raysweep.training.trainer import Trainer
 from sweeping import Project, ours, wait_until
 
 MODELS = """
@@ -173,7 +179,8 @@ def test_when_their_process_is_killed_they_go_on_in_another_one(project: Project
 
 
 def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Project) -> None:
-    sweep = sweep_with(fuse="on", max_epochs=8, search_space={"pause_s": 0.004})
+    recipe = {"schedule": "cosine", "warmup_epochs": 0.5, "ema_decay": 0.9}
+    sweep = sweep_with(fuse="on", max_epochs=8, search_space={"pause_s": 0.004}, training=recipe)
     configure(project, s=sweep)
     saved = lambda: sum(max(trial.checkpoints, default=0) for trial in project.record("s").trials.values())  # noqa: E731
     for fuse in ("on", "off"):
@@ -187,7 +194,26 @@ def test_what_was_interrupted_goes_on_one_by_one_and_together_again(project: Pro
     succeeds(project, "s")
     for trial in project.record("s").trials.values():
         assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 9)))
-    assert any(attempt.from_epoch for trial in project.record("s").trials.values() for attempt in trial.attempts)
+    gone_on = [trial for trial in project.record("s").trials.values() if trial.attempts[-1].from_epoch]
+    trial = max(gone_on, key=lambda trial: int(trial.config["batch_size"]))
+    losses = [result.metrics["loss"] for result in trial.results[: trial.attempts[-1].from_epoch + 1]]
+    assert losses == pytest.approx(undisturbed_losses(project, trial, len(losses)), rel=1e-3), "the rates are those of the true progress"
+
+
+def undisturbed_losses(project: Project, trial: Trial, epochs: int) -> list[float]:
+    """Train a trial in this process without an interruption, and return the loss on validation after each of the first `epochs` epochs."""
+    known: dict[str, Any] = {}
+    exec(MODELS, known)
+    data_dir = project.folder / "resources" / "data" / "generated"
+    spec = TrainingSpec.of(read_config(project.folder / "results/s/config.yaml").sweeps["s"])
+    config = {**trial.config, "pause_s": 0.0}
+    trainer = Trainer(known["Net"], config, spec, seed=trial.seed, device=torch.device("cpu"), facts=read_facts(data_dir))
+    train, validation = (load_tensors(data_dir, split, trainer.device) for split in ("train", "validation"))
+    losses = []
+    for epoch in range(1, epochs + 1):
+        trainer.train_epoch(*train, epoch)
+        losses.append(trainer.evaluate(*validation)["loss"])
+    return losses
 
 
 def test_one_that_diverges_fails_alone(project: Project) -> None:
