@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -195,7 +196,17 @@ def test_mistakes_are_one_line(tmp_path: Path, arrays: dict[str, Any], values: d
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     path = npz(tmp_path, x=FLOATS, y=LABELS)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(RaysweepError, match=r"own\.npz: not a whole \.npz file"):
+    with pytest.raises(RaysweepError, match=r"own\.npz: cannot be read as a \.npz file"):
+        stage_into(tmp_path, path)
+    encrypted = bytearray(npz(tmp_path, x=FLOATS, y=LABELS).read_bytes())
+    for mark, flags in (
+        (b"PK\x03\x04", 6),
+        (b"PK\x01\x02", 8),
+    ):  # the lowest bit of the flags of a member says that the member is encrypted
+        for match in re.finditer(re.escape(mark), bytes(encrypted)):
+            encrypted[match.start() + flags] |= 1
+    path.write_bytes(encrypted)
+    with pytest.raises(RaysweepError, match=r"own\.npz: cannot be read as a \.npz file \(File 'x\.npy' is encrypted"):
         stage_into(tmp_path, path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"no array")

@@ -179,9 +179,11 @@ def test_files_that_are_no_tables_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text('a,b\n1,2\n1,2,3,"4\n')
     (tmp_path / "own.parquet").write_text("no parquet")
     (tmp_path / "empty.csv").write_text("a,b\n")
+    (tmp_path / "twice.csv").write_text("a,b,a\n1,2,1\n")
     (tmp_path / "long.csv").write_text("a,b,y\n0.5,0,1,0\n0.5,0,1,1\n")
     for name, line in {
         "own.csv": "cannot be read as a table",
+        "twice.csv": "several columns have the name 'a'",
         "long.csv": "the rows have more values than the first line has names",
         "own.parquet": "cannot be read as a table",
         "empty.csv": "has no rows",

@@ -69,18 +69,18 @@ def _npy_files(folder: Path) -> dict[str, Path]:
 
 def _unpacked(path: Path, scratch: Path, names: Set[str]) -> dict[str, Path]:
     """Return the members of a .npz file, unpacked to `scratch`. Members with other names than `names` are not unpacked."""
-    files = {}
+    files: dict[str, Path] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 name = member.removesuffix(".npy")
-                files[name] = scratch / f"{name}.npy"
+                files[name] = scratch / f"{len(files)}.npy"  # a name may contain a slash
                 if name in names:
                     scratch.mkdir(parents=True, exist_ok=True)
                     with archive.open(member) as source, files[name].open("wb") as target:
                         shutil.copyfileobj(source, target, 2**20)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise WorldError(f"{path}: not a whole .npz file ({error}). Save it again with numpy.savez.") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: the file is encrypted
+        raise WorldError(f"{path}: cannot be read as a .npz file ({error}). Save it again with numpy.savez.") from error
     return files
 
 

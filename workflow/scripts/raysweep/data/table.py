@@ -57,6 +57,8 @@ def _read_file(path: Path) -> pd.DataFrame:
     """Return the table. Raises WorldError for a file that pandas cannot read or that has no rows."""
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
+        # pandas changes the second of two equal names in a .csv file, so that a copy of the target would become an input.
+        names = table.columns if path.suffix == ".parquet" else pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].dropna()
     except (ValueError, OSError, ImportError) as error:  # the errors of pandas and pyarrow are of these types
         raise WorldError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())}). Save it again as .csv or .parquet."
@@ -64,6 +66,8 @@ def _read_file(path: Path) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex) and path.suffix != ".parquet":
         # pandas takes the values before the first name for the names of the rows, which would move all columns.
         raise WorldError(f"{path}: the rows have more values than the first line has names. Give each column a name.")
+    if len(equal := names[names.duplicated()]):
+        raise WorldError(f"{path}: several columns have the name {str(equal.tolist()[0])!r}. Give each column a name of its own.")
     if not len(table):
         raise WorldError(f"{path}: has no rows. Allowed: a line with the names of the columns, and a line for each row.")
     table.columns = table.columns.map(str)
