@@ -181,6 +181,16 @@ def test_a_regression_on_a_table_is_encoded_and_predicted_in_the_unit_of_the_tar
         assert encoded[2, 1:].tolist() in ([1, 0, 0], [0, 1, 0]), "a missing text is the most frequent one"
 
 
+def test_one_output_for_two_classes_predicts_their_names(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", x=generator.normal(0, 1, (60, 3)), y=np.array(["no", "yes"])[np.arange(60) % 2])
+    data = stage_into(tmp_path, tmp_path / "own.npz", output_dir=tmp_path / "data"), tmp_path / "data"
+    folder, trainer, rows = published(tmp_path, {"net.py": LINEAR}, "net.py:Net", data, out_features=1)
+    outputs = trainer.model(trainer.preparation.inputs(torch.from_numpy(rows)))
+    predicted = runpy.run_path(str(folder / "load.py"))["predict"](rows)
+    assert predicted == ["yes" if output > 0 else "no" for output in outputs.flatten().tolist()]
+
+
 def test_two_models_whose_files_have_one_name_load_in_one_process(tmp_path: Path) -> None:
     folders = []
     for name, scale in (("a", 2), ("b", 3)):

@@ -12,11 +12,12 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from torch import nn
 
+from raysweep.common.seeds import epoch_order
 from raysweep.config.tasks import LISTED, TASKS
 from raysweep.data.manifest import Figures
 from raysweep.record.results import Predictions
 from raysweep.training.metrics import listed_metrics, predictions_of
-from raysweep.training.preparation import DataFacts, Preparation
+from raysweep.training.preparation import DataFacts, Preparation, normalized
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.verification import reason_not_stackable
 from raysweep.training.trainer import Trainer
@@ -143,7 +144,7 @@ def test_a_stack_of_regressions_does_so_too() -> None:
 
 def test_bf16_outputs_are_compared_in_float32() -> None:
     preparation = Preparation(DataFacts((3, 2, 2), 10), CPU)
-    assert preparation.predicted(torch.zeros(2, 10, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64)).dtype == torch.float32
+    assert preparation.predicted(torch.zeros(2, 10, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_a_model_with_too_few_outputs_for_the_classes_is_refused_in_one_line() -> None:
@@ -153,6 +154,47 @@ def test_a_model_with_too_few_outputs_for_the_classes_is_refused_in_one_line() -
     trainer = Trainer(lambda: one_output, {"lr": 0.1, "batch_size": 4}, spec, seed=1, device=CPU, facts=DataFacts((3, 2, 2), 10))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^the model returns \[4, 1\] for 4 rows, and 10 classes need 10 numbers for each row$"):
         trainer.train_epoch(images, labels, 1)
+
+
+@pytest.mark.parametrize("squeezes", [False, True])
+def test_one_output_for_two_classes_is_the_logit_of_the_second_class(squeezes: bool) -> None:
+    images, labels = some_data(33)[0], torch.arange(33) % 2
+    model: type[nn.Module] = Squeezed if squeezes else Column
+    together, alone = (trainers(model, facts=DataFacts((3, 2, 2), 2), metrics=("auroc",)) for _ in range(2))
+    plain = Column().double()
+    plain.load_state_dict(alone[0].model.state_dict())
+    losses = stacked_trainer(2).train_epoch(together, [1] * 3, images, labels)
+    assert losses == pytest.approx([each.train_epoch(images, labels, 1) for each in alone], rel=1e-9)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.02)
+    for rows in torch.from_numpy(epoch_order(0, 1, 33)).split(2):
+        optimizer.zero_grad()
+        outputs = plain(normalized(images[rows], torch.float64))[:, 0]
+        nn.functional.binary_cross_entropy_with_logits(outputs, labels[rows].double()).backward()
+        optimizer.step()
+    for ours, theirs in zip(alone[0].model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    outputs = plain(normalized(images, torch.float64))[:, 0]
+    metrics = alone[0].evaluate(images, labels)
+    assert metrics["accuracy"] == pytest.approx(((outputs > 0) == (labels == 1)).double().mean().item())
+    assert metrics["auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, outputs.detach()))
+
+
+class Column(nn.Module):
+    """Returns [n, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1))
+
+
+class Squeezed(Column):
+    """Returns [n], and [] for one row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).squeeze()
 
 
 class TestPredictions:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from raysweep.common.seeds import epoch_order
 from raysweep.data.manifest import Figures
-from raysweep.training.preparation import DataFacts, Preparation, normalized, without_column
+from raysweep.training.preparation import DataFacts, Preparation, normalized
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.stacked.verification import reason_not_stackable
 from raysweep.training.trainer import ARGUMENTS_KEY, MODEL_FILE, Trainer
@@ -84,17 +84,15 @@ class TestInputs:
 
 class TestOutputs:
     def test_a_column_of_outputs_fits_targets_without_a_second_axis(self) -> None:
-        outputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])
-        assert without_column(outputs, targets).tolist() == [1, 2]
-        assert without_column(outputs[:, 0], targets).tolist() == [1, 2]
-        assert without_column(outputs[:1].squeeze(), targets[:1]).tolist() == [1], (
-            "a model that calls squeeze() for its last batch of one row"
-        )
+        outputs, prepare = torch.tensor([[1.0], [2.0]]), Preparation(REGRESSION, CPU)
+        assert prepare.outputs(outputs, 2).tolist() == [1, 2]
+        assert prepare.outputs(outputs[:, 0], 2).tolist() == [1, 2]
+        assert prepare.outputs(outputs[:1].squeeze(), 1).tolist() == [1], "a model that calls squeeze() for its last batch of one row"
 
     @pytest.mark.parametrize("shape", [(2, 2), (1,), (2, 1, 1), ()])
     def test_outputs_of_another_shape_are_refused_and_never_broadcast(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"^the model returns \[.*\] for 2 rows, and a regression needs one number for each row$"):
-            without_column(torch.zeros(shape), torch.zeros(2))
+            Preparation(REGRESSION, CPU).outputs(torch.zeros(shape), 2)
 
     def test_the_metrics_of_a_regression_are_in_the_unit_of_the_target(self) -> None:
         x, y = table()

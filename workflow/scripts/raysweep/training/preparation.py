@@ -21,19 +21,6 @@ def normalized(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torc
     return images.to(torch.promote_types(dtype, torch.float32)).div_(127.5).sub_(1).to(dtype)
 
 
-def without_column(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return outputs [n, 1] as [n] where the targets are [n], because a loss would combine [n, 1] with [n] to [n, n].
-
-    For a batch of one row, a model that calls `squeeze()` returns [], which becomes [1]. Raises ValueError where the outputs have another shape than the
-    targets.
-    """
-    if outputs.shape == (*targets.shape, 1) or (outputs.dim() == 0 and len(targets) == 1):
-        outputs = outputs.reshape(targets.shape)
-    if outputs.shape != targets.shape:
-        raise ValueError(f"the model returns {list(outputs.shape)} for {len(targets)} rows, and a regression needs one number for each row")
-    return outputs
-
-
 @dataclass(frozen=True)
 class DataFacts:
     """Contains the facts about a staged data set that training needs. The default facts are for images with labels."""
@@ -89,27 +76,48 @@ class Preparation:
         mean, deviation = self._target
         return ((targets - mean) / deviation).to(torch.promote_types(dtype, torch.float32))
 
+    def outputs(self, outputs: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """Return the outputs of a model for `num_rows` rows in one shape: [n, classes], or [n] for a regression.
+
+        A loss would combine outputs [n, 1] and targets [n] of a regression to [n, n]. For two classes, a model may return one number for each row, the
+        logit of the second class. The logit of the first class is then 0, so that the softmax of the two logits is the sigmoid of this number. A model
+        that calls `squeeze()` returns [] for one row. Raises ValueError for other shapes.
+        """
+        is_number_per_row = outputs.numel() == num_rows and outputs.shape in ((num_rows,), (num_rows, 1), ())
+        if self.is_regression and is_number_per_row:
+            return outputs.reshape(num_rows)
+        if self.facts.num_classes == 2 and is_number_per_row:
+            return torch.nn.functional.pad(outputs.reshape(num_rows, 1), (1, 0))
+        if self.is_regression or outputs.dim() != 2 or outputs.shape[1] < self.facts.num_classes:
+            needed = (
+                "a regression needs one number"
+                if self.is_regression
+                else f"{self.facts.num_classes} classes need {self.facts.num_classes} numbers"
+            )
+            raise ValueError(f"the model returns {list(outputs.shape)} for {num_rows} rows, and {needed} for each row")
+        return outputs
+
     def example(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Return two rows of prepared inputs, with which lazy layers get their shapes."""
         staged = torch.uint8 if self._inputs is None else torch.float32
         return self.inputs(torch.zeros(2, *self.facts.row_shape, dtype=staged, device=device), dtype)
 
-    def predicted(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs for the metrics that need all rows. The outputs of a classification, [n, classes], become float32 or stay more precise.
 
-        The outputs of a regression become numbers in the unit of the target, float64 [n]. `targets` are the targets of these rows.
+        The outputs of a regression become numbers in the unit of the target, float64 [n].
         """
         if self._target is None:
             return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         mean, deviation = self._target
-        return without_column(outputs, targets).double() * deviation + mean
+        return outputs.double() * deviation + mean
 
     def sums(self, outputs: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """Return what `metrics` needs about a batch, float64 [sums]. The sums of several batches are added. `losses` is [n]."""
         loss = losses.double().sum()
         if self._target is None:
             return torch.stack([(outputs.argmax(1) == targets).sum().double(), loss])
-        errors = (without_column(outputs, targets).double() - targets.double()) * self._target[1]
+        errors = (outputs.double() - targets.double()) * self._target[1]
         return torch.stack([errors.abs().sum(), errors.square().sum(), loss])
 
     def metrics(self, sums: list[float], targets: torch.Tensor) -> dict[str, float]:

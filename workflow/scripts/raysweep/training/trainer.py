@@ -20,7 +20,7 @@ from raysweep.training.augmentation import cut_out, shifted
 from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
 from raysweep.training.metrics import listed_metrics
-from raysweep.training.preparation import DataFacts, Preparation, without_column
+from raysweep.training.preparation import DataFacts, Preparation
 from raysweep.training.private import is_refused_by_batch_norm
 from raysweep.training.spec import TrainingSpec
 
@@ -40,22 +40,15 @@ class Loss:
     The user's function gets the outputs of the model and the targets, and returns a value for each row, [n], or one value for the batch, [].
     """
 
-    def __init__(self, name: str, num_classes: int, own: Callable[..., torch.Tensor] | None = None) -> None:
-        self.name, self.num_classes, self.own = name, num_classes, own
+    def __init__(self, name: str, own: Callable[..., torch.Tensor] | None = None) -> None:
+        self.name, self.own = name, own
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
         """Return the mean loss of the rows, or with the reduction "none" the loss of each row, [n].
 
-        Raises ValueError where the model returns fewer outputs than the data have classes, and where the user's function returns something else than a
-        value for each row or for the batch.
+        `outputs` are as Preparation.outputs returns them. Raises ValueError where the user's function returns something else than a value for each row
+        or for the batch.
         """
-        if targets.is_floating_point():
-            outputs = without_column(outputs, targets)
-        elif outputs.dim() != 2 or outputs.shape[1] < self.num_classes:
-            shape = list(outputs.shape)
-            raise ValueError(
-                f"the model returns {shape} for {len(targets)} rows, and {self.num_classes} classes need {self.num_classes} numbers for each row"
-            )
         # A 16-bit float type has 8 or 11 significant bits, which are too few for comparing losses in early stopping.
         outputs = outputs.float() if outputs.dtype in HALF_TYPES else outputs
         if self.own is None:
@@ -128,7 +121,7 @@ class Trainer:
         self.joins_last_row = has_batch_norm(self.model)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[spec.optimizer](self.model.parameters(), **self._settings(config))
         self.batch_size = int(config["batch_size"])
-        self.loss = Loss(spec.loss, facts.num_classes, own_loss)
+        self.loss = Loss(spec.loss, own_loss)
         self.device = device
         self.average = self._first_average()
 
@@ -190,6 +183,7 @@ class Trainer:
             try:
                 with self.autocast():
                     outputs = self.model(self.training_inputs(images[mixed], draws[mixed], parts[rows], self.dtype))
+                outputs = self.preparation.outputs(outputs, len(rows))
             except ValueError as error:
                 if len(rows) > 1 or not is_refused_by_batch_norm(error):
                     raise
@@ -242,7 +236,7 @@ class Trainer:
     def has_mean_loss(self, images: torch.Tensor, labels: torch.Tensor) -> bool:
         """Return whether the user's own loss function returns one value for a batch. `images` and `labels` contain at least two rows."""
         with torch.no_grad():
-            outputs = self.model.eval()(self.preparation.inputs(images[:2], self.dtype))
+            outputs = self.preparation.outputs(self.model.eval()(self.preparation.inputs(images[:2], self.dtype)), 2)
             return not self.loss.own_values(outputs, self.preparation.targets(labels[:2], self.dtype)).shape
 
     def autocast(self) -> torch.autocast:
@@ -278,10 +272,11 @@ class Trainer:
             for x, y in zip(*parts, strict=True):
                 with self.autocast():
                     outputs = model(self.preparation.inputs(x, self.dtype))
+                outputs = self.preparation.outputs(outputs, len(x))
                 targets = self.preparation.targets(y, self.dtype)
                 sums = sums + self.preparation.sums(outputs, targets, self.loss(outputs, targets, reduction="none"))
                 if keeps_outputs:
-                    predicted.append(self.preparation.predicted(outputs, targets))
+                    predicted.append(self.preparation.predicted(outputs))
         return sums, predicted
 
     def save(self, folder: Path, epoch: int) -> None:

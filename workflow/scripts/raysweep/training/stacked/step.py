@@ -41,7 +41,8 @@ class StackStep:
     """Runs the step of all stacks of one form. `trainer` is any member. `share_rows` says whether all members use the same rows."""
 
     def __init__(self, model: nn.Module, trainer: Trainer, form: StepForm, *, share_rows: bool, unfolds: bool) -> None:
-        self.model, self.loss, self.autocast, self.form, self.shapes = model, trainer.loss, trainer.autocast, form, parameter_shapes(model)
+        self.model, self.form, self.shapes = model, form, parameter_shapes(model)
+        self.loss, self.autocast, self.preparation = trainer.loss, trainer.autocast, trainer.preparation
         self.convolutions = UnfoldedConvolutions if unfolds else contextlib.nullcontext
         data_dim = None if share_rows else 0
         self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0), data_dim, (data_dim, data_dim, 0)))
@@ -60,6 +61,7 @@ class StackStep:
         (buffers, smoothing), (y, parts, weights) = member, goal
         with self.convolutions(), self.autocast():
             outputs = functional_call(self.model, (split_row(row, self.shapes), buffers), (x,))
+        outputs = self.preparation.outputs(outputs, len(x))
         losses = losses_of_mixtures(self.loss, outputs, y, smoothing if self.form.smooths else None)
         return (losses * weights).sum(), (losses.double() * parts).sum()
 

@@ -167,8 +167,8 @@ class StackedTrainer:
         for x, y in zip(images.split(EVALUATION_ROWS), labels.split(EVALUATION_ROWS), strict=True):
             with trainers[0].autocast():
                 out = outputs(state.averages, state.buffers, prepare.inputs(x, stack.dtype))
-            targets = prepare.targets(y, stack.dtype)
+            out, targets = [prepare.outputs(each, len(x)) for each in out], prepare.targets(y, stack.dtype)
             sums = sums + torch.stack([prepare.sums(each, targets, loss(each, targets, reduction="none")) for each in out])
             if trainers[0].spec.metrics:
-                predicted.append(torch.stack([prepare.predicted(each, targets) for each in out]))
+                predicted.append(torch.stack([*map(prepare.predicted, out)]))
         return sums, predicted
