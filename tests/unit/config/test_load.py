@@ -189,7 +189,7 @@ def test_mistakes_in_several_files(root: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         validated(merged, [base, more], root)
     assert caught.value.lines == (
-        "base.yaml: sweeps.s.mode: 'maximum' is not allowed: one of max, min",
+        "base.yaml: sweeps.s.mode: 'maximum' is not allowed: one of max, min. Did you mean max?",
         "base.yaml: sweeps.s.seed: -1 is not allowed: a whole number, at least 0",
         "more.yaml: sweeps.s.num_samples: 0 is not allowed: a whole number, at least 1",
         "more.yaml: sweeps.s.allocation.nodes: 0 is not allowed: a whole number, at least 1",

@@ -123,7 +123,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(training={"warmup": 1}), "training.warmup: unknown key. Did you mean warmup_epochs? Allowed: schedule, warmup_epochs, "),
     (
         config(training={"schedule": "cosin"}),
-        "training.schedule.name: 'cosin' is not allowed: one of constant, cosine, onecycle, step, expo",
+        "training.schedule.name: 'cosin' is not allowed: one of constant, cosine, onecycle, step, exponential. Did you mean cosine?",
     ),
     (config(training={"schedule": {"name": "cosine", "gamma": 1}}), "training.schedule.gamma: unknown option of cosine. Allowed: epochs"),
     (config(training={"schedule": {"epochs": 3}}), "training.schedule.name: missing. Allowed: one of constant, cosine"),
@@ -161,7 +161,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "search_space.training.schedule: is no number of the recipe. Allowed: warmup_epoch",
     ),
     (searched(clip_grad_norm={"choice": [1, "x"]}), "search_space.training.clip_grad_norm: 'x' is not allowed: a number or null, above 0"),
-    (config(loss="cross_entropi"), "loss: 'cross_entropi' is not allowed: one of cross_entropy, nll_loss, multi_margin_loss, mse_loss, "),
+    (config(loss="cross_entropi"), "smooth_l1_loss, huber_loss, or path/to/file.py:function. Did you mean cross_entropy?"),
     (config(loss="losses.py:mine"), "loss: 'losses.py:mine' is not allowed: there is no file losses.py"),
     (
         config(loss="raysweep.models.lenet:LeNet"),
@@ -201,7 +201,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(training={"augment": ["flip", {"mixup": {"alpha": 1}}]}, loss="nll_loss"),
         "training.augment: mixup is not allowed with loss nll_loss: leave it out, or take loss cross_entropy",
     ),
-    (config(optimizer="sgdm"), "optimizer: 'sgdm' is not allowed: one of sgd, adam, adamw, adadelta, adafactor, "),
+    (config(optimizer="sgdm"), "nadam, radam, rmsprop, rprop. Did you mean sgd?"),
     (
         config(optimizer="rprop", search_space={"lr": 1, "batch_size": 1, "weight_decay": 0.1}),
         "search_space.weight_decay: is not allowed with optimizer rprop: it has no such setting",

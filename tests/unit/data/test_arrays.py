@@ -215,6 +215,14 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         stage_into(tmp_path, path)
 
 
+def test_one_npy_file_is_no_data_set(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", FLOATS)
+    with pytest.raises(
+        RaysweepError, match=r"source: '.*x\.npy' is one array\. Allowed: a folder with x\.npy and y\.npy, or a \.npz file\.$"
+    ):
+        stage_into(tmp_path, tmp_path / "x.npy")
+
+
 def test_images_are_no_regression(tmp_path: Path) -> None:
     with pytest.raises(
         RaysweepError,

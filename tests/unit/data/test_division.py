@@ -128,6 +128,11 @@ def test_the_last_rows_in_the_order_of_time_are_the_test_and_the_validation_part
             r"split: with time, the training part has no row of the class '2'\. .*another fraction",
         ),
         (
+            {"y": np.where(np.arange(60) < 48, 5.0, NUMBERS)},
+            {"split": "time"},
+            r"split: with time, all targets of the training part are 5\. Allowed: at least two values\. Give another fraction\.",
+        ),
+        (
             {"y": np.where(np.arange(60) < 4, 0, 1 + LABELS)},
             {"validation": FIVE},
             r"source: each class needs at least 6 rows, one for each of the 5 folds, test\. Too few rows have: '0' \(4\)\.",

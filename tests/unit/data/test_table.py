@@ -69,6 +69,12 @@ def test_a_parquet_table_gives_the_data_of_the_csv_table(tmp_path: Path) -> None
     assert parquet.data_sha256 == manifest.data_sha256
 
 
+def test_a_column_with_one_text_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "raysweep"):
+        stage_table(tmp_path, table(city="Oslo"), "price")
+    assert "own.csv: 1 columns have one text in all training rows: city" in caplog.text
+
+
 def test_missing_values_are_counted_and_filled_from_the_training_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = table(kind=None)
     data.loc[[3, 8, 20, 40, 41, 42, 43], "age"] = np.nan

@@ -21,6 +21,7 @@ from raysweep.training.augmentation import cut_out, shifted
 from raysweep.training.epoch_plan import plan_epoch
 from raysweep.training.preparation import DataFacts, normalized
 from raysweep.training.spec import TrainingSpec
+from raysweep.training.stacked.plan import MemberEpoch, plan_steps
 from raysweep.training.trainer import EVALUATION_BATCH_SIZE, MODEL_FILE, Trainer
 
 CPU = torch.device("cpu")
@@ -159,6 +160,45 @@ def test_a_schedule_goes_on_after_a_break_and_a_change_of_the_settings(data: tup
     assert resumed.load(tmp_path) == 1
     resumed.train_epoch(*data, 2)
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_an_epoch_that_is_cut_off_and_begun_again_has_the_same_rates_to_the_step(
+    data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    config = {"lr": 0.3, "batch_size": 7}
+    rates: list[float] = []
+
+    def recorded(trainer: Trainer, most_steps: int = 99) -> Trainer:
+        """Make each step write its learning rate to `rates`, and end the training like a fault before step `most_steps`."""
+
+        def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if len(rates) == most_steps:
+                raise KeyboardInterrupt
+            rates.append(optimizer.param_groups[0]["lr"])
+
+        trainer.optimizer.register_step_pre_hook(hook)
+        return trainer
+
+    whole = recorded(with_recipe(config, COSINE))
+    for epoch in (1, 2):
+        whole.train_epoch(*data, epoch)
+    undisturbed, rates[:] = list(rates), []
+    broken = recorded(with_recipe(config, COSINE), most_steps=7)
+    broken.train_epoch(*data, 1)
+    broken.save(tmp_path, 1)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train_epoch(*data, 2)
+    assert rates == undisturbed[:7], "the fault occurs in the middle of the second epoch, which has five steps"
+    rates[:] = []
+    resumed = recorded(with_recipe(config, COSINE, seed=99))
+    resumed.load(tmp_path)
+    resumed.train_epoch(*data, 2)
+    assert rates == undisturbed[5:]
+    factors = COSINE.rates(1 + np.arange(0, 30, 7) / 30)
+    assert rates == pytest.approx((0.3 * factors).tolist(), rel=1e-15)
+    labels = data[1].numpy()
+    member = MemberEpoch(plan_epoch(whole.spec, 2, labels, (3, 2, 2)), 7, 2, COSINE)
+    assert plan_steps([member], 7, shared=False).rates[:, 0].tolist() == factors.tolist(), "a stack has the same rates"
 
 
 def test_balanced_classes_and_augmentation_are_what_a_plain_loop_computes(data: tuple[torch.Tensor, torch.Tensor]) -> None:

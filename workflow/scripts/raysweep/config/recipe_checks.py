@@ -10,7 +10,7 @@ from typing import Any
 
 from raysweep.config.mistakes import Mistake
 from raysweep.config.recipe import AUGMENTATIONS, OPTIMIZER_SETTINGS
-from raysweep.config.schema import allowed, is_valid, schema_at, types_of
+from raysweep.config.schema import allowed, did_you_mean, is_valid, schema_at, types_of
 from raysweep.config.section import Section
 from raysweep.config.space import OPTIMIZER_KEYS, SEPARATOR
 from raysweep.config.sweep_checks import extremes
@@ -84,7 +84,8 @@ def check_augmentation(sweep: Section) -> Iterator[Mistake]:
         path = ("training", "augment", number)
         if len(named) != 1 or name not in AUGMENTATIONS:
             yield sweep.mistake(
-                f"{operation!r} is not allowed: one of {', '.join(AUGMENTATIONS)}, or a map such as crop: {{padding: 4}}", *path
+                f"{operation!r} is not allowed: one of {', '.join(AUGMENTATIONS)}, or a map such as crop: {{padding: 4}}{did_you_mean(name, AUGMENTATIONS)}",
+                *path,
             )
         elif name in names:
             yield sweep.mistake(f"{name} is not allowed twice", *path)

@@ -111,7 +111,7 @@ def schema_mistakes(value: Any, schema: Schema, path: KeyPath = (), *, options_o
     if is_map:
         yield from _mistakes_of_keys(value, schema, path, options_of)
     if not is_valid(value, schema):
-        yield Mistake(path, f"{value!r} is not allowed: {allowed(schema)}")
+        yield Mistake(path, f"{value!r} is not allowed: {allowed(schema)}{did_you_mean(value, schema.get('enum', ()))}")
         return
     if "free_text" in schema and isinstance(value, str):
         yield from _mistakes_of_text(value, path)
@@ -196,6 +196,12 @@ def hint(key: Any, known: Iterable[str]) -> str:
     return (f"Did you mean {nearest}? " if nearest else "") + f"Allowed: {', '.join(known) or 'no option'}"
 
 
+def did_you_mean(value: Any, known: Iterable[Any]) -> str:
+    """Return a question with the known name that is similar to the unknown name `value`, for the end of a message, or "" where there is none."""
+    nearest = _nearest(value, [name for name in known if isinstance(name, str)])
+    return f". Did you mean {nearest}?" if nearest else ""
+
+
 def is_named(path: KeyPath) -> bool:
     """Return whether the value at `path` in the config has a name and options."""
     return path[:1] == ("sweeps",) and path[2:] in NAMED
@@ -218,7 +224,7 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
         return  # The options are arguments of the class, which the schema does not describe.
     if not isinstance(name, str) or name not in known:
         or_class = ", or module:Class of a searcher of Ray Tune's" if key == "search_algorithm" else ""
-        yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_class}")
+        yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_class}{did_you_mean(name, known)}")
         return
     options = {option: inner for option, inner in value.items() if option != "name"}
     yield from schema_mistakes(options, _options_schema(known[name]), path, options_of=name)

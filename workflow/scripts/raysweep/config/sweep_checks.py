@@ -16,7 +16,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
-from raysweep.config.schema import hint, is_class
+from raysweep.config.schema import did_you_mean, hint, is_class
 from raysweep.config.section import Section
 from raysweep.config.space import (
     Choice,
@@ -197,7 +197,8 @@ def check_loss(sweep: Section) -> Iterator[Mistake]:
         except ConfigError as error:
             yield sweep.mistake(str(error), "loss")
     elif loss not in known:
-        yield sweep.mistake(f"{loss!r} is not allowed: one of {', '.join(known)}, or path/to/file.py:function", "loss")
+        names = f"one of {', '.join(known)}, or path/to/file.py:function{did_you_mean(loss, known)}"
+        yield sweep.mistake(f"{loss!r} is not allowed: {names}", "loss")
     elif task is not None and (message := TASKS[task].refusal_of(loss)):
         yield sweep.mistake(message, "loss")
 

@@ -43,6 +43,9 @@ def fit(raws: Sequence[Raw], train: np.ndarray, num_missing: np.ndarray, place: 
             columns.append(Column(raw.name, raw.categories[int(np.argmax(counts))], missing, categories))
         else:
             columns.append(Column(raw.name, float(present.mean()), missing))
+    if constant := [column.name for column in columns if len(column.categories) == 1]:
+        more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
+        logger.warning("%s: %d columns have one text in all training rows: %s%s", place, len(constant), ", ".join(constant[:5]), more)
     if filled := [f"{column.name} ({column.missing:,}, with {value_text(column.fill)})" for column in columns if column.missing]:
         more = f" and {len(filled) - 5} more" if len(filled) > 5 else ""
         logger.info("%s: missing values are filled from the training part: %s%s", place, ", ".join(filled[:5]), more)

@@ -59,7 +59,7 @@ def divide(spec: DatasetSpec, parts: Mapping[str, Arrays], classes: Sequence[str
         names = ("train", "validation")
         masks = [set_rows_aside(rows, spec.validation_fraction, spec.seed, f"{key}.validation_fraction", names)]
     for fold, mask in enumerate(masks):
-        _refuse_lost_class(spec, rest[1][~mask], classes, f" of fold {fold}" if spec.folds else "")
+        _refuse_training_part(spec, rest[1][~mask], classes, f" of fold {fold}" if spec.folds else "")
     return Division(rest, test, tuple(masks))
 
 
@@ -80,11 +80,16 @@ def _refuse_few_rows(spec: DatasetSpec, rows: Rows, classes: Sequence[str], samp
         )
 
 
-def _refuse_lost_class(spec: DatasetSpec, targets: np.ndarray, classes: Sequence[str], of_fold: str) -> None:
-    """Raise ConfigError where the training part lacks a class. Only groups and an order of time can have this effect."""
+def _refuse_training_part(spec: DatasetSpec, targets: np.ndarray, classes: Sequence[str], of_fold: str) -> None:
+    """Raise ConfigError where the training part lacks a class, or where all its targets are one number."""
+    key, value = ("group", repr(spec.group)) if spec.group else ("split", spec.split)
+    another = f"Give another {'fraction' if spec.split == 'time' else 'seed'}"
     if classes and len(lost := np.setdiff1d(np.arange(len(classes)), targets)):
-        key, value = ("group", repr(spec.group)) if spec.group else ("split", "time")
         raise ConfigError(
             f"datasets.{spec.name}.{key}: with {value}, the training part{of_fold} has no row of the class {classes[lost[0]]!r}. Allowed: each class "
-            f"in the training part. Give another {'seed' if spec.group else 'fraction'}, or take the class away."
+            f"in the training part. {another}, or take the class away."
+        )
+    if not classes and (targets == targets[0]).all():
+        raise ConfigError(
+            f"datasets.{spec.name}.{key}: with {value}, all targets of the training part{of_fold} are {targets[0]:g}. Allowed: at least two values. {another}."
         )

@@ -100,6 +100,10 @@ def _read_source(spec: DatasetSpec, downloads_dir: Path, address: str, scratch: 
         return _read_arrays(spec, scratch)
     if is_table(spec.source) and Path(spec.source).expanduser().is_file():
         return _read_table(spec)
+    if Path(spec.source).suffix == ".npy":
+        raise ConfigError(
+            f"datasets.{spec.name}.source: {spec.source!r} is one array. Allowed: a folder with x.npy and y.npy, or a .npz file."
+        )
     for key, value in (("task", spec.task), ("group", spec.group), ("split", spec.split)):
         if value not in (None, "classification", "random"):
             raise ConfigError(
