@@ -58,14 +58,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"trainable": "train.py:trian", "model": None},
         f"{HERE}.trainable: 'train.py:trian' is not allowed: train.py does not define trian (it defines helper, train)",
     ),
-    "an unknown mode": ({"mode": "maximum"}, f"{HERE}.mode: 'maximum' is not allowed: one of max, min"),
+    "an unknown mode": ({"mode": "maximum"}, f"{HERE}.mode: 'maximum' is not allowed: one of max, min. Did you mean max?"),
     "an unknown scheduler option": (
         {"scheduler": {"name": "asha", "grace_periods": 2}},
         f"{HERE}.scheduler.grace_periods: unknown option of asha. Did you mean grace_period? Allowed: grace_period, reduction_factor",
     ),
     "an unknown scheduler": (
         {"scheduler": "ahsa"},
-        f"{HERE}.scheduler.name: 'ahsa' is not allowed: one of none, asha, hyperband, median, pbt",
+        f"{HERE}.scheduler.name: 'ahsa' is not allowed: one of none, asha, hyperband, median, pbt. Did you mean asha?",
     ),
     "population based training without a setting that can change": (
         {"scheduler": "pbt", "search_space": {"lr": 0.1, "batch_size": 4}},

@@ -88,13 +88,11 @@ class Preparation:
             return outputs.reshape(num_rows)
         if self.facts.num_classes == 2 and is_number_per_row:
             return torch.nn.functional.pad(outputs.reshape(num_rows, 1), (1, 0))
-        if self.is_regression or outputs.dim() != 2 or outputs.shape[1] < self.facts.num_classes:
-            needed = (
-                "a regression needs one number"
-                if self.is_regression
-                else f"{self.facts.num_classes} classes need {self.facts.num_classes} numbers"
-            )
-            raise ValueError(f"the model returns {list(outputs.shape)} for {num_rows} rows, and {needed} for each row")
+        shape, classes = list(outputs.shape), self.facts.num_classes
+        if self.is_regression:
+            raise ValueError(f"the model returns {shape} for {num_rows} rows, and a regression needs one number for each row")
+        if outputs.dim() != 2 or outputs.shape[1] < classes:
+            raise ValueError(f"the model returns {shape} for {num_rows} rows, and {classes} classes need {classes} numbers for each row")
         return outputs
 
     def example(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
