@@ -117,6 +117,7 @@ NOT_RUN = {
     f"{ON_SLURM} --until build_env --configfile my.yaml config/no-network.yaml": "downloads PyTorch's CUDA build; test_dry_run.py reads its config",
     f"{ON_SLURM} --configfile my.yaml config/no-network.yaml": "continues after the command above",
     "apptainer build image.sif workflow/envs/image.def": "needs Apptainer, a builder's rights and a network; test_container.py runs what uses the image",
+    "snakemake --cores all --configfile benchmarks/recipe.yaml": "takes an hour, and downloads CIFAR-10; test_load.py reads the config",
     "make bench": "takes hours; test_bench.py has the parts",
     "make bench ONLY=step,snakemake ROUNDS=1": "takes minutes, and measures nothing while tests run; test_bench.py finds figures by such words",
     "make bench DATA=folder": "needs CIFAR-10",

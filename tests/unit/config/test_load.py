@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from configs import ROOT, check, config, own, sweep
 from raysweep.common.errors import ConfigError
 from raysweep.config.load import Module, env_arguments, keys_of, validated, with_numbers
 from raysweep.config.model import Config
+from raysweep.config.recipe import Recipe
 
 
 @pytest.mark.parametrize("path", ["config/config.yaml", "config/demo.yaml"])
@@ -230,3 +232,14 @@ def test_a_map_that_contains_itself_is_read_once(root: Path) -> None:
 def test_yaml_reads_off_and_on_as_booleans(root: Path) -> None:
     for value, meant in ((False, "off"), (True, "on"), ("off", "off"), ("on", "on"), ("auto", "auto")):
         assert check(root, config(fuse=value))["sweeps"]["s"]["fuse"] == meant
+
+
+def test_the_config_that_shows_what_a_recipe_is_worth_is_valid() -> None:
+    path = ROOT / "benchmarks" / "recipe.yaml"
+    sweeps = Config.of(validated(yaml.safe_load(path.read_text()), [path], ROOT)).sweeps
+    recipes = {name: sweep.training for name, sweep in sweeps.items()}
+    assert recipes["without"] == Recipe()
+    assert str(recipes["with"]) == "schedule onecycle (epochs 5), label_smoothing 0.1, augment flip and crop 4"
+    assert {name: replace(sweep, training=None) for name, sweep in sweeps.items()} == dict.fromkeys(
+        sweeps, replace(sweeps["with"], training=None)
+    )

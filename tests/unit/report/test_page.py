@@ -285,7 +285,7 @@ def test_the_copy_button_selects_or_copies_the_snippet(browser: Any, tmp_path: P
     button.click()
     WebDriverWait(browser, 10).until(lambda _: button.text in ("Copied", "Press Ctrl-C"))
     selected = browser.execute_script("return getSelection().toString()")
-    assert selected.startswith("import sys")
+    assert selected.startswith("import runpy")
 
 
 def test_a_thousand_trials_are_drawn(browser: Any, tmp_path: Path) -> None:
