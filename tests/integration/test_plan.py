@@ -83,6 +83,12 @@ def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: P
     # Two waves of the four seeds on the two CPUs of one node, 40 s each.
     assert plan.confirm_s.expected == 100
 
+    # Two trials with a worker of two CPUs each: the two workers take two of the three nodes, and the two trials share the third node.
+    workers = {"trial_resources": {"cpu": 1, "gpu": 0, "workers": {"num": 1, "cpu": 2}}}
+    distributed = planner(project, on_slurm=True, **values | workers).plan()
+    assert isinstance(distributed, Plan)
+    assert distributed.at_a_time == 2
+
     done = planner(project, **{**values, "num_samples": 6}).plan()
     assert isinstance(done, Plan)
     assert (done.trials_left, done.walltime_s) == (0, Range(0, 0, 0))

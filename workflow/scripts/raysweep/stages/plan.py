@@ -20,6 +20,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.text import duration
 from raysweep.config.model import Named
 from raysweep.config.space import num_combinations, parse_space
+from raysweep.data.manifest import read_manifest
 from raysweep.record.file import read_sweep
 from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
@@ -131,7 +132,7 @@ class Planner:
 
     def __init__(self, stage: Stage, on_slurm: bool) -> None:
         self.sweep, self.on_slurm, self.name = stage.sweep, on_slurm, stage.name
-        self.total = self.sweep.num_trials
+        self.total, self.data_dir = self.sweep.num_trials, stage.data_dir
         allocation = planned_allocation(stage) if on_slurm else Allocation.local(self.sweep.allocation, stage.call.threads)
         self.nodes = tuple(node.size for node in allocation.nodes)
         self.resources = trial_resources(self.sweep, allocation)
@@ -186,9 +187,12 @@ class Planner:
     def confirm_time(self, speed: Speed) -> Range:
         """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch."""
         waves = math.ceil(self.sweep.confirm.seeds / max(1, capacity(self.nodes[:1], self.resources)))
-        # A trial of a confirmation is not trained together with other trials. The training data of a model includes the validation split.
-        # A trial of a confirmation trains up to the epoch at which the best trial was best.
-        more_rows = 1 if self.sweep.trainable is not None else 1.1
+        # A trial of a confirmation is not trained together with other trials. A trial of a confirmation trains up to the epoch at which the best trial was
+        # best.
+        more_rows = 1.0
+        if self.sweep.model is not None and self.data_dir is not None:  # the training data of a model includes the validation split
+            splits = read_manifest(self.data_dir).splits
+            more_rows += splits["validation"] / splits["train"]
         confirm_s = START_S + waves * statistics.fmean(speed.epoch_s) * self.sweep.max_epochs * more_rows
         return Range(START_S, confirm_s, confirm_s * (1 + speed.uncertainty))
 
