@@ -51,6 +51,11 @@ class Pair:
         return " ".join(f"{self.settings[name].key} {self.settings[name].reads}" for name in (self.first, self.second))
 
 
+def _pairs(settings: dict[str, Setting], *rows: tuple[str, str, str]) -> tuple[Pair, ...]:
+    """Return the pairs of `rows`. A row contains the names of the two settings and the message."""
+    return tuple(Pair(*row, settings) for row in rows)
+
+
 def _where(value: Any, condition: bool) -> Any:
     return value if condition else None
 
@@ -131,56 +136,54 @@ SETTINGS_OF_SWEEP = {
 _OF_MODEL = "{0} is not allowed beside trainable: it belongs to model"
 _FIXED_RATE = "{0} is not allowed with optimizer {1}, which reads lr only at its beginning, or one step late"
 _CROSS_ENTROPY = "is not allowed with loss {1}"
-PAIRS_OF_SWEEP = tuple(
-    Pair(*names_and_message, SETTINGS_OF_SWEEP)
-    for names_and_message in (
-        ("loss", "trainable", _OF_MODEL),
-        ("optimizer", "trainable", _OF_MODEL),
-        ("training", "trainable", _OF_MODEL),
-        ("metrics", "trainable", _OF_MODEL),
-        ("fuse", "trainable", "{0} is not allowed: auto or off with a trainable, since only trials of a model can be trained together"),
-        ("repeats", "pausing scheduler", "{0} is not allowed with scheduler {1}, which pauses trials one by one: 1, or scheduler asha"),
-        (
-            "learning algorithm",
-            "pausing scheduler",
-            "{0} is not allowed with scheduler {1}, which takes all configurations before there is a result to learn from: random or grid, or scheduler asha",
-        ),
-        (
-            "max_concurrent",
-            "pausing scheduler",
-            "{0} is not allowed with scheduler {1}, which takes all trials: leave it out, or take scheduler asha",
-        ),
-        (
-            "gpu auto",
-            "pausing scheduler",
-            "{0} is not allowed with scheduler {1}, which starts all trials before one could be measured: a number, or scheduler asha",
-        ),
-        ("other repeats", "folds", "{0} is not allowed with {1}, because each fold is one trial of a configuration: leave repeats out"),
-        (
-            "pausing scheduler",
-            "folds",
-            "{0!r} is not allowed with {1}, because this scheduler pauses trials one by one: none, asha or median",
-        ),
-        ("fuse", "folds", "{0} is not allowed with {1}, because trials that are trained together share their rows: auto or off"),
-        (
-            "workers",
-            "model",
-            "{0} are not allowed with model, which the workflow trains in one process: leave workers out, or write a trainable",
-        ),
-        (
-            "gpu auto",
-            "workers",
-            "{0} is not allowed with workers, because the workflow cannot measure the GPU memory of the workers' processes: a number",
-        ),
-        ("label_smoothing", "other loss", f"{{0}} {_CROSS_ENTROPY}: 0, or loss cross_entropy"),
-        ("class_weights", "other loss", f"{{0}} {_CROSS_ENTROPY}: none, or loss cross_entropy"),
-        ("mixup", "other loss", f"{{0}} {_CROSS_ENTROPY}: leave it out, or take loss cross_entropy"),
-        ("augment", "table", "{0} is not allowed with the table of data set {1}, whose rows are no images: []"),
-        ("warmup_epochs", "onecycle", "{0} is not allowed with schedule onecycle, which has its own warm-up: 0"),
-        ("schedule", "fixed-rate optimizer", f"{_FIXED_RATE}: constant"),
-        ("warmup_epochs", "fixed-rate optimizer", f"{_FIXED_RATE}: 0"),
-        ("pbt of lr", "fixed-rate optimizer", f"{_FIXED_RATE}. Give lr one value, or take another optimizer"),
-    )
+PAIRS_OF_SWEEP = _pairs(
+    SETTINGS_OF_SWEEP,
+    ("loss", "trainable", _OF_MODEL),
+    ("optimizer", "trainable", _OF_MODEL),
+    ("training", "trainable", _OF_MODEL),
+    ("metrics", "trainable", _OF_MODEL),
+    ("fuse", "trainable", "{0} is not allowed: auto or off with a trainable, since only trials of a model can be trained together"),
+    ("repeats", "pausing scheduler", "{0} is not allowed with scheduler {1}, which pauses trials one by one: 1, or scheduler asha"),
+    (
+        "learning algorithm",
+        "pausing scheduler",
+        "{0} is not allowed with scheduler {1}, which takes all configurations before there is a result to learn from: random or grid, or scheduler asha",
+    ),
+    (
+        "max_concurrent",
+        "pausing scheduler",
+        "{0} is not allowed with scheduler {1}, which takes all trials: leave it out, or take scheduler asha",
+    ),
+    (
+        "gpu auto",
+        "pausing scheduler",
+        "{0} is not allowed with scheduler {1}, which starts all trials before one could be measured: a number, or scheduler asha",
+    ),
+    ("other repeats", "folds", "{0} is not allowed with {1}, because each fold is one trial of a configuration: leave repeats out"),
+    (
+        "pausing scheduler",
+        "folds",
+        "{0!r} is not allowed with {1}, because this scheduler pauses trials one by one: none, asha or median",
+    ),
+    ("fuse", "folds", "{0} is not allowed with {1}, because trials that are trained together share their rows: auto or off"),
+    (
+        "workers",
+        "model",
+        "{0} are not allowed with model, which the workflow trains in one process: leave workers out, or write a trainable",
+    ),
+    (
+        "gpu auto",
+        "workers",
+        "{0} is not allowed with workers, because the workflow cannot measure the GPU memory of the workers' processes: a number",
+    ),
+    ("label_smoothing", "other loss", f"{{0}} {_CROSS_ENTROPY}: 0, or loss cross_entropy"),
+    ("class_weights", "other loss", f"{{0}} {_CROSS_ENTROPY}: none, or loss cross_entropy"),
+    ("mixup", "other loss", f"{{0}} {_CROSS_ENTROPY}: leave it out, or take loss cross_entropy"),
+    ("augment", "table", "{0} is not allowed with the table of data set {1}, whose rows are no images: []"),
+    ("warmup_epochs", "onecycle", "{0} is not allowed with schedule onecycle, which has its own warm-up: 0"),
+    ("schedule", "fixed-rate optimizer", f"{_FIXED_RATE}: constant"),
+    ("warmup_epochs", "fixed-rate optimizer", f"{_FIXED_RATE}: 0"),
+    ("pbt of lr", "fixed-rate optimizer", f"{_FIXED_RATE}. Give lr one value, or take another optimizer"),
 )
 
 
@@ -196,21 +199,19 @@ SETTINGS_OF_DATASET = {
     "folds": Setting("validation", _given("validation")),
     "other fraction": Setting("validation_fraction", _other_fraction),
 }
-PAIRS_OF_DATASET = tuple(
-    Pair(*names_and_message, SETTINGS_OF_DATASET)
-    for names_and_message in (
-        ("group", "images", "{0} is not allowed with source {1}: it is for arrays, tables and functions. Leave it out"),
-        ("time", "images", "{0} is not allowed with source {1}: it is for arrays, tables and functions. Leave it out"),
-        ("time", "group", "{0} is not allowed beside group {1}, whose rows may have all times: random"),
-        (
-            "time",
-            "folds",
-            "{0} is not allowed beside validation.folds, because most folds would be validated on rows before their training rows: random",
-        ),
-        (
-            "other fraction",
-            "folds",
-            "{0} is not allowed beside validation.folds, which choose the validation rows: leave it out",
-        ),
-    )
+PAIRS_OF_DATASET = _pairs(
+    SETTINGS_OF_DATASET,
+    ("group", "images", "{0} is not allowed with source {1}: it is for arrays, tables and functions. Leave it out"),
+    ("time", "images", "{0} is not allowed with source {1}: it is for arrays, tables and functions. Leave it out"),
+    ("time", "group", "{0} is not allowed beside group {1}, whose rows may have all times: random"),
+    (
+        "time",
+        "folds",
+        "{0} is not allowed beside validation.folds, because most folds would be validated on rows before their training rows: random",
+    ),
+    (
+        "other fraction",
+        "folds",
+        "{0} is not allowed beside validation.folds, which choose the validation rows: leave it out",
+    ),
 )

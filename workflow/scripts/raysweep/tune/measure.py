@@ -18,12 +18,12 @@ from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import read_sweep
-from raysweep.training.arrays import load_tensors, read_facts
+from raysweep.training.arrays import load_tensors
 from raysweep.training.devices import select_device
-from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.fusion import Layout, engine_job, plan_fusion, reason_by_config
+from raysweep.tune.trial import trainer_on
 
 WARM_UP_STEPS = 3
 # Minimum time of a measurement in seconds, unless all data takes less time. A shorter measurement depends too much on the clock, the cache and other processes.
@@ -43,15 +43,7 @@ def measure(given: MeasurementInput) -> Measurement:
     train, validation = (load_tensors(job.data_dir, split, device) for split in ("train", "validation"))
     points = []
     for number, config in enumerate(given.configs):
-        trainer = Trainer(
-            model_class,
-            config,
-            TrainingSpec.of(job.sweep),
-            seed=number,
-            device=device,
-            facts=read_facts(job.data_dir),
-            own_loss=job.code.load_loss(),
-        )
+        trainer = trainer_on(device, model_class, config, number, job)
         points.append(StepTimes(trainer.batch_size, _training_row_s(trainer, *train), _evaluation_row_s(trainer, *validation)))
     began = time.perf_counter()
     together = _plan_fusion(job, given.nodes, given.capacity)

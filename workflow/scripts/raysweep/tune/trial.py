@@ -36,6 +36,8 @@ from raysweep.tune.reports import without_tune_names
 from raysweep.usercode.working_dir import WorkingDirs
 
 if TYPE_CHECKING:
+    import torch
+
     from raysweep.training.trainer import Trainer
 
 # Key of the TrialFacts in a trial's configuration. `run` removes this key before the model or the user's function gets the configuration.
@@ -193,14 +195,20 @@ def _checked(metrics: Any) -> dict[str, Any]:
 def _trainer(model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Trainer:
     import torch
 
-    from raysweep.training.arrays import read_facts
     from raysweep.training.devices import select_device
-    from raysweep.training.spec import TrainingSpec
-    from raysweep.training.trainer import Trainer
 
     device = select_device(needs_gpu=bool(job.trial_resources.gpu))
     # By default torch uses one thread for each core. Several such processes on one node would slow down all of these processes.
     torch.set_num_threads(max(1, int(job.sweep.trial_resources.cpu)))
+    return trainer_on(device, model_class, config, seed, job)
+
+
+def trainer_on(device: torch.device, model_class: Any, config: dict[str, Any], seed: int, job: TuneJob) -> Trainer:
+    """Return the trainer of a configuration of a sweep that trains a `model`."""
+    from raysweep.training.arrays import read_facts
+    from raysweep.training.spec import TrainingSpec
+    from raysweep.training.trainer import Trainer
+
     return Trainer(
         model_class,
         config,
