@@ -197,7 +197,7 @@ def hint(key: Any, known: Iterable[str]) -> str:
 
 
 def did_you_mean(value: Any, known: Iterable[Any]) -> str:
-    """Return a question with the known name that is similar to the unknown name `value`, for the end of a message, or "" where there is none."""
+    """Return the last sentence of a message, which asks for the known name most similar to `value`, or "" where no known name is similar."""
     nearest = _nearest(value, [name for name in known if isinstance(name, str)])
     return f". Did you mean {nearest}?" if nearest else ""
 
