@@ -104,7 +104,7 @@ bench: env-test
 
 # The lock `lowest` has the lowest versions that node.in allows. Of numpy and pyyaml, the packages of the controller need newer versions.
 lock: setup
-	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers $(basename $(wildcard examples/*/requirements.in)) $(ENVS)/newest; do \
+	@for name in $(ENVS)/controller $(ENVS)/node $(ENVS)/dashboard $(ENVS)/docs $(ENVS)/dev $(ENVS)/trackers $(ENVS)/samplers $(basename $(wildcard examples/*/requirements.in)) $(ENVS)/newest; do \
 	  $(UV_COMPILE) $(if $(UPGRADE),--upgrade) $$name.in --output-file $$name.txt || exit 1; \
 	done
 	@$(UV_COMPILE) --constraints <(sed -nE '/^(numpy|pyyaml)/d; s/^([a-z]+)(\[[a-z]+\])?>=([0-9.]+).*/\1==\3.*/p' $(ENVS)/node.in) \

@@ -11,8 +11,10 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysweep.common.bounds import Bounds
+from raysweep.config.space import parse_space
 from raysweep.record.file import Record
 from raysweep.record.progress import ProgressLine
+from raysweep.record.trials import Result, Sweep, Trial
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare
@@ -165,3 +167,28 @@ class Events:
     def checkpoints(self) -> list[str]:
         """Return the checkpoints that exist, as trial/epoch."""
         return sorted(f"{path.parent.name}/{path.name}" for path in self.folder.glob("tune/*/*"))
+
+
+SAMPLED_SPACE = parse_space(
+    {
+        "u": {"uniform": [0, 1]},
+        "l": {"loguniform": [1e-4, 1e-1]},
+        "q": {"qloguniform": [1, 100, 5]},
+        "i": {"randint": [0, 5]},
+        "n": {"normal": [3, 2]},
+        "c": {"choice": [[1, 2], {"k": 1}, None]},
+        "deep": {"er": {"uniform": [5, 6]}},
+        "constant": 7,
+    }
+)
+
+
+def finished_trial(index: int, config: dict[str, Any], value: float | None, status: str = "TERMINATED") -> Trial:
+    trial = Trial(f"{index:05d}", index, 0, index, config, status)  # type: ignore[arg-type]
+    if value is not None:
+        trial.results.append(Result(1, {"score": value}, 1.0, ""))
+    return trial
+
+
+def recorded_sweep(*trials: Trial) -> Sweep:
+    return Sweep(trials={trial.trial_id: trial for trial in trials})

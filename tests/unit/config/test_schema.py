@@ -82,6 +82,21 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(scheduler={"name": "asha", "reduction_factor": 1}), "scheduler.reduction_factor: 1 is not allowed: a number, above 1"),
     (config(points_to_evaluate=[3]), "points_to_evaluate.0: 3 is not allowed: a map"),
     (config(search_algorithm="bayes"), "search_algorithm.name: 'bayes' is not allowed: one of random, grid, optuna"),
+    (
+        config(search_algorithm={"name": "optuna", "sampler": "tpo"}),
+        "search_algorithm.sampler: 'tpo' is not allowed: tpe, gp, cmaes, qmc, nsga2, or a sampler class",
+    ),
+    (config(search_algorithm={"name": "optuna", "sampler": ["gp"]}), "search_algorithm.sampler: ['gp'] is not allowed: tpe, gp,"),
+    (
+        config(search_algorithm={"name": "random", "sampler": "gp"}),
+        "search_algorithm.sampler: unknown option of random. Allowed: no option",
+    ),
+    (
+        config(search_algorithm={"name": "optuna", "sampler": "nsga2", "popsize": 8}),
+        "search_algorithm.popsize: unknown option of optuna nsga2. Did you mean population_size? Allowed: sampler, population_size",
+    ),
+    (config(search_algorithm={"name": "optuna", "sampler": "nsga2", "population_size": 1}), "population_size: 1 is not allowed: a whole"),
+    (config(search_algorithm={"name": "optuna gp"}), "search_algorithm.name: 'optuna gp' is not allowed: one of random, grid, optuna"),
     (config(search_space={}), "search_space: {} is not allowed: a map that is not empty"),
     (config(trial_resources={"cpu": 0}), "trial_resources.cpu: 0 is not allowed: a number, above 0"),
     (config(trial_resources={"cpu": float("nan")}), "trial_resources.cpu: nan is not allowed: a number, above 0"),
@@ -142,6 +157,7 @@ def test_an_editor_has_the_schema_of_a_file_and_shows_no_mistake(path: Path) -> 
     "changes",
     [
         {"scheduler": "asha", "search_algorithm": "optuna"},
+        {"search_algorithm": {"name": "optuna", "sampler": "nsga2", "population_size": 10}},
         {"scheduler": {"name": "asha", "grace_period": 2}, "search_algorithm": "mine.py:Search"},
         *({"fuse": value} for value in ("auto", "on", "off", True, False)),
         {"time_budget": "1d12h", "trial_timeout": None, "allocation": {"runtime": 0.5}, "trial_resources": {"gpu": "auto"}},

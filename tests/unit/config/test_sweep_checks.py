@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs import assert_refused, check, config, ids, num_trials, own, refusal, sweep
+from configs import ROOT, assert_refused, check, config, ids, num_trials, own, refusal, sweep
 from user_files import write_files
 
 
@@ -115,6 +115,24 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(wandb="mine"), "wandb: 'mine' is not allowed: env.requirements, "),
     (config(search_algorithm="hyperopt"), "search_algorithm.name: 'hyperopt' is not allowed: one of "),
     (config(search_algorithm="nosuch.py:Search"), "search_algorithm.name: 'nosuch.py:Search' is not allowed: there is no file nosuch.py"),
+    (
+        config(search_algorithm={"name": "optuna", "sampler": "nosuch.py:Search"}),
+        "search_algorithm.sampler: 'nosuch.py:Search' is not allowed: there is no file nosuch.py",
+    ),
+    (config(search_algorithm={"name": "optuna", "sampler": "a b:C"}), "search_algorithm.sampler: 'a b:C' is not allowed: write path/to"),
+    *(
+        (
+            config(search_algorithm={"name": "optuna", "sampler": sampler}, search_space={"lr": 0.1, "batch_size": 8}),
+            f"search_algorithm.sampler: '{sampler}' is not allowed: env.requirements, {ROOT}/workflow/envs/node.in, does not list {package}."
+            " Name workflow/envs/samplers.in there",
+        )
+        for sampler, package in (("gp", "scipy"), ("qmc", "scipy"), ("cmaes", "cmaes"))
+    ),
+    (
+        config(search_algorithm={"name": "optuna", "sampler": "cmaes"}, search_space={"lr": 0.1, "batch_size": {"choice": [1, 2]}})
+        | {"env": {"requirements": "workflow/envs/samplers.in"}},
+        "search_space.batch_size: choice is not allowed with sampler cmaes, which takes only numbers: a distribution of numbers",
+    ),
     (
         config(search_algorithm="a library:Search"),
         "search_algorithm.name: 'a library:Search' is not allowed: write path/to/file.py:Class or",

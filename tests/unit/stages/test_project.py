@@ -96,6 +96,9 @@ def test_a_loss_function_of_the_users_own_is_a_source_and_is_imported(tmp_path: 
         ({}, []),
         ({"search_algorithm": "optuna"}, ["optuna"]),
         ({"search_algorithm": "search.py:Mine"}, ["search.py:Mine"]),
+        ({"search_algorithm": {"name": "optuna", "sampler": "gp"}}, ["optuna"]),
+        ({"search_algorithm": {"name": "optuna", "sampler": "search.py:Mine"}}, ["optuna", "search.py:Mine"]),
+        ({"search_algorithm": {"name": "optuna", "sampler": "a.library:Sampler"}}, ["optuna", "a.library"]),
         ({"search_algorithm": "a.library:Searcher"}, ["a.library"]),
         ({"mlflow": {"tracking_uri": "file:x", "experiment": "e"}}, ["mlflow"]),
     ],
@@ -103,7 +106,8 @@ def test_a_loss_function_of_the_users_own_is_a_source_and_is_imported(tmp_path: 
 def test_a_sweep_imports_its_algorithm_and_its_trackers(tmp_path: Path, changes: dict[str, Any], names: list[str]) -> None:
     (tmp_path / "search.py").write_text("class Mine: ...\n")
     found = project(tmp_path)
-    found.sweeps["a"].update({key: {"name": value} if key == "search_algorithm" else value for key, value in changes.items()})
+    is_short = isinstance(changes.get("search_algorithm"), str)
+    found.sweeps["a"].update({key: {"name": value} if is_short else value for key, value in changes.items()})
     assert found.imports_of("a") == [*COMMON, *names, "train.py:train"]
     assert found.imports_of("b") == [*COMMON, "raysweep.training.trainer", MODEL]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from raysweep.common.numeric import is_number
+from raysweep.common.numeric import is_finite_number, is_number
 
 BOUNDS = {"at_least": operator.ge, "at_most": operator.le}
 
@@ -32,3 +32,17 @@ def any_holds(metrics: dict[str, Any], bounds: Bounds) -> bool:
 def all_hold(metrics: dict[str, Any], bounds: Bounds) -> bool:
     """Return whether the metrics of a report fulfil all bounds."""
     return all(_held(metrics, bounds))
+
+
+def violations(metrics: dict[str, Any], bounds: Bounds) -> dict[str, float] | None:
+    """Return by how much the metrics violate each bound, as {"metric kind": amount}, or None where a metric of a bound is missing or is not finite.
+
+    The amount is at most 0 where the bound holds. The names and the sign are those of the constraints of Optuna.
+    """
+    amounts = {}
+    for metric, bound in bounds.items():
+        for kind, value in bound.items():
+            if not is_finite_number(metrics.get(metric)):
+                return None
+            amounts[f"{metric} {kind}"] = float(value - metrics[metric] if kind == "at_least" else metrics[metric] - value)
+    return amounts

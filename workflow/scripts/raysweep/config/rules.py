@@ -54,7 +54,8 @@ RULES_OF_DATASET = (
 RULES_OF_SWEEP = (
     Rule(sweep_checks.check_target, "model trainable"),
     Rule(sweep_checks.check_dataset, "dataset model", "datasets"),
-    Rule(sweep_checks.check_class_of_algorithm, "search_algorithm"),
+    *(Rule(partial(sweep_checks.check_class_of_algorithm, key=key), "search_algorithm") for key in ("name", "sampler")),
+    Rule(sweep_checks.check_packages_of_sampler, "search_algorithm", "env.requirements"),
     Rule(sweep_checks.check_space, "search_space"),
     Rule(sweep_checks.check_space_fits_algorithm, "search_space search_algorithm"),
     Rule(partial(sweep_checks.check_tracker, tracker="mlflow"), "mlflow", "env.requirements"),

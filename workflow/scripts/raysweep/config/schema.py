@@ -222,12 +222,34 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
     name = value["name"]
     if is_class(key, name):
         return  # The options are arguments of the class, which the schema does not describe.
-    if not isinstance(name, str) or name not in known:
+    names = [name for name in known if " " not in name]
+    if not isinstance(name, str) or name not in names:
         or_class = ", or module:Class of a searcher of Ray Tune's" if key == "search_algorithm" else ""
-        yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(known)}{or_class}{did_you_mean(name, known)}")
+        yield Mistake((*path, "name"), f"{name!r} is not allowed: one of {', '.join(names)}{or_class}{did_you_mean(name, names)}")
         return
     options = {option: inner for option, inner in value.items() if option != "name"}
-    yield from schema_mistakes(options, _options_schema(known[name]), path, options_of=name)
+    variant = _variant_of(key, value)
+    if (
+        variant is None
+    ):  # The sampler is a class or has a mistake. The options of a class are arguments, which the schema does not describe.
+        variant, options = name, {"sampler": options["sampler"]}
+    yield from schema_mistakes(options, _options_schema(_options_of_variant(key, variant)), path, options_of=variant)
+
+
+def _variant_of(key: str, value: dict[str, Any]) -> str | None:
+    """Return the name in `$defs` under which the schema lists the options of a value with the known name, or None where the schema lists no options.
+
+    A sampler of Optuna has options of its own, which the schema lists as `optuna <sampler>`.
+    """
+    variant = value["name"] if value.get("sampler", "tpe") == "tpe" else f"{value['name']} {value['sampler']}"
+    return variant if variant in options_by_name(key) else None
+
+
+def _options_of_variant(key: str, variant: str) -> dict[str, Schema]:
+    """Return {option: schema} of a variant. All samplers of Optuna have the option `sampler`."""
+    options = options_by_name(key)
+    sampler = options[variant.split()[0]].get("sampler")
+    return ({"sampler": sampler} if sampler else {}) | options[variant]
 
 
 def is_class(key: str, name: Any) -> bool:
@@ -259,6 +281,6 @@ def options_with_defaults(key: str, value: Any) -> Any:
     `key` is the last key of the place.
     """
     name = value.get("name") if isinstance(value, dict) else None
-    if not isinstance(name, str) or name not in options_by_name(key):
+    if not isinstance(name, str) or name not in options_by_name(key) or (variant := _variant_of(key, value)) is None:
         return copy.copy(value)
-    return {"name": name, **with_defaults(value, _options_schema(options_by_name(key)[name]))}
+    return {"name": name, **with_defaults(value, _options_schema(_options_of_variant(key, variant)))}

@@ -34,6 +34,9 @@ from raysweep.environment.requirements import lists
 from raysweep.usercode.target import files_with_one_name, find_target, local_sources
 from raysweep.usercode.target import is_class as target_is_class
 
+# Packages that a sampler of Optuna needs beside Optuna and torch.
+PACKAGES_OF_SAMPLER = {"gp": ("scipy",), "qmc": ("scipy",), "cmaes": ("cmaes",)}
+
 
 def check_target(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the sweep has both or neither of `model` and `trainable`, or where the model or trainable cannot be found or read."""
@@ -63,23 +66,33 @@ def check_dataset(sweep: Section) -> Iterator[Mistake]:
         yield sweep.mistake(f"{sweep.values['dataset']!r} is not allowed: {names}", "dataset")
 
 
-def check_class_of_algorithm(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where the search algorithm is written as a class, and this class cannot exist.
+def check_class_of_algorithm(sweep: Section, key: str) -> Iterator[Mistake]:
+    """Yield a mistake where the search algorithm, or the sampler of Optuna, is written as a class, and this class cannot exist. `key` is `name` or `sampler`.
 
     For a class of a library, only the form of the name is checked. The rule build_env later imports the class, because only the environment of the
     trials has the library.
     """
-    if not is_class("search_algorithm", sweep.algorithm):
+    name = sweep.values["search_algorithm"].get(key)
+    if not is_class("search_algorithm", name):
         return
-    module, _, class_name = sweep.algorithm.rpartition(":")
+    module, _, class_name = name.rpartition(":")
     if module.endswith(".py"):
         try:
-            find_target(sweep.algorithm, sweep.root)
+            find_target(name, sweep.root)
         except ConfigError as error:
-            yield sweep.mistake(str(error), "search_algorithm", "name")
+            yield sweep.mistake(str(error), "search_algorithm", key)
     elif not all(part.isidentifier() for part in [*module.split("."), class_name]):
-        message = f"{sweep.algorithm!r} is not allowed: write path/to/file.py:Class or package.module:Class"
-        yield sweep.mistake(message, "search_algorithm", "name")
+        message = f"{name!r} is not allowed: write path/to/file.py:Class or package.module:Class"
+        yield sweep.mistake(message, "search_algorithm", key)
+
+
+def check_packages_of_sampler(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where the environment lacks a package that the sampler of Optuna needs."""
+    sampler = sweep.values["search_algorithm"].get("sampler")
+    for package in PACKAGES_OF_SAMPLER.get(sampler, ()):
+        if not lists(sweep.requirements, package):
+            yield _missing_package(sweep, sampler, package, "samplers", "search_algorithm", "sampler")
+            return
 
 
 def check_tracker(sweep: Section, tracker: str) -> Iterator[Mistake]:
@@ -114,6 +127,9 @@ def check_space_fits_algorithm(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(message, *keys)
         if algorithm not in ("random", "grid") and is_grid:
             message = f"grid is not allowed with search_algorithm {algorithm}: choice, or search_algorithm random or grid"
+            yield sweep.mistake(message, *keys)
+        elif isinstance(distribution, Choice) and sweep.values["search_algorithm"].get("sampler") == "cmaes":
+            message = f"{distribution.name} is not allowed with sampler cmaes, which takes only numbers: a distribution of numbers, or sampler tpe"
             yield sweep.mistake(message, *keys)
 
 

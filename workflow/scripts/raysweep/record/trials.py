@@ -244,6 +244,8 @@ class Sweep:
     nodes: list[NodeEvent] = field(default_factory=list)
     # Each report of a trial and each end of a trial (None), in the order of the record. The list keeps the reports that a later attempt has repeated.
     history: list[tuple[Trial, Result | None]] = field(default_factory=list)
+    # Each proposed configuration (False) and each finished configuration (True), in the order of the record.
+    search_history: list[tuple[Candidate, bool]] = field(default_factory=list)
     # How trials are trained together, or why trials are not trained together. None: the driver did not try to train trials together.
     fused: FusionPlan | NotFused | None = None
     # Share of a GPU that a trial uses. None until the driver has measured the first trial, or until a trial has failed because its GPU was too full.
@@ -321,7 +323,10 @@ def _end_session(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _add_trial(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"], constraint=sweep.constraint)
     sweep.trials[trial.trial_id] = trial
-    sweep.groups.setdefault(trial.index, Group(trial.index, sweep.repeats, sweep.constraint)).trials.append(trial)
+    group = sweep.groups.setdefault(trial.index, Group(trial.index, sweep.repeats, sweep.constraint))
+    group.trials.append(trial)
+    if len(group.trials) == 1:
+        sweep.search_history.append((sweep.candidate_of(trial), False))
 
 
 def _note_node(sweep: Sweep, event: Mapping[str, Any]) -> None:
@@ -382,6 +387,8 @@ def _finish(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
     sweep.history.append((trial, None))
+    if (candidate := sweep.candidate_of(trial)).finished:
+        sweep.search_history.append((candidate, True))
 
 
 HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {

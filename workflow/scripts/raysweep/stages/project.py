@@ -127,11 +127,11 @@ class Project:
         """
         section = self.sweeps[sweep]
         names = list(DRIVER_MODULES)
-        algorithm = section["search_algorithm"]["name"]
-        if algorithm == "optuna" or ".py:" in algorithm:
-            names.append(algorithm)
-        elif ":" in algorithm:  # a class of a library
-            names.append(algorithm.rpartition(":")[0])
+        for name in (section["search_algorithm"].get(key, "") for key in ("name", "sampler")):
+            if name == "optuna" or ".py:" in name:
+                names.append(name)
+            elif ":" in name:  # a class of a library
+                names.append(name.rpartition(":")[0])
         names += [name for name in TRACKERS if section[name] is not None]
         return [*names, *(["raysweep.training.trainer"] if "model" in section else []), *self.typed.sweeps[sweep].targets]
 

@@ -1,7 +1,7 @@
 """This module uses a Ray Tune searcher as a sampler. The config names the searcher as `module:Class` or `file.py:Class`.
 
 A searcher proposes parameters of two kinds, which all searchers support: numbers between bounds, and positions in a list. The distributions of this package
-convert the parameters into values (samplers.py), so that the values of a configuration do not depend on the searcher.
+convert the parameters into values (parameters.py), so that the values of a configuration do not depend on the searcher.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
 from raysweep.record.trials import Candidate, Sweep
-from raysweep.tune.samplers import NORMAL_QUANTILES, parameter_of, value_of
+from raysweep.tune.parameters import NORMAL_QUANTILES, parameter_of, value_of
 from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target
 

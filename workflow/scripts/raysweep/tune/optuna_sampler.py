@@ -1,0 +1,182 @@
+"""This module proposes configurations with a sampler of Optuna, through Optuna's ask-and-tell interface."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from raysweep.common.bounds import violations
+from raysweep.common.errors import ConfigError, RaysweepError, logger
+from raysweep.common.numeric import is_same
+from raysweep.common.seeds import sampler_seed
+from raysweep.config.model import SweepConfig
+from raysweep.config.space import Choice, Distribution, Normal, fill, values_in
+from raysweep.record.trials import Candidate, Sweep
+from raysweep.tune.parameters import NORMAL_QUANTILES, parameter_of, value_of
+from raysweep.usercode.freeze import load_target
+from raysweep.usercode.target import find_target
+
+CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler", "nsga2": "NSGAIISampler"}
+STATELESS = (
+    "tpe",
+    "gp",
+)  # samplers that learn only from the results of the trials, so that the order of proposals and results does not matter
+IGNORE_CONSTRAINTS = ("cmaes", "qmc")
+
+
+def load_sampler_class(name: str, root: Path) -> type[optuna.samplers.BaseSampler]:
+    """Return Optuna's class for the sampler `name`, or the class that `name` names as `file.py:Class` or `module:Class`. Relative paths start at `root`.
+
+    Raises RaysweepError if the module cannot be imported or if the class is no sampler of Optuna.
+    """
+    module, _, class_name = name.rpartition(":")
+    if not module:
+        module, class_name = "optuna.samplers", CLASSES[name]
+    try:
+        sampler, _ = load_target(find_target(f"{module}:{class_name}", root))
+    except ConfigError:  # no file of the user contains the class, so a library must contain the class
+        try:
+            sampler = getattr(importlib.import_module(module), class_name, None)
+        except ImportError as error:
+            raise RaysweepError(f"search_algorithm sampler {name}: {error}. Add what it needs to env.requirements") from None
+    if not (inspect.isclass(sampler) and issubclass(sampler, optuna.samplers.BaseSampler)):
+        raise RaysweepError(f"search_algorithm sampler {name}: it is no optuna.samplers.BaseSampler")
+    return sampler
+
+
+class OptunaSampler:
+    """Proposes configurations with one of Optuna's samplers.
+
+    TPE and the Gaussian process learn only from the results of the trials. At the start, such a sampler gets the recorded trials, and a seed that depends on
+    the number of the recorded trials, so that a sweep that continues does not propose the same configurations again.
+
+    The other samplers have a state of their own, such as a position in a sequence or a generation. Such a sampler goes through all recorded proposals and
+    results again, in the order of the record. With the same seed, the sampler makes the same proposals as before, and then has the state that it had before the
+    interruption.
+    """
+
+    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, root: Path, points: Collection[int] = ()) -> None:
+        """Make the sampler. `points` are the indices of the recorded configurations that come from `points_to_evaluate`."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Optuna warns that some samplers and options are experimental. The warning goes to Python's logging, because the user has chosen the sampler.
+        logging.captureWarnings(True)
+        self.space, self.metric, self.mode = space, sweep.metric, sweep.mode
+        options = dict(sweep.search_algorithm.options)
+        self.name = options.pop("sampler", "tpe")
+        is_stateless = self.name in STATELESS
+        self.distributions = {key: _distribution(d) for key, d in space.items() if isinstance(d, Distribution)}
+        self.study = optuna.create_study(
+            direction="maximize" if sweep.mode == "max" else "minimize",
+            sampler=self._make(load_sampler_class(self.name, root), options, sampler_seed(sweep.seed, len(recorded.trials) * is_stateless)),
+        )
+        # Index of the configuration → Optuna's trial. An entry stays until Optuna gets the result of the configuration.
+        self.asked: dict[int, optuna.Trial] = {}
+        if is_stateless:
+            self._add(recorded)
+        else:
+            self._replay(recorded, points)
+
+    def _make(self, sampler: type[optuna.samplers.BaseSampler], options: dict[str, Any], seed: int) -> optuna.samplers.BaseSampler:
+        takes_seed = "seed" in inspect.signature(sampler.__init__).parameters and "seed" not in options
+        try:
+            return sampler(**({"seed": seed} if takes_seed else {}), **options)
+        except Exception as error:  # the user's options are wrong, or a library is missing
+            raise RaysweepError(f"search_algorithm sampler {self.name}: {type(error).__name__}: {error}") from None
+
+    def _add(self, recorded: Sweep) -> None:
+        """Add the recorded configurations to Optuna's study, with their results where the configurations have finished."""
+        for candidate in recorded.candidates:
+            if not candidate.finished:
+                self.adopt(candidate.index, candidate.config)
+            elif (parameters := self._parameters(candidate.config)) is not None:
+                self.study.add_trial(self._frozen(parameters, candidate))
+
+    def _frozen(self, parameters: dict[str, Any], candidate: Candidate) -> optuna.trial.FrozenTrial:
+        """Return a finished configuration as a trial of Optuna."""
+        value, constraints = self._outcome(candidate)
+        return optuna.create_trial(
+            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+            value=value,
+            params=parameters,
+            distributions={key: self.distributions[key] for key in parameters},
+            constraints=constraints,
+        )
+
+    def _replay(self, recorded: Sweep, points: Collection[int]) -> None:
+        """Make the recorded proposals again, and tell the recorded results, in the order of the record."""
+        num_others = 0
+        for candidate, is_result in recorded.search_history:
+            if is_result:
+                self.tell(candidate)
+            elif candidate.index in points or not self._proposes_again(candidate):
+                self.adopt(candidate.index, candidate.config)
+                num_others += candidate.index not in points
+        if num_others:
+            logger.debug(
+                "%s did not propose %d of the recorded configurations itself: the options or the version have changed",
+                self.name,
+                num_others,
+            )
+
+    def _proposes_again(self, candidate: Candidate) -> bool:
+        """Propose a configuration, and return whether the proposal is the recorded configuration. Optuna forgets another proposal."""
+        proposal = self.propose(candidate.index)
+        if is_same(proposal, candidate.config):
+            return True
+        self.study.tell(self.asked.pop(candidate.index), state=TrialState.FAIL)
+        return False
+
+    def propose(self, index: int) -> dict[str, Any]:
+        self.asked[index] = trial = self.study.ask(self.distributions)
+        parameters = trial.params
+        return fill(self.space, lambda key, d: value_of(d, parameters[key]))
+
+    def adopt(self, index: int, config: dict[str, Any]) -> None:
+        """Let Optuna propose the configuration `config`. A configuration outside of the search space is left out, because Optuna cannot use it."""
+        if (parameters := self._parameters(config)) is not None:
+            self.study.enqueue_trial(parameters)
+            self.asked[index] = self.study.ask(self.distributions)
+
+    def tell(self, trial: Candidate) -> None:
+        if trial.index in self.asked:
+            asked = self.asked.pop(trial.index)
+            value, constraints = self._outcome(trial)
+            for name, violation in constraints.items():
+                asked.set_constraint(name, violation)
+            self.study.tell(asked, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+
+    def _parameters(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        values = values_in(self.space, config)
+        return None if values is None else {key: parameter_of(self.space[key], value) for key, value in values.items()}
+
+    def _outcome(self, candidate: Candidate) -> tuple[float | None, dict[str, float]]:
+        """Return the value that a finished configuration reached, or None where it has none, and by how much the report violates each bound.
+
+        Where no report fulfils the constraint, the best report counts with its violations, so that the sampler learns where the bounds hold. A sampler that
+        ignores constraints gets no value then.
+        """
+        best = candidate.counted(self.metric, self.mode)
+        if self.name in IGNORE_CONSTRAINTS:
+            return (best.metrics[self.metric] if best else None), {}
+        best = best or candidate.counted(self.metric, self.mode, {})
+        amounts = violations(best.metrics, candidate.constraint) if best else None
+        return (None, {}) if best is None or amounts is None else (best.metrics[self.metric], amounts)
+
+
+def _distribution(d: Distribution) -> optuna.distributions.BaseDistribution:
+    """Return Optuna's distribution of the parameter that stands for a value of the distribution `d` (parameters.py)."""
+    distributions = optuna.distributions
+    if isinstance(d, Choice):  # a category is a position in the list, because Optuna accepts only simple values
+        return distributions.CategoricalDistribution(list(range(len(d.values))))
+    if isinstance(d, Normal):  # the parameter is a quantile
+        return distributions.FloatDistribution(*NORMAL_QUANTILES)
+    if d.integer:
+        return distributions.IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
+    return distributions.FloatDistribution(d.low, d.high, log=d.log)
