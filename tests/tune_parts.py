@@ -71,7 +71,7 @@ def tune_trial(trial_id: str, gpus: float = 0) -> Any:
 
 def end_of_trial(deadline: Deadline = NO_DEADLINE, **options: Any) -> EndOfTrial:
     """Return what decides about the ends of trials of three epochs."""
-    return EndOfTrial(TrialLimits("score", 3, STOP, deadline), FirstFault(), RunningTrials(None, lambda actor: None), **options)
+    return EndOfTrial(TrialLimits(("score",), 3, STOP, deadline), FirstFault(), RunningTrials(None, lambda actor: None), **options)
 
 
 def report(record: Record, trial_id: str, epoch: int, score: float) -> None:
@@ -100,7 +100,7 @@ class Events:
         self.killed: list[Any] = []
         running = RunningTrials(100, self.killed.append, self.clock)
         share = GpuShare(self.record, gpu_share, measures_gpu)
-        self.stop = EndOfTrial(TrialLimits("score", max_epochs, STOP, deadline), faults, running)
+        self.stop = EndOfTrial(TrialLimits(("score",), max_epochs, STOP, deadline), faults, running)
         self.parts = CallbackParts(
             faults=faults,
             running=running,

@@ -34,6 +34,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "other repeats": {"repeats": 3},
     "folds": {"data": {"source": "synthetic", "validation": {"folds": 5}}},
     "learning algorithm": {"search_algorithm": "optuna"},
+    "searcher of Ray Tune": {"search_algorithm": "a.library:Searcher"},
+    "cmaes": {
+        "search_algorithm": {"name": "optuna", "sampler": "cmaes"},
+        "search_space": {"lr": {"uniform": [0.01, 0.1]}, "batch_size": {"randint": [2, 5]}},
+    },
+    "scheduler": {"scheduler": "median"},
+    "objectives": {"objectives": [{"metric": "accuracy"}, {"metric": "loss", "mode": "min"}]},
     "max_concurrent": {"max_concurrent": 2},
     "gpu auto": {"trial_resources": {"gpu": "auto"}, "allocation": {"gpus_per_node": 1}},
     "workers": {"trial_resources": {"workers": {"num": 2}}, "allocation": {"cpus_per_node": 8}},
@@ -50,7 +57,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 # Maps a setting to the other settings that its example has too.
 IMPLIED = {
-    "pbt of lr": {"pausing scheduler"},
+    "pausing scheduler": {"scheduler"},
+    "pbt of lr": {"pausing scheduler", "scheduler"},
+    "searcher of Ray Tune": {"learning algorithm"},
+    "cmaes": {"learning algorithm"},
     "repeats": {"other repeats"},
     "other repeats": {"repeats"},
     "fixed-rate optimizer": {"optimizer"},
@@ -85,6 +95,8 @@ def given(changes: dict[str, Any], is_trainable: bool) -> dict[str, Any]:
     """Return the config of a sweep with `changes`."""
     sweep = {key: value for key, value in changes.items() if key != "data"}
     made = (own if is_trainable else config)(num_samples=4, max_epochs=4, **sweep)
+    if sweep.get("search_algorithm") == EXAMPLES["cmaes"]["search_algorithm"]:
+        made["env"] = {"requirements": "workflow/envs/samplers.in"}
     if "data" in changes:
         made["datasets"] = {"synthetic": changes["data"]}
         made["sweeps"]["s"]["dataset"] = "synthetic"

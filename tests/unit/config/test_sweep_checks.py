@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from configs import ROOT, assert_refused, check, config, ids, num_trials, own, refusal, sweep
+from raysweep.config.model import Config
 from user_files import write_files
 
 
@@ -374,3 +375,54 @@ def test_a_loss_whose_files_have_the_names_of_the_models_files_is_refused(root: 
     assert (
         f"loss: 'b/net.py:mine' is not allowed: the model needs {root}/a/net.py, the loss needs {root}/b/net.py, and Python would" in text
     )
+
+
+def objectives(*metrics: str, **changes: Any) -> dict[str, Any]:
+    """Return the config of a model with several objectives, of which less is better where the metric is a loss."""
+    modes = ({"metric": metric, "mode": "min"} if "loss" in metric else {"metric": metric} for metric in metrics)
+    return config(metric=None, objectives=list(modes), **changes)
+
+
+OBJECTIVES: list[tuple[dict[str, Any], str]] = [
+    (objectives("accuracy"), "objectives: one objective is not allowed: two or more, or metric and mode instead"),
+    (
+        objectives("accuracy", "accuracy"),
+        "objectives.1.metric: 'accuracy' is not allowed: another objective has this metric. Each metric once",
+    ),
+    (objectives("accuracy", "speed"), "objectives.1.metric: 'speed' is not allowed with model: one of accuracy"),
+    (
+        config(metric=None, objectives=[{"metric": "accuracy"}, {"metric": "loss"}]),
+        "objectives.1.mode: 'max' is not allowed with metric loss, of which less is better: write mode: min",
+    ),
+    (
+        own(metric=None, objectives=[{"metric": "a"}, {"metric": "time_total_s"}]),
+        "objectives.1.metric: 'time_total_s' is not allowed: Ray Tune sets",
+    ),
+    (objectives("accuracy", "loss", choose="speed"), "choose: 'speed' is not allowed: one of accuracy, loss, knee"),
+    (objectives("accuracy", "loss", choose="kne"), "choose: 'kne' is not allowed: one of accuracy, loss, knee. Did you mean knee?"),
+    (config(choose="knee"), "choose: 'knee' is not allowed without objectives: leave it out"),
+    (
+        config(metric="loss", mode="min", objectives=[{"metric": "accuracy"}, {"metric": "loss", "mode": "min"}]),
+        "metric: 'loss' is not allowed beside objectives",
+    ),
+    (config(metric=None, objectives=[]), "metric: missing. Allowed: the name of a metric as the trials report it"),
+    (
+        config(metric=None, objectives=[{"mode": "max"}, {"metric": "loss", "mode": "min"}]),
+        "objectives.0.metric: missing. Allowed: the name of",
+    ),
+    (
+        objectives("accuracy", "loss", scheduler="asha"),
+        "scheduler.name: 'asha' is not allowed with several objectives, because a scheduler",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), OBJECTIVES, ids=ids(OBJECTIVES))
+def test_mistakes_of_objectives(root: Path, given: dict[str, Any], expected: str) -> None:
+    assert_refused(root, given, expected)
+
+
+def test_the_first_objective_is_the_metric_of_the_sweep(root: Path) -> None:
+    made = check(root, objectives("loss", "accuracy", choose="knee"))["sweeps"]["s"]
+    assert (made["metric"], made["mode"]) == ("loss", "min")
+    assert Config.of(check(root, objectives("loss", "accuracy"))).sweeps["s"].compared_metrics == ("loss", "accuracy")

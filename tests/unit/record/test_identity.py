@@ -121,6 +121,8 @@ CHANGES: dict[str, Any] = {
     "time_budget": "1h",
     "keep_checkpoints": 9,
     "training": {"label_smoothing": 0.1},
+    "objectives": [{"metric": "accuracy"}, {"metric": "loss", "mode": "min"}],
+    "choose": "knee",
 }
 
 

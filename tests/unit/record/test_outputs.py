@@ -9,9 +9,10 @@ import pytest
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.common.typed_json import to_json
+from raysweep.config.model import Objective
 from raysweep.record.events import Attempt, Provenance
 from raysweep.record.outputs import best_of, confirmation_of, confirmed_means, write_model, write_outputs, write_trials
-from raysweep.record.results import ConfirmedMean, Goal
+from raysweep.record.results import BestResult, ConfirmedMean, Goal
 from raysweep.record.trials import Result, Sweep, Trial
 
 AT = "2026-03-01T09:00:00.000Z"
@@ -28,6 +29,9 @@ def trial(number: int, *values: float, config: dict[str, Any] | None = None, err
     for key, value in changes.items():
         setattr(made, key, value)
     return made
+
+
+TWO = (Objective("accuracy", "max"), Objective("size", "min"))
 
 
 def sweep(*trials: Trial) -> Sweep:
@@ -228,3 +232,37 @@ def test_where_every_seed_failed_nothing_is_confirmed_and_each_reason_is_kept(tm
     assert [(seed["value"], seed["error"]) for seed in found["seeds"]] == [(None, "raised"), (None, "too")]
     assert (found["n"], found["mean"], found["standard_deviation"]) == (0, None, None)
     assert found["published_model"] == {"accuracy": 0.5}
+
+
+def test_several_objectives_have_columns_and_a_front(tmp_path: Path) -> None:
+    trials = [trial(number, 0.1, accuracy) for number, accuracy in enumerate((0.9, 0.5, 0.4))]
+    for made, size in zip(trials, (30.0, 10.0, 20.0), strict=True):
+        for result in made.results:
+            result.metrics["size"] = size
+    made_sweep = sweep(*trials, trial(3, error="out of memory"))
+    made_sweep.set_goal({}, TWO, "size")
+    best = write_outputs(
+        tmp_path / "results", tmp_path / "state", made_sweep, Goal("s", "accuracy", "max"), Provenance("0.1.0", "abc", "e")
+    )
+    with (tmp_path / "results/trials.csv").open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    columns = [*COLUMNS[:3], "size", *COLUMNS[3:], "pareto"]
+    assert list(table[0]) == ["trial_id", "status", "config/lr", *columns]
+    assert [[row[key] for key in ("accuracy", "size", "epoch_of_metric", "pareto")] for row in table] == [
+        ["0.9", "30.0", "2", "true"],
+        ["0.5", "10.0", "2", "true"],
+        ["0.4", "20.0", "2", "false"],
+        ["", "", "", "false"],
+    ]
+    written = read_yaml(tmp_path / "results/best.yaml")
+    assert (written["trial_id"], written["metric"], written["choose"]) == (
+        "00001",
+        {"name": "accuracy", "mode": "max", "value": 0.5},
+        "size",
+    )
+    assert written["objectives"] == [{"metric": "accuracy", "mode": "max"}, {"metric": "size", "mode": "min"}]
+    assert written["front"] == [
+        {"trial_id": "00000", "config": {"lr": 0.1}, "epochs": 2, "metrics": {"accuracy": 0.9, "size": 30.0}},
+        {"trial_id": "00001", "config": {"lr": 0.1}, "epochs": 2, "metrics": {"accuracy": 0.5, "size": 10.0}},
+    ]
+    assert BestResult.read(tmp_path / "results/best.yaml") == best

@@ -201,10 +201,59 @@ def test_only_reports_within_it_count(tmp_path: Path) -> None:
         best = trial.best("score", "max")
         assert best is not None
         assert best.epoch == 2
-        record.sweep.set_constraint({"unknown": {"at_most": 2}})  # what is not reported fulfils nothing
+        record.sweep.set_goal({"unknown": {"at_most": 2}})  # what is not reported fulfils nothing
         assert trial.best("score", "max") is None
         assert trial.has_reported("score")
-        record.sweep.set_constraint({})
+        record.sweep.set_goal({})
         best = trial.best("score", "max")
         assert best is not None
         assert best.epoch == 4
+
+
+OBJECTIVES = [{"metric": "score", "mode": "max"}, {"metric": "size", "mode": "min"}]
+
+
+def record_of_points(folder: Path, *points: tuple[float, float], **header: Any) -> Record:
+    """Return a record of finished trials, which report the point (score, size) at epoch 2 and a better score at epoch 1."""
+    record = new_record(folder, **{"objectives": OBJECTIVES, **header})
+    for index, (score, size) in enumerate(points):
+        trial = f"{index:05d}"
+        record.write("trial", trial=trial, index=index, repeat=0, seed=0, config={"x": index})
+        record.write("start", trial=trial, node="n", from_epoch=0)
+        for epoch, value in ((1, score + 10), (2, score)):
+            record.write("result", trial=trial, epoch=epoch, metrics={"score": value, "size": size}, time_s=1.0, node="n")
+        record.write("finish", trial=trial, status="TERMINATED", error=None)
+    return record
+
+
+POINTS = ((0.9, 90), (0.8, 20), (0.5, 10), (0.7, 30), (0.9, 95))
+
+
+@pytest.mark.parametrize(
+    ("choose", "best"), [(None, "00000"), ("score", "00000"), ("size", "00002"), ("knee", "00001")], ids=["first", "score", "size", "knee"]
+)
+def test_the_best_of_several_objectives_is_chosen_from_the_front_of_the_last_reports(tmp_path: Path, choose: str | None, best: str) -> None:
+    with record_of_points(tmp_path, *POINTS, choose=choose) as record:
+        sweep = record.sweep
+        assert [(candidate.trial_id, result.epoch) for candidate, result in sweep.front()] == [("00000", 2), ("00001", 2), ("00002", 2)]
+        found = sweep.best_trial("score", "max")
+        assert found is not None
+        assert found[0].trial_id == best
+
+
+def test_a_failed_trial_is_not_on_the_front_and_a_point_fulfils_the_constraint(tmp_path: Path) -> None:
+    with record_of_points(tmp_path, *POINTS, constraint={"size": {"at_most": 50}}) as record:
+        record.write("finish", trial="00001", status="ERROR", error="out of memory")
+        assert [candidate.trial_id for candidate, _ in record.sweep.front()] == ["00003", "00002"]
+
+
+def test_a_report_without_one_of_the_objectives_is_no_point(tmp_path: Path) -> None:
+    with record_of_points(tmp_path, (0.5, 10)) as record:
+        record.write("result", trial="00000", epoch=3, metrics={"score": 0.99}, time_s=1.0, node="n")
+        [(_, result)] = record.sweep.front()
+        assert result.epoch == 2
+
+
+def test_with_one_objective_there_is_no_front(tmp_path: Path) -> None:
+    with two_trials(tmp_path) as record:
+        assert record.sweep.front() == []

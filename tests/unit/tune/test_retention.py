@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raysweep.config.model import Objective
 from raysweep.record.file import Record
 from raysweep.tune.retention import Retention, find_checkpoints, keep_checkpoints, kept_path
 from records import new_record
@@ -86,7 +87,7 @@ def test_without_a_checkpoint_of_the_best_epoch_the_best_of_those_that_have_one_
 def test_without_a_checkpoint_in_the_constraint_the_best_outside_of_it_is_kept(tmp_path: Path) -> None:
     keeping = Keeping(tmp_path)
     begin(keeping.record, "00000")
-    keeping.record.sweep.set_constraint({"score": {"at_most": 0.3}})
+    keeping.record.sweep.set_goal({"score": {"at_most": 0.3}})
     keeping.report("00000", 1, 0.2, checkpoint=False)
     for epoch, score in ((2, 0.7), (3, 0.5)):
         keeping.report("00000", epoch, score)
@@ -141,3 +142,17 @@ def test_a_checkpoint_that_was_moved_before_a_kill_is_found_and_one_that_is_gone
     (tmp_path / "tune-x/00000/3").rmdir()
     find_checkpoints(record)
     assert record.sweep.trials["00000"].checkpoints == {1: "tune-x/00000/1", 2: kept_path("00000", 2)}
+
+
+def test_the_front_of_several_objectives_keeps_checkpoints(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path)
+    keeping.record.sweep.set_goal({}, (Objective("score", "max"), Objective("size", "min")))
+    for number, (score, size) in enumerate(((0.5, 5), (0.9, 9), (0.4, 6), (0.1, 1))):
+        trial_id = f"{number:05d}"
+        begin(keeping.record, trial_id)
+        for epoch in (1, 2):
+            metrics = {"score": score, "size": size}
+            keeping.record.write("result", trial=trial_id, epoch=epoch, metrics=metrics, time_s=1.0, node="n")
+            add_checkpoint(keeping.record, trial_id, epoch)
+        keeping.finish(trial_id)
+    assert keeping.left() == ["00000/2", "00001/2", "00003/2"]

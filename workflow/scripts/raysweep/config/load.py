@@ -221,6 +221,15 @@ def _named_values(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]
                 yield values, key
 
 
+def _fill_in_objective(sweep: dict[str, Any], given: dict[str, Any]) -> None:
+    """Fill in `metric` and `mode` of a sweep with several objectives from the first objective, unless the user has given the key."""
+    objectives = sweep["objectives"]
+    if isinstance(objectives, list) and objectives and isinstance(objectives[0], dict) and "metric" in objectives[0]:
+        for key, value in ({"mode": "max"} | objectives[0]).items():
+            if key not in given:
+                sweep[key] = value
+
+
 def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
     """Return the config with all defaults. Some defaults depend on other keys. Values with mistakes stay unchanged."""
     filled: dict[str, Any] = with_defaults(config, load_schema())
@@ -231,6 +240,7 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
         if env["container"] is not None and env["wheels"] == "download":
             env["wheels"] = "none"
     for name, sweep in maps_below(filled, "sweeps").items():
+        _fill_in_objective(sweep, maps_below(config, "sweeps")[name])
         if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
         if "repeats" not in maps_below(config, "sweeps")[name] and (folds := folds_of(sweep, filled)):

@@ -70,6 +70,14 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """Names a metric by which trials are compared, and whether larger or smaller values are better."""
+
+    metric: str
+    mode: Mode = "max"
+
+
+@dataclass(frozen=True)
 class EnvConfig:
     """Describes the environment in which trials run."""
 
@@ -153,8 +161,12 @@ class SweepConfig:
     trainable: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     search_space: dict[str, Any]
     points_to_evaluate: tuple[dict[str, Any], ...]
-    metric: str
+    metric: str  # with several objectives, the metric of the first objective
     mode: Mode
+    objectives: tuple[Objective, ...] = ()  # empty where there is one objective, which is `metric`
+    choose: str | None = (
+        None  # how the best of several objectives is chosen: the metric of an objective, or knee; None: the metric of the first objective
+    )
     metrics: tuple[str, ...] = ()
     num_samples: int
     max_epochs: int
@@ -189,6 +201,11 @@ class SweepConfig:
     def targets(self) -> tuple[str, ...]:
         """Return `target`, and the loss function where it is the user's own."""
         return (self.target, self.loss) if self.loss is not None and is_own_loss(self.loss) else (self.target,)
+
+    @property
+    def compared_metrics(self) -> tuple[str, ...]:
+        """Return the metrics that each trial must report, because trials are compared by these metrics."""
+        return tuple(objective.metric for objective in self.objectives) or (self.metric,)
 
     @property
     def num_trials(self) -> int:

@@ -24,7 +24,9 @@ PATH_TO_SCHEMA = Path(__file__).resolve().parents[4] / "config" / "schema.yaml"
 # The value at these places of a sweep is a name, or a map with a name and options. The definition with the last key of a place describes the options.
 NAMED = (("search_algorithm",), ("scheduler",), ("training", "schedule"))
 # These keywords of JSON Schema describe values inside a map or list. The function `schema_mistakes` checks these keywords without jsonschema.
-STRUCTURE = frozenset({"properties", "additionalProperties", "propertyNames", "items", "required", "required_when_merged", "$defs"})
+STRUCTURE = frozenset(
+    {"properties", "additionalProperties", "propertyNames", "items", "required", "required_when_merged", "required_unless", "$defs"}
+)
 WORD_OF_TYPE = {
     "integer": "a whole number",
     "number": "a number",
@@ -78,8 +80,8 @@ def types_of(schema: Schema) -> list[str]:
 
 
 def required_keys(schema: Schema) -> list[str]:
-    """Return the keys that a map must have after all files of the config are merged."""
-    return [*schema.get("required", ()), *schema.get("required_when_merged", ())]
+    """Return the keys that a map must have after all files of the config are merged. Another key may replace a key of `required_unless`."""
+    return [*schema.get("required", ()), *schema.get("required_when_merged", ()), *schema.get("required_unless", ())]
 
 
 def options_by_name(key: str) -> dict[str, Schema]:
@@ -180,8 +182,9 @@ def _missing_keys(value: dict[Any, Any], schema: Schema, path: KeyPath) -> Itera
     """Yield a mistake for each required key that a map lacks. A key that is probably misspelt is already reported as an unknown key."""
     known = schema.get("properties", {})
     misspelt = {_nearest(key, known) for key in value if key not in known}
+    replaced = {key for key, other in schema.get("required_unless", {}).items() if value.get(other)}
     for key in required_keys(schema):
-        if key not in value and key not in misspelt:
+        if key not in value and key not in misspelt | replaced:
             yield Mistake((*path, key), f"missing. Allowed: {allowed(resolved(known[key]))}")
 
 

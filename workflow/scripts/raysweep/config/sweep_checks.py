@@ -152,7 +152,7 @@ def check_points(sweep: Section) -> Iterator[Mistake]:
             yield sweep.mistake(str(error), key, number)
 
 
-def _reserved_name(sweep: Section, metric: str, *keys: str) -> Mistake:
+def _reserved_name(sweep: Section, metric: str, *keys: str | int) -> Mistake:
     """Return the mistake for a metric whose name Tune itself uses in each report. `keys` lead to the metric in the sweep."""
     return sweep.mistake(f"{metric!r} is not allowed: Ray Tune sets this name in each report. Report your value under another name", *keys)
 
@@ -220,16 +220,44 @@ def check_loss(sweep: Section) -> Iterator[Mistake]:
 
 
 def check_metric(sweep: Section) -> Iterator[Mistake]:
-    """Yield a mistake where a trial cannot report the metric, or where `mode` is max for the loss of a model."""
-    metric = sweep.values["metric"]
+    """Yield a mistake where a trial cannot report a metric by which trials are compared, or where a mode is max although less of the metric is better."""
+    objectives = sweep.values["objectives"]
+    if not objectives:
+        yield from _check_objective(sweep, sweep.values["metric"], sweep.values["mode"])
+    for number, objective in enumerate(objectives):
+        yield from _check_objective(sweep, objective["metric"], objective.get("mode", "max"), "objectives", number)
+
+
+def _check_objective(sweep: Section, metric: str, mode: str, *keys: str | int) -> Iterator[Mistake]:
+    """Yield the mistakes of an objective. `keys` lead to the map with `metric` and `mode`."""
     if not sweep.is_of_model:
         if metric in TUNE_NAMES:
-            yield _reserved_name(sweep, metric, "metric")
+            yield _reserved_name(sweep, metric, *keys, "metric")
     elif metric not in _metrics(sweep):
         names = f"{', '.join(_metrics(sweep))}{_how_to_list(sweep, metric)}"
-        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {names}", "metric")
-    elif metric not in METRICS_TO_RAISE and sweep.values["mode"] == "max":
-        yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", "mode")
+        yield sweep.mistake(f"{metric!r} is not allowed with model: one of {names}", *keys, "metric")
+    elif metric not in METRICS_TO_RAISE and mode == "max":
+        yield sweep.mistake(f"'max' is not allowed with metric {metric}, of which less is better: write mode: min", *keys, "mode")
+
+
+def check_objectives(sweep: Section) -> Iterator[Mistake]:
+    """Yield the mistakes of several objectives: a single one, a metric that is named twice, keys that contradict the objectives, and an unknown choice."""
+    objectives, choose = sweep.values["objectives"], sweep.values["choose"]
+    metrics = [objective["metric"] for objective in objectives]
+    if len(objectives) == 1:
+        yield sweep.mistake("one objective is not allowed: two or more, or metric and mode instead", "objectives")
+    for number, metric in enumerate(metrics):
+        if metric in metrics[:number]:
+            yield sweep.mistake(
+                f"{metric!r} is not allowed: another objective has this metric. Each metric once", "objectives", number, "metric"
+            )
+    if objectives and (sweep.values["metric"], sweep.values["mode"]) != (metrics[0], objectives[0].get("mode", "max")):
+        yield sweep.mistake(f"{sweep.values['metric']!r} is not allowed beside objectives: leave metric and mode out", "metric")
+    names = [*metrics, "knee"]
+    if choose is not None and not objectives:
+        yield sweep.mistake(f"{choose!r} is not allowed without objectives: leave it out", "choose")
+    elif choose is not None and choose not in names:
+        yield sweep.mistake(f"{choose!r} is not allowed: one of {', '.join(names)}{did_you_mean(choose, names)}", "choose")
 
 
 def check_learning_rate(sweep: Section) -> Iterator[Mistake]:

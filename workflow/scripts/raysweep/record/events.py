@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
 from raysweep.common.machine import NodeSize
-from raysweep.common.typed_json import fields_to_json, known_fields_from_json
-from raysweep.config.model import Mode, Named, TrialResourcesConfig
+from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fields_from_json
+from raysweep.config.model import Mode, Named, Objective, TrialResourcesConfig
 from raysweep.config.recipe import Recipe
 
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
@@ -64,6 +64,8 @@ class SessionHeader:
     has_folds: bool = False  # whether trial number k of each configuration trains on fold k of the data set
     metric: str = ""
     mode: Mode = "max"
+    objectives: tuple[Objective, ...] = field(default=(), metadata=OMIT_IF_EMPTY)
+    choose: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     seed: int = 0
     search_space: dict[str, Any] = field(default_factory=dict)  # the key `search_space` of the sweep's config
     search_algorithm: Named = field(default_factory=lambda: Named("random"))

@@ -27,6 +27,7 @@ from raysweep.record.results import (
     ConfirmedMetric,
     ConfirmedSeed,
     EvaluatedOn,
+    FrontPoint,
     Goal,
     Repeats,
 )
@@ -43,18 +44,22 @@ def write_trials(path: Path, sweep: Sweep, metric: str, mode: Mode) -> None:
     """Write a CSV file with one row for each trial, in the order of the trial ids. Lists, maps and booleans are written as JSON."""
     trials = sorted(sweep.trials.values(), key=lambda trial: trial.trial_id)
     keys = list(dict.fromkeys(key for trial in trials for key in flattened(trial.config)))
+    metrics = [objective.metric for objective in sweep.objectives] or [metric]
+    on_front = {member.trial_id for candidate, _ in sweep.front() for member in candidate.members}
     with written_aside(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         config_columns = [f"config/{key}" for key in keys]
         last_columns = ["epoch_of_metric", "epochs", "time_s", "node", "started", "ended", "error"]
-        writer.writerow(["trial_id", "status", *config_columns, "seed", "repeat", metric, *last_columns])
+        last_columns += ["pareto"] if sweep.objectives else []
+        writer.writerow(["trial_id", "status", *config_columns, "seed", "repeat", *metrics, *last_columns])
         for trial in trials:
             config = flattened(trial.config)
             best = trial.best(metric, mode)
-            value = [best.metrics[metric], best.epoch] if best else ["", ""]
+            values = [*(best.metrics[name] for name in metrics), best.epoch] if best else [""] * (len(metrics) + 1)
             cells = [_cell(config.get(key)) for key in keys]
             last = [trial.epochs, trial.time_s, trial.node, trial.started, trial.ended, trial.error]
-            writer.writerow([trial.trial_id, trial.status, *cells, trial.seed, trial.repeat, *value, *last])
+            last += [_cell(trial.trial_id in on_front)] if sweep.objectives else []
+            writer.writerow([trial.trial_id, trial.status, *cells, trial.seed, trial.repeat, *values, *last])
 
 
 def _cell(value: Any) -> Any:
@@ -113,11 +118,19 @@ def best_of(sweep: Sweep, goal: Goal, provenance: Provenance) -> BestResult:
         schedule=tuple(candidate.schedule) if isinstance(candidate, Trial) else (),
         repeats=Repeats.of(values_at(candidate, result, goal.metric)),
         constraint=sweep.constraint,
+        objectives=sweep.objectives,
+        choose=sweep.choose,
+        front=tuple(_front_point(sweep, *point, goal) for point in sweep.front()),
         epochs=result.epoch,
         num_trials=len(sweep.trials),
         num_errors=sum(t.status == "ERROR" for t in sweep.trials.values()),
         provenance=provenance,
     )
+
+
+def _front_point(sweep: Sweep, candidate: Candidate, result: Result, goal: Goal) -> FrontPoint:
+    metrics = {objective.metric: result.metrics[objective.metric] for objective in sweep.objectives}
+    return FrontPoint(best_member(sweep, candidate, result, goal).trial_id, candidate.config, result.epoch, metrics)
 
 
 def values_at(candidate: Candidate, result: Result, metric: str) -> list[float]:

@@ -13,7 +13,7 @@ from raysweep.common.bounds import Bounds
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import OneLine, read_yaml
 from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fields_from_json
-from raysweep.config.model import Mode
+from raysweep.config.model import Mode, Objective
 from raysweep.record.events import Provenance, ScheduleStep
 
 # Name of a file in the state folder of a confirmation. The evaluation of the published model writes Predictions to this file.
@@ -54,11 +54,21 @@ class Repeats:
         return cls(len(values), tuple(values), statistics.stdev(values)) if len(values) > 1 else None
 
 
+@dataclass(frozen=True)
+class FrontPoint:
+    """Describes a configuration on the front of several objectives."""
+
+    trial_id: str
+    config: dict[str, Any]
+    epochs: int  # epoch of the trial's last report
+    metrics: dict[str, float]  # values of the objectives in this report
+
+
 @dataclass(frozen=True, kw_only=True)
 class BestResult:
     """Describes the winner of a sweep, as the content of `best.yaml`.
 
-    The file has no key `schedule`, `repeats` or `constraint` where the value is empty or None.
+    The file has no key `schedule`, `repeats`, `constraint`, `objectives`, `choose` or `front` where the value is empty or None.
     """
 
     sweep: str
@@ -69,6 +79,9 @@ class BestResult:
     schedule: tuple[ScheduleStep, ...] = ()
     repeats: Repeats | None = None
     constraint: Bounds = field(default_factory=dict)
+    objectives: tuple[Objective, ...] = ()  # several objectives; empty where trials are compared by one metric
+    choose: str | None = None
+    front: tuple[FrontPoint, ...] = ()  # all configurations on the front of the objectives, the best by the first objective first
     epochs: int
     num_trials: int
     num_errors: int
@@ -81,7 +94,7 @@ class BestResult:
         return self.metric.value
 
     def to_json(self) -> dict[str, Any]:
-        may_lack = ("schedule", "repeats", "constraint")
+        may_lack = ("schedule", "repeats", "constraint", "objectives", "choose", "front")
         return {key: value for key, value in fields_to_json(self).items() if key not in may_lack or value}
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 
 from raysweep.common.bounds import Bounds, all_hold
 from raysweep.common.errors import RaysweepError
-from raysweep.config.model import Mode
+from raysweep.config.model import Mode, Objective
 from raysweep.record.events import (
     Attempt,
     Failure,
@@ -24,6 +24,7 @@ from raysweep.record.events import (
     Status,
     fusion_from_event,
 )
+from raysweep.record.pareto import front_of, knee_of, point_of
 
 UNRECORDED = "UNRECORDED"  # verdict of a report in a record of version 0.1, which recorded no verdicts
 
@@ -51,6 +52,9 @@ class Candidate:
     status: Status
     results: list[Result]
     constraint: Bounds  # bounds that a report must fulfil to be the candidate's best report
+    objectives: tuple[
+        Objective, ...
+    ] = ()  # several objectives, by which the last report of a candidate is its best report; empty with one objective
 
     @property
     def finished(self) -> bool:
@@ -71,6 +75,7 @@ class Candidate:
     def best(self, metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
         """Return the report with the best value of `metric`. Where several reports have the best value, return the earliest of these reports.
 
+        With several objectives, return the last report with finite values of all objectives, because no report need be the best by all objectives.
         Only reports that fulfil the bounds of `constraint` count. Where `constraint` is None, the candidate's own constraint applies.
         """
         return self.best_of(self.results, metric, mode, constraint)
@@ -78,11 +83,18 @@ class Candidate:
     def best_of(self, reports: Sequence[Result], metric: str, mode: Mode, constraint: Bounds | None = None) -> Result | None:
         """Return the best one of `reports`, as `best` does."""
         constraint = self.constraint if constraint is None else constraint
+        names = [objective.metric for objective in self.objectives] or [metric]
         finite = [
-            r for r in reports if math.isfinite(r.metrics.get(metric, math.nan)) and all_hold(r.metrics, constraint) and not r.is_inherited
+            r
+            for r in reports
+            if all(math.isfinite(r.metrics.get(name, math.nan)) for name in names)
+            and all_hold(r.metrics, constraint)
+            and not r.is_inherited
         ]
         if not finite:
             return None
+        if self.objectives:
+            return finite[-1]
         sign = 1 if mode == "max" else -1
         return max(finite, key=lambda r: (sign * r.metrics[metric], -r.epoch))
 
@@ -126,6 +138,7 @@ class Trial(Candidate):
     error: str | None = None
     is_stopped: bool = False  # whether the scheduler has decided that the trial ends, even if the record does not contain the end yet
     constraint: Bounds = field(default_factory=dict)
+    objectives: tuple[Objective, ...] = ()
     # The configurations with which population based training produced the trial's weights. The list is empty where the configuration never changed.
     schedule: list[ScheduleStep] = field(default_factory=list)
 
@@ -194,6 +207,7 @@ class Group(Candidate):
     index: int
     repeats: int  # number of trials of the group when all trials have been created
     constraint: Bounds = field(default_factory=dict)
+    objectives: tuple[Objective, ...] = ()
     trials: list[Trial] = field(default_factory=list)
     _means: tuple[tuple[int, ...], list[Result]] = ((), [])  # last epoch of each trial, and the means of the reports up to these epochs
 
@@ -241,6 +255,8 @@ class Sweep:
     trials: dict[str, Trial] = field(default_factory=dict)  # trial_id → trial, in the order in which the record adds the trials
     groups: dict[int, Group] = field(default_factory=dict)  # index of the configuration → the trials of the configuration
     constraint: Bounds = field(default_factory=dict)  # bounds that a report must fulfil to be the best report of a trial
+    objectives: tuple[Objective, ...] = ()  # empty with one objective
+    choose: str | None = None  # how the best of several objectives is chosen
     nodes: list[NodeEvent] = field(default_factory=list)
     # Each report of a trial and each end of a trial (None), in the order of the record. The list keeps the reports that a later attempt has repeated.
     history: list[tuple[Trial, Result | None]] = field(default_factory=list)
@@ -258,11 +274,11 @@ class Sweep:
         """Return the description of the sweep in the latest session."""
         return self.sessions[-1].header if self.sessions else SessionHeader()
 
-    def set_constraint(self, constraint: Bounds) -> None:
-        """Set the bounds that a report must fulfil to be the best report of a trial or a group."""
-        self.constraint = constraint
+    def set_goal(self, constraint: Bounds, objectives: tuple[Objective, ...] = (), choose: str | None = None) -> None:
+        """Set the bounds that a report must fulfil to be the best report, and the objectives where there are several."""
+        self.constraint, self.objectives, self.choose = constraint, objectives, choose
         for candidate in (*self.trials.values(), *self.groups.values()):
-            candidate.constraint = constraint
+            candidate.constraint, candidate.objectives = constraint, objectives
 
     @property
     def repeats(self) -> int:
@@ -278,11 +294,29 @@ class Sweep:
         """Return the candidate to which a trial belongs, which is the trial or the group of the trial."""
         return trial if self.repeats == 1 else self.groups[trial.index]
 
+    def front(self) -> list[tuple[Candidate, Result]]:
+        """Return the candidates on the front of several objectives with their last reports, sorted from the best to the worst by the first objective.
+
+        The list is empty with one objective. A candidate that has failed is not on the front.
+        """
+        if not self.objectives:
+            return []
+        first = self.objectives[0]
+        counted = [(c, result) for c in self.candidates if (result := c.counted(first.metric, first.mode))]
+        return [counted[index] for index in front_of([point_of(result.metrics, self.objectives) for _, result in counted])]
+
     def best_trial(self, metric: str, mode: Mode) -> tuple[Candidate, Result] | None:
         """Return the best candidate and the best report of this candidate, or None where no candidate can win.
 
-        A candidate that has failed cannot win. Among candidates of equal value the candidate with the lowest trial_id wins.
+        A candidate that has failed cannot win. Among candidates of equal value the candidate with the lowest trial_id wins. With several objectives, the best
+        candidate is the one that `choose` picks from the front.
         """
+        if front := self.front():
+            points = [point_of(result.metrics, self.objectives) for _, result in front]
+            if self.choose == "knee":
+                return front[knee_of(points)]
+            chosen = next((i for i, objective in enumerate(self.objectives) if objective.metric == self.choose), 0)
+            return front[min(range(len(front)), key=lambda index: (points[index][chosen], points[index], index))]
         candidate = min(self.candidates, key=lambda candidate: candidate.rank(metric, mode), default=None)
         result = candidate.counted(metric, mode) if candidate else None
         return (candidate, result) if candidate and result else None
@@ -310,7 +344,7 @@ class Sweep:
 
 def _begin_session(sweep: Sweep, event: Mapping[str, Any]) -> None:
     sweep.sessions.append(Session.from_event(event))
-    sweep.set_constraint(sweep.header.constraint)
+    sweep.set_goal(sweep.header.constraint, sweep.header.objectives, sweep.header.choose)
     for trial in sweep.trials.values():  # a trial that ran when the last session was interrupted has to run again
         if trial.status == "RUNNING":
             trial.status = "PENDING"
@@ -321,9 +355,17 @@ def _end_session(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 
 def _add_trial(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    trial = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"], constraint=sweep.constraint)
+    trial = Trial(
+        event["trial"],
+        event["index"],
+        event["repeat"],
+        event["seed"],
+        event["config"],
+        constraint=sweep.constraint,
+        objectives=sweep.objectives,
+    )
     sweep.trials[trial.trial_id] = trial
-    group = sweep.groups.setdefault(trial.index, Group(trial.index, sweep.repeats, sweep.constraint))
+    group = sweep.groups.setdefault(trial.index, Group(trial.index, sweep.repeats, sweep.constraint, sweep.objectives))
     group.trials.append(trial)
     if len(group.trials) == 1:
         sweep.search_history.append((sweep.candidate_of(trial), False))

@@ -205,7 +205,7 @@ def read_result(sweep_name: str, path_to_record: Path, path_to_best: Path, path_
             f"{path_to_best}: trial {best.trial_id} is not in the record {path_to_record}. "
             "Write the outputs anew from the record: run Snakemake with -R run_sweep."
         )
-    sweep.set_constraint(best.constraint)
+    sweep.set_goal(best.constraint, best.objectives, best.choose)
     return SweepResult(sweep, best, Confirmation.read(path_to_confirmed))
 
 

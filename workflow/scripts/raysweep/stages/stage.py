@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -78,7 +78,8 @@ class Stage:
         manifest = read_manifest(self.data_dir)
         manifest.check_spec(self.data_dir, self.config.datasets[self.sweep.dataset])
         sweep = self.sweep
-        metrics = {"metric": (sweep.metric,), "metrics": sweep.metrics, "stop": sweep.stop, "constraint": sweep.constraint}
+        metrics: dict[str, Iterable[str]] = {"objectives" if sweep.objectives else "metric": sweep.compared_metrics}
+        metrics |= {"metrics": sweep.metrics, "stop": sweep.stop, "constraint": sweep.constraint}
         if sweep.training and sweep.training.augment and len(manifest.image_shape) != 3:
             raise ConfigError(
                 f"sweeps.{self.name}.training.augment: is not allowed with rows that are no images, {list(manifest.image_shape)}: []"
@@ -121,6 +122,8 @@ class Stage:
             has_folds=repeats > 1 and self.has_folds,
             metric=sweep.metric,
             mode=sweep.mode,
+            objectives=sweep.objectives,
+            choose=sweep.choose,
             seed=sweep.seed,
             search_space=sweep.search_space,
             search_algorithm=sweep.search_algorithm,

@@ -55,7 +55,8 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
     """
     with stage.lock() as lock:
         recorded = _run_trials(stage, lock)
-        recorded.set_constraint(stage.sweep.constraint)  # the constraint may have changed since the trials ran
+        sweep = stage.sweep
+        recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)  # the keys may have changed since the trials ran
         best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded))
         if stage.sweep.model and stage.data_dir and best.model_epoch is not None:
             write_loader(stage.results_dir / "model", stage.sweep, stage.code, read_manifest(stage.data_dir), best)

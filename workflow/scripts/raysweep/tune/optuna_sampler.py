@@ -16,7 +16,7 @@ from raysweep.common.bounds import violations
 from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.numeric import is_same
 from raysweep.common.seeds import sampler_seed
-from raysweep.config.model import SweepConfig
+from raysweep.config.model import Objective, SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, fill, values_in
 from raysweep.record.trials import Candidate, Sweep
 from raysweep.tune.parameters import NORMAL_QUANTILES, parameter_of, value_of
@@ -68,12 +68,13 @@ class OptunaSampler:
         # Optuna warns that some samplers and options are experimental. The warning goes to Python's logging, because the user has chosen the sampler.
         logging.captureWarnings(True)
         self.space, self.metric, self.mode = space, sweep.metric, sweep.mode
+        self.objectives = sweep.objectives or (Objective(sweep.metric, sweep.mode),)
         options = dict(sweep.search_algorithm.options)
         self.name = options.pop("sampler", "tpe")
         is_stateless = self.name in STATELESS
         self.distributions = {key: _distribution(d) for key, d in space.items() if isinstance(d, Distribution)}
         self.study = optuna.create_study(
-            direction="maximize" if sweep.mode == "max" else "minimize",
+            directions=["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives],
             sampler=self._make(load_sampler_class(self.name, root), options, sampler_seed(sweep.seed, len(recorded.trials) * is_stateless)),
         )
         # Index of the configuration → Optuna's trial. An entry stays until Optuna gets the result of the configuration.
@@ -100,10 +101,10 @@ class OptunaSampler:
 
     def _frozen(self, parameters: dict[str, Any], candidate: Candidate) -> optuna.trial.FrozenTrial:
         """Return a finished configuration as a trial of Optuna."""
-        value, constraints = self._outcome(candidate)
+        values, constraints = self._outcome(candidate)
         return optuna.create_trial(
-            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
-            value=value,
+            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            values=values,
             params=parameters,
             distributions={key: self.distributions[key] for key in parameters},
             constraints=constraints,
@@ -147,27 +148,27 @@ class OptunaSampler:
     def tell(self, trial: Candidate) -> None:
         if trial.index in self.asked:
             asked = self.asked.pop(trial.index)
-            value, constraints = self._outcome(trial)
+            values, constraints = self._outcome(trial)
             for name, violation in constraints.items():
                 asked.set_constraint(name, violation)
-            self.study.tell(asked, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+            self.study.tell(asked, values, state=TrialState.FAIL if values is None else TrialState.COMPLETE)
 
     def _parameters(self, config: dict[str, Any]) -> dict[str, Any] | None:
         values = values_in(self.space, config)
         return None if values is None else {key: parameter_of(self.space[key], value) for key, value in values.items()}
 
-    def _outcome(self, candidate: Candidate) -> tuple[float | None, dict[str, float]]:
-        """Return the value that a finished configuration reached, or None where it has none, and by how much the report violates each bound.
+    def _outcome(self, candidate: Candidate) -> tuple[list[float] | None, dict[str, float]]:
+        """Return the values of the objectives that a finished configuration reached, or None, and by how much the values violate each bound.
 
         Where no report fulfils the constraint, the best report counts with its violations, so that the sampler learns where the bounds hold. A sampler that
         ignores constraints gets no value then.
         """
         best = candidate.counted(self.metric, self.mode)
-        if self.name in IGNORE_CONSTRAINTS:
-            return (best.metrics[self.metric] if best else None), {}
-        best = best or candidate.counted(self.metric, self.mode, {})
-        amounts = violations(best.metrics, candidate.constraint) if best else None
-        return (None, {}) if best is None or amounts is None else (best.metrics[self.metric], amounts)
+        amounts: dict[str, float] | None = {}
+        if self.name not in IGNORE_CONSTRAINTS:
+            best = best or candidate.counted(self.metric, self.mode, {})
+            amounts = violations(best.metrics, candidate.constraint) if best else None
+        return (None, {}) if best is None or amounts is None else ([best.metrics[o.metric] for o in self.objectives], amounts)
 
 
 def _distribution(d: Distribution) -> optuna.distributions.BaseDistribution:

@@ -121,8 +121,9 @@ class RecordCallback(NotPickled, Callback):
             self._pause(trial.trial_id)
             return
         error = end.unusable.get(trial.trial_id)
-        if error is None and not recorded.has_reported(end.limits.metric):
-            error = f"ended without reporting {end.limits.metric}"
+        missing = [metric for metric in end.limits.metrics if not recorded.has_reported(metric)]
+        if error is None and missing:
+            error = f"ended without reporting {' and '.join(missing)}"
         self.parts.faults.guard(partial(self._finish, recorded, end.reason(trial.trial_id, recorded.epochs), error))
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:

@@ -77,11 +77,14 @@ class Retention:
         if candidate.finished and _has_checkpoints(candidate):
             self.kept.append(candidate)
         # Configurations that do not fulfil the constraint are compared without the constraint, because the user may change the constraint later.
-        self.kept.sort(key=lambda kept: (kept.rank(self.metric, self.mode)[0], kept.rank(self.metric, self.mode, {})))
-        for surpassed in self.kept[self.max_kept :]:
+        # With several objectives, the whole front keeps checkpoints, because each later point can change which configuration of the front is the best.
+        front = [candidate for candidate, _ in self.record.sweep.front()]
+        self.kept.sort(key=lambda kept: (kept not in front, kept.rank(self.metric, self.mode)[0], kept.rank(self.metric, self.mode, {})))
+        max_kept = max(self.max_kept, len(front))
+        for surpassed in self.kept[max_kept:]:
             for member in surpassed.members:
                 self._prune(member, keep_best=False)
-        del self.kept[self.max_kept :]
+        del self.kept[max_kept:]
 
     def _prune(self, trial: Trial, keep_best: bool = True) -> None:
         """Delete the checkpoints of a trial, except the checkpoint of the best epoch that has one, and the latest checkpoint of an unfinished trial.

@@ -23,7 +23,7 @@ from raysweep.tune.snapshots import NotPickled
 class TrialLimits:
     """Contains the limits at which a trial ends."""
 
-    metric: str  # name of the metric that each report must contain
+    metrics: tuple[str, ...]  # names of the metrics that each report must contain. Trials are compared by these metrics
     max_epochs: int
     stop: Bounds  # bounds from the config. A trial is complete when a report of the trial fulfils one of these bounds
     deadline: Deadline  # when the Slurm job's time is nearly over
@@ -55,8 +55,8 @@ class EndOfTrial(NotPickled, Stopper):
             self.complete[trial_id] = "returned"
         if "training_iteration" not in result:  # the user's function has returned without a report
             return True
-        if reason := reason_unusable(result, limits.metric):
-            self.unusable[trial_id] = reason
+        if reasons := [reason for metric in limits.metrics if (reason := reason_unusable(result, metric))]:
+            self.unusable[trial_id] = reasons[0]
             return True
         if result["training_iteration"] >= limits.max_epochs:
             return not self.is_replayed(trial_id)
