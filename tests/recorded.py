@@ -13,9 +13,13 @@ from unittest.mock import patch
 import numpy as np
 
 from raysweep.common.files import write_yaml
+from raysweep.common.typed_json import to_json
 from raysweep.config.space import configuration, flattened, parse_space
 from raysweep.record import file as record_file
+from raysweep.record.events import Provenance
 from raysweep.record.file import Record
+from raysweep.record.outputs import best_of
+from raysweep.record.results import Goal
 from raysweep.record.trials import Sweep
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -52,6 +56,12 @@ def made_up_value(config: dict[str, Any], progress: float, noise: float) -> floa
     return 0.1 + 0.5 * math.exp(-(math.log10(lr / 3e-3) ** 2)) * progress**0.4 - 0.02 * others + noise
 
 
+def made_up_cost(config: dict[str, Any], number: int) -> float:
+    """A cost, such as a latency, that is low where the learning rate is high, so that it contradicts the accuracy."""
+    lr = flattened(config).get("lr", 3e-3)
+    return 10 * (number + 1) - 2 * math.log10(lr) + math.sin(1000 * lr)
+
+
 def events_of(
     sweep: dict[str, Any], nodes: tuple[str, ...], slots: int, running: int, failed: dict[int, str], constant: float | None
 ) -> list[tuple[float, str, dict[str, Any]]]:
@@ -75,7 +85,8 @@ def events_of(
             at += epoch_s
             value = made_up_value(config, epoch / epochs, float(generator.normal(0, 0.01)))
             value = constant if constant is not None else value if sweep["mode"] == "max" else 1 - value
-            result = {"metrics": {metric: round(value, 4)}, "time_s": round(epoch * epoch_s, 3), "node": node}
+            others = {o["metric"]: round(made_up_cost(config, number), 4) for number, o in enumerate(sweep.get("objectives", ())[1:])}
+            result = {"metrics": {metric: round(value, 4), **others}, "time_s": round(epoch * epoch_s, 3), "node": node}
             events.append((at, "result", {"trial": trial, "epoch": epoch, **result}))
         if not unfinished:
             at += epoch_s / 3 if index in failed else 0
@@ -151,6 +162,7 @@ def write_outputs(
     assert best is not None
     trial, result = best
     value = result.metrics[about.metric]
+    goal = Goal(about.name, about.metric, about.mode)
     results_dir = folder / "results" / about.name
     errors = [t for t in sweep.trials.values() if t.status == "ERROR"]
     write_yaml(
@@ -160,6 +172,9 @@ def write_outputs(
             "trial_id": trial.trial_id,
             "config": trial.config,
             "metric": {"name": about.metric, "mode": about.mode, "value": value},
+            **{
+                key: value for key, value in to_json(best_of(sweep, goal, Provenance())).items() if key in ("objectives", "choose", "front")
+            },
             "epochs": result.epoch,
             "model_epoch": result.epoch,
             "num_trials": len(sweep.trials),

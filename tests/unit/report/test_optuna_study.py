@@ -97,3 +97,12 @@ def test_true_1_and_1_0_are_three_choices(tmp_path: Path) -> None:
     assert [row["config/x"] for row in rows] in ([], expected)
     column = shared_data(inputs, inputs.varying_keys)["trials"][f"config{[key.name for key in inputs.varying_keys].index('x')}"]
     assert sorted(column) == sorted(expected)
+
+
+def test_several_objectives_are_a_study_with_as_many_directions(tmp_path: Path) -> None:
+    objectives = [{"metric": "accuracy", "mode": "max"}, {"metric": "latency_ms", "mode": "min"}]
+    inputs, study = written(tmp_path, objectives=objectives, failed={4: "out of memory"})
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["accuracy", "latency_ms"]
+    assert {trial.user_attrs["trial_id"] for trial in study.best_trials} == {point.trial_id for point in inputs.best.front}
+    assert [trial.state for trial in study.trials if trial.user_attrs["trial_id"] == "00004"] == [TrialState.FAIL]

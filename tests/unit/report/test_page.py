@@ -106,6 +106,7 @@ F1 = {"f1": {"mean": 0.81234, "standard_deviation": 0.0123}}
             {"confirmed": {"predictions": {"true": NUMBERS, "predicted": [1100.0, 1000.5, float("nan"), 980.0, 1050.0]}}},
         ),
         ({"search_space": {}}, {}),
+        ({"objectives": [{"metric": "accuracy"}, {"metric": HOSTILE, "mode": "min"}, {"metric": "a.b[0]", "mode": "min"}]}, {}),
         (RICH | {"num_trials": 45}, {}),
         ({"num_trials": 40, "constant": 0.5}, {}),
         (

@@ -15,7 +15,7 @@ from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.events import Session, SessionHeader
 from raysweep.record.file import read_sweep
 from raysweep.record.results import BestResult, Confirmation
-from raysweep.record.trials import Candidate, Sweep, Trial
+from raysweep.record.trials import Candidate, Result, Sweep, Trial
 from raysweep.report.documents import EnvironmentManifest, Plan
 from raysweep.report.keys import Key, keys_of
 
@@ -57,6 +57,11 @@ class SweepResult:
     @property
     def metric(self) -> str:
         return self.header.metric
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return the metrics of all objectives."""
+        return [objective.metric for objective in self.sweep.objectives] or [self.metric]
 
     @property
     def mode(self) -> Mode:
@@ -102,6 +107,12 @@ class SweepResult:
         """
         ordered = sorted(self.sweep.candidates, key=lambda candidate: candidate.rank(self.metric, self.mode))
         return [(candidate, result.metrics[self.metric]) for candidate in ordered if (result := candidate.counted(self.metric, self.mode))]
+
+    @cached_property
+    def points(self) -> list[tuple[Candidate, Result]]:
+        """Return the candidates with their last reports, by which several objectives compare the candidates. The list is empty with one objective."""
+        counted = ((candidate, candidate.counted(self.metric, self.mode)) for candidate in self.sweep.candidates)
+        return [(candidate, result) for candidate, result in counted if result] if self.sweep.objectives else []
 
     @cached_property
     def keys(self) -> list[Key]:

@@ -25,6 +25,7 @@ MIN_STEPS = 20  # a range with fewer values has no outer 5 %, so the ends of thi
 def notes(inputs: Inputs) -> list[Note]:
     """Return the findings about a sweep, the most important finding first."""
     optional = [
+        ranking.front(inputs),
         ranking.tie(inputs),
         ranking.optimism(inputs),
         ranking.confirmation(inputs),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number
+from raysweep.config.model import Mode
 from raysweep.record.trials import Trial
 from raysweep.report.inputs import SweepResult
 from raysweep.report.keys import Key
@@ -59,7 +60,11 @@ def new_study(result: SweepResult, **options: Any) -> optuna.Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(direction="maximize" if result.mode == "max" else "minimize", **options)
+    return optuna.create_study(**{"direction": _direction(result.mode)} | options)
+
+
+def _direction(mode: Mode) -> str:
+    return "maximize" if mode == "max" else "minimize"
 
 
 def write_journal(result: SweepResult, path: Path) -> None:
@@ -76,11 +81,14 @@ def write_journal(result: SweepResult, path: Path) -> None:
     # and the complete journal is then copied to `path`.
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "journal"
-        study = new_study(result, storage=JournalStorage(JournalFileBackend(str(journal))), study_name=result.name)
+        options: dict[str, Any] = {"storage": JournalStorage(JournalFileBackend(str(journal))), "study_name": result.name}
+        if objectives := result.sweep.objectives:
+            options |= {"direction": None, "directions": [_direction(objective.mode) for objective in objectives]}
+        study = new_study(result, **options)
         with warnings.catch_warnings():
             # Optuna warns that set_metric_names is experimental. The user need not know this.
             warnings.simplefilter("ignore")
-            study.set_metric_names([result.metric])
+            study.set_metric_names(result.metrics)
         study.add_trials([_frozen(result, trial, keys, distributions) for trial in result.trials if trial.status in STATES])
         with written_aside(path, "wb") as stream:
             stream.write(journal.read_bytes())
@@ -91,13 +99,14 @@ def _frozen(result: SweepResult, trial: Trial, keys: list[Key], distributions: d
     import optuna
 
     params = params_of(keys, trial.config)
-    value = result.value(trial)
+    best = trial.best(result.metric, result.mode)
     # A trial that ended without a value cannot be compared, for example when a trainable function reported nothing.
-    state = "FAIL" if value is None else STATES[trial.status]
-    values = {report.epoch: report.metrics.get(result.metric) for report in trial.results}
+    state = "FAIL" if best is None else STATES[trial.status]
+    # Optuna has intermediate values only for one objective.
+    values = {report.epoch: report.metrics.get(result.metric) for report in trial.results} if len(result.metrics) == 1 else {}
     frozen = optuna.create_trial(
         state=optuna.trial.TrialState[state],
-        value=value if state == "COMPLETE" else None,
+        values=[best.metrics[metric] for metric in result.metrics] if best and state == "COMPLETE" else None,
         params=params,
         distributions={name: distributions[name] for name in params},
         intermediate_values={epoch: value for epoch, value in values.items() if is_finite_number(value)},

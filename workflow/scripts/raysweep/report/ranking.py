@@ -40,7 +40,7 @@ def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
     A candidate ties with the winner if the candidate's value differs from the winner's value by at most one standard deviation of the confirmation.
     """
     deviation, best = inputs.confirmed.standard_deviation, inputs.best.value
-    if deviation is None:
+    if deviation is None or inputs.sweep.objectives:
         return []
     slack = 1e-12 * max(1.0, abs(best))  # needed because in binary numbers, 0.47 - 0.46 is slightly more than 0.01
     return [
@@ -52,6 +52,8 @@ def tied(inputs: Inputs) -> list[tuple[Candidate, float]]:
 
 def tie(inputs: Inputs) -> Note | None:
     """Return a note on the candidates whose values differ from the winner's value by at most one standard deviation of the confirmation."""
+    if inputs.sweep.objectives:
+        return None  # no single value ranks the candidates
     deviation, num_others = inputs.confirmed.standard_deviation, len(inputs.compared) - 1
     if num_others < 1:
         return Note("warn", "Nothing to compare with", "Only one trial has a result, so nothing was selected.")
@@ -78,10 +80,27 @@ def tie(inputs: Inputs) -> Note | None:
     )
 
 
+def front(inputs: Inputs) -> Note | None:
+    """Return a note on the front of several objectives and on the choice from the front, or None with one objective."""
+    objectives, choose = inputs.sweep.objectives, inputs.best.choose
+    if not objectives:
+        return None
+    wishes = [f"{'high' if objective.mode == 'max' else 'low'} {objective.metric}" for objective in objectives]
+    noun, size, num_compared = compared_as(inputs), len(inputs.best.front), len(inputs.points)
+    reason = "is the knee of the front" if choose == "knee" else f"has the best {choose or objectives[0].metric}"
+    return Note(
+        "info",
+        f"{size:,} of {plural(num_compared, noun)} {'is' if size == 1 else 'are'} on the front",
+        f"The sweep looks for {' and '.join(wishes)}. For each {noun} that is not on the front, another {noun} is at least as good by all objectives and"
+        f" better by one. {inputs.best.trial_id} was chosen because it {reason}. Another choice, which the key choose names, needs no new trial. The last"
+        f" report of a {noun} counts. The figures below that show one metric show {inputs.metric}.",
+    )
+
+
 def optimism(inputs: Inputs) -> Note | None:
     """Return a note that compares the winner's validation value with the confirmed mean."""
     num_compared, best, mean = len(inputs.compared), inputs.best.value, inputs.confirmed.mean
-    if num_compared < 2 or mean is None:
+    if num_compared < 2 or mean is None or inputs.sweep.objectives:
         return None
     on_test = inputs.confirmed.is_on_test
     where = "on the test set" if on_test else "with new seeds, on validation again"
@@ -124,7 +143,8 @@ def constraint(inputs: Inputs) -> Note | None:
     return Note(
         "info",
         f"Only reports with {' and '.join(limits)} could win",
-        f"{plural(reported - len(inputs.compared), compared_as(inputs))} of {reported:,} never had such a report. The scheduler saw {inputs.metric} alone.",
+        f"{plural(reported - len(inputs.compared), compared_as(inputs))} of {reported:,} never had such a report."
+        + ("" if inputs.sweep.objectives else f" The scheduler saw {inputs.metric} alone."),
     )
 
 

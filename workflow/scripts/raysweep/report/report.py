@@ -13,11 +13,12 @@ from raysweep.common.errors import logger
 from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import duration, number, plural, value_text
+from raysweep.config.model import Named
 from raysweep.config.space import flattened
 from raysweep.data.manifest import DataManifest
 from raysweep.record.trials import Trial
 from raysweep.report import analysis
-from raysweep.report.charts import confirmation, course, hyperparameters, predictions
+from raysweep.report.charts import confirmation, course, hyperparameters, objectives, predictions
 from raysweep.report.charts.data import shared_data
 from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec, finite
 from raysweep.report.failures import failures
@@ -61,6 +62,9 @@ def figures_of(inputs: Inputs) -> Figures:
         specs["rungs"] = course.rung_diagram(rungs)
     if curves := course.learning_curves(inputs):
         specs["curves"], left_out["curves"] = curves
+    if inputs.sweep.objectives:
+        specs |= {f"front{number}": objectives.front(inputs, number) for number in range(1, len(inputs.sweep.objectives))}
+        specs["hypervolume"] = objectives.hypervolume_over_time(inputs)
     specs["best_so_far"] = course.best_so_far(inputs, keys)
     specs["best_by_cost"], specs["running"] = course.best_by_cost(inputs), course.running(inputs)
     specs["timeline"], left_out["timeline"] = course.timeline(inputs)
@@ -104,12 +108,26 @@ class Table:
 
 def _table(inputs: Inputs) -> Table:
     """Return the table of all trials."""
-    columns = [("trial", False), ("status", False), (inputs.metric, True), ("epoch of it", True), ("epochs", True)]
+    columns = [("trial", False), ("status", False), *((metric, True) for metric in inputs.metrics), ("epoch of it", True), ("epochs", True)]
     columns += [(key.name, all(is_finite_number(v) for v in key.values)) for key in inputs.keys]
     columns += [("time (s)", True), ("node", False), ("started", False), ("seed", True), ("error", False)]
     rank = {trial.trial_id: i for i, (trial, _) in enumerate(inputs.ranked)}
     trials = sorted(inputs.trials, key=lambda t: (rank.get(t.trial_id, len(rank)), t.trial_id))
     return Table([Column(title, is_numeric) for title, is_numeric in columns], [_row(inputs, trial) for trial in trials])
+
+
+def _front_table(inputs: Inputs) -> Table:
+    """Return the table of the configurations on the front of several objectives."""
+    columns = [("trial", False), *((metric, True) for metric in inputs.metrics), ("epoch of it", True)]
+    columns += [(key.name, all(is_finite_number(v) for v in key.values)) for key in inputs.varying_keys]
+    rows = []
+    for point in inputs.best.front:
+        config = flattened(point.config)
+        cells = [point.trial_id, *(_cell(point.metrics[metric]) for metric in inputs.metrics), point.epochs]
+        rows.append(
+            Row([*cells, *(_cell(config.get(key.name)) for key in inputs.varying_keys)], "", point.trial_id == inputs.best.trial_id)
+        )
+    return Table([Column(title, is_numeric) for title, is_numeric in columns], rows)
 
 
 def _row(inputs: Inputs, trial: Trial) -> Row:
@@ -119,7 +137,7 @@ def _row(inputs: Inputs, trial: Trial) -> Row:
     cells: list[Any] = [
         trial.trial_id,
         trial.status,
-        result and _cell(result.metrics[inputs.metric]),
+        *(result and _cell(result.metrics[metric]) for metric in inputs.metrics),
         result and result.epoch,
         trial.epochs,
         *(_cell(config.get(key.name)) for key in inputs.keys),
@@ -156,11 +174,16 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     return [
         ("Trials", f"{len(trials):,} ({ended})"),
         ("Epochs", f"up to {header.max_epochs:,} per trial"),
-        ("Search", f"{header.search_algorithm.name}, scheduler {header.scheduler.name}"),
+        ("Search", f"{_algorithm(header.search_algorithm)}, scheduler {header.scheduler.name}"),
         ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
         ("Cost", _cost_text(inputs)),
         ("Ran on", f"{plural(num_nodes, 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
     ]
+
+
+def _algorithm(algorithm: Named) -> str:
+    """Return the name of a search algorithm, and the name of the sampler where the config names one."""
+    return f"{algorithm.name} ({algorithm.options['sampler']})" if "sampler" in algorithm.options else algorithm.name
 
 
 def _cost_text(inputs: Inputs) -> str:
@@ -266,6 +289,7 @@ def render(inputs: Inputs, figures: Figures, root: Path) -> str:
         num_tied=len(tied(inputs)),
         facts=_facts(inputs),
         table=_table(inputs),
+        front=_front_table(inputs),
         figures=figures,
         failures=failures(inputs.trials),
         max_trials_named=MAX_TRIALS_NAMED,

@@ -54,7 +54,7 @@ def run_confirm(stage: Stage) -> None:
         confirmed, path_to_predictions = read_sweep(path_to_record), path_to_record.with_name(PREDICTIONS)
         confirmation = replace(
             confirmation_of(confirmed, stage.goal, best, method.evaluated_on, method.note),
-            metrics=confirmed_means(confirmed, stage.sweep.metrics),
+            metrics=confirmed_means(confirmed, [*stage.sweep.compared_metrics[1:], *stage.sweep.metrics]),
             # Version 0.2 and earlier versions wrote no predictions.
             predictions=read_yaml_as(Predictions, path_to_predictions) if path_to_predictions.exists() else None,
         )
