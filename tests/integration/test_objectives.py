@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from raysweep.record.pareto import front_of
 from sweeping import Project, sweep_of, wait_until
@@ -35,18 +40,27 @@ def sweep(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in made.items() if key != "metric"}
 
 
+def shown(journal: Path) -> list[str]:
+    """Return the states of the trials that a reader of Optuna's journal sees."""
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
+    return [trial.state.name for trial in study.trials]
+
+
 def test_a_killed_sweep_with_two_objectives_goes_on_exactly_and_has_a_front(project: Project) -> None:
     project.write("user.py", PLATE)
     project.configure(sweeps={"s": sweep(choose="knee", confirm={"seeds": 2}), "whole": sweep()})
     process = project.start("run_sweep", "s")
     started = project.folder / "started"
     wait_until(lambda: started.exists() and started.stat().st_size == 5, "the fifth trial")
+    journal = project.folder / "state/s/optuna.journal"
+    wait_until(lambda: journal.exists() and shown(journal) == ["COMPLETE"] * 4 + ["RUNNING"], "the fifth trial in the journal of Optuna")
     process.kill()
     process.communicate(timeout=180)
     project.write("go", "")
     for name in ("s", "whole"):
         run = project.run("run_sweep", name)
         assert run.returncode == 0, run.stdout + run.stderr
+    assert shown(journal) == ["COMPLETE"] * 10
     interrupted, whole = (list(project.record(name).trials.values()) for name in ("s", "whole"))
     assert [trial.config for trial in interrupted] == [trial.config for trial in whole]
     assert len(interrupted[4].attempts) == 2

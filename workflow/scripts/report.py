@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.record.study import StudyJournal
 from raysweep.report.inputs import InputPaths, read_inputs
-from raysweep.report.optuna_study import write_journal
 from raysweep.report.report import write_report
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     )
     inputs = read_inputs(arguments.sweep, paths)
     write_report(inputs, arguments.output, arguments.figures_dir, Path.cwd())
-    write_journal(inputs, arguments.journal)
+    StudyJournal(arguments.journal, inputs.sweep)
 
 
 if __name__ == "__main__":

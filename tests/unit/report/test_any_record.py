@@ -22,9 +22,9 @@ from raysweep.config.space import configuration, parse_space
 from raysweep.record.file import Record
 from raysweep.record.outputs import best_of, write_outputs
 from raysweep.record.results import Goal
+from raysweep.record.study import StudyJournal
 from raysweep.record.trials import Sweep
 from raysweep.report.inputs import Inputs
-from raysweep.report.optuna_study import write_journal
 from raysweep.report.report import figures_of, render, write_report
 from recorded import header
 from recorded import write_outputs as write_made_up_outputs
@@ -101,7 +101,7 @@ def test_any_record_has_a_page(space: dict[str, Any], metric: str, outcomes: lis
         page = render(inputs, figures_of(inputs), ROOT)
         drawn = json.loads(html.unescape(re.search(r'id="figures">(.*?)</script>', page)[1]))  # type: ignore[index]
         assert len(drawn["data"]["trials"]["trial"]) == len(outcomes)
-        write_journal(inputs, folder / "optuna.journal")
+        StudyJournal(folder / "optuna.journal", inputs.sweep)
 
 
 SPREAD = [([0.1 * i, 0.2 * i], "TERMINATED") for i in range(40)]

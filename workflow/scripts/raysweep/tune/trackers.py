@@ -1,4 +1,4 @@
-"""This module sends the reports of trials to tracking tools (TensorBoard, MLflow, Weights & Biases) through Tune's own callbacks.
+"""This module sends the reports of trials to tracking tools: to Optuna's journal, and to TensorBoard, MLflow and Weights & Biases through Tune's callbacks.
 
 The failure of a tool does not end a sweep. The log shows the error in one line, and the sweep continues without the tool.
 """
@@ -6,6 +6,7 @@ The failure of a tool does not end a sweep. The log shows the error in one line,
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,21 @@ from ray.tune.logger import LoggerCallback
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import flattened
+from raysweep.record.file import Record
+from raysweep.record.study import StudyJournal
 from raysweep.tune.private import TensorBoard, mlflow_callback, wandb_callback
 from raysweep.tune.reports import numbers_of
+from raysweep.tune.snapshots import NotPickled
 from raysweep.tune.trial import RESERVED_KEY
 
 
-def trackers(sweep: SweepConfig, name: str, state_dir: Path, identity: str) -> list[Callback]:
-    """Return the callbacks of the tracking tools that the config of a sweep asks for. The config must be validated. The tools write into `state_dir`.
+def trackers(sweep: SweepConfig, name: str, record: Record, identity: str) -> list[Callback]:
+    """Return the callback that writes Optuna's journal, and the callbacks of the tracking tools that the config of a sweep asks for.
 
-    Raises RaysweepError if a tool is not installed.
+    The config must be validated. The tools write into the folder of the record. Raises RaysweepError if a tool is not installed.
     """
-    callbacks: list[Callback] = []
+    state_dir = record.path.parent
+    callbacks: list[Callback] = [Lenient("optuna.journal", LiveStudy(record))]
     if sweep.tensorboard:
         callbacks.append(Lenient("TensorBoard", TensorBoard(state_dir / "tensorboard")))
     try:
@@ -39,7 +44,38 @@ def trackers(sweep: SweepConfig, name: str, state_dir: Path, identity: str) -> l
     return callbacks
 
 
-class Lenient(LoggerCallback):
+class LiveStudy(NotPickled, LoggerCallback):
+    """Writes the recorded trials to `optuna.journal` in the state folder while the sweep runs, so that optuna-dashboard shows the sweep."""
+
+    INTERVAL_S = 2.0  # shortest time between two writes to the file
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+        self.next_write_at_s = 0.0
+
+    def setup(self, *arguments: Any, **options: Any) -> None:
+        self.journal = StudyJournal(self.record.path.with_name("optuna.journal"), self.record.sweep)
+
+    def log_trial_start(self, trial: TuneTrial) -> None:
+        self.journal.update(self.record.sweep.trials[trial.trial_id])
+
+    def log_trial_result(self, iteration: int, trial: TuneTrial, result: dict[str, Any]) -> None:
+        self.log_trial_start(trial)
+
+    def log_trial_end(self, trial: TuneTrial, failed: bool = False) -> None:
+        self.log_trial_start(trial)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if time.monotonic() >= self.next_write_at_s:
+            self.journal.backend.flush()
+            self.next_write_at_s = time.monotonic() + self.INTERVAL_S
+
+    def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
+        self.journal.backend.flush()
+
+
+class Lenient(NotPickled, LoggerCallback):
     """Passes every event to the callback `inner`. After the first exception of `inner`, logs the exception and passes no more events."""
 
     def __init__(self, name: str, inner: LoggerCallback) -> None:
@@ -73,6 +109,9 @@ class Lenient(LoggerCallback):
 
     def log_trial_end(self, trial: TuneTrial, failed: bool = False) -> None:
         self._pass_on("log_trial_end", ShownTrial(trial), failed)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self._pass_on("on_step_end", iteration, trials, **info)
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
         self._pass_on("on_experiment_end", trials, **info)

@@ -135,7 +135,7 @@ def make_tuner(session: Session, parts: CallbackParts, scheduler: TrialScheduler
     job = session.job
     # RecordedSearch limits how many trials wait for a process at the same time. With Tune's own limit the processes would start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(job.total)
-    tools = trackers(job.sweep, job.name, job.state_dir, job.header.identity) if session.is_search else []
+    tools = trackers(job.sweep, job.name, session.record, job.header.identity) if session.is_search else []
     return tune.Tuner(
         trial.trainable(job, session.resources),
         tune_config=tune.TuneConfig(search_alg=make_search(session, parts), scheduler=scheduler, reuse_actors=reuses_processes(session)),

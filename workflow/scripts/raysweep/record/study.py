@@ -1,0 +1,164 @@
+"""Writes the trials of a sweep to an Optuna journal, which the program optuna-dashboard opens. The search algorithm of the sweep does not matter."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from raysweep.common.files import written_aside
+from raysweep.common.numeric import is_finite_number
+from raysweep.config.model import Objective
+from raysweep.config.space import Choice, Distribution, Normal, has, parse_space, shown_key, values_in
+from raysweep.record.trials import Result, Sweep, Trial
+
+STATES = {"TERMINATED": TrialState.COMPLETE, "STOPPED": TrialState.PRUNED, "ERROR": TrialState.FAIL}
+NORMAL_QUANTILES = (1e-9, 1 - 1e-9)  # ends of the range that Optuna shows for a normal distribution
+
+
+class SingleWriter(BaseJournalBackend):
+    """Keeps the lines of a journal in memory, and appends several lines to the file at once.
+
+    Optuna's own backend locks the file and waits for the disk for each line, because several processes may write. Only the driver writes this file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.num_written = path, 0
+        self.logs: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        return self.logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.logs.extend(json.loads(json.dumps(logs)))
+
+    def flush(self) -> None:
+        """Write the lines that the file lacks. The first call replaces the file, because a line of an earlier session may be incomplete."""
+        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in self.logs[self.num_written :])
+        if self.num_written == 0:
+            with written_aside(self.path) as stream:
+                stream.write(lines)
+        elif lines:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(lines)
+        self.num_written = len(self.logs)
+
+
+class StudyJournal:
+    """Writes the trials of a sweep that have started as a study of Optuna. A trial that the scheduler stopped is a pruned trial with all reported values."""
+
+    def __init__(self, path: Path, sweep: Sweep) -> None:
+        """Write the recorded trials to `path`. The file appears only when the journal is complete, and replaces the journal of an earlier session."""
+        header = sweep.header
+        self.metric, self.mode = header.metric, header.mode
+        self.objectives = sweep.objectives or (Objective(header.metric, header.mode),)
+        self.space = parse_space(header.search_space)
+        self.distributions = {key: distribution_of(d) for key, d in self.space.items() if isinstance(d, Distribution)}
+        self.ids: dict[str, int] = {}  # trial_id → Optuna's id of the trial
+        self.backend = SingleWriter(path)
+        self.storage = JournalStorage(self.backend)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=self.storage,
+            study_name=header.name,
+            directions=["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives],
+        )
+        with warnings.catch_warnings():
+            # Optuna warns that set_metric_names is experimental. The user need not know this.
+            warnings.simplefilter("ignore")
+            study.set_metric_names([objective.metric for objective in self.objectives])
+        self.study_id = self.storage.get_study_id_from_name(header.name)
+        for trial in sweep.trials.values():
+            self.update(trial)
+        self.backend.flush()
+
+    def update(self, trial: Trial) -> None:
+        """Add what the journal lacks of a trial: the trial itself, its last report, and its end."""
+        if not trial.attempts:
+            return
+        if trial.trial_id not in self.ids:
+            self.ids[trial.trial_id] = self.storage.create_new_trial(self.study_id, template_trial=self._frozen(trial))
+            return
+        number = self.ids[trial.trial_id]
+        frozen = self._frozen(trial)
+        if trial.results and (epoch := trial.epochs) in frozen.intermediate_values:
+            self.storage.set_trial_intermediate_value(number, epoch, frozen.intermediate_values[epoch])
+        if trial.finished:
+            for key, value in frozen.user_attrs.items():
+                self.storage.set_trial_user_attr(number, key, value)
+            self.storage.set_trial_state_values(number, frozen.state, frozen.values)
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        """Return a trial as a trial of Optuna."""
+        best = trial.best(self.metric, self.mode)
+        state = STATES.get(trial.status, TrialState.RUNNING)
+        # A trial that ended without a value cannot be compared, for example when a trainable function reported nothing.
+        state = TrialState.FAIL if trial.finished and best is None else state
+        parameters = self._parameters(trial.config)
+        attributes = {"trial_id": trial.trial_id, "status": trial.status, "seed": trial.seed, "node": trial.node, "error": trial.error}
+        frozen = optuna.create_trial(
+            state=state,
+            values=self._values(best) if best and state is TrialState.COMPLETE else None,
+            params=parameters,
+            distributions={key: self.distributions[key] for key in parameters},
+            intermediate_values=self._intermediate_values(trial),
+            user_attrs={key: value for key, value in attributes.items() if value is not None},
+        )
+        frozen.datetime_start, frozen.datetime_complete = (_local(at) for at in (trial.started, trial.ended))
+        return frozen
+
+    def _values(self, report: Result) -> list[float]:
+        return [report.metrics[objective.metric] for objective in self.objectives]
+
+    def _intermediate_values(self, trial: Trial) -> dict[int, float]:
+        """Return the value of each report. The map is empty with several objectives, because Optuna has intermediate values only for one objective."""
+        values = {report.epoch: report.metrics.get(self.metric) for report in trial.results} if len(self.objectives) == 1 else {}
+        return {epoch: value for epoch, value in values.items() if is_finite_number(value)}
+
+    def _parameters(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the values of the searched keys that a configuration has. The map is empty where the configuration is of another search space."""
+        values = values_in(self.space, config) or {}
+        parameters = {}
+        for key, value in values.items():
+            d = self.space[key]
+            if has(config, shown_key(key)):  # a key of another branch of a `one_of` is left out
+                parameters[key] = labels_of(d)[d.position(value) or 0] if isinstance(d, Choice) else value
+                if isinstance(d, Normal):  # Optuna refuses a value outside of the range
+                    low, high = (d.quantile(quantile) for quantile in NORMAL_QUANTILES)
+                    parameters[key] = min(max(value, low), high)
+        return parameters
+
+
+def distribution_of(d: Distribution) -> BaseDistribution:
+    """Return the Optuna distribution that contains all values of `d`."""
+    if isinstance(d, Choice):
+        return CategoricalDistribution(labels_of(d))
+    if isinstance(d, Normal):
+        return FloatDistribution(*(d.quantile(quantile) for quantile in NORMAL_QUANTILES))
+    if d.integer:
+        return IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
+    return FloatDistribution(d.low, d.high, log=d.log)
+
+
+def labels_of(choice: Choice) -> list[Any]:
+    """Return the choices of Optuna for the values of a list. A list or a map becomes JSON text, because Optuna's choices cannot be lists or maps.
+
+    Where Python calls two choices equal, such as True and 1, all choices are JSON text.
+    """
+    labels = [value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value) for value in choice.values]
+    are_equal = any(label in labels[:number] for number, label in enumerate(labels))
+    return [json.dumps(value) for value in choice.values] if are_equal else labels
+
+
+def _local(at: str | None) -> datetime | None:
+    """Return a time of the record in the local time zone but without the name of the zone, because Optuna stores times in this form."""
+    return None if at is None else datetime.fromisoformat(at).astimezone().replace(tzinfo=None)
