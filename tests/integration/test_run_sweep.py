@@ -154,6 +154,30 @@ def test_a_time_budget_starts_no_new_trial_when_it_is_used_up(project: Project) 
     assert "Ray is up" not in again.stderr
 
 
+def test_trials_and_a_sweep_that_get_no_better_end_and_a_larger_number_goes_on(project: Project) -> None:
+    points = [{"x": x} for x in (1, -1, 0.5, -0.5, 0.25, 0.125)]
+    sweep = {
+        "num_samples": 20,
+        "max_epochs": 6,
+        "max_concurrent": 1,
+        "search_space": {"x": {"uniform": [-1, 1.5]}},
+        "points_to_evaluate": points,
+    }
+    sweep["stop"] = {"no_better_for": 2}
+    project.configure(sweeps={"s": sweep_of("climb", **sweep, end_when={"no_better_for": 3})})
+    assert project.run("run_sweep", "s").returncode == 0
+    assert [(row["status"], row["epochs"]) for row in project.trials("s")] == [("TERMINATED", epochs) for epochs in ("6", "3", "6", "3")]
+    assert [trial.reason for trial in project.record("s").trials.values()] == ["max_epochs", "stop", "max_epochs", "stop"]
+    assert project.record("s").sessions[-1].outcome == "complete"
+    again = project.run("run_sweep", "s")
+    assert again.returncode == 0
+    assert "Ray is up" not in again.stderr
+    project.configure(sweeps={"s": sweep_of("climb", **sweep, end_when={"no_better_for": {"configurations": 4}})})
+    assert project.run("run_sweep", "s").returncode == 0
+    assert len(project.trials("s")) == 5
+    assert project.record("s").sessions[-1].outcome == "complete"
+
+
 def test_max_concurrent_is_a_limit(project: Project) -> None:
     project.configure(
         sweeps={"s": sweep_of("climb", num_samples=3, max_concurrent=1, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.2})}

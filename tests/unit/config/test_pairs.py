@@ -29,6 +29,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "metrics": {"metrics": ["f1"]},
     "fuse": {"fuse": "on"},
     "pausing scheduler": {"scheduler": {"name": "hyperband"}},
+    "pbt": {"scheduler": {"name": "pbt"}},
+    "patience of trials": {"stop": {"no_better_for": 2}},
+    "end_when": {"end_when": {"no_better_for": 2}},
     "pbt of lr": {"scheduler": {"name": "pbt"}},
     "repeats": {"repeats": 2},
     "other repeats": {"repeats": 3},
@@ -50,7 +53,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 # Maps a setting to the other settings that its example has too.
 IMPLIED = {
-    "pbt of lr": {"pausing scheduler"},
+    "pbt": {"pausing scheduler", "pbt of lr"},
+    "pbt of lr": {"pausing scheduler", "pbt"},
     "repeats": {"other repeats"},
     "other repeats": {"repeats"},
     "fixed-rate optimizer": {"optimizer"},

@@ -121,6 +121,7 @@ CHANGES: dict[str, Any] = {
     "time_budget": "1h",
     "keep_checkpoints": 9,
     "training": {"label_smoothing": 0.1},
+    "end_when": {"no_better_for": {"configurations": 9, "min_delta": 0}},
 }
 
 
@@ -143,6 +144,19 @@ def test_the_document_names_the_keys_of_the_identity() -> None:
     documented = paragraph.split("When one of these changes")[0]
     for key, effect in EFFECT_OF_KEY.items():
         assert (f"`{key}`" in documented) == (effect is not Effect.EXTENDS), key
+
+
+def test_the_end_of_a_sweep_runs_the_sweep_again_and_extends_it() -> None:
+    before, changed = sweep_of(*LENET), sweep_of(*LENET, end_when={"no_better_for": 3})
+    assert identity(changed) == identity(before)
+    assert "end_when" not in rerun_triggers(before)
+    assert rerun_triggers(changed)["end_when"] == {"no_better_for": {"configurations": 3, "min_delta": 0}}
+
+
+def test_the_short_form_of_patience_is_the_same_part_of_the_identity() -> None:
+    parts = [identity(sweep_of(*DEMO, stop={"no_better_for": value})).parts for value in (2, {"epochs": 2}, {"epochs": 2, "min_delta": 0})]
+    assert parts[0] == parts[1] == parts[2]
+    assert parts[0]["stop"] == {"no_better_for": {"epochs": 2, "min_delta": 0}}
 
 
 def test_metrics_run_only_the_confirmation_again() -> None:

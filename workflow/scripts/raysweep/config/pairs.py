@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep.common.capacity import WorkerResources
+from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.config.mistakes import Mistake
 from raysweep.config.recipe import FIXED_RATE_OPTIMIZERS
 from raysweep.config.recipe_checks import recipe_values
@@ -110,6 +111,9 @@ SETTINGS_OF_SWEEP = {
     "metrics": Setting("metrics", _given("metrics", [])),
     "fuse": Setting("fuse", lambda s: _where("'on'", s.values["fuse"] == "on")),
     "pausing scheduler": Setting("scheduler.name", lambda s: _where(s.scheduler, s.scheduler in ("hyperband", "pbt"))),
+    "pbt": Setting("scheduler.name", lambda s: _where("'pbt'", s.scheduler == "pbt")),
+    "patience of trials": Setting("stop", lambda s: _where(NO_BETTER_FOR, NO_BETTER_FOR in s.values["stop"])),
+    "end_when": Setting("end_when", lambda s: _where(NO_BETTER_FOR, NO_BETTER_FOR in s.values["end_when"])),
     "pbt of lr": Setting(
         "scheduler.name", lambda s: _where("'pbt'", s.scheduler == "pbt" and isinstance(s.space.get("lr"), Distribution)), "search_space"
     ),
@@ -158,6 +162,16 @@ PAIRS_OF_SWEEP = _pairs(
         "gpu auto",
         "pausing scheduler",
         "{0} is not allowed with scheduler {1}, which starts all trials before one could be measured: a number, or scheduler asha",
+    ),
+    (
+        "patience of trials",
+        "pbt",
+        "{0} is not allowed with scheduler {1}, where a trial that is no longer better takes over the weights of a better trial: leave it out",
+    ),
+    (
+        "end_when",
+        "pausing scheduler",
+        "{0} is not allowed with scheduler {1}, which begins all trials before there is a best value: leave it out, or take scheduler asha",
     ),
     ("other repeats", "folds", "{0} is not allowed with {1}, because each fold is one trial of a configuration: leave repeats out"),
     (

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
 from raysweep.common.machine import NodeSize
-from raysweep.common.typed_json import fields_to_json, known_fields_from_json
-from raysweep.config.model import Mode, Named, TrialResourcesConfig
+from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fields_from_json
+from raysweep.config.model import Mode, Named, NoBetterFor, TrialResourcesConfig
 from raysweep.config.recipe import Recipe
 
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
@@ -76,6 +76,9 @@ class SessionHeader:
     training: Recipe = field(default_factory=Recipe)
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
+    no_better_for: NoBetterFor | None = field(
+        default=None, metadata=OMIT_IF_EMPTY
+    )  # when the sweep ends before the last trial (`end_when`)
     version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)
 

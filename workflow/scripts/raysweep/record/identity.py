@@ -47,10 +47,14 @@ EFFECT_OF_KEY = {
     "time_budget": Effect.EXTENDS,
     "keep_checkpoints": Effect.EXTENDS,
     "training": Effect.STARTS_ANEW_UNLESS_DEFAULT,
+    "end_when": Effect.EXTENDS,
 }
 LABELS = {"sources": "the code", "data": "the data", "lock": "the installed packages"}  # names of those parts that are not config keys
-DEFAULTS: dict[str, Any] = {"repeats": 1, "stop": {}, "training": with_defaults({}, schema_at(("sweeps", "", "training")))}
-ADDED = ("training",)  # keys that version 0.1 did not have; with their defaults they are no trigger, so that no finished sweep runs again
+DEFAULTS: dict[str, Any] = {"repeats": 1, "stop": {}, "end_when": {}, "training": with_defaults({}, schema_at(("sweeps", "", "training")))}
+ADDED = (
+    "training",
+    "end_when",
+)  # keys that version 0.1 did not have; with their defaults they are no trigger, so that no finished sweep runs again
 
 
 def _changed_from_default(key: str, value: Any) -> Any:

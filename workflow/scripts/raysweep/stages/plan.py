@@ -17,11 +17,13 @@ from typing import Any, Literal
 from raysweep.common.capacity import capacity
 from raysweep.common.files import write_yaml
 from raysweep.common.machine import NodeSize
-from raysweep.common.text import duration
-from raysweep.config.model import Named
+from raysweep.common.patience import NO_BETTER_FOR
+from raysweep.common.text import duration, plural
+from raysweep.config.model import Named, SweepConfig
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import read_manifest
 from raysweep.record.file import read_sweep
+from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded_speed
@@ -63,6 +65,7 @@ class Plan:
     largest_num_trials: int | None  # largest num_trials with which the sweep would end in time; None where there is no time limit
     confirm_s: Range  # time in seconds that the confirmation needs
     confirm_runtime_s: float | None  # time limit in seconds of the confirmation's job; None where there is no time limit
+    may_end_early: str = ""  # rules by which trials or the sweep may end early; the estimate does not know whether they will
 
     @property
     def fits(self) -> str:
@@ -119,6 +122,16 @@ def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
     return (trained + alive * (max_epochs - before)) / max_epochs
 
 
+def early_ends(sweep: SweepConfig) -> str:
+    """Return the rules of a sweep by which a trial, or the sweep, ends early, as a text for the user. Return "" where there are no such rules."""
+    rules = []
+    if (of_trials := sweep.stop.get(NO_BETTER_FOR)) is not None:
+        rules.append(f"a trial after {plural(int(of_trials['epochs']), 'epoch')} without a better value (stop)")
+    if (of_sweep := sweep.end_when.patience) is not None:
+        rules.append(f"the sweep after {plural(of_sweep.steps, 'configuration')} without a better value (end_when)")
+    return " and ".join(rules)
+
+
 def makespan_s(durations_s: Sequence[float], at_a_time: int) -> float:
     """Return the time in seconds until the last trial ends, if trials begin in the given order and `at_a_time` trials run at the same time."""
     ends = [0.0] * max(1, min(at_a_time, len(durations_s)))
@@ -138,6 +151,9 @@ class Planner:
         self.resources = trial_resources(self.sweep, allocation)
         recorded, identity = read_sweep(stage.path_to_record), stage.identity()
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
+        self.recorded.set_constraint(self.sweep.constraint)
+        if has_stagnated(self.recorded, self.sweep.end_when.patience):
+            self.total = len(self.recorded.trials)
         self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
         share = self.recorded.gpu_share if self.sweep.trial_resources.gpu == "auto" else None
         self.has_share = share is not None
@@ -168,6 +184,7 @@ class Planner:
             largest_num_trials=None if runtime_s is None else self.largest(speed, runtime_s),
             confirm_s=self.confirm_time(speed),
             confirm_runtime_s=self.sweep.confirm.runtime_s if self.on_slurm else None,
+            may_end_early=early_ends(self.sweep),
         )
 
     def walltime(self, speed: Speed) -> Range:
@@ -253,6 +270,8 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     ]
     if gpus:
         lines.append(("GPU-hours", _numbers(plan.hours("gpus"))))
+    if plan.may_end_early:
+        lines.append(("may end", f"{plan.may_end_early}; walltime and hours are estimated without this"))
     if plan.runtime_s is not None:
         words = {
             "yes": "yes",

@@ -15,6 +15,7 @@ from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
 from raysweep.record.outputs import write_outputs
 from raysweep.record.published_model import write_loader
+from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
 
@@ -78,7 +79,8 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
         logger.info(
             "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
         )
-    if recorded.is_complete(total, stage.sweep.time_budget_s):
+    recorded.set_constraint(stage.sweep.constraint)  # the best value, by which `end_when` decides, must fulfil the present constraint
+    if recorded.is_complete(total, stage.sweep.time_budget_s, has_stagnated(recorded, stage.sweep.end_when.patience)):
         return recorded
     done = sum(trial.finished for trial in recorded.trials.values())
     each = stage.sweep.repeats
