@@ -478,3 +478,14 @@ def test_confirm_calls_the_users_own_with_the_epochs_of_the_best_value(project: 
     assert project.run("confirm", "s").returncode == 0
     confirmed = project.result("s", "confirmed.yaml")
     assert (confirmed["evaluated_on"], confirmed["mean"], confirmed["standard_deviation"], confirmed["n"]) == ("test", 12, None, 1)
+    project.configure(sweeps={"s": {**sweep, "confirm": {"seeds": 1, "top": 3}}})
+    run = project.run("confirm", "s")
+    assert run.returncode == 0, run.stderr
+    assert "confirm.top is 3, but only 2 configurations have a value" in run.stderr
+    assert run.stderr.count("Ray is up") == 1, "the winner is confirmed already"
+    both = project.result("s", "confirmed.yaml")
+    [other] = both.pop("others")
+    assert both == confirmed
+    assert (other["trial_id"], other["config"], other["validation"], other["epochs"], other["mean"]) == ("00000", {"x": 1}, 3, 2, 3)
+    assert [seed["seed"] for seed in other["seeds"]] == [seed["seed"] for seed in confirmed["seeds"]]
+    assert other["difference"] == {"n": 1, "mean": -9, "low": None, "high": None}

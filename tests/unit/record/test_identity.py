@@ -164,6 +164,9 @@ def test_metrics_run_only_the_confirmation_again() -> None:
     assert (rerun_triggers(changed), identity(changed)) == (rerun_triggers(before), identity(before))
     assert confirmation_triggers(before) == before["confirm"]["seeds"], "the value that earlier versions gave to Snakemake"
     assert confirmation_triggers(changed) == [before["confirm"]["seeds"], ["f1"]]
+    more = sweep_of(*DEMO, confirm={"top": 2})
+    assert (rerun_triggers(more), identity(more)) == (rerun_triggers(before), identity(before))
+    assert confirmation_triggers(more) == [before["confirm"]["seeds"], [], 2]
 
 
 def test_the_rules_parameter_has_the_values_in_the_order_of_the_table() -> None:

@@ -7,7 +7,7 @@ import pytest
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import Named
-from raysweep.stages.plan import Plan, Range, early_ends, lines_of, makespan_s, share_of_epochs
+from raysweep.stages.plan import Plan, Range, early_ends, lines_of, makespan_s, share_of_epochs, trainings_of
 from raysweep.stages.speed import Speed
 from typed import sweep_config
 
@@ -48,9 +48,16 @@ def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> Non
 )
 def test_the_plan_names_what_may_end_early(given: dict[str, Any], text: str) -> None:
     assert early_ends(sweep_config(trainable="user.py:train", **given)) == text
-    plan = Plan("s", 10, 10, 4, 3, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, text)
+    plan = Plan("s", 10, 10, 4, 3, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, may_end_early=text)
     assert dict(lines_of(plan)).get("may end", "").startswith(text)
     assert ("may end" in dict(lines_of(plan))) is bool(text)
+
+
+@pytest.mark.parametrize(("confirm", "text"), [({}, ""), ({"seeds": 4, "top": 3}, ", 12 trainings: 4 of each of 3 configurations")])
+def test_the_plan_counts_the_trainings_of_a_confirmation(confirm: dict[str, int], text: str) -> None:
+    assert trainings_of(sweep_config(trainable="user.py:train", confirm=confirm).confirm) == text
+    plan = Plan("s", 9, 0, 1, 0, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, text)
+    assert dict(lines_of(plan))["confirm"] == f"at most 4s{text}"
 
 
 @pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])

@@ -128,10 +128,11 @@ class AllocationConfig:
 
 @dataclass(frozen=True)
 class ConfirmConfig:
-    """Describes how the stage `confirm` trains the best configuration again with new seeds."""
+    """Describes how the stage `confirm` trains the best configurations again with new seeds."""
 
     seeds: int
     runtime: Time
+    top: int = 1  # number of the best configurations that are trained again
 
     @property
     def runtime_s(self) -> float:

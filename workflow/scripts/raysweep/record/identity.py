@@ -70,8 +70,10 @@ def rerun_triggers(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def confirmation_triggers(sweep: Mapping[str, Any]) -> Any:
-    """Return the values whose change runs the rule confirm again. Without `metrics`, the result is the number of seeds, as in version 0.1."""
-    seeds, metrics = sweep["confirm"]["seeds"], sweep["metrics"]
+    """Return the values whose change runs the rule confirm again. Without `metrics` and `top`, the result is the number of seeds, as in version 0.1."""
+    seeds, metrics, top = sweep["confirm"]["seeds"], sweep["metrics"], sweep["confirm"]["top"]
+    if top != 1:
+        return [seeds, metrics, top]
     return [seeds, metrics] if metrics else seeds
 
 

@@ -30,6 +30,7 @@ def notes(inputs: Inputs) -> list[Note]:
         ranking.tie(inputs),
         ranking.optimism(inputs),
         ranking.confirmation(inputs),
+        ranking.next_best(inputs),
         *_edges(inputs),
         _splits(inputs),
         _errors(inputs),

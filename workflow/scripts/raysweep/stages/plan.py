@@ -19,7 +19,7 @@ from raysweep.common.files import write_yaml
 from raysweep.common.machine import NodeSize
 from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.common.text import duration, plural
-from raysweep.config.model import Named, SweepConfig
+from raysweep.config.model import ConfirmConfig, Named, SweepConfig
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import read_manifest
 from raysweep.record.file import read_sweep
@@ -65,6 +65,7 @@ class Plan:
     largest_num_trials: int | None  # largest num_trials with which the sweep would end in time; None where there is no time limit
     confirm_s: Range  # time in seconds that the confirmation needs
     confirm_runtime_s: float | None  # time limit in seconds of the confirmation's job; None where there is no time limit
+    confirm_trainings: str = ""  # number of trainings of the confirmation, as a text for the user; "" where only the winner is confirmed
     may_end_early: str = ""  # rules by which trials or the sweep may end early; the estimate does not know whether they will
 
     @property
@@ -120,6 +121,11 @@ def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
         trained += alive * (rung - before)
         before, alive, rung = rung, alive / options["reduction_factor"], rung * options["reduction_factor"]
     return (trained + alive * (max_epochs - before)) / max_epochs
+
+
+def trainings_of(confirm: ConfirmConfig) -> str:
+    """Return the number of trainings of a confirmation as a text for the user. Return "" where only the winner is confirmed."""
+    return "" if confirm.top == 1 else f", {confirm.top * confirm.seeds} trainings: {confirm.seeds} of each of {confirm.top} configurations"
 
 
 def early_ends(sweep: SweepConfig) -> str:
@@ -184,6 +190,7 @@ class Planner:
             largest_num_trials=None if runtime_s is None else self.largest(speed, runtime_s),
             confirm_s=self.confirm_time(speed),
             confirm_runtime_s=self.sweep.confirm.runtime_s if self.on_slurm else None,
+            confirm_trainings=trainings_of(self.sweep.confirm),
             may_end_early=early_ends(self.sweep),
         )
 
@@ -202,16 +209,20 @@ class Planner:
         return Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
 
     def confirm_time(self, speed: Speed) -> Range:
-        """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch."""
-        waves = math.ceil(self.sweep.confirm.seeds / max(1, capacity(self.nodes[:1], self.resources)))
+        """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch.
+
+        The configurations that `confirm.top` confirms are trained one after the other, each with a start of Ray.
+        """
+        top = self.sweep.confirm.top
+        waves = top * math.ceil(self.sweep.confirm.seeds / max(1, capacity(self.nodes[:1], self.resources)))
         # A trial of a confirmation is not trained together with other trials. A trial of a confirmation trains up to the epoch at which the best trial was
         # best.
         more_rows = 1.0
         if self.sweep.model is not None and self.data_dir is not None:  # the training data of a model includes the validation split
             splits = read_manifest(self.data_dir).splits
             more_rows += splits["validation"] / splits["train"]
-        confirm_s = START_S + waves * statistics.fmean(speed.epoch_s) * self.sweep.max_epochs * more_rows
-        return Range(START_S, confirm_s, confirm_s * (1 + speed.uncertainty))
+        confirm_s = top * START_S + waves * statistics.fmean(speed.epoch_s) * self.sweep.max_epochs * more_rows
+        return Range(top * START_S, confirm_s, confirm_s * (1 + speed.uncertainty))
 
     def expected_share(self) -> tuple[float, float]:
         """Return the share of all epochs that trials are expected to train, and the largest likely share.
@@ -254,7 +265,7 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     fits = ""
     if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
         fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"
-    confirm = ("confirm", f"at most {duration(plan.confirm_s.high)}{fits}")
+    confirm = ("confirm", f"at most {duration(plan.confirm_s.high)}{plan.confirm_trainings}{fits}")
     if not plan.trials_left:
         return [("trials", f"{plan.num_trials}, all done"), confirm]
     trials = f"{plan.num_trials}" + (f", {plan.trials_left} of them left" if plan.trials_left < plan.num_trials else "")
