@@ -37,6 +37,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "other repeats": {"repeats": 3},
     "folds": {"data": {"source": "synthetic", "validation": {"folds": 5}}},
     "learning algorithm": {"search_algorithm": "optuna"},
+    "plain algorithm": {"search_algorithm": "random"},
+    "warm_start": {"warm_start": "old.csv"},
     "max_concurrent": {"max_concurrent": 2},
     "gpu auto": {"trial_resources": {"gpu": "auto"}, "allocation": {"gpus_per_node": 1}},
     "workers": {"trial_resources": {"workers": {"num": 2}}, "allocation": {"cpus_per_node": 8}},

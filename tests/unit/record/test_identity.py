@@ -122,6 +122,7 @@ CHANGES: dict[str, Any] = {
     "keep_checkpoints": 9,
     "training": {"label_smoothing": 0.1},
     "end_when": {"no_better_for": {"configurations": 9, "min_delta": 0}},
+    "warm_start": "old.csv",
 }
 
 
@@ -151,6 +152,13 @@ def test_the_end_of_a_sweep_runs_the_sweep_again_and_extends_it() -> None:
     assert identity(changed) == identity(before)
     assert "end_when" not in rerun_triggers(before)
     assert rerun_triggers(changed)["end_when"] == {"no_better_for": {"configurations": 3, "min_delta": 0}}
+
+
+def test_another_warm_start_runs_the_sweep_again_and_extends_it() -> None:
+    before, changed = sweep_of(*LENET, search_algorithm="optuna"), sweep_of(*LENET, search_algorithm="optuna", warm_start="old.csv")
+    assert identity(changed) == identity(before)
+    assert "warm_start" not in rerun_triggers(before)
+    assert rerun_triggers(changed)["warm_start"] == "old.csv"
 
 
 def test_the_short_form_of_patience_is_the_same_part_of_the_identity() -> None:

@@ -99,6 +99,15 @@ def test_the_trials_that_a_sweep_did_not_begin_are_counted_with_the_reason(tmp_p
     assert "The time budget was used up" in note(replace(inputs, sweep=replace(inputs.sweep)), "30 trials not begun").text
 
 
+def test_what_was_known_before_is_shown_apart(tmp_path: Path) -> None:
+    known = {"source": "results/old", "sha256": "0", "num_trials": 12, "best": 0.9, "num_left_out": 2}
+    inputs = made_up(tmp_path, num_trials=4, warm_start=known)
+    text = note(inputs, "12 trials known before").text
+    assert "learnt from 12 trials of results/old, the best with accuracy 0.9. 2 other trials of the source did not fit" in text
+    assert len(inputs.trials) == 4
+    assert not any("known before" in title for title in titles(made_up(tmp_path / "cold")))
+
+
 def test_the_epochs_that_stop_saved_are_counted(tmp_path: Path) -> None:
     inputs = made_up(tmp_path, num_trials=4, max_epochs=8)
     before = analysis.cost(inputs)

@@ -3,12 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import optuna as real_optuna
 import pytest
 from optuna import Study
 
-from raysweep.config.space import flattened, parse_space
+from raysweep.common.seeds import sampler_seed
+from raysweep.config.space import configuration, flattened, parse_space
+from raysweep.record.known_trials import KnownTrial, as_finished
 from raysweep.record.trials import Result, Sweep, Trial
-from raysweep.tune.samplers import IndependentSampler, ListSampler, OptunaSampler, make_sampler, parameter_of
+from raysweep.tune.samplers import IndependentSampler, ListSampler, OptunaSampler, PointsFirst, make_sampler, parameter_of
 from typed import sweep_config
 
 SPACE = parse_space(
@@ -130,6 +133,53 @@ def test_optuna_learns() -> None:
         values.append(config["x"])
         sampler.tell(finished(index, config, -((config["x"] - 0.3) ** 2)))
     assert sum(abs(x - 0.3) for x in values[-10:]) / 10 == pytest.approx(0, abs=0.2)
+
+
+def known_trials(space: dict[str, Any], count: int) -> list[KnownTrial]:
+    """Trials that were known before: their value is best where `u` is 0.3."""
+    configs = [configuration(space, 7, index) for index in range(count)]
+    return [KnownTrial(config, -((config["u"] - 0.3) ** 2)) for config in configs]
+
+
+@pytest.mark.parametrize("num_recorded", [0, 3])
+def test_after_a_warm_start_optuna_proposes_what_a_study_with_the_same_trials_proposes(num_recorded: int) -> None:
+    """The study here is made with Optuna alone, and gets the known trials first and then the recorded trials."""
+    space = parse_space({"u": {"uniform": [0, 1]}, "i": {"randint": [1, 9]}, "c": {"choice": ["a", "b"]}})
+    known = known_trials(space, 15)
+    trials = [finished(index, configuration(space, 1, index), index / 10) for index in range(num_recorded)]
+    options = {"name": "optuna", "n_startup_trials": 10, "multivariate": True}
+    sweep = sweep_config(search_algorithm=options, seed=5)
+    sampler = OptunaSampler(sweep, space, recorded(*trials), as_finished(known, "score"))
+    tpe = real_optuna.samplers.TPESampler(seed=sampler_seed(5, num_recorded), constant_liar=True, n_startup_trials=10, multivariate=True)
+    study = real_optuna.create_study(direction="maximize", sampler=tpe)
+    distributions: dict[str, Any] = {
+        "u": real_optuna.distributions.FloatDistribution(0, 1),
+        "i": real_optuna.distributions.IntDistribution(1, 8),
+        "c": real_optuna.distributions.CategoricalDistribution([0, 1]),
+    }
+    for config, value in [*((trial.config, trial.value) for trial in known), *((trial.config, trial.index / 10) for trial in trials)]:
+        params = {**config, "c": ["a", "b"].index(config["c"])}
+        study.add_trial(real_optuna.create_trial(params=params, distributions=distributions, value=value))
+    for index in range(num_recorded, num_recorded + 6):
+        asked, proposed = study.ask(distributions), sampler.propose(index)
+        assert proposed == {**asked.params, "c": ["a", "b"][asked.params["c"]]}
+        study.tell(asked, asked.params["u"])
+        sampler.tell(finished(index, proposed, proposed["u"]))
+    cold = OptunaSampler(sweep, space, recorded(*trials))
+    assert cold.propose(num_recorded) != sampler.propose(num_recorded)
+
+
+def test_what_was_known_is_no_trial_of_the_sweep() -> None:
+    space = parse_space({"u": {"uniform": [0, 1]}})
+    begun = finished(0, {"u": 0.5}, None, "PENDING")
+    sweep = sweep_config(search_algorithm={"name": "optuna", "n_startup_trials": 2, "multivariate": True}, points_to_evaluate=[{"u": 0.25}])
+    known = [KnownTrial({"u": 0.25}, 0.9), KnownTrial({"u": 0.75}, 0.1)]
+    sampler = make_sampler(sweep, space, recorded(begun), Path(), Path(), as_finished(known, "score"))
+    assert isinstance(sampler, PointsFirst)
+    assert isinstance(sampler.sampler, OptunaSampler)
+    assert sampler.sampler.asked == {0: 2}, "the trial of the sweep comes after the two known trials, and still runs"
+    assert [t.state.name for t in sampler.sampler.study.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    assert sampler.propose(1) == {"u": 0.25}, "a point is tried although its value is known, because a known trial cannot win"
 
 
 class TestPointsFirst:

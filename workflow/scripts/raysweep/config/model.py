@@ -188,6 +188,7 @@ class SweepConfig:
     seed: int
     max_concurrent: int | None
     time_budget: Time | None
+    warm_start: str | None = None
     end_when: EndWhenConfig = EndWhenConfig()
     trial_timeout: Time | None
     max_failures: int

@@ -121,6 +121,8 @@ SETTINGS_OF_SWEEP = {
     "other repeats": Setting("repeats", _repeats, "dataset"),
     "folds": Setting("dataset", _folds),
     "learning algorithm": Setting("search_algorithm", lambda s: _where(repr(s.algorithm), s.algorithm not in ("random", "grid"))),
+    "plain algorithm": Setting("search_algorithm", lambda s: _where(repr(s.algorithm), s.algorithm in ("random", "grid"))),
+    "warm_start": Setting("warm_start", _given("warm_start")),
     "max_concurrent": Setting("max_concurrent", _given("max_concurrent")),
     "gpu auto": Setting("trial_resources.gpu", lambda s: _where("auto", s.values["trial_resources"]["gpu"] == "auto")),
     "workers": Setting("trial_resources.workers", _workers),
@@ -152,6 +154,11 @@ PAIRS_OF_SWEEP = _pairs(
         "learning algorithm",
         "pausing scheduler",
         "{0} is not allowed with scheduler {1}, which takes all configurations before there is a result to learn from: random or grid, or scheduler asha",
+    ),
+    (
+        "warm_start",
+        "plain algorithm",
+        "{0} is not allowed with search_algorithm {1}, which does not learn from results: leave it out, or take optuna",
     ),
     (
         "max_concurrent",

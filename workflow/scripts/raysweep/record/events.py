@@ -49,6 +49,17 @@ class Provenance:
         return known_fields_from_json(cls, value)
 
 
+@dataclass(frozen=True)
+class WarmStart:
+    """Describes the trials that were known before the sweep, and that the sampler got. No trial of the sweep depends on the description."""
+
+    source: str  # the key `warm_start` of the config
+    sha256: str  # checksum of the known trials
+    num_trials: int
+    best: float  # best value of the known trials
+    num_left_out: int  # number of trials of the source that do not fit the search space, or that have no value
+
+
 @dataclass(frozen=True, kw_only=True)
 class SessionHeader:
     """Describes the sweep of a session. The event `session` contains this description for the report and for `make watch`."""
@@ -79,6 +90,7 @@ class SessionHeader:
     no_better_for: NoBetterFor | None = field(
         default=None, metadata=OMIT_IF_EMPTY
     )  # when the sweep ends before the last trial (`end_when`)
+    warm_start: WarmStart | None = field(default=None, metadata=OMIT_IF_EMPTY)
     version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)
 

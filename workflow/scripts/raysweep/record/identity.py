@@ -48,13 +48,18 @@ EFFECT_OF_KEY = {
     "keep_checkpoints": Effect.EXTENDS,
     "training": Effect.STARTS_ANEW_UNLESS_DEFAULT,
     "end_when": Effect.EXTENDS,
+    "warm_start": Effect.EXTENDS,
 }
 LABELS = {"sources": "the code", "data": "the data", "lock": "the installed packages"}  # names of those parts that are not config keys
-DEFAULTS: dict[str, Any] = {"repeats": 1, "stop": {}, "end_when": {}, "training": with_defaults({}, schema_at(("sweeps", "", "training")))}
-ADDED = (
-    "training",
-    "end_when",
-)  # keys that version 0.1 did not have; with their defaults they are no trigger, so that no finished sweep runs again
+DEFAULTS: dict[str, Any] = {
+    "repeats": 1,
+    "stop": {},
+    "end_when": {},
+    "warm_start": None,
+    "training": with_defaults({}, schema_at(("sweeps", "", "training"))),
+}
+# Version 0.1 did not have these keys. With their defaults they are no trigger, so that no finished sweep runs again.
+ADDED = ("training", "end_when", "warm_start")
 
 
 def _changed_from_default(key: str, value: Any) -> Any:

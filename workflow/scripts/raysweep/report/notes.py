@@ -35,6 +35,7 @@ def notes(inputs: Inputs) -> list[Note]:
         _splits(inputs),
         _errors(inputs),
         _unfinished(inputs),
+        _warm_start(inputs),
         _not_begun(inputs),
         _stopped_early(inputs),
         _ended_by_stop(inputs),
@@ -187,6 +188,20 @@ def _stopped_early(inputs: Inputs) -> Note | None:
         f"{plural(num_stopped, 'trial')} stopped early",
         f"The scheduler ({inputs.header.scheduler.name}) ended {num_stopped:,} of {plural(len(inputs.trials), 'trial')} before "
         f"{plural(inputs.header.max_epochs, 'epoch')}. A trial that learns slowly, and would have won in the end, is lost this way.",
+    )
+
+
+def _warm_start(inputs: Inputs) -> Note | None:
+    """Return a note on the trials that were known before the sweep."""
+    known = inputs.header.warm_start
+    if known is None:
+        return None
+    left_out = f" {plural(known.num_left_out, 'other trial')} of the source did not fit." if known.num_left_out else ""
+    return Note(
+        "info",
+        f"{plural(known.num_trials, 'trial')} known before",
+        f"The search algorithm learnt from {plural(known.num_trials, 'trial')} of {known.source}, the best with {inputs.metric} {number(known.best)}.{left_out}"
+        " These trials are in no table and no figure, are not counted, and cannot win.",
     )
 
 

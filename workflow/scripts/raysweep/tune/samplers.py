@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,11 +81,12 @@ class IndependentSampler:
 class OptunaSampler:
     """Proposes configurations with Optuna's tree-structured Parzen estimator (TPE), through Optuna's ask-and-tell interface.
 
-    At the start Optuna gets the recorded trials, with the unfinished trials as running trials. The seed of TPE depends on the number of recorded trials, so
+    At the start Optuna gets the trials that were known before the sweep (`known`), and then the recorded trials, with the unfinished trials as running
+    trials. The seed of TPE depends on the number of recorded trials, so
     that a sweep that continues does not propose the same configurations again.
     """
 
-    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep) -> None:
+    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, known: Sequence[Candidate] = ()) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -103,10 +105,7 @@ class OptunaSampler:
         )
         # Index of the configuration → Optuna's number for the trial. An entry stays until Optuna gets the result of the configuration.
         self.asked: dict[int, int] = {}
-        for trial in recorded.candidates:
-            self.adopt(trial.index, trial.config)
-            if trial.finished:
-                self.tell(trial)
+        tell_history(self, [*known, *recorded.candidates])
 
     def propose(self, index: int) -> dict[str, Any]:
         proposal = self.study.ask(self.distributions)
@@ -144,6 +143,14 @@ class OptunaSampler:
         if d.integer:
             return distributions.IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
         return distributions.FloatDistribution(d.low, d.high, log=d.log)
+
+
+def tell_history(sampler: Sampler, trials: Sequence[Candidate]) -> None:
+    """Give a sampler the trials that were known before this session, in this order: their configurations, and the results of the finished trials."""
+    for trial in trials:
+        sampler.adopt(trial.index, trial.config)
+        if trial.finished:
+            sampler.tell(trial)
 
 
 class PointsFirst:
@@ -206,18 +213,20 @@ def is_adaptive(search_algorithm: Named) -> bool:
     return search_algorithm.name not in ("random", "grid")
 
 
-def make_sampler(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
+def make_sampler(
+    sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path, known: Sequence[Candidate] = ()
+) -> Sampler:
     """Return the sampler of a sweep, which already knows the recorded trials. The config of the sweep must be validated.
 
-    A Tune searcher stores its state in `state_dir`. Relative paths start at `root`.
+    `known` are trials of the time before the sweep (`warm_start`). A Tune searcher stores its state in `state_dir`. Relative paths start at `root`.
     """
     sampler: Sampler
     if sweep.search_algorithm.name == "optuna":
-        sampler = OptunaSampler(sweep, space, recorded)
+        sampler = OptunaSampler(sweep, space, recorded, known)
     elif is_adaptive(sweep.search_algorithm):
         from raysweep.tune.searchers import TuneSampler
 
-        sampler = TuneSampler(sweep, space, recorded, state_dir, root)
+        sampler = TuneSampler(sweep, space, recorded, state_dir, root, known)
     else:
         sampler = IndependentSampler(space, sweep.seed)
     return PointsFirst(sampler, sweep, space, recorded) if sweep.points_to_evaluate else sampler

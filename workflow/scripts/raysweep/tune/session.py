@@ -20,6 +20,7 @@ from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
+from raysweep.record.known_trials import read_known
 from raysweep.record.stagnation import has_stagnated
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
@@ -101,7 +102,8 @@ def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], recor
 
 def _make_sampler(job: SearchJob | ConfirmJob, space: dict[str, Any], record: Record) -> Sampler:
     if isinstance(job, SearchJob):
-        return make_sampler(job.sweep, space, record.sweep, job.state_dir, job.root)
+        known = read_known(job.state_dir, job.sweep.metric) if job.header.warm_start else []
+        return make_sampler(job.sweep, space, record.sweep, job.state_dir, job.root, known)
     return ListSampler([task.config for task in job.tasks])
 
 
