@@ -88,6 +88,14 @@ def test_a_plain_table_needs_the_keys_and_the_metric(tmp_path: Path) -> None:
     assert isinstance(found.trials[1].config["deep"]["n"], int)
 
 
+def test_rows_of_odd_forms_are_left_out(tmp_path: Path) -> None:
+    space = {"lr": {"uniform": [0, 1]}, "c": {"choice": [{"k": 1}, 2]}}
+    rows = ["0.1,,1,0.5", "0.1,2,1,0.5", f"1{'0' * 400},2,,0.5", "0.1,2,,1e999", "0.2", "0.3,2,,0.6,more,cells"]
+    found = known(tmp_path, table(tmp_path, "\n".join(["config/lr,config/c,config/c/k,score", *rows])), space)
+    assert [(trial.config, trial.value) for trial in found.trials] == [({"lr": 0.1, "c": {"k": 1}}, 0.5), ({"lr": 0.3, "c": 2}, 0.6)]
+    assert found.num_left_out == 4
+
+
 def test_trials_that_failed_or_did_not_finish_are_left_out(tmp_path: Path) -> None:
     rows = "".join(f"{status},0.5,3,0.{number}\n" for number, status in enumerate(("TERMINATED", "ERROR", "RUNNING", "STOPPED")))
     found = known(tmp_path, table(tmp_path, "status,config/lr,config/deep/n,score\n" + rows))

@@ -179,10 +179,9 @@ def _config_of(space: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
         allowed = [d for name, d in space.items() if _is_part(key, shown_key(name)) and not (isinstance(d, Choice) and d.name == ONE_OF)]
         if allowed:
             flat[key] = next((form for form in _forms(value) if any(_allows(d, form) for d in allowed)), value)
-    try:
-        return nested(flat)
-    except AttributeError:  # a table can have a value for a key, such as net, and for a key below this key, such as net/width
-        return {}
+    if any(other != key and _is_part(other, key) for key in flat for other in flat):
+        return {}  # a table can have a value for a key, such as net, and for a key below this key, such as net/width
+    return nested(flat)
 
 
 def _is_part(key: str, name: str) -> bool:
