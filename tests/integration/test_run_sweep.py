@@ -154,6 +154,42 @@ def test_a_time_budget_starts_no_new_trial_when_it_is_used_up(project: Project) 
     assert "Ray is up" not in again.stderr
 
 
+def test_trials_and_a_sweep_that_get_no_better_end_and_a_larger_number_goes_on(project: Project) -> None:
+    points = [{"x": x} for x in (1, -1, 0.5, -0.5, 0.25, 0.125)]
+    sweep = {
+        "num_samples": 20,
+        "max_epochs": 6,
+        "max_concurrent": 1,
+        "search_space": {"x": {"uniform": [-1, 1.5]}},
+        "points_to_evaluate": points,
+    }
+    sweep |= {"stop": {"no_better_for": 2}, "search_algorithm": "optuna", "warm_start": "old.csv"}
+    project.configure(sweeps={"s": sweep_of("climb", **sweep, end_when={"no_better_for": 3})})
+    refused = project.run("run_sweep", "s")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("Error: sweeps.s.warm_start: old.csv: it does not exist")
+    # The known values are better than all values of the sweep, and count neither as the best value nor as configurations of the sweep.
+    project.write("old.csv", "config/x,score\n0.2,90\n0.3,91\n7,92\n")
+    run = project.run("run_sweep", "s")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "the search algorithm gets 2 known trials of old.csv, best score 91. Of its trials, 1 are left out" in run.stderr
+    known = project.record("s").header.warm_start
+    assert known is not None
+    assert (known.num_trials, known.best, known.num_left_out) == (2, 91, 1)
+    assert project.result("s", "best.yaml")["metric"]["value"] == 6
+    assert [(row["status"], row["epochs"]) for row in project.trials("s")] == [("TERMINATED", epochs) for epochs in ("6", "3", "6", "3")]
+    assert [trial.reason for trial in project.record("s").trials.values()] == ["max_epochs", "stop", "max_epochs", "stop"]
+    assert project.record("s").sessions[-1].outcome == "complete"
+    again = project.run("run_sweep", "s")
+    assert again.returncode == 0
+    assert "Ray is up" not in again.stderr
+    project.write("old.csv", "config/x,score\n0.2,90\n")
+    project.configure(sweeps={"s": sweep_of("climb", **sweep, end_when={"no_better_for": {"configurations": 4}})})
+    assert project.run("run_sweep", "s").returncode == 0
+    assert len(project.trials("s")) == 5, "another content of the file does not start the sweep anew"
+    assert project.record("s").sessions[-1].outcome == "complete"
+
+
 def test_max_concurrent_is_a_limit(project: Project) -> None:
     project.configure(
         sweeps={"s": sweep_of("climb", num_samples=3, max_concurrent=1, search_space={"x": {"uniform": [0, 1]}, "pause_s": 0.2})}
@@ -454,3 +490,14 @@ def test_confirm_calls_the_users_own_with_the_epochs_of_the_best_value(project: 
     assert project.run("confirm", "s").returncode == 0
     confirmed = project.result("s", "confirmed.yaml")
     assert (confirmed["evaluated_on"], confirmed["mean"], confirmed["standard_deviation"], confirmed["n"]) == ("test", 12, None, 1)
+    project.configure(sweeps={"s": {**sweep, "confirm": {"seeds": 1, "top": 3}}})
+    run = project.run("confirm", "s")
+    assert run.returncode == 0, run.stderr
+    assert "confirm.top is 3, but only 2 configurations have a value" in run.stderr
+    assert run.stderr.count("Ray is up") == 1, "the winner is confirmed already"
+    both = project.result("s", "confirmed.yaml")
+    [other] = both.pop("others")
+    assert both == confirmed
+    assert (other["trial_id"], other["config"], other["validation"], other["epochs"], other["mean"]) == ("00000", {"x": 1}, 3, 2, 3)
+    assert [seed["seed"] for seed in other["seeds"]] == [seed["seed"] for seed in confirmed["seeds"]]
+    assert other["difference"] == {"n": 1, "mean": -9, "low": None, "high": None}

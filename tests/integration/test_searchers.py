@@ -13,6 +13,7 @@ from raysweep.common.errors import RaysweepError
 from raysweep.config.model import Named, SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
+from raysweep.record.known_trials import KnownTrial, as_finished
 from raysweep.record.trials import Sweep
 from raysweep.tune.searchers import TuneSampler, load_searcher
 from sweeping import Project, sweep_of
@@ -211,6 +212,28 @@ def test_trials_of_another_search_algorithm_are_told_to_one_that_takes_them(tmp_
     searcher: Any = asked.sampler.searcher
     (known,) = searcher._ot_study.trials  # the other lies outside of the space
     assert (known.params, known.value) == ({"x": 0.5, "y": 1}, 0.5)
+
+
+def test_what_was_known_before_is_told_once_to_a_searcher_that_takes_it(tmp_path: Path) -> None:
+    space = parse_space({"x": {"uniform": [0, 1]}, "y": {"choice": ["a", "b"]}})
+    known = as_finished([KnownTrial({"x": 0.5, "y": "b"}, 0.7), KnownTrial({"x": 0.25, "y": "a"}, 0.2)], "score")
+    for _ in range(2):  # the second session restores what the searcher has learnt
+        sampler = TuneSampler(searching(OPTUNA, {}), space, Sweep(), tmp_path, tmp_path, known)
+        searcher: Any = sampler.searcher
+        assert [(trial.params, trial.value) for trial in searcher._ot_study.trials] == [
+            ({"x": 0.5, "y": 1}, 0.7),
+            ({"x": 0.25, "y": 0}, 0.2),
+        ]
+
+
+def test_a_warm_start_is_refused_with_a_searcher_that_does_not_take_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    known = as_finished([KnownTrial({"x": 5}, 0.7)], "score")
+    space = parse_space({"x": {"randint": [0, 100]}})
+    with pytest.raises(
+        RaysweepError, match=r"^warm_start is not allowed with search_algorithm mine.py:Counting: it accepts no trials that"
+    ):
+        TuneSampler(searching("mine.py:Counting", {}), space, Sweep(), tmp_path, tmp_path, known)
 
 
 def test_a_sweep_with_a_librarys_searcher(project: Project) -> None:

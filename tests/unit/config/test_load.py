@@ -45,7 +45,7 @@ def test_defaults_are_filled_in_at_every_level(root: Path) -> None:
     assert sweep["optimizer"] == "sgd"
     assert sweep["scheduler"] == {"name": "none"}
     assert sweep["allocation"]["runtime"] == 60
-    assert sweep["confirm"] == {"seeds": 3, "runtime": 30}
+    assert sweep["confirm"] == {"seeds": 3, "top": 1, "runtime": 30}
 
 
 def test_two_sweeps_share_no_default(root: Path) -> None:

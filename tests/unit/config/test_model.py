@@ -9,7 +9,17 @@ import pytest
 from configs import check, config, num_trials, own
 from raysweep.common.capacity import WorkerResources
 from raysweep.common.typed_json import to_json
-from raysweep.config.model import AllocationConfig, Config, ConfirmConfig, EnvConfig, RayConfig, SweepConfig, TrialResourcesConfig
+from raysweep.config.model import (
+    AllocationConfig,
+    Config,
+    ConfirmConfig,
+    EndWhenConfig,
+    EnvConfig,
+    NoBetterFor,
+    RayConfig,
+    SweepConfig,
+    TrialResourcesConfig,
+)
 from raysweep.config.schema import load_schema, required_keys
 from raysweep.data.manifest import DatasetSpec
 
@@ -22,7 +32,7 @@ def test_num_trials_counts_the_grid_once_for_each_sample(root: Path) -> None:
 
 def fields_of(kind: type) -> dict[str, Any]:
     """Return the fields of a dataclass with their defaults, as JSON; MISSING stands for no default."""
-    return {field.name: list(field.default) if isinstance(field.default, tuple) else field.default for field in dataclasses.fields(kind)}
+    return {field.name: to_json(field.default) for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +47,8 @@ def fields_of(kind: type) -> dict[str, Any]:
         (WorkerResources, ("sweeps", "*", "trial_resources", "workers"), set()),
         (AllocationConfig, ("sweeps", "*", "allocation"), set()),
         (ConfirmConfig, ("sweeps", "*", "confirm"), set()),
+        (EndWhenConfig, ("sweeps", "*", "end_when"), set()),
+        (NoBetterFor, ("sweeps", "*", "end_when", "no_better_for"), set()),
     ],
 )
 def test_a_dataclass_has_the_keys_and_the_defaults_of_the_schema(kind: type, path: tuple[str, ...], fields_without_a_key: set[str]) -> None:

@@ -123,6 +123,8 @@ CHANGES: dict[str, Any] = {
     "training": {"label_smoothing": 0.1},
     "objectives": [{"metric": "accuracy"}, {"metric": "loss", "mode": "min"}],
     "choose": "knee",
+    "end_when": {"no_better_for": {"configurations": 9, "min_delta": 0}},
+    "warm_start": "old.csv",
 }
 
 
@@ -147,11 +149,34 @@ def test_the_document_names_the_keys_of_the_identity() -> None:
         assert (f"`{key}`" in documented) == (effect is not Effect.EXTENDS), key
 
 
+def test_the_end_of_a_sweep_runs_the_sweep_again_and_extends_it() -> None:
+    before, changed = sweep_of(*LENET), sweep_of(*LENET, end_when={"no_better_for": 3})
+    assert identity(changed) == identity(before)
+    assert "end_when" not in rerun_triggers(before)
+    assert rerun_triggers(changed)["end_when"] == {"no_better_for": {"configurations": 3, "min_delta": 0}}
+
+
+def test_another_warm_start_runs_the_sweep_again_and_extends_it() -> None:
+    before, changed = sweep_of(*LENET, search_algorithm="optuna"), sweep_of(*LENET, search_algorithm="optuna", warm_start="old.csv")
+    assert identity(changed) == identity(before)
+    assert "warm_start" not in rerun_triggers(before)
+    assert rerun_triggers(changed)["warm_start"] == "old.csv"
+
+
+def test_the_short_form_of_patience_is_the_same_part_of_the_identity() -> None:
+    parts = [identity(sweep_of(*DEMO, stop={"no_better_for": value})).parts for value in (2, {"epochs": 2}, {"epochs": 2, "min_delta": 0})]
+    assert parts[0] == parts[1] == parts[2]
+    assert parts[0]["stop"] == {"no_better_for": {"epochs": 2, "min_delta": 0}}
+
+
 def test_metrics_run_only_the_confirmation_again() -> None:
     before, changed = sweep_of(*DEMO), sweep_of(*DEMO, metrics=["f1"])
     assert (rerun_triggers(changed), identity(changed)) == (rerun_triggers(before), identity(before))
     assert confirmation_triggers(before) == before["confirm"]["seeds"], "the value that earlier versions gave to Snakemake"
     assert confirmation_triggers(changed) == [before["confirm"]["seeds"], ["f1"]]
+    more = sweep_of(*DEMO, confirm={"top": 2})
+    assert (rerun_triggers(more), identity(more)) == (rerun_triggers(before), identity(before))
+    assert confirmation_triggers(more) == [before["confirm"]["seeds"], [], 2]
 
 
 def test_the_rules_parameter_has_the_values_in_the_order_of_the_table() -> None:

@@ -11,7 +11,7 @@ from raysweep.common.files import read_yaml, write_yaml
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import Objective
 from raysweep.record.events import Attempt, Provenance
-from raysweep.record.outputs import best_of, confirmation_of, confirmed_means, write_model, write_outputs, write_trials
+from raysweep.record.outputs import best_of, confirmation_of, confirmed_means, next_best, write_model, write_outputs, write_trials
 from raysweep.record.results import BestResult, ConfirmedMean, Goal
 from raysweep.record.trials import Result, Sweep, Trial
 
@@ -125,6 +125,22 @@ def test_best_yaml_says_what_won_and_where_it_comes_from(tmp_path: Path) -> None
         "provenance": {"workflow_version": "0.1.0", "identity": "abc", "environment_sha256": "e", "data_sha256": None},
     }
     assert (tmp_path / "results/model/model.safetensors").read_text() == "00001 after epoch 2"
+
+
+def test_the_next_best_configurations_follow_the_winner_and_none_is_listed_twice() -> None:
+    values = [(0.5, 1), (0.9, 2), (0.8, 2), (0.7, 3), (0.95, 4), (0.6, 1)]
+    found = sweep(*(trial(number, value, config={"x": x}) for number, (value, x) in enumerate(values)))
+    found.trials["00004"].status = "ERROR"
+    goal = Goal("s", "accuracy", "max")
+    best = best_of(found, goal, Provenance("0.1.0", "abc", "e"))
+    assert best.trial_id == "00001"
+    others = next_best(found, goal, best, 9)
+    assert [(other.trial_id, other.config, other.value, other.epochs) for other in others] == [
+        ("00003", {"x": 3}, 0.7, 1),
+        ("00005", {"x": 1}, 0.6, 1),
+    ]
+    assert next_best(found, goal, best, 1) == others[:1]
+    assert next_best(found, goal, best, 0) == []
 
 
 def test_the_smallest_value_wins_where_it_is_wanted(tmp_path: Path) -> None:

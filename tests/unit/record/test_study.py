@@ -162,12 +162,12 @@ def test_each_kind_of_distribution_has_one_in_optuna(tmp_path: Path) -> None:
         "n": {"normal": [0, 1]},
         "q": {"quniform": [0, 1, 0.25]},
         "i": {"lograndint": [1, 100]},
-        "net": {"one_of": [{"kind": "a", "w": {"randint": [1, 9]}}, {"kind": "b", "d": {"uniform": [0, 1]}}]},
+        "net": {"one_of": [{"kind": "a", "w": {"randint": [1, 9]}, "d": {"choice": ["x", "y"]}}, {"kind": "b", "d": {"uniform": [0, 1]}}]},
     }
     inputs, study = written(tmp_path, num_trials=12, search_space={"lr": {"loguniform": [1e-4, 1e-1]}, **space})
     for trial, shown in zip(inputs.trials, study.trials, strict=True):
-        branch = "net[0]/w" if trial.config["net"]["kind"] == "a" else "net[1]/d"
-        assert shown.params.keys() == {"lr", "n", "q", "i", "net", branch}
+        branch = {"net/w", "net[0]/d"} if trial.config["net"]["kind"] == "a" else {"net[1]/d"}
+        assert shown.params.keys() == {"lr", "n", "q", "i", "net/kind", *branch}
         assert shown.params["q"] == trial.config["q"]
     inputs.trials[0].config["n"] = 50.0
     StudyJournal(tmp_path / "optuna.journal", inputs.sweep)

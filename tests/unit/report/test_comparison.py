@@ -67,12 +67,12 @@ def test_only_sweeps_of_one_metric_on_one_data_set_measured_in_one_way_are_held_
         (
             [0.80, 0.81, 0.82],
             [0.60, 0.61, 0.62],
-            "one is better than other by 0.2. Chance alone makes a difference of more than 0.0227 in one of 20 cases.",
+            "one is better than other by 0.2 (p = 1.6e-05). p is the share of cases in which chance alone makes such a difference (Welch's t-test).",
         ),
         (
             [0.80, 0.90, 1.00],
             [0.79, 0.89, 0.99],
-            "one and other are 0.01 apart. Chance may explain this: chance alone makes up to 0.227 in 19 of 20 cases.",
+            "one and other are 0.01 apart. Chance may explain this (p = 0.91).",
         ),
         ([0.8, 0.8, 0.8], [0.60, 0.61, 0.62], "one and other are 0.19 apart. All seeds of one of them gave the same value"),
         ([0.80, 0.81], [0.60, 0.61, 0.62], "Whether one and other differ is not known: a test takes 3 confirmed seeds of each."),
@@ -82,6 +82,25 @@ def test_a_difference_is_called_one_where_it_is_more_than_chance(tmp_path: Path,
     [group] = groups(compared(tmp_path, with_result(tmp_path, "other", other), with_result(tmp_path, "one", one)))
     assert [found.name for found in group] == ["one", "other"]
     assert verdict(group).startswith(says)
+
+
+def test_with_more_sweeps_chance_has_more_occasions(tmp_path: Path) -> None:
+    """One and other differ by more than chance as a pair. Among four sweeps of which the best was chosen, the same difference may be chance."""
+    one, other = [0.80, 0.81, 0.83], [0.77, 0.78, 0.79]
+    [pair] = groups(compared(tmp_path, with_result(tmp_path, "one", one), with_result(tmp_path, "other", other)))
+    assert verdict(pair).startswith("one is better than other by 0.03333 (p = 0.042).")
+    more = [with_result(tmp_path, f"more{i}", [0.7, 0.74, 0.79 + i / 1e3]) for i in range(2)]
+    [group] = groups(compared(tmp_path, "one", "other", *more))
+    text = verdict(group)
+    assert text.startswith("one and other are 0.03333 apart. Chance may explain this (p = 0.25). one and more1 are")
+    assert "corrected for 6 pairs of 4 sweeps (Holm), because the same values chose the best sweep" in text
+
+
+def test_many_sweeps_are_not_all_named(tmp_path: Path) -> None:
+    names = [with_result(tmp_path, f"s{i}", [0.5 - i / 10, 0.51 - i / 10]) for i in range(8)]
+    [group] = groups(compared(tmp_path, *names))
+    assert "Whether s0 and s5 differ is not known" in verdict(group)
+    assert verdict(group).endswith("2 sweeps with lower places are not compared here.")
 
 
 def test_the_lowest_is_the_best_where_low_is_good_and_a_sweep_without_a_result_comes_last(tmp_path: Path) -> None:

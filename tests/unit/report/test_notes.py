@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raysweep.record.events import Failure, FusionPlan, NotFused
+from raysweep.report import analysis
 from raysweep.report.notes import notes
 from raysweep.report.report import figures_of, render
 from reporting import made_up, note, titles, with_values
@@ -83,6 +84,39 @@ def test_seeds_are_said_for_models_and_for_trainables(tmp_path: Path) -> None:
     assert "validation split" not in note(own, "What was seeded").text
     assert note(own, "The trainable brings its own data").kind == "info"
     assert "not a test result" in note(own, "There is no test result").text
+
+
+def test_the_trials_that_a_sweep_did_not_begin_are_counted_with_the_reason(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=20, constant=0.5, no_better_for={"configurations": 5, "min_delta": 0})
+    assert not any("not begun" in title for title in titles(inputs))
+    inputs.sweep.sessions[-1].header = replace(inputs.header, num_trials=50)
+    begun = replace(inputs, sweep=replace(inputs.sweep))  # without the header that the other has cached
+    assert (begun.unfinished(), begun.not_begun()) == (0, 30)
+    text = note(begun, "30 trials not begun").text
+    assert "did not become better during the last 5 finished configurations. So 30 of 50 planned trials were saved" in text
+    assert "With a larger end_when.no_better_for, the sweep goes on" in text
+    inputs.sweep.sessions[-1].header = replace(begun.header, no_better_for=None)
+    assert "The time budget was used up" in note(replace(inputs, sweep=replace(inputs.sweep)), "30 trials not begun").text
+
+
+def test_what_was_known_before_is_shown_apart(tmp_path: Path) -> None:
+    known = {"source": "results/old", "sha256": "0", "num_trials": 12, "best": 0.9, "num_left_out": 2}
+    inputs = made_up(tmp_path, num_trials=4, warm_start=known)
+    text = note(inputs, "12 trials known before").text
+    assert "learnt from 12 trials of results/old, the best with accuracy 0.9. 2 other trials of the source did not fit" in text
+    assert len(inputs.trials) == 4
+    assert not any("known before" in title for title in titles(made_up(tmp_path / "cold")))
+
+
+def test_the_epochs_that_stop_saved_are_counted(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=4, max_epochs=8)
+    before = analysis.cost(inputs)
+    for trial in inputs.trials[:2]:
+        trial.reason = "stop"
+        del trial.results[5:]
+    assert "2 of 4 trials ended before 8 epochs" in note(inputs, "2 trials ended by stop").text
+    assert "6 epochs were not trained" in note(inputs, "2 trials ended by stop").text
+    assert (before.epochs_spared, analysis.cost(inputs).epochs_spared) == (0, 6)
 
 
 def test_an_unfinished_sweep_is_called_so(tmp_path: Path) -> None:

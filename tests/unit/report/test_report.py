@@ -20,7 +20,7 @@ from raysweep.common.text import number
 from raysweep.report.inputs import Inputs
 from raysweep.report.report import figures_of, render, split_lines, write_report
 from recorded import write_outputs, write_record
-from reporting import made_up, read_written
+from reporting import made_up, note, read_written, titles
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -166,6 +166,37 @@ def test_the_listed_metrics_and_the_predictions_of_the_test_set_are_shown(tmp_pa
     assert 'test auroc, mean of the seeds</td><td class="number">0.9<' in page
     assert "2 of 10,000 rows are drawn, at even steps." in page
     assert 'id="chart-confusion"' not in page
+
+
+def test_the_next_best_configurations_are_shown_with_their_difference_from_the_winner(tmp_path: Path) -> None:
+    def other(trial: str, low: float | None, high: float | None) -> dict[str, Any]:
+        mean = None if low is None or high is None else (low + high) / 2
+        difference = {"n": 3, "mean": mean or -0.01, "low": low, "high": high}
+        seeds = [{"seed": 2000 + number, "value": 0.5, "error": None} for number in range(3)]
+        values = {
+            "trial_id": trial,
+            "config": {},
+            "validation": 0.61,
+            "epochs": 7,
+            "seeds": seeds,
+            "n": 3,
+            "mean": 0.5,
+            "standard_deviation": 0.0,
+        }
+        return values | {"difference": difference}
+
+    inputs = made_up(tmp_path, {"confirmed": {"others": [other("00007", 0.01, 0.03), other("00009", None, None)]}})
+    page = page_of(inputs)
+    assert 'trial 00007</td><td class="number">0.61</td><td class="number">7</td>' in page
+    assert "0.01 to 0.03" in page
+    found = note(inputs, "A configuration is better than the winner")
+    assert found.kind == "warn"
+    assert "The winner stays the configuration that validation chose" in found.text
+    rows = [value["row"] for value in figures_of(inputs).specs["confirmation"]["data"]["values"]]
+    assert rows.count("trial 00007, each seed") == 3
+    worse = made_up(tmp_path / "worse", {"confirmed": {"others": [other("00007", -0.03, -0.01)]}})
+    assert note(worse, "The next 1 configuration was confirmed too").kind == "good"
+    assert not any("confirmed too" in title for title in titles(made_up(tmp_path / "alone")))
 
 
 @pytest.mark.parametrize("target", [{}, {"dataset": None, "model": None, "optimizer": None, "loss": None, "trainable": "train.py:train"}])

@@ -65,6 +65,14 @@ def test_what_a_change_of_the_config_does_to_the_finished_trials(root: Path, cha
     assert lines(root, **changes) == expected
 
 
+def test_a_sweep_that_no_longer_became_better_is_complete_until_the_number_is_raised(root: Path) -> None:
+    run(root, constant=0.5)
+    assert lines(root, num_samples=9, end_when={"no_better_for": 3}) == []
+    assert lines(root, num_samples=9, end_when={"no_better_for": 4}) == [
+        "s: the next run goes on, because 4 of 9 trials are finished and stay valid."
+    ]
+
+
 def changed_code(root: Path) -> None:
     (root / "train.py").write_text("def train(config): pass\n")
 

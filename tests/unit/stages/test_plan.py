@@ -7,8 +7,9 @@ import pytest
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import Named
-from raysweep.stages.plan import Plan, Range, lines_of, makespan_s, share_of_epochs
+from raysweep.stages.plan import Plan, Range, early_ends, lines_of, makespan_s, share_of_epochs, trainings_of
 from raysweep.stages.speed import Speed
+from typed import sweep_config
 
 SPEED = Speed([2.0] * 10, 0.2, 1.0, 1, 4, 20.0, "steps", "no: fuse is off")
 
@@ -32,6 +33,31 @@ def test_the_part_of_all_epochs_that_a_scheduler_leaves(scheduler: dict[str, Any
 @pytest.mark.parametrize(("at_a_time", "seconds"), [(1, 14), (2, 9), (3, 6), (9, 5)])
 def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> None:
     assert makespan_s([5, 2, 3, 4], at_a_time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, ""),
+        ({"stop": {"score": {"at_least": 1}}}, ""),
+        (
+            {"stop": {"no_better_for": {"epochs": 5, "min_delta": 0}}, "end_when": {"no_better_for": {"configurations": 30}}},
+            "a trial after 5 epochs without a better value (stop) and the sweep after 30 configurations without a better value (end_when)",
+        ),
+    ],
+)
+def test_the_plan_names_what_may_end_early(given: dict[str, Any], text: str) -> None:
+    assert early_ends(sweep_config(trainable="user.py:train", **given)) == text
+    plan = Plan("s", 10, 10, 4, 3, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, may_end_early=text)
+    assert dict(lines_of(plan)).get("may end", "").startswith(text)
+    assert ("may end" in dict(lines_of(plan))) is bool(text)
+
+
+@pytest.mark.parametrize(("confirm", "text"), [({}, ""), ({"seeds": 4, "top": 3}, ", 12 trainings: 4 of each of 3 configurations")])
+def test_the_plan_counts_the_trainings_of_a_confirmation(confirm: dict[str, int], text: str) -> None:
+    assert trainings_of(sweep_config(trainable="user.py:train", confirm=confirm).confirm) == text
+    plan = Plan("s", 9, 0, 1, 0, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, text)
+    assert dict(lines_of(plan))["confirm"] == f"at most 4s{text}"
 
 
 @pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna as real_optuna
 import pytest
 from optuna import Study
 
 from raysweep.common.errors import RaysweepError
-from raysweep.config.space import flattened, parse_space
-from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.common.seeds import sampler_seed
+from raysweep.config.space import configuration, flattened, parse_space
+from raysweep.record.known_trials import KnownTrial, as_finished
+from raysweep.record.trials import Candidate, Result, Sweep, Trial
 from raysweep.tune.optuna_sampler import CLASSES, STATELESS, OptunaSampler
-from raysweep.tune.samplers import IndependentSampler, make_sampler
+from raysweep.tune.samplers import IndependentSampler, PointsFirst, make_sampler
 from tune_parts import SAMPLED_SPACE, finished_trial, recorded_sweep
 from typed import sweep_config
 
@@ -115,7 +119,8 @@ class Search:
 
     SPACE = parse_space({"x": {"uniform": [-5, 10]}, "y": {"uniform": [0, 15]}, "i": {"randint": [0, 5]}})
 
-    def __init__(self, root: Path = Path(), **given: Any) -> None:
+    def __init__(self, root: Path = Path(), known: Sequence[Candidate] = (), **given: Any) -> None:
+        self.known = known
         self.config = sweep_config(**{"num_samples": 40, "seed": 1} | given)
         self.root, self.events, self.configs = root, [], []
         self.sweep = Sweep()
@@ -131,7 +136,7 @@ class Search:
         self.sweep = Sweep()
         for event in self.events:
             self.sweep.apply(event)
-        self.sampler = make_sampler(self.config, self.SPACE, self.sweep, Path(), self.root)
+        self.sampler = make_sampler(self.config, self.SPACE, self.sweep, Path(), self.root, self.known)
 
     def run(self, interrupted_after: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         """Run the trials, three at a time, and return the configurations."""
@@ -256,3 +261,63 @@ def test_several_objectives_are_told_together(sampler: str) -> None:
     told = {json.dumps(trial.params, sort_keys=True): trial.values for trial in search.sampler.study.trials}
     reported = [trial.results[-1].metrics for trial in search.sweep.trials.values()]
     assert [told[json.dumps(config, sort_keys=True)] for config in configs] == [[m["score"], m["mb"]] for m in reported]
+
+
+def known_trials(space: dict[str, Any], count: int) -> list[KnownTrial]:
+    """Trials that were known before: their value is best where `u` is 0.3."""
+    configs = [configuration(space, 7, index) for index in range(count)]
+    return [KnownTrial(config, -((config["u"] - 0.3) ** 2)) for config in configs]
+
+
+@pytest.mark.parametrize("num_recorded", [0, 3])
+def test_after_a_warm_start_optuna_proposes_what_a_study_with_the_same_trials_proposes(num_recorded: int) -> None:
+    """The study here is made with Optuna alone, and gets the known trials first and then the recorded trials."""
+    space = parse_space({"u": {"uniform": [0, 1]}, "i": {"randint": [1, 9]}, "c": {"choice": ["a", "b"]}})
+    known = known_trials(space, 15)
+    trials = [finished_trial(index, configuration(space, 1, index), index / 10) for index in range(num_recorded)]
+    options = {"name": "optuna", "n_startup_trials": 10, "multivariate": True}
+    sweep = sweep_config(search_algorithm=options, seed=5)
+    sampler = OptunaSampler(sweep, space, recorded_sweep(*trials), Path(), known=as_finished(known, "score"))
+    tpe = real_optuna.samplers.TPESampler(seed=sampler_seed(5, num_recorded), n_startup_trials=10, multivariate=True)
+    study = real_optuna.create_study(direction="maximize", sampler=tpe)
+    distributions: dict[str, Any] = {
+        "u": real_optuna.distributions.FloatDistribution(0, 1),
+        "i": real_optuna.distributions.IntDistribution(1, 8),
+        "c": real_optuna.distributions.CategoricalDistribution([0, 1]),
+    }
+    for config, value in [*((trial.config, trial.value) for trial in known), *((trial.config, trial.index / 10) for trial in trials)]:
+        params = {**config, "c": ["a", "b"].index(config["c"])}
+        study.add_trial(real_optuna.create_trial(params=params, distributions=distributions, value=value))
+    for index in range(num_recorded, num_recorded + 6):
+        asked, proposed = study.ask(distributions), sampler.propose(index)
+        assert proposed == {**asked.params, "c": ["a", "b"][asked.params["c"]]}
+        study.tell(asked, asked.params["u"])
+        sampler.tell(finished_trial(index, proposed, proposed["u"]))
+    cold = OptunaSampler(sweep, space, recorded_sweep(*trials), Path())
+    assert cold.propose(num_recorded) != sampler.propose(num_recorded)
+
+
+def test_what_was_known_is_no_trial_of_the_sweep() -> None:
+    space = parse_space({"u": {"uniform": [0, 1]}})
+    begun = finished_trial(0, {"u": 0.5}, None, "PENDING")
+    sweep = sweep_config(search_algorithm={"name": "optuna", "n_startup_trials": 2, "multivariate": True}, points_to_evaluate=[{"u": 0.25}])
+    known = [KnownTrial({"u": 0.25}, 0.9), KnownTrial({"u": 0.75}, 0.1)]
+    sampler = make_sampler(sweep, space, recorded_sweep(begun), Path(), Path(), as_finished(known, "score"))
+    assert isinstance(sampler, PointsFirst)
+    assert isinstance(sampler.sampler, OptunaSampler)
+    assert {index: trial.number for index, trial in sampler.sampler.asked.items()} == {0: 2}, (
+        "the trial of the sweep comes after the known trials"
+    )
+    assert [t.state.name for t in sampler.sampler.study.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    assert sampler.propose(1) == {"u": 0.25}, "a point is tried although its value is known, because a known trial cannot win"
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "qmc", "nsga2"])
+def test_what_was_known_leaves_the_state_exact(sampler: str) -> None:
+    known = as_finished(known_trials(parse_space({"u": {"uniform": [0, 1]}}), 3), "score")
+    for trial in known:
+        trial.config = {"x": 10 * trial.config["u"], "y": 1.0, "i": 2}
+    given = {"search_algorithm": algorithm(sampler), "num_samples": 15, "known": known}
+    search = Search(**given)
+    assert [trial.state.name for trial in search.sampler.study.trials] == ["COMPLETE"] * 3
+    assert Search(**given).run((1, 4, 9)) == search.run()

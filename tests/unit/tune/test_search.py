@@ -38,12 +38,13 @@ def search(
     max_concurrent: float = 9,
     may_start_new: bool = True,
     is_over: bool = False,
+    may_improve: bool = False,
     tasks: tuple[ConfirmTask, ...] = (),
     max_failures: int = 0,
 ) -> RecordedSearch:
     faults, running, gpu_share = FirstFault(), RunningTrials(None, lambda actor: None), GpuShare(record, 0.5)
     retries = RetryPolicy(record, faults, running, gpu_share, max_failures=max_failures, has_engines=False)
-    conditions = StartConditions(lambda: max_concurrent, lambda: may_start_new, lambda: is_over)
+    conditions = StartConditions(lambda: max_concurrent, lambda: may_start_new, lambda: is_over, may_improve)
     made = RecordedSearch(record, SAMPLER, TrialPlan(total, seed=0, tasks=tasks), conditions, retries, gpu_share)
     tune.register_trainable("nothing", tune.with_resources(lambda config: None, {"CPU": 1, "GPU": 0.25}))
     made.add_configurations([SimpleNamespace(spec={"run": "nothing", "config": {}, "storage": NO_STORAGE})])
@@ -84,6 +85,17 @@ def test_nothing_new_starts_when_the_time_is_used_up(record: Record) -> None:
     assert algorithm.next_trial() is None
     assert algorithm.is_finished()
     assert not record.sweep.trials
+
+
+def test_where_a_trial_that_runs_may_let_new_trials_begin_it_is_waited_for(record: Record) -> None:
+    record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={"x": 1})
+    algorithm = search(record, may_start_new=False, may_improve=True)
+    running = algorithm.next_trial()
+    assert algorithm.next_trial() is None
+    assert not algorithm.is_finished()
+    running.set_status(TuneTrial.TERMINATED)
+    assert algorithm.next_trial() is None
+    assert algorithm.is_finished()
 
 
 def test_unfinished_trials_come_first_and_go_on_from_their_last_whole_checkpoint(record: Record, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from raysweep.common.capacity import TrialResources
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
 from raysweep.common.machine import NodeSize
+from raysweep.record.events import SessionHeader
 from raysweep.record.file import Record
 from raysweep.slurm.allocation import Deadline, SlurmJob
 from raysweep.tune.population import HandOvers
@@ -100,6 +101,29 @@ def test_a_session_finishes_and_keeps_what_the_last_one_left(tmp_path: Path) -> 
     assert (tmp_path / "checkpoints/00000-epoch2").is_dir()
     assert list(tmp_path.glob("tune-*")) == [session.scratch]
     assert session.fusion is None
+
+
+@pytest.mark.parametrize(("epochs", "is_finished"), [(1, True), (2, False)])
+def test_a_trial_that_got_no_better_before_an_interruption_is_finished(tmp_path: Path, epochs: int, is_finished: bool) -> None:
+    with new_record(tmp_path, metric="score", mode="min") as record:
+        begin(record, "00000")
+        for epoch, score in enumerate((0.5, 0.4, 0.4), start=1):
+            report(record, "00000", epoch, score)
+        finish_whole(record, "score", 9, {"no_better_for": {"epochs": epochs, "min_delta": 0}})
+        assert record.sweep.trials["00000"].finished is is_finished
+        assert record.sweep.trials["00000"].reason == ("stop" if is_finished else None)
+
+
+def test_a_session_is_complete_when_the_best_value_no_longer_becomes_better(tmp_path: Path) -> None:
+    sweep = sweep_config(trainable="user.py:train", max_epochs=2, end_when={"no_better_for": {"configurations": 2}})
+    with new_record(tmp_path, metric="score") as record:
+        for number, score in enumerate((0.5, 0.4, 0.4)):
+            begin(record, f"{number:05d}")
+            report(record, f"{number:05d}", 2, score)
+    job = search_job(tmp_path, sweep, total=50, header=SessionHeader(metric="score"))
+    session = open_session(job, (NodeSize("n", 8, 2),), Record(tmp_path / "record.jsonl"))
+    end_session(session)
+    assert outcomes(session)[-1] == "complete"
 
 
 def test_the_first_resources_follow_from_what_was_measured(tmp_path: Path) -> None:

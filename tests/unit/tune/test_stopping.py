@@ -3,14 +3,21 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raysweep.common.bounds import Bounds
+from raysweep.config.model import Mode
+from raysweep.record.trials import Result
 from raysweep.slurm.allocation import Deadline
-from raysweep.tune.stopping import EndOfTrial
-from tune_parts import end_of_trial, tune_trial
+from raysweep.tune.faults import FirstFault
+from raysweep.tune.hung_trials import RunningTrials
+from raysweep.tune.stopping import EndOfTrial, TrialLimits, is_enough
+from records import new_record
+from tune_parts import begin, end_of_trial, report, tune_trial
 
 
 def ends(end: EndOfTrial, trial_id: str, result: dict[str, Any]) -> bool:
@@ -60,6 +67,56 @@ def test_a_trial_that_has_come_far_enough_is_complete(metrics: dict[str, Any], i
     end = end_of_trial()
     assert end("00000", {"training_iteration": 1, **metrics}) is is_enough
     assert end.reason("00000", 1) == ("stop" if is_enough else "scheduler")
+
+
+def reports(*scores: float) -> list[Result]:
+    return [Result(epoch, {"score": score}, 1.0, "") for epoch, score in enumerate(scores, start=1)]
+
+
+PATIENCE: Bounds = {"no_better_for": {"epochs": 2, "min_delta": 0.01}, "loss": {"at_most": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("before", "score", "mode", "ends"),
+    [
+        ((), 0.5, "max", False),
+        ((0.5,), 0.4, "max", False),
+        ((0.5, 0.4), 0.4, "max", True),
+        ((0.5, 0.4), 0.505, "max", True),
+        ((0.5, 0.4), 0.52, "max", False),
+        ((0.5, 0.4), 0.3, "min", False),
+        ((0.5, 0.6), 0.5, "min", True),
+        ((0.1, 0.5, 0.4), 0.4, "max", True),
+    ],
+)
+def test_a_trial_that_gets_no_better_is_complete(before: tuple[float, ...], score: float, mode: Mode, ends: bool) -> None:
+    recorded = {"00000": reports(*before)}
+    limits = TrialLimits(("score",), 9, PATIENCE, Deadline(), mode)
+    end = EndOfTrial(limits, FirstFault(), RunningTrials(None, lambda actor: None), reports_of=lambda trial_id: recorded[trial_id])
+    assert end("00000", {"training_iteration": len(before) + 1, "score": score}) is ends
+    assert end.reason("00000", len(before) + 1) == ("stop" if ends else "scheduler")
+    assert end("00000", {"training_iteration": len(before) + 1, "score": score, "loss": 0.05}), "the bounds hold as before"
+
+
+def test_all_reports_count_also_reports_outside_the_constraint(tmp_path: Path) -> None:
+    """Otherwise another constraint, with which the sweep goes on, would change how long its trials train."""
+    record = new_record(tmp_path, metric="score", constraint={"score": {"at_most": 0.45}})
+    begin(record, "00000")
+    for epoch, score in enumerate((0.4, 0.5, 0.6), start=1):
+        report(record, "00000", epoch, score)
+    trial = record.sweep.trials["00000"]
+    best = trial.best("score", "max")
+    assert best is not None
+    assert best.epoch == 1
+    assert not is_enough(
+        [(each.epoch, each.metrics) for each in trial.results], {"no_better_for": {"epochs": 2, "min_delta": 0}}, "score", "max"
+    )
+
+
+def test_a_metric_with_the_name_of_the_rule_is_refused() -> None:
+    end = end_of_trial()
+    assert end("00000", {"training_iteration": 1, "score": 0.5, "no_better_for": 3})
+    assert "reported no_better_for, which is an entry of stop" in end.unusable["00000"]
 
 
 def test_an_unusable_report_ends_its_trial() -> None:

@@ -16,10 +16,21 @@ from typing import Any
 import yaml
 
 from raysweep.common.errors import ConfigError
+from raysweep.common.numeric import is_number
+from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.config.mistakes import KeyPath, Mistake, Mistakes, is_below
 from raysweep.config.model import Config
 from raysweep.config.rules import check_rules
-from raysweep.config.schema import NAMED, PATH_TO_SCHEMA, load_schema, options_with_defaults, schema_at, schema_mistakes, with_defaults
+from raysweep.config.schema import (
+    NAMED,
+    PATH_TO_SCHEMA,
+    definition,
+    load_schema,
+    options_with_defaults,
+    schema_at,
+    schema_mistakes,
+    with_defaults,
+)
 from raysweep.config.section import Section, folds_of, maps_below
 from raysweep.config.tasks import default_loss, task_of
 from raysweep.config.yaml_text import Loop, compose, node_at, text_mistakes, value_of
@@ -205,10 +216,15 @@ def _at(value: Any, path: KeyPath) -> Any:
 
 
 def _long_forms(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in which `{name: random}` replaces the short form `random` of a value that has a name and options."""
+    """Return the config in which long forms replace short forms.
+
+    `{name: random}` replaces the short form `random` of a value that has a name and options. `{epochs: 5}` replaces the short form `5` of `no_better_for`.
+    """
     for values, key in _named_values(config):
         if isinstance(values[key], str):
             values[key] = {"name": values[key]}
+    for values, step in _short_patience(config):
+        values[NO_BETTER_FOR] = {step: values[NO_BETTER_FOR]}
     return config
 
 
@@ -230,6 +246,15 @@ def _fill_in_objective(sweep: dict[str, Any], given: dict[str, Any]) -> None:
                 sweep[key] = value
 
 
+def _short_patience(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each `stop` and `end_when` in which NO_BETTER_FOR is only a number, and the name of the steps that this number counts."""
+    for sweep in maps_below(config, "sweeps").values():
+        for key, step in (("stop", "epochs"), ("end_when", "configurations")):
+            values = sweep.get(key)
+            if isinstance(values, dict) and is_number(values.get(NO_BETTER_FOR)):
+                yield values, step
+
+
 def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
     """Return the config with all defaults. Some defaults depend on other keys. Values with mistakes stay unchanged."""
     filled: dict[str, Any] = with_defaults(config, load_schema())
@@ -245,6 +270,10 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             sweep["fuse"] = "on" if sweep["fuse"] else "off"
         if "repeats" not in maps_below(config, "sweeps")[name] and (folds := folds_of(sweep, filled)):
             sweep["repeats"] = folds
+        stop = sweep["stop"]
+        if isinstance(stop, dict) and isinstance(rule := stop.get(NO_BETTER_FOR), dict):
+            # The schema of `stop` describes no keys, because the other keys are names of metrics. So unknown keys of the rule must stay for a later check.
+            stop[NO_BETTER_FOR] = rule | with_defaults(rule, definition("no_better_for_of_stop"))
         if "model" in sweep:
             sweep.setdefault("loss", default_loss(task_of(sweep, filled), sweep.get("metric")))
             sweep.setdefault("optimizer", "sgd")

@@ -16,6 +16,7 @@ from raysweep.common.capacity import TrialResources, WorkerResources, capacity
 from raysweep.common.durations import seconds
 from raysweep.common.files import read_yaml
 from raysweep.common.machine import NodeSize
+from raysweep.common.patience import Patience
 from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
 from raysweep.config.recipe import Recipe
 from raysweep.config.space import num_combinations, parse_space
@@ -135,15 +136,36 @@ class AllocationConfig:
 
 @dataclass(frozen=True)
 class ConfirmConfig:
-    """Describes how the stage `confirm` trains the best configuration again with new seeds."""
+    """Describes how the stage `confirm` trains the best configurations again with new seeds."""
 
     seeds: int
     runtime: Time
+    top: int = 1  # number of the best configurations that are trained again
 
     @property
     def runtime_s(self) -> float:
         """Return the time limit of the confirmation's job in seconds."""
         return seconds(self.runtime) or 0.0
+
+
+@dataclass(frozen=True)
+class NoBetterFor:
+    """Describes after how many finished configurations without a better value the sweep ends."""
+
+    configurations: int
+    min_delta: float
+
+
+@dataclass(frozen=True)
+class EndWhenConfig:
+    """Describes when a sweep ends before the last trial."""
+
+    no_better_for: NoBetterFor | None = field(default=None, metadata=OMIT_IF_EMPTY)
+
+    @property
+    def patience(self) -> Patience | None:
+        """Return after how many configurations without a better value the sweep ends, or None where the sweep does not end so."""
+        return None if self.no_better_for is None else Patience(self.no_better_for.configurations, self.no_better_for.min_delta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +200,8 @@ class SweepConfig:
     seed: int
     max_concurrent: int | None
     time_budget: Time | None
+    warm_start: str | None = None
+    end_when: EndWhenConfig = EndWhenConfig()
     trial_timeout: Time | None
     max_failures: int
     keep_checkpoints: int

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep.common.capacity import WorkerResources
+from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.config.mistakes import Mistake
 from raysweep.config.recipe import FIXED_RATE_OPTIMIZERS
 from raysweep.config.recipe_checks import recipe_values
@@ -110,6 +111,9 @@ SETTINGS_OF_SWEEP = {
     "metrics": Setting("metrics", _given("metrics", [])),
     "fuse": Setting("fuse", lambda s: _where("'on'", s.values["fuse"] == "on")),
     "pausing scheduler": Setting("scheduler.name", lambda s: _where(s.scheduler, s.scheduler in ("hyperband", "pbt"))),
+    "pbt": Setting("scheduler.name", lambda s: _where("'pbt'", s.scheduler == "pbt")),
+    "patience of trials": Setting("stop", lambda s: _where(NO_BETTER_FOR, NO_BETTER_FOR in s.values["stop"])),
+    "end_when": Setting("end_when", lambda s: _where(NO_BETTER_FOR, NO_BETTER_FOR in s.values["end_when"])),
     "pbt of lr": Setting(
         "scheduler.name", lambda s: _where("'pbt'", s.scheduler == "pbt" and isinstance(s.space.get("lr"), Distribution)), "search_space"
     ),
@@ -120,7 +124,10 @@ SETTINGS_OF_SWEEP = {
     "searcher of Ray Tune": Setting("search_algorithm.name", lambda s: _where(repr(s.algorithm), ":" in s.algorithm)),
     "cmaes": Setting("search_algorithm.sampler", lambda s: _where("'cmaes'", s.values["search_algorithm"].get("sampler") == "cmaes")),
     "scheduler": Setting("scheduler.name", lambda s: _where(repr(s.scheduler), s.scheduler != "none")),
+    "top": Setting("confirm.top", lambda s: _where(s.values["confirm"]["top"], s.values["confirm"]["top"] > 1)),
     "objectives": Setting("objectives", lambda s: _where("several objectives", bool(s.values["objectives"]))),
+    "plain algorithm": Setting("search_algorithm", lambda s: _where(repr(s.algorithm), s.algorithm in ("random", "grid"))),
+    "warm_start": Setting("warm_start", _given("warm_start")),
     "max_concurrent": Setting("max_concurrent", _given("max_concurrent")),
     "gpu auto": Setting("trial_resources.gpu", lambda s: _where("auto", s.values["trial_resources"]["gpu"] == "auto")),
     "workers": Setting("trial_resources.workers", _workers),
@@ -154,6 +161,11 @@ PAIRS_OF_SWEEP = _pairs(
         "{0} is not allowed with scheduler {1}, which takes all configurations before there is a result to learn from: random or grid, or scheduler asha",
     ),
     (
+        "warm_start",
+        "plain algorithm",
+        "{0} is not allowed with search_algorithm {1}, which does not learn from results: leave it out, or take optuna",
+    ),
+    (
         "max_concurrent",
         "pausing scheduler",
         "{0} is not allowed with scheduler {1}, which takes all trials: leave it out, or take scheduler asha",
@@ -166,6 +178,24 @@ PAIRS_OF_SWEEP = _pairs(
     ("scheduler", "objectives", "{0} is not allowed with {1}, because a scheduler compares trials by one metric: none"),
     ("searcher of Ray Tune", "objectives", "{0} is not allowed with {1}: random, grid or optuna"),
     ("cmaes", "objectives", "{0} is not allowed with {1}: tpe, gp, nsga2 or qmc"),
+    (
+        "patience of trials",
+        "objectives",
+        "{0} is not allowed with {1}, because no single value says whether a trial is better: leave it out",
+    ),
+    ("end_when", "objectives", "{0} is not allowed with {1}, because no single value says whether a sweep is better: leave it out"),
+    ("warm_start", "objectives", "{0} is not allowed with {1}, because a known trial has one value: leave it out"),
+    ("top", "objectives", "{0} is not allowed with {1}, because no single value says which configuration is the next best: 1"),
+    (
+        "patience of trials",
+        "pbt",
+        "{0} is not allowed with scheduler {1}, where a trial that is no longer better takes over the weights of a better trial: leave it out",
+    ),
+    (
+        "end_when",
+        "pausing scheduler",
+        "{0} is not allowed with scheduler {1}, which begins all trials before there is a best value: leave it out, or take scheduler asha",
+    ),
     ("other repeats", "folds", "{0} is not allowed with {1}, because each fold is one trial of a configuration: leave repeats out"),
     (
         "pausing scheduler",

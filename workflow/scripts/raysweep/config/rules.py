@@ -73,6 +73,8 @@ RULES_OF_SWEEP = (
     Rule(recipe_checks.check_augmentation, "training.augment model", only_for_models=True),
     Rule(sweep_checks.check_points, "points_to_evaluate search_space num_samples"),
     Rule(sweep_checks.check_grace_period, "scheduler max_epochs"),
+    Rule(sweep_checks.check_patience_of_trials, "stop max_epochs"),
+    Rule(sweep_checks.check_patience_of_sweep, "end_when num_samples search_space"),
     Rule(sweep_checks.check_pbt, "scheduler search_space model"),
     Rule(sweep_checks.check_allocation, "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes"),
     Rule(partial(sweep_checks.check_fits_node, key="cpu"), "trial_resources.cpu allocation.cpus_per_node"),

@@ -53,12 +53,17 @@ def load_schema() -> Schema:
     return schema
 
 
+def definition(name: str) -> Schema:
+    """Return a definition of the schema, to which other parts of the schema refer by `name`."""
+    schema: Schema = load_schema()["$defs"][name]
+    return schema
+
+
 def resolved(schema: Schema) -> Schema:
     """Return a schema in which the definition replaces `$ref`. The other keywords of the schema override keywords of the definition."""
     if "$ref" not in schema:
         return schema
-    definition: Schema = load_schema()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-    return definition | {key: value for key, value in schema.items() if key != "$ref"}
+    return definition(schema["$ref"].removeprefix("#/$defs/")) | {key: value for key, value in schema.items() if key != "$ref"}
 
 
 def schema_at(path: KeyPath) -> Schema:

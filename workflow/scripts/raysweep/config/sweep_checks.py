@@ -14,9 +14,10 @@ from raysweep.common.capacity import TrialResources, WorkerResources, capacity
 from raysweep.common.errors import ConfigError
 from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
+from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
-from raysweep.config.schema import did_you_mean, hint, is_class
+from raysweep.config.schema import definition, did_you_mean, hint, is_class, schema_mistakes
 from raysweep.config.section import Section
 from raysweep.config.space import (
     Choice,
@@ -25,6 +26,7 @@ from raysweep.config.space import (
     Numeric,
     grids_of,
     is_conditional,
+    num_combinations,
     point_of,
     read_space,
     sets_training,
@@ -36,6 +38,7 @@ from raysweep.usercode.target import is_class as target_is_class
 
 # Packages that a sampler of Optuna needs beside Optuna and torch.
 PACKAGES_OF_SAMPLER = {"gp": ("scipy",), "qmc": ("scipy",), "cmaes": ("cmaes",)}
+RESERVED_NAMES = TUNE_NAMES | {NO_BETTER_FOR}  # names that a metric cannot have
 
 
 def check_target(sweep: Section) -> Iterator[Mistake]:
@@ -153,20 +156,44 @@ def check_points(sweep: Section) -> Iterator[Mistake]:
 
 
 def _reserved_name(sweep: Section, metric: str, *keys: str | int) -> Mistake:
-    """Return the mistake for a metric whose name Tune itself uses in each report. `keys` lead to the metric in the sweep."""
+    """Return the mistake for a metric whose name Tune or the key `stop` uses for something else. `keys` lead to the metric in the sweep."""
+    if metric == NO_BETTER_FOR:
+        return sweep.mistake(f"{metric!r} is not allowed: stop has an entry of this name. Report your value under another name", *keys)
     return sweep.mistake(f"{metric!r} is not allowed: Ray Tune sets this name in each report. Report your value under another name", *keys)
 
 
 def check_bounds(sweep: Section, key: str) -> Iterator[Mistake]:
     """Yield a mistake for each metric that a model does not report, and for each bound with a wrong form. `key` is `stop` or `constraint`."""
     for metric, bound in sweep.values[key].items():
-        if key == "constraint" and metric in TUNE_NAMES:
+        if metric == NO_BETTER_FOR and key == "stop":
+            schema = definition("no_better_for_of_stop")
+            yield from schema_mistakes(bound, schema, (*sweep.path, key, metric))
+        elif key == "constraint" and metric in RESERVED_NAMES:
             yield _reserved_name(sweep, metric, key, metric)
         elif not isinstance(metric, str) or (sweep.is_of_model and metric not in _metrics(sweep)):
             names = f"one of {', '.join(_metrics(sweep))}, which model reports" if sweep.is_of_model else "the name of a metric"
             yield sweep.mistake(f"{metric!r} is not allowed: {names}{_how_to_list(sweep, metric)}", key, metric)
         elif not (isinstance(bound, dict) and len(bound) == 1 and bound.keys() <= BOUNDS.keys() and all(map(is_number, bound.values()))):
             yield sweep.mistake(f"{bound!r} is not allowed: {{at_least: number}} or {{at_most: number}}", key, metric)
+
+
+def check_patience_of_trials(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where `stop.no_better_for` waits longer than a trial trains, so that no trial could end by it."""
+    patience, max_epochs = sweep.values["stop"].get(NO_BETTER_FOR), sweep.values["max_epochs"]
+    if patience and patience["epochs"] > max_epochs:
+        message = f"{patience['epochs']} epochs are not allowed: at most max_epochs, {max_epochs}, because no trial could end by it"
+        yield sweep.mistake(message, "stop", NO_BETTER_FOR)
+
+
+def check_patience_of_sweep(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where `end_when.no_better_for` waits for more configurations than the sweep has, so that the sweep could not end by it."""
+    patience, total = sweep.values["end_when"].get(NO_BETTER_FOR), sweep.values["num_samples"] * num_combinations(sweep.space)
+    if patience and patience["configurations"] > total:
+        name = "num_samples" if total == sweep.values["num_samples"] else "num_samples times the grid values"
+        message = (
+            f"{patience['configurations']} configurations are not allowed: at most {name}, {total}, because the sweep could not end by it"
+        )
+        yield sweep.mistake(message, "end_when", NO_BETTER_FOR)
 
 
 def _metrics(sweep: Section) -> tuple[str, ...]:
@@ -231,7 +258,7 @@ def check_metric(sweep: Section) -> Iterator[Mistake]:
 def _check_objective(sweep: Section, metric: str, mode: str, *keys: str | int) -> Iterator[Mistake]:
     """Yield the mistakes of an objective. `keys` lead to the map with `metric` and `mode`."""
     if not sweep.is_of_model:
-        if metric in TUNE_NAMES:
+        if metric in RESERVED_NAMES:
             yield _reserved_name(sweep, metric, *keys, "metric")
     elif metric not in _metrics(sweep):
         names = f"{', '.join(_metrics(sweep))}{_how_to_list(sweep, metric)}"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from raysweep.common.bounds import Bounds
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fields_from_json
-from raysweep.config.model import Mode, Named, Objective, TrialResourcesConfig
+from raysweep.config.model import Mode, Named, NoBetterFor, Objective, TrialResourcesConfig
 from raysweep.config.recipe import Recipe
 
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
@@ -49,6 +49,17 @@ class Provenance:
         return known_fields_from_json(cls, value)
 
 
+@dataclass(frozen=True)
+class WarmStart:
+    """Describes the trials that were known before the sweep, and that the sampler got. No trial of the sweep depends on the description."""
+
+    source: str  # the key `warm_start` of the config
+    sha256: str  # checksum of the known trials
+    num_trials: int
+    best: float  # best value of the known trials
+    num_left_out: int  # number of trials of the source that do not fit the search space, or that have no value
+
+
 @dataclass(frozen=True, kw_only=True)
 class SessionHeader:
     """Describes the sweep of a session. The event `session` contains this description for the report and for `make watch`."""
@@ -78,6 +89,10 @@ class SessionHeader:
     training: Recipe = field(default_factory=Recipe)
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
+    no_better_for: NoBetterFor | None = field(
+        default=None, metadata=OMIT_IF_EMPTY
+    )  # when the sweep ends before the last trial (`end_when`)
+    warm_start: WarmStart | None = field(default=None, metadata=OMIT_IF_EMPTY)
     version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)
 

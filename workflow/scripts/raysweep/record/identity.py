@@ -49,6 +49,8 @@ EFFECT_OF_KEY = {
     "training": Effect.STARTS_ANEW_UNLESS_DEFAULT,
     "objectives": Effect.EXTENDS,
     "choose": Effect.EXTENDS,
+    "end_when": Effect.EXTENDS,
+    "warm_start": Effect.EXTENDS,
 }
 LABELS = {"sources": "the code", "data": "the data", "lock": "the installed packages"}  # names of those parts that are not config keys
 DEFAULTS: dict[str, Any] = {
@@ -57,12 +59,11 @@ DEFAULTS: dict[str, Any] = {
     "training": with_defaults({}, schema_at(("sweeps", "", "training"))),
     "objectives": [],
     "choose": None,
+    "end_when": {},
+    "warm_start": None,
 }
-ADDED = (
-    "training",
-    "objectives",
-    "choose",
-)  # keys that version 0.1 did not have; with their defaults they are no trigger, so no finished sweep runs again
+# Version 0.1 did not have these keys. With their defaults they are no trigger, so that no finished sweep runs again.
+ADDED = ("training", "objectives", "choose", "end_when", "warm_start")
 
 
 def _changed_from_default(key: str, value: Any) -> Any:
@@ -78,8 +79,10 @@ def rerun_triggers(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def confirmation_triggers(sweep: Mapping[str, Any]) -> Any:
-    """Return the values whose change runs the rule confirm again. Without `metrics`, the result is the number of seeds, as in version 0.1."""
-    seeds, metrics = sweep["confirm"]["seeds"], sweep["metrics"]
+    """Return the values whose change runs the rule confirm again. Without `metrics` and `top`, the result is the number of seeds, as in version 0.1."""
+    seeds, metrics, top = sweep["confirm"]["seeds"], sweep["metrics"], sweep["confirm"]["top"]
+    if top != 1:
+        return [seeds, metrics, top]
     return [seeds, metrics] if metrics else seeds
 
 

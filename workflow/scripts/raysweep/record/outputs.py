@@ -15,6 +15,7 @@ from typing import Any
 from raysweep.common.bounds import all_hold
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import replace_directory, write_yaml, written_aside
+from raysweep.common.numeric import is_same
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import Mode
 from raysweep.config.space import flattened
@@ -109,7 +110,23 @@ def best_of(sweep: Sweep, goal: Goal, provenance: Provenance) -> BestResult:
     winner = sweep.best_trial(goal.metric, goal.mode)
     if winner is None:
         raise ValueError(f"{goal.name} has no best trial")
-    candidate, result = winner
+    return _described(sweep, *winner, goal, provenance)
+
+
+def next_best(sweep: Sweep, goal: Goal, best: BestResult, count: int) -> list[BestResult]:
+    """Return at most `count` configurations that come after the winner `best`, best first. A configuration that was tried twice is listed once."""
+    found: list[BestResult] = []
+    for candidate in sorted(sweep.candidates, key=lambda candidate: candidate.rank(goal.metric, goal.mode)):
+        result = candidate.counted(goal.metric, goal.mode)
+        if len(found) == count or result is None:
+            break
+        if not any(is_same(candidate.config, other.config) for other in (best, *found)):
+            found.append(_described(sweep, candidate, result, goal, best.provenance))
+    return found
+
+
+def _described(sweep: Sweep, candidate: Candidate, result: Result, goal: Goal, provenance: Provenance) -> BestResult:
+    """Return what `best.yaml` would contain if `candidate` were the winner with its report `result`."""
     return BestResult(
         sweep=goal.name,
         trial_id=best_member(sweep, candidate, result, goal).trial_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,6 +13,8 @@ import yaml
 from raysweep.common.bounds import Bounds
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import OneLine, read_yaml
+from raysweep.common.t_test import MIN_SEEDS, paired_interval
+from raysweep.common.text import number, plural
 from raysweep.common.typed_json import OMIT_IF_EMPTY, fields_to_json, known_fields_from_json
 from raysweep.config.model import Mode, Objective
 from raysweep.record.events import Provenance, ScheduleStep
@@ -129,6 +132,65 @@ class ConfirmedMean:
 
 
 @dataclass(frozen=True)
+class PairedDifference:
+    """Contains the differences between two configurations over the seeds with which both were trained: a configuration minus the winner."""
+
+    n: int  # number of seeds with which both trainings gave a value
+    mean: float | None
+    # The mean lies between these bounds in 19 of 20 cases, for all configurations of the file together. None where the part of chance is not known.
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def between(cls, values: Mapping[int, float], winner: Mapping[int, float], num_comparisons: int) -> PairedDifference:
+        """Return the differences of `values` and the values of the winner. Both map a seed to a value."""
+        differences = [value - winner[seed] for seed, value in values.items() if seed in winner]
+        low, high = paired_interval(differences, num_comparisons) or (None, None)
+        return cls(len(differences), statistics.fmean(differences) if differences else None, low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmedOther:
+    """Describes the result of training one of the next best configurations anew, with the seeds of the winner."""
+
+    trial_id: str
+    config: dict[str, Any]
+    validation: float  # value of the metric that the configuration reached on the validation data
+    epochs: int
+    seeds: tuple[ConfirmedSeed, ...]
+    n: int  # number of seeds whose training gave a value
+    mean: float | None
+    standard_deviation: float | None
+    difference: PairedDifference  # this configuration minus the winner
+
+    def sentence(self, mode: Mode) -> str:
+        """Return a sentence that says whether the configuration and the winner differ on the new seeds."""
+        difference, which = self.difference, f"The configuration of trial {self.trial_id}"
+        if difference.mean is None:
+            return f"{which} and the winner share no seed with a value, so nothing can be said about their difference."
+        gap = (
+            f"{number(abs(difference.mean))} {'above' if difference.mean > 0 else 'below'} the winner"
+            if difference.mean
+            else "equal to the winner"
+        )
+        measured = f"{which} is on average {gap}, over {plural(difference.n, 'shared seed')}"
+        if difference.low is None or difference.high is None:
+            few = f"{MIN_SEEDS} shared seeds are needed" if difference.n < MIN_SEEDS else "the difference is the same with each seed"
+            return f"{measured}. Whether they differ cannot be concluded: {few}."
+        bounds = f"{measured} (95 % interval {number(difference.low)} to {number(difference.high)})"
+        if self.verdict(mode) is None:
+            return f"{bounds}. Chance may explain this."
+        return f"{bounds}. It is {self.verdict(mode)} than the winner by more than chance."
+
+    def verdict(self, mode: Mode) -> Literal["better", "worse"] | None:
+        """Return whether the configuration is better or worse than the winner by more than chance. Return None where this is not known."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return None
+        return "better" if (low > 0) == (mode == "max") else "worse"
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Compares the predictions of the published model for the test set with the targets. For classes, only `confusion` has content."""
 
@@ -162,6 +224,9 @@ class Confirmation:
     published_model_error: str | None = None
     metrics: dict[str, ConfirmedMean] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)  # of the metrics that the sweep lists
     predictions: Predictions | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    others: tuple[ConfirmedOther, ...] = field(
+        default=(), metadata=OMIT_IF_EMPTY
+    )  # the next best configurations (`confirm.top`), best first
 
     @property
     def is_on_test(self) -> bool:
@@ -171,7 +236,26 @@ class Confirmation:
     @property
     def values(self) -> list[float]:
         """Return the values of the seeds whose training gave a value."""
-        return [seed.value for seed in self.seeds if seed.value is not None]
+        return list(self.value_of_seed.values())
+
+    @property
+    def value_of_seed(self) -> dict[int, float]:
+        """Return the values of the seeds whose training gave a value, as {seed: value}."""
+        return {seed.seed: seed.value for seed in self.seeds if seed.value is not None}
+
+    def as_other(self, best: BestResult, winner: Confirmation, num_others: int) -> ConfirmedOther:
+        """Return this confirmation of the configuration `best` as an entry of the file of the winner, which has `num_others` such entries."""
+        return ConfirmedOther(
+            trial_id=best.trial_id,
+            config=best.config,
+            validation=best.value,
+            epochs=best.epochs,
+            seeds=self.seeds,
+            n=self.n,
+            mean=self.mean,
+            standard_deviation=self.standard_deviation,
+            difference=PairedDifference.between(self.value_of_seed, winner.value_of_seed, num_others),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in fields_to_json(self).items() if key != "published_model_error" or value}

@@ -16,9 +16,9 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from raysweep.common.files import written_aside
-from raysweep.common.numeric import is_finite_number
+from raysweep.common.numeric import is_finite_number, is_same
 from raysweep.config.model import Objective
-from raysweep.config.space import Choice, Distribution, Normal, has, parse_space, shown_key, values_in
+from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, has, parse_space, shown_key, value_at
 from raysweep.record.trials import Result, Sweep, Trial
 
 STATES = {"TERMINATED": TrialState.COMPLETE, "STOPPED": TrialState.PRUNED, "ERROR": TrialState.FAIL}
@@ -61,8 +61,8 @@ class StudyJournal:
         header = sweep.header
         self.metric, self.mode = header.metric, header.mode
         self.objectives = sweep.objectives or (Objective(header.metric, header.mode),)
-        self.space = parse_space(header.search_space)
-        self.distributions = {key: distribution_of(d) for key, d in self.space.items() if isinstance(d, Distribution)}
+        self.keys = keys_of(parse_space(header.search_space))
+        self.distributions = {key: distribution_of(d) for key, d in self.keys.items()}
         self.ids: dict[str, int] = {}  # trial_id → Optuna's id of the trial
         self.backend = SingleWriter(path)
         self.storage = JournalStorage(self.backend)
@@ -83,7 +83,7 @@ class StudyJournal:
 
     def update(self, trial: Trial) -> None:
         """Add what the journal lacks of a trial: the trial itself, its last report, and its end."""
-        if not trial.attempts:
+        if not (trial.attempts or trial.finished):
             return
         if trial.trial_id not in self.ids:
             self.ids[trial.trial_id] = self.storage.create_new_trial(self.study_id, template_trial=self._frozen(trial))
@@ -125,17 +125,35 @@ class StudyJournal:
         return {epoch: value for epoch, value in values.items() if is_finite_number(value)}
 
     def _parameters(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the values of the searched keys that a configuration has. The map is empty where the configuration is of another search space."""
-        values = values_in(self.space, config) or {}
+        """Return the values of the keys that a configuration has. A value that the search space no longer allows is left out."""
         parameters = {}
-        for key, value in values.items():
-            d = self.space[key]
-            if has(config, shown_key(key)):  # a key of another branch of a `one_of` is left out
-                parameters[key] = labels_of(d)[d.position(value) or 0] if isinstance(d, Choice) else value
-                if isinstance(d, Normal):  # Optuna refuses a value outside of the range
-                    low, high = (d.quantile(quantile) for quantile in NORMAL_QUANTILES)
-                    parameters[key] = min(max(value, low), high)
+        for key, d in self.keys.items():
+            value = value_at(config, shown_key(key))
+            if not has(config, shown_key(key)) or not d.contains(value):
+                continue
+            parameters[key] = labels_of(d)[d.position(value) or 0] if isinstance(d, Choice) else value
+            if isinstance(d, Normal):  # Optuna refuses a value outside of the range
+                parameters[key] = min(max(value, d.quantile(NORMAL_QUANTILES[0])), d.quantile(NORMAL_QUANTILES[1]))
         return parameters
+
+
+def keys_of(space: dict[str, Any]) -> dict[str, Distribution]:
+    """Return the keys of a search space that can have several values, with their distributions.
+
+    The key in a branch of a `one_of` is named without the number of the branch, unless the branches have different distributions for the name. The values of
+    constants in branches are a list, because the constants differ from branch to branch.
+    """
+    constants: dict[str, list[Any]] = {}
+    keys: dict[str, Distribution] = {}
+    for key, d in space.items():
+        name = shown_key(key)
+        if not isinstance(d, Distribution):
+            if name != key and not any(is_same(d, value) for value in constants.setdefault(name, [])):
+                constants[name].append(d)
+        elif not (isinstance(d, Choice) and d.name == ONE_OF):  # the branches of a `one_of` contain the values
+            is_alone = all(other == d for k, other in space.items() if shown_key(k) == name and isinstance(other, Distribution))
+            keys[name if is_alone else key] = d
+    return keys | {name: Choice("choice", tuple(values)) for name, values in constants.items() if name not in keys}
 
 
 def distribution_of(d: Distribution) -> BaseDistribution:

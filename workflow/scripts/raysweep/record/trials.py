@@ -15,6 +15,7 @@ from raysweep.config.model import Mode, Objective
 from raysweep.record.events import (
     Attempt,
     Failure,
+    FinishReason,
     FusionPlan,
     NodeEvent,
     NotFused,
@@ -136,6 +137,9 @@ class Trial(Candidate):
     failures: list[Failure] = field(default_factory=list)
     ended: str | None = None
     error: str | None = None
+    reason: FinishReason | None = (
+        None  # why the trial has finished; None while the trial is not finished, and in records that have no reasons
+    )
     is_stopped: bool = False  # whether the scheduler has decided that the trial ends, even if the record does not contain the end yet
     constraint: Bounds = field(default_factory=dict)
     objectives: tuple[Objective, ...] = ()
@@ -327,9 +331,13 @@ class Sweep:
         times = ((datetime.fromisoformat(session.at), datetime.fromisoformat(session.last_at)) for session in self.sessions)
         return sum((last - first).total_seconds() for first, last in times)
 
-    def is_complete(self, total: int, time_budget_s: float | None) -> bool:
-        """Return whether all trials are finished and no new trial may begin, because there are `total` trials or the time budget is used up."""
-        enough = len(self.trials) >= total or (time_budget_s is not None and self.used_s >= time_budget_s)
+    def is_complete(self, total: int, time_budget_s: float | None, has_stagnated: bool = False) -> bool:
+        """Return whether all trials are finished and no new trial may begin.
+
+        No new trial may begin where there are `total` trials, where the time budget is used up, or where the best value no longer becomes better
+        (`has_stagnated`, from record/stagnation.py).
+        """
+        enough = has_stagnated or len(self.trials) >= total or (time_budget_s is not None and self.used_s >= time_budget_s)
         return bool(self.trials) and enough and all(trial.finished for trial in self.trials.values())
 
     def apply(self, event: Mapping[str, Any]) -> None:
@@ -389,7 +397,7 @@ def _note_gpu_share(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
-    trial.status, trial.ended, trial.error = "RUNNING", None, None
+    trial.status, trial.ended, trial.error, trial.reason = "RUNNING", None, None, None
     trial.attempts.append(Attempt(event["node"], event["at"], event["from_epoch"]))
     # A new attempt repeats the epochs after its checkpoint. The reports that the earlier attempt made of these epochs therefore no longer count.
     trial.go_back_to(event["from_epoch"])
@@ -427,7 +435,7 @@ def _add_checkpoint(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 def _finish(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
-    trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
+    trial.status, trial.ended, trial.error, trial.reason = event["status"], event["at"], event["error"], event.get("reason")
     sweep.history.append((trial, None))
     if (candidate := sweep.candidate_of(trial)).finished:
         sweep.search_history.append((candidate, True))

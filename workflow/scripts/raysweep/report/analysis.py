@@ -145,7 +145,7 @@ def rungs(result: SweepResult) -> list[Rung]:
 
 
 class Cost(NamedTuple):
-    """Contains the hours and epochs that the sweep used, and the epochs that the scheduler spared."""
+    """Contains the hours and epochs that the sweep used, and the epochs that the scheduler and `stop` spared."""
 
     unit: str  # GPU-hours or CPU-hours
     hours: float  # hours in `unit` that the sweep was given, over all sessions
@@ -161,8 +161,10 @@ class Cost(NamedTuple):
 def cost(result: SweepResult) -> Cost:
     """Return the cost of a sweep."""
     # A trainable function may return before `max_epochs`. So the longest trial that was not stopped gives the epochs of a full trial.
-    full_epochs = max((trial.epochs for trial in result.trials if trial.status == "TERMINATED"), default=result.header.max_epochs)
-    spared = sum(max(0, full_epochs - trial.epochs) for trial in result.trials if trial.status == "STOPPED")
+    stopped = [trial for trial in result.trials if trial.status == "STOPPED" or trial.reason == "stop"]
+    full = [trial.epochs for trial in result.trials if trial.status == "TERMINATED" and trial.reason != "stop"]
+    full_epochs = max(full, default=result.header.max_epochs)
+    spared = sum(max(0, full_epochs - trial.epochs) for trial in stopped)
     return Cost(unit_of_cost(result), hours_at(result, math.inf), sum(trial.epochs for trial in result.trials), spared)
 
 

@@ -11,17 +11,15 @@ from typing import Any
 
 from raysweep.common.errors import logger
 from raysweep.common.files import written_aside
-from raysweep.common.text import duration, number
+from raysweep.common.t_test import LEVEL, MIN_SEEDS, holm, welch
+from raysweep.common.text import duration, number, plural
 from raysweep.report.analysis import cost
 from raysweep.report.charts.comparison import best_by_cost, colour_of_sweep, confirmed_values
 from raysweep.report.charts.parts import Spec, finite
 from raysweep.report.inputs import SweepResult, read_result
 from raysweep.report.page import html_page
 
-MIN_SEEDS = 3  # number of confirmed seeds of each sweep that a test of two means needs
-# Values of Student's t that chance alone exceeds, in either direction, in one of 20 cases. The first value is for one degree of freedom, the second
-# value is for two degrees of freedom, and so on. The last value is also used for more degrees of freedom.
-T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09)
+MAX_NAMED = 5  # maximum number of sweeps with which the text compares the best sweep
 
 
 def read_sweeps(names: list[str], results_dir: Path, state_dir: Path) -> list[SweepResult]:
@@ -51,32 +49,54 @@ def _mean(sweep: SweepResult) -> float:
     return float("-inf") * sweep.sign if mean is None else mean
 
 
-def verdict(group: list[SweepResult]) -> str:
-    """Return a sentence on whether the difference between the means of the first two sweeps of `group` exceeds chance.
+def p_values(group: list[SweepResult]) -> dict[tuple[str, str], float]:
+    """Return the p-value of the difference between the means of each two sweeps of a group, as {(name, name): p}, corrected for the number of these pairs.
 
-    The test is Welch's t-test at the 5 % level, that is, 1 in 20 cases.
-    B. L. Welch, The generalization of Student's problem when several different population variances are involved, Biometrika 34 (1947).
+    All pairs count, although the page compares only the best sweep with the others, because the same values chose which sweep is the best one. A pair is left
+    out if a sweep has fewer than MIN_SEEDS values, or if all values of a sweep are the same.
     """
+    found = {}
+    for first, second in itertools.combinations(group, 2):
+        counts = [first.confirmed.n, second.confirmed.n]
+        deviations = [first.confirmed.standard_deviation, second.confirmed.standard_deviation]
+        if min(counts) >= MIN_SEEDS and all(deviations):
+            variances = [
+                deviation**2 / n for deviation, n in zip(deviations, counts, strict=True) if deviation
+            ]  # variance of each of the two means
+            found[first.name, second.name] = welch(_mean(first) - _mean(second), variances, counts)
+    return dict(zip(found, holm(list(found.values())), strict=True))
+
+
+def verdict(group: list[SweepResult]) -> str:
+    """Return sentences on whether the first sweep of `group`, which has the best mean, is better than each other sweep by more than chance."""
     if len(group) < 2:
         return "No other sweep has this metric, these data and this way of measuring."
-    first, second = group[:2]
-    counts = [first.confirmed.n, second.confirmed.n]
-    deviations = [d for d in (first.confirmed.standard_deviation, second.confirmed.standard_deviation) if d is not None]
-    names = f"{first.name} and {second.name}"
-    if min(counts) < MIN_SEEDS or len(deviations) < 2:
-        return f"Whether {names} differ is not known: a test takes {MIN_SEEDS} confirmed seeds of each."
-    variances = [deviation**2 / n for deviation, n in zip(deviations, counts, strict=True)]  # variance of each of the two means
-    gap = abs(_mean(first) - _mean(second))
-    if not all(variances):
-        return f"{names} are {number(gap)} apart. All seeds of one of them gave the same value, so the part of chance is not known."
-    freedom = sum(variances) ** 2 / sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=True))
-    limit = T_QUANTILES[min(int(freedom), len(T_QUANTILES)) - 1] * sum(variances) ** 0.5
-    if gap > limit:
-        return (
-            f"{first.name} is better than {second.name} by {number(gap)}. Chance alone makes a difference of more than {number(limit)}"
-            " in one of 20 cases."
+    first, *others = group
+    corrected = p_values(group)
+    sentences = [_difference(first, other, corrected.get((first.name, other.name))) for other in others[:MAX_NAMED]]
+    if len(others) > MAX_NAMED:
+        sentences.append(f"{plural(len(others) - MAX_NAMED, 'sweep')} with lower places are not compared here.")
+    if corrected:
+        correction = (
+            f", corrected for {plural(len(corrected), 'pair')} of {len(group)} sweeps (Holm), because the same values chose the best sweep"
         )
-    return f"{names} are {number(gap)} apart. Chance may explain this: chance alone makes up to {number(limit)} in 19 of 20 cases."
+        sentences.append(
+            f"p is the share of cases in which chance alone makes such a difference (Welch's t-test{correction if len(group) > 2 else ''})."
+        )
+    return " ".join(sentences)
+
+
+def _difference(first: SweepResult, other: SweepResult, p: float | None) -> str:
+    """Return a sentence on the difference between the best sweep and another sweep. `p` is None if there is no test of the difference."""
+    names = f"{first.name} and {other.name}"
+    if min(first.confirmed.n, other.confirmed.n) < MIN_SEEDS:
+        return f"Whether {names} differ is not known: a test takes {MIN_SEEDS} confirmed seeds of each."
+    gap = number(abs(_mean(first) - _mean(other)))
+    if p is None:
+        return f"{names} are {gap} apart. All seeds of one of them gave the same value, so the part of chance is not known."
+    if p <= LEVEL:
+        return f"{first.name} is better than {other.name} by {gap} (p = {p:.2g})."
+    return f"{names} are {gap} apart. Chance may explain this (p = {p:.2g})."
 
 
 COLUMNS = [  # list of pairs (title of the column, whether the column contains numbers)

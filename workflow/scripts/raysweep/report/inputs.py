@@ -135,8 +135,18 @@ class SweepResult:
         return sorted(attempts, key=lambda a: (a.start_s, a.trial.trial_id))
 
     def unfinished(self) -> int:
-        """Return the number of planned trials that have no final result yet."""
-        return max(self.header.num_trials, len(self.trials)) - sum(t.finished for t in self.trials)
+        """Return the number of planned trials that have no final result yet. A complete sweep begins no further trial."""
+        planned = len(self.trials) if self.is_complete else max(self.header.num_trials, len(self.trials))
+        return planned - sum(t.finished for t in self.trials)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the latest session left no trial, also where `time_budget` or `end_when` ended the sweep before the last trial."""
+        return self.sessions[-1].outcome == "complete"
+
+    def not_begun(self) -> int:
+        """Return the number of planned trials that a complete sweep did not begin."""
+        return max(0, self.header.num_trials - len(self.trials)) if self.is_complete else 0
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator
 
 from raysweep.common.numeric import is_finite_number
+from raysweep.common.patience import Patience
 from raysweep.common.text import duration, number, plural
 from raysweep.config.space import Choice, Numeric, flattened
 from raysweep.record.events import NotFused
+from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking
 from raysweep.report.analysis import has_gpus, repeated_s
 from raysweep.report.inputs import Inputs
@@ -29,11 +31,15 @@ def notes(inputs: Inputs) -> list[Note]:
         ranking.tie(inputs),
         ranking.optimism(inputs),
         ranking.confirmation(inputs),
+        ranking.next_best(inputs),
         *_edges(inputs),
         _splits(inputs),
         _errors(inputs),
         _unfinished(inputs),
+        _warm_start(inputs),
+        _not_begun(inputs),
         _stopped_early(inputs),
+        _ended_by_stop(inputs),
         _interruptions(inputs),
         _stacked(inputs),
         _lost_nodes(inputs),
@@ -183,6 +189,51 @@ def _stopped_early(inputs: Inputs) -> Note | None:
         f"{plural(num_stopped, 'trial')} stopped early",
         f"The scheduler ({inputs.header.scheduler.name}) ended {num_stopped:,} of {plural(len(inputs.trials), 'trial')} before "
         f"{plural(inputs.header.max_epochs, 'epoch')}. A trial that learns slowly, and would have won in the end, is lost this way.",
+    )
+
+
+def _warm_start(inputs: Inputs) -> Note | None:
+    """Return a note on the trials that were known before the sweep."""
+    known = inputs.header.warm_start
+    if known is None:
+        return None
+    left_out = f" {plural(known.num_left_out, 'other trial')} of the source did not fit." if known.num_left_out else ""
+    return Note(
+        "info",
+        f"{plural(known.num_trials, 'trial')} known before",
+        f"The search algorithm learnt from {plural(known.num_trials, 'trial')} of {known.source}, the best with {inputs.metric} {number(known.best)}.{left_out}"
+        " These trials are in no table and no figure, are not counted, and cannot win.",
+    )
+
+
+def _not_begun(inputs: Inputs) -> Note | None:
+    """Return a note on the number of planned trials that the sweep did not begin, because `end_when` or `time_budget` ended the sweep."""
+    if not (num_saved := inputs.not_begun()):
+        return None
+    rule, more = inputs.header.no_better_for, "time_budget"
+    reason = "The time budget was used up."
+    if rule is not None and has_stagnated(inputs.sweep, Patience(rule.configurations, rule.min_delta)):
+        by_more = f" by more than {number(rule.min_delta)}" if rule.min_delta else ""
+        more = "end_when.no_better_for"
+        reason = f"The best value did not become better{by_more} during the last {plural(rule.configurations, 'finished configuration')}."
+    return Note(
+        "info",
+        f"{plural(num_saved, 'trial')} not begun",
+        f"{reason} So {num_saved:,} of {inputs.header.num_trials:,} planned trials were saved. With a larger {more}, the sweep goes on.",
+    )
+
+
+def _ended_by_stop(inputs: Inputs) -> Note | None:
+    """Return a note on the trials that `stop` ended, and on the epochs that these trials did not train."""
+    epochs = [trial.epochs for trial in inputs.trials if trial.reason == "stop"]
+    if not epochs:
+        return None
+    saved = sum(max(0, inputs.header.max_epochs - each) for each in epochs)
+    return Note(
+        "info",
+        f"{plural(len(epochs), 'trial')} ended by stop",
+        f"{len(epochs):,} of {plural(len(inputs.trials), 'trial')} ended before {plural(inputs.header.max_epochs, 'epoch')}, by a bound or by no_better_for"
+        f" of the key stop. {plural(saved, 'epoch')} were not trained.",
     )
 
 

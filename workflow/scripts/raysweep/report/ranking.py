@@ -187,6 +187,29 @@ def annealing(inputs: Inputs) -> Note | None:
     return Note("info", "The best epoch lies inside the learning-rate schedule", text)
 
 
+def next_best(inputs: Inputs) -> Note | None:
+    """Return a note on the next best configurations that were confirmed too, or None if only the winner was confirmed."""
+    others = inputs.confirmed.others
+    if not others:
+        return None
+    sentences = [other.sentence(inputs.mode) for other in others]
+    verdicts = [other.verdict(inputs.mode) for other in others]
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    intervals = " The intervals hold together in 19 of 20 cases." if len(others) > 1 else ""
+    stays = (
+        " The winner stays the configuration that validation chose, because a choice by the confirmed values would make these values too good."
+        if better
+        else ""
+    )
+    return Note(
+        "warn" if better else "good" if worse == len(others) else "info",
+        "A configuration is better than the winner"
+        if better
+        else f"The next {plural(len(others), 'configuration')} {'was' if len(others) == 1 else 'were'} confirmed too",
+        f"{' '.join(sentences)}{intervals}{stays}",
+    )
+
+
 def confirmation(inputs: Inputs) -> Note | None:
     """Return a warning if the confirmation failed with a seed, or was not measured on a test set."""
     seeds = inputs.confirmed.seeds

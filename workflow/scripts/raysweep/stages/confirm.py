@@ -1,4 +1,4 @@
-"""Implements the stage `confirm`, which trains the best configuration anew with other seeds and evaluates the trained models."""
+"""Implements the stage `confirm`, which trains the best configurations anew with other seeds and evaluates the trained models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysweep.common.seeds import confirm_seeds
 from raysweep.common.typed_json import read_yaml_as, to_json
 from raysweep.record.events import ScheduleStep
 from raysweep.record.file import read_sweep
-from raysweep.record.outputs import PUBLISHED, confirmation_of, confirmed_means
+from raysweep.record.outputs import PUBLISHED, confirmation_of, confirmed_means, next_best
 from raysweep.record.results import PREDICTIONS, BestResult, Confirmation, EvaluatedOn, Predictions
 from raysweep.stages.stage import RECORD, Stage
 from raysweep.usercode.target import defined_names_of
@@ -39,6 +39,9 @@ class Method:
 def run_confirm(stage: Stage) -> None:
     """Train the best configuration anew on all training data with seeds that no trial used, and evaluate the trained models on the test set.
 
+    With `confirm.top`, the next best configurations are trained in the same way with the same seeds, one after the other, each with a record of its own. So
+    a change of `top` trains no configuration again. The winner stays the configuration that validation chose, also if another one is better here.
+
     No other stage opens the test set. A trainable without a function `confirm` is evaluated on the validation data instead.
     A training that fails does not fail the stage, because the report of the sweep is worth having without the confirmation.
     """
@@ -49,17 +52,36 @@ def run_confirm(stage: Stage) -> None:
                 f"{stage.name}: what its trials depend on has changed since they ran (a file of yours that was edited meanwhile?), so there is nothing to"
                 " confirm. Undo that, or run the same command again, which starts the sweep anew"
             )
-        method = method_of(stage, best)
-        path_to_record = _run_tasks(stage, best, method)
-        confirmed, path_to_predictions = read_sweep(path_to_record), path_to_record.with_name(PREDICTIONS)
-        confirmation = replace(
-            confirmation_of(confirmed, stage.goal, best, method.evaluated_on, method.note),
-            metrics=confirmed_means(confirmed, [*stage.sweep.compared_metrics[1:], *stage.sweep.metrics]),
-            # Version 0.2 and earlier versions wrote no predictions.
-            predictions=read_yaml_as(Predictions, path_to_predictions) if path_to_predictions.exists() else None,
-        )
+        winner = _confirm(stage, best)
+        others = _next_best(stage, best)
+        entries = tuple(_confirm(stage, other).as_other(other, winner, len(others)) for other in others)
+        confirmation = replace(winner, others=entries)
         write_yaml(stage.results_dir / "confirmed.yaml", to_json(confirmation))
     _log(stage, confirmation)
+
+
+def _next_best(stage: Stage, best: BestResult) -> list[BestResult]:
+    """Return the configurations that `confirm.top` confirms after the winner."""
+    count = stage.sweep.confirm.top - 1
+    recorded = read_sweep(stage.path_to_record)
+    recorded.set_goal(stage.sweep.constraint, stage.sweep.objectives, stage.sweep.choose)
+    others = next_best(recorded, stage.goal, best, count)
+    if len(others) < count:
+        logger.info("%s: confirm.top is %d, but only %d configurations have a value.", stage.name, count + 1, len(others) + 1)
+    return others
+
+
+def _confirm(stage: Stage, best: BestResult) -> Confirmation:
+    """Train one configuration anew with each seed, unless an earlier run has done this, and return the result."""
+    method = method_of(stage, best)
+    path_to_record = _run_tasks(stage, best, method)
+    confirmed, path_to_predictions = read_sweep(path_to_record), path_to_record.with_name(PREDICTIONS)
+    return replace(
+        confirmation_of(confirmed, stage.goal, best, method.evaluated_on, method.note),
+        metrics=confirmed_means(confirmed, [*stage.sweep.compared_metrics[1:], *stage.sweep.metrics]),
+        # Version 0.2 and earlier versions wrote no predictions.
+        predictions=read_yaml_as(Predictions, path_to_predictions) if path_to_predictions.exists() else None,
+    )
 
 
 def method_of(stage: Stage, best: BestResult) -> Method:
@@ -122,7 +144,8 @@ def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Path:
     if confirmed.is_complete(len(tasks), None) and all(trial.status != "ERROR" for trial in confirmed.trials.values()):
         return path_to_record
     num_seeds = stage.sweep.confirm.seeds
-    logger.info("%s: training the best configuration anew with %d seeds, %d epochs each.", stage.name, num_seeds, best.epochs)
+    which = "the best configuration" if stage.sweep.confirm.top == 1 else f"the configuration of trial {best.trial_id}"
+    logger.info("%s: training %s anew with %d seeds, %d epochs each.", stage.name, which, num_seeds, best.epochs)
     allocation = stage.allocation()
     header = stage.header(identity, len(tasks), best.epochs)
     stage.run_agents(stage.confirm_job(path_to_record, header, allocation, tasks, method.schedule), allocation)
@@ -130,13 +153,14 @@ def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Path:
 
 
 def _log(stage: Stage, confirmation: Confirmation) -> None:
-    failed = [seed for seed in confirmation.seeds if seed.value is None]
+    seeds = [*confirmation.seeds, *(seed for other in confirmation.others for seed in other.seeds)]
+    failed = [seed for seed in seeds if seed.value is None]
     if failed:
         logger.warning(
             "%s: %d of the %d confirmations failed: %s. Correct the fault, and add `-R confirm` to the same command to train the confirmation again.",
             stage.name,
             len(failed),
-            len(confirmation.seeds),
+            len(seeds),
             failed[0].error,
         )
     if confirmation.mean is None:
@@ -145,3 +169,5 @@ def _log(stage: Stage, confirmation: Confirmation) -> None:
     spread = f" ± {deviation:.2g}" if deviation is not None else ""
     metric, on = stage.sweep.metric, confirmation.evaluated_on
     logger.info("%s: %s on %s %.4g%s (n = %d).", stage.name, metric, on, confirmation.mean, spread, confirmation.n)
+    for other in confirmation.others:
+        logger.info("%s: %s", stage.name, other.sentence(stage.sweep.mode))

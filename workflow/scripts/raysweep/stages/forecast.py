@@ -12,6 +12,7 @@ from raysweep.config.model import SweepConfig
 from raysweep.environment.requirements import lock_of
 from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity, sweep_identity
+from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.stages.project import Project
 from raysweep.stages.stage import RECORD, is_locked
@@ -34,11 +35,12 @@ def forecast(project: Project) -> Iterator[str]:
             continue
         if not recorded.sessions or not recorded.header.depends_on:
             continue
+        recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)
         done = sum(trial.finished for trial in recorded.trials.values())
         if reason := reason_to_start_anew(recorded, _identity(project, sweep, recorded), sweep.resume):
             aside = name_aside(state_dir, recorded.header.identity)
             yield f"{name}: the next run starts anew, since {reason}. {plural(done, 'finished trial')} will not count, and will be kept in {aside}."
-        elif not recorded.is_complete(sweep.num_trials, sweep.time_budget_s):
+        elif not recorded.is_complete(sweep.num_trials, sweep.time_budget_s, has_stagnated(recorded, sweep.end_when.patience)):
             yield f"{name}: the next run goes on, because {done} of {plural(sweep.num_trials, 'trial')} are finished and stay valid."
 
 

@@ -17,11 +17,13 @@ from typing import Any, Literal
 from raysweep.common.capacity import capacity
 from raysweep.common.files import write_yaml
 from raysweep.common.machine import NodeSize
-from raysweep.common.text import duration
-from raysweep.config.model import Named
+from raysweep.common.patience import NO_BETTER_FOR
+from raysweep.common.text import duration, plural
+from raysweep.config.model import ConfirmConfig, Named, SweepConfig
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import read_manifest
 from raysweep.record.file import read_sweep
+from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded_speed
@@ -63,6 +65,8 @@ class Plan:
     largest_num_trials: int | None  # largest num_trials with which the sweep would end in time; None where there is no time limit
     confirm_s: Range  # time in seconds that the confirmation needs
     confirm_runtime_s: float | None  # time limit in seconds of the confirmation's job; None where there is no time limit
+    confirm_trainings: str = ""  # number of trainings of the confirmation, as a text for the user; "" where only the winner is confirmed
+    may_end_early: str = ""  # rules by which trials or the sweep may end early; the estimate does not know whether they will
 
     @property
     def fits(self) -> str:
@@ -119,6 +123,21 @@ def share_of_epochs(scheduler: Named, max_epochs: int) -> float:
     return (trained + alive * (max_epochs - before)) / max_epochs
 
 
+def trainings_of(confirm: ConfirmConfig) -> str:
+    """Return the number of trainings of a confirmation as a text for the user. Return "" where only the winner is confirmed."""
+    return "" if confirm.top == 1 else f", {confirm.top * confirm.seeds} trainings: {confirm.seeds} of each of {confirm.top} configurations"
+
+
+def early_ends(sweep: SweepConfig) -> str:
+    """Return the rules of a sweep by which a trial, or the sweep, ends early, as a text for the user. Return "" where there are no such rules."""
+    rules = []
+    if (of_trials := sweep.stop.get(NO_BETTER_FOR)) is not None:
+        rules.append(f"a trial after {plural(int(of_trials['epochs']), 'epoch')} without a better value (stop)")
+    if (of_sweep := sweep.end_when.patience) is not None:
+        rules.append(f"the sweep after {plural(of_sweep.steps, 'configuration')} without a better value (end_when)")
+    return " and ".join(rules)
+
+
 def makespan_s(durations_s: Sequence[float], at_a_time: int) -> float:
     """Return the time in seconds until the last trial ends, if trials begin in the given order and `at_a_time` trials run at the same time."""
     ends = [0.0] * max(1, min(at_a_time, len(durations_s)))
@@ -138,6 +157,9 @@ class Planner:
         self.resources = trial_resources(self.sweep, allocation)
         recorded, identity = read_sweep(stage.path_to_record), stage.identity()
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
+        self.recorded.set_goal(self.sweep.constraint, self.sweep.objectives, self.sweep.choose)
+        if has_stagnated(self.recorded, self.sweep.end_when.patience):
+            self.total = len(self.recorded.trials)
         self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
         share = self.recorded.gpu_share if self.sweep.trial_resources.gpu == "auto" else None
         self.has_share = share is not None
@@ -168,6 +190,8 @@ class Planner:
             largest_num_trials=None if runtime_s is None else self.largest(speed, runtime_s),
             confirm_s=self.confirm_time(speed),
             confirm_runtime_s=self.sweep.confirm.runtime_s if self.on_slurm else None,
+            confirm_trainings=trainings_of(self.sweep.confirm),
+            may_end_early=early_ends(self.sweep),
         )
 
     def walltime(self, speed: Speed) -> Range:
@@ -185,16 +209,20 @@ class Planner:
         return Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
 
     def confirm_time(self, speed: Speed) -> Range:
-        """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch."""
-        waves = math.ceil(self.sweep.confirm.seeds / max(1, capacity(self.nodes[:1], self.resources)))
+        """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch.
+
+        The configurations that `confirm.top` confirms are trained one after the other, each with a start of Ray.
+        """
+        top = self.sweep.confirm.top
+        waves = top * math.ceil(self.sweep.confirm.seeds / max(1, capacity(self.nodes[:1], self.resources)))
         # A trial of a confirmation is not trained together with other trials. A trial of a confirmation trains up to the epoch at which the best trial was
         # best.
         more_rows = 1.0
         if self.sweep.model is not None and self.data_dir is not None:  # the training data of a model includes the validation split
             splits = read_manifest(self.data_dir).splits
             more_rows += splits["validation"] / splits["train"]
-        confirm_s = START_S + waves * statistics.fmean(speed.epoch_s) * self.sweep.max_epochs * more_rows
-        return Range(START_S, confirm_s, confirm_s * (1 + speed.uncertainty))
+        confirm_s = top * START_S + waves * statistics.fmean(speed.epoch_s) * self.sweep.max_epochs * more_rows
+        return Range(top * START_S, confirm_s, confirm_s * (1 + speed.uncertainty))
 
     def expected_share(self) -> tuple[float, float]:
         """Return the share of all epochs that trials are expected to train, and the largest likely share.
@@ -237,7 +265,7 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     fits = ""
     if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
         fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"
-    confirm = ("confirm", f"at most {duration(plan.confirm_s.high)}{fits}")
+    confirm = ("confirm", f"at most {duration(plan.confirm_s.high)}{plan.confirm_trainings}{fits}")
     if not plan.trials_left:
         return [("trials", f"{plan.num_trials}, all done"), confirm]
     trials = f"{plan.num_trials}" + (f", {plan.trials_left} of them left" if plan.trials_left < plan.num_trials else "")
@@ -253,6 +281,8 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     ]
     if gpus:
         lines.append(("GPU-hours", _numbers(plan.hours("gpus"))))
+    if plan.may_end_early:
+        lines.append(("may end", f"{plan.may_end_early}; walltime and hours are estimated without this"))
     if plan.runtime_s is not None:
         words = {
             "yes": "yes",

@@ -136,6 +136,7 @@ class Stage:
             training=sweep.training or Recipe(),
             trial_resources=sweep.trial_resources,
             constraint=sweep.constraint,
+            no_better_for=sweep.end_when.no_better_for,
             version=__version__,
             provenance=Provenance(__version__, identity, self.environment.environment_sha256, self.data_sha256),
         )

@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from raysweep.cluster.lock import Lock
-from raysweep.common.errors import logger
+from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import read_yaml, write_yaml
+from raysweep.common.text import plural
 from raysweep.data.manifest import read_manifest
-from raysweep.record.events import Provenance
+from raysweep.record.events import Provenance, WarmStart
 from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
+from raysweep.record.known_trials import write_known
 from raysweep.record.outputs import write_outputs
 from raysweep.record.published_model import write_loader
+from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
+from raysweep.stages.warm_start import read_source
 
 
 def name_aside(state_dir: Path, identity: str) -> Path:
@@ -65,6 +69,32 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
     logger.info("%s: best %s %.4g, trial %s: %s", stage.name, best.metric.name, best.value, best.trial_id, config)
 
 
+def _warm_start(stage: Stage) -> WarmStart | None:
+    """Read the known trials and write them for the driver, which cannot see every folder. Return their description, or None without `warm_start`.
+
+    Raises ConfigError, with one line, where nothing can be learnt from the source.
+    """
+    sweep, key = stage.sweep, f"sweeps.{stage.name}.warm_start"
+    if sweep.warm_start is None:
+        return None
+    try:
+        known = read_source(sweep.warm_start, sweep, stage.call.root)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    write_known(known, stage.state_dir)
+    header = known.header(sweep.mode)
+    left_out = (
+        f" Of its trials, {known.num_left_out} are left out: no value, or a value that search_space does not have."
+        if known.num_left_out
+        else ""
+    )
+    trials = plural(header.num_trials, "known trial")
+    logger.info(
+        "%s: the search algorithm gets %s of %s, best %s %.4g.%s", stage.name, trials, known.source, sweep.metric, header.best, left_out
+    )
+    return header
+
+
 def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     """Run the trials that are left, and return the sweep from the record after the run."""
     identity = stage.identity()
@@ -79,7 +109,8 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
         logger.info(
             "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
         )
-    if recorded.is_complete(total, stage.sweep.time_budget_s):
+    recorded.set_goal(stage.sweep.constraint, stage.sweep.objectives, stage.sweep.choose)  # `end_when` decides by the present keys
+    if recorded.is_complete(total, stage.sweep.time_budget_s, has_stagnated(recorded, stage.sweep.end_when.patience)):
         return recorded
     done = sum(trial.finished for trial in recorded.trials.values())
     each = stage.sweep.repeats
@@ -87,6 +118,6 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
     allocation = stage.allocation()
     header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
-    header = replace(header, depends_on=identity.parts)
+    header = replace(header, depends_on=identity.parts, warm_start=_warm_start(stage))
     stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation)
     return read_sweep(stage.path_to_record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,21 @@ class OptunaSampler:
     interruption.
     """
 
-    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, root: Path, points: Collection[int] = ()) -> None:
-        """Make the sampler. `points` are the indices of the recorded configurations that come from `points_to_evaluate`."""
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        space: dict[str, Any],
+        recorded: Sweep,
+        root: Path,
+        points: Collection[int] = (),
+        known: Sequence[Candidate] = (),
+    ) -> None:
+        """Make the sampler.
+
+        Args:
+            points: the indices of the recorded configurations that come from `points_to_evaluate`.
+            known: finished trials of the time before the sweep (`warm_start`), which the sampler gets before the recorded trials.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Optuna warns that some samplers and options are experimental. The warning goes to Python's logging, because the user has chosen the sampler.
         logging.captureWarnings(True)
@@ -80,9 +93,9 @@ class OptunaSampler:
         # Index of the configuration → Optuna's trial. An entry stays until Optuna gets the result of the configuration.
         self.asked: dict[int, optuna.Trial] = {}
         if is_stateless:
-            self._add(recorded)
+            self._add([*known, *recorded.candidates])
         else:
-            self._replay(recorded, points)
+            self._replay([*((trial, is_result) for trial in known for is_result in (False, True)), *recorded.search_history], points)
 
     def _make(self, sampler: type[optuna.samplers.BaseSampler], options: dict[str, Any], seed: int) -> optuna.samplers.BaseSampler:
         takes_seed = "seed" in inspect.signature(sampler.__init__).parameters and "seed" not in options
@@ -91,9 +104,9 @@ class OptunaSampler:
         except Exception as error:  # the user's options are wrong, or a library is missing
             raise RaysweepError(f"search_algorithm sampler {self.name}: {type(error).__name__}: {error}") from None
 
-    def _add(self, recorded: Sweep) -> None:
-        """Add the recorded configurations to Optuna's study, with their results where the configurations have finished."""
-        for candidate in recorded.candidates:
+    def _add(self, candidates: Sequence[Candidate]) -> None:
+        """Add configurations to Optuna's study, with their results where the configurations have finished."""
+        for candidate in candidates:
             if not candidate.finished:
                 self.adopt(candidate.index, candidate.config)
             elif (parameters := self._parameters(candidate.config)) is not None:
@@ -110,15 +123,19 @@ class OptunaSampler:
             constraints=constraints,
         )
 
-    def _replay(self, recorded: Sweep, points: Collection[int]) -> None:
-        """Make the recorded proposals again, and tell the recorded results, in the order of the record."""
+    def _replay(self, history: Sequence[tuple[Candidate, bool]], points: Collection[int]) -> None:
+        """Make the recorded proposals again, and tell the recorded results, in the order of the record.
+
+        The index of a trial that was known before the sweep is negative. Such a trial is adopted like a point of the config.
+        """
         num_others = 0
-        for candidate, is_result in recorded.search_history:
+        for candidate, is_result in history:
+            is_foreign = candidate.index in points or candidate.index < 0
             if is_result:
                 self.tell(candidate)
-            elif candidate.index in points or not self._proposes_again(candidate):
+            elif is_foreign or not self._proposes_again(candidate):
                 self.adopt(candidate.index, candidate.config)
-                num_others += candidate.index not in points
+                num_others += not is_foreign
         if num_others:
             logger.debug(
                 "%s did not propose %d of the recorded configurations itself: the options or the version have changed",

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from raysweep.common.numeric import is_finite_number, is_number
+from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.config.model import TUNE_NAMES
 
 HAS_CHECKPOINT = "should_checkpoint"  # Tune adds this key to a report that comes with a checkpoint
@@ -30,6 +31,8 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
 
 def reason_unusable(result: dict[str, Any], metric: str) -> str | None:
     """Return the reason why the metric of a report cannot be compared. Return None if the metric can be compared."""
+    if NO_BETTER_FOR in result:
+        return f"reported {NO_BETTER_FOR}, which is an entry of stop and no name of a metric: report the value under another name"
     if metric not in result:
         reported = ", ".join(sorted(str(key) for key in result if _is_reported(str(key)))) or "nothing"
         return f"reported no {metric} (it reported {reported})"

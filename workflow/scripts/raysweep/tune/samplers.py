@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,21 +104,23 @@ def is_adaptive(search_algorithm: Named) -> bool:
     return search_algorithm.name not in ("random", "grid")
 
 
-def make_sampler(sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> Sampler:
+def make_sampler(
+    sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path, known: Sequence[Candidate] = ()
+) -> Sampler:
     """Return the sampler of a sweep, which already knows the recorded trials. The config of the sweep must be validated.
 
-    A Tune searcher stores its state in `state_dir`. Relative paths start at `root`.
+    `known` are trials of the time before the sweep (`warm_start`). A Tune searcher stores its state in `state_dir`. Relative paths start at `root`.
     """
 
     def make(points: Collection[int] = ()) -> Sampler:
         if sweep.search_algorithm.name == "optuna":
             from raysweep.tune.optuna_sampler import OptunaSampler
 
-            return OptunaSampler(sweep, space, recorded, root, points)
+            return OptunaSampler(sweep, space, recorded, root, points, known)
         if is_adaptive(sweep.search_algorithm):
             from raysweep.tune.searchers import TuneSampler
 
-            return TuneSampler(sweep, space, recorded, state_dir, root)
+            return TuneSampler(sweep, space, recorded, state_dir, root, known)
         return IndependentSampler(space, sweep.seed)
 
     return PointsFirst(make, sweep, space, recorded) if sweep.points_to_evaluate else make()

@@ -79,6 +79,9 @@ class StartConditions:
     max_concurrent: Callable[[], float]  # returns the maximum number of trials that run or wait at the same time
     may_start_new: Callable[[], bool]  # returns whether a trial may start that the record does not contain yet
     is_over: Callable[[], bool] = lambda: False  # returns whether the session is over, so that no trial may begin or continue
+    may_improve: bool = (
+        False  # whether a trial that runs can make `may_start_new` true again, because the trial may have a better value (`end_when`)
+    )
 
 
 class RecordedSearch(NotPickled, SearchAlgorithm):
@@ -113,7 +116,8 @@ class RecordedSearch(NotPickled, SearchAlgorithm):
         if sum(trial.status in ALIVE for trial in self.handed_out) >= self.conditions.max_concurrent():
             return None
         if self.conditions.is_over() or not (self.unfinished or self._has_new()):
-            self.set_finished()
+            if self.conditions.is_over() or not (self.conditions.may_improve and self.handed_out):
+                self.set_finished()
             return None
         trial = self.unfinished.pop(0) if self.unfinished else self._new()
         if trial is None:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import uuid
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ class TuneSampler:
     accepts such points.
     """
 
-    def __init__(self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path) -> None:
+    def __init__(
+        self, sweep: SweepConfig, space: dict[str, Any], recorded: Sweep, state_dir: Path, root: Path, known: Sequence[Candidate] = ()
+    ) -> None:
         name, options = sweep.search_algorithm.name, sweep.search_algorithm.options
         self.name, self.space, self.metric, self.mode = name, space, sweep.metric, sweep.mode
         self.distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
@@ -76,12 +79,16 @@ class TuneSampler:
         except Exception as error:  # a power loss has damaged the file, or the class has changed
             logger.warning("%s cannot read the state that it saved (%s: %s): it learns anew.", name, type(error).__name__, error)
             self.searcher, self.asked, self.reported = make(), set(), set()
-        forgotten = 0
-        for trial in recorded.candidates:
+        forgotten, known_ids = 0, {trial.trial_id for trial in known}
+        for trial in [*known, *recorded.candidates]:
             if trial.trial_id not in self.asked:
                 self.elsewhere.add(trial.trial_id)
             if trial.finished and trial.trial_id not in self.reported:
-                forgotten += not self._tell(trial)
+                is_accepted = self._tell(trial)
+                if not is_accepted and trial.trial_id in known_ids:
+                    message = "it accepts no trials that it did not propose itself. Leave warm_start out, or take search_algorithm optuna"
+                    raise RaysweepError(f"warm_start is not allowed with search_algorithm {name}: {message}")
+                forgotten += not is_accepted
         if forgotten:
             logger.warning("%s cannot be told of %d trials that it did not propose itself: it begins to learn anew.", name, forgotten)
         self._save()

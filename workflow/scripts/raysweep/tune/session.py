@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.cluster.job import ConfirmJob, SearchJob
-from raysweep.common.bounds import Bounds, any_holds
+from raysweep.common.bounds import Bounds
 from raysweep.common.capacity import TrialResources, capacity
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, logger
 from raysweep.common.machine import NodeSize
@@ -20,9 +20,12 @@ from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
+from raysweep.record.known_trials import read_known
+from raysweep.record.stagnation import has_stagnated
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
 from raysweep.tune.slots.fusion import Fusion, begin_fusion
+from raysweep.tune.stopping import is_enough
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Session:
 
     @property
     def stop(self) -> Bounds:
-        """Return the bounds that end a trial early. A confirmation has no such bounds, because a confirmation trains as many epochs as the best trial."""
+        """Return the key `stop`, which ends a trial early. A confirmation has no such key, because a confirmation trains as many epochs as the best trial."""
         return self.sweep.stop if self.is_search else {}
 
     def is_over(self) -> bool:
@@ -99,7 +102,8 @@ def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], recor
 
 def _make_sampler(job: SearchJob | ConfirmJob, space: dict[str, Any], record: Record) -> Sampler:
     if isinstance(job, SearchJob):
-        return make_sampler(job.sweep, space, record.sweep, job.state_dir, job.root)
+        known = read_known(job.state_dir, job.sweep.metric) if job.header.warm_start else []
+        return make_sampler(job.sweep, space, record.sweep, job.state_dir, job.root, known)
     return ListSampler([task.config for task in job.tasks])
 
 
@@ -133,7 +137,7 @@ def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> 
         reason: FinishReason | None = "scheduler" if trial.is_stopped else None
         if trial.epochs >= max_epochs:
             reason = "max_epochs"
-        elif trial.results and any_holds(trial.results[-1].metrics, stop):
+        elif is_enough([(result.epoch, result.metrics) for result in trial.results], stop, metric, record.sweep.header.mode):
             reason = "stop"
         if not trial.finished and reason is not None:
             error = None if trial.has_reported(metric) else f"ended without reporting {metric}"
@@ -146,7 +150,12 @@ def end_session(session: Session) -> None:
     Exits with START_AGAIN if trials are left and the job must be started again. Raises RaysweepError if trials are left and the job is not started again.
     """
     job, record = session.job, session.record
-    if record.sweep.is_complete(job.total, job.sweep.time_budget_s if isinstance(job, SearchJob) else None):
+    sweep = job.sweep
+    if isinstance(job, SearchJob):
+        is_complete = record.sweep.is_complete(job.total, sweep.time_budget_s, has_stagnated(record.sweep, sweep.end_when.patience))
+    else:
+        is_complete = record.sweep.is_complete(job.total, None)
+    if is_complete:
         keep_checkpoints(record)
         record.write("session_end", outcome="complete")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ from ray.tune.result import DONE
 from ray.tune.utils import flatten_dict
 
 from raysweep.common.bounds import Bounds, any_holds
+from raysweep.common.patience import NO_BETTER_FOR, epochs_without_better
+from raysweep.config.model import Mode
 from raysweep.record.events import FinishReason
+from raysweep.record.trials import Result
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.hung_trials import RunningTrials
@@ -25,23 +28,45 @@ class TrialLimits:
 
     metrics: tuple[str, ...]  # names of the metrics that each report must contain. Trials are compared by these metrics
     max_epochs: int
-    stop: Bounds  # bounds from the config. A trial is complete when a report of the trial fulfils one of these bounds
+    stop: Bounds  # the key `stop` of the config. A trial is complete when `is_enough` says so
     deadline: Deadline  # when the Slurm job's time is nearly over
+    mode: Mode = "max"
+
+
+def is_enough(reports: Sequence[tuple[int, dict[str, Any]]], stop: Bounds, metric: str, mode: Mode) -> bool:
+    """Return whether a trial is complete by `stop` after the last one of its reports, which are pairs (epoch, metrics).
+
+    A trial is complete when its last report fulfils a bound, or when the metric has not become better for `no_better_for` epochs. All reports count, also
+    reports outside the constraint. Otherwise a new constraint, with which a sweep goes on, would change how long trials have to train.
+    """
+    bounds = {key: bound for key, bound in stop.items() if key != NO_BETTER_FOR}
+    if not reports or any_holds(reports[-1][1], bounds):
+        return bool(reports)
+    if (patience := stop.get(NO_BETTER_FOR)) is None:
+        return False
+    values = [(epoch, metrics[metric]) for epoch, metrics in reports if metric in metrics]
+    return epochs_without_better(values, patience["min_delta"], mode) >= patience["epochs"]
 
 
 class EndOfTrial(NotPickled, Stopper):
     """Decides for Tune when a trial ends and when the experiment ends.
 
-    A trial ends after `max_epochs` epochs, at a report that fulfils one of the bounds `stop`, or at a report without a usable metric. If the job's time is
+    A trial ends after `max_epochs` epochs, at a report with which the trial is complete by `stop`, or at a report without a usable metric. If the job's time is
     nearly over, a trial also ends at a report with a checkpoint (`is_saved`). The experiment ends after a fault, and before the job's time is over.
 
-    `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay).
+    `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay). `reports_of(trial_id)` returns the recorded reports
+    of a trial, without the report that Tune is handling.
     """
 
     def __init__(
-        self, limits: TrialLimits, faults: FirstFault, running: RunningTrials, is_replayed: Callable[[str], bool] = lambda trial_id: False
+        self,
+        limits: TrialLimits,
+        faults: FirstFault,
+        running: RunningTrials,
+        is_replayed: Callable[[str], bool] = lambda trial_id: False,
+        reports_of: Callable[[str], Sequence[Result]] = lambda trial_id: (),
     ) -> None:
-        self.limits, self.faults, self.running, self.is_replayed = limits, faults, running, is_replayed
+        self.limits, self.faults, self.running, self.is_replayed, self.reports_of = limits, faults, running, is_replayed, reports_of
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
         self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
@@ -60,7 +85,8 @@ class EndOfTrial(NotPickled, Stopper):
             return True
         if result["training_iteration"] >= limits.max_epochs:
             return not self.is_replayed(trial_id)
-        if any_holds(result, limits.stop):
+        before = [(report.epoch, report.metrics) for report in self.reports_of(trial_id)]
+        if is_enough([*before, (result["training_iteration"], result)], limits.stop, limits.metrics[0], limits.mode):
             self.complete[trial_id] = "stop"
             return True
         return False

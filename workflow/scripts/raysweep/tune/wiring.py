@@ -21,6 +21,7 @@ from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
 from raysweep.record.results import Goal
+from raysweep.record.stagnation import Stagnation
 from raysweep.tune import trial
 from raysweep.tune.faults import FirstFault, full_disk_in
 from raysweep.tune.gpu_share import GpuShare
@@ -68,7 +69,7 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
-    limits = TrialLimits(sweep.compared_metrics, job.max_epochs, session.stop, job.deadline)
+    limits = TrialLimits(sweep.compared_metrics, job.max_epochs, session.stop, job.deadline, sweep.mode)
     return CallbackParts(
         faults=faults,
         running=running,
@@ -82,7 +83,7 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
             mode=sweep.mode,
             keep_checkpoints=sweep.keep_checkpoints if session.is_search else 0,
         ),
-        end_of_trial=EndOfTrial(limits, faults, running, replaying.is_due),
+        end_of_trial=EndOfTrial(limits, faults, running, replaying.is_due, lambda trial_id: record.sweep.trials[trial_id].results),
         hand_overs=replaying.hand_overs,
         sampler=session.sampler,
         progress=ProgressLine(
@@ -112,6 +113,8 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
     """Return the search algorithm of a session, which gives the session's trials to Tune."""
     job, sweep, recorded, gpu_share = session.job, session.sweep, session.record.sweep, parts.gpu_share
     budget_s = sweep.time_budget_s if session.is_search else None
+    patience = sweep.end_when.patience if session.is_search else None
+    stagnation = None if patience is None else Stagnation(recorded, patience)
     # HyperBand fills a bracket before HyperBand compares trials, and population based training compares the whole population. So Tune gets all trials of the
     # sweep at the beginning, and starts as many trials at the same time as fit on the nodes.
     takes_all = session.is_search and sweep.scheduler.name in ("hyperband", "pbt")
@@ -123,8 +126,9 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
 
     conditions = StartConditions(
         max_concurrent,
-        may_start_new=lambda: budget_s is None or recorded.used_s < budget_s,
+        may_start_new=lambda: (budget_s is None or recorded.used_s < budget_s) and not (stagnation and stagnation.is_reached()),
         is_over=session.is_over,
+        may_improve=stagnation is not None,
     )
     plan = TrialPlan(job.total, sweep.seed, job.tasks if isinstance(job, ConfirmJob) else ())
     return RecordedSearch(session.record, session.sampler, plan, conditions, parts.retries, gpu_share)

@@ -14,11 +14,15 @@ def confirmation(result: SweepResult) -> Spec:
     values: list[Spec] = [{"row": seeds, "value": s.value, "what": f"seed {s.seed}"} for s in confirmed.seeds if s.value is not None]
 
     def add(row: str, colour: str, value: float | None, label: str) -> None:
-        colours[row] = colour
-        values.append({"row": row, "value": value, "what": label})
+        if value is not None:
+            colours[row] = colour
+            values.append({"row": row, "value": value, "what": label})
 
     if confirmed.standard_deviation is not None:
         add(mean_row, "var(--blue)", confirmed.mean, "mean of the seeds")
+    for other in confirmed.others:
+        for seed in other.seeds:
+            add(f"trial {other.trial_id}, each seed", "var(--sky)", seed.value, f"trial {other.trial_id}, seed {seed.seed}")
     add("validation, winner", WINNER_COLOUR, result.best.value, "validation figure of the winning trial")
     if (published := (confirmed.published_model or {}).get(result.metric)) is not None:
         add("test, published model", "var(--green)", published, "the published model on the test set")

@@ -1,0 +1,42 @@
+"""This module decides how long a value has not become better: the metric of a trial (`stop`), and the best value of a sweep (`end_when`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+NO_BETTER_FOR = "no_better_for"  # key in `stop` and `end_when` of the config; a metric cannot have this name
+
+
+@dataclass(frozen=True)
+class Patience:
+    """States after how many steps without a better value a trial or a sweep ends. A step is an epoch of a trial, or a configuration of a sweep."""
+
+    steps: int
+    min_delta: float = 0.0  # a value is better only if it exceeds the best value before by more than this difference
+
+
+class BestSoFar:
+    """Compares each value of a series with the best value before."""
+
+    def __init__(self, min_delta: float, mode: Literal["max", "min"]) -> None:
+        self.min_delta, self.sign = min_delta, 1 if mode == "max" else -1
+        self.best: float | None = None
+
+    def improves(self, value: float) -> bool:
+        """Return whether `value` is the first value, or is better than the best value by more than `min_delta`. The value then becomes the best value."""
+        is_better = self.best is None or self.sign * (value - self.best) > self.min_delta
+        if is_better:
+            self.best = value
+        return is_better
+
+
+def epochs_without_better(reports: Iterable[tuple[int, float]], min_delta: float, mode: Literal["max", "min"]) -> int:
+    """Return the number of epochs since the value last became better. `reports` are pairs (epoch, value) in the order of the epochs."""
+    best, epoch_of_best, last_epoch = BestSoFar(min_delta, mode), 0, 0
+    for epoch, value in reports:
+        last_epoch = epoch
+        if best.improves(value):
+            epoch_of_best = epoch
+    return last_epoch - epoch_of_best

@@ -1,0 +1,51 @@
+"""This module decides whether a sweep ends because the best value of the sweep has not become better (`end_when` in the config)."""
+
+from __future__ import annotations
+
+from raysweep.common.patience import BestSoFar, Patience
+from raysweep.record.trials import Sweep, Trial
+
+
+class Stagnation:
+    """Counts the configurations that finished since the best value of a sweep last became better, in the order of the record.
+
+    A configuration finishes when the last of its trials ends. A configuration that failed, or that has no report within the constraint, is not better.
+    Nothing counts before the first configuration with a value, because such a sweep has no best value yet.
+    """
+
+    def __init__(self, sweep: Sweep, patience: Patience) -> None:
+        self.sweep, self.patience = sweep, patience
+        self.best = BestSoFar(patience.min_delta, sweep.header.mode)
+        self.num_read = 0  # number of entries of the sweep's history that are counted
+        self.ended: dict[str, set[str]] = {}  # id of the candidate → ids of the candidate's trials that have ended
+        self.num_without_better = 0
+
+    def is_reached(self) -> bool:
+        """Return whether as many configurations as `patience` says have finished without a better value. Each entry of the history is read once."""
+        history = self.sweep.history
+        while self.num_read < len(history):
+            trial, report = history[self.num_read]
+            self.num_read += 1
+            if report is None:
+                self._note_end(trial)
+        return self.num_without_better >= self.patience.steps
+
+    def _note_end(self, trial: Trial) -> None:
+        """Count the configuration of a trial that has ended, if all trials of the configuration have ended. A trial that ends a second time is not counted."""
+        candidate, header = self.sweep.candidate_of(trial), self.sweep.header
+        ended = self.ended.setdefault(candidate.trial_id, set())
+        if trial.trial_id in ended:
+            return
+        ended.add(trial.trial_id)
+        if len(ended) < self.sweep.repeats:
+            return
+        result = candidate.counted(header.metric, header.mode)
+        if result is not None and self.best.improves(result.metrics[header.metric]):
+            self.num_without_better = 0
+        elif self.best.best is not None:
+            self.num_without_better += 1
+
+
+def has_stagnated(sweep: Sweep, patience: Patience | None) -> bool:
+    """Return whether no new trial of the sweep may begin because of `patience`. Return False where `patience` is None."""
+    return patience is not None and Stagnation(sweep, patience).is_reached()
