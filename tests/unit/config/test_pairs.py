@@ -38,7 +38,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "folds": {"data": {"source": "synthetic", "validation": {"folds": 5}}},
     "learning algorithm": {"search_algorithm": "optuna"},
     "plain algorithm": {"search_algorithm": "random"},
-    "warm_start": {"warm_start": "old.csv"},
+    "warm_start": {"warm_start": "old.csv", "search_algorithm": "optuna"},
     "max_concurrent": {"max_concurrent": 2},
     "gpu auto": {"trial_resources": {"gpu": "auto"}, "allocation": {"gpus_per_node": 1}},
     "workers": {"trial_resources": {"workers": {"num": 2}}, "allocation": {"cpus_per_node": 8}},
@@ -55,6 +55,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 # Maps a setting to the other settings that its example has too.
 IMPLIED = {
+    "warm_start": {"learning algorithm"},
     "pbt": {"pausing scheduler", "pbt of lr"},
     "pbt of lr": {"pausing scheduler", "pbt"},
     "repeats": {"other repeats"},
