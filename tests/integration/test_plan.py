@@ -33,7 +33,7 @@ def test_a_function_without_a_record_is_not_guessed_at(project: Project) -> None
 def record_six_trials(project: Project, identity: str, nodes: list[dict[str, Any]]) -> None:
     """Write the record of a sweep in which six trials have taken 10 s an epoch."""
     with Record(project.folder / "state/s/record.jsonl") as record:
-        record.write("session", sweep={"identity": identity}, host="h", pid=1, nodes=nodes)
+        record.write("session", sweep={"identity": identity, "metric": "score"}, host="h", pid=1, nodes=nodes)
         for index in range(6):
             trial = f"{index:05d}"
             record.write("trial", trial=trial, index=index, repeat=0, seed=index, config={"x": 0.5})
@@ -82,6 +82,16 @@ def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: P
     assert dict(lines_of(plan))["confirm"] == "at most 1m55s: more than confirm.runtime, 1m00s, may be needed"
     # Two waves of the four seeds on the two CPUs of one node, 40 s each.
     assert plan.confirm_s.expected == 100
+    three = planner(project, **values | {"confirm": {"seeds": 4, "top": 3}}).plan()
+    assert isinstance(three, Plan)
+    assert three.confirm_s.expected == 3 * 100, "one configuration after the other"
+    # All six trials have the same value, so five of them made nothing better.
+    going_on, ended = (planner(project, **values | {"end_when": {"no_better_for": number}}).plan() for number in (6, 5))
+    assert isinstance(going_on, Plan)
+    assert isinstance(ended, Plan)
+    assert (going_on.num_trials, going_on.trials_left, ended.num_trials, ended.trials_left) == (12, 6, 6, 0)
+    assert lines_of(ended)[0] == ("trials", "6, all done")
+    assert dict(lines_of(going_on))["may end"].startswith("the sweep after 6 configurations without a better value (end_when)")
 
     # Two trials with a worker of two CPUs each: the two workers take two of the three nodes, and the two trials share the third node.
     workers = {"trial_resources": {"cpu": 1, "gpu": 0, "workers": {"num": 1, "cpu": 2}}}

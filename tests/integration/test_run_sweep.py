@@ -482,7 +482,7 @@ def test_confirm_repeats_a_function_and_calls_that_no_test_result(project: Proje
 
 def test_confirm_calls_the_users_own_with_the_epochs_of_the_best_value(project: Project) -> None:
     project.write("own.py", CONFIRMABLE)
-    sweep = sweep_of("train", trainable="own.py:train", search_space={"x": {"grid": [1, 10]}}, max_epochs=3, confirm={"seeds": 1})
+    sweep = sweep_of("train", trainable="own.py:train", search_space={"x": {"grid": [1, 10, 5]}}, max_epochs=3, confirm={"seeds": 1})
     project.configure(sweeps={"s": sweep})
     assert project.run("run_sweep", "s").returncode == 0
     best = project.result("s", "best.yaml")
@@ -490,14 +490,15 @@ def test_confirm_calls_the_users_own_with_the_epochs_of_the_best_value(project: 
     assert project.run("confirm", "s").returncode == 0
     confirmed = project.result("s", "confirmed.yaml")
     assert (confirmed["evaluated_on"], confirmed["mean"], confirmed["standard_deviation"], confirmed["n"]) == ("test", 12, None, 1)
-    project.configure(sweeps={"s": {**sweep, "confirm": {"seeds": 1, "top": 3}}})
+    project.configure(sweeps={"s": {**sweep, "confirm": {"seeds": 1, "top": 4}}})
     run = project.run("confirm", "s")
     assert run.returncode == 0, run.stderr
-    assert "confirm.top is 3, but only 2 configurations have a value" in run.stderr
-    assert run.stderr.count("Ray is up") == 1, "the winner is confirmed already"
+    assert "confirm.top is 4, but only 3 configurations have a value" in run.stderr
+    assert run.stderr.count("Ray is up") == 2, "the winner is confirmed already"
     both = project.result("s", "confirmed.yaml")
-    [other] = both.pop("others")
+    second, other = both.pop("others")
     assert both == confirmed
     assert (other["trial_id"], other["config"], other["validation"], other["epochs"], other["mean"]) == ("00000", {"x": 1}, 3, 2, 3)
+    assert (second["trial_id"], second["mean"]) == ("00002", 7)
     assert [seed["seed"] for seed in other["seeds"]] == [seed["seed"] for seed in confirmed["seeds"]]
     assert other["difference"] == {"n": 1, "mean": -9, "low": None, "high": None}

@@ -46,7 +46,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "top": {"confirm": {"top": 2}},
     "objectives": {"objectives": [{"metric": "accuracy"}, {"metric": "loss", "mode": "min"}]},
     "plain algorithm": {"search_algorithm": "random"},
-    "warm_start": {"warm_start": "old.csv"},
+    "warm_start": {"warm_start": "old.csv", "search_algorithm": "optuna"},
     "max_concurrent": {"max_concurrent": 2},
     "gpu auto": {"trial_resources": {"gpu": "auto"}, "allocation": {"gpus_per_node": 1}},
     "workers": {"trial_resources": {"workers": {"num": 2}}, "allocation": {"cpus_per_node": 8}},
@@ -63,6 +63,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 # Maps a setting to the other settings that its example has too.
 IMPLIED = {
+    "warm_start": {"learning algorithm"},
     "pausing scheduler": {"scheduler"},
     "pbt": {"pausing scheduler", "pbt of lr", "scheduler"},
     "pbt of lr": {"pausing scheduler", "pbt", "scheduler"},

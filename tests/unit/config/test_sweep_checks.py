@@ -260,6 +260,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         own(end_when={"no_better_for": 7}, num_samples=2, search_space={"x": {"grid": [1, 2, 3]}}),
         "7 configurations are not allowed: at most num_samples times the grid values, 6",
     ),
+    (own(warm_start="old.csv"), "warm_start: 'old.csv' is not allowed with search_algorithm 'random', which does not learn from results"),
+    (own(warm_start="", search_algorithm="optuna"), "warm_start: '' is not allowed: a path, sqlite:///<file>, or null"),
     (own(metric="no_better_for"), "metric: 'no_better_for' is not allowed: stop has an entry of this name"),
     (own(constraint={"no_better_for": {"at_least": 1}}), "constraint.no_better_for: 'no_better_for' is not allowed: stop has an entry"),
     (config(stop={"loss": 0.1}), "stop.loss: 0.1 is not allowed: {at_least: number} or {at_most: number}"),

@@ -62,6 +62,11 @@ def test_a_loss_or_metric_that_does_not_fit_the_staged_data_is_one_line(tmp_path
     assert make_stage(tmp_path, datasets=datasets, **model, metric="mae").sweep.loss == "mse_loss"
     with pytest.raises(ConfigError, match=r"^sweeps\.s\.stop: 'accuracy' is not allowed: the targets are numbers"):
         make_stage(tmp_path, datasets=datasets, **model, metric="mae", stop={"accuracy": {"at_least": 1}})
+    stop = {"no_better_for": 1, "r2": {"at_least": 1}}
+    assert make_stage(tmp_path, datasets=datasets, **model, metric="mae", stop=stop).sweep.stop["no_better_for"] == {
+        "epochs": 1,
+        "min_delta": 0,
+    }
     with pytest.raises(WorldError, match=r"own was staged with task 'regression', and datasets\.own\.task is 'classification'"):
         make_stage(tmp_path, datasets={"own": {**datasets["own"], "task": "classification"}}, **model, metric="loss")
 

@@ -63,6 +63,8 @@ def run_confirm(stage: Stage) -> None:
 def _next_best(stage: Stage, best: BestResult) -> list[BestResult]:
     """Return the configurations that `confirm.top` confirms after the winner."""
     count = stage.sweep.confirm.top - 1
+    if not count:
+        return []
     recorded = read_sweep(stage.path_to_record)
     recorded.set_goal(stage.sweep.constraint, stage.sweep.objectives, stage.sweep.choose)
     others = next_best(recorded, stage.goal, best, count)

@@ -20,6 +20,7 @@ from raysweep.cluster.launcher import LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import BUG, START_AGAIN, ConfigError, RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import sha256_of_file
+from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import Config, SweepConfig, read_config
 from raysweep.config.recipe import Recipe
@@ -78,8 +79,9 @@ class Stage:
         manifest = read_manifest(self.data_dir)
         manifest.check_spec(self.data_dir, self.config.datasets[self.sweep.dataset])
         sweep = self.sweep
+        bounded = [metric for metric in sweep.stop if metric != NO_BETTER_FOR]
         metrics: dict[str, Iterable[str]] = {"objectives" if sweep.objectives else "metric": sweep.compared_metrics}
-        metrics |= {"metrics": sweep.metrics, "stop": sweep.stop, "constraint": sweep.constraint}
+        metrics |= {"metrics": sweep.metrics, "stop": bounded, "constraint": sweep.constraint}
         if sweep.training and sweep.training.augment and len(manifest.image_shape) != 3:
             raise ConfigError(
                 f"sweeps.{self.name}.training.augment: is not allowed with rows that are no images, {list(manifest.image_shape)}: []"
