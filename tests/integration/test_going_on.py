@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from faults import part_of
 from raysweep.cluster.private_folder import remove_left_behind
 from raysweep.cluster.ray_node import ONE_NODE
 from sweeping import TRAINABLES, Project, ours, sweep_of, wait_until
@@ -189,6 +190,27 @@ def test_more_trials_and_a_wider_space_go_on_and_fewer_keep_what_there_is(projec
     assert third == second
     assert "the record holds 4 trials, more than the 1 asked for" in said
     assert "Ray is up" not in said  # there was nothing to run
+
+
+def test_hyperband_stops_the_same_trials_after_a_kill_while_trials_wait(project: Project) -> None:
+    hyperband = {"name": "hyperband", "reduction_factor": 3}
+    options = {"max_epochs": 9, "num_samples": 9, "scheduler": hyperband, "search_space": {"x": {"uniform": [0, 1]}, "pause_s": 0.05}}
+    project.configure(sweeps={name: sweep_of("climb", **options) for name in ("killed", "whole")})
+    process = project.start("run_sweep", "killed")
+    path = project.folder / "state/killed/record.jsonl"
+    wait_until(lambda: path.exists() and path.read_text().count('"verdict": "PAUSE"') > 1, "trials of a bracket wait for the others")
+    driver = part_of(process, "driver")
+    assert driver
+    driver.kill()
+    process.communicate()
+    ends = {}
+    for name in ("killed", "whole"):
+        run = project.run("run_sweep", name)
+        assert run.returncode == 0, run.stdout + run.stderr
+        ends[name] = {row["trial_id"]: (row["status"], row["epochs"]) for row in project.trials(name)}
+    assert ends["killed"] == ends["whole"]
+    assert {status for status, _ in ends["whole"].values()} == {"STOPPED", "TERMINATED"}
+    assert all(epochs == "9" for status, epochs in ends["whole"].values() if status == "TERMINATED")
 
 
 def test_a_changed_trainable_sets_the_old_state_aside_by_name(project: Project) -> None:

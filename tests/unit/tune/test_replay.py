@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from raysweep.record.trials import Sweep
@@ -79,15 +77,37 @@ def test_the_median_rule_is_rebuilt_too() -> None:
     assert decisions == {"low": TrialScheduler.STOP, "high": TrialScheduler.CONTINUE}
 
 
-def test_hyperband_is_left_as_it_is_and_a_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    hyperband = scheduler(name="hyperband", reduction_factor=3)
-    before = hyperband.debug_string()
-    with caplog.at_level(logging.INFO, "raysweep"):
-        replay(hyperband, Sweep(), "score")
-        assert caplog.messages == []
-        replay(hyperband, recorded({"a": [0.5]}), "score")
-    assert caplog.messages == ["HyperBand does not remember its brackets: the trials that are left form new ones."]
-    assert hyperband.debug_string() == before
+def halved(last: str) -> Sweep:
+    """Trials of a bracket of HyperBand, of which three wait for `last`, which has reported its last epoch when the session is killed."""
+    sweep = Sweep()
+
+    def apply(event: str, **more: Any) -> None:
+        sweep.apply({"event": event, "at": "2026-01-01T00:00:00Z", **more})
+
+    apply("session", sweep={})
+    for number in range(8):
+        apply("trial", trial=str(number), index=number, repeat=0, seed=0, config={})
+    for number in range(4, 8):  # the first four are another bracket
+        apply("start", trial=str(number), node="n", from_epoch=0)
+        for epoch in range(1, 4 + (3 if str(number) == last else 0)):
+            verdict = None if epoch == 6 else "PAUSE" if epoch == 3 else "CONTINUE"
+            apply("result", trial=str(number), epoch=epoch, metrics={"score": number / 10}, time_s=1.0, node="n", verdict=verdict)
+    return sweep
+
+
+def test_trials_that_hyperband_stops_only_in_the_replay_are_returned() -> None:
+    sweep = halved(last="7")
+    hyperband = make_scheduler(
+        sweep_config(scheduler={"name": "hyperband", "reduction_factor": 2}, max_epochs=6, trainable="user.py:train"),
+        NO_RECORD,
+        {},
+        HandOvers(),
+    )
+    hyperband.set_search_properties("score", "max")
+    assert replay(hyperband, sweep, "score") == ["4", "5"], "the session was killed before it recorded the ends of the worse half"
+    for trial_id in ("4", "5"):
+        sweep.apply({"event": "finish", "at": "2026-01-01T00:00:00Z", "trial": trial_id, "status": "STOPPED", "error": None})
+    assert replay(scheduler(name="hyperband", reduction_factor=2), sweep, "score") == []
 
 
 def test_a_report_without_the_metric_is_not_replayed() -> None:

@@ -56,7 +56,7 @@ def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Pa
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False))
     fused = session(tmp_path, Fusion(slots, 2, 1.0))
     scheduler = make_scheduler(fused.sweep, fused.record, {}, HandOvers())
-    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), fused.is_over)))
+    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), is_over=fused.is_over)))
 
 
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:

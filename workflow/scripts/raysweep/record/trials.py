@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds, all_hold
 from raysweep.common.errors import RaysweepError
@@ -125,6 +125,7 @@ class Trial(Candidate):
     ended: str | None = None
     error: str | None = None
     is_stopped: bool = False  # whether the scheduler has decided that the trial ends, even if the record does not contain the end yet
+    is_waiting: bool = False  # whether the scheduler has paused the trial at its last report, and the trial has not gone on since
     constraint: Bounds = field(default_factory=dict)
     # The configurations with which population based training produced the trial's weights. The list is empty where the configuration never changed.
     schedule: list[ScheduleStep] = field(default_factory=list)
@@ -233,6 +234,18 @@ def _mean(results: list[Result]) -> Result:
     return Result(results[0].epoch, metrics, max(result.time_s for result in results), max(result.at for result in results))
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """Contains one event of a trial that a scheduler learns. A new session gives these events to its scheduler in the order of the record's lines."""
+
+    event: Literal["trial", "result", "take_over", "failure", "finish"]
+    trial: Trial
+    # Report of the event `result`; last report of a trial that has finished; report of the donor trial at the checkpoint that was taken over.
+    result: Result | None = None
+    status: Status | None = None  # status of a trial that has finished
+    donor: Trial | None = None  # trial whose checkpoint was taken over
+
+
 @dataclass
 class Sweep:
     """Contains the state of a sweep after all events of the record."""
@@ -242,8 +255,8 @@ class Sweep:
     groups: dict[int, Group] = field(default_factory=dict)  # index of the configuration → the trials of the configuration
     constraint: Bounds = field(default_factory=dict)  # bounds that a report must fulfil to be the best report of a trial
     nodes: list[NodeEvent] = field(default_factory=list)
-    # Each report of a trial and each end of a trial (None), in the order of the record. The list keeps the reports that a later attempt has repeated.
-    history: list[tuple[Trial, Result | None]] = field(default_factory=list)
+    # What a scheduler learns, in the order of the record's lines. The list keeps the reports that a later attempt has repeated.
+    history: list[HistoryEntry] = field(default_factory=list)
     # How trials are trained together, or why trials are not trained together. None: the driver did not try to train trials together.
     fused: FusionPlan | NotFused | None = None
     # Share of a GPU that a trial uses. None until the driver has measured the first trial, or until a trial has failed because its GPU was too full.
@@ -322,6 +335,7 @@ def _add_trial(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = Trial(event["trial"], event["index"], event["repeat"], event["seed"], event["config"], constraint=sweep.constraint)
     sweep.trials[trial.trial_id] = trial
     sweep.groups.setdefault(trial.index, Group(trial.index, sweep.repeats, sweep.constraint)).trials.append(trial)
+    sweep.history.append(HistoryEntry("trial", trial))
 
 
 def _note_node(sweep: Sweep, event: Mapping[str, Any]) -> None:
@@ -342,7 +356,7 @@ def _note_gpu_share(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
-    trial.status, trial.ended, trial.error = "RUNNING", None, None
+    trial.status, trial.ended, trial.error, trial.is_waiting = "RUNNING", None, None, False
     trial.attempts.append(Attempt(event["node"], event["at"], event["from_epoch"]))
     # A new attempt repeats the epochs after its checkpoint. The reports that the earlier attempt made of these epochs therefore no longer count.
     trial.go_back_to(event["from_epoch"])
@@ -353,13 +367,16 @@ def _add_result(sweep: Sweep, event: Mapping[str, Any]) -> None:
     result = Result(event["epoch"], event["metrics"], event["time_s"], event["at"], event.get("verdict", UNRECORDED))
     trial.results.append(result)
     trial.is_stopped |= result.verdict == "STOP"
-    sweep.history.append((trial, result))
+    trial.is_waiting = result.verdict == "PAUSE"
+    sweep.history.append(HistoryEntry("result", trial, result))
     if trial.attempts[-1].node != event["node"]:
         trial.attempts[-1] = replace(trial.attempts[-1], node=event["node"])
 
 
 def _take_over(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    sweep.trials[event["trial"]].take_over(sweep.trials[event["donor"]], event["epoch"], event["config"], event["path"])
+    trial, donor = sweep.trials[event["trial"]], sweep.trials[event["donor"]]
+    trial.take_over(donor, event["epoch"], event["config"], event["path"])
+    sweep.history.append(HistoryEntry("take_over", trial, trial.results[-1], donor=donor))
 
 
 def _pause(sweep: Sweep, event: Mapping[str, Any]) -> None:
@@ -370,7 +387,8 @@ def _pause(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _add_failure(sweep: Sweep, event: Mapping[str, Any]) -> None:
     """Add a failure to a trial, and mark the trial as pending. A later event says whether the trial started again or ended."""
     trial = sweep.trials[event["trial"]]
-    trial.status = "PENDING"
+    trial.status, trial.is_waiting = "PENDING", False
+    sweep.history.append(HistoryEntry("failure", trial))
     trial.failures.append(Failure(event["error"], event["counted"], event["at"]))
 
 
@@ -381,7 +399,7 @@ def _add_checkpoint(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _finish(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
-    sweep.history.append((trial, None))
+    sweep.history.append(HistoryEntry("finish", trial, trial.results[-1] if trial.results else None, trial.status))
 
 
 HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {

@@ -33,7 +33,7 @@ class EndOfTrial(NotPickled, Stopper):
     """Decides for Tune when a trial ends and when the experiment ends.
 
     A trial ends after `max_epochs` epochs, at a report that fulfils one of the bounds `stop`, or at a report without a usable metric. If the job's time is
-    nearly over, a trial also ends at a report with a checkpoint (`is_saved`). The experiment ends after a fault, and before the job's time is over.
+    nearly over, a trial is paused at a report with a checkpoint (`is_time_to_pause`). The experiment ends after a fault, and before the job's time is over.
 
     `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay).
     """
@@ -44,7 +44,6 @@ class EndOfTrial(NotPickled, Stopper):
         self.limits, self.faults, self.running, self.is_replayed = limits, faults, running, is_replayed
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
-        self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
         # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
         self.verdicts: dict[str, str] = {}
 
@@ -65,12 +64,9 @@ class EndOfTrial(NotPickled, Stopper):
             return True
         return False
 
-    def is_saved(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return whether a trial ends after the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
-        if self.limits.deadline.is_near() and result.get(HAS_CHECKPOINT) and not result.get(DONE):
-            self.saved.add(trial_id)
-            return True
-        return False
+    def is_time_to_pause(self, result: dict[str, Any]) -> bool:
+        """Return whether a trial is paused with the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
+        return self.limits.deadline.is_near() and bool(result.get(HAS_CHECKPOINT)) and not result.get(DONE)
 
     def stop_all(self) -> bool:
         """Return whether the experiment ends.
