@@ -17,7 +17,9 @@ import pytest
 from faults import part_of
 from raysweep.cluster.private_folder import remove_left_behind
 from raysweep.cluster.ray_node import ONE_NODE
-from sweeping import TRAINABLES, Project, ours, sweep_of, wait_until
+from raysweep.data.manifest import DatasetSpec
+from raysweep.data.stage import stage
+from sweeping import NET, TRAINABLES, Project, ours, sweep_of, wait_until
 
 
 def test_a_sweep_whose_trials_all_failed_fails_and_says_why(project: Project) -> None:
@@ -211,6 +213,29 @@ def test_hyperband_stops_the_same_trials_after_a_kill_while_trials_wait(project:
     assert ends["killed"] == ends["whole"]
     assert {status for status, _ in ends["whole"].values()} == {"STOPPED", "TERMINATED"}
     assert all(epochs == "9" for status, epochs in ends["whole"].values() if status == "TERMINATED")
+
+
+def test_more_epochs_give_the_trials_of_a_sweep_that_had_them_from_the_start(project: Project) -> None:
+    generated = DatasetSpec("generated", "synthetic", "none", validation_fraction=0.1, seed=0)
+    stage(generated, project.folder, project.folder / "resources/data/generated")
+    project.write("net.py", NET)
+    sweep = {
+        **{"dataset": "generated", "model": "net.py:Net", "metric": "accuracy", "num_samples": 2, "keep_checkpoints": "all", "fuse": "off"},
+        "search_space": {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": 64},
+    }
+    ends = {}
+    for name, lengths in (("grown", (2, 4)), ("whole", (4,))):
+        for max_epochs in lengths:
+            project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={name: {**sweep, "max_epochs": max_epochs}})
+            run = project.run("run_sweep", name)
+            assert run.returncode == 0, run.stdout + run.stderr
+        trained = [entry for entry in project.record(name).history if entry.event == "result"]
+        columns = ("trial_id", "status", "config/lr", "seed", "accuracy", "epoch_of_metric", "epochs")
+        ends[name] = [{column: row[column] for column in columns} for row in project.trials(name)]
+        assert len(trained) == 8, "each epoch of each trial is trained once"
+        if name == "grown":
+            assert "2 finished trials go on to epoch 4, with at most 4 epochs of training." in run.stdout + run.stderr
+    assert ends["grown"] == ends["whole"]
 
 
 def test_a_changed_trainable_sets_the_old_state_aside_by_name(project: Project) -> None:

@@ -7,6 +7,7 @@ import pytest
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import Named
+from raysweep.record.reopening import Reopening
 from raysweep.stages.plan import Plan, Range, lines_of, makespan_s, share_of_epochs
 from raysweep.stages.speed import Speed
 
@@ -37,7 +38,7 @@ def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> Non
 @pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])
 def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
     nodes = (NodeSize("a", 6, 2), NodeSize("b", 6, 2))
-    plan = Plan("s", 10, 10, 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
+    plan = Plan("s", 10, 10, Reopening((), 1, ()), 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
     assert plan.fits == fits
     assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
     assert plan.hours("cpus").high == pytest.approx(0.3)

@@ -168,7 +168,7 @@ class SweepConfig:
     time_budget: Time | None
     trial_timeout: Time | None
     max_failures: int
-    keep_checkpoints: int
+    keep_checkpoints: int | Literal["all"]
     fuse: Literal["auto", "on", "off"]
     tensorboard: bool
     mlflow: str | None

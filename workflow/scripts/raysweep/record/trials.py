@@ -15,6 +15,7 @@ from raysweep.config.model import Mode
 from raysweep.record.events import (
     Attempt,
     Failure,
+    FinishReason,
     FusionPlan,
     NodeEvent,
     NotFused,
@@ -125,6 +126,9 @@ class Trial(Candidate):
     ended: str | None = None
     error: str | None = None
     is_stopped: bool = False  # whether the scheduler has decided that the trial ends, even if the record does not contain the end yet
+    reason: FinishReason | None = None  # why the trial has finished
+    # Last epoch of a finished trial that was re-opened. The reports up to this epoch stay until the trial has reported these epochs again.
+    reopened_at: int = 0
     is_waiting: bool = False  # whether the scheduler has paused the trial at its last report, and the trial has not gone on since
     constraint: Bounds = field(default_factory=dict)
     # The configurations with which population based training produced the trial's weights. The list is empty where the configuration never changed.
@@ -159,12 +163,22 @@ class Trial(Candidate):
         return next((step.config for step in reversed(self.schedule) if step.from_epoch <= epoch), self.config)
 
     def go_back_to(self, epoch: int) -> None:
-        """Remove the reports and checkpoints after `epoch`, because the trial goes on from the checkpoint of `epoch`."""
+        """Remove the reports and checkpoints after `epoch`, because the trial goes on from the checkpoint of `epoch`.
+
+        A trial that was re-opened keeps the reports that it had when it was finished, so that the best trial of the sweep does not get worse.
+        """
         self.config = self.config_at(epoch)
         schedule = [step for step in self.schedule if step.from_epoch <= epoch]
         self.schedule = schedule if len(schedule) > 1 else []
-        self.results = [r for r in self.results if r.epoch <= epoch]
+        self.results = [r for r in self.results if r.epoch <= max(epoch, self.reopened_at)]
         self.checkpoints = {e: path for e, path in self.checkpoints.items() if e <= epoch}
+
+    def add_result(self, result: Result) -> None:
+        """Add a report. The report replaces an earlier report of the same epoch, which a trial that was re-opened has."""
+        if result.epoch <= self.epochs:
+            self.results = sorted([*(r for r in self.results if r.epoch != result.epoch), result], key=lambda r: r.epoch)
+        else:
+            self.results.append(result)
 
     @property
     def num_failures(self) -> int:
@@ -238,7 +252,7 @@ def _mean(results: list[Result]) -> Result:
 class HistoryEntry:
     """Contains one event of a trial that a scheduler learns. A new session gives these events to its scheduler in the order of the record's lines."""
 
-    event: Literal["trial", "result", "take_over", "failure", "finish"]
+    event: Literal["trial", "result", "take_over", "failure", "finish", "reopen"]
     trial: Trial
     # Report of the event `result`; last report of a trial that has finished; report of the donor trial at the checkpoint that was taken over.
     result: Result | None = None
@@ -365,7 +379,7 @@ def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _add_result(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     result = Result(event["epoch"], event["metrics"], event["time_s"], event["at"], event.get("verdict", UNRECORDED))
-    trial.results.append(result)
+    trial.add_result(result)
     trial.is_stopped |= result.verdict == "STOP"
     trial.is_waiting = result.verdict == "PAUSE"
     sweep.history.append(HistoryEntry("result", trial, result))
@@ -399,7 +413,22 @@ def _add_checkpoint(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _finish(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
+    trial.reason = event.get("reason") or _unrecorded_reason(sweep, trial)
     sweep.history.append(HistoryEntry("finish", trial, trial.results[-1] if trial.results else None, trial.status))
+
+
+def _unrecorded_reason(sweep: Sweep, trial: Trial) -> FinishReason:
+    """Return why a trial has finished, where version 0.1 has recorded only the status. A bound of `stop` counts as an end by the function itself."""
+    if trial.status != "TERMINATED":
+        return "error" if trial.status == "ERROR" else "scheduler"
+    return "max_epochs" if trial.epochs >= sweep.header.max_epochs else "returned"
+
+
+def _reopen(sweep: Sweep, event: Mapping[str, Any]) -> None:
+    """Mark a finished trial as pending, because the reason for its end no longer holds."""
+    trial = sweep.trials[event["trial"]]
+    trial.status, trial.ended, trial.reason, trial.reopened_at = "PENDING", None, None, trial.epochs
+    sweep.history.append(HistoryEntry("reopen", trial))
 
 
 HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {
@@ -416,4 +445,5 @@ HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {
     "failure": _add_failure,
     "checkpoint": _add_checkpoint,
     "finish": _finish,
+    "reopen": _reopen,
 }

@@ -84,5 +84,11 @@ class GroupedScheduler(PassingScheduler):
             if mean := self._mean(index, result):
                 self.inner.on_trial_complete(tune_controller, self._stub(index), mean)
 
+    def reopen(self, index: int) -> None:
+        """Let the trials of a configuration that has ended go on."""
+        self.over.discard(index)
+        self.added.discard(index)
+        self.finished.pop(index, None)
+
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Do nothing, because the other trials of the configuration may continue."""

@@ -72,6 +72,7 @@ class RecordedHistory:
             "take_over": self._take_over,
             "failure": self._fail,
             "finish": self._finish,
+            "reopen": self._reopen,
         }
         for entry in self.recorded.history:
             handlers[entry.event](entry, self.stubs[entry.trial.trial_id])
@@ -125,6 +126,12 @@ class RecordedHistory:
         else:
             self.scheduler.on_trial_complete(self.controller, stub, as_tune_report(entry.result))
         stub.status = TuneTrial.TERMINATED
+
+    def _reopen(self, entry: HistoryEntry, stub: Any) -> None:
+        stub.status = TuneTrial.PENDING
+        if self.grouped:
+            self.grouped.reopen(entry.trial.index)
+        self.scheduler.on_trial_add(self.controller, stub)
 
 
 def replay(scheduler: TrialScheduler, recorded: Sweep, metric: str) -> list[str]:
