@@ -83,6 +83,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(points_to_evaluate=[3]), "points_to_evaluate.0: 3 is not allowed: a map"),
     (config(search_algorithm="bayes"), "search_algorithm.name: 'bayes' is not allowed: one of random, grid, optuna"),
     (config(search_space={}), "search_space: {} is not allowed: a map that is not empty"),
+    (config(keep_checkpoints="most"), "keep_checkpoints: 'most' is not allowed: a whole number, at least 1, or all"),
     (config(trial_resources={"cpu": 0}), "trial_resources.cpu: 0 is not allowed: a number, above 0"),
     (config(trial_resources={"cpu": float("nan")}), "trial_resources.cpu: nan is not allowed: a number, above 0"),
     (config(trial_resources={"gpu": -1}), "trial_resources.gpu: -1 is not allowed: a number of at least 0"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import Named
 from raysweep.record.reopening import Reopening
+from raysweep.record.trials import Trial
 from raysweep.stages.plan import Plan, Range, lines_of, makespan_s, share_of_epochs
 from raysweep.stages.speed import Speed
 
@@ -43,3 +45,26 @@ def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
     assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
     assert plan.hours("cpus").high == pytest.approx(0.3)
     assert ("fits" in dict(lines_of(plan))) == (runtime_s is not None)
+
+
+def test_what_going_on_costs_is_a_line_of_the_plan() -> None:
+    trial = Trial("00000", 0, 0, 0, {})
+    plan = Plan(
+        "s",
+        2,
+        1,
+        Reopening((trial,), 4, (3,)),
+        1,
+        1,
+        False,
+        (NodeSize("a", 2, 0),),
+        SPEED,
+        Range(1, 2, 3),
+        None,
+        None,
+        Range(1, 2, 3),
+        None,
+    )
+    assert dict(lines_of(plan))["going on"] == "1 finished trial goes on to epoch 4, with at most 1 epoch of training"
+    assert (plan.as_dict()["trials_going_on"], plan.as_dict()["epochs_of_going_on"]) == (1, 1)
+    assert "going on" not in dict(lines_of(replace(plan, reopening=Reopening((), 4, ()))))

@@ -75,8 +75,8 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     if reason := reason_to_start_anew(recorded, identity, stage.sweep.resume):
         aside = name_aside(stage.state_dir, recorded.header.identity)
         stage.set_aside(aside)  # nothing is deleted
-        identity = stage.identity()
         lock.follow(aside)
+        identity = stage.identity()
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, reason, aside)
         recorded = Sweep()
     total = stage.sweep.num_trials
