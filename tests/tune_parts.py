@@ -116,7 +116,7 @@ class Events:
             verify_lock=verify_lock,
         )
         self.callback = RecordCallback(self.record, self.parts)
-        self.scheduler: TrialScheduler = ShieldedScheduler(FIFOScheduler(), self.record, self.stop, lambda: False)
+        self.scheduler: TrialScheduler = ShieldedScheduler(FIFOScheduler(), self.record, self.stop, self.parts.retries.is_retried)
         self.scheduler.set_search_properties("score", "max")
         self.controller = SimpleNamespace(get_live_trials=list)
 
@@ -141,7 +141,7 @@ class Events:
         trial.verdict = TrialScheduler.STOP if is_stopped else self.scheduler.on_trial_result(self.controller, trial, result)
         self.callback.on_trial_result(0, [], trial, result)
         trial.last_result = result
-        if checkpoint:
+        if checkpoint and trial.verdict != TrialScheduler.NOOP:  # Tune has ended the process of a trial that takes over a checkpoint
             path = self.folder / "tune" / trial.trial_id / f"{epoch}"
             path.mkdir(parents=True, exist_ok=True)
             self.callback.on_checkpoint(0, [], trial, SimpleNamespace(path=str(path)))

@@ -14,9 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from faults import part_of
 from raysweep.cluster.private_folder import remove_left_behind
 from raysweep.cluster.ray_node import ONE_NODE
-from sweeping import TRAINABLES, Project, ours, sweep_of, wait_until
+from raysweep.data.manifest import DatasetSpec
+from raysweep.data.stage import stage
+from sweeping import NET, TRAINABLES, Project, ours, sweep_of, wait_until
 
 
 def test_a_sweep_whose_trials_all_failed_fails_and_says_why(project: Project) -> None:
@@ -189,6 +192,50 @@ def test_more_trials_and_a_wider_space_go_on_and_fewer_keep_what_there_is(projec
     assert third == second
     assert "the record holds 4 trials, more than the 1 asked for" in said
     assert "Ray is up" not in said  # there was nothing to run
+
+
+def test_hyperband_stops_the_same_trials_after_a_kill_while_trials_wait(project: Project) -> None:
+    hyperband = {"name": "hyperband", "reduction_factor": 3}
+    options = {"max_epochs": 9, "num_samples": 9, "scheduler": hyperband, "search_space": {"x": {"uniform": [0, 1]}, "pause_s": 0.05}}
+    project.configure(sweeps={name: sweep_of("climb", **options) for name in ("killed", "whole")})
+    process = project.start("run_sweep", "killed")
+    path = project.folder / "state/killed/record.jsonl"
+    wait_until(lambda: path.exists() and path.read_text().count('"verdict": "PAUSE"') > 1, "trials of a bracket wait for the others")
+    driver = part_of(process, "driver")
+    assert driver
+    driver.kill()
+    process.communicate()
+    ends = {}
+    for name in ("killed", "whole"):
+        run = project.run("run_sweep", name)
+        assert run.returncode == 0, run.stdout + run.stderr
+        ends[name] = {row["trial_id"]: (row["status"], row["epochs"]) for row in project.trials(name)}
+    assert ends["killed"] == ends["whole"]
+    assert {status for status, _ in ends["whole"].values()} == {"STOPPED", "TERMINATED"}
+    assert all(epochs == "9" for status, epochs in ends["whole"].values() if status == "TERMINATED")
+
+
+def test_more_epochs_give_the_trials_of_a_sweep_that_had_them_from_the_start(project: Project) -> None:
+    generated = DatasetSpec("generated", "synthetic", "none", validation_fraction=0.1, seed=0)
+    stage(generated, project.folder, project.folder / "resources/data/generated")
+    project.write("net.py", NET)
+    sweep = {
+        **{"dataset": "generated", "model": "net.py:Net", "metric": "accuracy", "num_samples": 2, "keep_checkpoints": "all", "fuse": "off"},
+        "search_space": {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": 64},
+    }
+    ends = {}
+    for name, lengths in (("grown", (2, 4)), ("whole", (4,))):
+        for max_epochs in lengths:
+            project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={name: {**sweep, "max_epochs": max_epochs}})
+            run = project.run("run_sweep", name)
+            assert run.returncode == 0, run.stdout + run.stderr
+        trained = [entry for entry in project.record(name).history if entry.event == "result"]
+        columns = ("trial_id", "status", "config/lr", "seed", "accuracy", "epoch_of_metric", "epochs")
+        ends[name] = [{column: row[column] for column in columns} for row in project.trials(name)]
+        assert len(trained) == 8, "each epoch of each trial is trained once"
+        if name == "grown":
+            assert "2 finished trials go on to epoch 4, with at most 4 epochs of training." in run.stdout + run.stderr
+    assert ends["grown"] == ends["whole"]
 
 
 def test_a_changed_trainable_sets_the_old_state_aside_by_name(project: Project) -> None:

@@ -10,20 +10,8 @@ from raysweep.common.typed_json import to_json
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.file import read_sweep
-from sweeping import Project, sweep_of, wait_until
+from sweeping import NET, Project, sweep_of, wait_until
 
-NET = """
-from torch import nn
-from torch.nn import functional as F
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.out = nn.Linear(48, 10)
-
-    def forward(self, x):
-        return self.out(F.avg_pool2d(x, 8).flatten(1))
-"""
 OPTIONS = {"perturbation_interval": 1, "quantile_fraction": 0.5, "resample_probability": 0.25}
 
 

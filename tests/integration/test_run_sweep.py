@@ -116,7 +116,6 @@ def test_a_users_function_runs_unchanged_and_is_told_seed_and_epochs(project: Pr
     ("scheduler", "max_epochs", "num_samples"),
     [
         ({"name": "asha", "grace_period": 1, "reduction_factor": 2}, 4, 5),
-        ({"name": "hyperband", "reduction_factor": 3}, 9, 9),
         ({"name": "median", "min_samples_required": 1}, 4, 5),
     ],
 )

@@ -34,4 +34,4 @@ def test_the_example_of_the_readme_is_valid(root: Path) -> None:
     example, space, recipe = (yaml.safe_load(block.partition("```")[0]) for block in blocks)
     assert num_trials(check(root, example)) == 20
     assert num_trials(check(root, own(**space))) == 2
-    assert check(root, config(**recipe, max_epochs=3))["sweeps"]["s"]["training"]["schedule"] == {"name": "cosine", "epochs": 3}
+    assert check(root, config(**recipe, max_epochs=3))["sweeps"]["s"]["training"]["schedule"] == {"name": "cosine", "epochs": None}

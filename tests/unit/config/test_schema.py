@@ -98,6 +98,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (config(search_algorithm={"name": "optuna", "sampler": "nsga2", "population_size": 1}), "population_size: 1 is not allowed: a whole"),
     (config(search_algorithm={"name": "optuna gp"}), "search_algorithm.name: 'optuna gp' is not allowed: one of random, grid, optuna"),
     (config(search_space={}), "search_space: {} is not allowed: a map that is not empty"),
+    (config(keep_checkpoints="most"), "keep_checkpoints: 'most' is not allowed: a whole number, at least 1, or all"),
     (config(trial_resources={"cpu": 0}), "trial_resources.cpu: 0 is not allowed: a number, above 0"),
     (config(trial_resources={"cpu": float("nan")}), "trial_resources.cpu: nan is not allowed: a number, above 0"),
     (config(trial_resources={"gpu": -1}), "trial_resources.gpu: -1 is not allowed: a number of at least 0"),

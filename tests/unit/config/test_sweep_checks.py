@@ -43,12 +43,12 @@ def test_batch_sizes_that_are_whole(root: Path, distribution: Any) -> None:
     assert num_trials(check(root, config(search_space={"lr": 1, "batch_size": distribution}))) == 1
 
 
-def test_numbers_of_the_recipe_are_searched_and_a_schedule_is_as_long_as_the_training(root: Path) -> None:
+def test_numbers_of_the_recipe_are_searched_and_the_length_of_a_schedule_is_left_to_the_first_session(root: Path) -> None:
     space = {"lr": 1, "batch_size": 1, "training": {"label_smoothing": {"uniform": [0, 0.3]}, "schedule": {"gamma": {"choice": [0.5, 1]}}}}
     given = config(search_space=space, training={"schedule": "step", "clip_grad_norm": 2}, max_epochs=7)
     training = check(root, given)["sweeps"]["s"]["training"]
     assert training == {
-        "schedule": {"name": "step", "epochs": 7, "step_size": None, "gamma": 0.1},
+        "schedule": {"name": "step", "epochs": None, "step_size": None, "gamma": 0.1},
         "warmup_epochs": 0,
         "label_smoothing": 0,
         "clip_grad_norm": 2,

@@ -48,7 +48,7 @@ HASHES: list[tuple[tuple[str, str], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("source", "changes", "expected"), HASHES)
 def test_the_identity_is_that_of_earlier_versions(source: tuple[str, str], changes: dict[str, Any], expected: str) -> None:
-    assert identity(sweep_of(*source, **changes)).sha256 == expected
+    assert identity(sweep_of(*source, **changes)).sha256_of_all == expected
 
 
 def test_of_a_recipe_only_what_differs_from_the_defaults_counts() -> None:
@@ -56,9 +56,10 @@ def test_of_a_recipe_only_what_differs_from_the_defaults_counts() -> None:
     before = sweep_of(*LENET)
     assert identity(sweep_of(*LENET, training={"label_smoothing": 0, "schedule": "constant"})) == identity(before)
     changed = sweep_of(*LENET, training={"schedule": "cosine", "warmup_epochs": 0})
-    assert identity(changed).parts["training"] == {"schedule": {"name": "cosine", "epochs": before["max_epochs"]}}
+    assert identity(changed).parts["training"] == {"schedule": {"name": "cosine", "epochs": None}}
     assert "training" not in rerun_triggers(before)
-    assert rerun_triggers(changed)["training"] == changed["training"]
+    # The versions in which the default of `epochs` was `max_epochs` of the present config gave this text to Snakemake.
+    assert rerun_triggers(changed)["training"]["schedule"] == {"name": "cosine", "epochs": before["max_epochs"]}
 
 
 @pytest.mark.parametrize("part", ["sources", "data", "lock"])
@@ -74,10 +75,13 @@ def test_code_data_and_lock_are_parts(part: str) -> None:
         ({"num_samples": 99, "search_algorithm": "optuna", "time_budget": "1h"}, {}, None),
         ({"seed": 9}, {}, "seed changed"),
         (
-            {"repeats": 2, "scheduler": "median"},
+            {"repeats": 2, "seed": 9},
             {"sources": "other", "lock": "other"},
-            "the code and the installed packages and scheduler and repeats changed",
+            "the code and the installed packages and seed and repeats changed",
         ),
+        ({"max_epochs": 99, "scheduler": "median", "stop": {"loss": {"at_most": 1}}}, {}, None),
+        ({"scheduler": "hyperband"}, {}, "scheduler changed"),
+        ({"scheduler": "pbt", "max_epochs": 99}, {}, "max_epochs and scheduler changed"),
         ({}, {"data": "other"}, "the data changed"),
     ],
 )
@@ -85,6 +89,34 @@ def test_the_parts_that_changed_are_named(changes: dict[str, Any], parts: dict[s
     before = identity(sweep_of(*LENET))
     header = SessionHeader.from_json(json.loads(json.dumps({"identity": before.sha256, "depends_on": before.parts})))
     assert identity(sweep_of(*LENET, **changes), **parts).change_since(header) == expected
+
+
+def test_a_sweep_of_a_pausing_scheduler_depends_on_its_epochs_and_its_bounds() -> None:
+    before = identity(sweep_of(*LENET, scheduler="hyperband", max_epochs=9))
+    header = SessionHeader(identity=before.sha256, depends_on=before.parts)
+    assert before.change_since(header) is None
+    for changes, expected in (
+        ({"max_epochs": 27}, "max_epochs changed"),
+        ({"stop": {"loss": {"at_most": 1}}}, "stop changed"),
+        ({"scheduler": "asha"}, "scheduler changed"),
+    ):
+        changed = identity(sweep_of(*LENET, **{"scheduler": "hyperband", "max_epochs": 9, **changes}))
+        assert changed.change_since(header) == expected
+        assert changed.sha256 != before.sha256
+
+
+def test_the_epochs_are_a_part_where_the_code_reads_them() -> None:
+    parts = identity(sweep_of(*LENET)).parts
+    before, after = (Identity({**parts, "max_epochs": epochs}, reads_max_epochs=True) for epochs in (1, 2))
+    assert after.change_since(SessionHeader(identity=before.sha256, depends_on=before.parts)) == "max_epochs changed"
+    assert after.sha256 != before.sha256
+
+
+def test_the_identity_of_an_earlier_version_is_recognised() -> None:
+    present, longer = identity(sweep_of(*LENET)), identity(sweep_of(*LENET, max_epochs=99))
+    assert present.sha256 == longer.sha256
+    assert present.is_identity(present.sha256_of_all)
+    assert not longer.is_identity(present.sha256_of_all)
 
 
 def test_a_record_of_version_0_1_has_only_the_checksum_of_the_parts() -> None:
@@ -131,8 +163,9 @@ CHANGES: dict[str, Any] = {
 def test_each_key_does_what_the_table_says() -> None:
     sweep = sweep_of(*LENET)
     assert list(CHANGES) == list(EFFECT_OF_KEY)
-    starts_anew = {key for key, value in CHANGES.items() if identity(sweep | {key: value}) != identity(sweep)}
-    assert starts_anew == {key for key, effect in EFFECT_OF_KEY.items() if effect is not Effect.EXTENDS}
+    starts_anew = {key for key, value in CHANGES.items() if identity(sweep | {key: value}).sha256 != identity(sweep).sha256}
+    extends = (Effect.EXTENDS, Effect.EXTENDS_UNLESS_PAUSING)
+    assert starts_anew == {key for key, effect in EFFECT_OF_KEY.items() if effect not in extends}
 
 
 def test_the_keys_of_the_table_are_keys_of_the_config() -> None:
@@ -146,7 +179,8 @@ def test_the_document_names_the_keys_of_the_identity() -> None:
     [paragraph] = [part for part in text.split("\n\n") if part.startswith("A finished trial depends on")]
     documented = paragraph.split("When one of these changes")[0]
     for key, effect in EFFECT_OF_KEY.items():
-        assert (f"`{key}`" in documented) == (effect is not Effect.EXTENDS), key
+        assert (f"`{key}`" in documented) == (effect not in (Effect.EXTENDS, Effect.EXTENDS_UNLESS_PAUSING)), key
+        assert (f"`{key}`" in paragraph) or effect is not Effect.EXTENDS_UNLESS_PAUSING, key
 
 
 def test_the_end_of_a_sweep_runs_the_sweep_again_and_extends_it() -> None:

@@ -140,6 +140,19 @@ def test_interruptions_are_told_and_their_gaps_left_out_of_the_time(tmp_path: Pa
     assert sum(a.state == "continued later" for a in inputs.attempts) == sum(len(t.attempts) - 1 for t in inputs.trials) > 0
 
 
+def test_that_trials_went_on_to_more_epochs_is_told(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, max_epochs=2, interruptions=1, scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2})
+    assert "Finished trials went on" not in titles(inputs)
+    trial = next(trial for trial in inputs.trials if trial.status == "TERMINATED")
+    inputs.sweep.apply({"event": "reopen", "at": "2026-01-01T00:00:00Z", "trial": trial.trial_id})
+    assert note(inputs, "Finished trials went on").text == "1 finished trial went on, because stop had changed."
+    last = inputs.sessions[-1]
+    last.header = replace(last.header, max_epochs=4)
+    assert note(inputs, "Finished trials went on").text == (
+        "1 finished trial went on from 2 to 4 epochs (max_epochs). A trial that the scheduler had stopped before stayed stopped."
+    )
+
+
 def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> None:
     inputs = made_up(tmp_path)
     sweep = inputs.sweep

@@ -55,8 +55,19 @@ def lines(root: Path, **changes: Any) -> list[str]:
         ({}, []),
         ({"allocation": {"cpus_per_node": 4}}, []),
         ({"num_samples": 3}, []),
-        ({"max_epochs": 3}, [f"s: the next run starts anew, since max_epochs changed. 4 finished trials {ASIDE}"]),
-        ({"max_epochs": 1, "seed": 5}, [f"s: the next run starts anew, since max_epochs and seed changed. 4 finished trials {ASIDE}"]),
+        (
+            {"max_epochs": 3},
+            [
+                "s: the next run goes on, because 4 of 4 trials are finished and stay valid. 4 finished trials go on to epoch 3, with at most 12 epochs of"
+                " training; 4 of them from the first epoch, because the checkpoints were deleted (keep_checkpoints) or never written."
+            ],
+        ),
+        ({"max_epochs": 1, "scheduler": "median"}, []),
+        (
+            {"max_epochs": 3, "scheduler": "pbt"},
+            [f"s: the next run starts anew, since max_epochs and scheduler changed. 4 finished trials {ASIDE}"],
+        ),
+        ({"max_epochs": 1, "seed": 5}, [f"s: the next run starts anew, since seed changed. 4 finished trials {ASIDE}"]),
         ({"resume": False}, [f"s: the next run starts anew, since resume is false. 4 finished trials {ASIDE}"]),
         ({"num_samples": 9}, ["s: the next run goes on, because 4 of 9 trials are finished and stay valid."]),
     ],

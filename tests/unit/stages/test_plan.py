@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import from_json
 from raysweep.config.model import Named
+from raysweep.record.reopening import Reopening
+from raysweep.record.trials import Trial
 from raysweep.stages.plan import Plan, Range, early_ends, lines_of, makespan_s, share_of_epochs, trainings_of
 from raysweep.stages.speed import Speed
 from typed import sweep_config
@@ -48,7 +51,8 @@ def test_trials_take_turns_in_their_order(at_a_time: int, seconds: float) -> Non
 )
 def test_the_plan_names_what_may_end_early(given: dict[str, Any], text: str) -> None:
     assert early_ends(sweep_config(trainable="user.py:train", **given)) == text
-    plan = Plan("s", 10, 10, 4, 3, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, may_end_early=text)
+    ranges = (Range(1, 2, 3), None, 7, Range(2, 3, 4), None)
+    plan = Plan("s", 10, 10, Reopening((), 1, ()), 4, 3, False, (NodeSize("a", 6, 2),), SPEED, *ranges, may_end_early=text)
     assert dict(lines_of(plan)).get("may end", "").startswith(text)
     assert ("may end" in dict(lines_of(plan))) is bool(text)
 
@@ -56,15 +60,39 @@ def test_the_plan_names_what_may_end_early(given: dict[str, Any], text: str) -> 
 @pytest.mark.parametrize(("confirm", "text"), [({}, ""), ({"seeds": 4, "top": 3}, ", 12 trainings: 4 of each of 3 configurations")])
 def test_the_plan_counts_the_trainings_of_a_confirmation(confirm: dict[str, int], text: str) -> None:
     assert trainings_of(sweep_config(trainable="user.py:train", confirm=confirm).confirm) == text
-    plan = Plan("s", 9, 0, 1, 0, False, (NodeSize("a", 6, 2),), SPEED, Range(1, 2, 3), None, 7, Range(2, 3, 4), None, text)
+    ranges = (Range(1, 2, 3), None, 7, Range(2, 3, 4), None)
+    plan = Plan("s", 9, 0, Reopening((), 1, ()), 1, 0, False, (NodeSize("a", 6, 2),), SPEED, *ranges, text)
     assert dict(lines_of(plan))["confirm"] == f"at most 4s{text}"
 
 
 @pytest.mark.parametrize(("runtime_s", "fits"), [(None, "yes"), (1000, "yes"), (70, "perhaps"), (30, "no")])
 def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
     nodes = (NodeSize("a", 6, 2), NodeSize("b", 6, 2))
-    plan = Plan("s", 10, 10, 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
+    plan = Plan("s", 10, 10, Reopening((), 1, ()), 4, 3, False, nodes, SPEED, Range(36, 60, 90), runtime_s, 7, Range(20, 30, 40), None)
     assert plan.fits == fits
     assert plan.hours("gpus") == Range(0.04, pytest.approx(4 / 60), 0.1)
     assert plan.hours("cpus").high == pytest.approx(0.3)
     assert ("fits" in dict(lines_of(plan))) == (runtime_s is not None)
+
+
+def test_what_going_on_costs_is_a_line_of_the_plan() -> None:
+    trial = Trial("00000", 0, 0, 0, {})
+    plan = Plan(
+        "s",
+        2,
+        1,
+        Reopening((trial,), 4, (3,)),
+        1,
+        1,
+        False,
+        (NodeSize("a", 2, 0),),
+        SPEED,
+        Range(1, 2, 3),
+        None,
+        None,
+        Range(1, 2, 3),
+        None,
+    )
+    assert dict(lines_of(plan))["going on"] == "1 finished trial goes on to epoch 4, with at most 1 epoch of training"
+    assert (plan.as_dict()["trials_going_on"], plan.as_dict()["epochs_of_going_on"]) == (1, 1)
+    assert "going on" not in dict(lines_of(replace(plan, reopening=Reopening((), 4, ()))))

@@ -9,26 +9,60 @@ import numpy as np
 import pytest
 
 from raysweep.common.errors import ConfigError, WorldError
-from raysweep.stages.stage import keep_log
+from raysweep.common.typed_json import to_json
+from raysweep.config.recipe import Recipe, Schedule
+from raysweep.record.events import SessionHeader
+from raysweep.record.file import Record
+from raysweep.stages.stage import keep_log, with_horizon
 from staging import stage_into
-from typed import make_stage
+from typed import make_stage, sweep_config
 
 
 def identity(folder: Path, **changes: Any) -> str:
     return make_stage(folder, **changes).identity().sha256
 
 
-@pytest.mark.parametrize("change", [{"metric": "other"}, {"mode": "min"}, {"seed": 1}, {"max_epochs": 2}, {"scheduler": "median"}])
+@pytest.mark.parametrize("change", [{"metric": "other"}, {"mode": "min"}, {"seed": 1}, {"repeats": 2}])
 def test_a_key_that_trials_depend_on_changes_the_identity(tmp_path: Path, change: dict[str, Any]) -> None:
     assert identity(tmp_path, **change) != identity(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_samples": 9}, {"search_space": {"x": 2}}, {"max_failures": 0}, {"time_budget": "1h"}, {"allocation": {"cpus_per_node": 2}}],
+    [
+        {"num_samples": 9},
+        {"max_epochs": 2},
+        {"scheduler": "median"},
+        {"stop": {"score": {"at_least": 1}}},
+        {"search_space": {"x": 2}},
+        {"max_failures": 0},
+        {"time_budget": "1h"},
+        {"allocation": {"cpus_per_node": 2}},
+    ],
 )
 def test_a_key_that_extends_a_sweep_or_says_how_it_is_run_leaves_it(tmp_path: Path, change: dict[str, Any]) -> None:
     assert identity(tmp_path, **change) == identity(tmp_path)
+
+
+def test_the_epochs_count_where_the_trainable_reads_them(tmp_path: Path) -> None:
+    make_stage(tmp_path)
+    (tmp_path / "user.py").write_text('import os\n\ndef train(config): return range(int(os.environ["RAYSWEEP_MAX_EPOCHS"]))\n')
+    assert identity(tmp_path, max_epochs=2) != identity(tmp_path)
+
+
+def test_the_schedule_keeps_the_length_that_the_first_session_gave_it(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    training = {"schedule": {"name": "cosine", "epochs": None}}
+    first, longer = (sweep_config(model="m.py:M", training=training, max_epochs=epochs) for epochs in (2, 4))
+    before = with_horizon(first, path)
+    assert before.training is not None
+    assert before.training.schedule.epochs == 2
+    with Record(path) as record:
+        record.write("session", sweep=to_json(SessionHeader(training=before.training)), host="h", pid=1, nodes=[])
+    assert with_horizon(longer, path).training == before.training
+    assert with_horizon(longer, tmp_path / "anew.jsonl").training == Recipe(schedule=Schedule("cosine", epochs=4))
+    given = sweep_config(model="m.py:M", training={"schedule": {"name": "cosine", "epochs": 3}})
+    assert with_horizon(given, path) == given
 
 
 def test_the_trainables_source_counts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,5 +63,8 @@ def test_a_state_is_set_aside_under_a_name_that_nothing_has_yet(tmp_path: Path) 
     ],
 )
 def test_provenance_names_every_environment_in_which_trials_ran(environments: tuple[str, ...], expected: dict[str, Any]) -> None:
-    provenance = to_json(provenance_of(Sweep(sessions=sessions(*environments))))
-    assert provenance == {"workflow_version": "0.1.0", "identity": "i", "data_sha256": None, **expected}
+    identity = Identity({})
+    header = replace(sessions(*environments)[0].header, provenance=Provenance("0.1.0", identity.sha256))
+    assert provenance_of(Sweep(sessions=[Session(header=header, at="", last_at="")]), identity).identity == identity.sha256
+    provenance = to_json(provenance_of(Sweep(sessions=sessions(*environments)), identity))
+    assert provenance == {"workflow_version": "0.1.0", "identity": identity.sha256, "data_sha256": None, **expected}

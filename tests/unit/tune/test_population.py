@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,11 +76,11 @@ def pbt_of(record: Record, keys: list[str], hand_overs: HandOvers | None = None)
 
 def test_what_is_explored_stays_within_the_space(tmp_path: Path) -> None:
     with two_trials(tmp_path) as record:
-        pbt = pbt_of(record, SEARCHED)
+        pbt, draws = pbt_of(record, SEARCHED), random.Random(0)
         config = record.sweep.trials["00000"].config
         seen = []
         for _ in range(200):
-            config = pbt.explore(config)
+            config = pbt.explore(config, draws)
             assert 1e-4 <= config["lr"] <= 1e-1
             assert config["batch_size"] in (2, 4, 8)
             assert config["net"]["width"] in range(2, 9)
@@ -132,9 +133,28 @@ def test_of_earlier_copies_only_the_one_that_the_record_may_name_stays(tmp_path:
         for trial in trials:
             pbt.on_trial_add(controller, trial)
         for _ in range(3):
-            pbt.exploit(controller, worse, [better])
+            pbt.exploit(controller, worse, [better], 2)
         copies = sorted(path.name for path in (tmp_path / "tune/00001").glob("taken_over_*"))
         assert copies == ["taken_over_000001", "taken_over_000002"]
+
+
+def test_the_draws_depend_on_the_trial_and_the_epoch_and_not_on_the_order(tmp_path: Path) -> None:
+    def take_overs(folder: Path, epochs: list[int]) -> dict[int, dict[str, Any]]:
+        with two_trials(folder) as record:
+            hand_overs = HandOvers()
+            better, worse = trials = tune_trials(record)
+            pbt, controller = pbt_of(record, SEARCHED, hand_overs), PausingController(trials)
+            for trial in trials:
+                pbt.on_trial_add(controller, trial)
+            configs = {}
+            for epoch in epochs:
+                pbt.exploit(controller, worse, [better], epoch)
+                configs[epoch] = hand_overs.pop("00001").config
+            return configs
+
+    forward, backward = take_overs(tmp_path / "forward", [2, 4, 6]), take_overs(tmp_path / "backward", [6, 4, 2])
+    assert forward == backward
+    assert len({config["lr"] for config in forward.values()}) > 1
 
 
 def test_a_better_trial_without_a_checkpoint_hands_nothing_over(tmp_path: Path) -> None:
@@ -144,7 +164,7 @@ def test_a_better_trial_without_a_checkpoint_hands_nothing_over(tmp_path: Path) 
         pbt = pbt_of(record, ["lr"], hand_overs)
         better, worse = trials = tune_trials(record)
         controller = PausingController(trials)
-        pbt.exploit(controller, worse, [better])
+        pbt.exploit(controller, worse, [better], 2)
         assert (controller.paused, hand_overs.pop("00001", None)) == ([], None)
 
 

@@ -27,6 +27,7 @@ from ray.tune.trainable import wrap_function
 
 import raysweep
 from raysweep.tune import private
+from raysweep.tune.schedulers import RecordedStub
 from raysweep.tune.trial import call
 
 ROOT = Path(raysweep.__path__[0])
@@ -228,6 +229,36 @@ def test_a_population_keeps_what_is_noted_of_a_hand_over() -> None:
     assert (scheduler.resample_probability, scheduler.perturbation_factors) == (0.3, (1.2, 0.8))
 
 
+def test_a_population_learns_a_recorded_report_without_a_take_over() -> None:
+    scheduler = private.PopulationScheduler(metric="score", mode="max", perturbation_interval=2)
+    told, replaced = RecordedStub("00000"), RecordedStub("00000")
+    scheduler.on_trial_add(SimpleNamespace(search_alg=None), told)
+    for epoch in (1, 2, 3):
+        scheduler.add_recorded(told, {"training_iteration": epoch, "score": epoch / 10})
+    scheduler.on_trial_add(SimpleNamespace(search_alg=None), replaced)
+    [(trial, state)] = scheduler._trial_state.items()
+    assert trial is replaced
+    assert (state.last_score, state.last_perturbation_time, state.last_train_time) == (0.2, 2, 2)
+
+
+def test_hyperband_keeps_the_place_of_a_trial_that_is_added_again_and_forgets_its_report() -> None:
+    hyperband = private.HyperBand(time_attr="training_iteration", max_t=9, reduction_factor=3, metric="score", mode="max")
+    first, again = StatedTrial("0"), StatedTrial("0")
+    hyperband.on_trial_add(None, first)
+    assert hyperband.on_trial_result(None, first, {"training_iteration": 1, "score": 0.5}) == "CONTINUE"
+    hyperband.on_trial_add(None, again)
+    bracket, _ = hyperband._trial_info[again]
+    [(live, result)] = bracket._live_trials.items()
+    assert (live is again, result["training_iteration"]) == (True, 1)
+    hyperband.forget_report(first)
+    assert bracket._live_trials == {again: None}
+    hyperband.on_trial_error(None, again)
+    hyperband.forget_report(first)
+    assert not hyperband.has_place(first)
+    assert hyperband.on_trial_result(None, first, {"training_iteration": 2, "score": 0.5}) == "CONTINUE", "a record of an older version"
+    assert hyperband.has_place(first)
+
+
 def test_the_median_rule_compares_with_what_is_added() -> None:
     rule = MedianStoppingRule(time_attr="training_iteration", metric="score", mode="max", grace_period=1, min_samples_required=2)
     for number, score in enumerate((0.5, 0.6)):
@@ -239,13 +270,8 @@ def test_the_median_rule_compares_with_what_is_added() -> None:
     assert decisions == {0.1: "STOP", 0.9: "CONTINUE"}
 
 
-class StatedTrial:
+class StatedTrial(RecordedStub):
     """A trial with a status, as HyperBand reads it."""
-
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
-        self.config: dict[str, Any] = {}
-        self.status, self.is_saving = "RUNNING", False
 
 
 def test_a_bracket_of_hyperband_goes_on_when_its_last_runner_fails() -> None:

@@ -182,11 +182,15 @@ def test_when_time_is_nearly_up_a_trial_that_was_saved_is_not_finished(tmp_path:
     now = time.time()
     events = Events(tmp_path, max_epochs=9, deadline=Deadline(near=now - 1, here=now + 1000))
     saved, without, done = (events.start(f"{number:05d}") for number in range(3))
-    assert events.report(saved, 1, 0.1)
-    assert not events.report(without, 1, 0.1, checkpoint=False)
+    for trial in (saved, without):
+        assert not events.report(trial, 1, 0.1, checkpoint=trial is saved)
+    assert (saved.verdict, without.verdict) == ("PAUSE", "CONTINUE")
     assert events.report(done, 9, 0.1)
     assert events.complete(done) == "TERMINATED"
-    assert events.complete(saved) == "PENDING"
+    saved.status = "PAUSED"
+    events.step()
+    state = events.record.sweep.trials["00000"]
+    assert (state.status, state.is_waiting, state.results[0].verdict) == ("PENDING", False, "CONTINUE")
     assert list(events.parts.running.trials) == ["00001"]
 
 

@@ -43,12 +43,13 @@ class NotingScheduler(TrialScheduler):
 
 
 class Grouping:
-    """A grouped scheduler, and the scheduler that it tells. `retried` are trials that failed and are tried again."""
+    """A grouped scheduler, and the scheduler that it tells, with the calls after the replay."""
 
     def __init__(self, record: Record) -> None:
-        self.inner, self.retried = NotingScheduler(), set()  # type: ignore[var-annotated]
-        self.scheduler = GroupedScheduler(self.inner, record.sweep, "score", self.retried.__contains__)
+        self.inner = NotingScheduler()
+        self.scheduler = GroupedScheduler(self.inner, record.sweep, "score")
         replay(self.scheduler, record.sweep, "score")
+        self.replayed, self.inner.calls = self.inner.calls, []
 
     def fail(self, trial: str) -> None:
         self.scheduler.on_trial_error(None, SimpleNamespace(trial_id=trial))
@@ -80,9 +81,8 @@ def test_a_scheduler_is_told_means_and_stops_a_configuration_as_one(tmp_path: Pa
         grouping.complete(good, 3, 0.7)
         assert grouping.result(other_good, 2, 0.5) == "CONTINUE"
         grouping.complete(other_good, 3, 0.9)
+        assert grouping.replayed == [("add", "00000"), ("add", "00001")]
         assert grouping.inner.calls == [
-            ("add", "00000"),
-            ("add", "00001"),
             ("00000", 1, 0.55),
             ("00001", 1, 0.35),
             ("00000", 2, 0.7),
@@ -98,24 +98,10 @@ def test_a_configuration_is_over_when_one_of_its_trials_failed_and_stays_so(tmp_
         grouping.add(second)
         grouping.fail(first)
         assert grouping.result(second, 1, 0.9) == "STOP"
-        assert grouping.inner.calls == [("add", "00000"), ("error", "00000")]
+        assert grouping.inner.calls == [("error", "00000")]
         record.write("finish", trial=first, status="ERROR", error="died")
         again = Grouping(record)
         assert again.result(second, 1, 0.9) == "STOP"
-
-
-def test_a_failure_after_which_a_trial_is_tried_again_decides_nothing(tmp_path: Path) -> None:
-    with new_record(tmp_path, repeats=2) as record:
-        first, second = begin_repeat(record, 0, 0), begin_repeat(record, 0, 1)
-        grouping = Grouping(record)
-        grouping.add(first)
-        grouping.add(second)
-        grouping.retried.add(first)
-        grouping.fail(first)
-        grouping.add(first)
-        assert grouping.result(second, 1, 0.9) == "CONTINUE"
-        assert grouping.result(first, 1, 0.9) == "CONTINUE"
-        assert grouping.inner.calls == [("add", "00000"), ("00000", 1, 0.9)]
 
 
 def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
@@ -126,4 +112,5 @@ def test_what_is_recorded_is_not_told_again(tmp_path: Path) -> None:
         grouping = Grouping(record)
         assert grouping.result(second, 1, 0.9) == "CONTINUE"
         assert grouping.result(second, 2, 0.9) == "CONTINUE"
+        assert grouping.replayed == [("add", "00000"), ("00000", 1, 0.7)]
         assert grouping.inner.calls == [("00000", 2, 0.8)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from raysweep.config.model import Objective
 from raysweep.record.file import Record
@@ -12,7 +13,7 @@ from tune_parts import begin, report
 class Keeping:
     """A record with checkpoints, and the part that deletes them."""
 
-    def __init__(self, folder: Path, max_kept: int = 1, repeats: int = 1) -> None:
+    def __init__(self, folder: Path, max_kept: int | Literal["all"] = 1, repeats: int = 1) -> None:
         self.folder, self.record = folder, new_record(folder, repeats=repeats)
         self.retention = Retention(self.record, folder / "tune-x", metric="score", mode="max", keep_checkpoints=max_kept)
 
@@ -55,6 +56,20 @@ def test_only_the_best_trials_keep_a_checkpoint_when_they_are_finished(tmp_path:
         keeping.finish(trial_id)
     assert keeping.left() == ["00002/1", "00003/1"]
     assert sorted(path.name for path in (tmp_path / "tune-x").iterdir()) == ["00002", "00003"]
+
+
+def test_with_all_each_trial_that_can_go_on_keeps_its_best_and_its_last_checkpoint(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path, max_kept="all")
+    for number, score in enumerate((0.5, 0.1)):
+        trial_id = f"{number:05d}"
+        begin(keeping.record, trial_id)
+        for epoch in (1, 2, 3):
+            keeping.report(trial_id, epoch, score / epoch)
+        keeping.finish(trial_id)
+    begin(keeping.record, "00002")
+    keeping.report("00002", 1, 0.9)
+    keeping.finish("00002", "ERROR")
+    assert keeping.left() == ["00000/1", "00000/3", "00001/1", "00001/3"]
 
 
 def test_what_earlier_sessions_kept_is_surpassed_too(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_each_name_gives_its_scheduler(tmp_path: Path, options: dict[str, Any], 
 def test_when_time_is_nearly_up_no_trial_that_waits_continues(is_over: bool) -> None:
     controller = SimpleNamespace(get_live_trials=lambda: {second, first})
     first, second = WaitingTrial("00000"), WaitingTrial("00001")
-    shielded = ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(), lambda: is_over)
+    shielded = ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(), is_over=lambda: is_over)
     assert shielded.choose_trial_to_run(controller) is (None if is_over else first)
 
 
@@ -63,7 +63,7 @@ class NotingScheduler(FIFOScheduler):
 
 def test_the_end_of_a_trial_without_a_usable_metric_is_an_error_to_the_scheduler() -> None:
     inner, end = NotingScheduler(), end_of_trial()
-    shielded = ShieldedScheduler(inner, NO_RECORD, end, lambda: False)
+    shielded = ShieldedScheduler(inner, NO_RECORD, end)
     shielded.set_search_properties("score", "max")
     assert end("bad", {"training_iteration": 1, "score": None})
     for trial_id in ("good", "bad"):
@@ -76,7 +76,7 @@ def test_a_shielded_scheduler_decides_as_the_scheduler_does(tmp_path: Path) -> N
     record = new_record(tmp_path)
     asha = ASHAScheduler(time_attr="training_iteration", max_t=9, grace_period=1, reduction_factor=2)
     end = end_of_trial()
-    shielded = ShieldedScheduler(asha, record, end, lambda: False)
+    shielded = ShieldedScheduler(asha, record, end)
     assert shielded.set_search_properties("score", "max")
     assert shielded.metric == "score"
     decisions = []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Pa
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False))
     fused = session(tmp_path, Fusion(slots, 2, 1.0))
     scheduler = make_scheduler(fused.sweep, fused.record, {}, HandOvers())
-    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), fused.is_over)))
+    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), is_over=fused.is_over)))
 
 
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:
@@ -71,10 +72,17 @@ SLURM = SlurmJob("7", None, 0)
 
 
 def opened(
-    folder: Path, *, epochs: tuple[int, ...] = (), is_near: bool = False, resubmit: int = 0, gpu: float | str = 0, **given: Any
+    folder: Path,
+    *,
+    epochs: tuple[int, ...] = (),
+    max_epochs: int = 2,
+    is_near: bool = False,
+    resubmit: int = 0,
+    gpu: float | str = 0,
+    **given: Any,
 ) -> Session:
-    """Return a session on a record whose trials have come to these epochs, of 2."""
-    sweep = sweep_config(trainable="user.py:train", max_epochs=2, allocation={"resubmit": resubmit}, trial_resources={"gpu": gpu})
+    """Return a session on a record whose trials have come to these epochs, of `max_epochs`."""
+    sweep = sweep_config(trainable="user.py:train", max_epochs=max_epochs, allocation={"resubmit": resubmit}, trial_resources={"gpu": gpu})
     now = time.time()
     deadline = Deadline.of(now - 1000, now + 10, 60) if is_near else Deadline()
     job = search_job(folder, sweep, total=2, slurm_job=SLURM, deadline=deadline, **given)
@@ -124,6 +132,23 @@ def test_a_session_is_complete_when_the_best_value_no_longer_becomes_better(tmp_
     session = open_session(job, (NodeSize("n", 8, 2),), Record(tmp_path / "record.jsonl"))
     end_session(session)
     assert outcomes(session)[-1] == "complete"
+
+
+def test_a_session_with_more_epochs_goes_on_with_finished_trials_and_one_with_fewer_finishes_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(tmp_path, epochs=(2, 1))
+    with caplog.at_level(logging.INFO, "raysweep"):
+        longer = opened(tmp_path, max_epochs=3)
+    assert "s: 1 finished trial goes on to epoch 3, with at most 1 epoch of training." in caplog.messages
+    assert [trial.status for trial in longer.record.sweep.trials.values()] == ["PENDING", "PENDING"]
+    assert [trial.latest_checkpoint(tmp_path) for trial in longer.record.sweep.trials.values()] == [2, 1]
+    shorter = opened(tmp_path, max_epochs=1)
+    trials = shorter.record.sweep.trials.values()
+    assert [(trial.status, trial.reason, trial.epochs) for trial in trials] == [
+        ("TERMINATED", "max_epochs", 2),
+        ("TERMINATED", "max_epochs", 1),
+    ]
 
 
 def test_the_first_resources_follow_from_what_was_measured(tmp_path: Path) -> None:

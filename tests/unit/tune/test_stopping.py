@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from raysweep.common.bounds import Bounds
+from raysweep.common.patience import is_enough
 from raysweep.config.model import Mode
 from raysweep.record.trials import Result
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.stopping import EndOfTrial, TrialLimits, is_enough
+from raysweep.tune.stopping import EndOfTrial, TrialLimits
 from records import new_record
 from tune_parts import begin, end_of_trial, report, tune_trial
 
 
 def ends(end: EndOfTrial, trial_id: str, result: dict[str, Any]) -> bool:
     """Return whether a trial ends with this report, if a scheduler would let the trial continue."""
-    return end(trial_id, result) or end.is_saved(trial_id, result)
+    return end(trial_id, result)
 
 
 def near() -> Deadline:
@@ -126,15 +127,13 @@ def test_an_unusable_report_ends_its_trial() -> None:
     assert [end.is_unusable(trial_id) for trial_id in ("00000", "00001")] == [True, False]
 
 
-def test_when_time_is_nearly_up_each_trial_ends_with_its_next_checkpoint() -> None:
+def test_when_time_is_nearly_up_each_trial_is_paused_with_its_next_checkpoint() -> None:
     end = end_of_trial(near())
     report = {"training_iteration": 1, "score": 0.1}
-    assert ends(end, "00000", {**report, "should_checkpoint": True})
-    assert not ends(end, "00001", {**report, "should_checkpoint": False}), "it would have to begin anew"
-    assert not ends(end, "00002", {**report, "should_checkpoint": True, "done": True}), "it ends by itself"
-    assert end.saved == {"00000"}
-    assert ends(end, "00003", {**report, "training_iteration": 3, "should_checkpoint": True})
-    assert end.saved == {"00000"}, "what has come to its end is not to continue"
+    assert end.is_time_to_pause({**report, "should_checkpoint": True})
+    assert not end_of_trial().is_time_to_pause({**report, "should_checkpoint": True})
+    assert not end.is_time_to_pause({**report, "should_checkpoint": False}), "it would have to begin anew"
+    assert not end.is_time_to_pause({**report, "should_checkpoint": True, "done": True}), "it ends by itself"
 
 
 def test_the_experiment_ends_when_time_is_nearly_up_and_nothing_runs() -> None:

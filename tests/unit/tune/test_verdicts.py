@@ -1,4 +1,4 @@
-"""Verdicts of ASHA and the median rule over faults and restarts: the record holds each verdict, and a rebuilt scheduler goes on as the earlier one."""
+"""Verdicts of the schedulers over faults and restarts: the record holds each verdict, and a rebuilt scheduler goes on as the earlier one."""
 
 from __future__ import annotations
 
@@ -11,26 +11,74 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from raysweep.config.space import parse_space
 from raysweep.record.file import Record, read_events
-from raysweep.record.trials import Sweep
+from raysweep.record.trials import Result, Sweep
 from raysweep.slurm.allocation import Deadline
+from raysweep.tune.population import HandOvers
+from raysweep.tune.retention import find_checkpoints
 from raysweep.tune.search import trial_id_of
 from raysweep.tune.session import finish_whole
 from raysweep.tune.wiring import make_session_scheduler
 from tune_parts import NO_DEADLINE, Events, end_of_trial, tune_trial
 from typed import sweep_config
 
-MAX_EPOCHS, CONFIGS = 6, 6
+MAX_EPOCHS = 6
 ASHA = {"name": "asha", "grace_period": 1, "reduction_factor": 2}
 MEDIAN = {"name": "median", "grace_period": 1, "min_samples_required": 2}
+HYPERBAND = {"name": "hyperband", "reduction_factor": 2}
+PBT = {"name": "pbt", "perturbation_interval": 1, "quantile_fraction": 0.5, "resample_probability": 0.25}
+SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8]}}
+CONFIGS = {"asha": 6, "median": 6, "pbt": 6, "hyperband": 14}  # 14 trials fill three brackets of HyperBand
+LOOKAHEAD = 60  # number of events for which a rebuilt scheduler decides
 WAITING = SimpleNamespace(status="PENDING")  # a trial that waits, for which the median rule pauses a trial
+
+
+def reports_of(sweep: Sweep) -> list[tuple[Any, Result]]:
+    """Return the trial and the report of each recorded report."""
+    return [(entry.trial, entry.result) for entry in sweep.history if entry.event == "result" and entry.result]
 
 
 def session_scheduler(options: dict[str, Any], record: Any, parts: Any) -> TrialScheduler:
     """Return the scheduler of a session that begins with this record."""
     sweep = sweep_config(trainable="user.py:train", scheduler=options, max_epochs=MAX_EPOCHS, metric="score", mode="max")
-    session: Any = SimpleNamespace(sweep=sweep, record=record, space={}, is_search=True, is_over=lambda: False)
+    session: Any = SimpleNamespace(sweep=sweep, record=record, space=parse_space(SPACE), is_search=True, is_over=lambda: False)
     return make_session_scheduler(session, parts, parts)
+
+
+def added_trial(recorded: Any, folder: Path) -> Any:
+    """Return a stand-in for the trial of Tune's that goes on as the record says."""
+    trial = tune_trial(recorded.trial_id)
+    trial.path, trial.config, trial.set_config = str(folder), {}, lambda config: None
+    trial.status = "PAUSED" if recorded.is_waiting else "PENDING"
+    trial.run_metadata = SimpleNamespace(checkpoint_manager=SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None)))
+    trial.experiment_tag, trial.is_saving, trial.is_finished = "", False, lambda: trial.status in ("TERMINATED", "ERROR")
+    return trial
+
+
+class StubController:
+    """As much of Tune's controller as schedulers call. `waiting` are trials that wait for a place."""
+
+    search_alg = None
+
+    def __init__(self, scheduler: Any, waiting: list[Any], complete: Any = lambda trial: None) -> None:
+        self.scheduler, self.waiting, self.complete = scheduler, waiting, complete
+        self.stopped: list[str] = []
+
+    def get_live_trials(self) -> list[Any]:
+        return self.waiting
+
+    get_trials = get_live_trials
+
+    def stop_trial(self, trial: Any) -> None:
+        assert trial.status == "PAUSED"
+        self.stopped.append(trial.trial_id)
+        self.scheduler.on_trial_remove(self, trial)
+        self.complete(trial)
+        trial.status = "TERMINATED"
+
+    def pause_trial(self, trial: Any, should_checkpoint: bool) -> None:
+        trial.status = "PAUSED"
 
 
 class Sessions:
@@ -38,17 +86,22 @@ class Sessions:
 
     def __init__(self, folder: Path, options: dict[str, Any], repeats: int, waiting: list[Any]) -> None:
         self.folder, self.options, self.repeats, self.waiting = folder, options, repeats, waiting
-        self.ids = [trial_id_of(index, repeat, repeats) for index in range(CONFIGS) for repeat in range(repeats)]
+        self.ids = [trial_id_of(index, repeat, repeats) for index in range(CONFIGS[options["name"]]) for repeat in range(repeats)]
         self.begin()
 
     def begin(self, is_near: bool = False) -> None:
-        """Begin a session. What the session before left is finished first."""
+        """Begin a session. What the session before left is finished first. HyperBand and a population get all trials at once."""
         deadline = Deadline(near=time.time() - 1, here=time.time() + 1000) if is_near else NO_DEADLINE
         self.events = events = Events(self.folder, max_epochs=MAX_EPOCHS, max_failures=99, deadline=deadline, repeats=self.repeats)
+        find_checkpoints(events.record)
         finish_whole(events.record, "score", MAX_EPOCHS, {})
         events.scheduler = session_scheduler(self.options, events.record, events.parts)
-        events.controller = SimpleNamespace(get_live_trials=lambda: self.waiting)
+        events.controller = StubController(events.scheduler, self.waiting, lambda trial: events.callback.on_trial_complete(0, [], trial))
         self.running: dict[str, Any] = {}
+        self.paused: dict[str, Any] = {}
+        if self.options in (HYPERBAND, PBT):
+            for trial_id in self.unfinished:
+                self.add(trial_id)
 
     @property
     def trials(self) -> dict[str, Any]:
@@ -58,36 +111,62 @@ class Sessions:
     def unfinished(self) -> list[str]:
         return [trial_id for trial_id in self.ids if trial_id not in self.trials or not self.trials[trial_id].finished]
 
-    def start(self, trial_id: str) -> Any:
-        """Start a trial, or continue the trial from the latest checkpoint."""
+    @property
+    def ready(self) -> list[str]:
+        """Return the unfinished trials that Tune would let run. A trial that HyperBand has paused waits until HyperBand lets the trial go on."""
+        hyperband: Any = self.events.scheduler.inner  # type: ignore[attr-defined]
+        waiting = [trial_id for trial_id, trial in self.paused.items() if trial.status == "PAUSED" and self.options == HYPERBAND]
+        unpaused = {trial.trial_id for trial_id in waiting for trial in hyperband._trial_info[self.paused[trial_id]][0].trials_to_unpause}
+        return [trial_id for trial_id in self.unfinished if trial_id not in waiting or trial_id in unpaused]
+
+    def add(self, trial_id: str) -> None:
+        """Give a trial to the scheduler, as Tune does."""
         if trial_id not in self.trials:
             index, repeat = divmod(self.ids.index(trial_id), self.repeats)
-            self.events.record.write("trial", trial=trial_id, index=index, repeat=repeat, seed=0, config={})
-        trial = self.running[trial_id] = tune_trial(trial_id)
+            config = {"lr": 0.001 * (index + 1), "batch_size": 4}
+            self.events.record.write("trial", trial=trial_id, index=index, repeat=repeat, seed=0, config=config)
+        trial = added_trial(self.trials[trial_id], self.folder / "tune" / trial_id)
+        self.paused[trial_id] = trial
+        self.events.scheduler.on_trial_add(self.events.controller, trial)
+
+    def start(self, trial_id: str) -> Any:
+        """Start a trial, or continue the trial from the latest checkpoint."""
+        if trial_id not in self.paused:
+            self.add(trial_id)
+        trial = self.running[trial_id] = self.paused.pop(trial_id)
         epoch = self.trials[trial_id].latest_checkpoint(self.folder)
         trial.latest_checkpoint_result = SimpleNamespace(metrics={"training_iteration": epoch}) if epoch else None
-        self.events.scheduler.on_trial_add(self.events.controller, trial)
+        trial.status = "RUNNING"
         self.events.callback.on_trial_start(0, [], trial)
         return trial
 
-    def report(self, trial_id: str, score: float, checkpoint: bool = True) -> None:
-        """Let a trial report the next epoch, and do what Tune would do then."""
+    def report(self, trial_id: str, score: float, checkpoint: bool = True, is_killed: bool = False) -> None:
+        """Let a trial report the next epoch, and do what Tune would do then. If `is_killed` is true, the driver is killed before Tune ends the trial."""
         trial = self.running.get(trial_id) or self.start(trial_id)
-        if self.events.report(trial, self.trials[trial_id].epochs + 1, score, checkpoint=checkpoint):
+        is_over = self.events.report(trial, self.trials[trial_id].epochs + 1, score, checkpoint=checkpoint)
+        if is_killed:
+            self.begin()
+        elif is_over:
             del self.running[trial_id]
             self.events.complete(trial)
-        elif trial.verdict == TrialScheduler.PAUSE:
-            del self.running[trial_id]
+            trial.status = "TERMINATED"
+        elif trial.verdict in (TrialScheduler.PAUSE, TrialScheduler.NOOP):
+            self.paused[trial_id] = self.running.pop(trial_id)
             trial.status = "PAUSED"
             self.events.step()
 
     def fail(self, trial_id: str) -> None:
         """Let a trial fail, which Tune then tries again."""
         if trial_id in self.running:
-            assert self.events.fail(self.running.pop(trial_id), ValueError("failed"))
+            trial = self.running.pop(trial_id)
+            assert self.events.fail(trial, ValueError("failed"))
+            self.events.scheduler.on_trial_error(self.events.controller, trial)
+            trial.status = "PENDING"
+            self.paused[trial_id] = trial
+            self.events.scheduler.on_trial_add(self.events.controller, trial)
 
     def verdicts(self) -> list[tuple[str, int, str | None]]:
-        return [(trial.trial_id, report.epoch, report.verdict) for trial, report in self.events.record.sweep.history if report]
+        return [(trial.trial_id, report.epoch, report.verdict) for trial, report in reports_of(self.events.record.sweep)]
 
 
 def score_of(trial_id: str, epoch: int) -> float:
@@ -95,8 +174,11 @@ def score_of(trial_id: str, epoch: int) -> float:
     return random.Random(f"{trial_id} {epoch}").random() * 0.9
 
 
-@pytest.mark.parametrize("options", [ASHA, MEDIAN], ids=lambda options: options["name"])
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "repeats"),
+    [(ASHA, 1), (ASHA, 2), (MEDIAN, 1), (MEDIAN, 2), (HYPERBAND, 1), (PBT, 1)],
+    ids=lambda value: value["name"] if isinstance(value, dict) else str(value),
+)
 def test_a_sweep_that_is_restarted_at_each_walltime_stops_the_same_trials(tmp_path: Path, options: dict[str, Any], repeats: int) -> None:
     whole = Sessions(tmp_path / "whole", options, repeats, [])
     short = Sessions(tmp_path / "short", options, repeats, [])
@@ -104,47 +186,102 @@ def test_a_sweep_that_is_restarted_at_each_walltime_stops_the_same_trials(tmp_pa
         while sessions.unfinished:
             if sessions is short:
                 sessions.begin(is_near=True)
-            for trial_id in sessions.unfinished:
+            for trial_id in sessions.ready:
                 sessions.report(trial_id, score_of(trial_id, sessions.trials[trial_id].epochs + 1 if trial_id in sessions.trials else 1))
     assert short.verdicts() == whole.verdicts()
-    assert {trial.status for trial in whole.trials.values()} == {"STOPPED", "TERMINATED"}
+    assert {trial.status for trial in whole.trials.values()} == ({"TERMINATED"} if options == PBT else {"STOPPED", "TERMINATED"})
+    assert [trial.config for trial in short.trials.values()] == [trial.config for trial in whole.trials.values()]
     ends = [{trial_id: (trial.status, trial.epochs) for trial_id, trial in sessions.trials.items()} for sessions in (whole, short)]
     assert ends[0] == ends[1]
 
 
-def next_verdicts(events: list[dict[str, Any]], first: int, options: dict[str, Any], waiting: list[Any]) -> list[tuple[int, str]]:
-    """Rebuild a scheduler from the first events, and return the verdicts of the later lines. The scheduler learns the later lines from Tune."""
-    sweep = Sweep()
-    for event in events[:first]:
-        sweep.apply(event)
-    end = end_of_trial()
-    parts: Any = SimpleNamespace(end_of_trial=end, retries=SimpleNamespace(is_retried=lambda trial_id: False), hand_overs=None)
-    scheduler = session_scheduler(options, SimpleNamespace(sweep=sweep), parts)
-    controller, verdicts = SimpleNamespace(get_live_trials=lambda: waiting), []
-    for trial in sweep.trials.values():
-        if not trial.finished:
-            scheduler.on_trial_add(controller, tune_trial(trial.trial_id))
-    last: dict[str, dict[str, Any]] = {
-        id: {"training_iteration": t.epochs, **t.results[-1].metrics} for id, t in sweep.trials.items() if t.results
-    }
-    for number, event in enumerate(events[first:], start=first):
-        trial = tune_trial(event.get("trial", ""))
+class Rebuilt:
+    """A scheduler that is rebuilt from the first events of a record, and learns the later events from Tune. `decisions` are its answers."""
+
+    def __init__(self, folder: Path, events: list[dict[str, Any]], first: int, options: dict[str, Any], waiting: list[Any]) -> None:
+        self.sweep, self.folder, self.hand_overs, self.retried = Sweep(), folder, HandOvers(), set()  # type: ignore[var-annotated]
+        self.decisions: list[tuple[Any, ...]] = []
+        for event in events[:first]:
+            self.sweep.apply(event)
+        ended: list[str] = []
+        record = SimpleNamespace(sweep=self.sweep, path=folder / "record.jsonl", write=lambda event, trial, **_: ended.append(trial))
+        parts: Any = SimpleNamespace(
+            end_of_trial=end_of_trial(), retries=SimpleNamespace(is_retried=self.retried.__contains__), hand_overs=self.hand_overs
+        )
+        self.scheduler = session_scheduler(options, record, parts)
+        self.controller = StubController(self.scheduler, waiting)
+        self.controller.stopped += ended
+        self.trials: dict[str, Any] = {}
+        for trial in self.sweep.trials.values():
+            if not trial.finished:
+                self.add(trial.trial_id)
+        self.last = {id: {"training_iteration": t.epochs, **t.results[-1].metrics} for id, t in self.sweep.trials.items() if t.results}
+        if first < len(events) and events[first]["event"] == "take_over":
+            self.report(first - 1, events[first - 1])  # the take-over was lost, so the trial makes the report again
+        for number, event in enumerate(events[first:], start=first):
+            self.learn(number, event)
+
+    def add(self, trial_id: str) -> None:
+        trial = self.trials[trial_id] = added_trial(self.sweep.trials[trial_id], self.folder / "rebuilt" / trial_id)
+        self.scheduler.on_trial_add(self.controller, trial)
+
+    def report(self, number: int, event: dict[str, Any]) -> None:
+        self.last[event["trial"]] = report = {"training_iteration": event["epoch"], **event["metrics"]}
+        trial = self.trials[event["trial"]]
+        trial.status = "RUNNING"
+        if event["verdict"] is None:
+            return
+        verdict = self.scheduler.on_trial_result(self.controller, trial, report)
+        self.decisions.append((number, verdict))
+        trial.status = "PAUSED" if verdict in ("PAUSE", "NOOP") else "RUNNING"
+
+    def learn(self, number: int, event: dict[str, Any]) -> None:
+        """Let the scheduler learn an event as Tune would tell it. HyperBand stops other trials itself."""
+        trial = self.trials.get(event.get("trial", ""))
         if event["event"] == "result":
-            last[trial.trial_id] = report = {"training_iteration": event["epoch"], **event["metrics"]}
-            if event["verdict"] is not None:
-                verdicts.append((number, scheduler.on_trial_result(controller, trial, report)))
-        sweep.apply(event)
+            self.report(number, event)
+        elif event["event"] == "take_over":
+            taken = self.hand_overs.pop(event["trial"], None)
+            self.decisions.append((number, taken.donor, taken.epoch, taken.config) if taken else (number, None))
+        elif event["event"] == "failure":
+            self.retried.add(event["trial"])
+            self.scheduler.on_trial_error(self.controller, trial)
+            trial.status = "PENDING"
+            self.scheduler.on_trial_add(self.controller, trial)
+        elif event["event"] == "finish" and trial.status not in ("PAUSED", "TERMINATED"):
+            trial.status = "RUNNING"
+            self.scheduler.on_trial_complete(self.controller, trial, self.last[event["trial"]])
+            trial.status = "TERMINATED"
+        self.sweep.apply(event)
         if event["event"] == "trial":
-            scheduler.on_trial_add(controller, trial)
-        elif event["event"] == "finish":
-            scheduler.on_trial_complete(controller, trial, last[trial.trial_id])
-    return verdicts
+            self.add(event["trial"])
+
+
+def decisions_of(events: list[dict[str, Any]]) -> tuple[list[tuple[Any, ...]], dict[str, int]]:
+    """Return the recorded answers to reports with the take-overs, and the number of the event with which a scheduler stopped a trial that waited."""
+    decisions: list[tuple[Any, ...]] = []
+    stopped, waiting = {}, set()
+    for number, event in enumerate(events):
+        if event["event"] == "result":
+            (waiting.add if event["verdict"] == "PAUSE" else waiting.discard)(event["trial"])
+            if event["verdict"]:
+                decisions.append((number, event["verdict"]))
+        elif event["event"] == "take_over":
+            decisions.append((number, event["donor"], event["epoch"], event["config"]))
+        elif event["event"] == "finish" and event["trial"] in waiting:
+            stopped[event["trial"]] = number
+    return decisions, stopped
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("waiting", [[], [WAITING]], ids=["none waits", "one waits"])
-@pytest.mark.parametrize("repeats", [1, 2])
-@pytest.mark.parametrize("options", [ASHA, MEDIAN], ids=lambda options: options["name"])
+@pytest.mark.parametrize(
+    ("options", "repeats", "waiting"),
+    [
+        *((options, repeats, waiting) for options in (ASHA, MEDIAN) for repeats in (1, 2) for waiting in ([], [WAITING])),
+        *((HYPERBAND, 1, []), (PBT, 1, []), (PBT, 1, [WAITING])),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else str(value) if isinstance(value, int) else f"{len(value)} wait",
+)
 def test_a_scheduler_that_is_rebuilt_from_any_first_events_decides_as_recorded(
     tmp_path: Path, options: dict[str, Any], repeats: int, waiting: list[Any], seed: int
 ) -> None:
@@ -153,18 +290,32 @@ def test_a_scheduler_that_is_rebuilt_from_any_first_events_decides_as_recorded(
     for _ in range(300):
         if not sessions.unfinished:
             break
-        trial_id, fate = choice.choice(sessions.unfinished[:5]), choice.random()
+        if not sessions.ready:  # all trials of HyperBand are paused, because the time of the job is nearly over
+            sessions.begin()
+        trial_id, fate = choice.choice(sessions.ready[:5]), choice.random()
         if fate < 0.05:
             sessions.fail(trial_id)
         elif fate < 0.1:  # the session is killed, or comes to its walltime
             sessions.begin(is_near=choice.random() < 0.5)
         else:
-            sessions.report(trial_id, choice.random() * 0.9, checkpoint=choice.random() < 0.8)
+            sessions.report(trial_id, choice.random() * 0.9, checkpoint=choice.random() < 0.8, is_killed=fate < 0.15)
+    assert not sessions.unfinished
     events = [event for event, _, _ in read_events(sessions.events.record.path)]
-    recorded = [(number, event["verdict"]) for number, event in enumerate(events) if event["event"] == "result" and event["verdict"]]
-    assert {"CONTINUE", "STOP"} <= {verdict for _, verdict in recorded}
+    decisions, stopped = decisions_of(events)
+    assert {decision[1] for decision in decisions} >= {PBT["name"]: {"CONTINUE", "NOOP"}}.get(options["name"], {"CONTINUE", "STOP"})
+    assert bool(stopped) is (options == HYPERBAND)
+    for event in events:  # also the checkpoints that were not needed any more
+        if event["event"] in ("checkpoint", "take_over"):
+            (tmp_path / event["path"]).mkdir(parents=True, exist_ok=True)
     for first in range(1, len(events) + 1):
-        assert next_verdicts(events, first, options, waiting) == [pair for pair in recorded if pair[0] >= first], first
+        # Population based training copies a folder for each take-over. Each later event is among the next events of a later `first`.
+        last = len(events) if first == 1 or options == HYPERBAND else first + LOOKAHEAD
+        rebuilt = Rebuilt(tmp_path, events[:last], first, options, waiting)
+        expected = [decision for decision in decisions if first <= decision[0] < last]
+        if first < len(events) and events[first]["event"] == "take_over":
+            expected.insert(0, (first - 1, "NOOP"))
+        assert rebuilt.decisions == expected, first
+        assert sorted(rebuilt.controller.stopped) == sorted(trial_id for trial_id, number in stopped.items() if number >= first), first
 
 
 def start_worst(sessions: Sessions) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from raysweep.common.bounds import Bounds, any_holds
 
 NO_BETTER_FOR = "no_better_for"  # key in `stop` and `end_when` of the config; a metric cannot have this name
 
@@ -40,3 +42,18 @@ def epochs_without_better(reports: Iterable[tuple[int, float]], min_delta: float
         if best.improves(value):
             epoch_of_best = epoch
     return last_epoch - epoch_of_best
+
+
+def is_enough(reports: Sequence[tuple[int, dict[str, Any]]], stop: Bounds, metric: str, mode: Literal["max", "min"]) -> bool:
+    """Return whether a trial is complete by `stop` after the last one of its reports, which are pairs (epoch, metrics).
+
+    A trial is complete when its last report fulfils a bound, or when the metric has not become better for `no_better_for` epochs. All reports count, also
+    reports outside the constraint. Otherwise a new constraint, with which a sweep goes on, would change how long trials have to train.
+    """
+    bounds = {key: bound for key, bound in stop.items() if key != NO_BETTER_FOR}
+    if not reports or any_holds(reports[-1][1], bounds):
+        return bool(reports)
+    if (patience := stop.get(NO_BETTER_FOR)) is None:
+        return False
+    values = [(epoch, metrics[metric]) for epoch, metrics in reports if metric in metrics]
+    return epochs_without_better(values, patience["min_delta"], mode) >= patience["epochs"]

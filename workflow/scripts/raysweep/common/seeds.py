@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Each purpose of a seed has a different number, so that two purposes never share a stream of random numbers.
-_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION, _MIXUP = 1, 2, 3, 4, 5, 6
+_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION, _MIXUP, _TAKE_OVER = 1, 2, 3, 4, 5, 6, 7
 
 
 def _seed(*words: int) -> int:
@@ -31,8 +31,16 @@ def confirm_seeds(seed: int, count: int, used: set[int]) -> list[int]:
 
 
 def sampler_seed(seed: int, num_results: int) -> int:
-    """Return the seed of a sampler or scheduler that starts when the record contains `num_results` trials."""
+    """Return the seed of a sampler that starts when the record contains `num_results` trials."""
     return _seed(_SAMPLER, seed, num_results)
+
+
+def take_over_seed(seed: int, index: int, epoch: int) -> int:
+    """Return the seed for the random numbers with which trial `index` takes over another trial's checkpoint after `epoch` (population based training).
+
+    The random numbers depend neither on the order in which trials report, nor on the number of sessions.
+    """
+    return _seed(_TAKE_OVER, seed, index, epoch)
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:

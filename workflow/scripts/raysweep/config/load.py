@@ -280,8 +280,4 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             sweep["training"] = with_defaults(sweep.get("training", {}), schema_at(("sweeps", name, "training")))
     for values, key in _named_values(filled):
         values[key] = options_with_defaults(key, values[key])
-    for sweep in maps_below(filled, "sweeps").values():
-        schedule = _at(sweep, ("training", "schedule"))
-        if isinstance(schedule, dict) and schedule.get("epochs", 0) is None:
-            schedule["epochs"] = sweep["max_epochs"]
     return filled

@@ -204,7 +204,7 @@ class SweepConfig:
     end_when: EndWhenConfig = EndWhenConfig()
     trial_timeout: Time | None
     max_failures: int
-    keep_checkpoints: int
+    keep_checkpoints: int | Literal["all"]
     fuse: Literal["auto", "on", "off"]
     tensorboard: bool
     mlflow: str | None

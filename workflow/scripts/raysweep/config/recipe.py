@@ -7,7 +7,7 @@ use the same rates, also after an interruption or a change of the batch size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -60,7 +60,8 @@ class Schedule:
     """Describes how the learning rate changes during the training, without the warm-up."""
 
     name: Literal["constant", "cosine", "onecycle", "step", "exponential"] = "constant"
-    epochs: float = 0  # length of the schedule, after which the rate stays constant; a constant rate needs no length
+    # Length of the schedule, after which the rate stays constant; a constant rate needs no length. None is `max_epochs` of the first session (with_horizon).
+    epochs: float | None = 0
     step_size: float | None = None  # epochs between two changes of the rate by the factor `gamma`; None is a third of the schedule
     gamma: float = 1
 
@@ -106,9 +107,13 @@ class Recipe:
                 " ".join([name, *(f"{value:g}" for value in options.values())]) for name, options in self.operations.items()
             )
         if schedule := given.pop("schedule", None):
-            options = ", ".join(f"{key} {value:g}" for key, value in schedule.items() if key != "name")
+            options = ", ".join(f"{key} {value:g}" for key, value in schedule.items() if key != "name" and value is not None)
             given = {"schedule": f"{schedule['name']} ({options})" if options else schedule["name"], **given}
         return ", ".join(f"{key} {value}" for key, value in given.items())
+
+    def with_horizon(self, epochs: float) -> Recipe:
+        """Return the recipe with `epochs` as the length of a schedule that has no length."""
+        return replace(self, schedule=replace(self.schedule, epochs=epochs)) if self.schedule.epochs is None else self
 
     @cached_property
     def operations(self) -> dict[str, dict[str, float]]:
@@ -127,7 +132,8 @@ class Recipe:
 
         `epochs` need not be whole: (epoch - 1) + (rows of the epoch before the batch) / (rows of the epoch).
         """
-        length = self.schedule.epochs - self.warmup_epochs
-        after = np.clip(epochs - self.warmup_epochs, 0, max(length, 0) if self.schedule.epochs else None)
+        horizon = self.schedule.epochs or 0
+        length = horizon - self.warmup_epochs
+        after = np.clip(epochs - self.warmup_epochs, 0, max(length, 0) if horizon else None)
         rates = self.schedule.rates(after, length)
         return np.where(epochs < self.warmup_epochs, epochs / (self.warmup_epochs or 1), rates)

@@ -64,6 +64,8 @@ def recipe_values(sweep: Section, *keys: str) -> list[Any]:
     value = sweep.values["training"]
     for key in keys:
         value = value.get(key)
+    if value is None and keys == ("schedule", "epochs"):
+        value = sweep.values["max_epochs"]
     return extremes(sweep.space.get(SEPARATOR.join(("training", *keys)), value))
 
 

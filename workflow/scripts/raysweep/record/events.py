@@ -16,7 +16,7 @@ from raysweep.config.model import Mode, Named, NoBetterFor, Objective, TrialReso
 from raysweep.config.recipe import Recipe
 
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
-DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "session_end"})
+DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "reopen", "session_end"})
 
 # Why a trial has finished: its function returned, the trial reached `max_epochs` or a bound of `stop`, the scheduler stopped the trial, or the trial failed.
 FinishReason = Literal["returned", "max_epochs", "stop", "scheduler", "error"]

@@ -25,7 +25,7 @@ from typing import Any
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import disk_errors_name, written_aside
-from raysweep.record.events import DURABLE
+from raysweep.record.events import DURABLE, SessionHeader
 from raysweep.record.trials import Sweep
 
 DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURABLE))
@@ -94,6 +94,11 @@ def read_sweep(path: Path) -> Sweep:
     for event, _, _ in read_events(path):
         sweep.apply(event)
     return sweep
+
+
+def first_header(path: Path) -> SessionHeader | None:
+    """Return the description of the sweep in the first session of the record at `path`, or None where there is no session."""
+    return next((SessionHeader.from_json(event["sweep"]) for event, _, _ in read_events(path)), None)
 
 
 class Record:

@@ -24,10 +24,10 @@ class Stagnation:
         """Return whether as many configurations as `patience` says have finished without a better value. Each entry of the history is read once."""
         history = self.sweep.history
         while self.num_read < len(history):
-            trial, report = history[self.num_read]
+            entry = history[self.num_read]
             self.num_read += 1
-            if report is None:
-                self._note_end(trial)
+            if entry.event == "finish":
+                self._note_end(entry.trial)
         return self.num_without_better >= self.patience.steps
 
     def _note_end(self, trial: Trial) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds, all_hold
 from raysweep.common.errors import RaysweepError
@@ -137,10 +137,11 @@ class Trial(Candidate):
     failures: list[Failure] = field(default_factory=list)
     ended: str | None = None
     error: str | None = None
-    reason: FinishReason | None = (
-        None  # why the trial has finished; None while the trial is not finished, and in records that have no reasons
-    )
     is_stopped: bool = False  # whether the scheduler has decided that the trial ends, even if the record does not contain the end yet
+    reason: FinishReason | None = None  # why the trial has finished; None while the trial is not finished
+    # Last epoch of a finished trial that was re-opened. The reports up to this epoch stay until the trial has reported these epochs again.
+    reopened_at: int = 0
+    is_waiting: bool = False  # whether the scheduler has paused the trial at its last report, and the trial has not gone on since
     constraint: Bounds = field(default_factory=dict)
     objectives: tuple[Objective, ...] = ()
     # The configurations with which population based training produced the trial's weights. The list is empty where the configuration never changed.
@@ -175,12 +176,22 @@ class Trial(Candidate):
         return next((step.config for step in reversed(self.schedule) if step.from_epoch <= epoch), self.config)
 
     def go_back_to(self, epoch: int) -> None:
-        """Remove the reports and checkpoints after `epoch`, because the trial goes on from the checkpoint of `epoch`."""
+        """Remove the reports and checkpoints after `epoch`, because the trial goes on from the checkpoint of `epoch`.
+
+        A trial that was re-opened keeps the reports that it had when it was finished, so that the best trial of the sweep does not get worse.
+        """
         self.config = self.config_at(epoch)
         schedule = [step for step in self.schedule if step.from_epoch <= epoch]
         self.schedule = schedule if len(schedule) > 1 else []
-        self.results = [r for r in self.results if r.epoch <= epoch]
+        self.results = [r for r in self.results if r.epoch <= max(epoch, self.reopened_at)]
         self.checkpoints = {e: path for e, path in self.checkpoints.items() if e <= epoch}
+
+    def add_result(self, result: Result) -> None:
+        """Add a report. The report replaces an earlier report of the same epoch, which a trial that was re-opened has."""
+        if result.epoch <= self.epochs:
+            self.results = sorted([*(r for r in self.results if r.epoch != result.epoch), result], key=lambda r: r.epoch)
+        else:
+            self.results.append(result)
 
     @property
     def num_failures(self) -> int:
@@ -251,6 +262,18 @@ def _mean(results: list[Result]) -> Result:
     return Result(results[0].epoch, metrics, max(result.time_s for result in results), max(result.at for result in results))
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """Contains one event of a trial that a scheduler learns. A new session gives these events to its scheduler in the order of the record's lines."""
+
+    event: Literal["trial", "result", "take_over", "failure", "finish", "reopen"]
+    trial: Trial
+    # Report of the event `result`; last report of a trial that has finished; report of the donor trial at the checkpoint that was taken over.
+    result: Result | None = None
+    status: Status | None = None  # status of a trial that has finished
+    donor: Trial | None = None  # trial whose checkpoint was taken over
+
+
 @dataclass
 class Sweep:
     """Contains the state of a sweep after all events of the record."""
@@ -262,10 +285,8 @@ class Sweep:
     objectives: tuple[Objective, ...] = ()  # empty with one objective
     choose: str | None = None  # how the best of several objectives is chosen
     nodes: list[NodeEvent] = field(default_factory=list)
-    # Each report of a trial and each end of a trial (None), in the order of the record. The list keeps the reports that a later attempt has repeated.
-    history: list[tuple[Trial, Result | None]] = field(default_factory=list)
-    # Each proposed configuration (False) and each finished configuration (True), in the order of the record.
-    search_history: list[tuple[Candidate, bool]] = field(default_factory=list)
+    # What a scheduler learns, in the order of the record's lines. The list keeps the reports that a later attempt has repeated.
+    history: list[HistoryEntry] = field(default_factory=list)
     # How trials are trained together, or why trials are not trained together. None: the driver did not try to train trials together.
     fused: FusionPlan | NotFused | None = None
     # Share of a GPU that a trial uses. None until the driver has measured the first trial, or until a trial has failed because its GPU was too full.
@@ -283,6 +304,19 @@ class Sweep:
         self.constraint, self.objectives, self.choose = constraint, objectives, choose
         for candidate in (*self.trials.values(), *self.groups.values()):
             candidate.constraint, candidate.objectives = constraint, objectives
+
+    @property
+    def search_history(self) -> Iterator[tuple[Candidate, bool]]:
+        """Yield each configuration when it was proposed (False), and when its last trial ended for the first time (True), in the order of the record."""
+        ended: dict[int, set[str]] = {}
+        for entry in self.history:
+            candidate, trials = self.candidate_of(entry.trial), ended.setdefault(entry.trial.index, set())
+            if entry.event == "trial" and entry.trial is candidate.members[0]:
+                yield candidate, False
+            if entry.event == "finish" and entry.trial.trial_id not in trials:
+                trials.add(entry.trial.trial_id)
+                if len(trials) == self.repeats:
+                    yield candidate, True
 
     @property
     def repeats(self) -> int:
@@ -375,8 +409,7 @@ def _add_trial(sweep: Sweep, event: Mapping[str, Any]) -> None:
     sweep.trials[trial.trial_id] = trial
     group = sweep.groups.setdefault(trial.index, Group(trial.index, sweep.repeats, sweep.constraint, sweep.objectives))
     group.trials.append(trial)
-    if len(group.trials) == 1:
-        sweep.search_history.append((sweep.candidate_of(trial), False))
+    sweep.history.append(HistoryEntry("trial", trial))
 
 
 def _note_node(sweep: Sweep, event: Mapping[str, Any]) -> None:
@@ -397,7 +430,7 @@ def _note_gpu_share(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
-    trial.status, trial.ended, trial.error, trial.reason = "RUNNING", None, None, None
+    trial.status, trial.ended, trial.error, trial.reason, trial.is_waiting = "RUNNING", None, None, None, False
     trial.attempts.append(Attempt(event["node"], event["at"], event["from_epoch"]))
     # A new attempt repeats the epochs after its checkpoint. The reports that the earlier attempt made of these epochs therefore no longer count.
     trial.go_back_to(event["from_epoch"])
@@ -406,15 +439,18 @@ def _start(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _add_result(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
     result = Result(event["epoch"], event["metrics"], event["time_s"], event["at"], event.get("verdict", UNRECORDED))
-    trial.results.append(result)
+    trial.add_result(result)
     trial.is_stopped |= result.verdict == "STOP"
-    sweep.history.append((trial, result))
+    trial.is_waiting = result.verdict == "PAUSE"
+    sweep.history.append(HistoryEntry("result", trial, result))
     if trial.attempts[-1].node != event["node"]:
         trial.attempts[-1] = replace(trial.attempts[-1], node=event["node"])
 
 
 def _take_over(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    sweep.trials[event["trial"]].take_over(sweep.trials[event["donor"]], event["epoch"], event["config"], event["path"])
+    trial, donor = sweep.trials[event["trial"]], sweep.trials[event["donor"]]
+    trial.take_over(donor, event["epoch"], event["config"], event["path"])
+    sweep.history.append(HistoryEntry("take_over", trial, trial.results[-1], donor=donor))
 
 
 def _pause(sweep: Sweep, event: Mapping[str, Any]) -> None:
@@ -425,7 +461,8 @@ def _pause(sweep: Sweep, event: Mapping[str, Any]) -> None:
 def _add_failure(sweep: Sweep, event: Mapping[str, Any]) -> None:
     """Add a failure to a trial, and mark the trial as pending. A later event says whether the trial started again or ended."""
     trial = sweep.trials[event["trial"]]
-    trial.status = "PENDING"
+    trial.status, trial.is_waiting = "PENDING", False
+    sweep.history.append(HistoryEntry("failure", trial))
     trial.failures.append(Failure(event["error"], event["counted"], event["at"]))
 
 
@@ -435,10 +472,23 @@ def _add_checkpoint(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 def _finish(sweep: Sweep, event: Mapping[str, Any]) -> None:
     trial = sweep.trials[event["trial"]]
-    trial.status, trial.ended, trial.error, trial.reason = event["status"], event["at"], event["error"], event.get("reason")
-    sweep.history.append((trial, None))
-    if (candidate := sweep.candidate_of(trial)).finished:
-        sweep.search_history.append((candidate, True))
+    trial.status, trial.ended, trial.error = event["status"], event["at"], event["error"]
+    trial.reason = event.get("reason") or _unrecorded_reason(sweep, trial)
+    sweep.history.append(HistoryEntry("finish", trial, trial.results[-1] if trial.results else None, trial.status))
+
+
+def _unrecorded_reason(sweep: Sweep, trial: Trial) -> FinishReason:
+    """Return why a trial has finished, where version 0.1 has recorded only the status. A bound of `stop` counts as an end by the function itself."""
+    if trial.status != "TERMINATED":
+        return "error" if trial.status == "ERROR" else "scheduler"
+    return "max_epochs" if trial.epochs >= sweep.header.max_epochs else "returned"
+
+
+def _reopen(sweep: Sweep, event: Mapping[str, Any]) -> None:
+    """Mark a finished trial as pending, because the reason for its end no longer holds."""
+    trial = sweep.trials[event["trial"]]
+    trial.status, trial.ended, trial.reason, trial.reopened_at = "PENDING", None, None, trial.epochs
+    sweep.history.append(HistoryEntry("reopen", trial))
 
 
 HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {
@@ -455,4 +505,5 @@ HANDLERS: dict[str, Callable[[Sweep, Mapping[str, Any]], None]] = {
     "failure": _add_failure,
     "checkpoint": _add_checkpoint,
     "finish": _finish,
+    "reopen": _reopen,
 }

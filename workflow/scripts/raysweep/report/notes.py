@@ -40,6 +40,7 @@ def notes(inputs: Inputs) -> list[Note]:
         _not_begun(inputs),
         _stopped_early(inputs),
         _ended_by_stop(inputs),
+        _more_epochs(inputs),
         _interruptions(inputs),
         _stacked(inputs),
         _lost_nodes(inputs),
@@ -235,6 +236,20 @@ def _ended_by_stop(inputs: Inputs) -> Note | None:
         f"{len(epochs):,} of {plural(len(inputs.trials), 'trial')} ended before {plural(inputs.header.max_epochs, 'epoch')}, by a bound or by no_better_for"
         f" of the key stop. {plural(saved, 'epoch')} were not trained.",
     )
+
+
+def _more_epochs(inputs: Inputs) -> Note | None:
+    """Return a note on the sessions in which `max_epochs` was larger than before, so that finished trials went on."""
+    lengths = [session.header.max_epochs for session in inputs.sessions]
+    steps = [length for length, before in zip(lengths, [0, *lengths], strict=False) if length != before]
+    reopened = [trial for trial in inputs.trials if trial.reopened_at]
+    if not reopened:
+        return None
+    text = f"{plural(len(reopened), 'finished trial')} went on"
+    text += f" from {' to '.join(map(str, steps))} epochs (max_epochs)." if len(steps) > 1 else ", because stop had changed."
+    if inputs.header.scheduler.name != "none" and len(steps) > 1:
+        text += " A trial that the scheduler had stopped before stayed stopped."
+    return Note("info", "Finished trials went on", text)
 
 
 def _interruptions(inputs: Inputs) -> Note | None:

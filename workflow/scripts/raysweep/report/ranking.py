@@ -172,7 +172,7 @@ def annealing(inputs: Inputs) -> Note | None:
         return None
     recipe = inputs.header.training.with_values(inputs.winner.config.get("training", {}))
     schedule, epoch = recipe.schedule, inputs.best.epochs
-    if epoch >= schedule.epochs:
+    if epoch >= (schedule.epochs or 0):
         return None
     percent = 100 * float(recipe.rates(np.array([epoch]))[0])
     text = (

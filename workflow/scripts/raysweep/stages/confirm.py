@@ -47,7 +47,7 @@ def run_confirm(stage: Stage) -> None:
     """
     with stage.lock():
         best = BestResult.read(stage.results_dir / "best.yaml")
-        if best.provenance.identity != stage.identity().sha256:
+        if not stage.identity().is_identity(best.provenance.identity):
             raise RaysweepError(
                 f"{stage.name}: what its trials depend on has changed since they ran (a file of yours that was edited meanwhile?), so there is nothing to"
                 " confirm. Undo that, or run the same command again, which starts the sweep anew"

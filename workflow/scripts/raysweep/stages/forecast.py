@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import sha256_of_file
 from raysweep.common.text import plural
-from raysweep.common.typed_json import to_json
-from raysweep.config.model import SweepConfig
 from raysweep.environment.requirements import lock_of
 from raysweep.record.file import read_sweep
-from raysweep.record.identity import Identity, sweep_identity
+from raysweep.record.identity import Identity
+from raysweep.record.reopening import reopening_of
 from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.stages.project import Project
-from raysweep.stages.stage import RECORD, is_locked
+from raysweep.stages.stage import RECORD, identity_of, is_locked, with_horizon
 from raysweep.stages.sweep import name_aside, reason_to_start_anew
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import find_target
@@ -36,20 +35,25 @@ def forecast(project: Project) -> Iterator[str]:
         if not recorded.sessions or not recorded.header.depends_on:
             continue
         recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)
+        reopening = reopening_of(recorded, state_dir, sweep.max_epochs, sweep.stop)
         done = sum(trial.finished for trial in recorded.trials.values())
-        if reason := reason_to_start_anew(recorded, _identity(project, sweep, recorded), sweep.resume):
+        if reason := reason_to_start_anew(recorded, _identity(project, name, recorded), sweep.resume):
             aside = name_aside(state_dir, recorded.header.identity)
             yield f"{name}: the next run starts anew, since {reason}. {plural(done, 'finished trial')} will not count, and will be kept in {aside}."
-        elif not recorded.is_complete(sweep.num_trials, sweep.time_budget_s, has_stagnated(recorded, sweep.end_when.patience)):
-            yield f"{name}: the next run goes on, because {done} of {plural(sweep.num_trials, 'trial')} are finished and stay valid."
+        elif reopening.trials or not recorded.is_complete(
+            sweep.num_trials, sweep.time_budget_s, has_stagnated(recorded, sweep.end_when.patience)
+        ):
+            more = f" {reopening}." if reopening.trials else ""
+            yield f"{name}: the next run goes on, because {done} of {plural(sweep.num_trials, 'trial')} are finished and stay valid.{more}"
 
 
-def _identity(project: Project, sweep: SweepConfig, recorded: Sweep) -> Identity:
+def _identity(project: Project, name: str, recorded: Sweep) -> Identity:
     """Return the identity of a sweep as the config and the user's files give the identity now.
 
     A dry run installs no packages and stages no data, so the recorded parts stand for parts of the identity that are not known yet.
     """
-    parts, env = recorded.header.depends_on, project.typed.env
-    sources = Code.read(*[find_target(text, project.root) for text in sweep.targets]).sha256()
+    sweep, parts, env = project.typed.sweeps[name], recorded.header.depends_on, project.typed.env
+    code = Code.read(*[find_target(text, project.root) for text in sweep.targets])
     lock = sha256_of_file(lock_of(project.root / env.requirements)) if is_locked(env.wheels) else parts["lock"]
-    return sweep_identity(to_json(sweep), sources=sources, data=parts["data"], lock=lock)
+    sweep = with_horizon(sweep, project.placed(project.state) / name / RECORD)
+    return identity_of(sweep, code, data=parts["data"], lock=lock)

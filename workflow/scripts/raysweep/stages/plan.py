@@ -23,6 +23,7 @@ from raysweep.config.model import ConfirmConfig, Named, SweepConfig
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import read_manifest
 from raysweep.record.file import read_sweep
+from raysweep.record.reopening import Reopening, reopening_of
 from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
@@ -54,7 +55,8 @@ class Plan:
 
     sweep: str
     num_trials: int
-    trials_left: int  # number of trials that are not finished yet
+    trials_left: int  # number of trials that are not finished yet, or that go on after they were finished
+    reopening: Reopening  # finished trials that go on
     at_a_time: int  # number of trials that run at the same time
     waves: int  # number of groups of `at_a_time` trials, when one group runs after the other
     measures_gpu: bool  # whether the sweep measures the GPU memory of the first trial to decide how many trials share a GPU
@@ -88,6 +90,8 @@ class Plan:
             "sweep": self.sweep,
             "num_trials": self.num_trials,
             "trials_left": self.trials_left,
+            "trials_going_on": len(self.reopening.trials),
+            "epochs_of_going_on": self.reopening.epochs,
             "at_a_time": self.at_a_time,
             "waves": self.waves,
             "walltime_s": _rounded(self.walltime_s),
@@ -158,9 +162,11 @@ class Planner:
         recorded, identity = read_sweep(stage.path_to_record), stage.identity()
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
         self.recorded.set_goal(self.sweep.constraint, self.sweep.objectives, self.sweep.choose)
+        self.reopening = reopening_of(self.recorded, stage.state_dir, self.sweep.max_epochs, self.sweep.stop)
         if has_stagnated(self.recorded, self.sweep.end_when.patience):
             self.total = len(self.recorded.trials)
-        self.left = max(0, self.total - sum(trial.finished for trial in self.recorded.trials.values()))
+        finished = sum(trial.finished for trial in self.recorded.trials.values()) - len(self.reopening.trials)
+        self.left = max(0, self.total - finished)
         share = self.recorded.gpu_share if self.sweep.trial_resources.gpu == "auto" else None
         self.has_share = share is not None
         if share is not None and self.resources.gpu:
@@ -180,6 +186,7 @@ class Planner:
             sweep=self.name,
             num_trials=self.total,
             trials_left=self.left,
+            reopening=self.reopening,
             at_a_time=min(speed.at_a_time, max(self.left, 1)),
             waves=math.ceil(self.left / speed.at_a_time),
             measures_gpu=self.sweep.trial_resources.gpu == "auto" and not self.has_share and self.resources.gpu > 0 and speed.speed_up == 1,
@@ -229,7 +236,9 @@ class Planner:
 
         The shares are computed from the finished trials. Where fewer than MIN_TRIALS trials are finished, the shares follow from the rule of the scheduler.
         """
-        finished = [trial.epochs for trial in self.recorded.trials.values() if trial.status in ("TERMINATED", "STOPPED")]
+        reopened = {trial.trial_id for trial in self.reopening.trials}
+        trials = [trial for trial in self.recorded.trials.values() if trial.status in ("TERMINATED", "STOPPED")]
+        finished = [trial.epochs for trial in trials if trial.trial_id not in reopened]
         if len(finished) >= MIN_TRIALS:
             mean, error = statistics.fmean(finished), statistics.stdev(finished) / math.sqrt(len(finished))
             return min(1.0, mean / self.sweep.max_epochs), min(1.0, (mean + 2 * error) / self.sweep.max_epochs)
@@ -242,7 +251,9 @@ class Planner:
 
     def seconds(self, speed: Speed, share: float) -> float:
         """Return the time in seconds that all trials that are left need, if the trials train the share `share` of their epochs."""
-        durations_s = [epoch_s * share * self.sweep.max_epochs for epoch_s in speed.epoch_s[: self.left]]
+        epochs = [self.sweep.max_epochs - epoch for epoch in self.reopening.from_epochs]
+        epochs += [self.sweep.max_epochs] * (self.left - len(epochs))
+        durations_s = [epoch_s * share * number for epoch_s, number in zip(speed.epoch_s, epochs, strict=False)]
         if speed.speed_up > 1:
             return sum(durations_s) / (speed.speed_up * speed.processes)
         return makespan_s(durations_s, speed.at_a_time)
@@ -272,6 +283,7 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     at_least = "at least " if plan.measures_gpu else ""
     lines = [
         ("trials", f"{trials}: {at_least}{plan.at_a_time} at a time, in {plan.waves} wave{'s' * (plan.waves != 1)}"),
+        *([("going on", str(plan.reopening))] if plan.reopening.trials else []),
         ("nodes", f"{len(plan.nodes)}, with {cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")),
         ("an epoch", _spread(min(speed.epoch_s), statistics.fmean(speed.epoch_s), max(speed.epoch_s))),
         ("by", speed.source),

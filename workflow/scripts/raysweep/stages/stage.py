@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.environment.requirements import lock_of
 from raysweep.record.events import Provenance, ScheduleStep, SessionHeader
-from raysweep.record.identity import Identity, sweep_identity
+from raysweep.record.file import first_header
+from raysweep.record.identity import EPOCHS_ENV, Identity, sweep_identity
 from raysweep.record.results import Goal
 from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, trial_resources
 from raysweep.usercode.freeze import Code
@@ -55,15 +56,34 @@ def is_locked(wheels: str) -> bool:
     return wheels not in ("site", "none")
 
 
+def with_horizon(sweep: SweepConfig, path_to_record: Path) -> SweepConfig:
+    """Return the sweep with a length of the schedule of the learning rate.
+
+    Without `training.schedule.epochs` the length is `max_epochs` of the first session of the record, because trials that went on to a larger `max_epochs`
+    would otherwise have another schedule than the epochs that they have trained.
+    """
+    if sweep.training is None or sweep.training.schedule.epochs is not None:
+        return sweep
+    first = first_header(path_to_record)
+    recorded = first.training.schedule.epochs if first else None  # 0 for a constant rate
+    return replace(sweep, training=sweep.training.with_horizon(recorded or sweep.max_epochs))
+
+
+def identity_of(sweep: SweepConfig, code: Code, *, data: str | None, lock: str | None) -> Identity:
+    """Return the identity of a sweep that trains `code`."""
+    return sweep_identity(to_json(sweep), sources=code.sha256(), data=data, lock=lock, reads_max_epochs=code.names(EPOCHS_ENV))
+
+
 class Stage:
     """Knows the config, the folders, the environment and the trained code of the sweep `name`."""
 
     def __init__(self, config: Config, name: str, call: Call) -> None:
         self.config, self.name, self.call = config, name, call
-        self.sweep: SweepConfig = config.sweeps[name]
         self.results_dir = call.root / config.results_dir / name
         self.state_dir = call.root / config.state_dir / name
-        self.data_dir = call.root / config.resources_dir / "data" / self.sweep.dataset if self.sweep.dataset else None
+        dataset = config.sweeps[name].dataset
+        self.data_dir = call.root / config.resources_dir / "data" / dataset if dataset else None
+        self.sweep = with_horizon(config.sweeps[name], self.path_to_record)
         self.environment = Environment.load(call.env_dir)
         self.code = Code.read(*[find_target(text, call.root) for text in self.sweep.targets])
         self.data_sha256 = self._check_data()
@@ -110,7 +130,12 @@ class Stage:
         """
         env = self.config.env
         lock = sha256_of_file(lock_of(self.call.root / env.requirements)) if is_locked(env.wheels) else self.environment.environment_sha256
-        return sweep_identity(to_json(self.sweep), sources=self.code.sha256(), data=self.data_sha256, lock=lock)
+        return identity_of(self.sweep, self.code, data=self.data_sha256, lock=lock)
+
+    def set_aside(self, target: Path) -> None:
+        """Rename the state folder to `target`. The next session is the first one of a new record, so its `max_epochs` is the default of the schedule."""
+        self.state_dir.rename(target)
+        self.sweep = with_horizon(self.config.sweeps[self.name], self.path_to_record)
 
     def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> SessionHeader:
         """Return the description of the sweep that a session writes to the record for the report and for `make watch`."""

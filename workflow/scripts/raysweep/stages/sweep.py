@@ -17,6 +17,7 @@ from raysweep.record.identity import Identity
 from raysweep.record.known_trials import write_known
 from raysweep.record.outputs import write_outputs
 from raysweep.record.published_model import write_loader
+from raysweep.record.reopening import reopening_of
 from raysweep.record.stagnation import has_stagnated
 from raysweep.record.trials import Sweep
 from raysweep.stages.stage import Stage
@@ -42,14 +43,17 @@ def reason_to_start_anew(recorded: Sweep, identity: Identity, resume: bool) -> s
     return None if resume else "resume is false"
 
 
-def provenance_of(recorded: Sweep) -> Provenance:
+def provenance_of(recorded: Sweep, identity: Identity) -> Provenance:
     """Return the workflow, environment and data with which the recorded sessions ran the trials.
 
-    The environment that is installed now does not count, because the environment may have changed after the trials ran.
+    The environment that is installed now does not count, because the environment may have changed after the trials ran. The recorded identity is replaced
+    where an earlier version has computed it from keys that have changed since and no longer count.
     """
+    recorded_identity = recorded.header.provenance.identity
+    same = recorded_identity if identity.is_identity(recorded_identity) else identity.sha256
     environments = [session.header.provenance.environment_sha256 for session in recorded.sessions]
     earlier = tuple(environment for environment in dict.fromkeys(environments) if environment != environments[-1])
-    return replace(recorded.header.provenance, earlier_environments=earlier)
+    return replace(recorded.header.provenance, identity=same, earlier_environments=earlier)
 
 
 def run_sweep(stage: Stage, path_to_config: Path) -> None:
@@ -61,7 +65,7 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
         recorded = _run_trials(stage, lock)
         sweep = stage.sweep
         recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)  # the keys may have changed since the trials ran
-        best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded))
+        best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded, stage.identity()))
         if stage.sweep.model and stage.data_dir and best.model_epoch is not None:
             write_loader(stage.results_dir / "model", stage.sweep, stage.code, read_manifest(stage.data_dir), best)
         write_yaml(stage.results_dir / "config.yaml", read_yaml(path_to_config))  # the keys keep the order of the user's config
@@ -100,8 +104,10 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     identity = stage.identity()
     recorded = read_sweep(stage.path_to_record)
     if reason := reason_to_start_anew(recorded, identity, stage.sweep.resume):
-        aside = stage.state_dir.rename(name_aside(stage.state_dir, recorded.header.identity))  # nothing is deleted
+        aside = name_aside(stage.state_dir, recorded.header.identity)
+        stage.set_aside(aside)  # nothing is deleted
         lock.follow(aside)
+        identity = stage.identity()
         logger.info("%s starts anew, since %s; the old state is kept in %s.", stage.name, reason, aside)
         recorded = Sweep()
     total = stage.sweep.num_trials
@@ -110,9 +116,11 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
             "%s: the record holds %d trials, more than the %d asked for: all of them count.", stage.name, len(recorded.trials), total
         )
     recorded.set_goal(stage.sweep.constraint, stage.sweep.objectives, stage.sweep.choose)  # `end_when` decides by the present keys
-    if recorded.is_complete(total, stage.sweep.time_budget_s, has_stagnated(recorded, stage.sweep.end_when.patience)):
+    reopening = reopening_of(recorded, stage.state_dir, stage.sweep.max_epochs, stage.sweep.stop)
+    is_over = recorded.is_complete(total, stage.sweep.time_budget_s, has_stagnated(recorded, stage.sweep.end_when.patience))
+    if is_over and not reopening.trials:
         return recorded
-    done = sum(trial.finished for trial in recorded.trials.values())
+    done = sum(trial.finished for trial in recorded.trials.values()) - len(reopening.trials)
     each = stage.sweep.repeats
     repeats = f" ({total // each} configurations, {each} {'folds' if stage.has_folds else 'times'} each)" if each > 1 else ""
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")

@@ -17,6 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysweep.common.errors import logger
 from raysweep.common.files import flush_path
+from raysweep.common.seeds import take_over_seed
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import Choice, Distribution, Normal, Numeric, flattened, nested, quantized, sets_training, value_at
 from raysweep.record.events import ScheduleStep
@@ -77,7 +78,8 @@ def _copy_checkpoint(checkpoint: Path, trial_dir: Path) -> Path:
 class PBT(PopulationScheduler):
     """Changes Tune's population based training so that a trial takes over a better trial's checkpoint and configuration from the record of this package.
 
-    The trial gets a copy of the latest checkpoint that the record contains for the better trial.
+    The trial gets a copy of the latest checkpoint that the record contains for the better trial. The random numbers follow from the seed, the trial and the
+    epoch, so a sweep that was interrupted draws the same numbers.
     (M. Jaderberg et al., https://arxiv.org/abs/1711.09846)
     """
 
@@ -85,23 +87,24 @@ class PBT(PopulationScheduler):
         self, record: Record, hand_overs: HandOvers, space: dict[str, Any], keys: Sequence[str], seed: int, **options: Any
     ) -> None:
         super().__init__(**options)
-        self.record, self.hand_overs, self.space, self.keys = record, hand_overs, space, keys
-        self.random = random.Random(seed)
+        self.record, self.hand_overs, self.space, self.keys, self.seed = record, hand_overs, space, keys, seed
 
-    def exploit(self, tune_controller: Any, trial: TuneTrial, better_trials: list[TuneTrial]) -> None:
+    def exploit(self, tune_controller: Any, trial: TuneTrial, better_trials: list[TuneTrial], epoch: int) -> None:
         """Let a trial continue from a checkpoint of a better trial, chosen at random, with a configuration near the better trial's configuration."""
-        better = self.random.choice(better_trials)
-        donor = self.record.sweep.trials[better.trial_id]
-        epoch = donor.latest_checkpoint(self.record.path.parent)
-        if not epoch:
+        trials = self.record.sweep.trials
+        draws = random.Random(take_over_seed(self.seed, trials[trial.trial_id].index, epoch))
+        better = draws.choice(better_trials)
+        donor = trials[better.trial_id]
+        donor_epoch = donor.latest_checkpoint(self.record.path.parent)
+        if not donor_epoch:
             logger.debug("trial %s has no checkpoint that trial %s could take over", donor.trial_id, trial.trial_id)
             return
-        config = self.explore(donor.config)
-        self.hand_overs[trial.trial_id] = hand_over(self.record, tune_controller, trial, donor, epoch, config)
-        self.note_exploit(trial, better, epoch)
-        logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, epoch, config)
+        config = self.explore(donor.config, draws)
+        self.hand_overs[trial.trial_id] = hand_over(self.record, tune_controller, trial, donor, donor_epoch, config)
+        self.note_exploit(trial, better, donor_epoch)
+        logger.debug("trial %s goes on as trial %s at epoch %d, with %s", trial.trial_id, donor.trial_id, donor_epoch, config)
 
-    def explore(self, config: dict[str, Any]) -> dict[str, Any]:
+    def explore(self, config: dict[str, Any], draws: random.Random) -> dict[str, Any]:
         """Return a configuration near `config`.
 
         The value of each mutable key is sampled again or multiplied by a factor. A value from a list is replaced by a neighbour in the list instead.
@@ -109,13 +112,13 @@ class PBT(PopulationScheduler):
         explored = flattened(config)
         for key in self.keys:
             distribution, value = self.space[key], value_at(config, key)
-            if self.random.random() < self.resample_probability or value is None:
-                explored[key] = distribution.quantile(self.random.random())
+            if draws.random() < self.resample_probability or value is None:
+                explored[key] = distribution.quantile(draws.random())
             elif isinstance(distribution, Choice):
                 position = distribution.position(value) or 0
-                explored[key] = distribution.values[min(max(position + self.random.choice((-1, 1)), 0), len(distribution.values) - 1)]
+                explored[key] = distribution.values[min(max(position + draws.choice((-1, 1)), 0), len(distribution.values) - 1)]
             else:
-                explored[key] = nearest(distribution, value * self.random.choice(self.perturbation_factors))
+                explored[key] = nearest(distribution, value * draws.choice(self.perturbation_factors))
         return nested(explored)
 
 

@@ -230,10 +230,36 @@ def _session() -> Any:
 
 
 class HyperBand(HyperBandScheduler):
-    """Changes Tune's HyperBand so that a bracket which was halved once is processed again when a trial of the bracket fails.
+    """Changes Tune's HyperBand so that a trial keeps its place in a bracket over failures and sessions.
 
-    Tune does not reset `is_being_processed`. After the last running trial of the bracket has ended, the other trials of the bracket would wait for ever.
+    A bracket which was halved once is also processed again when a trial of the bracket fails. Tune does not reset `is_being_processed`. After the last running
+    trial of the bracket has ended, the other trials of the bracket would wait for ever.
     """
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Add a new trial to a bracket. Of a trial that has a place in a bracket, only the object is replaced by `trial`."""
+        if not self.has_place(trial):
+            super().on_trial_add(tune_controller, trial)
+            return
+        bracket, _ = self._trial_info[trial]
+        bracket._live_trials = {trial if live == trial else live: result for live, result in bracket._live_trials.items()}
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if not self.has_place(trial):  # versions before this one formed new brackets in each session
+            super().on_trial_add(tune_controller, trial)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def has_place(self, trial: TuneTrial) -> bool:
+        """Return whether the trial is in a bracket, and was neither finished nor stopped."""
+        return trial in self._trial_info and trial in self._trial_info[trial][0]._live_trials
+
+    def forget_report(self, trial: TuneTrial) -> None:
+        """Forget the last report of a trial that has failed and is tried again.
+
+        The trial reaches the epoch of the halving once more. Without this method the bracket would be halved while the trial runs, which Tune does not expect.
+        """
+        if self.has_place(trial):
+            self._trial_info[trial][0]._live_trials[trial] = None
 
     def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
         try:
@@ -248,19 +274,35 @@ class PopulationScheduler(PopulationBasedTraining):
     Without this change Tune would save the better trial and let the other trial take over this checkpoint, which would not be kept.
     """
 
+    _trial_state: dict[Any, Any]
+
     def __init__(self, **options: Any) -> None:
         # Tune requires a function that changes the configuration. `dict` only copies the configuration, because the hook changes the values.
         super().__init__(time_attr="training_iteration", custom_explore_fn=dict, log_config=False, **options)
 
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Add a new trial to the population. Of a trial that is in the population, only the object is replaced by `trial`."""
+        if trial in self._trial_state:
+            self._trial_state = {trial if known == trial else known: state for known, state in self._trial_state.items()}
+        else:
+            super().on_trial_add(tune_controller, trial)
+
+    def add_recorded(self, trial: Any, result: dict[str, Any]) -> None:
+        """Add a recorded report to the state of a trial as `on_trial_result` does, but let no trial take over a checkpoint."""
+        state, epoch = self._trial_state[trial], result["training_iteration"]
+        if epoch - state.last_perturbation_time >= self._perturbation_interval:
+            self._save_trial_state(state, epoch, result, trial)
+            state.last_perturbation_time = epoch
+
     def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, upper_quantile: list[Any], lower_quantile: list[Any]) -> None:
         if trial in lower_quantile:
-            self.exploit(tune_controller, trial, upper_quantile)
+            self.exploit(tune_controller, trial, upper_quantile, self._trial_state[trial].last_train_time)
 
-    def exploit(self, tune_controller: Any, trial: TuneTrial, better_trials: list[TuneTrial]) -> None:
-        """Let the trial continue from a checkpoint of a better trial."""
+    def exploit(self, tune_controller: Any, trial: TuneTrial, better_trials: list[TuneTrial], epoch: int) -> None:
+        """Let the trial, which has reported after `epoch`, continue from a checkpoint of a better trial."""
         raise NotImplementedError
 
-    def note_exploit(self, trial: TuneTrial, donor: TuneTrial, epoch: int) -> None:
+    def note_exploit(self, trial: Any, donor: Any, epoch: int) -> None:
         """Record in Tune's state that the trial continues from the state that the donor had after `epoch`."""
         state, donor_state = self._trial_state[trial], self._trial_state[donor]
         state.last_perturbation_time, state.last_train_time = donor_state.last_perturbation_time, epoch

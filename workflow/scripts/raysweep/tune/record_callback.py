@@ -115,11 +115,8 @@ class RecordCallback(NotPickled, Callback):
         self.parts.faults.guard(write)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """Record the end of a trial that did not fail. Record a pause if the trial only stopped because the job's time is nearly over."""
+        """Record the end of a trial that did not fail."""
         recorded, end = self._recorded(trial), self.parts.end_of_trial
-        if trial.trial_id in end.saved:
-            self._pause(trial.trial_id)
-            return
         error = end.unusable.get(trial.trial_id)
         missing = [metric for metric in end.limits.metrics if not recorded.has_reported(metric)]
         if error is None and missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial as TuneTrial
@@ -16,13 +15,12 @@ class GroupedScheduler(PassingScheduler):
     """Shows the trials of one configuration to the scheduler `inner` as one trial.
 
     When all trials of a configuration have reached an epoch, `inner` gets the mean of the trials' metric. The decision of `inner` applies to all trials. If
-    `inner` stops the configuration, a trial that is already at a later epoch ends at its next report. `is_retried(trial_id)` returns whether a failed trial
-    is tried again.
+    `inner` stops the configuration, a trial that is already at a later epoch ends at its next report.
     """
 
-    def __init__(self, inner: TrialScheduler, recorded: Sweep, metric_name: str, is_retried: Callable[[str], bool]) -> None:
+    def __init__(self, inner: TrialScheduler, recorded: Sweep, metric_name: str) -> None:
         super().__init__(inner)
-        self.recorded, self.metric_name, self.is_retried = recorded, metric_name, is_retried
+        self.recorded, self.metric_name = recorded, metric_name
         # This state is empty until replay() has given the recorded reports to this scheduler.
         self.values: dict[int, dict[int, dict[str, float]]] = {}  # index of the configuration → epoch → trial_id → value
         self.last_epoch: dict[int, int] = {}  # index of the configuration → last epoch that `inner` knows
@@ -60,10 +58,10 @@ class GroupedScheduler(PassingScheduler):
             self.inner.on_trial_add(tune_controller, self._stub(index))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """End the configuration, unless the failed trial is tried again. Tune calls this method in both cases."""
+        """End the configuration, because a configuration that fails with one seed cannot win."""
         index = self._index(trial)
-        if index not in self.over and not self.is_retried(trial.trial_id):
-            self.over.add(index)  # a configuration that fails with one seed cannot win
+        if index not in self.over:
+            self.over.add(index)
             self.inner.on_trial_error(tune_controller, self._stub(index))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
@@ -85,6 +83,12 @@ class GroupedScheduler(PassingScheduler):
             self.over.add(index)
             if mean := self._mean(index, result):
                 self.inner.on_trial_complete(tune_controller, self._stub(index), mean)
+
+    def reopen(self, index: int) -> None:
+        """Let the trials of a configuration that has ended go on."""
+        self.over.discard(index)
+        self.added.discard(index)
+        self.finished.pop(index, None)
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Do nothing, because the other trials of the configuration may continue."""

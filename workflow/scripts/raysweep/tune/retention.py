@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from raysweep.config.model import Mode
 from raysweep.record.file import Record
@@ -52,12 +53,14 @@ def keep_checkpoints(record: Record) -> None:
 class Retention:
     """Deletes the checkpoints that are no longer needed. Among the finished configurations only the best `keep_checkpoints` configurations keep checkpoints.
 
+    If `keep_checkpoints` is "all", each trial that has not failed keeps its best and its last checkpoint, so that the trial can go on later.
     `scratch` is the folder in which Tune has one subfolder for each trial.
     """
 
-    def __init__(self, record: Record, scratch: Path, *, metric: str, mode: Mode, keep_checkpoints: int) -> None:
+    def __init__(self, record: Record, scratch: Path, *, metric: str, mode: Mode, keep_checkpoints: int | Literal["all"]) -> None:
         self.record, self.scratch, self.metric, self.mode = record, scratch, metric, mode
-        self.max_kept = keep_checkpoints
+        self.keeps_all = keep_checkpoints == "all"
+        self.max_kept = None if keep_checkpoints == "all" else keep_checkpoints
         self.kept = [candidate for candidate in record.sweep.candidates if candidate.finished and _has_checkpoints(candidate)]
 
     def delete(self, paths: list[str]) -> None:
@@ -80,6 +83,8 @@ class Retention:
         # With several objectives, the whole front keeps checkpoints, because each later point can change which configuration of the front is the best.
         front = [candidate for candidate, _ in self.record.sweep.front()]
         self.kept.sort(key=lambda kept: (kept not in front, kept.rank(self.metric, self.mode)[0], kept.rank(self.metric, self.mode, {})))
+        if self.max_kept is None:
+            return
         max_kept = max(self.max_kept, len(front))
         for surpassed in self.kept[max_kept:]:
             for member in surpassed.members:
@@ -87,7 +92,7 @@ class Retention:
         del self.kept[max_kept:]
 
     def _prune(self, trial: Trial, keep_best: bool = True) -> None:
-        """Delete the checkpoints of a trial, except the checkpoint of the best epoch that has one, and the latest checkpoint of an unfinished trial.
+        """Delete the checkpoints of a trial, except the checkpoint of the best epoch that has one, and the latest checkpoint of a trial that may go on.
 
         An unfinished trial would continue from the latest checkpoint. If several trials share a configuration, the best epoch is the epoch with the best mean
         of these trials. A later epoch may become the best epoch when all trials have reached that epoch, so the later checkpoints are kept until then.
@@ -96,7 +101,7 @@ class Retention:
         kept: set[int | None] = set()
         if keep_best and candidate.status != "ERROR":
             kept.add(candidate.best_epoch(self.metric, self.mode, trial.checkpoints))
-        if not candidate.finished:
+        if not candidate.finished or (self.keeps_all and candidate.status != "ERROR"):
             kept.add(max(trial.checkpoints, default=None))
         if candidate is not trial and not candidate.finished:
             kept |= {epoch for epoch in trial.checkpoints if epoch > candidate.epochs}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+from ray.tune import CheckpointConfig
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from raysweep.common.seeds import sampler_seed
 from raysweep.config.model import SweepConfig
 from raysweep.record.file import Record
 from raysweep.tune.population import PBT, HandOvers, mutable_keys
@@ -21,8 +22,7 @@ def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any], ha
     """Return the scheduler of a sweep. The config must be validated. The caller must set the metric with `set_search_properties`."""
     name, options = sweep.scheduler.name, sweep.scheduler.options
     if name == "pbt":
-        seed = sampler_seed(sweep.seed, len(record.sweep.trials))
-        return PBT(record, hand_overs, space, mutable_keys(sweep, space), seed, **options)
+        return PBT(record, hand_overs, space, mutable_keys(sweep, space), sweep.seed, **options)
     if name == "asha":
         return ASHAScheduler(time_attr="training_iteration", max_t=sweep.max_epochs, **options)
     if name == "hyperband":
@@ -33,13 +33,24 @@ def make_scheduler(sweep: SweepConfig, record: Record, space: dict[str, Any], ha
 
 
 class RecordedStub:
-    """Replaces a Tune trial for a scheduler. The id is enough, because schedulers with rungs read only the id of a trial.
+    """Replaces a Tune trial for a scheduler that learns recorded events.
 
-    The stub is equal to the trial that continues under this id (search.RecordedTrial), because the median rule uses trials as dictionary keys for results.
+    The stub is equal to the trial that continues under this id (search.RecordedTrial), because schedulers use trials as dictionary keys. When Tune adds this
+    trial, HyperBand and population based training replace the stub by the trial.
     """
+
+    # Tune's schedulers read these attributes of a trial.
+    is_saving = False
+    experiment_tag = ""
+    run_metadata = SimpleNamespace(checkpoint_manager=SimpleNamespace(checkpoint_config=CheckpointConfig()))
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
+        self.config: dict[str, Any] = {}
+        self.status: str = TuneTrial.RUNNING
+
+    def is_finished(self) -> bool:
+        return self.status in (TuneTrial.TERMINATED, TuneTrial.ERROR)
 
     def __eq__(self, other: object) -> bool:
         return self.trial_id == getattr(other, "trial_id", None)
@@ -59,13 +70,6 @@ class PassingScheduler(NotPickled, TrialScheduler):
     def metric(self) -> str | None:
         metric: str | None = self.inner.metric
         return metric
-
-    @property
-    def is_replayed(self) -> bool:
-        """Return whether a new session can rebuild the state of the innermost scheduler from the recorded reports (replay.py)."""
-        if isinstance(self.inner, PassingScheduler):
-            return self.inner.is_replayed
-        return isinstance(self.inner, ASHAScheduler | MedianStoppingRule)
 
     @property
     def supports_buffered_results(self) -> bool:
@@ -116,28 +120,38 @@ class ShieldedScheduler(PassingScheduler):
     """Passes every call to the scheduler `inner`, stores each answer to a report for the record, and decides the following cases.
 
     - A trial that `inner` has stopped once is not continued, even if the trial has failed and was tried again.
-    - If the job's time is nearly over, a trial ends at a report with a checkpoint (EndOfTrial.is_saved). ASHA and the median rule decide about this report
-      first, because they would not see the report again. The other schedulers do not see the report, because they would pause the trial or other trials.
+    - A failure of a trial that is tried again decides nothing. `is_retried(trial_id)` returns whether a failed trial is tried again.
+    - If the job's time is nearly over, a trial that may go on is paused at a report with a checkpoint. `inner` decides about this report first, because `inner`
+      would not see the report again.
     - If a trial ends without a usable metric, `inner` gets an error instead of the end of the trial.
     - If `is_over()` is true, no trial begins or continues.
     """
 
-    def __init__(self, inner: TrialScheduler, record: Record, end_of_trial: EndOfTrial, is_over: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        inner: TrialScheduler,
+        record: Record,
+        end_of_trial: EndOfTrial,
+        is_retried: Callable[[str], bool] = lambda trial_id: False,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(inner)
-        self.record, self.end_of_trial, self.is_over = record, end_of_trial, is_over
+        self.record, self.end_of_trial, self.is_retried, self.is_over = record, end_of_trial, is_retried, is_over
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        if not self.is_retried(trial.trial_id):
+            self.inner.on_trial_error(tune_controller, trial)
+        elif isinstance(self.inner, HyperBand):
+            self.inner.forget_report(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         trial_id, end = trial.trial_id, self.end_of_trial
-        if not self.is_replayed and end.is_saved(trial_id, result):
-            return str(TrialScheduler.STOP)
         is_stopped = self.record.sweep.trials[trial_id].is_stopped
         verdict = str(TrialScheduler.STOP) if is_stopped else super().on_trial_result(tune_controller, trial, result)
         end.verdicts[trial_id] = verdict
-        return str(TrialScheduler.STOP) if verdict != TrialScheduler.STOP and end.is_saved(trial_id, result) else verdict
+        return str(TrialScheduler.PAUSE) if verdict == TrialScheduler.CONTINUE and end.is_time_to_pause(result) else verdict
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        if self.is_replayed and trial.trial_id in self.end_of_trial.saved:
-            return  # the trial has not ended, and `inner` knows the report
         if self.end_of_trial.is_unusable(trial.trial_id) or self.metric not in result:
             self.inner.on_trial_error(tune_controller, trial)
         else:

@@ -170,6 +170,10 @@ class RecordedSearch(NotPickled, SearchAlgorithm):
             result = next(result for result in trial.results if result.epoch == epoch)
             metrics = {"training_iteration": epoch, "time_total_s": result.time_s, **result.metrics}
             restore_from(tune_trial, state_dir / trial.checkpoints[epoch], metrics)
+        if trial.is_waiting:
+            # The scheduler says when the trial goes on. Tune asks for the folder of a trial that the scheduler stops before the trial has gone on.
+            tune_trial.set_status(TuneTrial.PAUSED)
+            tune_trial.init_local_path()
         return tune_trial
 
 

@@ -15,17 +15,18 @@ from raysweep.common.bounds import Bounds
 from raysweep.common.capacity import TrialResources, capacity
 from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError, logger
 from raysweep.common.machine import NodeSize
+from raysweep.common.patience import is_enough
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
 from raysweep.record.known_trials import read_known
+from raysweep.record.reopening import reopening_of
 from raysweep.record.stagnation import has_stagnated
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
 from raysweep.tune.slots.fusion import Fusion, begin_fusion
-from raysweep.tune.stopping import is_enough
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Session:
 def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], record: Record) -> Session:
     """Record the beginning of a session, clean up after the last session, and start the engines if trials are trained together. Return the session.
 
-    The clean-up marks the trials as finished that have reported their last epoch, and moves the checkpoints that are kept.
+    Finished trials go on if the reason for their end no longer holds. The clean-up marks the trials as finished that have reported their last epoch, and moves
+    the checkpoints that are kept.
     """
     sweep = job.sweep
     find_checkpoints(record)
@@ -80,6 +82,8 @@ def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], recor
         nodes=to_json(nodes),
         slurm_job=job.slurm_job and job.slurm_job.id,
     )
+    if isinstance(job, SearchJob):
+        reopen(record, job)
     finish_whole(record, sweep.metric, job.max_epochs, sweep.stop if isinstance(job, SearchJob) else {})
     keep_checkpoints(record)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=job.state_dir))
@@ -126,6 +130,15 @@ def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bo
     if resources.gpu and record.sweep.is_crowded and share:
         return replace(resources, gpu=max(resources.gpu, share))
     return resources
+
+
+def reopen(record: Record, job: SearchJob) -> None:
+    """Mark the finished trials as pending whose reason to end no longer holds, and say in the log what their going on costs."""
+    reopening = reopening_of(record.sweep, job.state_dir, job.max_epochs, job.sweep.stop)
+    if reopening.trials:
+        logger.info("%s: %s.", job.name, reopening)
+    for trial in reopening.trials:
+        record.write("reopen", trial=trial.trial_id)
 
 
 def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> None:

@@ -10,8 +10,8 @@ from ray.tune import Stopper
 from ray.tune.result import DONE
 from ray.tune.utils import flatten_dict
 
-from raysweep.common.bounds import Bounds, any_holds
-from raysweep.common.patience import NO_BETTER_FOR, epochs_without_better
+from raysweep.common.bounds import Bounds
+from raysweep.common.patience import is_enough
 from raysweep.config.model import Mode
 from raysweep.record.events import FinishReason
 from raysweep.record.trials import Result
@@ -33,26 +33,11 @@ class TrialLimits:
     mode: Mode = "max"
 
 
-def is_enough(reports: Sequence[tuple[int, dict[str, Any]]], stop: Bounds, metric: str, mode: Mode) -> bool:
-    """Return whether a trial is complete by `stop` after the last one of its reports, which are pairs (epoch, metrics).
-
-    A trial is complete when its last report fulfils a bound, or when the metric has not become better for `no_better_for` epochs. All reports count, also
-    reports outside the constraint. Otherwise a new constraint, with which a sweep goes on, would change how long trials have to train.
-    """
-    bounds = {key: bound for key, bound in stop.items() if key != NO_BETTER_FOR}
-    if not reports or any_holds(reports[-1][1], bounds):
-        return bool(reports)
-    if (patience := stop.get(NO_BETTER_FOR)) is None:
-        return False
-    values = [(epoch, metrics[metric]) for epoch, metrics in reports if metric in metrics]
-    return epochs_without_better(values, patience["min_delta"], mode) >= patience["epochs"]
-
-
 class EndOfTrial(NotPickled, Stopper):
     """Decides for Tune when a trial ends and when the experiment ends.
 
     A trial ends after `max_epochs` epochs, at a report with which the trial is complete by `stop`, or at a report without a usable metric. If the job's time is
-    nearly over, a trial also ends at a report with a checkpoint (`is_saved`). The experiment ends after a fault, and before the job's time is over.
+    nearly over, a trial is paused at a report with a checkpoint (`is_time_to_pause`). The experiment ends after a fault, and before the job's time is over.
 
     `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay). `reports_of(trial_id)` returns the recorded reports
     of a trial, without the report that Tune is handling.
@@ -69,7 +54,6 @@ class EndOfTrial(NotPickled, Stopper):
         self.limits, self.faults, self.running, self.is_replayed, self.reports_of = limits, faults, running, is_replayed, reports_of
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
-        self.saved: set[str] = set()  # ids of trials that ended after a checkpoint because the job's time is nearly over
         # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
         self.verdicts: dict[str, str] = {}
 
@@ -85,18 +69,16 @@ class EndOfTrial(NotPickled, Stopper):
             return True
         if result["training_iteration"] >= limits.max_epochs:
             return not self.is_replayed(trial_id)
-        before = [(report.epoch, report.metrics) for report in self.reports_of(trial_id)]
+        # The reports of a trial that was re-opened stay until the trial has reported their epochs again.
+        before = [(report.epoch, report.metrics) for report in self.reports_of(trial_id) if report.epoch < result["training_iteration"]]
         if is_enough([*before, (result["training_iteration"], result)], limits.stop, limits.metrics[0], limits.mode):
             self.complete[trial_id] = "stop"
             return True
         return False
 
-    def is_saved(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return whether a trial ends after the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
-        if self.limits.deadline.is_near() and result.get(HAS_CHECKPOINT) and not result.get(DONE):
-            self.saved.add(trial_id)
-            return True
-        return False
+    def is_time_to_pause(self, result: dict[str, Any]) -> bool:
+        """Return whether a trial is paused with the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
+        return self.limits.deadline.is_near() and bool(result.get(HAS_CHECKPOINT)) and not result.get(DONE)
 
     def stop_all(self) -> bool:
         """Return whether the experiment ends.

@@ -17,6 +17,7 @@ from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import WorldError, describe_os_error, logger
 from raysweep.common.files import disk_error
 from raysweep.common.machine import NodeSize
+from raysweep.record.events import finish
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
 from raysweep.record.progress import ProgressLine
@@ -97,16 +98,18 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
 
 
 def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Replay) -> TrialScheduler:
-    """Return the scheduler of a session, after the scheduler has received the recorded reports. A confirmation has the scheduler `replaying`."""
-    sweep, recorded = session.sweep, session.record.sweep
+    """Return the scheduler of a session, after the scheduler has learned the recorded events. A confirmation has the scheduler `replaying`."""
+    sweep, record = session.sweep, session.record
     scheduler: TrialScheduler = replaying
     if session.is_search:
-        scheduler = make_scheduler(sweep, session.record, session.space, parts.hand_overs)
+        scheduler = make_scheduler(sweep, record, session.space, parts.hand_overs)
     scheduler.set_search_properties(sweep.metric, sweep.mode)
-    if recorded.repeats > 1:
-        scheduler = GroupedScheduler(scheduler, recorded, sweep.metric, parts.retries.is_retried)
-    replay(scheduler, recorded, sweep.metric)
-    return ShieldedScheduler(scheduler, session.record, parts.end_of_trial, session.is_over)
+    if session.is_search:
+        if record.sweep.repeats > 1:
+            scheduler = GroupedScheduler(scheduler, record.sweep, sweep.metric)
+        for trial_id in replay(scheduler, record.sweep, sweep.metric):
+            record.write("finish", **finish(trial_id, "scheduler"))
+    return ShieldedScheduler(scheduler, record, parts.end_of_trial, parts.retries.is_retried, session.is_over)
 
 
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:

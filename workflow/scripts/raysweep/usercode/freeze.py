@@ -73,6 +73,10 @@ class Code:
             digest.update(content)
         return digest.hexdigest()
 
+    def names(self, word: str) -> bool:
+        """Return whether one of the files contains `word`."""
+        return any(word.encode() in content for content in self.contents.values())
+
     def load(self, *, anew: bool = False) -> tuple[Any, ModuleType]:
         """Import the target, and return the object that the target names and the module of the object. `anew` imports the files of the code again."""
         if anew:
