@@ -124,8 +124,11 @@ class TuneSampler:
         self.elsewhere.add(f"{index:05d}")
 
     def tell(self, trial: Candidate) -> None:
-        self._tell(trial)
-        self._save()
+        if (
+            trial.trial_id not in self.reported
+        ):  # a searcher takes one result of a trial, also of a trial that goes on after it was finished
+            self._tell(trial)
+            self._save()
 
     def _tell(self, trial: Candidate) -> bool:
         """Give the result of a configuration to the searcher. Return False if the searcher accepts only the searcher's own proposals."""
