@@ -45,6 +45,7 @@ COMPILING_S = 25  # approximate time of torch.compile in seconds on one slow cor
 COMPILING_SAVES = 0.5
 UNDECIDED_S = 60  # maximum time in seconds for which a round waits for Tune's decision about a trial
 MEMORY_SHARE = 0.5  # fraction of the engine's memory that the members of the stack may use
+MAX_BATCH_SIZES = 4  # largest number of batch sizes for stacks of whole batches, because only trials of one batch size form such a stack
 LEFT = "the trial has left the process in which it trained"
 
 
@@ -121,7 +122,7 @@ class Engine:
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
         self.facts = read_facts(job.data_dir)
         self.node_ip = get_node_ip_address()
-        self.stacked = StackedTrainer(StackSettings(job.micro_batch_size, job.share_rows))
+        self.stacked = self._stacked_trainer(whole_batches=False)
         self.slots = 1
         self.members: dict[str, Member] = {}
         # Keys of the trials that were stopped before they entered the engine. This can happen because the engine's threads may execute Tune's calls in another
@@ -146,10 +147,16 @@ class Engine:
 
         The result also contains how many trials fit into the memory, and which way of training is the fastest. Return NotFused if the trials cannot be stacked.
         """
-        trainers = self._sample_trainers(len(self.job.samples))
-        if reason := reason_not_stackable(self.stacked, trainers, *self.train_data):
+        if reason := self._reason_not_stackable():
             return NotFused(reason)
-        member_bytes = bytes_per_member(trainers[0], *self.train_data, self.job.micro_batch_size)
+        trainers = self._sample_trainers(self.job.num_kinds)
+        member_bytes = max(
+            bytes_per_member(trainer, *self.train_data, self.stacked.settings.micro_batch_size or trainer.batch_size)
+            for trainer in trainers
+        )
+        if self.device.type != "cpu" and self.stacked.settings.has_forms:
+            # The CUDA graph of each form has tensors for all slots.
+            member_bytes *= len({(trainer.model_form, trainer.batch_size) for trainer in trainers})
         self.slots = min(max(1, int(MEMORY_SHARE * self.memory_bytes / member_bytes)), self.job.max_slots)
         full = self._sample_trainers(self.slots)
         alone_s, together_s = seconds_per_row_alone(full, *self.train_data), seconds_per_row(self.stacked, full, *self.train_data)
@@ -161,10 +168,32 @@ class Engine:
         if settings.prepared_for or settings.unfolds:
             together_s = seconds_per_row(self.stacked, full, *self.train_data)
         return Benchmark(
-            EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds),
+            EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds, settings.micro_batch_size is None),
             alone_s / together_s,
             f"{way}, convolutions as matrix products" if settings.unfolds else way,
         )
+
+    def _stacked_trainer(self, whole_batches: bool) -> StackedTrainer:
+        """Return a stacked trainer whose steps have micro-batches of one size, or whole batches."""
+        size = None if whole_batches else self.job.micro_batch_size
+        return StackedTrainer(StackSettings(size, self.job.share_rows, self._has_forms(whole_batches)))
+
+    def _has_forms(self, whole_batches: bool) -> bool:
+        return self.job.num_forms > 1 or (whole_batches and self.job.num_batch_sizes > 1)
+
+    def _reason_not_stackable(self) -> str | None:
+        """Return the reason why trials cannot be trained together, or None. Choose micro-batches if these give the right results, else whole batches."""
+        # With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
+        samples = self.job.samples[: self.job.num_kinds]
+        trainers = [self.trainer(sample, number) for number, sample in enumerate(samples * (1 + self._has_forms(whole_batches=True)))]
+        if reason_not_stackable(self.stacked, trainers, *self.train_data) is None:
+            return None
+        self.stacked = self._stacked_trainer(whole_batches=True)
+        if reason := reason_not_stackable(self.stacked, trainers, *self.train_data):
+            return reason
+        if self.job.num_batch_sizes > MAX_BATCH_SIZES:
+            return f"the rows of a batch depend on each other, as with batch normalisation, and there are {self.job.num_batch_sizes} batch sizes"
+        return None
 
     def _sample_trainers(self, count: int) -> list[Trainer]:
         """Return `count` trainers that differ from each other like the trainers of the sweep's trials."""
@@ -178,6 +207,8 @@ class Engine:
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"
+        if not on_gpu and self.stacked.settings.has_forms:
+            return "eager, because stacks of several forms would have to be compiled one by one"
         began = time.monotonic()
         prepared = self._prepare(trainers)
         if isinstance(prepared, str):
@@ -201,6 +232,8 @@ class Engine:
         The engines of one node share the folder for temporary files, so this engine can use the files that the first engine compiled.
         """
         self.slots = setup.slots
+        if setup.whole_batches != (self.stacked.settings.micro_batch_size is None):
+            self.stacked = self._stacked_trainer(setup.whole_batches)
         if self.stacked.settings.unfolds != setup.unfolds:
             self.stacked = StackedTrainer(replace(self.stacked.settings, unfolds=setup.unfolds, prepared_for=0))
         if setup.is_prepared and not self.stacked.settings.prepared_for:
