@@ -159,19 +159,22 @@ class Engine:
             member_bytes *= len({(trainer.model_form, trainer.batch_size) for trainer in trainers})
         self.slots = min(max(1, int(MEMORY_SHARE * self.memory_bytes / member_bytes)), self.job.max_slots)
         full = self._sample_trainers(self.slots)
-        alone_s, together_s = seconds_per_row_alone(full, *self.train_data), seconds_per_row(self.stacked, full, *self.train_data)
+        alone_s, together_s = seconds_per_row_alone(full, *self.train_data), self._seconds_per_row(self.stacked, full)
         unfolded = with_unfolded_convolutions(self.stacked, trainers, *self.train_data)
-        if unfolded and seconds_per_row(unfolded, full, *self.train_data) < together_s:
+        if unfolded and self._seconds_per_row(unfolded, full) < together_s:
             self.stacked = unfolded
         way = self._prepare_if_worth_it(full, together_s)
         settings = self.stacked.settings
         if settings.prepared_for or settings.unfolds:
-            together_s = seconds_per_row(self.stacked, full, *self.train_data)
+            together_s = self._seconds_per_row(self.stacked, full)
         return Benchmark(
             EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds, settings.micro_batch_size is None),
             alone_s / together_s,
             f"{way}, convolutions as matrix products" if settings.unfolds else way,
         )
+
+    def _seconds_per_row(self, stacked: StackedTrainer, trainers: list[Trainer]) -> float:
+        return seconds_per_row(stacked, trainers, *self.train_data)
 
     def _stacked_trainer(self, whole_batches: bool) -> StackedTrainer:
         """Return a stacked trainer whose steps have micro-batches of one size, or whole batches."""
@@ -179,6 +182,7 @@ class Engine:
         return StackedTrainer(StackSettings(size, self.job.share_rows, self._has_forms(whole_batches)))
 
     def _has_forms(self, whole_batches: bool) -> bool:
+        """Return whether trials form several stacks."""
         return self.job.num_forms > 1 or (whole_batches and self.job.num_batch_sizes > 1)
 
     def _reason_not_stackable(self) -> str | None:
@@ -207,19 +211,21 @@ class Engine:
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"
-        if not on_gpu and self.stacked.settings.has_forms:
-            return "eager, because stacks of several forms would have to be compiled one by one"
         began = time.monotonic()
         prepared = self._prepare(trainers)
         if isinstance(prepared, str):
             return f"eager, because the step cannot be {'captured' if on_gpu else 'compiled'}: {prepared}"
+        if self.stacked.settings.has_forms and self._seconds_per_row(prepared, trainers) > seconds_per_row:
+            # Filler members complete the stack of each form to all slots, so the prepared steps of several forms may take longer.
+            return f"eager, because {'CUDA graphs' if on_gpu else 'compiled steps'} of several forms take longer"
         self.stacked = prepared
         return "as a CUDA graph" if on_gpu else f"compiled in {time.monotonic() - began:.0f} s"
 
     def _reason_not_to_compile(self, seconds_per_row: float) -> str | None:
         epochs = self.job.max_epochs * math.ceil(self.job.trials / self.slots)
         saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
-        if saved_s < COMPILING_S:
+        num_stacks = self.job.num_forms * (self.job.num_batch_sizes if self.stacked.settings.micro_batch_size is None else 1)
+        if saved_s < COMPILING_S * num_stacks:
             return f"the compiler would take longer than the {saved_s:.0f} s that it would save"
         return reason_not_to_compile(cpp_compiler())
 
