@@ -160,6 +160,8 @@ def test_an_engine_chooses_whole_batches_for_batch_normalisation(
     assert benchmark.setup.whole_batches is whole
     assert engine.stacked.settings.has_forms is has_forms
     assert benchmark.way.startswith("eager, because ")
+    assert ("in whole batches" in benchmark.way) is whole
+    assert ("in a stack for each of 2 forms" in benchmark.way) is has_forms
     other = Engine(replace(job, code=code, **facts))
     other.open(benchmark.setup)
     assert other.stacked.settings == engine.stacked.settings, "all engines train in the same way"
@@ -169,7 +171,7 @@ def test_batch_normalisation_with_many_batch_sizes_is_trained_one_by_one(job: En
     code = Code.read(find_target("net.py:Normalised", job.root))
     engine = Engine(replace(job, code=code, num_batch_sizes=5, samples=SAMPLES, num_kinds=4))
     few_rows(engine)
-    reason = "the rows of a batch depend on each other, as with batch normalisation, and there are 5 batch sizes"
+    reason = "the rows of a batch depend on each other, as in batch normalisation, and trials have 5 batch sizes"
     assert engine.benchmark() == NotFused(reason)
 
 

@@ -170,7 +170,7 @@ class Engine:
         return Benchmark(
             EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds, settings.micro_batch_size is None),
             alone_s / together_s,
-            f"{way}, convolutions as matrix products" if settings.unfolds else way,
+            self._describe(way),
         )
 
     def _seconds_per_row(self, stacked: StackedTrainer, trainers: list[Trainer]) -> float:
@@ -179,25 +179,35 @@ class Engine:
     def _stacked_trainer(self, whole_batches: bool) -> StackedTrainer:
         """Return a stacked trainer whose steps have micro-batches of one size, or whole batches."""
         size = None if whole_batches else self.job.micro_batch_size
-        return StackedTrainer(StackSettings(size, self.job.share_rows, self._has_forms(whole_batches)))
+        has_forms = self.job.num_forms > 1 or (whole_batches and self.job.num_batch_sizes > 1)
+        return StackedTrainer(StackSettings(size, self.job.share_rows, has_forms))
 
-    def _has_forms(self, whole_batches: bool) -> bool:
-        """Return whether trials form several stacks."""
-        return self.job.num_forms > 1 or (whole_batches and self.job.num_batch_sizes > 1)
+    def _describe(self, way: str) -> str:
+        """Return the description of how steps run, with the settings that differ from the usual ones. `way` says whether steps are eager."""
+        settings, parts = self.stacked.settings, [way]
+        parts += ["in whole batches"] if settings.micro_batch_size is None else []
+        parts += [f"in a stack for each of {self._num_stacks} forms"] if settings.has_forms else []
+        parts += ["convolutions as matrix products"] if settings.unfolds else []
+        return ", ".join(parts)
+
+    @property
+    def _num_stacks(self) -> int:
+        """Return the number of forms of which trials form separate stacks. With whole batches, the batch size belongs to the form."""
+        return self.job.num_forms * (self.job.num_batch_sizes if self.stacked.settings.micro_batch_size is None else 1)
 
     def _reason_not_stackable(self) -> str | None:
         """Return the reason why trials cannot be trained together, or None. Choose micro-batches if these give the right results, else whole batches."""
-        # With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
-        samples = self.job.samples[: self.job.num_kinds]
-        trainers = [self.trainer(sample, number) for number, sample in enumerate(samples * (1 + self._has_forms(whole_batches=True)))]
-        if reason_not_stackable(self.stacked, trainers, *self.train_data) is None:
-            return None
-        self.stacked = self._stacked_trainer(whole_batches=True)
-        if reason := reason_not_stackable(self.stacked, trainers, *self.train_data):
-            return reason
-        if self.job.num_batch_sizes > MAX_BATCH_SIZES:
-            return f"the rows of a batch depend on each other, as with batch normalisation, and there are {self.job.num_batch_sizes} batch sizes"
-        return None
+        reason = None
+        for whole_batches in (False, True):
+            self.stacked = self._stacked_trainer(whole_batches)
+            # With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
+            samples = self.job.samples[: self.job.num_kinds] * (1 + self.stacked.settings.has_forms)
+            trainers = [self.trainer(sample, number) for number, sample in enumerate(samples)]
+            if (reason := reason_not_stackable(self.stacked, trainers, *self.train_data)) is None:
+                break
+        if reason is None and self.stacked.settings.micro_batch_size is None and self.job.num_batch_sizes > MAX_BATCH_SIZES:
+            return f"the rows of a batch depend on each other, as in batch normalisation, and trials have {self.job.num_batch_sizes} batch sizes"
+        return reason
 
     def _sample_trainers(self, count: int) -> list[Trainer]:
         """Return `count` trainers that differ from each other like the trainers of the sweep's trials."""
@@ -224,8 +234,7 @@ class Engine:
     def _reason_not_to_compile(self, seconds_per_row: float) -> str | None:
         epochs = self.job.max_epochs * math.ceil(self.job.trials / self.slots)
         saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
-        num_stacks = self.job.num_forms * (self.job.num_batch_sizes if self.stacked.settings.micro_batch_size is None else 1)
-        if saved_s < COMPILING_S * num_stacks:
+        if saved_s < COMPILING_S * self._num_stacks:
             return f"the compiler would take longer than the {saved_s:.0f} s that it would save"
         return reason_not_to_compile(cpp_compiler())
 
