@@ -167,6 +167,16 @@ def test_an_engine_chooses_whole_batches_for_batch_normalisation(
     assert other.stacked.settings == engine.stacked.settings, "all engines train in the same way"
 
 
+def test_steps_are_prepared_only_if_the_measured_trials_have_all_forms(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raysweep.tune.slots.engine, "COMPILING_S", 0)
+    code = Code.read(find_target("net.py:Dropped", job.root))
+    engine = Engine(replace(job, code=code, num_forms=3, samples=SAMPLES, num_kinds=4, max_slots=2))
+    few_rows(engine)
+    benchmark = engine.benchmark()
+    assert isinstance(benchmark, Benchmark), benchmark
+    assert benchmark.way == "eager, because 3 forms have only 2 places, in a stack for each of 3 forms"
+
+
 def test_batch_normalisation_with_many_batch_sizes_is_trained_one_by_one(job: EngineJob) -> None:
     code = Code.read(find_target("net.py:Normalised", job.root))
     engine = Engine(replace(job, code=code, num_batch_sizes=5, samples=SAMPLES, num_kinds=4))

@@ -218,6 +218,8 @@ class Engine:
         """Compile the training step, or on a GPU capture the step as a CUDA graph, if this saves time. Return a description of how steps run from now on."""
         if self.device.type == "xpu":
             return "eager, because a step is captured only on GPUs of NVIDIA and AMD"
+        if self.slots < self._num_stacks:
+            return f"eager, because {self._num_stacks} forms have only {self.slots} places"
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"
