@@ -60,7 +60,8 @@ class DropoutMasks(TorchFunctionMode):
         self.calls += 1
         shape = input.shape if dims is None else (*input.shape[:dims], *[1] * (input.dim() - dims))
         scale = 1 / (1 - p) if p < 1 else 0.0
-        mask = self._keeps(math.prod(shape), p, input.device).view(shape) * torch.tensor(scale, dtype=input.dtype, device=input.device)
+        # A CUDA graph cannot contain a tensor that is made of a number in Python, so the mask is multiplied by the number itself.
+        mask = self._keeps(math.prod(shape), p, input.device).view(shape).to(input.dtype) * scale
         return input.mul_(mask) if inplace else input * mask
 
     def _keeps(self, count: int, p: float, device: torch.device) -> torch.Tensor:
