@@ -166,6 +166,14 @@ def test_unfinished_trials_of_another_form_are_not_stacked_with_new_ones(tmp_pat
         assert reason_by_config(search_job(tmp_path, sweep_config(model="m:M")), space, record.sweep) is None
 
 
+def test_unfinished_trials_of_one_of_the_forms_are_stacked(tmp_path: Path) -> None:
+    space = parse_space({"lr": 1, "batch_size": 2, "net": {"width": {"choice": [4, 8]}, "drop": {"quniform": [0, 0.3, 0.1]}}})
+    with Record(tmp_path / "record.jsonl") as record:
+        record.write("session", sweep={}, host="h", pid=1, nodes=[])
+        record.write("trial", trial="00000", index=0, repeat=0, seed=0, config=configuration(space, 0, 0))
+        assert reason_by_config(search_job(tmp_path, sweep_config(model="m:M")), space, record.sweep) is None
+
+
 LAYOUT = Layout(trials=20, threads=2, engines=3, engines_per_node=2, slots=7)
 
 
