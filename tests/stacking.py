@@ -51,14 +51,39 @@ class Convolutional(nn.Module):
         return self.out(F.adaptive_avg_pool2d(F.silu(self.depthwise(self.norm(self.conv(x)))), 1).flatten(1))
 
 
+class Dropped(Dense):
+    """Has dropout of inputs, of hidden values and of outputs."""
+
+    def __init__(self, width: int = 8, p: float = 0.3) -> None:
+        super().__init__(width)
+        self.drop, self.channels = nn.Dropout(p), nn.Dropout2d(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.drop(torch.tanh(self.first(self.channels(x).flatten(1)))) + self.shift)
+        return F.dropout(self.out(self.tied(self.again(hidden))), 0.1, self.training)
+
+
+class Normalised(nn.Module):
+    """Has batch normalisation of images and of hidden values, and dropout."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.norm, self.conv, self.images = nn.BatchNorm2d(3), nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.hidden, self.rows, self.out = nn.Linear(16 * width, 6, bias=False), nn.BatchNorm1d(6, momentum=0.3), nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.images(self.conv(self.norm(x)))).flatten(1)
+        return self.out(F.dropout(self.rows(self.hidden(x)), 0.3, self.training))
+
+
 def some_data(rows: int, side: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (rows, 3, side, side), dtype=np.uint8))
     return images, torch.from_numpy(generator.integers(0, 10, rows))
 
 
-def stacked_trainer(micro_batch_size: int, share_rows: bool = True) -> StackedTrainer:
-    return StackedTrainer(StackSettings(micro_batch_size, share_rows))
+def stacked_trainer(micro_batch_size: int | None, share_rows: bool = True, has_forms: bool = False) -> StackedTrainer:
+    return StackedTrainer(StackSettings(micro_batch_size, share_rows, has_forms))
 
 
 def trainers(
@@ -72,14 +97,18 @@ def trainers(
     facts: DataFacts = DataFacts((3, 2, 2)),  # noqa: B008
     own_loss: Any = None,
     metrics: tuple[str, ...] = (),
+    arguments: Sequence[dict[str, Any]] = ({},),
 ) -> list[Trainer]:
-    """Return a trainer for each batch size, with seeds 0, 1, …, settings that differ, and the `recipes` in turn as changes of `recipe`."""
+    """Return a trainer for each batch size, with seeds 0, 1, …, settings that differ, and the `recipes` in turn as changes of `recipe`.
+
+    The constructors of the models get the `arguments` in turn.
+    """
     settings: list[dict[str, Any]] = SGD if optimizer == "sgd" else ADAM  # type: ignore[assignment]
     spec = TrainingSpec(loss, optimizer, 0, recipe or Recipe(), metrics)
     made = [
         Trainer(
             model,
-            {"batch_size": size, **settings[seed % 3], "training": recipes[seed % len(recipes)]},
+            {"batch_size": size, **settings[seed % 3], "training": recipes[seed % len(recipes)], **arguments[seed % len(arguments)]},
             spec,
             seed=seed,
             device=CPU,

@@ -19,7 +19,17 @@ from raysweep.training.stacked.trainer import StackedTrainer
 from raysweep.training.stacked.verification import reason_not_stackable
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.fusion import micro_batch_size
-from stacking import Convolutional, Dense, assert_members_come_and_go, assert_same, some_data, stacked_trainer, trainers
+from stacking import (
+    Convolutional,
+    Dense,
+    Dropped,
+    Normalised,
+    assert_members_come_and_go,
+    assert_same,
+    some_data,
+    stacked_trainer,
+    trainers,
+)
 
 
 # The arithmetic of an optimizer does not depend on the sizes of the batches, so only one choice of sizes is tried with all optimizers.
@@ -231,3 +241,72 @@ def test_outputs_of_a_half_type_have_losses_of_single_precision_together_as_alon
     assert losses == pytest.approx([trainer.train_epoch(images, labels, 1) for trainer in alone], rel=1e-3)
     metrics = stacked_trainer(2).evaluate(together, images, labels)
     assert [row["loss"] for row in metrics] == pytest.approx([trainer.evaluate(images, labels)["loss"] for trainer in together], rel=1e-3)
+
+
+# Models of which a stack needs the masks of dropout, or whole batches, with the number of rows in a step.
+KINDS = [(Dropped, 2), (Dropped, None), (Normalised, None)]
+FULL = Recipe(Schedule("cosine", epochs=3), label_smoothing=0.1, ema_decay=0.8, class_weights="balanced", augment=("flip", "mixup"))
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+@pytest.mark.parametrize(("model", "size"), KINDS)
+@pytest.mark.parametrize(("optimizer", "recipe"), [("sgd", Recipe()), ("adamw", FULL)])
+def test_dropout_and_batch_normalisation_together_are_those_of_each_alone(
+    model: type[nn.Module], size: int | None, optimizer: str, recipe: Recipe, share_rows: bool
+) -> None:
+    data = some_data(33, side=4 if model is Normalised else 2)
+    together, alone = (trainers(model, optimizer, (4, 16, 4, 16, 2), recipes=RECIPES, recipe=recipe) for _ in range(2))
+    stacked = stacked_trainer(size, share_rows)
+    assert_epochs_are_those_of_each_alone(stacked, together, alone, ([1] * 5, [2] * 5, [3, 1, 3, 3, 2]), data)
+    expected = [trainer.evaluate(*data) for trainer in alone]
+    for metrics, alone_metrics in zip(stacked.evaluate(together, *data), expected, strict=True):
+        assert metrics == pytest.approx(alone_metrics, rel=1e-9)
+
+
+@pytest.mark.parametrize(("model", "size"), KINDS)
+def test_members_with_dropout_and_batch_normalisation_come_and_go(model: type[nn.Module], size: int | None) -> None:
+    data = some_data(19, side=4 if model is Normalised else 2)
+    assert_members_come_and_go(stacked_trainer(size), *(trainers(model, "adam", (4, 4, 16)) for _ in range(2)), data)
+
+
+@pytest.mark.parametrize(("model", "size"), KINDS)
+def test_a_stack_goes_on_from_checkpoints_with_the_masks_and_statistics_of_each_alone(
+    model: type[nn.Module], size: int | None, tmp_path: Path
+) -> None:
+    data = some_data(19, side=4 if model is Normalised else 2)
+    first, alone, resumed = (trainers(model, "adam", (4, 4, 2)) for _ in range(3))
+    stacked_trainer(size).train_epoch(first, [1] * 3, *data)
+    for number, trainer in enumerate(first):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        trainer.save(folder, 1)
+        assert resumed[number].load(folder) == 1
+    torch.manual_seed(12345)  # the other process has drawn other numbers
+    stacked_trainer(size).train_epoch(resumed, [2] * 3, *data)
+    for ours, theirs in zip(resumed, alone, strict=True):
+        for epoch in (1, 2):
+            theirs.train_epoch(*data, epoch)
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+@pytest.mark.parametrize(("model", "size"), [(Dense, 2), *KINDS])
+def test_models_of_several_forms_train_together_as_each_does_alone(model: type[nn.Module], size: int | None, share_rows: bool) -> None:
+    data = some_data(33, side=4 if model is Normalised else 2)
+    widths = [{"width": width} for width in (4, 8, 4, 8, 6)]
+    together, alone = (trainers(model, batch_sizes=(4, 4, 4, 4, 4), arguments=widths) for _ in range(2))
+    stacked = stacked_trainer(size, share_rows, has_forms=True)
+    assert_epochs_are_those_of_each_alone(stacked, together, alone, ([1] * 5, [2] * 5), data)
+    expected = [trainer.evaluate(*data) for trainer in alone]
+    for metrics, alone_metrics in zip(stacked.evaluate(together, *data), expected, strict=True):
+        assert metrics == pytest.approx(alone_metrics, rel=1e-9)
+
+
+def test_a_model_without_another_of_its_form_trains_alone_to_the_last_bit() -> None:
+    data = some_data(33)
+    widths = [{"width": width} for width in (4, 8, 4)]
+    together, alone = (trainers(Dense, batch_sizes=(4, 4, 4), arguments=widths, double=False) for _ in range(2))
+    stacked = stacked_trainer(2, has_forms=True)
+    assert stacked.train_epoch(together, [1] * 3, *data)[1] == alone[1].train_epoch(*data, 1)
+    assert all(torch.equal(a, b) for a, b in zip(together[1].model.parameters(), alone[1].model.parameters(), strict=True))
+    assert stacked.evaluate(together, *data)[1] == alone[1].evaluate(*data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import raysweep.tune.slots.engine
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
+from raysweep.record.events import NotFused
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
@@ -31,6 +33,20 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.out(self.conv(x).relu().flatten(1))
+
+class Normalised(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, width, 5, stride=4), nn.BatchNorm2d(width), nn.Dropout(0.2)
+        self.out = nn.Linear(width * 49, 10)
+
+    def forward(self, x):
+        return self.out(self.drop(self.norm(self.conv(x)).relu().flatten(1)))
+
+class Dropped(Normalised):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.norm = nn.GroupNorm(2, width)
 """
 CONFIGS = [{"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "momentum": 0.9, "batch_size": 32}]
 
@@ -56,7 +72,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
         share_rows=True,
         max_slots=2,
         trials=2,
+        num_forms=1,
+        num_batch_sizes=2,
         samples=tuple(CONFIGS),
+        num_kinds=2,
     )
     torch.set_num_threads(before)
 
@@ -102,7 +121,7 @@ def test_a_compiled_step_trains_as_each_trial_alone(job: EngineJob, monkeypatch:
 
 def test_no_round_waits_for_a_trial_that_is_stopped_before_it_has_entered(job: EngineJob) -> None:
     engine = Engine(job)
-    engine.open(EngineSetup(2, is_prepared=False, unfolds=False))
+    engine.open(EngineSetup(2, is_prepared=False, unfolds=False, whole_batches=False))
     assert engine.call("early", "stop") is None
     enter(engine, "early", 0)
     enter(engine, "other", 1)
@@ -112,7 +131,84 @@ def test_no_round_waits_for_a_trial_that_is_stopped_before_it_has_entered(job: E
         engine.call("early", "train")
 
 
+def few_rows(engine: Engine) -> None:
+    """Leave the engine only few rows, with which the benchmark takes a short time."""
+    engine.train_data = engine.train_data[0][:300], engine.train_data[1][:300]
+    engine.validation_data = engine.validation_data[0][:100], engine.validation_data[1][:100]
+
+
+SAMPLES = tuple({"lr": 0.01 * (1 + number), "batch_size": (16, 32)[number % 2], "width": (4, 6)[number // 2]} for number in range(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_forms", "num_batch_sizes", "whole", "has_forms"),
+    [("Dropped", 1, 2, False, False), ("Dropped", 2, 2, False, True), ("Normalised", 1, 2, True, True), ("Normalised", 2, 1, True, True)],
+)
+def test_an_engine_chooses_whole_batches_for_batch_normalisation(
+    job: EngineJob, name: str, num_forms: int, num_batch_sizes: int, whole: bool, has_forms: bool
+) -> None:
+    samples = tuple(
+        {**SAMPLES[number], "batch_size": (16, 32)[number % num_batch_sizes], "width": (4, 6)[number // 2 % num_forms]}
+        for number in range(4)
+    )
+    code = Code.read(find_target(f"net.py:{name}", job.root))
+    facts = {"num_forms": num_forms, "num_batch_sizes": num_batch_sizes, "samples": samples, "num_kinds": 4, "max_slots": 8}
+    engine = Engine(replace(job, code=code, **facts))
+    few_rows(engine)
+    benchmark = engine.benchmark()
+    assert isinstance(benchmark, Benchmark), benchmark
+    assert benchmark.setup.whole_batches is whole
+    assert engine.stacked.settings.has_forms is has_forms
+    assert benchmark.way.startswith("eager, because ")
+    assert ("in whole batches" in benchmark.way) is whole
+    assert ("in a stack for each of 2 forms" in benchmark.way) is has_forms
+    other = Engine(replace(job, code=code, **facts))
+    other.open(benchmark.setup)
+    assert other.stacked.settings == engine.stacked.settings, "all engines train in the same way"
+
+
+def test_steps_are_prepared_only_if_the_measured_trials_have_all_forms(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raysweep.tune.slots.engine, "COMPILING_S", 0)
+    code = Code.read(find_target("net.py:Dropped", job.root))
+    engine = Engine(replace(job, code=code, num_forms=3, samples=SAMPLES, num_kinds=4, max_slots=2))
+    few_rows(engine)
+    benchmark = engine.benchmark()
+    assert isinstance(benchmark, Benchmark), benchmark
+    assert benchmark.way.startswith("eager, because 3 forms have only 2 places, in a stack for each of 3 forms")
+
+
+def test_batch_normalisation_with_many_batch_sizes_is_trained_one_by_one(job: EngineJob) -> None:
+    code = Code.read(find_target("net.py:Normalised", job.root))
+    engine = Engine(replace(job, code=code, num_batch_sizes=5, samples=SAMPLES, num_kinds=4))
+    few_rows(engine)
+    reason = "the rows of a batch depend on each other, as in batch normalisation, and trials have 5 batch sizes"
+    assert engine.benchmark() == NotFused(reason)
+
+
+def test_trials_join_the_stack_of_their_form_and_train_as_each_alone(job: EngineJob) -> None:
+    code = Code.read(find_target("net.py:Normalised", job.root))
+    engine = Engine(replace(job, code=code, num_forms=2, samples=SAMPLES, num_kinds=4, share_rows=False))
+    few_rows(engine)
+    engine.open(EngineSetup(8, is_prepared=False, unfolds=False, whole_batches=True))
+    configs = [{**SAMPLES[0], "width": width} for width in (4, 6, 4, 6, 4)]
+    storage: Any = None
+
+    def enter_form(number: int) -> str:
+        engine.enter(str(number), {**configs[number], RESERVED_KEY: TrialFacts(number, "search", False)}, storage)
+        return str(number)
+
+    first = [enter_form(number) for number in range(3)]
+    train_round(engine, *first)
+    engine.call("0", "stop")
+    results = dict(zip("1234", train_round(engine, *"12", *(enter_form(number) for number in (3, 4))), strict=True))
+    for number, epochs in ((1, 2), (2, 2), (3, 1), (4, 1)):
+        alone = engine.trainer(configs[number], number)
+        losses = [alone.train_epoch(*engine.train_data, epoch) for epoch in range(1, epochs + 1)]
+        assert results[str(number)]["train_loss"] == pytest.approx(losses[-1], rel=1e-4)
+        assert results[str(number)]["loss"] == pytest.approx(alone.evaluate(*engine.validation_data)["loss"], rel=1e-3)
+
+
 def test_convolutions_go_the_first_engines_way(job: EngineJob) -> None:
     engine = Engine(job)
-    engine.open(EngineSetup(2, is_prepared=False, unfolds=True))
+    engine.open(EngineSetup(2, is_prepared=False, unfolds=True, whole_batches=False))
     assert engine.stacked.settings.unfolds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Each purpose of a seed has a different number, so that two purposes never share a stream of random numbers.
-_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION, _MIXUP, _TAKE_OVER = 1, 2, 3, 4, 5, 6, 7
+_TRIAL, _CONFIRM, _ORDER, _SAMPLER, _AUGMENTATION, _MIXUP, _TAKE_OVER, _DROPOUT = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def _seed(*words: int) -> int:
@@ -66,3 +66,12 @@ def mixup_draws(seed: int, epoch: int, length: int, alpha: float) -> tuple[np.nd
     """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_MIXUP, seed, epoch])))
     return generator.integers(length, size=length), generator.beta(alpha, alpha, length)
+
+
+def dropout_keys(trial_seed: int, epoch: int, num_batches: int) -> np.ndarray:
+    """Return the key of each batch of an epoch, int64 [num_batches], from which the masks of dropout are computed.
+
+    The keys of more batches begin with the keys of fewer batches.
+    """
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_DROPOUT, trial_seed, epoch])))
+    return generator.integers(2**63, size=num_batches)

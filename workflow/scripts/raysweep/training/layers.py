@@ -1,6 +1,8 @@
-"""Finds the two kinds of layers that need special treatment in training, which are batch normalisation and lazy layers."""
+"""Finds the layers that need special treatment in training: batch normalisation, lazy layers, and layers that are computed in the backward pass."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -23,6 +25,18 @@ def split_rows(rows: torch.Tensor, size: int, joins_last_row: bool) -> tuple[tor
     has_row_to_join = joins_last_row and whole and len(rows) % size == 1
     batches: tuple[torch.Tensor, ...] = rows.split([size] * (whole - 1) + [size + 1] if has_row_to_join else size)
     return batches
+
+
+def calls_layers(model: nn.Module, action: Callable[[], object]) -> bool:
+    """Call `action`, and return whether `action` computed the outputs of a layer of the model."""
+    called: list[bool] = []
+    hooks = [layer.register_forward_pre_hook(lambda *_: called.append(True)) for layer in model.modules()]
+    try:
+        action()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return bool(called)
 
 
 def lazy_layers(model: nn.Module) -> list[str]:

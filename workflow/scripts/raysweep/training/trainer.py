@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Mapping
@@ -14,11 +15,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 
+from raysweep.common.seeds import dropout_keys
 from raysweep.config.recipe import OPTIMIZER_SETTINGS
 from raysweep.config.space import OPTIMIZER_KEYS, TRAINING_KEYS
 from raysweep.training.augmentation import cut_out, shifted
+from raysweep.training.dropout import DropoutMasks
 from raysweep.training.epoch_plan import plan_epoch
-from raysweep.training.layers import has_batch_norm, lazy_layers, materialize, split_rows
+from raysweep.training.layers import calls_layers, has_batch_norm, lazy_layers, materialize, split_rows
 from raysweep.training.metrics import listed_metrics
 from raysweep.training.preparation import DataFacts, Preparation
 from raysweep.training.private import is_refused_by_batch_norm
@@ -105,12 +108,18 @@ class Trainer:
         """Build the model and the optimiser. The constructor of the model receives all keys of `config` except the keys in TRAINING_KEYS, and the arguments
         that the data determine.
 
-        `seed` sets torch's global random number generator, with which the initial weights are sampled. Lazy layers get their shapes from the shape of a
-        row in `facts`. `own_loss` is the loss function of the user's own, or None where `spec` names a function of torch.nn.functional.
+        `seed` sets torch's global random number generator, with which the initial weights are sampled. The masks of dropout are a function of `seed` too, see
+        DropoutMasks. Lazy layers get their shapes from the shape of a row in `facts`. `own_loss` is the loss function of the user's own, or None where
+        `spec` names a function of torch.nn.functional.
         """
         self.preparation = Preparation(facts, device)
         given = {k: v for k, v in config.items() if k not in TRAINING_KEYS}
         self.arguments = facts.arguments(model_class, given)
+        self.seed = seed
+        # Whether the model uses the masks of DropoutMasks. None before the first batch, because only a computation shows the calls of dropout.
+        self.has_dropout: bool | None = None
+        # Arguments of the constructor as text. Only models of one form can be stacked.
+        self.model_form = json.dumps([given, self.arguments], sort_keys=True)
         torch.manual_seed(seed)
         self.spec = spec
         self.model = model_class(**given, **self.arguments).to(device)
@@ -178,12 +187,13 @@ class Trainer:
         [group] = self.optimizer.param_groups
         lr = group["lr"]
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for rows, rate in zip(batches, rates, strict=True):
+        keys = dropout_keys(self.seed, epoch, len(batches)).tolist()
+        for rows, rate, key in zip(batches, rates, keys, strict=True):
             mixed = sources[rows]
+            inputs = self.training_inputs(images[mixed], draws[mixed], parts[rows], self.dtype)
+            targets = self.preparation.targets(labels[mixed], self.dtype)
             try:
-                with self.autocast():
-                    outputs = self.model(self.training_inputs(images[mixed], draws[mixed], parts[rows], self.dtype))
-                outputs = self.preparation.outputs(outputs, len(rows))
+                summed = self._set_gradients(inputs, (targets, parts[rows], weights[rows]), DropoutMasks(key))
             except ValueError as error:
                 if len(rows) > 1 or not is_refused_by_batch_norm(error):
                     raise
@@ -191,9 +201,6 @@ class Trainer:
                     f"BatchNorm cannot train on a batch of one row: batch_size is {self.batch_size}, and there are {len(labels)} training rows. "
                     "Give batch_size values of at least 2, or use GroupNorm in the place of BatchNorm"
                 ) from error
-            loss, summed = self._training_loss(outputs, self.preparation.targets(labels[mixed], self.dtype), parts[rows], weights[rows])
-            self.optimizer.zero_grad()
-            loss.backward()
             if self.recipe.clip_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
             group["lr"] = lr * rate
@@ -202,6 +209,27 @@ class Trainer:
             total += summed
         group["lr"] = lr
         return float(total.item()) / len(labels)
+
+    def _set_gradients(
+        self, inputs: torch.Tensor, goal: tuple[torch.Tensor, torch.Tensor, torch.Tensor], masks: DropoutMasks
+    ) -> torch.Tensor:
+        """Set the gradients of the weights for a batch, and return the sum of the losses of the rows, as `_training_loss` returns it.
+
+        `goal` contains the targets, parts and weights of the rows.
+        """
+        # The context of the masks makes each operation slower, so a model without dropout is computed without this context.
+        with masks if self.has_dropout is not False else contextlib.nullcontext():
+            with self.autocast():
+                outputs = self.model(inputs)
+            loss, summed = self._training_loss(self.preparation.outputs(outputs, len(inputs)), *goal)
+        self.optimizer.zero_grad()
+        if self.has_dropout is not None:
+            loss.backward()
+            return summed
+        # A layer may be computed again in the backward pass, as torch.utils.checkpoint does. This context does not apply there, so the layer would have
+        # other masks.
+        self.has_dropout = not calls_layers(self.model, loss.backward) and masks.calls > 0
+        return summed if self.has_dropout or not masks.calls else self._set_gradients(inputs, goal, masks)
 
     def training_inputs(self, rows: torch.Tensor, draws: torch.Tensor, parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return staged rows [n, mixed, …] as the model gets them in training, [n, …].

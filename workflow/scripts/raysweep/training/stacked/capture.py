@@ -16,8 +16,14 @@ MaskedStep = Callable[[StackState, MicroBatch], None]
 
 def compile_step(step: MaskedStep, threads: int) -> MaskedStep:
     """Return the step compiled by torch.compile. The compiler uses at most `threads` threads."""
+
+    def run(state: StackState, batch: MicroBatch) -> None:
+        step(state, batch)
+
+    # torch.compile compiles one code object at most 8 times. The stacks of several forms need more, so each step has a code object of its own.
+    run.__code__ = run.__code__.replace()
     # dynamic=False makes torch.compile compile each form of stack for its exact sizes. Otherwise the second form is compiled for variable sizes.
-    compiled: MaskedStep = torch.compile(step, fullgraph=True, dynamic=False, options=compiler_options(threads))
+    compiled: MaskedStep = torch.compile(run, fullgraph=True, dynamic=False, options=compiler_options(threads))
     return compiled
 
 

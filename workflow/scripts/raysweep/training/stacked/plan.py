@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from raysweep.common.seeds import dropout_keys
 from raysweep.config.recipe import Recipe
 from raysweep.training.epoch_plan import EpochPlan
+from raysweep.training.layers import split_rows
 
 
 class StepPlan(NamedTuple):
@@ -28,10 +30,12 @@ class StepPlan(NamedTuple):
     # the member's weights change.
     gates: torch.Tensor
     rates: torch.Tensor  # factor of the learning rate of a member in a step, [steps, members]
+    keys: torch.Tensor  # key of a member's batch for the masks of dropout, int64 [steps, members], see seeds.dropout_keys
+    positions: torch.Tensor  # position of the first row of a member's micro-batch in the member's batch, int64 [steps, members]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StepPlan:
-        """Return the plan with its tensors on `device`. The rows and the draws stay whole numbers, and the other tensors get the type `dtype`."""
-        return StepPlan(self.rows.to(device), self.draws.to(device), *(tensor.to(device, dtype) for tensor in self[2:]))
+        """Return the plan with its tensors on `device`. Whole numbers keep their types, and the other tensors get the type `dtype`."""
+        return StepPlan(*(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in self))
 
     def step(self, number: int) -> StepPlan:
         """Return the part of the plan for one step. The tensors of this part have no dimension `steps`."""
@@ -45,6 +49,9 @@ class MemberEpoch(NamedTuple):
     batch_size: int
     epoch: int  # counted from 1
     recipe: Recipe
+    seed: int  # seed of the member's trial
+    first_row: int = 0  # number of rows of the epoch that are before the rows in the order of `plan`
+    first_batch: int = 0  # number of batches of the epoch that are before these rows
 
 
 def plan_steps(members: Sequence[MemberEpoch], size: int, shared: bool) -> StepPlan:
@@ -65,6 +72,25 @@ def plan_steps(members: Sequence[MemberEpoch], size: int, shared: bool) -> StepP
     return StepPlan(*arrays)
 
 
+def plan_whole_batches(members: Sequence[MemberEpoch], joins_last_row: bool, shared: bool) -> list[StepPlan]:
+    """Return the plan of an epoch with one step for each batch. All members must have the same batch size.
+
+    The last batch has a separate plan where its number of rows differs from the batch size. `joins_last_row` is as for layers.split_rows.
+    """
+    num_rows = len(members[0].plan.order)
+    sizes = [len(batch) for batch in split_rows(torch.arange(num_rows), members[0].batch_size, joins_last_row)]
+    num_equal = sizes.count(sizes[0])
+    plans = []
+    for batch, start, end in ((0, 0, num_equal * sizes[0]), (num_equal, num_equal * sizes[0], num_rows)):
+        if start < end:
+            parts = [
+                MemberEpoch(EpochPlan(plan.order[start:end], *plan[1:]), sizes[batch], epoch, recipe, seed, start, batch)
+                for plan, _, epoch, recipe, seed, *_ in members
+            ]
+            plans.append(plan_steps(parts, sizes[batch], shared))
+    return plans
+
+
 def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, ...]:
     """Return the arrays of StepPlan for one member, without the dimension `members`."""
     (order, sources, parts, row_weights, draws), batch_size = member.plan, member.batch_size
@@ -74,7 +100,9 @@ def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, ...]:
     is_last = is_step & (starts + size >= ends)
     ends = np.broadcast_to(ends, starts.shape)[is_step]
     batch_starts = np.broadcast_to(starts[:, :1], is_step.shape)[is_step]
-    rates = member.recipe.rates(member.epoch - 1 + batch_starts / len(order))
+    rates = member.recipe.rates(member.epoch - 1 + (member.first_row + batch_starts) / len(sources))
+    batches = member.first_batch + batch_starts // batch_size
+    keys = dropout_keys(member.seed, member.epoch, batches[-1] + 1)[batches]
     positions = starts[is_step][:, None] + np.arange(size)
     is_row = positions < ends[:, None]
     rows = order[np.where(is_row, positions, 0)]
@@ -82,4 +110,13 @@ def _plan_member(member: MemberEpoch, size: int) -> tuple[np.ndarray, ...]:
     weights_before = np.concatenate([[0.0], np.cumsum(row_weights[order].sum(1))])
     weights = is_row[..., None] * row_weights[rows] / (weights_before[ends] - weights_before[batch_starts])[:, None, None]
     mixed = sources[rows]
-    return mixed, draws[mixed], is_row[..., None] * parts[rows], weights, is_last[is_step].astype(float), rates
+    return (
+        mixed,
+        draws[mixed],
+        is_row[..., None] * parts[rows],
+        weights,
+        is_last[is_step].astype(float),
+        rates,
+        keys,
+        starts[is_step] - batch_starts,
+    )

@@ -59,6 +59,8 @@ class Stack:
                 if self.form.optimizer != "sgd":
                     optimizer_state["step"] = steps.clone()
                 trainer.optimizer.state[param] = optimizer_state
+            for name, buffers in self.state.buffers.items():
+                trainer.model.get_buffer(name).copy_(buffers[member])
             if trainer.average is not None:
                 for name, values in split_row(self.state.averages[member], self.shapes).items():
                     trainer.average.get_parameter(name).data.copy_(values)

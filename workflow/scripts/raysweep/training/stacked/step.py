@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from raysweep.training.dropout import DropoutMasks
 from raysweep.training.stacked.convolutions import UnfoldedConvolutions
 from raysweep.training.stacked.optimizers import StepForm, update
 from raysweep.training.stacked.plan import StepPlan
@@ -25,6 +26,8 @@ class MicroBatch(NamedTuple):
     weights: torch.Tensor  # weights of the rows, [members, size, mixed], see StepPlan
     gate: torch.Tensor  # gate of each member, [members], see StepPlan
     rate: torch.Tensor  # factor of the learning rate of each member, [members]
+    keys: torch.Tensor  # keys for the masks of dropout, [members], see StepPlan
+    positions: torch.Tensor  # positions of the first rows in the members' batches, [members], see StepPlan
 
 
 def micro_batch(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, step: StepPlan) -> MicroBatch:
@@ -32,9 +35,9 @@ def micro_batch(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, st
 
     `trainer` is any member of the stack, because all members prepare the rows in the same way.
     """
-    rows, draws, parts, weights, gate, rate = step
+    rows, draws, parts, weights, *others = step
     targets = trainer.preparation.targets(labels[rows], weights.dtype)
-    return MicroBatch(trainer.training_inputs(images[rows], draws, parts, weights.dtype), targets, parts, weights, gate, rate)
+    return MicroBatch(trainer.training_inputs(images[rows], draws, parts, weights.dtype), targets, parts, weights, *others)
 
 
 class StackStep:
@@ -45,21 +48,22 @@ class StackStep:
         self.loss, self.autocast, self.preparation = trainer.loss, trainer.autocast, trainer.preparation
         self.convolutions = UnfoldedConvolutions if unfolds else contextlib.nullcontext
         data_dim = None if share_rows else 0
-        self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0), data_dim, (data_dim, data_dim, 0)))
+        self._gradients = vmap(grad(self._loss, has_aux=True), in_dims=(0, (0, 0, 0, 0), data_dim, (data_dim, data_dim, 0)))
 
     def _loss(
         self,
         row: torch.Tensor,
-        member: tuple[Tensors, torch.Tensor],
+        member: tuple[Tensors, torch.Tensor, torch.Tensor, torch.Tensor],
         x: torch.Tensor,
         goal: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weighted loss that one member minimises, and the sum of this member's losses over all rows that are not filler rows.
 
-        `row` contains the member's weights. `member` contains the member's buffers and label smoothing. `goal` contains the labels, parts and weights.
+        `row` contains the member's weights. `member` contains the member's buffers, label smoothing, and the key and
+        the position for the masks of dropout. `goal` contains the labels, parts and weights.
         """
-        (buffers, smoothing), (y, parts, weights) = member, goal
-        with self.convolutions(), self.autocast():
+        (buffers, smoothing, key, position), (y, parts, weights) = member, goal
+        with self.convolutions(), DropoutMasks(key, position, len(x)), self.autocast():
             outputs = functional_call(self.model, (split_row(row, self.shapes), buffers), (x,))
         outputs = self.preparation.outputs(outputs, len(x))
         losses = losses_of_mixtures(self.loss, outputs, y, smoothing if self.form.smooths else None)
@@ -67,7 +71,7 @@ class StackStep:
 
     def gradients(self, state: StackState, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of all members, [members, weights], and the sums of their losses, float64 [members]."""
-        members = (state.buffers, state.settings["label_smoothing"])
+        members = (state.buffers, state.settings["label_smoothing"], batch.keys, batch.positions)
         gradients, losses = self._gradients(state.params, members, batch.images, (batch.labels, batch.parts, batch.weights))
         return gradients, losses
 

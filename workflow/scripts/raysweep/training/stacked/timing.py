@@ -31,16 +31,16 @@ def seconds_per_row(stacked: StackedTrainer, trainers: Sequence[Trainer], images
 def seconds_per_row_alone(trainers: Sequence[Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the time in seconds that all `trainers`, trained one after the other, need for one row of the data. The trainers do not change."""
     rows = min(len(labels), FIRST_ROWS)
-    # Only one trainer of each batch size is measured, because trainers of equal batch size need about the same time.
-    alone = {trainer.batch_size: copy.deepcopy(trainer) for trainer in trainers}
+    # Only one trainer of each form and batch size is measured, because such trainers need about the same time.
+    alone = {(trainer.model_form, trainer.batch_size): copy.deepcopy(trainer) for trainer in trainers}
     took_s = {
-        size: _seconds(partial(trainer.train_epoch, images[:rows], labels[:rows], 1), trainer.device) for size, trainer in alone.items()
+        kind: _seconds(partial(trainer.train_epoch, images[:rows], labels[:rows], 1), trainer.device) for kind, trainer in alone.items()
     }
-    return sum(took_s[trainer.batch_size] for trainer in trainers) / rows
+    return sum(took_s[trainer.model_form, trainer.batch_size] for trainer in trainers) / rows
 
 
-def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, micro_batch_size: int) -> int:
-    """Return an estimate of the memory of one member of a stack, in bytes.
+def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, num_rows: int) -> int:
+    """Return an estimate of the memory of one member of a stack with `num_rows` rows of each member in a step, in bytes.
 
     The estimate includes the member's weights, gradients, sums of gradients and optimiser states, both in the trainer and in the stack. The estimate also
     includes the tensors that a step or an evaluation stores for the gradient, and an equal amount for the tensors that the gradient computation makes.
@@ -51,7 +51,7 @@ def bytes_per_member(trainer: Trainer, images: torch.Tensor, labels: torch.Tenso
         kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    rows = max(micro_batch_size, EVALUATION_ROWS)
+    rows = max(num_rows, EVALUATION_ROWS)
     model = copy.deepcopy(trainer.model).train()
     weights: int = sum(param.nbytes for param in model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -45,6 +45,7 @@ COMPILING_S = 25  # approximate time of torch.compile in seconds on one slow cor
 COMPILING_SAVES = 0.5
 UNDECIDED_S = 60  # maximum time in seconds for which a round waits for Tune's decision about a trial
 MEMORY_SHARE = 0.5  # fraction of the engine's memory that the members of the stack may use
+MAX_BATCH_SIZES = 4  # largest number of batch sizes for stacks of whole batches, because only trials of one batch size form such a stack
 LEFT = "the trial has left the process in which it trained"
 
 
@@ -121,7 +122,7 @@ class Engine:
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
         self.facts = read_facts(job.data_dir)
         self.node_ip = get_node_ip_address()
-        self.stacked = StackedTrainer(StackSettings(job.micro_batch_size, job.share_rows))
+        self.stacked = self._stacked_trainer(whole_batches=False)
         self.slots = 1
         self.members: dict[str, Member] = {}
         # Keys of the trials that were stopped before they entered the engine. This can happen because the engine's threads may execute Tune's calls in another
@@ -146,25 +147,67 @@ class Engine:
 
         The result also contains how many trials fit into the memory, and which way of training is the fastest. Return NotFused if the trials cannot be stacked.
         """
-        trainers = self._sample_trainers(len(self.job.samples))
-        if reason := reason_not_stackable(self.stacked, trainers, *self.train_data):
+        if reason := self._reason_not_stackable():
             return NotFused(reason)
-        member_bytes = bytes_per_member(trainers[0], *self.train_data, self.job.micro_batch_size)
+        trainers = self._sample_trainers(self.job.num_kinds)
+        member_bytes = max(
+            bytes_per_member(trainer, *self.train_data, self.stacked.settings.micro_batch_size or trainer.batch_size)
+            for trainer in trainers
+        )
+        if self.device.type != "cpu" and self.stacked.settings.has_forms:
+            # The CUDA graph of each form has tensors for all slots.
+            member_bytes *= len({(trainer.model_form, trainer.batch_size) for trainer in trainers})
         self.slots = min(max(1, int(MEMORY_SHARE * self.memory_bytes / member_bytes)), self.job.max_slots)
         full = self._sample_trainers(self.slots)
-        alone_s, together_s = seconds_per_row_alone(full, *self.train_data), seconds_per_row(self.stacked, full, *self.train_data)
+        alone_s, together_s = seconds_per_row_alone(full, *self.train_data), self._seconds_per_row(self.stacked, full)
         unfolded = with_unfolded_convolutions(self.stacked, trainers, *self.train_data)
-        if unfolded and seconds_per_row(unfolded, full, *self.train_data) < together_s:
+        if unfolded and self._seconds_per_row(unfolded, full) < together_s:
             self.stacked = unfolded
         way = self._prepare_if_worth_it(full, together_s)
         settings = self.stacked.settings
         if settings.prepared_for or settings.unfolds:
-            together_s = seconds_per_row(self.stacked, full, *self.train_data)
+            together_s = self._seconds_per_row(self.stacked, full)
         return Benchmark(
-            EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds),
+            EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds, settings.micro_batch_size is None),
             alone_s / together_s,
-            f"{way}, convolutions as matrix products" if settings.unfolds else way,
+            self._describe(way),
         )
+
+    def _seconds_per_row(self, stacked: StackedTrainer, trainers: list[Trainer]) -> float:
+        return seconds_per_row(stacked, trainers, *self.train_data)
+
+    def _stacked_trainer(self, whole_batches: bool) -> StackedTrainer:
+        """Return a stacked trainer whose steps have micro-batches of one size, or whole batches."""
+        size = None if whole_batches else self.job.micro_batch_size
+        has_forms = self.job.num_forms > 1 or (whole_batches and self.job.num_batch_sizes > 1)
+        return StackedTrainer(StackSettings(size, self.job.share_rows, has_forms))
+
+    def _describe(self, way: str) -> str:
+        """Return the description of how steps run, with the settings that differ from the usual ones. `way` says whether steps are eager."""
+        settings, parts = self.stacked.settings, [way]
+        parts += ["in whole batches"] if settings.micro_batch_size is None else []
+        parts += [f"in a stack for each of {self._num_stacks} forms"] if settings.has_forms else []
+        parts += ["convolutions as matrix products"] if settings.unfolds else []
+        return ", ".join(parts)
+
+    @property
+    def _num_stacks(self) -> int:
+        """Return the number of forms of which trials form separate stacks. With whole batches, the batch size belongs to the form."""
+        return self.job.num_forms * (self.job.num_batch_sizes if self.stacked.settings.micro_batch_size is None else 1)
+
+    def _reason_not_stackable(self) -> str | None:
+        """Return the reason why trials cannot be trained together, or None. Choose micro-batches if these give the right results, else whole batches."""
+        reason = None
+        for whole_batches in (False, True):
+            self.stacked = self._stacked_trainer(whole_batches)
+            # With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
+            samples = self.job.samples[: self.job.num_kinds] * (1 + self.stacked.settings.has_forms)
+            trainers = [self.trainer(sample, number) for number, sample in enumerate(samples)]
+            if (reason := reason_not_stackable(self.stacked, trainers, *self.train_data)) is None:
+                break
+        if reason is None and self.stacked.settings.micro_batch_size is None and self.job.num_batch_sizes > MAX_BATCH_SIZES:
+            return f"the rows of a batch depend on each other, as in batch normalisation, and trials have {self.job.num_batch_sizes} batch sizes"
+        return reason
 
     def _sample_trainers(self, count: int) -> list[Trainer]:
         """Return `count` trainers that differ from each other like the trainers of the sweep's trials."""
@@ -175,6 +218,8 @@ class Engine:
         """Compile the training step, or on a GPU capture the step as a CUDA graph, if this saves time. Return a description of how steps run from now on."""
         if self.device.type == "xpu":
             return "eager, because a step is captured only on GPUs of NVIDIA and AMD"
+        if self.slots < self._num_stacks:
+            return f"eager, because {self._num_stacks} forms have only {self.slots} places"
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"
@@ -182,13 +227,16 @@ class Engine:
         prepared = self._prepare(trainers)
         if isinstance(prepared, str):
             return f"eager, because the step cannot be {'captured' if on_gpu else 'compiled'}: {prepared}"
+        if self.stacked.settings.has_forms and self._seconds_per_row(prepared, trainers) > seconds_per_row:
+            # Filler members complete the stack of each form to all slots, so the prepared steps of several forms may take longer.
+            return f"eager, because {'CUDA graphs' if on_gpu else 'compiled steps'} of several forms take longer"
         self.stacked = prepared
         return "as a CUDA graph" if on_gpu else f"compiled in {time.monotonic() - began:.0f} s"
 
     def _reason_not_to_compile(self, seconds_per_row: float) -> str | None:
         epochs = self.job.max_epochs * math.ceil(self.job.trials / self.slots)
         saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
-        if saved_s < COMPILING_S:
+        if saved_s < COMPILING_S * self._num_stacks:
             return f"the compiler would take longer than the {saved_s:.0f} s that it would save"
         return reason_not_to_compile(cpp_compiler())
 
@@ -201,6 +249,8 @@ class Engine:
         The engines of one node share the folder for temporary files, so this engine can use the files that the first engine compiled.
         """
         self.slots = setup.slots
+        if setup.whole_batches != (self.stacked.settings.micro_batch_size is None):
+            self.stacked = self._stacked_trainer(setup.whole_batches)
         if self.stacked.settings.unfolds != setup.unfolds:
             self.stacked = StackedTrainer(replace(self.stacked.settings, unfolds=setup.unfolds, prepared_for=0))
         if setup.is_prepared and not self.stacked.settings.prepared_for:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.config.model import SweepConfig
 from raysweep.config.recipe import STACKED_OPTIMIZERS
-from raysweep.config.space import Choice, Distribution, Numeric, configuration, flattened, sets_training
+from raysweep.config.space import Choice, Distribution, Numeric, configuration, fill, quantized, sets_training
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import Record
 from raysweep.record.trials import Sweep
@@ -24,9 +25,13 @@ from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
 from raysweep.tune.slots.messages import Benchmark, EngineJob
 
-# Maximum number of batch sizes in a range of whole numbers. From a wider range only the lowest and the highest batch size are used.
-MAX_BATCH_SIZES = 4096
+# Maximum number of values in a range of numbers. From a wider range only the lowest and the highest batch size are used.
+MAX_VALUES = 4096
+ROUNDING = 1e-9  # largest rounding error of a bound that is divided by a step
 MAX_MICRO_BATCH = 64  # maximum number of rows of one trial in one step, because more rows need more memory but do not use a device better
+MAX_FORMS = 8  # maximum number of forms of the model, because with more forms few trials have company
+MAX_SAMPLE_SIZES = 4  # maximum number of batch sizes of which each is used in the benchmark
+MIN_SAMPLES = 3  # minimum number of configurations in the benchmark, so that the settings of the optimiser differ
 MEMORY_SHARE = 0.8  # fraction of a node's memory that all engines of the node may use together
 MIN_SPEED_UP = 1.3  # minimum speed-up for training together, because a smaller speed-up does not justify that trials share a process
 # Maximum number of slots of an engine. With more trials the training is not faster, but each round takes longer, and checkpoints are saved only after a round.
@@ -152,25 +157,51 @@ def reason_by_config(job: SearchJob, space: dict[str, Any], recorded: Sweep) -> 
         return f"the optimiser {sweep.optimizer} changes the weights of one model at a time"
     if job.header.has_folds:
         return "each trial of a configuration trains on another fold, and the trials of a stack share their rows"
-    form = {key: value for key, value in space.items() if not sets_training(key)}
-    if searched := sorted(key for key, value in form.items() if isinstance(value, Distribution)):
-        return f"{', '.join(searched)} of the model's constructor is searched, so models differ in form"
-    unfinished = (flattened(trial.config) for trial in recorded.trials.values() if not trial.finished)
-    if any({key: value for key, value in config.items() if not sets_training(key)} != form for config in unfinished):
+    if (forms := forms_of(space)) is None:
+        searched = sorted(key for key, value in space.items() if isinstance(value, Distribution) and not sets_training(key))
+        return f"{', '.join(searched)} of the model's constructor is searched, so models have more than {MAX_FORMS} forms"
+    unfinished = (trial.config for trial in recorded.trials.values() if not trial.finished)
+    if any({key: value for key, value in config.items() if not sets_training(key)} not in forms for config in unfinished):
         return "trials of an earlier search space have models of another form"
     return None
+
+
+def forms_of(space: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the arguments of the model's constructor for each form of the model, or None where the model has more than MAX_FORMS forms."""
+    arguments = {key: value for key, value in space.items() if not sets_training(key)}
+    values = {key: _values_of(value) for key, value in arguments.items() if isinstance(value, Distribution)}
+    if math.prod(map(len, values.values())) not in range(1, MAX_VALUES):
+        return None
+    forms: list[dict[str, Any]] = []
+    for combination in itertools.product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        form = fill(arguments, lambda key, _: chosen[key])  # noqa: B023
+        forms += [] if form in forms else [form]
+    return forms if len(forms) <= MAX_FORMS else None
+
+
+def _values_of(distribution: Distribution) -> Sequence[Any]:
+    """Return all values of a distribution, or no values where the distribution has more than MAX_VALUES values."""
+    if isinstance(distribution, Choice):
+        return distribution.values
+    if not isinstance(distribution, Numeric) or not (distribution.integer or distribution.step):
+        return ()
+    low, high, step = distribution.low, distribution.high - distribution.integer, distribution.step or 1
+    multiples = range(math.ceil(low / step - ROUNDING), math.floor(high / step + ROUNDING) + 1)
+    if len(multiples) > MAX_VALUES:
+        return ()
+    return multiples if distribution.integer else [quantized(multiple * step, low, high, step) for multiple in multiples]
 
 
 def batch_sizes_of(space: dict[str, Any]) -> list[int]:
     """Return the batch sizes of a search space in ascending order. For a wide range return only the lowest and the highest batch size."""
     batch_size = space["batch_size"]
-    if isinstance(batch_size, Choice):
-        return sorted({int(value) for value in batch_size.values})
-    if isinstance(batch_size, Numeric):
-        low, high = max(1, math.ceil(batch_size.low)), math.floor(batch_size.high) - batch_size.integer
-        step = int(batch_size.step or 1)
-        return [low, high] if (high - low) / step > MAX_BATCH_SIZES else [*range(low, high + 1, step)]
-    return [int(batch_size)]
+    if not isinstance(batch_size, Distribution):
+        return [int(batch_size)]
+    sizes = _values_of(batch_size)
+    if not sizes and isinstance(batch_size, Numeric):
+        sizes = (math.ceil(batch_size.low), math.floor(batch_size.high) - batch_size.integer)
+    return sorted({max(1, int(size)) for size in sizes})
 
 
 def micro_batch_size(batch_sizes: list[int]) -> int:
@@ -186,10 +217,22 @@ def micro_batch_size(batch_sizes: list[int]) -> int:
     return min(size, MAX_MICRO_BATCH)
 
 
-def sample_configs(space: dict[str, Any], seed: int, batch_sizes: list[int]) -> list[dict[str, Any]]:
-    """Return three configurations for the benchmark, which differ from each other like the configurations of the sweep."""
-    sizes = [batch_sizes[0], batch_sizes[len(batch_sizes) // 2], batch_sizes[-1]]
-    return [{**configuration(space, seed, index), "batch_size": size} for index, size in enumerate(sizes)]
+def sample_configs(space: dict[str, Any], seed: int, batch_sizes: list[int], forms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return configurations for the benchmark, at least three, which differ from each other like the configurations of the sweep.
+
+    Together they have all pairs of a form of the model and a batch size. If there are more than MAX_SAMPLE_SIZES batch sizes, only the smallest, the middle
+    and the largest batch size are used.
+    """
+    sizes = batch_sizes
+    if len(sizes) > MAX_SAMPLE_SIZES:
+        sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    samples = []
+    for index in range(max(MIN_SAMPLES, len(forms) * len(sizes))):
+        training = {key: value for key, value in configuration(space, seed, index).items() if sets_training(key)}
+        # Without the shift, the pairs would repeat after the least common multiple of both numbers.
+        shift = index // math.lcm(len(forms), len(sizes))
+        samples.append({**training, **forms[index % len(forms)], "batch_size": sizes[(index + shift) % len(sizes)]})
+    return samples
 
 
 def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJob:
@@ -197,6 +240,8 @@ def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJ
     sweep = job.sweep
     batch_sizes = batch_sizes_of(space)
     size = micro_batch_size(batch_sizes)
+    forms = forms_of(space)
+    assert forms is not None  # reason_by_config returns a reason where the model has too many forms
     # A scheduler stops trials at different epochs, so that the next trials of an engine begin at different times. Without a scheduler, or with only one epoch
     # per trial, all trials of an engine are at the same epoch.
     has_one_epoch = sweep.scheduler.name == "none" or sweep.max_epochs == 1
@@ -215,7 +260,10 @@ def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJ
         share_rows=has_one_epoch and all(batch_size % size == 0 for batch_size in batch_sizes),
         max_slots=layout.slots,
         trials=math.ceil(layout.trials / layout.engines),
-        samples=tuple(sample_configs(space, sweep.seed, batch_sizes)),
+        num_forms=len(forms),
+        num_batch_sizes=len(batch_sizes),
+        samples=tuple(sample_configs(space, sweep.seed, batch_sizes, forms)),
+        num_kinds=max(MIN_SAMPLES, len(forms), min(MAX_SAMPLE_SIZES, len(batch_sizes))),
     )
 
 

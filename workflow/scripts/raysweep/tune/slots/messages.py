@@ -26,13 +26,15 @@ class EngineJob:
     # use the compiled files.
     compiler_threads: int
     memory_mb: float  # memory in MB that the engine may use on a CPU node
-    micro_batch_size: int  # number of rows of one trial in one step
+    micro_batch_size: int  # number of rows of one trial in one step, unless steps have whole batches
     share_rows: bool  # whether all trials are at the same epoch and use the same rows, see StackSettings
     max_slots: int
     trials: int  # approximate number of trials that the engine trains during the sweep
-    samples: tuple[
-        dict[str, Any], ...
-    ]  # configurations for the benchmark, which differ from each other like the configurations of the sweep
+    num_forms: int  # number of forms of the model, which are the different arguments of its constructor
+    num_batch_sizes: int  # number of different batch sizes
+    # Configurations for the benchmark, which differ from each other like the configurations of the sweep.
+    samples: tuple[dict[str, Any], ...]
+    num_kinds: int  # number of samples at the beginning of `samples` that contain each form of the model and each batch size of `samples`
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class EngineSetup:
     slots: int  # number of trials that the engine trains at the same time
     is_prepared: bool  # whether the training step is compiled (on a CPU) or captured as a CUDA graph (on a GPU)
     unfolds: bool  # whether convolutions are computed as matrix products
+    whole_batches: bool  # whether each step has a whole batch, as for batch normalisation
 
 
 @dataclass(frozen=True)
