@@ -25,7 +25,7 @@ from raysweep.config.model import SweepConfig
 from raysweep.config.schema import load_schema, options_with_defaults, with_defaults
 from raysweep.config.space import parse_space
 from raysweep.record.pareto import hypervolume
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.tune.optuna_sampler import CLASSES
 from raysweep.tune.samplers import make_sampler
 

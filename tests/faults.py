@@ -27,7 +27,8 @@ import psutil
 import sweeping
 from raysweep.config.reference import with_table
 from raysweep.config.space import configuration, parse_space
-from raysweep.record.trials import Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Trial
 from slurm.cluster import REPOSITORY, SlurmCluster
 from slurm.packages import reason_to_skip
 from slurm.sweeps import SlurmProject, project_on

@@ -20,7 +20,7 @@ from raysweep.record.events import Provenance
 from raysweep.record.file import Record
 from raysweep.record.outputs import best_of
 from raysweep.record.results import Goal
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 LENET_SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8, 16]}}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.record.file import Record, read_sweep
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.report.inputs import InputPaths, Inputs, read_inputs
 from raysweep.report.notes import notes
 from raysweep.report.ranking import Note

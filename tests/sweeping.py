@@ -17,7 +17,7 @@ import yaml
 
 from raysweep.config.load import validated
 from raysweep.record.file import read_sweep
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"

@@ -14,7 +14,8 @@ from raysweep.common.bounds import Bounds
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
 from raysweep.record.progress import ProgressLine
-from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Result, Trial
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.gpu_share import GpuShare

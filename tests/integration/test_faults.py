@@ -9,7 +9,8 @@ import pytest
 
 from faults import PARTS, Fault, check_whole, compare, kill_until, table
 from raysweep.config.reference import with_table
-from raysweep.record.trials import Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Trial
 from sweeping import REPOSITORY
 
 

@@ -14,7 +14,7 @@ from raysweep.config.model import Named, SweepConfig
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
 from raysweep.record.known_trials import KnownTrial, as_finished
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.tune.searchers import TuneSampler, load_searcher
 from sweeping import Project, sweep_of
 from typed import sweep_config

@@ -11,19 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysweep.common.errors import ConfigError
+from raysweep.config.distributions import Normal, Numeric, parse_distribution, quantized
 from raysweep.config.space import (
     DISTRIBUTIONS,
-    Normal,
-    Numeric,
     configuration,
     fill,
     flattened,
     is_conditional,
     nested,
     num_combinations,
-    parse_distribution,
     parse_space,
-    quantized,
     shown_key,
     values_in,
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raysweep.common.errors import RaysweepError
 from raysweep.record.events import SessionHeader
 from raysweep.record.file import Record, decode, encode, now, read_events, read_sweep
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 
 TRIAL = {"trial": "00000", "index": 0, "repeat": 0, "seed": 7, "config": {"lr": 0.1, "name": "größer"}}
 START = {"trial": "00000", "node": "n1", "from_epoch": 0}

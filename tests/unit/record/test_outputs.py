@@ -13,7 +13,8 @@ from raysweep.config.model import Objective
 from raysweep.record.events import Attempt, Provenance
 from raysweep.record.outputs import best_of, confirmation_of, confirmed_means, next_best, write_model, write_outputs, write_trials
 from raysweep.record.results import BestResult, ConfirmedMean, Goal
-from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Result, Trial
 
 AT = "2026-03-01T09:00:00.000Z"
 COLUMNS = ["seed", "repeat", "accuracy", "epoch_of_metric", "epochs", "time_s", "node", "started", "ended", "error"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from raysweep.record.progress import ProgressLine
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 
 
 def sweep(*trials: tuple[str, float | None], metric: str = "accuracy") -> Sweep:

@@ -9,7 +9,8 @@ import pytest
 from raysweep.common.errors import RaysweepError
 from raysweep.record.events import ScheduleStep, SessionHeader
 from raysweep.record.file import Record, read_sweep
-from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Result, Trial
 from records import begin_repeat, new_record, report_scores, two_trials
 
 TRIAL = {"trial": "00000", "index": 0, "repeat": 0, "seed": 7, "config": {"lr": 0.1, "name": "größer"}}

@@ -10,7 +10,7 @@ import pytest
 
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.report.analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, repeated_s, rungs
 from raysweep.report.report import figures_of, write_report
 from reporting import made_up

@@ -23,7 +23,7 @@ from raysweep.record.file import Record
 from raysweep.record.outputs import best_of, write_outputs
 from raysweep.record.results import Goal
 from raysweep.record.study import StudyJournal
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.report.inputs import Inputs
 from raysweep.report.report import figures_of, render, write_report
 from recorded import header

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.config.space import Choice
+from raysweep.config.distributions import Choice
 from raysweep.report.keys import Key, position_in_range
 from reporting import made_up
 

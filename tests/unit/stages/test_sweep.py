@@ -11,7 +11,8 @@ import pytest
 from raysweep.common.typed_json import to_json
 from raysweep.record.events import Provenance, Session, SessionHeader
 from raysweep.record.identity import Identity
-from raysweep.record.trials import Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Trial
 from raysweep.stages.sweep import name_aside, provenance_of, reason_to_start_anew
 
 

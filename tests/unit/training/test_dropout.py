@@ -94,7 +94,9 @@ def test_without_training_nothing_is_dropped_and_no_call_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda x: F.dropout2d(x[0, 0]), lambda x: F.alpha_dropout(x, training=True), lambda x: torch.rand_like(x)], ids=str
+    "draw",
+    [lambda x: F.dropout2d(x[0, 0]), lambda x: F.alpha_dropout(x, training=True), lambda x: torch.rand_like(x)],
+    ids=["no channels", "alpha dropout", "rand"],
 )
 def test_other_random_numbers_come_from_pytorchs_generator(draw: Any) -> None:
     before = torch.get_rng_state()

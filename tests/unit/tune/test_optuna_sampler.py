@@ -13,7 +13,8 @@ from raysweep.common.errors import RaysweepError
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.space import configuration, flattened, parse_space
 from raysweep.record.known_trials import KnownTrial, as_finished
-from raysweep.record.trials import Candidate, Result, Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Candidate, Result, Trial
 from raysweep.tune.optuna_sampler import CLASSES, STATELESS, OptunaSampler
 from raysweep.tune.samplers import IndependentSampler, PointsFirst, make_sampler
 from tune_parts import SAMPLED_SPACE, finished_trial, recorded_sweep

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.tune.population import HandOvers
 from raysweep.tune.repeats import GroupedScheduler
 from raysweep.tune.replay import replay

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from raysweep.config.space import parse_space
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.tune.optuna_sampler import OptunaSampler
 from raysweep.tune.parameters import parameter_of
 from raysweep.tune.samplers import IndependentSampler, ListSampler, make_sampler

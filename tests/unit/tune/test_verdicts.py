@@ -13,7 +13,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record, read_events
-from raysweep.record.trials import Result, Sweep
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Result
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.population import HandOvers
 from raysweep.tune.retention import find_checkpoints

@@ -11,12 +11,12 @@ from typing import Any
 
 from raysweep.common.capacity import WorkerResources
 from raysweep.common.patience import NO_BETTER_FOR
+from raysweep.config.distributions import Distribution
 from raysweep.config.mistakes import Mistake
 from raysweep.config.recipe import FIXED_RATE_OPTIMIZERS
 from raysweep.config.recipe_checks import recipe_values
 from raysweep.config.schema import schema_at
 from raysweep.config.section import Section, dataset_of, folds_of
-from raysweep.config.space import Distribution
 from raysweep.data.manifest import is_table
 
 

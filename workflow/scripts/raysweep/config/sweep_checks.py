@@ -15,22 +15,12 @@ from raysweep.common.errors import ConfigError
 from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
 from raysweep.common.patience import NO_BETTER_FOR
+from raysweep.config.distributions import Choice, Distribution, Normal, Numeric
 from raysweep.config.mistakes import Mistake
 from raysweep.config.model import TUNE_NAMES
 from raysweep.config.schema import definition, did_you_mean, hint, is_class, schema_mistakes
 from raysweep.config.section import Section
-from raysweep.config.space import (
-    Choice,
-    Distribution,
-    Normal,
-    Numeric,
-    grids_of,
-    is_conditional,
-    num_combinations,
-    point_of,
-    read_space,
-    sets_training,
-)
+from raysweep.config.space import grids_of, is_conditional, num_combinations, point_of, read_space, sets_training
 from raysweep.config.tasks import LISTED, METRICS_TO_RAISE, TASKS, is_own_loss, listed_metrics_of, metrics_of, task_of
 from raysweep.environment.requirements import lists
 from raysweep.usercode.target import files_with_one_name, find_target, local_sources

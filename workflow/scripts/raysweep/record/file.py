@@ -26,7 +26,7 @@ from typing import Any
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import disk_errors_name, written_aside
 from raysweep.record.events import DURABLE, SessionHeader
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 
 DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURABLE))
 

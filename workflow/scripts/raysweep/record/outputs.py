@@ -32,7 +32,8 @@ from raysweep.record.results import (
     Goal,
     Repeats,
 )
-from raysweep.record.trials import Candidate, Result, Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Candidate, Result, Trial
 
 PUBLISHED = "published"  # trial_id of the confirmation's trial that only evaluates the published model and trains nothing
 NO_CHECKPOINT = "The trainable reported no checkpoint (`tune.report(…, checkpoint=…)`), so there is no model to keep.\n"

@@ -7,7 +7,7 @@ import time
 from raysweep.common.errors import logger
 from raysweep.common.text import duration
 from raysweep.config.model import Mode
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 
 INTERVAL_S = 10.0
 

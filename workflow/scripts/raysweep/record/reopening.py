@@ -9,7 +9,8 @@ from raysweep.common.bounds import Bounds
 from raysweep.common.patience import is_enough
 from raysweep.common.text import plural
 from raysweep.record.events import SessionHeader
-from raysweep.record.trials import Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Trial
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from raysweep.common.patience import BestSoFar, Patience
-from raysweep.record.trials import Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Trial
 
 
 class Stagnation:

@@ -17,9 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raysweep.common.files import written_aside
 from raysweep.common.numeric import is_finite_number, is_same
+from raysweep.config.distributions import Choice, Distribution, Normal
 from raysweep.config.model import Objective
-from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, has, parse_space, shown_key, value_at
-from raysweep.record.trials import Result, Sweep, Trial
+from raysweep.config.space import ONE_OF, has, parse_space, shown_key, value_at
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Result, Trial
 
 STATES = {"TERMINATED": TrialState.COMPLETE, "STOPPED": TrialState.PRUNED, "ERROR": TrialState.FAIL}
 NORMAL_QUANTILES = (1e-9, 1 - 1e-9)  # ends of the range that Optuna shows for a normal distribution

@@ -15,7 +15,8 @@ from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.events import Session, SessionHeader
 from raysweep.record.file import read_sweep
 from raysweep.record.results import BestResult, Confirmation
-from raysweep.record.trials import Candidate, Result, Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Candidate, Result, Trial
 from raysweep.report.documents import EnvironmentManifest, Plan
 from raysweep.report.keys import Key, keys_of
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.text import value_text
-from raysweep.config.space import ONE_OF, Choice, Distribution, Normal, Numeric, flattened, parse_space, shown_key
+from raysweep.config.distributions import Choice, Distribution, Normal, Numeric
+from raysweep.config.space import ONE_OF, flattened, parse_space, shown_key
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from raysweep.common.numeric import is_finite_number
 from raysweep.common.patience import Patience
 from raysweep.common.text import duration, number, plural
-from raysweep.config.space import Choice, Numeric, flattened
+from raysweep.config.distributions import Choice, Numeric
+from raysweep.config.space import flattened
 from raysweep.record.events import NotFused
 from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking

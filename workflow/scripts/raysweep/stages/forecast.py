@@ -12,7 +12,7 @@ from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
 from raysweep.record.reopening import reopening_of
 from raysweep.record.stagnation import has_stagnated
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.stages.project import Project
 from raysweep.stages.stage import RECORD, identity_of, is_locked, with_horizon
 from raysweep.stages.sweep import name_aside, reason_to_start_anew

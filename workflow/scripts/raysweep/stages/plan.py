@@ -25,7 +25,7 @@ from raysweep.data.manifest import read_manifest
 from raysweep.record.file import read_sweep
 from raysweep.record.reopening import Reopening, reopening_of
 from raysweep.record.stagnation import has_stagnated
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded_speed
 from raysweep.stages.stage import Stage

@@ -21,7 +21,7 @@ from raysweep.common.typed_json import from_json, to_json
 from raysweep.config.space import configuration, parse_space
 from raysweep.environment.commands import process_environment, seen_in_container
 from raysweep.record.events import FusionPlan, NotFused
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.slurm.allocation import Allocation
 from raysweep.stages.stage import Stage
 from raysweep.usercode.target import SCRIPTS_DIR

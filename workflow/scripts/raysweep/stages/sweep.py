@@ -19,7 +19,7 @@ from raysweep.record.outputs import write_outputs
 from raysweep.record.published_model import write_loader
 from raysweep.record.reopening import reopening_of
 from raysweep.record.stagnation import has_stagnated
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.stages.stage import Stage
 from raysweep.stages.warm_start import read_source
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_finite_number, is_same
 from raysweep.common.text import plural
+from raysweep.config.distributions import Choice, Distribution
 from raysweep.config.model import SweepConfig
-from raysweep.config.space import ONE_OF, SEPARATOR, Choice, Distribution, nested, parse_space, shown_key, values_in
+from raysweep.config.space import ONE_OF, SEPARATOR, nested, parse_space, shown_key, values_in
 from raysweep.record.known_trials import KnownTrial, KnownTrials
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from raysweep.common.files import read_yaml
 from raysweep.common.text import duration, number
 from raysweep.config.space import flattened
 from raysweep.record.file import read_sweep
-from raysweep.record.trials import Sweep, Trial
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Trial
 
 INTERVAL_S = 1.0  # time in seconds between two readings of the record
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal

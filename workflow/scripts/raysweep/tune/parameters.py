@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raysweep.config.space import Choice, Distribution, Normal, quantized
+from raysweep.config.distributions import Choice, Distribution, Normal, quantized
 
 NORMAL_QUANTILES = (1e-6, 1 - 1e-6)  # lowest and highest quantile of a normal distribution that a learning algorithm proposes
 

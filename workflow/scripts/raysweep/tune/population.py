@@ -18,8 +18,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from raysweep.common.errors import logger
 from raysweep.common.files import flush_path
 from raysweep.common.seeds import take_over_seed
+from raysweep.config.distributions import Choice, Distribution, Normal, Numeric, quantized
 from raysweep.config.model import SweepConfig
-from raysweep.config.space import Choice, Distribution, Normal, Numeric, flattened, nested, quantized, sets_training, value_at
+from raysweep.config.space import flattened, nested, sets_training, value_at
 from raysweep.record.events import ScheduleStep
 from raysweep.record.file import Record
 from raysweep.record.trials import Trial

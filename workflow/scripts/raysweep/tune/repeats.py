@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.tune.schedulers import PassingScheduler, RecordedStub
 
 

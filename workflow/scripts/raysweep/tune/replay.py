@@ -7,7 +7,8 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
-from raysweep.record.trials import HistoryEntry, Result, Sweep
+from raysweep.record.sweep import HistoryEntry, Sweep
+from raysweep.record.trials import Result
 from raysweep.tune.population import PBT
 from raysweep.tune.private import HyperBand, add_median_result
 from raysweep.tune.repeats import GroupedScheduler

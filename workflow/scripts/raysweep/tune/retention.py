@@ -81,7 +81,7 @@ class Retention:
             self.kept.append(candidate)
         # Configurations that do not fulfil the constraint are compared without the constraint, because the user may change the constraint later.
         # With several objectives, the whole front keeps checkpoints, because each later point can change which configuration of the front is the best.
-        front = [candidate for candidate, _ in self.record.sweep.front()]
+        front = [candidate for candidate, _ in self.record.sweep.front(self.kept)]
         self.kept.sort(key=lambda kept: (kept not in front, kept.rank(self.metric, self.mode)[0], kept.rank(self.metric, self.mode, {})))
         if self.max_kept is None:
             return

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raysweep.common.numeric import is_same
+from raysweep.config.distributions import Choice
 from raysweep.config.model import Named, SweepConfig
-from raysweep.config.space import Choice, configuration, has, nested, point_of, value_at
-from raysweep.record.trials import Candidate, Sweep
+from raysweep.config.space import configuration, has, nested, point_of, value_at
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Candidate
 
 
 class Sampler(Protocol):

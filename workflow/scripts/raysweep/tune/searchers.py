@@ -22,9 +22,11 @@ from ray.tune.search import Searcher
 from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.files import flush_path, written_aside
 from raysweep.common.seeds import sampler_seed
+from raysweep.config.distributions import Choice, Distribution, Normal
 from raysweep.config.model import SweepConfig
-from raysweep.config.space import Choice, Distribution, Normal, fill, flattened, nested, values_in
-from raysweep.record.trials import Candidate, Sweep
+from raysweep.config.space import fill, flattened, nested, values_in
+from raysweep.record.sweep import Sweep
+from raysweep.record.trials import Candidate
 from raysweep.tune.parameters import NORMAL_QUANTILES, parameter_of, value_of
 from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target

@@ -14,12 +14,13 @@ import ray
 from raysweep.cluster.job import SearchJob
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
+from raysweep.config.distributions import Choice, Distribution, Numeric, quantized
 from raysweep.config.model import SweepConfig
 from raysweep.config.recipe import STACKED_OPTIMIZERS
-from raysweep.config.space import Choice, Distribution, Numeric, configuration, fill, quantized, sets_training
+from raysweep.config.space import configuration, fill, sets_training
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.file import Record
-from raysweep.record.trials import Sweep
+from raysweep.record.sweep import Sweep
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
