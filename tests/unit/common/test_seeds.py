@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.common.seeds import confirm_seeds, epoch_order, sampler_seed, trial_seed
+from raysweep.common.seeds import confirm_seeds, epoch_order, sampler_seed, take_over_seed, trial_seed
 
 numbers = st.integers(0, 10**9)
 
@@ -56,3 +56,9 @@ def test_epochs_and_sweeps_have_orders_of_their_own_and_each_is_repeatable() -> 
     orders = [tuple(epoch_order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
     assert tuple(epoch_order(0, 0, 50)) == orders[0]
+
+
+def test_the_random_numbers_of_a_take_over_follow_from_the_seed_the_trial_and_the_epoch() -> None:
+    seeds = {take_over_seed(*words) for words in ((1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3))}
+    assert len(seeds) == 4
+    assert take_over_seed(1, 2, 3) == take_over_seed(1, 2, 3)

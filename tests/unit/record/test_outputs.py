@@ -283,3 +283,12 @@ def test_several_objectives_have_columns_and_a_front(tmp_path: Path) -> None:
         {"trial_id": "00001", "config": {"lr": 0.1}, "epochs": 2, "metrics": {"accuracy": 0.5, "size": 10.0}},
     ]
     assert BestResult.read(tmp_path / "results/best.yaml") == best
+
+
+def test_an_objective_that_no_trial_has_reported_is_named(tmp_path: Path) -> None:
+    made_sweep = sweep(trial(0, 0.5), trial(1, 0.6))
+    made_sweep.set_goal({}, TWO)
+    with pytest.raises(
+        RaysweepError, match=r"^s: no trial has reported size, which is one of sweeps\.s\.objectives\. Take it out of the objectives, or"
+    ):
+        write_outputs(tmp_path / "results", tmp_path / "state", made_sweep, Goal("s", "accuracy", "max"), Provenance("0.1.0", "abc", "e"))

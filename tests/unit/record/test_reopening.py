@@ -117,3 +117,16 @@ def test_a_trial_that_is_trained_anew_keeps_its_reports_until_it_has_passed_them
         assert state_of(trial) == ("RUNNING", 3, 0.7, [1, 2, 3])
     again = read_sweep(record.path).trials["00000"]
     assert (state_of(again), again.reopened_at) == (state_of(trial), 2)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [{"time_total_s": {"at_least": 2}}, {"training_iteration": {"at_least": 2}}, {"lost": {"at_least": 1}}],
+    ids=lambda stop: next(iter(stop)),
+)
+def test_a_bound_of_a_value_that_is_no_recorded_metric_still_holds(tmp_path: Path, stop: Bounds) -> None:
+    """Tune adds two of the values to each report. The record has no infinite values, such as the third one was."""
+    with new_record(tmp_path, max_epochs=5) as record:
+        finished(record, "00000", "stop", 0.1, 0.2)
+        assert reopened(record, 5, stop) == []
+        assert reopened(record, 5) == ["00000"]

@@ -107,3 +107,16 @@ def test_the_end_of_the_sweep_is_the_end_of_its_trials_too(record: Record) -> No
     assert record.sweep.is_complete(50, None, stagnated)
     begin(record, 2)
     assert not record.sweep.is_complete(50, None, stagnated), "what runs is finished first"
+
+
+def test_trials_that_go_on_are_counted_again_with_their_present_values(record: Record) -> None:
+    live = Stagnation(record.sweep, Patience(3))
+    for index, score in enumerate((0.9, 0.8, 0.7, 0.6)):
+        end(record, index, score)
+    assert live.is_reached()
+    for index, score in enumerate((0.91, 0.85, 0.8, 0.95)):
+        record.write("reopen", trial=f"{index:05d}")
+        record.write("start", trial=f"{index:05d}", node="n", from_epoch=1)
+        end(record, index, score)
+        assert live.is_reached() is has_stagnated(record.sweep, Patience(3))
+    assert not live.is_reached(), "the last configuration is the best one now"

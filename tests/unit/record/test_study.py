@@ -172,3 +172,21 @@ def test_each_kind_of_distribution_has_one_in_optuna(tmp_path: Path) -> None:
     inputs.trials[0].config["n"] = 50.0
     StudyJournal(tmp_path / "optuna.journal", inputs.sweep)
     assert 5 < read(tmp_path / "optuna.journal").trials[0].params["n"] < 7, "Optuna refuses what lies outside of its range"
+
+
+def test_a_trial_that_trains_its_epochs_again_shows_the_new_values(tmp_path: Path) -> None:
+    path = tmp_path / "optuna.journal"
+    with new_record(tmp_path, name="s", metric="score", search_space={"x": {"uniform": [0, 1]}}) as record:
+        record.write("trial", trial="00000", index=0, repeat=0, seed=0, config={"x": 0.5})
+        record.write("start", trial="00000", node="n", from_epoch=0)
+        for epoch in (1, 2):
+            record.write("result", trial="00000", epoch=epoch, metrics={"score": 0.1}, time_s=1.0, node="n")
+        record.write("finish", trial="00000", status="TERMINATED", reason="max_epochs", error=None)
+        record.write("reopen", trial="00000")
+        journal = StudyJournal(path, record.sweep)
+        record.write("start", trial="00000", node="n", from_epoch=0)
+        record.write("result", trial="00000", epoch=1, metrics={"score": 0.7}, time_s=1.0, node="n")
+        journal.update(record.sweep.trials["00000"])
+        journal.backend.flush()
+    [trial] = read(path).trials
+    assert (trial.state.name, trial.intermediate_values) == ("RUNNING", {1: 0.7, 2: 0.1})

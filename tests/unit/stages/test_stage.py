@@ -58,11 +58,14 @@ def test_the_schedule_keeps_the_length_that_the_first_session_gave_it(tmp_path: 
     assert before.training is not None
     assert before.training.schedule.epochs == 2
     with Record(path) as record:
-        record.write("session", sweep=to_json(SessionHeader(training=before.training)), host="h", pid=1, nodes=[])
+        record.write("session", sweep=to_json(SessionHeader(max_epochs=2, training=before.training)), host="h", pid=1, nodes=[])
     assert with_horizon(longer, path).training == before.training
     assert with_horizon(longer, tmp_path / "anew.jsonl").training == Recipe(schedule=Schedule("cosine", epochs=4))
     given = sweep_config(model="m.py:M", training={"schedule": {"name": "cosine", "epochs": 3}})
     assert with_horizon(given, path) == given
+    with Record(tmp_path / "given.jsonl") as record:
+        record.write("session", sweep=to_json(SessionHeader(max_epochs=2, training=given.training)), host="h", pid=1, nodes=[])
+    assert with_horizon(first, tmp_path / "given.jsonl").training == before.training, "the default does not depend on an earlier length"
 
 
 def test_the_trainables_source_counts(tmp_path: Path) -> None:

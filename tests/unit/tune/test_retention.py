@@ -171,3 +171,26 @@ def test_the_front_of_several_objectives_keeps_checkpoints(tmp_path: Path) -> No
             add_checkpoint(keeping.record, trial_id, epoch)
         keeping.finish(trial_id)
     assert keeping.left() == ["00000/2", "00001/2", "00003/2"]
+
+
+def test_a_running_trial_does_not_keep_a_finished_one_from_the_front(tmp_path: Path) -> None:
+    """The running trial dominates now, but its last report is the one that will count."""
+    keeping = Keeping(tmp_path)
+    keeping.record.sweep.set_goal({}, (Objective("score", "max"), Objective("size", "min")))
+    for trial_id, score in (("00000", 0.9), ("00001", 0.5), ("00002", 0.4)):
+        begin(keeping.record, trial_id)
+        keeping.record.write("result", trial=trial_id, epoch=1, metrics={"score": score, "size": 5}, time_s=1.0, node="n")
+        add_checkpoint(keeping.record, trial_id, 1)
+    keeping.finish("00001")
+    keeping.finish("00002")
+    assert keeping.left() == ["00000/1", "00001/1"]
+
+
+def test_a_confirmation_keeps_nothing_of_a_front(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path, max_kept=0)
+    keeping.record.sweep.set_goal({}, (Objective("score", "max"), Objective("size", "min")))
+    begin(keeping.record, "00000")
+    keeping.record.write("result", trial="00000", epoch=1, metrics={"score": 1, "size": 5}, time_s=1.0, node="n")
+    add_checkpoint(keeping.record, "00000", 1)
+    keeping.finish("00000")
+    assert keeping.left() == []

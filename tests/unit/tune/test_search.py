@@ -20,7 +20,7 @@ from raysweep.tune.samplers import IndependentSampler
 from raysweep.tune.schedulers import RecordedStub
 from raysweep.tune.search import RecordedSearch, StartConditions, TrialPlan
 from raysweep.tune.trial import RESERVED_KEY, TrialFacts
-from records import new_record
+from records import begin_repeat, new_record
 
 SAMPLER = IndependentSampler(parse_space({"x": {"uniform": [0, 1]}}), 0)
 
@@ -178,3 +178,15 @@ def test_a_trial_equals_what_stands_for_it_in_a_replay(record: Record) -> None:
 def test_tune_may_pickle_a_trial(record: Record) -> None:
     state, _ = search(record).next_trial().get_json_state()
     assert "_retries" not in json.loads(state)
+
+
+def test_a_configuration_that_has_begun_gets_all_its_trials(tmp_path: Path) -> None:
+    """Without one of its trials a configuration has no value."""
+    with new_record(tmp_path, repeats=3) as record:
+        begin_repeat(record, 0, 0)
+        for trial in record.sweep.trials.values():
+            trial.status = "TERMINATED"
+        algorithm = search(record, total=9, may_start_new=False)
+        assert [algorithm.next_trial().trial_id for _ in range(2)] == ["00000-1", "00000-2"]
+        assert algorithm.next_trial() is None
+        assert algorithm.is_finished()

@@ -156,3 +156,19 @@ def test_the_experiment_ends_when_time_is_up_and_after_a_fault() -> None:
 
 def test_tune_may_pickle_it() -> None:
     assert pickle.loads(pickle.dumps(end_of_trial())).__dict__ == {}
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"score": 0.5, "cost": 3}, None),
+        ({"score": 0.5}, "reported no cost (it reported score, training_iteration)"),
+        ({"cost": 3}, "reported no score (it reported cost, training_iteration)"),
+        ({"score": 0.5, "cost": "high"}, "reported cost = 'high', which is not a number"),
+    ],
+)
+def test_each_report_must_contain_all_objectives(report: dict[str, Any], reason: str | None) -> None:
+    limits = TrialLimits(("score", "cost"), 9, {}, Deadline())
+    end = EndOfTrial(limits, FirstFault(), RunningTrials(None, lambda actor: None))
+    assert end("00000", {"training_iteration": 1, **report}) is (reason is not None)
+    assert end.unusable.get("00000") == (reason and reason.replace(", training_iteration", ""))

@@ -46,7 +46,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SessionOfTune:
 
 
 def test_a_report_that_is_not_finite_never_reaches_tune(session: SessionOfTune) -> None:
-    shield_reports("outer/score", measures_gpu=False)
+    shield_reports(["outer/score"], measures_gpu=False)
     session.report({"outer": {"score": 0.5}}, checkpoint="folder")
     with pytest.raises(FloatingPointError):
         session.report({"outer": {"score": math.nan}}, checkpoint="folder")
@@ -54,21 +54,21 @@ def test_a_report_that_is_not_finite_never_reaches_tune(session: SessionOfTune) 
 
 
 def test_the_count_of_reports_is_tunes_own_whatever_a_function_reports(session: SessionOfTune) -> None:
-    shield_reports("score", measures_gpu=False)
+    shield_reports(["score"], measures_gpu=False)
     with pytest.warns(UserWarning, match="training_iteration"):
         session.report({"score": 0.5, "training_iteration": 0})
     assert session.reports == [({"score": 0.5}, None)]
 
 
 def test_each_trial_of_a_worker_has_its_own_check(session: SessionOfTune) -> None:
-    shield_reports("score", measures_gpu=False)
-    shield_reports("loss", measures_gpu=False)
+    shield_reports(["score"], measures_gpu=False)
+    shield_reports(["loss"], measures_gpu=False)
     session.report({"score": math.nan, "loss": 1.0})
     assert len(session.reports) == 1, "the check of the trial before is gone"
 
 
 def test_the_first_report_says_what_the_trial_takes_of_its_gpu(session: SessionOfTune) -> None:
-    shield_reports("score", measures_gpu=True)
+    shield_reports(["score"], measures_gpu=True)
     for _ in range(2):
         session.report({"score": 1.0})
     assert [GPU_MEMORY_MB in metrics for metrics, _ in session.reports] == [True, False]
@@ -78,7 +78,7 @@ def test_a_report_of_ray_train_has_the_checkpoint_whose_path_it_names(session: S
     copy = tmp_path / "checkpoint_7"
     copy.mkdir()
     (copy / "weights").touch()
-    shield_reports("score", measures_gpu=False)
+    shield_reports(["score"], measures_gpu=False)
     session.report({"score": 1.0, "checkpoint_path": "/storage/checkpoint_7"})
     session.report({"score": 2.0, "checkpoint_path": "/storage/checkpoint_8"}, checkpoint="folder")  # a metric of the user's
     session.report({"score": 3.0, "checkpoint_path": ""})
@@ -134,3 +134,10 @@ def test_a_class_is_no_trainable() -> None:
 def test_other_errors_of_a_function_stay_as_they_are() -> None:
     with pytest.raises(ZeroDivisionError):
         call(lambda config: 1 / config, 0)
+
+
+def test_each_compared_metric_must_be_finite(session: SessionOfTune) -> None:
+    shield_reports(["score", "latency"], measures_gpu=False)
+    with pytest.raises(FloatingPointError, match="reported latency = nan"):
+        session.report({"score": 1.0, "latency": math.nan})
+    assert session.reports == []

@@ -89,6 +89,12 @@ def reason_for_no_best(sweep: Sweep, name: str, path_to_trials: Path) -> str:
     """Return a message that says why a sweep has no best trial and what the user can do."""
     reasons = [trial.error for trial in sweep.trials.values() if trial.error]
     common = statistics.mode(reasons) if reasons else "none was run"
+    for metric in (objective.metric for objective in sweep.objectives):
+        if len(reasons) < len(sweep.trials) and not any(trial.has_reported(metric) for trial in sweep.trials.values()):
+            return (
+                f"{name}: no trial has reported {metric}, which is one of sweeps.{name}.objectives. Take it out of the objectives, or write"
+                " resume: false, which starts the sweep anew"
+            )
     if sweep.constraint and len(reasons) < len(sweep.trials):
         bounds = ", ".join(f"{key}: {bound}" for key, bound in sweep.constraint.items())
         return (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.common.bounds import Bounds
-from raysweep.common.patience import is_enough
+from raysweep.common.patience import NO_BETTER_FOR, is_enough
 from raysweep.common.text import plural
 from raysweep.record.events import SessionHeader
 from raysweep.record.sweep import Sweep
@@ -48,8 +48,13 @@ def reopening_of(sweep: Sweep, state_dir: Path, max_epochs: int, stop: Bounds) -
 
 
 def _goes_on(trial: Trial, max_epochs: int, stop: Bounds, header: SessionHeader) -> bool:
-    """Return whether a trial was ended by `max_epochs` or `stop`, and would not be ended by the present values."""
-    is_ended_by_limit = trial.finished and trial.reason in ("max_epochs", "stop")
-    reports = [(result.epoch, result.metrics) for result in trial.results]
-    would_end = any(is_enough(reports[:number], stop, header.metric, header.mode) for number in range(1, len(reports) + 1))
-    return is_ended_by_limit and trial.epochs < max_epochs and not would_end
+    """Return whether a trial was ended by `max_epochs` or `stop`, and would not be ended by the present values.
+
+    A trial that `stop` ended does not go on where `stop` names a value that the record lacks, such as an infinite one, because the record cannot tell then.
+    """
+    if not trial.finished or trial.reason not in ("max_epochs", "stop") or trial.epochs >= max_epochs:
+        return False
+    reports = [result.for_stop for result in trial.results]
+    if trial.reason == "stop" and reports and not stop.keys() - {NO_BETTER_FOR} <= reports[-1][1].keys():
+        return False
+    return not any(is_enough(reports[:number], stop, header.metric, header.mode) for number in range(1, len(reports) + 1) if stop)

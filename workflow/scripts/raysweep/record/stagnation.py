@@ -4,42 +4,54 @@ from __future__ import annotations
 
 from raysweep.common.patience import BestSoFar, Patience
 from raysweep.record.sweep import Sweep
-from raysweep.record.trials import Trial
+from raysweep.record.trials import Candidate, Trial
 
 
 class Stagnation:
     """Counts the configurations that finished since the best value of a sweep last became better, in the order of the record.
 
-    A configuration finishes when the last of its trials ends. A configuration that failed, or that has no report within the constraint, is not better.
-    Nothing counts before the first configuration with a value, because such a sweep has no best value yet.
+    A configuration finishes when the last of its trials ends for the first time. A configuration that failed, or that has no report within the constraint, is
+    not better. Nothing counts before the first configuration with a value, because such a sweep has no best value yet. After finished trials have gone on,
+    all configurations are counted again, with their present values.
     """
 
     def __init__(self, sweep: Sweep, patience: Patience) -> None:
         self.sweep, self.patience = sweep, patience
-        self.best = BestSoFar(patience.min_delta, sweep.header.mode)
         self.num_read = 0  # number of entries of the sweep's history that are counted
         self.ended: dict[str, set[str]] = {}  # id of the candidate → ids of the candidate's trials that have ended
+        self.finished: list[Candidate] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.best = BestSoFar(self.patience.min_delta, self.sweep.header.mode)
         self.num_without_better = 0
 
     def is_reached(self) -> bool:
         """Return whether as many configurations as `patience` says have finished without a better value. Each entry of the history is read once."""
         history = self.sweep.history
-        while self.num_read < len(history):
-            entry = history[self.num_read]
-            self.num_read += 1
+        entries, self.num_read = history[self.num_read :], len(history)
+        num_counted = len(self.finished)
+        for entry in entries:
             if entry.event == "finish":
                 self._note_end(entry.trial)
+        if any(entry.event == "reopen" or (entry.event == "finish" and entry.trial.reopened_at) for entry in entries):
+            num_counted = 0
+            self._begin()
+        for candidate in self.finished[num_counted:]:
+            self._count(candidate)
         return self.num_without_better >= self.patience.steps
 
     def _note_end(self, trial: Trial) -> None:
-        """Count the configuration of a trial that has ended, if all trials of the configuration have ended. A trial that ends a second time is not counted."""
-        candidate, header = self.sweep.candidate_of(trial), self.sweep.header
+        """Add the configuration of a trial that has ended to the finished configurations, if all trials of the configuration have ended now."""
+        candidate = self.sweep.candidate_of(trial)
         ended = self.ended.setdefault(candidate.trial_id, set())
-        if trial.trial_id in ended:
-            return
+        is_first_end = trial.trial_id not in ended
         ended.add(trial.trial_id)
-        if len(ended) < self.sweep.repeats:
-            return
+        if is_first_end and len(ended) == self.sweep.repeats:
+            self.finished.append(candidate)
+
+    def _count(self, candidate: Candidate) -> None:
+        header = self.sweep.header
         result = candidate.counted(header.metric, header.mode)
         if result is not None and self.best.improves(result.metrics[header.metric]):
             self.num_without_better = 0

@@ -91,10 +91,13 @@ class StudyJournal:
             self.ids[trial.trial_id] = self.storage.create_new_trial(self.study_id, template_trial=self._frozen(trial))
             return
         number = self.ids[trial.trial_id]
-        frozen = self._frozen(trial)
-        if trial.results and (epoch := trial.epochs) in frozen.intermediate_values:
-            self.storage.set_trial_intermediate_value(number, epoch, frozen.intermediate_values[epoch])
+        latest = max(
+            trial.results, key=lambda result: result.at, default=None
+        )  # a trial that trains epochs again still has the reports of later epochs
+        for epoch, value in self._intermediate_values([latest] if latest else []).items():
+            self.storage.set_trial_intermediate_value(number, epoch, value)
         if trial.finished:
+            frozen = self._frozen(trial)
             for key, value in frozen.user_attrs.items():
                 self.storage.set_trial_user_attr(number, key, value)
             self.storage.set_trial_state_values(number, frozen.state, frozen.values)
@@ -112,7 +115,7 @@ class StudyJournal:
             values=self._values(best) if best and state is TrialState.COMPLETE else None,
             params=parameters,
             distributions={key: self.distributions[key] for key in parameters},
-            intermediate_values=self._intermediate_values(trial),
+            intermediate_values=self._intermediate_values(trial.results),
             user_attrs={key: value for key, value in attributes.items() if value is not None},
         )
         frozen.datetime_start, frozen.datetime_complete = (_local(at) for at in (trial.started, trial.ended))
@@ -121,9 +124,9 @@ class StudyJournal:
     def _values(self, report: Result) -> list[float]:
         return [report.metrics[objective.metric] for objective in self.objectives]
 
-    def _intermediate_values(self, trial: Trial) -> dict[int, float]:
+    def _intermediate_values(self, reports: list[Result]) -> dict[int, float]:
         """Return the value of each report. The map is empty with several objectives, because Optuna has intermediate values only for one objective."""
-        values = {report.epoch: report.metrics.get(self.metric) for report in trial.results} if len(self.objectives) == 1 else {}
+        values = {report.epoch: report.metrics.get(self.metric) for report in reports} if len(self.objectives) == 1 else {}
         return {epoch: value for epoch, value in values.items() if is_finite_number(value)}
 
     def _parameters(self, config: dict[str, Any]) -> dict[str, Any]:

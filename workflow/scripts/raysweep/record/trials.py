@@ -34,6 +34,11 @@ class Result:
     # True for a report of the donor trial whose checkpoint this trial took over. Such a report never counts as this trial's best report.
     is_inherited: bool = False
 
+    @property
+    def for_stop(self) -> tuple[int, dict[str, Any]]:
+        """Return the epoch and the values that the key `stop` may bound, which are the metrics and two values that Tune adds to each report."""
+        return self.epoch, {"training_iteration": self.epoch, "time_total_s": self.time_s, **self.metrics}
+
 
 class Candidate:
     """Represents one configuration that can win the sweep: a Trial, or a Group where each configuration is trained with several seeds."""

@@ -65,8 +65,7 @@ def with_horizon(sweep: SweepConfig, path_to_record: Path) -> SweepConfig:
     if sweep.training is None or sweep.training.schedule.epochs is not None:
         return sweep
     first = first_header(path_to_record)
-    recorded = first.training.schedule.epochs if first else None  # 0 for a constant rate
-    return replace(sweep, training=sweep.training.with_horizon(recorded or sweep.max_epochs))
+    return replace(sweep, training=sweep.training.with_horizon(first.max_epochs if first else sweep.max_epochs))
 
 
 def identity_of(sweep: SweepConfig, code: Code, *, data: str | None, lock: str | None) -> Identity:

@@ -14,7 +14,7 @@ from raysweep.data.manifest import read_manifest
 from raysweep.record.events import Provenance, WarmStart
 from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
-from raysweep.record.known_trials import write_known
+from raysweep.record.known_trials import path_to_known, write_known
 from raysweep.record.outputs import write_outputs
 from raysweep.record.published_model import write_loader
 from raysweep.record.reopening import reopening_of
@@ -73,7 +73,7 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
     logger.info("%s: best %s %.4g, trial %s: %s", stage.name, best.metric.name, best.value, best.trial_id, config)
 
 
-def _warm_start(stage: Stage) -> WarmStart | None:
+def _warm_start(stage: Stage, recorded: Sweep) -> WarmStart | None:
     """Read the known trials and write them for the driver, which cannot see every folder. Return their description, or None without `warm_start`.
 
     Raises ConfigError, with one line, where nothing can be learnt from the source.
@@ -84,7 +84,11 @@ def _warm_start(stage: Stage) -> WarmStart | None:
     try:
         known = read_source(sweep.warm_start, sweep, stage.call.root)
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from None
+        before = recorded.header.warm_start
+        if before is None or before.source != sweep.warm_start or not path_to_known(stage.state_dir).exists():
+            raise ConfigError(f"{key}: {error}") from None
+        logger.warning("%s: %s: %s. The trials that an earlier run has read are used again.", stage.name, key, error)
+        return before
     write_known(known, stage.state_dir)
     header = known.header(sweep.mode)
     left_out = (
@@ -126,6 +130,6 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
     allocation = stage.allocation()
     header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
-    header = replace(header, depends_on=identity.parts, warm_start=_warm_start(stage))
+    header = replace(header, depends_on=identity.parts, warm_start=_warm_start(stage, recorded))
     stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation)
     return read_sweep(stage.path_to_record)

@@ -77,14 +77,14 @@ class Retention:
         candidate = self.record.sweep.candidate_of(trial)
         for member in candidate.members:
             self._prune(member)
+        if self.max_kept is None:
+            return
         if candidate.finished and _has_checkpoints(candidate):
             self.kept.append(candidate)
         # Configurations that do not fulfil the constraint are compared without the constraint, because the user may change the constraint later.
         # With several objectives, the whole front keeps checkpoints, because each later point can change which configuration of the front is the best.
-        front = [candidate for candidate, _ in self.record.sweep.front(self.kept)]
+        front = [candidate for candidate, _ in self.record.sweep.front(self.kept)] if self.max_kept else []
         self.kept.sort(key=lambda kept: (kept not in front, kept.rank(self.metric, self.mode)[0], kept.rank(self.metric, self.mode, {})))
-        if self.max_kept is None:
-            return
         max_kept = max(self.max_kept, len(front))
         for surpassed in self.kept[max_kept:]:
             for member in surpassed.members:

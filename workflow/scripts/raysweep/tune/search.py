@@ -130,7 +130,9 @@ class RecordedSearch(NotPickled, SearchAlgorithm):
         """Do nothing, because record_callback.py records the end of a trial and tells the sampler about finished configurations."""
 
     def _has_new(self) -> bool:
-        return len(self.record.sweep.trials) < self.plan.total and self.conditions.may_start_new()
+        """Return whether a new trial may begin. A configuration that has begun gets all its trials, because it has no value without one of them."""
+        num_trials = len(self.record.sweep.trials)
+        return num_trials < self.plan.total and (num_trials % self.record.sweep.repeats != 0 or self.conditions.may_start_new())
 
     def _new(self) -> Trial | None:
         """Record a new trial and return the trial. Return None while the sampler has no configuration."""

@@ -150,7 +150,7 @@ def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> 
         reason: FinishReason | None = "scheduler" if trial.is_stopped else None
         if trial.epochs >= max_epochs:
             reason = "max_epochs"
-        elif is_enough([(result.epoch, result.metrics) for result in trial.results], stop, metric, record.sweep.header.mode):
+        elif is_enough([result.for_stop for result in trial.results], stop, metric, record.sweep.header.mode):
             reason = "stop"
         if not trial.finished and reason is not None:
             error = None if trial.has_reported(metric) else f"ended without reporting {metric}"

@@ -11,7 +11,7 @@ from ray.tune.result import DONE
 from ray.tune.utils import flatten_dict
 
 from raysweep.common.bounds import Bounds
-from raysweep.common.patience import is_enough
+from raysweep.common.patience import NO_BETTER_FOR, is_enough
 from raysweep.config.model import Mode
 from raysweep.record.events import FinishReason
 from raysweep.record.trials import Result
@@ -70,8 +70,9 @@ class EndOfTrial(NotPickled, Stopper):
         if result["training_iteration"] >= limits.max_epochs:
             return not self.is_replayed(trial_id)
         # The reports of a trial that was re-opened stay until the trial has reported their epochs again.
-        before = [(report.epoch, report.metrics) for report in self.reports_of(trial_id) if report.epoch < result["training_iteration"]]
-        if is_enough([*before, (result["training_iteration"], result)], limits.stop, limits.metrics[0], limits.mode):
+        epoch, needs_earlier = result["training_iteration"], NO_BETTER_FOR in limits.stop
+        before = [report.for_stop for report in self.reports_of(trial_id) if report.epoch < epoch] if needs_earlier else []
+        if is_enough([*before, (epoch, result)], limits.stop, limits.metrics[0], limits.mode):
             self.complete[trial_id] = "stop"
             return True
         return False

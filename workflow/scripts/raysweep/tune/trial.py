@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ def run(config: dict[str, Any], job: SearchJob | ConfirmJob) -> Any:
     if job.data_dir:
         job = replace(job, data_dir=fold_dir(job.data_dir, facts.fold))
         os.environ["RAYSWEEP_DATA_DIR"] = str(job.data_dir)
-    shield_reports(job.sweep.metric, facts.measures_gpu)
+    shield_reports(job.sweep.compared_metrics, facts.measures_gpu)
     if job.sweep.trainable is not None:
         with _WORKING_DIRS.own(tune.get_context().get_trial_id(), job.root, job.workflow_dirs) as folder:
             join_train_runs(folder)
@@ -159,8 +159,8 @@ def gpu_memory_mb() -> tuple[int, int] | None:
     return first_gpu_memory_mb()
 
 
-def shield_reports(metric: str, measures_gpu: bool) -> None:
-    """Change the reports of this process's trial so that they leave out Tune's own names, and raise FloatingPointError if the metric is NaN or infinite.
+def shield_reports(metrics_compared: Sequence[str], measures_gpu: bool) -> None:
+    """Change the reports of this process's trial so that they leave out Tune's own names, and raise FloatingPointError if a compared metric is not finite.
 
     Such a trial has failed, and must not continue later from the checkpoint of this report. If `measures_gpu` is true, the first report also gets the memory
     that the trial uses on its GPU. A report of Ray Train, which names its checkpoint only as a metric, gets this checkpoint.
@@ -171,7 +171,8 @@ def shield_reports(metric: str, measures_gpu: bool) -> None:
             nonlocal measures_gpu
             if isinstance(metrics, dict):
                 metrics = without_tune_names(metrics)
-                check_finite(metric, flatten_dict(metrics))
+                for metric in metrics_compared:
+                    check_finite(metric, flatten_dict(metrics))
                 if measures_gpu:
                     metrics = {**metrics, GPU_MEMORY_MB: gpu_memory_mb()}
                     measures_gpu = False

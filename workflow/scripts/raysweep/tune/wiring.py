@@ -70,7 +70,9 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
-    limits = TrialLimits(sweep.compared_metrics, job.max_epochs, session.stop, job.deadline, sweep.mode)
+    limits = TrialLimits(
+        sweep.compared_metrics if session.is_search else (sweep.metric,), job.max_epochs, session.stop, job.deadline, sweep.mode
+    )
     return CallbackParts(
         faults=faults,
         running=running,

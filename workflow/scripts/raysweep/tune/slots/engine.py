@@ -160,7 +160,7 @@ class Engine:
         self.slots = min(max(1, int(MEMORY_SHARE * self.memory_bytes / member_bytes)), self.job.max_slots)
         full = self._sample_trainers(self.slots)
         alone_s, together_s = seconds_per_row_alone(full, *self.train_data), self._seconds_per_row(self.stacked, full)
-        unfolded = with_unfolded_convolutions(self.stacked, trainers, *self.train_data)
+        unfolded = with_unfolded_convolutions(self.stacked, self._compared_trainers(), *self.train_data)
         if unfolded and self._seconds_per_row(unfolded, full) < together_s:
             self.stacked = unfolded
         way = self._prepare_if_worth_it(full, together_s)
@@ -200,14 +200,19 @@ class Engine:
         reason = None
         for whole_batches in (False, True):
             self.stacked = self._stacked_trainer(whole_batches)
-            # With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
-            samples = self.job.samples[: self.job.num_kinds] * (1 + self.stacked.settings.has_forms)
-            trainers = [self.trainer(sample, number) for number, sample in enumerate(samples)]
-            if (reason := reason_not_stackable(self.stacked, trainers, *self.train_data)) is None:
+            if (reason := reason_not_stackable(self.stacked, self._compared_trainers(), *self.train_data)) is None:
                 break
         if reason is None and self.stacked.settings.micro_batch_size is None and self.job.num_batch_sizes > MAX_BATCH_SIZES:
             return f"the rows of a batch depend on each other, as in batch normalisation, and trials have {self.job.num_batch_sizes} batch sizes"
         return reason
+
+    def _compared_trainers(self) -> list[Trainer]:
+        """Return the trainers with which stacked and plain training are compared, one of each kind.
+
+        With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
+        """
+        samples = self.job.samples[: self.job.num_kinds] * (1 + self.stacked.settings.has_forms)
+        return [self.trainer(sample, number) for number, sample in enumerate(samples)]
 
     def _sample_trainers(self, count: int) -> list[Trainer]:
         """Return `count` trainers that differ from each other like the trainers of the sweep's trials."""
