@@ -302,6 +302,15 @@ def test_models_of_several_forms_train_together_as_each_does_alone(model: type[n
         assert metrics == pytest.approx(alone_metrics, rel=1e-9)
 
 
+@pytest.mark.parametrize(("model", "size"), [(Dense, 2), *KINDS])
+def test_members_of_several_forms_come_and_go(model: type[nn.Module], size: int | None) -> None:
+    """While members come and go, a form has one member, and then another member of the form enters."""
+    data = some_data(19, side=4 if model is Normalised else 2)
+    widths = [{"width": width} for width in (4, 8, 4)]
+    together, alone = (trainers(model, "adam", (4, 4, 4), arguments=widths) for _ in range(2))
+    assert_members_come_and_go(stacked_trainer(size, has_forms=True), together, alone, data)
+
+
 def test_a_model_without_another_of_its_form_trains_alone_to_the_last_bit() -> None:
     data = some_data(33)
     widths = [{"width": width} for width in (4, 8, 4)]

@@ -28,6 +28,23 @@ class Attention(nn.Module):
         return self.out(self.attention(x, x, x, need_weights=False)[0].flatten(1))
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lstm(x.flatten(2))[0].flatten(1))
+
+
+class DropPath(Dense):
+    """Leaves out a branch for some rows, with random numbers of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = torch.rand(len(x), 1, 1, 1) > 0.5 if self.training else 1
+        return super().forward(x) + super().forward(x * kept)
+
+
 class Counting(Dense):
     """Computes with a buffer that gets another value in training. functional_call does not keep this value."""
 
@@ -79,6 +96,8 @@ def test_a_model_that_can_be_stacked_passes_and_its_trainers_do_not_change(model
     [
         (Noisy, RANDOM),
         (Attention, RANDOM),
+        (Recurrent, RANDOM),
+        (DropPath, RANDOM),
         (Counting, "the weights differ from those of plain training"),
         (Untracked, "the weights differ from those of plain training"),
         (Branching, "the weights differ from those of plain training"),
