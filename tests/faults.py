@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -47,6 +48,34 @@ PARTS = {
 }
 
 
+# Sweeps that are killed one after the other, with what each one adds to a plain sweep.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "more epochs": {"max_epochs": EPOCHS // 2, "keep_checkpoints": "all"},  # when the trials have finished, they go on to EPOCHS
+    "what was known": {
+        "search_algorithm": {"name": "optuna", "n_startup_trials": 2},
+        "warm_start": "known.csv",
+        "stop": {"no_better_for": EPOCHS},  # the value of each trial becomes better with each epoch
+        "end_when": {"no_better_for": NUM_SAMPLES},
+    },
+    "objectives": {
+        "trainable": "user.py:climb_and_cost",
+        "search_algorithm": {"name": "optuna", "sampler": "nsga2"},
+        "objectives": [{"metric": "score", "mode": "max"}, {"metric": "cost", "mode": "min"}],
+    },
+}
+# As `climb`, with a second metric.
+CLIMB_AND_COST = """
+def climb_and_cost(config):
+    report = tune.report
+    tune.report = lambda metrics, checkpoint: report({**metrics, "cost": config["x"]}, checkpoint=checkpoint)
+    try:
+        climb(config)
+    finally:
+        tune.report = report
+"""
+
+
 @dataclass
 class Fault:
     """What one kind of kill cost, over all of them."""
@@ -68,10 +97,13 @@ def reports(sweep: Sweep) -> int:
     return sum(len(trial.results) for trial in sweep.trials.values()) + len(sweep.sessions) * 10_000  # a new attempt forgets some
 
 
-def check_whole(sweep: Sweep, expected: int = NUM_SAMPLES, epochs: int = EPOCHS) -> None:
-    """Raise AssertionError unless the sweep is as one that nobody disturbed."""
-    space = parse_space(SPACE)
-    assert [trial.config for trial in sweep.trials.values()] == [configuration(space, 0, index) for index in range(expected)]
+def check_whole(sweep: Sweep, kind: str = "plain", epochs: int = EPOCHS) -> None:
+    """Raise AssertionError unless the sweep is as one that nobody disturbed. An algorithm that learns proposes nothing twice."""
+    configs = [trial.config for trial in sweep.trials.values()]
+    if "search_algorithm" in KINDS[kind]:
+        assert len({config["x"] for config in configs}) == NUM_SAMPLES, configs
+    else:
+        assert configs == [configuration(parse_space(SPACE), 0, index) for index in range(NUM_SAMPLES)]
     for trial in sweep.trials.values():
         assert trial.status == "TERMINATED", (trial.trial_id, trial.error)
         assert [result.epoch for result in trial.results] == list(range(1, epochs + 1))
@@ -104,7 +136,10 @@ def part_of(process: subprocess.Popen[str], name: str) -> psutil.Process | None:
 def kill_parts(folder: Path, order: list[str], rng: random.Random) -> dict[str, Fault]:
     """Kill one part after the other of sweeps on this machine. Each is begun again until it is complete; then another one is begun."""
     faults = {name: Fault(name) for name in dict.fromkeys(order)}
-    project, number = begin(folder, 0), 0
+    kinds = [*KINDS]
+    rng.shuffle(kinds)
+    number, kind = 0, kinds[0]
+    project = begin(folder, number, kind)
     for name in order:
         process = project.start("run_sweep", "s")
         moment = time.monotonic() + rng.uniform(0, LONGEST_S)
@@ -133,20 +168,33 @@ def kill_parts(folder: Path, order: list[str], rng: random.Random) -> dict[str, 
         else:  # the sweep was complete before
             process.communicate()
         if len(finished(project.record("s"))) == NUM_SAMPLES:
-            check_whole(project.record("s"))
+            if project.record("s").header.max_epochs < EPOCHS:
+                configure(project, kind, max_epochs=EPOCHS)
+                continue
+            check_whole(project.record("s"), kind)
             number += 1
-            project = begin(folder, number)
+            kind = kinds[number % len(kinds)]
+            project = begin(folder, number, kind)
+    configure(project, kind, max_epochs=EPOCHS)
     last = project.run("run_sweep", "s")
     assert last.returncode == 0, last.stderr
-    check_whole(project.record("s"))
+    check_whole(project.record("s"), kind)
     return faults
 
 
-def begin(folder: Path, number: int) -> Project:
-    project = Project(folder / f"sweep {number}")
-    project.write("user.py", sweeping.TRAINABLES)
-    project.configure(sweeps={"s": sweep_of("climb", max_epochs=EPOCHS, num_samples=NUM_SAMPLES, search_space=SPACE, max_failures=0)})
+def begin(folder: Path, number: int, kind: str) -> Project:
+    project = Project(folder / f"sweep {number}, {kind}")
+    project.write("user.py", sweeping.TRAINABLES + CLIMB_AND_COST)
+    project.write("known.csv", "config/x,config/pause_s,score\n0.25,0.3,0.25\n0.75,0.3,0.75\n0.5,0.3,0.5\n")
+    configure(project, kind)
     return project
+
+
+def configure(project: Project, kind: str, **changes: Any) -> None:
+    """Write the config of a sweep of this kind."""
+    plain = {"max_epochs": EPOCHS, "num_samples": NUM_SAMPLES, "search_space": SPACE, "max_failures": 0}
+    sweep = sweep_of("climb", **plain | KINDS[kind] | changes)
+    project.configure(sweeps={"s": {key: value for key, value in sweep.items() if key != "metric" or "objectives" not in sweep}})
 
 
 # ---------------------------------------------------------------------------------------------------------------------- on Slurm
@@ -224,8 +272,10 @@ def table(faults: list[Fault], seed: int, took_s: float) -> str:
         f"Written by `make faults` on {datetime.now(UTC):%Y-%m-%d}, {where}: {kills} kills in {took_s / 60:.0f} minutes, seed {seed}.",
         "",
         f"Each sweep has {NUM_SAMPLES} trials, which save a checkpoint an epoch. A part of it is killed at a random moment of its first",
-        f"{LONGEST_S:.0f} seconds, which begin with Ray's start; then the same command is given again. At its end each sweep had exactly the",
-        "trials and configurations of one that nobody disturbed.",
+        f"{LONGEST_S:.0f} seconds, which begin with Ray's start; then the same command is given again. The sweeps take turns: "
+        f"{', '.join(KINDS)}.",
+        "At its end each sweep had exactly the trials and configurations of one that nobody disturbed. An algorithm that learns had proposed",
+        "nothing twice.",
         "",
         "*Finished before*: trials that were finished when something was killed; *after*: how many of those were so afterwards. *Time to",
         "recover*: from the kill to the next report of a trial, or to the end of the sweep, a new start of Ray included; median and longest.",
