@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="measure compiled steps too, of which each takes about 20 s to compile")
+    parser.add_argument("--compile", action="store_true", help="measure compiled steps too, of which each takes about 25 s to compile")
     args = parser.parse_args()
     if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads these variables, which engines have, only at the start of a process
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)

@@ -166,12 +166,12 @@ def test_trials_and_a_sweep_that_get_no_better_end_and_a_larger_number_goes_on(p
     project.configure(sweeps={"s": sweep_of("climb", **sweep, end_when={"no_better_for": 3})})
     refused = project.run("run_sweep", "s")
     assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith("Error: sweeps.s.warm_start: old.csv: it does not exist")
+    assert refused.stderr.splitlines()[-1].startswith("Error: sweeps.s.warm_start: old.csv does not exist")
     # The known values are better than all values of the sweep, and count neither as the best value nor as configurations of the sweep.
     project.write("old.csv", "config/x,score\n0.2,90\n0.3,91\n7,92\n")
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "the search algorithm gets 2 known trials of old.csv, best score 91. Of its trials, 1 are left out" in run.stderr
+    assert "the search algorithm gets 2 known trials of old.csv, best score 91. 1 other trial of the source is left out" in run.stderr
     known = project.record("s").header.warm_start
     assert known is not None
     assert (known.num_trials, known.best, known.num_left_out) == (2, 91, 1)

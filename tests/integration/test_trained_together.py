@@ -238,7 +238,7 @@ def test_one_that_diverges_fails_alone(project: Project) -> None:
 
 
 def test_a_model_that_cannot_be_is_trained_one_by_one_or_refused(project: Project) -> None:
-    why = "the model draws random numbers in training that are not those of nn.Dropout"
+    why = "the model draws random numbers in training other than those of dropout"
     sweep = sweep_with(model="net.py:Noisy", num_samples=2, max_epochs=1, max_concurrent=2)
     configure(project, auto=sweep, forced=sweep | {"fuse": "on"})
     assert f"auto: trials are trained one by one: {why}." in succeeds(project, "auto")

@@ -72,7 +72,7 @@ def test_a_record_of_version_0_1_has_no_reasons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("reason", "expected"), [("max_epochs", ["00000-0", "00000-1"]), ("stop", ["00000-0"]), ("scheduler", [])])
-def test_the_trials_of_a_configuration_go_on_together(tmp_path: Path, reason: Any, expected: list[str]) -> None:
+def test_a_failed_or_stopped_trial_keeps_its_configuration_finished(tmp_path: Path, reason: Any, expected: list[str]) -> None:
     with new_record(tmp_path, max_epochs=2, repeats=2) as record:
         for repeat, (why, scores) in enumerate([("max_epochs", (0.1, 0.2)), (reason, (0.1, 0.95 if reason == "stop" else 0.2))]):
             trial = begin_repeat(record, 0, repeat)
@@ -90,7 +90,7 @@ def test_the_sentence_says_what_going_on_costs(tmp_path: Path) -> None:
         reopening = reopening_of(record.sweep, tmp_path, 4, {})
         assert (reopening.from_epochs, reopening.epochs) == ((2, 1, 0), 9)
         assert str(reopening) == (
-            "3 finished trials go on to epoch 4, with at most 9 epochs of training; 1 of them from the first epoch, because the checkpoints were deleted"
+            "3 finished trials go on to epoch 4, with at most 9 epochs of training. 1 of them begins at the first epoch, because its checkpoint was deleted"
             " (keep_checkpoints) or never written"
         )
 

@@ -189,13 +189,13 @@ def test_the_next_best_configurations_are_shown_with_their_difference_from_the_w
     page = page_of(inputs)
     assert 'trial 00007</td><td class="number">0.61</td><td class="number">7</td>' in page
     assert "0.01 to 0.03" in page
-    found = note(inputs, "A configuration is better than the winner")
+    found = note(inputs, "A configuration is better than the winner on the new seeds")
     assert found.kind == "warn"
     assert "The winner stays the configuration that validation chose" in found.text
     rows = [value["row"] for value in figures_of(inputs).specs["confirmation"]["data"]["values"]]
     assert rows.count("trial 00007, each seed") == 3
     worse = made_up(tmp_path / "worse", {"confirmed": {"others": [other("00007", -0.03, -0.01)]}})
-    assert note(worse, "The next 1 configuration was confirmed too").kind == "good"
+    assert note(worse, "The next configuration was confirmed too").kind == "good"
     assert not any("confirmed too" in title for title in titles(made_up(tmp_path / "alone")))
 
 

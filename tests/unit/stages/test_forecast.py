@@ -58,8 +58,8 @@ def lines(root: Path, **changes: Any) -> list[str]:
         (
             {"max_epochs": 3},
             [
-                "s: the next run goes on, because 4 of 4 trials are finished and stay valid. 4 finished trials go on to epoch 3, with at most 12 epochs of"
-                " training; 4 of them from the first epoch, because the checkpoints were deleted (keep_checkpoints) or never written."
+                "s: the next run goes on: 4 of 4 trials are finished. 4 finished trials go on to epoch 3, with at most 12 epochs of training."
+                " 4 of them begin at the first epoch, because their checkpoints were deleted (keep_checkpoints) or never written."
             ],
         ),
         ({"max_epochs": 1, "scheduler": "median"}, []),

@@ -104,18 +104,22 @@ def test_trials_that_failed_or_did_not_finish_are_left_out(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("source", "text", "words"),
     [
-        ("old.csv", None, "old.csv: it does not exist. Allowed: a .csv file, a folder"),
-        ("old.csv", "", "it holds no finished trial"),
-        ("old.csv", "config/lr,score\n", "it holds no finished trial"),
-        ("old.csv", "config/lr,loss\n0.1,3\n", "it has no column score, which is the metric of the sweep. It has config/lr, loss"),
-        ("old.csv", "config/a,score\n0.1,3\n", "it has none of the searched keys (deep/n, lr), but a"),
-        ("old.csv", "a,score\n0.1,3\n", "it has none of the searched keys (deep/n, lr), but no key"),
-        ("old.csv", "config/lr,score\n0.1,nan\n0.2,\n", "none of its 2 trials has a finite value of score"),
-        ("old.csv", "config/lr,score\n0.1,0.5\n", "none of its 1 trial has a value for each searched key (deep/n, lr) within its range"),
-        ("old.txt", "x", "its form is not known. Allowed: a .csv file"),
-        ("sqlite:///no.db", None, "no.db: it does not exist, or is no file"),
+        ("old.csv", None, "old.csv does not exist. Allowed: a .csv file, a folder"),
+        ("old.csv", "", "old.csv holds no finished trial"),
+        ("old.csv", "config/lr,score\n", "old.csv holds no finished trial"),
+        ("old.csv", "config/lr,loss\n0.1,3\n", "old.csv has no column score, which is the metric of the sweep. The columns of "),
+        ("old.csv", "config/a,score\n0.1,3\n", "old.csv has none of the searched keys (deep/n, lr). The keys of old.csv: a"),
+        ("old.csv", "a,score\n0.1,3\n", "old.csv has none of the searched keys (deep/n, lr). The keys of old.csv: none"),
+        ("old.csv", "config/lr,score\n0.1,nan\n0.2,\n", "no trial of old.csv has a finite value of score"),
+        (
+            "old.csv",
+            "config/lr,score\n0.1,0.5\n",
+            "no trial of old.csv has a value for each searched key (deep/n, lr) within the range of the key",
+        ),
+        ("old.txt", "x", "the form of old.txt is not known. Allowed: a .csv file"),
+        ("sqlite:///no.db", None, "no.db does not exist, or is no file"),
         (".", None, "the folder holds no trials.csv"),
-        ("old.log", "no journal\n", "old.log: it has no study. Allowed: a storage with a study"),
+        ("old.log", "no journal\n", "old.log has no study. Allowed: a storage with a study"),
     ],
 )
 def test_a_source_from_which_nothing_can_be_learnt_is_one_line(tmp_path: Path, source: str, text: str | None, words: str) -> None:
@@ -129,7 +133,7 @@ def test_a_source_from_which_nothing_can_be_learnt_is_one_line(tmp_path: Path, s
 
 def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_bytes(b"score\n\xff\xfe")
-    with pytest.raises(ConfigError, match=r"old.csv: it cannot be read"):
+    with pytest.raises(ConfigError, match=r"old\.csv cannot be read"):
         known(tmp_path, "old.csv")
 
 
@@ -160,9 +164,9 @@ def test_a_study_of_optuna_is_read_and_not_changed(tmp_path: Path, storage: str)
     assert found.num_left_out == 20 - len(fits)
     assert (path.read_bytes(), sorted(os.listdir(tmp_path))) == (before, [path.name])
     optuna.create_study(storage=opened, study_name="second", direction="minimize")
-    with pytest.raises(ConfigError, match=r"it has 2 studies, so name one after #\. Allowed: first, second"):
+    with pytest.raises(ConfigError, match=r"has 2 studies, so name one after #\. Allowed: first, second"):
         known(tmp_path, url)
-    with pytest.raises(ConfigError, match=r"it has no study 'third'\. Allowed: first, second"):
+    with pytest.raises(ConfigError, match=r"has no study 'third'\. Allowed: first, second"):
         known(tmp_path, f"{url}#third")
     with pytest.raises(ConfigError, match=r"the study second has the direction minimize, but the sweep has mode max"):
         known(tmp_path, f"{url}#second")
@@ -185,7 +189,7 @@ def test_another_database_is_refused_and_not_changed(tmp_path: Path) -> None:
     connection.commit()
     connection.close()
     before = (tmp_path / "other.db").read_bytes()
-    with pytest.raises(ConfigError, match=r"Optuna cannot read it: the database has no table of studies"):
+    with pytest.raises(ConfigError, match=r"Optuna cannot read .*other\.db: the database has no table of studies"):
         known(tmp_path, "sqlite:///other.db")
     assert (tmp_path / "other.db").read_bytes() == before
 
@@ -205,5 +209,5 @@ def test_the_journal_of_another_sweep_is_a_source(tmp_path: Path) -> None:
 def test_the_stage_refuses_a_source_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "state/s").mkdir(parents=True, mode=0o700)
     stage = make_stage(tmp_path, warm_start="old.csv", search_algorithm="optuna", search_space=SIMPLE)
-    with pytest.raises(ConfigError, match=r"^sweeps\.s\.warm_start: old\.csv: it does not exist"):
+    with pytest.raises(ConfigError, match=r"^sweeps\.s\.warm_start: old\.csv does not exist"):
         run_sweep(stage, tmp_path / "c.yaml")

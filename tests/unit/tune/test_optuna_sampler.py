@@ -71,14 +71,14 @@ def test_optuna_leaves_out_what_another_search_space_recorded() -> None:
     assert [t.params for t in sampler.study.trials] == [{"x": 0.5}]
 
 
-def test_optuna_asks_something_new_when_it_goes_on() -> None:
+def test_optuna_proposes_something_new_when_it_goes_on() -> None:
     first = optuna(Sweep())
     configs = [first.propose(i) for i in range(3)]
     second = optuna(recorded_sweep(*(finished_trial(i, c, 0.5) for i, c in enumerate(configs))))
     assert second.propose(3) not in configs
 
 
-def test_optuna_asks_something_new_when_nothing_had_finished() -> None:
+def test_optuna_proposes_something_new_when_nothing_had_finished() -> None:
     first = optuna(Sweep())
     configs = [first.propose(i) for i in range(2)]
     begun = [finished_trial(i, c, None, "PENDING") for i, c in enumerate(configs)]
@@ -183,7 +183,7 @@ def test_a_sampler_with_a_state_proposes_the_same_after_interruptions(sampler: s
 
 
 @pytest.mark.parametrize("sampler", STATELESS)
-def test_a_sampler_without_a_state_asks_nothing_twice_after_interruptions(sampler: str) -> None:
+def test_a_sampler_without_a_state_proposes_nothing_twice_after_interruptions(sampler: str) -> None:
     texts = [json.dumps(config) for config in Search(search_algorithm=algorithm(sampler), num_samples=20).run((1, 5, 17))]
     assert len(set(texts)) == len(texts) == 20
 

@@ -178,16 +178,16 @@ def test_a_sweep_in_which_no_trial_ever_begins_ends(tmp_path: Path) -> None:
     assert str(events.parts.faults.fault) == "no trial has begun for 15 minutes, though there is room for one"
 
 
-def test_when_time_is_nearly_up_a_trial_that_was_saved_is_not_finished(tmp_path: Path) -> None:
+def test_when_time_is_nearly_up_a_trial_is_paused_at_a_report_with_a_checkpoint(tmp_path: Path) -> None:
     now = time.time()
     events = Events(tmp_path, max_epochs=9, deadline=Deadline(near=now - 1, here=now + 1000))
-    saved, without, done = (events.start(f"{number:05d}") for number in range(3))
-    for trial in (saved, without):
-        assert not events.report(trial, 1, 0.1, checkpoint=trial is saved)
-    assert (saved.verdict, without.verdict) == ("PAUSE", "CONTINUE")
+    paused, without, done = (events.start(f"{number:05d}") for number in range(3))
+    for trial in (paused, without):
+        assert not events.report(trial, 1, 0.1, checkpoint=trial is paused)
+    assert (paused.verdict, without.verdict) == ("PAUSE", "CONTINUE")
     assert events.report(done, 9, 0.1)
     assert events.complete(done) == "TERMINATED"
-    saved.status = "PAUSED"
+    paused.status = "PAUSED"
     events.step()
     state = events.record.sweep.trials["00000"]
     assert (state.status, state.is_waiting, state.results[0].verdict) == ("PENDING", False, "CONTINUE")

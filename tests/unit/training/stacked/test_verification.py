@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from raysweep.training.stacked.verification import reason_not_stackable
 from stacking import Convolutional, Dense, Dropped, Normalised, some_data, stacked_trainer, trainers
 
-RANDOM = "the model draws random numbers in training that are not those of nn.Dropout"
+RANDOM = "the model draws random numbers in training other than those of dropout"
 
 
 class Noisy(Dense):

@@ -174,14 +174,14 @@ def test_steps_are_prepared_only_if_the_measured_trials_have_all_forms(job: Engi
     few_rows(engine)
     benchmark = engine.benchmark()
     assert isinstance(benchmark, Benchmark), benchmark
-    assert benchmark.way.startswith("eager, because 3 forms have only 2 places, in a stack for each of 3 forms")
+    assert benchmark.way.startswith("eager, because 3 forms have only 2 slots, in a stack for each of 3 forms")
 
 
 def test_batch_normalisation_with_many_batch_sizes_is_trained_one_by_one(job: EngineJob) -> None:
     code = Code.read(find_target("net.py:Normalised", job.root))
     engine = Engine(replace(job, code=code, num_batch_sizes=5, samples=SAMPLES, num_kinds=4))
     few_rows(engine)
-    reason = "the rows of a batch depend on each other, as in batch normalisation, and trials have 5 batch sizes"
+    reason = "the rows of a batch depend on each other, as in batch normalisation, and trials have 5 batch sizes, and at most 4 are allowed"
     assert engine.benchmark() == NotFused(reason)
 
 

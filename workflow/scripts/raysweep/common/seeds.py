@@ -30,9 +30,12 @@ def confirm_seeds(seed: int, count: int, used: set[int]) -> list[int]:
     return seeds
 
 
-def sampler_seed(seed: int, num_results: int) -> int:
-    """Return the seed of a sampler that starts when the record contains `num_results` trials."""
-    return _seed(_SAMPLER, seed, num_results)
+def sampler_seed(seed: int, num_recorded: int) -> int:
+    """Return the seed of a sampler that starts when the record contains `num_recorded` trials.
+
+    `num_recorded` is always 0 for a sampler of Optuna with a state, which makes the recorded proposals again and so needs the same seed in each session.
+    """
+    return _seed(_SAMPLER, seed, num_recorded)
 
 
 def take_over_seed(seed: int, index: int, epoch: int) -> int:

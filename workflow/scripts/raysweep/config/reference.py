@@ -39,16 +39,24 @@ def reference() -> str:
 def _rows(schema: Schema, path: tuple[str, ...]) -> Iterator[Row]:
     """Yield the table rows of all keys in the map that `schema` describes. `path` leads to the map."""
     for key, below in schema["properties"].items():
-        below, here, is_required = resolved(below), (*path, key), key in required_keys(schema)
+        below, here = resolved(below), (*path, key)
+        required = _required(key, schema)
         if "additionalProperties" in below:
-            yield f"**`{'.'.join(here)}`**", "", "required" if is_required else "", below["description"]
+            yield f"**`{'.'.join(here)}`**", "", required, below["description"]
             named = below["additionalProperties"]
             yield from _rows(named or below, (*here, PLACEHOLDERS[key]) if named else here)
         else:
-            yield _row(here, below, default="required" if is_required else _default(below))
+            yield _row(here, below, default=required or _default(below))
         for name, options in options_by_name(key).items() if is_named(here) else ():
             for option, option_schema in options.items():
                 yield _row((*here, option), option_schema, default=_default(option_schema), name=f"{name}: ")
+
+
+def _required(key: str, schema: Schema) -> str:
+    """Return whether a key of a map is required, as a text for the column `default`, or "" where the key is not required."""
+    if other := schema.get("required_unless", {}).get(key):
+        return f"required, unless there are `{other}`"
+    return "required" if key in required_keys(schema) else ""
 
 
 def _row(path: tuple[str, ...], schema: Schema, *, default: str, name: str = "") -> Row:

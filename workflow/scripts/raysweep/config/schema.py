@@ -237,9 +237,8 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
         return
     options = {option: inner for option, inner in value.items() if option != "name"}
     variant = _variant_of(key, value)
-    if (
-        variant is None
-    ):  # The sampler is a class or has a mistake. The options of a class are arguments, which the schema does not describe.
+    # Without a variant, the sampler is a class or has a mistake. The options of a class are arguments, which the schema does not describe.
+    if variant is None:
         variant, options = name, {"sampler": options["sampler"]}
     yield from schema_mistakes(options, _options_schema(_options_of_variant(key, variant)), path, options_of=variant)
 

@@ -18,7 +18,8 @@ from raysweep.config.recipe import Recipe
 # The record flushes the file to the disk after an event of these kinds, because the loss of such an event would lose a trial or repeat a trial.
 DURABLE = frozenset({"session", "trial", "take_over", "start", "checkpoint", "failure", "finish", "reopen", "session_end"})
 
-# Why a trial has finished: its function returned, the trial reached `max_epochs` or a bound of `stop`, the scheduler stopped the trial, or the trial failed.
+# Why a trial has finished: its function returned, the trial reached `max_epochs`, a bound of `stop` or `no_better_for` ended the trial, the scheduler stopped
+# the trial, or the trial failed.
 FinishReason = Literal["returned", "max_epochs", "stop", "scheduler", "error"]
 Status = Literal["PENDING", "RUNNING", "TERMINATED", "STOPPED", "ERROR"]
 
@@ -89,9 +90,8 @@ class SessionHeader:
     training: Recipe = field(default_factory=Recipe)
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
-    no_better_for: NoBetterFor | None = field(
-        default=None, metadata=OMIT_IF_EMPTY
-    )  # when the sweep ends before the last trial (`end_when`)
+    # When the sweep ends before the last trial (`end_when`).
+    no_better_for: NoBetterFor | None = field(default=None, metadata=OMIT_IF_EMPTY)
     warm_start: WarmStart | None = field(default=None, metadata=OMIT_IF_EMPTY)
     version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)

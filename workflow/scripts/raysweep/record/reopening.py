@@ -27,18 +27,22 @@ class Reopening:
         return sum(self.max_epochs - epoch for epoch in self.from_epochs)
 
     def __str__(self) -> str:
-        """Return a sentence for the user, such as "3 finished trials go on to epoch 4, which takes at most 7 epochs of training; 1 of them begins …"."""
+        """Return sentences for the user, such as "3 finished trials go on to epoch 4, with at most 9 epochs of training. 1 of them begins …"."""
         verb = "goes" if len(self.trials) == 1 else "go"
         text = f"{plural(len(self.trials), 'finished trial')} {verb} on to epoch {self.max_epochs}, with at most {plural(self.epochs, 'epoch')} of training"
-        if anew := self.from_epochs.count(0):
-            text += f"; {anew} of them from the first epoch, because the checkpoints were deleted (keep_checkpoints) or never written"
+        anew = self.from_epochs.count(0)
+        if anew == 1:
+            text += ". 1 of them begins at the first epoch, because its checkpoint was deleted (keep_checkpoints) or never written"
+        elif anew:
+            text += f". {anew} of them begin at the first epoch, because their checkpoints were deleted (keep_checkpoints) or never written"
         return text
 
 
 def reopening_of(sweep: Sweep, state_dir: Path, max_epochs: int, stop: Bounds) -> Reopening:
     """Return the finished trials that go on.
 
-    The trials of one configuration go on together. A configuration does not go on if one of its trials has failed or was stopped by the scheduler.
+    If one trial of a configuration has failed or was stopped by the scheduler, no trial of this configuration goes on. A trial that `stop` ended stays as it
+    is, and the other trials of the configuration go on.
     """
     trials: list[Trial] = []
     for candidate in sweep.candidates:

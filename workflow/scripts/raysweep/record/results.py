@@ -180,7 +180,7 @@ class ConfirmedOther:
         bounds = f"{measured} (95 % interval {number(difference.low)} to {number(difference.high)})"
         if self.verdict(mode) is None:
             return f"{bounds}. Chance may explain this."
-        return f"{bounds}. It is {self.verdict(mode)} than the winner by more than chance."
+        return f"{bounds}. The configuration is {self.verdict(mode)} than the winner by more than chance."
 
     def verdict(self, mode: Mode) -> Literal["better", "worse"] | None:
         """Return whether the configuration is better or worse than the winner by more than chance. Return None where this is not known."""
@@ -224,9 +224,8 @@ class Confirmation:
     published_model_error: str | None = None
     metrics: dict[str, ConfirmedMean] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)  # of the metrics that the sweep lists
     predictions: Predictions | None = field(default=None, metadata=OMIT_IF_EMPTY)
-    others: tuple[ConfirmedOther, ...] = field(
-        default=(), metadata=OMIT_IF_EMPTY
-    )  # the next best configurations (`confirm.top`), best first
+    # The next best configurations (`confirm.top`), best first.
+    others: tuple[ConfirmedOther, ...] = field(default=(), metadata=OMIT_IF_EMPTY)
 
     @property
     def is_on_test(self) -> bool:

@@ -49,9 +49,8 @@ class Candidate:
     status: Status
     results: list[Result]
     constraint: Bounds  # bounds that a report must fulfil to be the candidate's best report
-    objectives: tuple[
-        Objective, ...
-    ] = ()  # several objectives, by which the last report of a candidate is its best report; empty with one objective
+    # Several objectives, by which the last report of a candidate is its best report. Empty with one objective.
+    objectives: tuple[Objective, ...] = ()
 
     @property
     def finished(self) -> bool:

@@ -1,10 +1,10 @@
-"""Converts the keys and values of a sweep for Optuna's importance evaluators. The search algorithm of the sweep does not matter."""
+"""Converts the keys and values of a sweep for Optuna's importance evaluators."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from raysweep.config.distributions import Choice
 from raysweep.report.inputs import SweepResult
 from raysweep.report.keys import Key
 
@@ -31,15 +31,10 @@ def params_of(keys: list[Key], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choices(key: Key) -> list[Any]:
-    """Return the choices of Optuna for the categories of a key. Where Python calls two choices equal, such as True and 1, all choices are JSON text."""
-    choices = [_choice(value) for value in key.categories]
-    are_equal = any(choice in choices[:number] for number, choice in enumerate(choices))
-    return [json.dumps(value) for value in key.categories] if are_equal else choices
+    """Return the choices of Optuna for the categories of a key."""
+    from raysweep.record.study import labels_of
 
-
-def _choice(value: Any) -> Any:
-    """Return `value` as a choice for Optuna. A list or a map becomes JSON text, because Optuna's choices cannot be lists or maps."""
-    return value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value)
+    return labels_of(Choice("choice", tuple(key.categories)))
 
 
 def new_study(result: SweepResult) -> optuna.Study:

@@ -203,9 +203,11 @@ def next_best(inputs: Inputs) -> Note | None:
     )
     return Note(
         "warn" if better else "good" if worse == len(others) else "info",
-        "A configuration is better than the winner"
+        "A configuration is better than the winner on the new seeds"
         if better
-        else f"The next {plural(len(others), 'configuration')} {'was' if len(others) == 1 else 'were'} confirmed too",
+        else "The next configuration was confirmed too"
+        if len(others) == 1
+        else f"The next {len(others)} configurations were confirmed too",
         f"{' '.join(sentences)}{intervals}{stays}",
     )
 

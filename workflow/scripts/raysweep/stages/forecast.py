@@ -43,8 +43,11 @@ def forecast(project: Project) -> Iterator[str]:
         elif reopening.trials or not recorded.is_complete(
             sweep.num_trials, sweep.time_budget_s, has_stagnated(recorded, sweep.end_when.patience)
         ):
-            more = f" {reopening}." if reopening.trials else ""
-            yield f"{name}: the next run goes on, because {done} of {plural(sweep.num_trials, 'trial')} are finished and stay valid.{more}"
+            finished = f"{done} of {plural(sweep.num_trials, 'trial')} are finished"
+            if reopening.trials:
+                yield f"{name}: the next run goes on: {finished}. {reopening}."
+            else:
+                yield f"{name}: the next run goes on, because {finished} and stay valid."
 
 
 def _identity(project: Project, name: str, recorded: Sweep) -> Identity:

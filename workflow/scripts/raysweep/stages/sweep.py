@@ -91,11 +91,10 @@ def _warm_start(stage: Stage, recorded: Sweep) -> WarmStart | None:
         return before
     write_known(known, stage.state_dir)
     header = known.header(sweep.mode)
-    left_out = (
-        f" Of its trials, {known.num_left_out} are left out: no value, or a value that search_space does not have."
-        if known.num_left_out
-        else ""
-    )
+    left_out = ""
+    if known.num_left_out:
+        others = plural(known.num_left_out, "other trial of the source is", "other trials of the source are")
+        left_out = f" {others} left out, because of a missing value, a missing searched key, or a value outside of search_space."
     trials = plural(header.num_trials, "known trial")
     logger.info(
         "%s: the search algorithm gets %s of %s, best %s %.4g.%s", stage.name, trials, known.source, sweep.metric, header.best, left_out

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_finite_number, is_same
-from raysweep.common.text import plural
 from raysweep.config.distributions import Choice, Distribution
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import ONE_OF, SEPARATOR, nested, parse_space, shown_key, values_in
@@ -45,24 +44,24 @@ def read_source(source: str, sweep: SweepConfig, root: Path) -> KnownTrials:
     try:
         rows = list(_rows(source, sweep, root))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{source}: it cannot be read ({error})") from None
+        raise ConfigError(f"{source} cannot be read ({error})") from None
     if not rows:
-        raise ConfigError(f"{source}: it holds no finished trial. Name another source, or leave the key out")
+        raise ConfigError(f"{source} holds no finished trial. Name another source, or leave the key out")
     space = parse_space(sweep.search_space)
     searched = {shown_key(key) for key, d in space.items() if isinstance(d, Distribution)}
     given = {key for row in rows for key in row.config}
     if not any(_is_part(key, name) for key in given for name in searched):
         raise ConfigError(
-            f"{source}: it has none of the searched keys ({', '.join(sorted(searched))}), but {', '.join(sorted(given)) or 'no key'}"
+            f"{source} has none of the searched keys ({', '.join(sorted(searched))}). The keys of {source}: {', '.join(sorted(given)) or 'none'}"
         )
     with_value = [row for row in rows if is_finite_number(row.value)]
     if not with_value:
-        raise ConfigError(f"{source}: none of its {plural(len(rows), 'trial')} has a finite value of {sweep.metric}")
+        raise ConfigError(f"no trial of {source} has a finite value of {sweep.metric}")
     configs = [(_config_of(space, row.config), float(row.value)) for row in with_value]
     known = tuple(KnownTrial(config, value) for config, value in configs if values_in(space, config) is not None)
     if not known:
         raise ConfigError(
-            f"{source}: none of its {plural(len(rows), 'trial')} has a value for each searched key ({', '.join(sorted(searched))}) within its range"
+            f"no trial of {source} has a value for each searched key ({', '.join(sorted(searched))}) within the range of the key"
         )
     return KnownTrials(source, known, len(rows) - len(known))
 
@@ -75,7 +74,7 @@ def _rows(source: str, sweep: SweepConfig, root: Path) -> Iterator[Row]:
         return
     path = root / location
     if not path.exists():
-        raise ConfigError(f"{source}: it does not exist. Allowed: {FORMS}. If a sweep writes it, run that sweep first")
+        raise ConfigError(f"{source} does not exist. Allowed: {FORMS}. If another sweep writes {source}, run that sweep first")
     if path.is_dir():
         path = path / "trials.csv"
         if not path.exists():
@@ -85,7 +84,7 @@ def _rows(source: str, sweep: SweepConfig, root: Path) -> Iterator[Row]:
     elif path.suffix in (".journal", ".log"):
         yield from _rows_of_study(path, study, sweep)
     else:
-        raise ConfigError(f"{source}: its form is not known. Allowed: {FORMS}")
+        raise ConfigError(f"the form of {source} is not known. Allowed: {FORMS}")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------------------
@@ -97,7 +96,9 @@ def _rows_of_table(path: Path, metric: str) -> Iterator[Row]:
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
         if columns and metric not in columns:
-            raise ConfigError(f"{path}: it has no column {metric}, which is the metric of the sweep. It has {', '.join(columns)}")
+            raise ConfigError(
+                f"{path} has no column {metric}, which is the metric of the sweep. The columns of {path}: {', '.join(columns)}"
+            )
         for cells in reader:
             is_finished = cells.get("status", "TERMINATED") in ("TERMINATED", "STOPPED")
             config = {key.removeprefix(PREFIX): _parsed(text) for key, text in cells.items() if key and key.startswith(PREFIX) and text}
@@ -118,7 +119,7 @@ def _parsed(text: str) -> Any:
 def _rows_of_study(path: Path, name: str, sweep: SweepConfig) -> Iterator[Row]:
     """Yield the trials of an Optuna study that have ended. Only a complete trial has a value, because a pruned trial has only a value of an early epoch."""
     if not path.is_file():
-        raise ConfigError(f"{path}: it does not exist, or is no file")
+        raise ConfigError(f"{path} does not exist, or is no file")
     study = _study(path, name)
     if len(study.directions) > 1:
         raise ConfigError(f"{path}: the study {study.study_name} has {len(study.directions)} objectives. Allowed: one")
@@ -146,12 +147,10 @@ def _study(path: Path, name: str) -> optuna.Study:
         names = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
     except Exception as error:  # Optuna and SQLAlchemy raise many kinds of errors for a file of another form or another version
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{path}: Optuna cannot read it: {reason}") from None
+        raise ConfigError(f"Optuna cannot read {path}: {reason}") from None
     if name not in names and (name or len(names) != 1):
-        wrong = (
-            f"it has no study {name!r}" if name else "it has no study" if not names else f"it has {len(names)} studies, so name one after #"
-        )
-        raise ConfigError(f"{path}: {wrong}. Allowed: {', '.join(names) or 'a storage with a study'}")
+        wrong = f"has no study {name!r}" if name else "has no study" if not names else f"has {len(names)} studies, so name one after #"
+        raise ConfigError(f"{path} {wrong}. Allowed: {', '.join(names) or 'a storage with a study'}")
     return optuna.load_study(study_name=name or names[0], storage=storage)
 
 

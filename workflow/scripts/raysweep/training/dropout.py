@@ -26,11 +26,8 @@ CALL = 0xD1342543DE82EF95  # another odd number, so that two calls do not use th
 
 # Maps each function to the number of dimensions of its mask. None means that the mask has all dimensions of the input. The other functions drop channels.
 MASK_DIMS = {F.dropout: None, F.dropout1d: 2, F.dropout2d: 2, F.dropout3d: 2}
-CHANNEL_INPUT_DIMS = {
-    F.dropout1d: (3,),
-    F.dropout2d: (3, 4),
-    F.dropout3d: (5,),
-}  # inputs with another number of dimensions have no dimension of the rows
+# Maps the functions that drop channels to the numbers of dimensions of inputs that have a dimension of the rows.
+CHANNEL_INPUT_DIMS = {F.dropout1d: (3,), F.dropout2d: (3, 4), F.dropout3d: (5,)}
 
 
 class DropoutMasks(TorchFunctionMode):

@@ -26,10 +26,8 @@ from raysweep.usercode.freeze import load_target
 from raysweep.usercode.target import find_target
 
 CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler", "nsga2": "NSGAIISampler"}
-STATELESS = (
-    "tpe",
-    "gp",
-)  # samplers that learn only from the results of the trials, so that the order of proposals and results does not matter
+# Samplers that learn only from the results of the trials, so that the order of proposals and results does not matter.
+STATELESS = ("tpe", "gp")
 IGNORE_CONSTRAINTS = ("cmaes", "qmc")
 
 

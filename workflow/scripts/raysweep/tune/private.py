@@ -245,7 +245,7 @@ class HyperBand(HyperBandScheduler):
         bracket._live_trials = {trial if live == trial else live: result for live, result in bracket._live_trials.items()}
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if not self.has_place(trial):  # versions before this one formed new brackets in each session
+        if not self.has_place(trial):  # version 0.2 and earlier versions formed new brackets in each session
             super().on_trial_add(tune_controller, trial)
         return str(super().on_trial_result(tune_controller, trial, result))
 

@@ -118,10 +118,9 @@ class RecordedHistory:
     def _finish(self, entry: HistoryEntry, stub: Any) -> None:
         if stub.is_finished():
             return  # the scheduler has stopped the trial
+        # The reports of version 0.1 have no verdicts, from which the scheduler would learn that a configuration was stopped.
         if self.grouped and entry.status == "STOPPED":
-            self.grouped.over.add(
-                entry.trial.index
-            )  # the reports of version 0.1 have no verdicts, from which the scheduler would learn this
+            self.grouped.over.add(entry.trial.index)
         if entry.status == "ERROR" or entry.result is None or self.metric not in entry.result.metrics:
             self.scheduler.on_trial_error(self.controller, stub)
         else:

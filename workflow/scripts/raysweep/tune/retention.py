@@ -51,8 +51,9 @@ def keep_checkpoints(record: Record) -> None:
 
 
 class Retention:
-    """Deletes the checkpoints that are no longer needed. Among the finished configurations only the best `keep_checkpoints` configurations keep checkpoints.
+    """Deletes the checkpoints that are no longer needed.
 
+    Among the finished configurations, only the best `keep_checkpoints` configurations, and the whole front of several objectives, keep checkpoints.
     If `keep_checkpoints` is "all", each trial that has not failed keeps its best and its last checkpoint, so that the trial can go on later.
     `scratch` is the folder in which Tune has one subfolder for each trial.
     """

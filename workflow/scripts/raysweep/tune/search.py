@@ -79,9 +79,8 @@ class StartConditions:
     max_concurrent: Callable[[], float]  # returns the maximum number of trials that run or wait at the same time
     may_start_new: Callable[[], bool]  # returns whether a trial may start that the record does not contain yet
     is_over: Callable[[], bool] = lambda: False  # returns whether the session is over, so that no trial may begin or continue
-    may_improve: bool = (
-        False  # whether a trial that runs can make `may_start_new` true again, because the trial may have a better value (`end_when`)
-    )
+    # Whether a trial that runs can make `may_start_new` true again, because the trial may have a better value (`end_when`).
+    may_improve: bool = False
 
 
 class RecordedSearch(NotPickled, SearchAlgorithm):

@@ -126,9 +126,8 @@ class TuneSampler:
         self.elsewhere.add(f"{index:05d}")
 
     def tell(self, trial: Candidate) -> None:
-        if (
-            trial.trial_id not in self.reported
-        ):  # a searcher takes one result of a trial, also of a trial that goes on after it was finished
+        # A searcher takes one result of a trial, also of a trial that goes on after it was finished.
+        if trial.trial_id not in self.reported:
             self._tell(trial)
             self._save()
 

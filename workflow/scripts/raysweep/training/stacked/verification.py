@@ -68,7 +68,7 @@ def _reason_of_plain_epoch(trainers: Sequence[Trainer], images: torch.Tensor, la
     for trainer in trainers:
         trainer.train_epoch(images, labels, 1)
     if not all(torch.equal(*states) for states in zip(random_before, _random_states(trainers[0].device), strict=True)):
-        return "the model draws random numbers in training that are not those of nn.Dropout"
+        return "the model draws random numbers in training other than those of dropout"
     if trainers[0].loss.own is not None and trainers[0].has_mean_loss(images, labels):
         return "the loss function returns one value for a batch, and a stack needs a value for each row"
     return None

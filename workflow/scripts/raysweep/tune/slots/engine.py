@@ -203,7 +203,10 @@ class Engine:
             if (reason := reason_not_stackable(self.stacked, self._compared_trainers(), *self.train_data)) is None:
                 break
         if reason is None and self.stacked.settings.micro_batch_size is None and self.job.num_batch_sizes > MAX_BATCH_SIZES:
-            return f"the rows of a batch depend on each other, as in batch normalisation, and trials have {self.job.num_batch_sizes} batch sizes"
+            return (
+                f"the rows of a batch depend on each other, as in batch normalisation, and trials have {self.job.num_batch_sizes} batch sizes,"
+                f" and at most {MAX_BATCH_SIZES} are allowed"
+            )
         return reason
 
     def _compared_trainers(self) -> list[Trainer]:
@@ -224,7 +227,7 @@ class Engine:
         if self.device.type == "xpu":
             return "eager, because a step is captured only on GPUs of NVIDIA and AMD"
         if self.slots < self._num_stacks:
-            return f"eager, because {self._num_stacks} forms have only {self.slots} places"
+            return f"eager, because {self._num_stacks} forms have only {self.slots} slots"
         on_gpu = self.device.type == "cuda"
         if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
             return f"eager, because {reason}"

@@ -26,7 +26,8 @@ from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
 from raysweep.tune.slots.messages import Benchmark, EngineJob
 
-# Maximum number of values in a range of numbers. From a wider range only the lowest and the highest batch size are used.
+# Maximum number of values in a range of numbers. From a wider range of batch sizes only the lowest and the highest batch size are used. With a wider range of
+# an argument of the constructor, the forms of the model are not listed, so trials are trained one by one.
 MAX_VALUES = 4096
 ROUNDING = 1e-9  # largest rounding error of a bound that is divided by a step
 MAX_MICRO_BATCH = 64  # maximum number of rows of one trial in one step, because more rows need more memory but do not use a device better
