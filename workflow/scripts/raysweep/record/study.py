@@ -91,9 +91,8 @@ class StudyJournal:
             self.ids[trial.trial_id] = self.storage.create_new_trial(self.study_id, template_trial=self._frozen(trial))
             return
         number = self.ids[trial.trial_id]
-        latest = max(
-            trial.results, key=lambda result: result.at, default=None
-        )  # a trial that trains epochs again still has the reports of later epochs
+        # The last report in the list is not always the latest one, because a trial that trains epochs again still has the reports of later epochs.
+        latest = max(trial.results, key=lambda result: result.at, default=None)
         for epoch, value in self._intermediate_values([latest] if latest else []).items():
             self.storage.set_trial_intermediate_value(number, epoch, value)
         if trial.finished:
