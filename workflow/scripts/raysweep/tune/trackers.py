@@ -5,6 +5,7 @@ The failure of a tool does not end a sweep. The log shows the error in one line,
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from pathlib import Path
@@ -18,7 +19,6 @@ from raysweep.common.errors import RaysweepError, logger
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import flattened
 from raysweep.record.file import Record
-from raysweep.record.study import StudyJournal
 from raysweep.tune.private import TensorBoard, mlflow_callback, wandb_callback
 from raysweep.tune.reports import numbers_of
 from raysweep.tune.snapshots import NotPickled
@@ -31,7 +31,9 @@ def trackers(sweep: SweepConfig, name: str, record: Record, identity: str) -> li
     The config must be validated. The tools write into the folder of the record. Raises RaysweepError if a tool is not installed.
     """
     state_dir = record.path.parent
-    callbacks: list[Callback] = [Lenient("optuna.journal", LiveStudy(record))]
+    callbacks: list[Callback] = []
+    if importlib.util.find_spec("optuna"):  # an environment of the user's own (`wheels: none`) may lack Optuna
+        callbacks.append(Lenient("optuna.journal", LiveStudy(record)))
     if sweep.tensorboard:
         callbacks.append(Lenient("TensorBoard", TensorBoard(state_dir / "tensorboard")))
     try:
@@ -55,6 +57,8 @@ class LiveStudy(NotPickled, LoggerCallback):
         self.next_write_at_s = 0.0
 
     def setup(self, *arguments: Any, **options: Any) -> None:
+        from raysweep.record.study import StudyJournal
+
         self.journal = StudyJournal(self.record.path.with_name("optuna.journal"), self.record.sweep)
 
     def log_trial_start(self, trial: TuneTrial) -> None:
