@@ -11,6 +11,7 @@ import pytest
 
 from raysweep.tune.trackers import trackers
 from records import new_record
+from sweeping import SCRIPTS
 from typed import sweep_config
 
 
@@ -24,6 +25,6 @@ def test_the_journal_is_written_where_optuna_is_installed(tmp_path: Path, monkey
 
 def test_the_driver_is_imported_without_optuna() -> None:
     """A sweep that does not search with Optuna runs in an environment of the user's own that lacks Optuna."""
-    program = "import sys; sys.modules['optuna'] = None; import raysweep.tune.wiring"
+    program = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); sys.modules['optuna'] = None; import raysweep.tune.wiring"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
