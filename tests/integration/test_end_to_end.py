@@ -146,7 +146,8 @@ def test_the_log_has_the_progress_and_nothing_was_left_beside_state_and_results(
     log = (project.folder / "logs/run_sweep/one.log").read_text()
     assert "best accuracy" in log
     left = {path.name for path in (project.folder / "state/one").iterdir()}
-    assert {name for name in left if not name.startswith("confirm-")} == {"record.jsonl", "checkpoints", "trials.csv", "best.yaml"}
+    written = {"record.jsonl", "checkpoints", "trials.csv", "best.yaml", "optuna.journal"}
+    assert {name for name in left if not name.startswith("confirm-")} == written
     assert [p.name for p in (project.folder / "state/one/checkpoints").iterdir()] == [
         f"{project.result('one', 'best.yaml')['trial_id']}-epoch{project.result('one', 'best.yaml')['epochs']}"
     ]

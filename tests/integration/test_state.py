@@ -114,4 +114,4 @@ def test_files_do_not_grow_with_the_number_of_trials(project: Project) -> None:
     assert max(counted) - min(counted) <= 16, counted
     left = sorted(str(path.relative_to(project.folder / "state/s")) for path in (project.folder / "state/s").rglob("*"))
     assert len([path for path in left if path.startswith("checkpoints/")]) == 2, "the best one's folder, and its file"
-    assert {path for path in left if "/" not in path} == {"best.yaml", "checkpoints", "record.jsonl", "trials.csv"}
+    assert {path for path in left if "/" not in path} == {"best.yaml", "checkpoints", "optuna.journal", "record.jsonl", "trials.csv"}

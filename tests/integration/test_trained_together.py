@@ -20,6 +20,7 @@ from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.events import FusionPlan, NotFused
 from raysweep.record.trials import Trial
+from raysweep.stages.stage import with_horizon
 from raysweep.training.arrays import load_tensors, read_facts
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
@@ -215,7 +216,8 @@ def undisturbed_losses(project: Project, trial: Trial, epochs: int) -> list[floa
     known: dict[str, Any] = {}
     exec(MODELS, known)
     data_dir = project.folder / "resources" / "data" / "generated"
-    spec = TrainingSpec.of(read_config(project.folder / "results/s/config.yaml").sweeps["s"])
+    sweep = read_config(project.folder / "results/s/config.yaml").sweeps["s"]
+    spec = TrainingSpec.of(with_horizon(sweep, project.folder / "state/s/record.jsonl"))
     config = {**trial.config, "pause_s": 0.0}
     trainer = Trainer(known["Net"], config, spec, seed=trial.seed, device=torch.device("cpu"), facts=read_facts(data_dir))
     train, validation = (load_tensors(data_dir, split, trainer.device) for split in ("train", "validation"))

@@ -87,7 +87,7 @@ def servers_of(cluster: SlurmCluster) -> dict[tuple[str, int], str]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Of the files that a running sweep leaves alone: all but its log, its record, and what it says of how far it has come."""
-    written = (".log", ".jsonl", ".csv")
+    written = (".log", ".jsonl", ".csv", ".journal")
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in written and ".snakemake" not in path.parts]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
