@@ -646,3 +646,22 @@ def test_dropout_in_a_part_that_is_computed_twice_has_the_masks_of_pytorchs_gene
         assert not ours.has_dropout
         runs.append(weights(ours))
     torch.testing.assert_close(*runs)
+
+
+class ComputedAndNormalised(Computed):
+    """Has batch normalisation before the part that is computed twice."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(x))
+
+
+def test_the_search_for_dropout_leaves_the_statistics_of_batch_normalisation_alone(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours = trainer({"lr": 0.0001, "batch_size": len(data[1])}, model=ComputedAndNormalised)
+    ours.train_epoch(*data, 1)
+    inputs = ours.preparation.inputs(data[0], torch.float32)
+    assert ours.model.norm.num_batches_tracked == 1
+    torch.testing.assert_close(ours.model.norm.running_mean, 0.1 * inputs.mean((0, 2, 3)))

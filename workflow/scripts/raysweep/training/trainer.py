@@ -217,6 +217,7 @@ class Trainer:
 
         `goal` contains the targets, parts and weights of the rows.
         """
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()} if self.has_dropout is None else {}
         # The context of the masks makes each operation slower, so a model without dropout is computed without this context.
         with masks if self.has_dropout is not False else contextlib.nullcontext():
             with self.autocast():
@@ -229,7 +230,12 @@ class Trainer:
         # A layer may be computed again in the backward pass, as torch.utils.checkpoint does. This context does not apply there, so the layer would have
         # other masks.
         self.has_dropout = not calls_layers(self.model, loss.backward) and masks.calls > 0
-        return summed if self.has_dropout or not masks.calls else self._set_gradients(inputs, goal, masks)
+        if self.has_dropout or not masks.calls:
+            return summed
+        with torch.no_grad():  # the statistics of batch normalisation must not count the batch twice
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+        return self._set_gradients(inputs, goal, masks)
 
     def training_inputs(self, rows: torch.Tensor, draws: torch.Tensor, parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return staged rows [n, mixed, …] as the model gets them in training, [n, …].
