@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from raysweep.common.errors import RaysweepError
 from raysweep.config.model import Named, SweepConfig
@@ -15,7 +16,8 @@ from raysweep.config.space import parse_space
 from raysweep.record.file import Record
 from raysweep.record.known_trials import KnownTrial, as_finished
 from raysweep.record.sweep import Sweep
-from raysweep.tune.searchers import TuneSampler, load_searcher
+from raysweep.tune.classes import load_class
+from raysweep.tune.searchers import TuneSampler
 from sweeping import Project, sweep_of
 from typed import sweep_config
 
@@ -163,7 +165,7 @@ def test_one_that_cannot_be_told_of_other_trials_says_so(own: Asked, caplog: pyt
 def test_what_is_no_searcher_is_one_line(tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "mine.py").write_text(OWN)
     with pytest.raises(RaysweepError, match=re.escape(f"search_algorithm {name}: {why}")):
-        load_searcher(name, tmp_path)
+        load_class(name, Searcher, tmp_path, "search_algorithm")
 
 
 def test_options_that_it_does_not_know_are_one_line(tmp_path: Path) -> None:

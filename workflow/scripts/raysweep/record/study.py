@@ -24,7 +24,7 @@ from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Result, Trial
 
 STATES = {"TERMINATED": TrialState.COMPLETE, "STOPPED": TrialState.PRUNED, "ERROR": TrialState.FAIL}
-NORMAL_QUANTILES = (1e-9, 1 - 1e-9)  # ends of the range that Optuna shows for a normal distribution
+SHOWN_QUANTILES = (1e-9, 1 - 1e-9)  # ends of the range that Optuna shows for a normal distribution
 
 
 class SingleWriter(BaseJournalBackend):
@@ -137,7 +137,7 @@ class StudyJournal:
                 continue
             parameters[key] = labels_of(d)[d.position(value) or 0] if isinstance(d, Choice) else value
             if isinstance(d, Normal):  # Optuna refuses a value outside of the range
-                parameters[key] = min(max(value, d.quantile(NORMAL_QUANTILES[0])), d.quantile(NORMAL_QUANTILES[1]))
+                parameters[key] = min(max(value, d.quantile(SHOWN_QUANTILES[0])), d.quantile(SHOWN_QUANTILES[1]))
         return parameters
 
 
@@ -165,7 +165,7 @@ def distribution_of(d: Distribution) -> BaseDistribution:
     if isinstance(d, Choice):
         return CategoricalDistribution(labels_of(d))
     if isinstance(d, Normal):
-        return FloatDistribution(*(d.quantile(quantile) for quantile in NORMAL_QUANTILES))
+        return FloatDistribution(*(d.quantile(quantile) for quantile in SHOWN_QUANTILES))
     if d.integer:
         return IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
     return FloatDistribution(d.low, d.high, log=d.log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 from collections.abc import Collection, Sequence
@@ -13,42 +12,22 @@ import optuna
 from optuna.trial import TrialState
 
 from raysweep.common.bounds import violations
-from raysweep.common.errors import ConfigError, RaysweepError, logger
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.numeric import is_same
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.distributions import Choice, Distribution, Normal
 from raysweep.config.model import Objective, SweepConfig
 from raysweep.config.space import fill, values_in
+from raysweep.record.study import distribution_of
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Candidate
+from raysweep.tune.classes import load_class
 from raysweep.tune.parameters import NORMAL_QUANTILES, parameter_of, value_of
-from raysweep.usercode.freeze import load_target
-from raysweep.usercode.target import find_target
 
 CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler", "nsga2": "NSGAIISampler"}
 # Samplers that learn only from the results of the trials, so that the order of proposals and results does not matter.
 STATELESS = ("tpe", "gp")
 IGNORE_CONSTRAINTS = ("cmaes", "qmc")
-
-
-def load_sampler_class(name: str, root: Path) -> type[optuna.samplers.BaseSampler]:
-    """Return Optuna's class for the sampler `name`, or the class that `name` names as `file.py:Class` or `module:Class`. Relative paths start at `root`.
-
-    Raises RaysweepError if the module cannot be imported or if the class is no sampler of Optuna.
-    """
-    module, _, class_name = name.rpartition(":")
-    if not module:
-        module, class_name = "optuna.samplers", CLASSES[name]
-    try:
-        sampler, _ = load_target(find_target(f"{module}:{class_name}", root))
-    except ConfigError:  # no file of the user contains the class, so a library must contain the class
-        try:
-            sampler = getattr(importlib.import_module(module), class_name, None)
-        except ImportError as error:
-            raise RaysweepError(f"search_algorithm sampler {name}: {error}. Add what it needs to env.requirements") from None
-    if not (inspect.isclass(sampler) and issubclass(sampler, optuna.samplers.BaseSampler)):
-        raise RaysweepError(f"search_algorithm sampler {name}: it is no optuna.samplers.BaseSampler")
-    return sampler
 
 
 class OptunaSampler:
@@ -84,11 +63,13 @@ class OptunaSampler:
         self.objectives = sweep.objectives or (Objective(sweep.metric, sweep.mode),)
         options = dict(sweep.search_algorithm.options)
         self.name = options.pop("sampler", "tpe")
+        path = f"optuna.samplers:{CLASSES[self.name]}" if self.name in CLASSES else self.name
+        sampler = load_class(path, optuna.samplers.BaseSampler, root, "search_algorithm sampler")
         is_stateless = self.name in STATELESS
         self.distributions = {key: _distribution(d) for key, d in space.items() if isinstance(d, Distribution)}
         self.study = optuna.create_study(
             directions=["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives],
-            sampler=self._make(load_sampler_class(self.name, root), options, sampler_seed(sweep.seed, len(recorded.trials) * is_stateless)),
+            sampler=self._make(sampler, options, sampler_seed(sweep.seed, len(recorded.trials) * is_stateless)),
         )
         # Index of the configuration → Optuna's trial. An entry stays until Optuna gets the result of the configuration.
         self.asked: dict[int, optuna.Trial] = {}
@@ -195,6 +176,4 @@ def _distribution(d: Distribution) -> optuna.distributions.BaseDistribution:
         return distributions.CategoricalDistribution(list(range(len(d.values))))
     if isinstance(d, Normal):  # the parameter is a quantile
         return distributions.FloatDistribution(*NORMAL_QUANTILES)
-    if d.integer:
-        return distributions.IntDistribution(int(d.low), int(d.high) - 1, log=d.log)
-    return distributions.FloatDistribution(d.low, d.high, log=d.log)
+    return distribution_of(d)

@@ -7,7 +7,6 @@ convert the parameters into values (parameters.py), so that the values of a conf
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import uuid
@@ -19,7 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from raysweep.common.errors import ConfigError, RaysweepError, logger
+from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.files import flush_path, written_aside
 from raysweep.common.seeds import sampler_seed
 from raysweep.config.distributions import Choice, Distribution, Normal
@@ -27,29 +26,10 @@ from raysweep.config.model import SweepConfig
 from raysweep.config.space import fill, flattened, nested, values_in
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Candidate
+from raysweep.tune.classes import load_class
 from raysweep.tune.parameters import NORMAL_QUANTILES, parameter_of, value_of
-from raysweep.usercode.freeze import load_target
-from raysweep.usercode.target import find_target
 
 SEED_OPTIONS = ("seed", "random_state_seed", "random_state")  # names of the seed in the constructors of searchers
-
-
-def load_searcher(name: str, root: Path) -> type[Searcher]:
-    """Return the searcher class with the name `file.py:Class` or `module:Class`. Relative paths start at `root`.
-
-    Raises RaysweepError if the module cannot be imported or if the class is no searcher.
-    """
-    module, _, class_name = name.rpartition(":")
-    try:
-        searcher, _ = load_target(find_target(name, root))
-    except ConfigError:  # no file of the user contains the class, so a library must contain the class
-        try:
-            searcher = getattr(importlib.import_module(module), class_name, None)
-        except ImportError as error:
-            raise RaysweepError(f"search_algorithm {name}: {error}. Add what it needs to env.requirements") from None
-    if not (inspect.isclass(searcher) and issubclass(searcher, Searcher)):
-        raise RaysweepError(f"search_algorithm {name}: it is no ray.tune.search.Searcher")
-    return searcher
 
 
 class TuneSampler:
@@ -66,7 +46,9 @@ class TuneSampler:
         name, options = sweep.search_algorithm.name, sweep.search_algorithm.options
         self.name, self.space, self.metric, self.mode = name, space, sweep.metric, sweep.mode
         self.distributions = {key: d for key, d in space.items() if isinstance(d, Distribution)}
-        make = partial(self._make, load_searcher(name, root), options, sampler_seed(sweep.seed, len(recorded.trials)))
+        make = partial(
+            self._make, load_class(name, Searcher, root, "search_algorithm"), options, sampler_seed(sweep.seed, len(recorded.trials))
+        )
         self.searcher = make()
         described = json.dumps(
             [name, options, {key: repr(d) for key, d in space.items()}, sweep.metric, sweep.mode, sweep.seed], sort_keys=True
