@@ -5,11 +5,12 @@ The failure of a tool does not end a sweep. The log shows the error in one line,
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
@@ -23,6 +24,9 @@ from raysweep.tune.private import TensorBoard, mlflow_callback, wandb_callback
 from raysweep.tune.reports import numbers_of
 from raysweep.tune.snapshots import NotPickled
 from raysweep.tune.trial import RESERVED_KEY
+
+if TYPE_CHECKING:
+    from raysweep.record.study import StudyJournal
 
 
 def trackers(sweep: SweepConfig, name: str, record: Record, identity: str) -> list[Callback]:
@@ -56,10 +60,12 @@ class LiveStudy(NotPickled, LoggerCallback):
         self.record = record
         self.next_write_at_s = 0.0
 
-    def setup(self, *arguments: Any, **options: Any) -> None:
+    @functools.cached_property
+    def journal(self) -> StudyJournal:
+        """Return the journal, with all recorded trials when it is first needed. The import of Optuna takes a second, in which the first trials start."""
         from raysweep.record.study import StudyJournal
 
-        self.journal = StudyJournal(self.record.path.with_name("optuna.journal"), self.record.sweep)
+        return StudyJournal(self.record.path.with_name("optuna.journal"), self.record.sweep)
 
     def log_trial_start(self, trial: TuneTrial) -> None:
         self.journal.update(self.record.sweep.trials[trial.trial_id])
