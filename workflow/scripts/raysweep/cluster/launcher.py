@@ -74,9 +74,8 @@ class BringUp:
     total_s: float  # time from the start of the job, or of the launcher without a job, until the cluster was up
 
     def __str__(self) -> str:
-        stages = (
-            [] if self.job_start_s is None else [f"start of the job {self.job_start_s:.0f} s"]
-        )  # this text has no decimals, because Slurm gives the start time in whole seconds
+        # The first text has no decimals, because Slurm gives the start time in whole seconds.
+        stages = [] if self.job_start_s is None else [f"start of the job {self.job_start_s:.0f} s"]
         stages += [f"{stage} {duration_s:.1f} s" for stage, duration_s in self.stages_s.items()]
         of_nodes = f"on {len(self.nodes)} of {self.num_allocated_nodes} nodes " if self.num_allocated_nodes > 1 else ""
         cpus, gpus = sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes)

@@ -103,9 +103,8 @@ class DataManifest(Extensible):
     classes: tuple[str, ...]
     # None where the source already contains a test split; the manifest then lacks this key
     test_fraction: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
-    kind: Literal["arrays", "table"] | None = field(
-        default=None, metadata=OMIT_IF_EMPTY
-    )  # None for images of CIFAR-10, of a folder, or generated
+    # None for images of CIFAR-10, of a folder, or generated.
+    kind: Literal["arrays", "table"] | None = field(default=None, metadata=OMIT_IF_EMPTY)
     image_shape: tuple[int, ...]  # shape of one row of the inputs; for images (channels, height, width), the last two in pixels
     inputs: Figures | None = field(default=None, metadata=OMIT_IF_EMPTY)  # figures of float inputs; None for uint8
     target: Figures | None = field(default=None, metadata=OMIT_IF_EMPTY)  # figures of the target of a regression; None for classes

@@ -67,9 +67,8 @@ class SessionHeader:
 
     name: str = ""
     identity: str = ""
-    depends_on: dict[str, Any] = field(
-        default_factory=dict
-    )  # parts of the identity of a sweep; empty for a confirmation and in records of version 0.1
+    # Parts of the identity of a sweep. The map is empty for a confirmation and in records of version 0.1.
+    depends_on: dict[str, Any] = field(default_factory=dict)
     num_trials: int = 0
     max_epochs: int = 0
     repeats: int = 1  # number of trials of each configuration

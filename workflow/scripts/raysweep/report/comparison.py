@@ -55,16 +55,14 @@ def p_values(group: list[SweepResult]) -> dict[tuple[str, str], float]:
     All pairs count, although the page compares only the best sweep with the others, because the same values chose which sweep is the best one. A pair is left
     out if a sweep has fewer than MIN_SEEDS values, or if all values of a sweep are the same.
     """
-    found = {}
+    uncorrected = {}
     for first, second in itertools.combinations(group, 2):
         counts = [first.confirmed.n, second.confirmed.n]
         deviations = [first.confirmed.standard_deviation, second.confirmed.standard_deviation]
         if min(counts) >= MIN_SEEDS and all(deviations):
-            variances = [
-                deviation**2 / n for deviation, n in zip(deviations, counts, strict=True) if deviation
-            ]  # variance of each of the two means
-            found[first.name, second.name] = welch(_mean(first) - _mean(second), variances, counts)
-    return dict(zip(found, holm(list(found.values())), strict=True))
+            variances_of_means = [deviation**2 / n for deviation, n in zip(deviations, counts, strict=True) if deviation]
+            uncorrected[first.name, second.name] = welch(_mean(first) - _mean(second), variances_of_means, counts)
+    return dict(zip(uncorrected, holm(list(uncorrected.values())), strict=True))
 
 
 def verdict(group: list[SweepResult]) -> str:

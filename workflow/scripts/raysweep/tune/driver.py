@@ -43,9 +43,8 @@ def drive(given: DriverInput) -> None:
     from raysweep.tune.wiring import run_tune
 
     job, ray_cluster = given.job, given.ray
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(
-        logging.ERROR
-    )  # Tune would warn that Tune's log files are turned off
+    # Tune would warn that Tune's log files are turned off.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     connect(
         ray_cluster.address,
         ray_cluster.node_ip,

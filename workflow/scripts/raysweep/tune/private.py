@@ -105,9 +105,8 @@ def wrap_report(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Non
     function that returns a map, and of Ray Train's TuneReportCallback all reach this method.
     """
     session = _session()
-    session.report = wrap(
-        functools.partial(_TrainSession.report, session)
-    )  # the class has Tune's own method, which no earlier trial has wrapped
+    # The class has Tune's own method, which no earlier trial has wrapped.
+    session.report = wrap(functools.partial(_TrainSession.report, session))
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------------------- Ray Train
