@@ -244,7 +244,7 @@ def _mistakes_of_options(value: dict[str, Any], path: KeyPath) -> Iterator[Mista
 
 
 def _variant_of(key: str, value: dict[str, Any]) -> str | None:
-    """Return the name in `$defs` under which the schema lists the options of a value with the known name, or None where the schema lists no options.
+    """Return the name in `$defs` of the list of options that a value may have, or None where the schema lists no options for the value.
 
     A sampler of Optuna has options of its own, which the schema lists as `optuna <sampler>`.
     """

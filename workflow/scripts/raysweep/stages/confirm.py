@@ -13,6 +13,7 @@ from raysweep.cluster.job import ConfirmTask
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.files import write_yaml
 from raysweep.common.seeds import confirm_seeds
+from raysweep.common.text import plural
 from raysweep.common.typed_json import read_yaml_as, to_json
 from raysweep.record.events import ScheduleStep
 from raysweep.record.file import read_sweep
@@ -147,7 +148,7 @@ def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Path:
         return path_to_record
     num_seeds = stage.sweep.confirm.seeds
     which = "the best configuration" if stage.sweep.confirm.top == 1 else f"the configuration of trial {best.trial_id}"
-    logger.info("%s: training %s anew with %d seeds, %d epochs each.", stage.name, which, num_seeds, best.epochs)
+    logger.info("%s: training %s anew with %s, %s each.", stage.name, which, plural(num_seeds, "seed"), plural(best.epochs, "epoch"))
     allocation = stage.allocation()
     header = stage.header(identity, len(tasks), best.epochs)
     stage.run_agents(stage.confirm_job(path_to_record, header, allocation, tasks, method.schedule), allocation)
