@@ -79,16 +79,16 @@ THREADS_OF_THE_JOB = (
 )
 
 
-def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
+def ray_environment(folder: Path, *, is_alone: bool) -> dict[str, str]:
     """Return the environment variables of every Ray process.
 
     The result contains the user's variables, except the variables of Ray, Tune, Python and the Slurm job step and the numbers of threads, and adds the
-    settings of this project.
+    settings of this project. `is_alone` says that no other node is or will be in the Ray cluster.
     """
     left_out = SETTINGS_OF_THE_USER + THREADS_OF_THE_JOB
     kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(left_out)}
     kept = with_replaced_variables(kept)
-    if num_nodes == 1:
+    if is_alone:
         kept |= ONE_NODE
     return kept | {
         "PYTHONPATH": f"{SCRIPTS_DIR}{os.pathsep}{folder / CODE_DIR}",
@@ -153,15 +153,17 @@ def wanted_object_store_mb(mem_mb: int) -> int:
     return max(LEAST_OBJECT_STORE_MB, int(mem_mb * OBJECT_STORE_SHARE))
 
 
-def own_address(nodes: Sequence[Node], rank: int) -> str:
-    """Return the IP address of the network interface through which this node and the other nodes reach each other.
+def own_address(nodes: Sequence[Node], rank: int, peer: Node | None = None) -> str:
+    """Return the IP address of the network interface through which the node `rank` of `nodes`, which is this machine, and the other nodes reach each other.
+
+    `peer` is a node of another job. Where there is no other node, the address is the one of the loopback interface.
 
     The function does not look up the name of the node, because many sites map this name to the loopback address. Instead the function connects a UDP
     socket to another node. This sends no packet, and only asks the kernel for the route. Raises WorldError where no route leads to the other node.
     """
-    if len(nodes) == 1:
+    if peer is None and len(nodes) == 1:
         return LOOPBACK
-    peer = nodes[1 if rank == 0 else 0]
+    peer = peer or nodes[1 if rank == 0 else 0]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((str(peer.address), 9))

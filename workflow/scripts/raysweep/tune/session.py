@@ -176,6 +176,9 @@ def end_session(session: Session) -> None:
     if not session.is_over():
         record.write("session_end", outcome="incomplete")
         raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
+    if job.slurm_job and job.slurm_job.array:
+        record.write("session_end", outcome="out of time")
+        sys.exit(START_AGAIN)  # another job of the sweep goes on from the record
     slurm_id = job.slurm_job and job.slurm_job.id
     restarts = sum(s.outcome == "started again" and s.slurm_job == slurm_id for s in record.sweep.sessions)
     if restarts < job.sweep.allocation.resubmit:
