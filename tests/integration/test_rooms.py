@@ -49,7 +49,7 @@ def test_an_import_against_each_contract_is_an_error(sources: Path) -> None:
         ("tune/late.py", "import rich", "raysweep.tune is not allowed to import rich"),
         ("stages/late.py", "import torch", "raysweep.stages is not allowed to import torch"),
         ("stages/later.py", "import snakemake", "raysweep.stages is not allowed to import snakemake"),
-        ("slurm/status.py", "import yaml", "raysweep.slurm.status is not allowed to import yaml"),
+        ("slurm/notes.py", "import yaml", "raysweep.slurm.notes is not allowed to import yaml"),
     ]
     for module, line, _ in forbidden_imports:
         with (sources / PACKAGE / module).open("a", encoding="utf-8") as file:

@@ -81,7 +81,7 @@ def _queries(snakemake: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in snakemake.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
-            if child.name() == "squeue" or "slurm/status.py" in " ".join(child.cmdline()):
+            if child.name() == "squeue" or "slurm_program.py" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 

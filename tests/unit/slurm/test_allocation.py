@@ -227,7 +227,7 @@ def test_each_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_other_module_reads_slurms_variables() -> None:
-    """status.py names one in the script of a job, for the shell that runs the script."""
+    """submission.py names one in the script of a job, for the shell that runs the script."""
     package = Path(allocation.__file__).parents[1]
     readers = set()
     for path in package.rglob("*.py"):
@@ -240,7 +240,7 @@ def test_no_other_module_reads_slurms_variables() -> None:
         ]
         if any(re.search(r"\bSLURM_[A-Z]", text) for text in texts):
             readers.add(str(path.relative_to(package)))
-    assert readers == {"slurm/allocation.py", "slurm/status.py"}
+    assert readers == {"slurm/allocation.py", "slurm/submission.py"}
 
 
 def test_a_job_of_slurm_is_this_one_until_it_is_started_again(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:

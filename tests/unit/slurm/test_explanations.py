@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raysweep.slurm.explanations import RuleJob, explanation
-from raysweep.slurm.status import JobNote, RefusalNote
+from raysweep.slurm.notes import JobNote, RefusalNote
 
 
 def failed(rule: str = "run_sweep", **resources: Any) -> RuleJob:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from raysweep.common.processes import started, this_process
-from raysweep.slurm import runs, status
+from raysweep.slurm import notes, runs
 from raysweep.slurm.runs import PreviousRun, Run
 from sweeping import user_environment, wait_until
 
@@ -125,7 +125,7 @@ def test_the_run_of_several_modules_is_one_that_begins_once(tmp_path: Path, monk
 
 
 def test_slurm_is_reached_through_our_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in status.OWN_VARIABLES:
+    for name in notes.OWN_VARIABLES:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("PATH", "/usr/bin")
     run = Run(tmp_path, tmp_path / "logs")
@@ -168,14 +168,14 @@ def test_the_lines_come_last_once_each_and_only_for_what_failed(tmp_path: Path) 
     code = """
 import sys
 from pathlib import Path
-from raysweep.slurm import status
+from raysweep.slurm import notes
 from raysweep.slurm.explanations import RuleJob
 from raysweep.slurm.runs import Run
 run = Run(Path(sys.argv[1]), Path(sys.argv[1]) / "logs")
 folder = run.begin()
 for sweep in ("a", "b", "fine"):
-    status.append(folder, job=sweep, what=f"rule_run_sweep_wildcards_{sweep}", log="x.log", state="CANCELLED")
-status.append(folder, what="rule_run_sweep_wildcards_c", refused="sweep c: still there. Wait", by_us=True)
+    notes.append(folder, job=sweep, what=f"rule_run_sweep_wildcards_{sweep}", log="x.log", state="CANCELLED")
+notes.append(folder, what="rule_run_sweep_wildcards_c", refused="sweep c: still there. Wait", by_us=True)
 jobs = [RuleJob("run_sweep", sweep, f"rule_run_sweep_wildcards_{sweep}", Path("x.log")) for sweep in "caab"]
 run.explain(jobs, [])
 run.explain(jobs, [])  # as by two modules

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from raysweep.slurm.status import JobNote, RefusalNote, name_of
+from raysweep.slurm.notes import JobNote, RefusalNote, name_of
 
 PROFILE = "cluster/config.yaml"
 RUN_AGAIN = "Run the same command again to go on"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from raysweep.common.files import written_aside
 from raysweep.common.processes import pid_namespace, started, this_process
-from raysweep.slurm import status
+from raysweep.slurm import notes
 from raysweep.slurm.explanations import RuleJob, explanation
-from raysweep.slurm.status import JobNote, RefusalNote
+from raysweep.slurm.notes import JobNote, RefusalNote
 
 PROCESS_FILE = "controller.json"  # file in the folder of a run that identifies the Snakemake process of the run
 
@@ -68,19 +68,19 @@ class Run:
         atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
         with written_aside(self.dir / PROCESS_FILE) as stream:
             json.dump(this_process(), stream)
-        os.environ[status.RUN_DIR] = str(self.dir)  # a later Snakemake finds the processes of this run by this variable
+        os.environ[notes.RUN_DIR] = str(self.dir)  # a later Snakemake finds the processes of this run by this variable
         self.log_sizes = {path: path.stat().st_size for logs_dir in self.logs_dirs for path in logs_dir.rglob("*.log")}
         return self.dir
 
     def use_slurm(self, bin_dir: Path, state_dir: Path, outputs: Mapping[str, str]) -> None:
-        """Put the programs `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm. status.py states the reasons.
+        """Put the programs `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm. programs.py states the reasons.
 
         `outputs` maps the plugin's comment of each job of this workflow that is about to run to one output of the job.
         """
-        (self.begin() / status.OUTPUTS).write_text(json.dumps(dict(outputs)), encoding="utf-8")
+        (self.begin() / notes.OUTPUTS).write_text(json.dumps(dict(outputs)), encoding="utf-8")
         os.environ |= {
-            status.STATE_DIR: str(state_dir.resolve()),
-            status.PYTHON: sys.executable,
+            notes.STATE_DIR: str(state_dir.resolve()),
+            notes.PYTHON: sys.executable,
             "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}",
         }
 
@@ -89,8 +89,8 @@ class Run:
 
         A job that failed on this machine needs no such line, because the job has written its error to the terminal.
         """
-        notes = status.read_notes(self.begin())
-        latest: dict[str, JobNote | RefusalNote] = {**notes.refusals, **{note.what: note for note in notes.jobs.values() if note.what}}
+        found = notes.read_notes(self.begin())
+        latest: dict[str, JobNote | RefusalNote] = {**found.refusals, **{note.what: note for note in found.jobs.values() if note.what}}
         snakemake_log = "".join(Path(path).read_text(errors="replace") for path in snakemake_logs)
         lines = {f"Error: {explanation(job, latest.get(job.comment), snakemake_log, self.last_error(job.log))}.\n" for job in jobs}
         atexit.register(sys.stderr.write, "".join(sorted(lines - self.printed_lines)))
@@ -158,7 +158,7 @@ class PreviousRun:
     def is_environment(self, path: Path) -> bool:
         """Return whether the file `path` in /proc is the environment of a process that the run started."""
         try:
-            return f"{status.RUN_DIR}={self.folder}".encode() in path.read_bytes().split(b"\0")
+            return f"{notes.RUN_DIR}={self.folder}".encode() in path.read_bytes().split(b"\0")
         except OSError:  # the process has just ended, or the process belongs to another user
             return False
 

@@ -1,7 +1,7 @@
 """Uses all names of Snakemake that Snakemake does not document. No other module of the package uses such names.
 
 The names exist in Snakemake 9.27.1, snakemake-interface-executor-plugins 9.4.0, snakemake-executor-plugin-slurm 2.8.0 and -slurm-jobstep 0.6.1. For each
-name, a unit test fails when the name changes. `status.py` also knows the path of Snakemake's marks for incomplete outputs, because `status.py` cannot
+name, a unit test fails when the name changes. `submission.py` also knows the path of Snakemake's marks for incomplete outputs, because `submission.py` cannot
 import this module.
 
 | name | why the name is needed |
