@@ -73,7 +73,7 @@ def begin():
         sys.exit(f"Error: {error}")
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.outputs_to_make())
+        RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.jobs_to_run())
 
 
 # Explain the failed jobs to the user. Snakemake calls this function after jobs have failed.

@@ -30,12 +30,13 @@ from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.slurm import snakemake_private
 from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
 from raysweep.slurm.explanations import RuleJob
+from raysweep.slurm.notes import JobFacts
 from raysweep.slurm.snakemake_private import (
     Inclusion,
     Scheduler,
     adapt_snakemake,
+    facts_of,
     inherit_verbosity,
-    outputs_of,
     plugin_comment,
     rule_job,
 )
@@ -161,7 +162,13 @@ def test_the_hooks_of_modules_are_called_in_the_run_of_their_workflow(
 def snakemakes_job(**changes: Any) -> Any:
     wildcards = {"sweep": "lenet"}
     attributes = {"rule": SimpleNamespace(name="run_sweep", basedir="/w/rules"), "wildcards": list(wildcards.values())}
-    attributes |= {"wildcards_dict": wildcards, "output": ["trials.csv", "best.yaml"], "log": ["x.log"], "resources": {"nodes": 2}}
+    attributes |= {
+        "wildcards_dict": wildcards,
+        "output": ["trials.csv", "best.yaml"],
+        "log": ["x.log"],
+        "resources": {"nodes": 2},
+        "shellcmd": "run it",
+    }
     attributes |= {"is_group": lambda: False, "is_local": False}
     return SimpleNamespace(**attributes | changes)
 
@@ -176,7 +183,7 @@ def test_a_job_is_called_as_the_plugin_calls_it() -> None:
         f"rule_run_sweep_wildcards_{get_job_wildcards(SimpleNamespace(wildcards=['a/b', 'c'], is_group=lambda: False))}"
         == plugin_comment(snakemakes_job(wildcards=["a/b", "c"]))
     )
-    assert outputs_of([job, snakemakes_job(output=[])]) == {"rule_run_sweep_wildcards_lenet": "trials.csv"}
+    assert facts_of([job, snakemakes_job(output=[])]) == {"rule_run_sweep_wildcards_lenet": JobFacts("trials.csv", 1, "run it")}
 
 
 def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
@@ -186,7 +193,7 @@ def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
     jobs = [own, local, foreign, group]
     workflow = SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs), scheduler=SimpleNamespace(failed=jobs))
     inclusion = Inclusion(workflow, Path("/w/rules"), None, None)
-    assert list(inclusion.outputs_to_make()) == ["rule_run_sweep_wildcards_lenet", "rule_run_sweep_wildcards_b"]
+    assert list(inclusion.jobs_to_run()) == ["rule_run_sweep_wildcards_lenet", "rule_run_sweep_wildcards_b"]
     assert inclusion.submitted_jobs_that_failed() == [rule_job(own)]
 
 

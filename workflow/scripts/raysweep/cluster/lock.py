@@ -28,6 +28,14 @@ DRIVER_LOCK = "driver.lock"
 
 
 @dataclass(frozen=True)
+class GateAddress:
+    """Names the place where other jobs of a job array can join the Ray cluster of the holder of the lock (gate.py)."""
+
+    array: str  # id of the job array
+    path: str  # path of a socket on the first node of the holder's job
+
+
+@dataclass(frozen=True)
 class LockHolder:
     """Describes the process that has a lock. The lock file contains this description as JSON."""
 
@@ -38,12 +46,11 @@ class LockHolder:
     started: str | None  # start time of the process; a later process with the same id has another start time
     uid: int
     job: SlurmJob | None  # None when the process runs outside of a job
-    # Path of the socket on the holder's node where other jobs of the sweep can join (gate.py). None: no other job can join.
-    gate: str | None = None
+    gate: GateAddress | None = None  # where other jobs of the sweep can join; None: no other job can join
 
     @classmethod
-    def this_process(cls, job: SlurmJob | None, gate: Path | None = None) -> LockHolder:
-        return cls(token=secrets.token_hex(8), **this_process(), uid=os.getuid(), job=job, gate=None if gate is None else str(gate))
+    def this_process(cls, job: SlurmJob | None, gate: GateAddress | None = None) -> LockHolder:
+        return cls(token=secrets.token_hex(8), **this_process(), uid=os.getuid(), job=job, gate=gate)
 
     @classmethod
     def read(cls, path: Path) -> LockHolder | None:
@@ -81,7 +88,7 @@ class LockHeld(RaysweepError):
 class Lock:
     """Locks a sweep inside a `with` block. During the block, the file `file_name` in `folder` names this process.
 
-    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the Slurm job that this process runs in, and `gate` the socket where
+    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the Slurm job that this process runs in, and `gate` the place where
     other jobs can join. `is_dead` returns whether another holder of the lock has certainly ended.
     """
 
@@ -91,7 +98,7 @@ class Lock:
         title: str,
         file_name: str = LOCK,
         job: SlurmJob | None = None,
-        gate: Path | None = None,
+        gate: GateAddress | None = None,
         is_dead: Callable[[LockHolder], bool] = LockHolder.is_dead,
     ) -> None:
         self.path, self.title, self.holder, self.is_dead = folder / file_name, title, LockHolder.this_process(job, gate), is_dead
@@ -134,7 +141,7 @@ class Lock:
         """Try once to acquire the lock, and return whether this process has the lock now."""
         own_file = self.path.with_name(f"{self.path.name}.{self.holder.token}")
         with written_aside(own_file) as stream:
-            json.dump(to_json(self.holder), stream)
+            json.dump({key: value for key, value in to_json(self.holder).items() if key != "gate" or value is not None}, stream)
         try:
             os.link(own_file, self.path)
         except FileExistsError:

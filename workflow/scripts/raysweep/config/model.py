@@ -114,6 +114,8 @@ class AllocationConfig:
 
     nodes: int
     min_nodes: int | None
+    jobs: int  # largest number of Slurm jobs that work on the sweep together
+    idle: Time | None  # time without a trial after which one of several jobs ends; None: no limit
     cpus_per_node: int
     gpus_per_node: int
     gpu_type: str | None
@@ -127,6 +129,11 @@ class AllocationConfig:
     def runtime_s(self) -> float:
         """Return the time limit of the sweep's job in seconds."""
         return seconds(self.runtime) or 0.0
+
+    @property
+    def idle_s(self) -> float | None:
+        """Return the time in seconds without a trial after which one of several jobs ends. Return None where there is no such limit."""
+        return seconds(self.idle)
 
     @property
     def walltime_margin_s(self) -> float:

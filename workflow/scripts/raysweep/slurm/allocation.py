@@ -142,7 +142,7 @@ class Allocation:
     @property
     def slurm_job(self) -> SlurmJob | None:
         """Return the Slurm job of the allocation, or None where the sweep runs without Slurm."""
-        return None if self.job_id is None else SlurmJob(self.job_id, self.cluster, self.restarts, self.array)
+        return None if self.job_id is None else SlurmJob(self.job_id, self.cluster, self.restarts)
 
     def command(self, argv: list[str]) -> list[str]:
         """Return the command that runs `argv` once on each node. Without Slurm, this command is `argv`."""
@@ -260,7 +260,6 @@ class SlurmJob:
     id: str
     cluster: str | None
     restarts: int  # number of times that Slurm has started the job again
-    array: str | None = None  # id of the job array that the job belongs to
 
     @classmethod
     def current(cls) -> SlurmJob | None:
@@ -268,7 +267,7 @@ class SlurmJob:
         variables = SlurmVariables.read()
         if variables.job_id is None:
             return None
-        return cls(variables.job_id, variables.cluster, restarts_in(scontrol("show", "job", variables.job_id)), variables.array)
+        return cls(variables.job_id, variables.cluster, restarts_in(scontrol("show", "job", variables.job_id)))
 
     def is_over(self) -> bool:
         """Return whether the job has ended or was started again since this object was created. Return False where Slurm does not answer.

@@ -16,7 +16,7 @@ PYTHON = "RAYSWEEP_PYTHON"  # variable with the path of the Python that runs thi
 INTERVAL = "RAYSWEEP_SQUEUE_INTERVAL_S"  # variable with the least time in seconds between two calls of squeue for one run
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON, INTERVAL)
 NOTES = "notes.jsonl"  # file of the notes in the folder of the run
-OUTPUTS = "outputs.json"  # file that maps the comment of each job of this workflow that may be submitted to one output of the job
+OUTPUTS = "outputs.json"  # file that maps the comment of each job of this workflow that may be submitted to JobFacts
 
 
 # The classes are NamedTuples, because the import of dataclasses takes about as long as the start of Python.
@@ -31,6 +31,14 @@ class JobNote(NamedTuple):
     missing_since: float | None = None  # time since which Slurm does not know the job, in seconds since the epoch
     # Reason why the job could never start, so that this program cancelled the job. None where this program did not cancel the job.
     hopeless: str | None = None
+
+
+class JobFacts(NamedTuple):
+    """Describes a job of this workflow that Snakemake is about to submit."""
+
+    output: str  # path of the first output of the job
+    num_jobs: int  # number of Slurm jobs that do the work of the job together
+    command: str  # shell command of the rule
 
 
 class RefusalNote(NamedTuple):

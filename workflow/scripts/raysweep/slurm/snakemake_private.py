@@ -31,6 +31,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.config.load import ConfigArgs, Module, keys_of
 from raysweep.slurm.explanations import RuleJob
+from raysweep.slurm.notes import JobFacts
 
 _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
 
@@ -114,9 +115,11 @@ def plugin_comment(job: Any) -> str:
     return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")
 
 
-def outputs_of(jobs: Iterable[Any]) -> dict[str, str]:
-    """Return a map from the plugin's comment of each job to the job's first output. Jobs without an output are left out."""
-    return {plugin_comment(job): str(job.output[0]) for job in jobs if job.output}
+def facts_of(jobs: Iterable[Any]) -> dict[str, JobFacts]:
+    """Return a map from the plugin's comment of each job to the facts about the job. Jobs without an output are left out."""
+    return {
+        plugin_comment(job): JobFacts(str(job.output[0]), job.resources.get("jobs", 1), job.shellcmd or "") for job in jobs if job.output
+    }
 
 
 def rule_job(job: Any) -> RuleJob:
@@ -156,9 +159,9 @@ class Inclusion:
         """
         return Path(self.path_modifier.replace_prefix(f"{folder}/"))
 
-    def outputs_to_make(self) -> dict[str, str]:
-        """Return a map from the plugin's comment of each job of this workflow that Snakemake will run to the job's first output."""
-        return outputs_of(self._own(self.workflow.dag.needrun_jobs()))
+    def jobs_to_run(self) -> dict[str, JobFacts]:
+        """Return a map from the plugin's comment of each job of this workflow that Snakemake will run to the facts about the job."""
+        return facts_of(self._own(self.workflow.dag.needrun_jobs()))
 
     def submitted_jobs_that_failed(self) -> list[RuleJob]:
         """Return the failed jobs of this workflow that Snakemake did not run on this machine.

@@ -42,15 +42,30 @@ HOPELESS = re.compile(
 def listed_jobs(run_name: str) -> dict[str, Observation] | None:
     """Return the jobs of a run that slurmctld knows, as a map from the job id to the state, or None where squeue fails.
 
-    The option `--all` is needed because some partitions may be hidden.
+    A job array counts as one job, with the id of the array. The option `--all` is needed because some partitions may be hidden.
     """
-    lines = ask("squeue", "--all", "--states=all", "--noheader", f"--name={run_name}", "--format=%i|%T|%B|%N|%r")
+    lines = ask("squeue", "--all", "--states=all", "--noheader", f"--name={run_name}", "--format=%F|%T|%B|%N|%r|%i")
     if lines is None:
         return None
-    return {
-        job: start_again(job) if state == "RUNNING" and is_headless(first, nodes) else Observation(state, reason)
-        for job, state, first, nodes, reason in columns(lines, 5)
-    }
+    jobs: dict[str, list[Observation]] = {}
+    for array, state, first, nodes, rest in columns(lines, 5):
+        reason, _, job = rest.partition("|")
+        is_lost = state == "RUNNING" and is_headless(first, nodes)
+        jobs.setdefault(array, []).append(start_again(job or array) if is_lost else Observation(state, reason))
+    return {job: observation for job, observations in jobs.items() if (observation := combined(observations)) is not None}
+
+
+def combined(observations: list[Observation]) -> Observation | None:
+    """Return the state of a job array from the states of its jobs.
+
+    The array runs while one of its jobs runs. The array has failed where all its jobs have failed. Return None where all jobs have ended and one job has
+    succeeded, because then a file with the exit code of the sweep becomes visible soon, or the sweep goes on without success.
+    """
+    alive = [observation for observation in observations if observation.state not in FINAL]
+    if len(observations) == 1 or not alive:
+        has_succeeded = len(observations) > 1 and any(observation.state == "COMPLETED" for observation in observations)
+        return None if has_succeeded else observations[0]
+    return next((observation for observation in alive if observation.state == "RUNNING"), alive[0])
 
 
 def start_again(job: str) -> Observation:

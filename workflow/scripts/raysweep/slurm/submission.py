@@ -79,13 +79,43 @@ def ending(run_dir: Path, output: str | None) -> str:
     return f'\ncode=$?\n{{ echo \'{{}}\' > {mark}; echo "$code" > {code_file}; }} 2> /dev/null\nexit "$code"'
 
 
+def array_script(run_dir: Path, command: str) -> str:
+    """Return the script of each job of a job array, which runs the command of the rule without Snakemake.
+
+    The job that finishes the sweep writes the exit code of the sweep into the file that the scripts of other jobs write (see `ending`).
+    """
+    return f'#!/bin/bash\n{command} --allocation slurm --end {shlex.quote(str(run_dir))}/"$SLURM_ARRAY_JOB_ID".exit\n'
+
+
+def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[str]:
+    """Run the real sbatch. An sbatch that does not end in time counts as failed."""
+    env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
+    try:
+        return subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
+    except subprocess.TimeoutExpired:  # `refusal_of_second` notices at the next submission where Slurm has the job nevertheless
+        return subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
+
+
+def submit_array(command: list[str], script: str, num_jobs: int) -> subprocess.CompletedProcess[str]:
+    """Submit a job array. Where Slurm refuses the array, submit half as many jobs, and so on."""
+    script_begins, rest = script.split("\n", 1)
+    refused = ""
+    while True:
+        run = run_sbatch([command[0], f"--array=0-{num_jobs - 1}", *command[1:]], f"{script_begins}\n{refused}{rest}")
+        if run.returncode == 0 or num_jobs == 1:
+            return run
+        words = f"Slurm refuses {num_jobs} jobs: {' '.join(run.stderr.split())}"
+        refused = f'[ "$SLURM_ARRAY_TASK_ID" != 0 ] || echo {shlex.quote(words)}\n'  # said once, in the log of the first job
+        num_jobs //= 2
+
+
 def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
     """Submit a job for the plugin, record the job id or the refusal in the notes, and return the exit code for the plugin."""
     what = option(arguments, "--comment")
     # The comment contains the state folder, because two configs may each have a sweep with an equal name.
     comment = f"{what} in {os.environ[STATE_DIR]}"
-    output: str | None = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8")).get(what)
-    refusal = refusal_of_second(what, comment) if output is not None else None
+    job_facts = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8")).get(what)  # None: a job of another workflow
+    refusal = refusal_of_second(what, comment) if job_facts else None
     if arguments[-1] != SCRIPT:
         refusal = (
             "cluster/config.yaml lacks slurm-pass-command-as-script: true, without which a shell could run what stands in a path or a text"
@@ -96,16 +126,18 @@ def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
         return 1
     command = [sbatch, *arguments]
     command[command.index("--comment") + 1] = comment
-    script = sys.stdin.read() + ending(run_dir, output)
-    env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    try:
-        run = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
-    except subprocess.TimeoutExpired:  # `refusal_of_second` notices at the next submission where Slurm has the job nevertheless
-        run = subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
+    script = sys.stdin.read()
+    log = option(arguments, "--output")
+    if job_facts and job_facts["num_jobs"] > 1:
+        log = log.replace("%j", "%A_%a")
+        command[command.index("--output") + 1] = log
+        run = submit_array(command, array_script(run_dir, job_facts["command"]), job_facts["num_jobs"])
+    else:
+        run = run_sbatch(command, script + ending(run_dir, job_facts and job_facts["output"]))
     sys.stderr.write(run.stderr)
     if run.returncode == 0:
         job = run.stdout.strip().split(";")[0]
-        append(run_dir, job=job, what=what, log=option(arguments, "--output").replace("%j", job))
+        append(run_dir, job=job, what=what, log=log.replace("%j", job).replace("%A_%a", f"{job}_0"))
     else:
         append(run_dir, what=what, refused=run.stderr)
     sys.stdout.write(run.stdout)

@@ -18,7 +18,7 @@ from raysweep.cluster.channel import TICK_S, EndRay, HeadAddress, LauncherMessag
 from raysweep.cluster.children import ended_by_signals
 from raysweep.cluster.gate import Gate, Relay
 from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
-from raysweep.cluster.lock import Lock, LockHeld, LockHolder
+from raysweep.cluster.lock import LOCK, GateAddress, Lock, LockHeld, LockHolder
 from raysweep.cluster.private_folder import base_for_ray, private_folder
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import age_s
@@ -111,7 +111,8 @@ class Member:
 
     def lock(self) -> Lock:
         folder, title, job = self.stage.state_dir, f"sweep {self.stage.name}", self.allocation.slurm_job
-        return Lock(folder, title, job=job, gate=self.crew.gate_path, is_dead=lambda holder: holder.token in self.dead)
+        gate = GateAddress(str(self.allocation.array), str(self.crew.gate_path))
+        return Lock(folder, title, job=job, gate=gate, is_dead=lambda holder: holder.token in self.dead)
 
     # ------------------------------------------------------------------------------------------------------------ the leader
 
@@ -146,7 +147,7 @@ class Member:
 
         Raises LockHeld where the leader belongs to another run of the sweep.
         """
-        if holder.job is None or holder.gate is None or holder.job.array != self.allocation.array:
+        if holder.job is None or holder.gate is None or holder.gate.array != self.allocation.array:
             raise RaysweepError(f"sweep {self.stage.name}: another run is at work on it: {holder}")
         logger.info("%s: joining job %s.", self.stage.name, holder.job.id)
         joined = Join(holder, time.monotonic())
@@ -161,7 +162,7 @@ class Member:
         """Follow the leader's messages at one relay. Return whether a further relay to the same leader makes sense."""
         assert joined.holder.job is not None
         assert joined.holder.gate is not None
-        with Relay(joined.holder.job, joined.holder.gate) as relay:
+        with Relay(joined.holder.job, joined.holder.gate.path) as relay:
             while not self.is_over(joined):
                 if self.has_failed():
                     self.num_failures += 1
@@ -202,7 +203,7 @@ class Member:
         """Return whether this job is no longer a part of the leader's Ray cluster, because the leader, the sweep or the time of this job is over."""
         if self.end_of_sweep() is not None or self.deadline.is_here():
             return True
-        holder = LockHolder.read(self.stage.state_dir / "lock")
+        holder = LockHolder.read(self.stage.state_dir / LOCK)
         if holder is None or holder.token != joined.holder.token:
             return True
         is_silent = time.monotonic() > joined.last_life_at_s + SILENT_TICKS * TICK_S

@@ -176,7 +176,7 @@ def end_session(session: Session) -> None:
     if not session.is_over():
         record.write("session_end", outcome="incomplete")
         raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
-    if job.slurm_job and job.slurm_job.array:
+    if isinstance(job, SearchJob) and job.slurm_job and sweep.allocation.jobs > 1:
         record.write("session_end", outcome="out of time")
         sys.exit(START_AGAIN)  # another job of the sweep goes on from the record
     slurm_id = job.slurm_job and job.slurm_job.id
