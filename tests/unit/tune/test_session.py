@@ -39,11 +39,14 @@ def test_what_was_cut_off_after_its_last_report_is_finished(tmp_path: Path) -> N
         assert [trial.status for trial in record.sweep.trials.values()] == ["TERMINATED", "TERMINATED", "RUNNING", "RUNNING"]
 
 
+NODES = (NodeSize("n", 8, 1),)
+
+
 def session(folder: Path, fusion: Fusion | None = None, max_concurrent: int | None = None) -> Session:
     sweep = sweep_config(trainable="user.py:train", max_concurrent=max_concurrent)
     return Session(
         search_job(folder, sweep),
-        (NodeSize("n", 8, 1),),
+        NODES,
         new_record(folder),
         {},
         ListSampler([]),
@@ -62,10 +65,10 @@ def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Pa
 
 
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:
-    assert [session(tmp_path).capacity(share) for share in (0.5, 0.25, 1.0)] == [2, 4, 1]
-    assert session(tmp_path, max_concurrent=3).capacity(0.25) == 3
+    assert [session(tmp_path).capacity(NODES, share) for share in (0.5, 0.25, 1.0)] == [2, 4, 1]
+    assert session(tmp_path, max_concurrent=3).capacity(NODES, 0.25) == 3
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False, whole_batches=False))
-    assert session(tmp_path, Fusion(slots, 6, 1.0)).capacity(1.0) == 6
+    assert session(tmp_path, Fusion(slots, 6, 1.0)).capacity(NODES, 1.0) == 6
 
 
 SLURM = SlurmJob("7", None, 0)

@@ -60,6 +60,7 @@ from raysweep.cluster.ray_node import (
     how_to_open_dashboard,
     own_address,
     ray_environment,
+    resources_of_job,
     start_command,
     with_gpus_of,
 )
@@ -227,7 +228,8 @@ class Agent:
         dashboard_port = free_port() if self.start.has_dashboard else None
         log = folder / "ray.log"
         driver = self.start_driver(environment, env, folder) if self.is_head else None
-        command = start_command(environment, self.node, temp_dir, address, head_address, dashboard_port)
+        resources = resources_of_job(self.start.job_id, self.start.job_ends) if self.start.has_several_jobs else {}
+        command = start_command(environment, self.node, temp_dir, address, head_address, dashboard_port, resources)
         ray, gcs_address = self.start_ray(command, env, temp_dir, log)
         self.report_end_of(ray, self.ray_name)
         if driver is None:

@@ -65,9 +65,14 @@ class Start:
         return f"rs-{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
 
     @property
+    def has_several_jobs(self) -> bool:
+        """Return whether the nodes of the Ray cluster may belong to several Slurm jobs."""
+        return self.is_joinable or self.joins
+
+    @property
     def is_alone(self) -> bool:
         """Return whether the Ray cluster has only one node for as long as the cluster exists."""
-        return len(self.nodes) == 1 and not self.is_joinable and not self.joins
+        return len(self.nodes) == 1 and not self.has_several_jobs
 
 
 @dataclass(frozen=True)

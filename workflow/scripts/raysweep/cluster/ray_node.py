@@ -7,17 +7,20 @@ module imports nothing from Ray.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from raysweep.cluster.children import tail_of
 from raysweep.common.errors import WorldError
 from raysweep.common.gpus import NVIDIA_SMI, REPLACED_VARIABLES, gpu_program, named_gpus, usable_gpus, visible_gpus, with_replaced_variables
+from raysweep.common.machine import JOB_ENDS_RESOURCE, JOB_RESOURCE
 from raysweep.environment.commands import last_line, run_captured
 from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
@@ -172,12 +175,28 @@ def own_address(nodes: Sequence[Node], rank: int, peer: Node | None = None) -> s
         return str(probe.getsockname()[0])
 
 
+def resources_of_job(job_id: str | None, job_ends: float | None) -> dict[str, float]:
+    """Return the resources of a Ray node that tell the driver to which Slurm job the node belongs, and when the job ends.
+
+    Ray has no other place for such facts in all versions. No trial uses these resources.
+    """
+    resources = {} if job_id is None else {f"{JOB_RESOURCE}{job_id}": 1.0}
+    return resources if job_ends is None else resources | {JOB_ENDS_RESOURCE: job_ends}
+
+
 def start_command(
-    environment: Environment, node: Node, temp_dir: Path, address: str, head_address: str | None, dashboard_port: int | None
+    environment: Environment,
+    node: Node,
+    temp_dir: Path,
+    address: str,
+    head_address: str | None,
+    dashboard_port: int | None,
+    resources: Mapping[str, float] = MappingProxyType({}),
 ) -> list[str]:
     """Return the command that starts Ray on this node.
 
-    The command starts Ray's head where `head_address` is None. Otherwise the command starts a Ray node that joins the head at `head_address`.
+    The command starts Ray's head where `head_address` is None. Otherwise the command starts a Ray node that joins the head at `head_address`. `resources`
+    are the resources of the node beside CPUs, GPUs and memory.
     """
     store_mb = object_store_mb(node)
     command_line, role = WITHOUT_DASHBOARD, ["--head", "--port=0", "--no-monitor"]  # the monitor is the autoscaler, which has nothing to do
@@ -200,6 +219,7 @@ def start_command(
             f"--memory={max(1, node.mem_mb - store_mb) * 2**20}",
             f"--object-store-memory={store_mb * 2**20}",
             f"--temp-dir={temp_dir}",
+            *([f"--resources={json.dumps(dict(resources))}"] if resources else []),
         ]
     )
 

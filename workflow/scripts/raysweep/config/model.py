@@ -114,8 +114,6 @@ class AllocationConfig:
 
     nodes: int
     min_nodes: int | None
-    jobs: int  # largest number of Slurm jobs that work on the sweep together
-    idle: Time | None  # time without a trial after which one of several jobs ends; None: no limit
     cpus_per_node: int
     gpus_per_node: int
     gpu_type: str | None
@@ -124,6 +122,8 @@ class AllocationConfig:
     max_wait: Time | None
     resubmit: int
     walltime_margin: Time
+    jobs: int = 1  # number of Slurm jobs that work on the sweep together
+    idle: Time | None = None  # time without a trial after which one of several jobs ends; None: no limit
 
     @property
     def runtime_s(self) -> float:

@@ -57,6 +57,14 @@ class SlurmVariables:
         """Return the present values of the variables."""
         return cls(**{field: os.environ.get(variable) for field, variable in VARIABLES.items()})
 
+    @property
+    def job(self) -> str | None:
+        """Return the id by which Slurm's programs find only the job of this process.
+
+        One job of a job array has the id of the array as its own id. With this id, Slurm's programs find all jobs of the array.
+        """
+        return self.job_id if self.array is None else f"{self.array}_{self.array_task}"
+
 
 def export_of_slurm_conf() -> list[str]:
     """Return the shell commands that set SLURM_CONF to the present value, or no command where the variable is not set."""
@@ -94,7 +102,6 @@ class Allocation:
     ends: float | None = None  # time at which Slurm will end the job, in seconds since the epoch
     cluster: str | None = None  # name of the job's Slurm cluster
     array: str | None = None  # id of the job array that contains all jobs of the sweep; None where the sweep has one job
-    array_task: int = 0  # number of the job in the job array
 
     @classmethod
     def local(cls, wanted: AllocationConfig, threads: int) -> Allocation:
@@ -120,23 +127,23 @@ class Allocation:
             WorldError: Slurm does not answer, or Slurm does not name the job's nodes.
         """
         variables = SlurmVariables.read()
-        if variables.job_id is None:
+        job_id = variables.job
+        if job_id is None:
             raise RaysweepError(
                 f"this rule runs as a job, but not one of Slurm: {VARIABLES['job_id']} is not set. Use --executor slurm, or no executor"
             )
-        job = scontrol("show", "job", "-d", variables.job_id)
+        job = scontrol("show", "job", "-d", job_id)
         nodes = nodes_of_job(job)
         if not nodes:
-            raise WorldError(f"Slurm does not say which nodes job {variables.job_id} has: {' '.join(job.split())[:300]}")
+            raise WorldError(f"Slurm does not say which nodes job {job_id} has: {' '.join(job.split())[:300]}")
         return cls(
             nodes,
-            job_id=variables.job_id,
+            job_id=job_id,
             restarts=restarts_in(job),
             started=_seconds_since_epoch(field_of(job, "StartTime")),
             ends=_seconds_since_epoch(field_of(job, "EndTime")),
             cluster=variables.cluster,
             array=variables.array,
-            array_task=int(variables.array_task or 0),
         )
 
     @property
@@ -265,9 +272,8 @@ class SlurmJob:
     def current(cls) -> SlurmJob | None:
         """Return the Slurm job of this process, or None where this process does not run in a Slurm job."""
         variables = SlurmVariables.read()
-        if variables.job_id is None:
-            return None
-        return cls(variables.job_id, variables.cluster, restarts_in(scontrol("show", "job", variables.job_id)))
+        job_id = variables.job
+        return None if job_id is None else cls(job_id, variables.cluster, restarts_in(scontrol("show", "job", job_id)))
 
     def is_over(self) -> bool:
         """Return whether the job has ended or was started again since this object was created. Return False where Slurm does not answer.
