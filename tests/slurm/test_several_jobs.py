@@ -34,7 +34,7 @@ def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_l
     project.sweep("dawdles", cpus=2, num_samples=6, max_epochs=200, max_failures=0, trial_resources={"cpu": 2}, allocation=allocation)
     run = project.start()
     saved = lambda: sum(bool(trial.checkpoints) for trial in project.record("s").trials.values())  # noqa: E731
-    wait_until(lambda: saved() == 3, f"a trial on each job has saved something: {project.log()}", 300)
+    wait_until(lambda: saved() == 3, f"a trial on each job has saved something: {project.log()}", 120)
     jobs, leader = jobs_of(project), leader_of(project)
     assert len(jobs) == 3
     assert {event.job for event in project.record("s").nodes} == jobs.keys() - {leader}
@@ -55,4 +55,5 @@ def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_l
     wait_until(lambda: jobs_of(project) == {}, "all jobs have ended")
     assert [left_of(project.cluster, job) for job in jobs] == [[], [], []]
     logs = "".join(path.read_text() for path in (project.folder / "logs/slurm").rglob("*.log"))
-    assert len(re.findall(r"s: joining job \d+\.", logs)) >= 3
+    assert len(re.findall(r"s: joining job \d+_\d+\.", logs)) == 3
+    assert len(re.findall(r"s: job \d+_\d+ leads", project.log())) == 2, "the sweep is finished once"

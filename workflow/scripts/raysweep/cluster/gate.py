@@ -17,9 +17,10 @@ import threading
 from pathlib import Path
 
 from raysweep.cluster.channel import TICK_S, HeadAddress, LauncherAlive, LauncherMessage, Start, read_launcher_message
+from raysweep.cluster.lock import GateAddress
 from raysweep.cluster.node_tasks import NodeTasks, script_command
 from raysweep.common.typed_json import to_json
-from raysweep.slurm.allocation import SlurmJob, without_slurm_job
+from raysweep.slurm.allocation import without_slurm_job
 from raysweep.slurm.commands import step_of_other_job
 
 SEND_DEADLINE_S = 10  # time limit in seconds for one message to a relay; a relay that reads no more is cut off
@@ -107,10 +108,10 @@ def _line(message: object) -> bytes:
 
 
 class Relay(NodeTasks[LauncherMessage]):
-    """Receives the messages of the launcher of the job `leader` from the gate at the path `gate` on the first node of this job."""
+    """Receives the messages of the leader's launcher from a gate on the first node of the leader's job."""
 
-    def __init__(self, leader: SlurmJob, gate: str) -> None:
-        command = step_of_other_job(leader.id, script_command("relay.py", gate))
+    def __init__(self, gate: GateAddress) -> None:
+        command = step_of_other_job(gate.job, script_command("relay.py", gate.path))
         super().__init__(command, END_DEADLINE_S, env=without_slurm_job(dict(os.environ)))
 
     def read_message(self, line: str) -> LauncherMessage | None:

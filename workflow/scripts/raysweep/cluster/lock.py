@@ -32,6 +32,7 @@ class GateAddress:
     """Names the place where other jobs of a job array can join the Ray cluster of the holder of the lock (gate.py)."""
 
     array: str  # id of the job array
+    job: str  # the number of the holder's job, which `srun` needs
     path: str  # path of a socket on the first node of the holder's job
 
 

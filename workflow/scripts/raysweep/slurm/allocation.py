@@ -102,6 +102,7 @@ class Allocation:
     ends: float | None = None  # time at which Slurm will end the job, in seconds since the epoch
     cluster: str | None = None  # name of the job's Slurm cluster
     array: str | None = None  # id of the job array that contains all jobs of the sweep; None where the sweep has one job
+    job_number: str | None = None  # the number of the job, which `srun` needs in place of `job_id` for a job of a job array
 
     @classmethod
     def local(cls, wanted: AllocationConfig, threads: int) -> Allocation:
@@ -144,6 +145,7 @@ class Allocation:
             ends=_seconds_since_epoch(field_of(job, "EndTime")),
             cluster=variables.cluster,
             array=variables.array,
+            job_number=variables.job_id,
         )
 
     @property

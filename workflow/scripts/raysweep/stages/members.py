@@ -21,7 +21,7 @@ from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
 from raysweep.cluster.lock import LOCK, GateAddress, Lock, LockHeld, LockHolder
 from raysweep.cluster.private_folder import base_for_ray, private_folder
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
-from raysweep.common.files import age_s
+from raysweep.common.files import age_s, written_aside
 from raysweep.slurm.allocation import Allocation, Deadline, forget_job_options, local_dir_of_job
 from raysweep.slurm.commands import cancel_waiting
 from raysweep.stages.stage import Stage
@@ -31,6 +31,7 @@ from raysweep.stages.sweep import finish_sweep
 LEFT = 75
 LOOK_S = 0.5  # time in seconds between two looks at the lock file and at the file with the end of the sweep
 ASK_INTERVAL_S = 10  # least time in seconds between two questions of all jobs together whether the leader's job is over
+END = "end"  # file in the state folder of the sweep with the id of the job array and the exit code of the sweep, for the other jobs
 ASKED = "asked"  # empty file in the state folder of the sweep; a job touches the file before the job asks Slurm
 SILENT_TICKS = 6  # number of ticks without a sign of life after which a job doubts that the leader's job is alive
 MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over takes the lock later than a job that has just begun
@@ -65,7 +66,7 @@ class Join:
 class Member:
     """Runs one job of a sweep until the sweep is over, or until the job has to leave.
 
-    `path_to_end` is the file in which the job that finishes the sweep writes the exit code of the sweep.
+    `path_to_end` is the file in which the job that finishes the sweep writes the exit code of the sweep for Snakemake.
     """
 
     def __init__(self, stage: Stage, path_to_config: Path, path_to_end: Path, crew: Crew) -> None:
@@ -105,13 +106,14 @@ class Member:
     def end_of_sweep(self) -> int | None:
         """Return the exit code of the sweep, or None where the sweep is not over."""
         try:
-            return int(self.path_to_end.read_text() or 0)
-        except (FileNotFoundError, ValueError):
+            array, code = (self.stage.state_dir / END).read_text().split()
+        except FileNotFoundError:
             return None
+        return int(code) if array == self.allocation.array else None
 
     def lock(self) -> Lock:
         folder, title, job = self.stage.state_dir, f"sweep {self.stage.name}", self.allocation.slurm_job
-        gate = GateAddress(str(self.allocation.array), str(self.crew.gate_path))
+        gate = GateAddress(str(self.allocation.array), str(self.allocation.job_number), str(self.crew.gate_path))
         return Lock(folder, title, job=job, gate=gate, is_dead=lambda holder: holder.token in self.dead)
 
     # ------------------------------------------------------------------------------------------------------------ the leader
@@ -135,8 +137,10 @@ class Member:
 
     def end(self, code: int) -> int:
         """Record that the sweep is over, cancel the jobs that wait, and return `code`."""
-        self.path_to_end.parent.mkdir(parents=True, exist_ok=True)
-        self.path_to_end.write_text(f"{code}\n")
+        with written_aside(self.stage.state_dir / END) as stream:
+            stream.write(f"{self.allocation.array} {code}\n")
+        with suppress(OSError):  # the folder does not exist any more where the Snakemake has ended that submitted the jobs
+            self.path_to_end.write_text(f"{code}\n")
         cancel_waiting(str(self.allocation.array))
         return code
 
@@ -160,9 +164,8 @@ class Member:
 
     def is_served(self, joined: Join) -> bool:
         """Follow the leader's messages at one relay. Return whether a further relay to the same leader makes sense."""
-        assert joined.holder.job is not None
         assert joined.holder.gate is not None
-        with Relay(joined.holder.job, joined.holder.gate.path) as relay:
+        with Relay(joined.holder.gate) as relay:
             while not self.is_over(joined):
                 if self.has_failed():
                     self.num_failures += 1
