@@ -168,7 +168,7 @@ class Agent:
             self.events.put(message)
             if isinstance(message, LauncherAlive):
                 with contextlib.suppress(OSError):  # the launcher has closed its end, and will also close the input
-                    self.send(AgentAlive(self.node.name))
+                    self.send(AgentAlive(self.node.name, self.start.has_several_jobs and self.children.have_ray_actor()))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def report_end_of(self, process: subprocess.Popen[bytes], name: str) -> None:

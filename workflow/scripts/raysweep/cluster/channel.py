@@ -159,9 +159,13 @@ class NodeFailed:
 
 @dataclass(frozen=True)
 class AgentAlive:
-    """Answers LauncherAlive. The thread that sends this answer has no other work, so an agent that unpacks an environment answers too."""
+    """Answers LauncherAlive. The thread that sends this answer has no other work, so an agent that unpacks an environment answers too.
+
+    `has_trial` is whether a trial, or a process that a trial has started, runs on the node. This is known only where Ray's nodes belong to several jobs.
+    """
 
     node: str
+    has_trial: bool = False
     event: Literal["alive"] = "alive"
 
 

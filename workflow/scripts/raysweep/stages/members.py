@@ -7,6 +7,7 @@ unpacked once in each job. The controller's Python runs this module.
 
 from __future__ import annotations
 
+import math
 import queue
 import random
 import time
@@ -14,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raysweep.cluster.channel import TICK_S, EndRay, HeadAddress, LauncherMessage, NodeFailed, Notice, RayEnded, Start, WorkerUp
+from raysweep.cluster.channel import TICK_S, AgentAlive, EndRay, HeadAddress, LauncherMessage, NodeFailed, Notice, RayEnded, Start, WorkerUp
 from raysweep.cluster.children import ended_by_signals
 from raysweep.cluster.gate import Gate, Relay
 from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
@@ -74,6 +75,9 @@ class Member:
         self.allocation, self.agents = crew.allocation, crew.agents
         self.dead: set[str] = set()  # tokens of leaders whose jobs are over
         self.num_failures = 0
+        self.last_trial_at_s = (
+            math.inf
+        )  # time (`time.monotonic()`) at which a trial last ran on the nodes of this job; infinite before Ray is up
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
     def run(self) -> int:
@@ -84,6 +88,9 @@ class Member:
                 time.sleep(self.delay_s())
             if self.deadline.is_near():
                 return self.leave("the time of the job is nearly over")
+            if self.is_idle():
+                cancel_waiting(str(self.allocation.array))  # a job that waits would have no trial either
+                return self.leave("no trial has run on the job for as long as allocation.idle says")
             if self.num_failures >= MAX_FAILURES:
                 return self.leave(f"Ray has failed {self.num_failures} times on the nodes of this job")
             try:
@@ -119,13 +126,18 @@ class Member:
     # ------------------------------------------------------------------------------------------------------------ the leader
 
     def lead(self, lock: Lock) -> int | None:
-        """Run the remaining trials. Return the exit code of the sweep, or None where another job must continue the sweep."""
+        """Run the remaining trials. Return the exit code of the sweep, or None where another job must continue the sweep.
+
+        Raises Interrupted when Slurm or a signal ends this job.
+        """
         set_up_logging(self.stage.call.path_to_log)
         logger.info("%s: job %s leads the sweep.", self.stage.name, self.allocation.job_id)
         try:
             with Gate(self.crew.gate_path) as gate:
                 finish_sweep(self.stage, self.path_to_config, lock, replace(self.crew, gate=gate))
-        except (WorldError, Interrupted) as error:
+        except Interrupted:
+            raise
+        except WorldError as error:
             logger.warning("%s. Another job continues the sweep.", error)
             return None
         except RaysweepError as error:
@@ -193,7 +205,10 @@ class Member:
             message = self.agents.messages.get()
             if message is None:
                 raise WorldError(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
+            if isinstance(message, AgentAlive) and message.has_trial:
+                self.last_trial_at_s = time.monotonic()
             if isinstance(message, WorkerUp):
+                self.last_trial_at_s = time.monotonic()
                 logger.info("%s: Ray is up on %s.", self.stage.name, message.node)
             elif isinstance(message, Notice):
                 logger.warning("%s: %s", message.node, message.text)
@@ -204,7 +219,7 @@ class Member:
 
     def is_over(self, joined: Join) -> bool:
         """Return whether this job is no longer a part of the leader's Ray cluster, because the leader, the sweep or the time of this job is over."""
-        if self.end_of_sweep() is not None or self.deadline.is_here():
+        if self.end_of_sweep() is not None or self.deadline.is_here() or self.is_idle():
             return True
         holder = LockHolder.read(self.stage.state_dir / LOCK)
         if holder is None or holder.token != joined.holder.token:
@@ -214,6 +229,11 @@ class Member:
             self.dead.add(joined.holder.token)
             return True
         return False
+
+    def is_idle(self) -> bool:
+        """Return whether no trial has run on the nodes of this job for as long as the config allows."""
+        limit_s = self.stage.sweep.allocation.idle_s
+        return limit_s is not None and time.monotonic() > self.last_trial_at_s + limit_s
 
     def may_ask(self) -> bool:
         """Return whether this job may ask Slurm now. All jobs of the sweep together ask once in ASK_INTERVAL_S seconds."""

@@ -128,8 +128,7 @@ def _packs_gpus(job: SearchJob | ConfirmJob) -> bool:
 def _begin_fusion(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], space: dict[str, Any], record: Record) -> Fusion | None:
     if not isinstance(job, SearchJob):
         return None
-    resources = replace(job.trial_resources, gpu=0) if job.packs_gpus else job.trial_resources
-    return begin_fusion(job, nodes, space, record, capacity(nodes, resources))
+    return begin_fusion(job, nodes, space, record, job.sweep.allocation.jobs if has_several_jobs(job) else 1)
 
 
 def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bool) -> TrialResources:

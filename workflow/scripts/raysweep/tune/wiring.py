@@ -72,6 +72,8 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
     own_job = job.slurm_job.id if session.has_several_jobs and job.slurm_job else None
     nodes = NodeWatch(record, session.nodes, own_job, sweep.allocation.walltime_margin_s)
+    if fusion and own_job is not None:
+        fusion.follow(nodes.sizes, lambda: job.total - sum(trial.finished for trial in record.sweep.trials.values()), nodes.is_leaving)
     limits = TrialLimits(
         sweep.compared_metrics if session.is_search else (sweep.metric,), job.max_epochs, session.stop, job.deadline, sweep.mode
     )
