@@ -52,7 +52,9 @@ class Events:
     def __init__(self, cluster: SlurmCluster, rng: random.Random) -> None:
         self.cluster, self.rng = cluster, rng
         self.counts: Counter[str] = Counter()
-        self.seconds: dict[str, list[float]] = {event: [] for event in EVENTS}  # from the event to the next report, or to the end of the sweep
+        self.seconds: dict[str, list[float]] = {
+            event: [] for event in EVENTS
+        }  # from the event to the next report, or to the end of the sweep
 
     def happen(self, event: str, project: SlurmProject, run: subprocess.Popen[str]) -> None:
         """Let an event happen to a running job, and wait until the sweep goes on. Do nothing where no such job runs."""
