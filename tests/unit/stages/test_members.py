@@ -159,7 +159,7 @@ def test_ray_ends_on_all_nodes_before_the_next_leader(make: Make, monkeypatch: p
     member.end_ray()
     agents.ended.clear()
     monkeypatch.setattr(members, "END_DEADLINE_S", 0.1)
-    with pytest.raises(WorldError, match="the agents on n3 do not end Ray within 0.1 s"):
+    with pytest.raises(WorldError, match=r"the agents on n3 do not end Ray within 0\.1 s"):
         member.end_ray()
 
 
