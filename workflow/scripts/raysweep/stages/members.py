@@ -58,6 +58,14 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
         raise Interrupted(allocation.why_interrupted()) from None
 
 
+class AgentsAreGone(WorldError):
+    """Reports that all agents of this job have ended, and with them all that the agents started."""
+
+
+class AgentsAreSilent(WorldError):
+    """Reports that an agent of this job does not answer."""
+
+
 @dataclass
 class Join:
     """Contains the state of this job while the job is a part of the Ray cluster of the job `holder`."""
@@ -158,8 +166,9 @@ class Member:
         try:
             yield
         finally:
-            with suppress(WorldError):  # the agents have ended, or Slurm will kill the agents
-                self.end_ray()
+            with suppress(AgentsAreSilent):  # Slurm will kill the agents
+                with suppress(AgentsAreGone):
+                    self.end_ray()
                 path = self.stage.state_dir / DRIVER_LOCK
                 if (holder := LockHolder.read(path)) is not None and holder.job == self.allocation.slurm_job:
                     path.unlink(missing_ok=True)  # the driver was killed before the driver removed its lock
@@ -229,7 +238,7 @@ class Member:
         while not self.agents.messages.empty():
             message = self.agents.messages.get()
             if message is None:
-                raise WorldError(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
+                raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
             if isinstance(message, AgentAlive) and message.has_trial:
                 self.last_trial_at_s = time.monotonic()
             if isinstance(message, WorkerUp):
@@ -269,16 +278,19 @@ class Member:
         return True
 
     def end_ray(self) -> None:
-        """Let the agents end Ray on all nodes of this job, and wait until they have done so. Raises WorldError where an agent does not answer."""
+        """Let the agents end Ray on all nodes of this job, and wait until they have done so.
+
+        Raises AgentsAreGone or AgentsAreSilent where they do not answer.
+        """
         self.agents.send(EndRay())
         waiting, end_at_s = {node.name for node in self.allocation.nodes}, time.monotonic() + END_DEADLINE_S
         while missing := waiting - self.agents.ended:
             if time.monotonic() > end_at_s:
-                raise WorldError(f"the agents on {', '.join(sorted(missing))} do not end Ray within {END_DEADLINE_S} s")
+                raise AgentsAreSilent(f"the agents on {', '.join(sorted(missing))} do not end Ray within {END_DEADLINE_S} s")
             with suppress(queue.Empty):
                 message = self.agents.messages.get(timeout=LOOK_S)
                 if message is None:
-                    raise WorldError(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
+                    raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
                 if isinstance(message, RayEnded):
                     waiting.discard(message.node)
 
