@@ -54,8 +54,8 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
     try:
         with ended_by_signals(), private_folder(base) as folder, (agents := Agents(allocation)):
             return Member(stage, path_to_config, path_to_end, Crew(allocation, agents, folder / "gate")).run()
-    except KeyboardInterrupt:
-        raise Interrupted(allocation.why_interrupted()) from None
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"Slurm has ended job {allocation.job_id}, and the sweep goes on without this job") from None
 
 
 class AgentsAreGone(WorldError):
