@@ -68,12 +68,12 @@ wildcard_constraints:
 # Write the config files and begin the run. Snakemake calls this function before jobs start, and not in a dry run.
 def begin():
     try:
-        PROJECT.write_configs()
+        RUN.configs |= PROJECT.write_configs()
     except ConfigError as error:
         sys.exit(f"Error: {error}")
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.outputs_to_make())
+        RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.jobs_to_submit(RUN.configs))
 
 
 # Explain the failed jobs to the user. Snakemake calls this function after jobs have failed.

@@ -30,12 +30,13 @@ from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.slurm import snakemake_private
 from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
 from raysweep.slurm.explanations import RuleJob
+from raysweep.slurm.notes import PlannedJob
 from raysweep.slurm.snakemake_private import (
     Inclusion,
     Scheduler,
     adapt_snakemake,
     inherit_verbosity,
-    outputs_of,
+    planned_jobs,
     plugin_comment,
     rule_job,
 )
@@ -162,7 +163,7 @@ def snakemakes_job(**changes: Any) -> Any:
     wildcards = {"sweep": "lenet"}
     attributes = {"rule": SimpleNamespace(name="run_sweep", basedir="/w/rules"), "wildcards": list(wildcards.values())}
     attributes |= {"wildcards_dict": wildcards, "output": ["trials.csv", "best.yaml"], "log": ["x.log"], "resources": {"nodes": 2}}
-    attributes |= {"is_group": lambda: False, "is_local": False}
+    attributes |= {"is_group": lambda: False, "is_local": False, "input": ["env.yaml"], "params": {"config": Path("s/.config/lenet.yaml")}}
     return SimpleNamespace(**attributes | changes)
 
 
@@ -176,7 +177,10 @@ def test_a_job_is_called_as_the_plugin_calls_it() -> None:
         f"rule_run_sweep_wildcards_{get_job_wildcards(SimpleNamespace(wildcards=['a/b', 'c'], is_group=lambda: False))}"
         == plugin_comment(snakemakes_job(wildcards=["a/b", "c"]))
     )
-    assert outputs_of([job, snakemakes_job(output=[])]) == {"rule_run_sweep_wildcards_lenet": "trials.csv"}
+    found = planned_jobs([job, snakemakes_job(output=[]), snakemakes_job(is_local=True, wildcards=["b"])], {"s/.config/lenet.yaml": "a: 1"})
+    assert found == {"rule_run_sweep_wildcards_lenet": PlannedJob(["trials.csv", "best.yaml"], ["env.yaml"], "a: 1")}
+    [without_config] = planned_jobs([snakemakes_job(params={})], {}).values()
+    assert without_config.config is None
 
 
 def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
@@ -186,14 +190,14 @@ def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
     jobs = [own, local, foreign, group]
     workflow = SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs), scheduler=SimpleNamespace(failed=jobs))
     inclusion = Inclusion(workflow, Path("/w/rules"), None, None)
-    assert list(inclusion.outputs_to_make()) == ["rule_run_sweep_wildcards_lenet", "rule_run_sweep_wildcards_b"]
+    assert list(inclusion.jobs_to_submit({})) == ["rule_run_sweep_wildcards_lenet"]
     assert inclusion.submitted_jobs_that_failed() == [rule_job(own)]
 
 
 def test_snakemakes_jobs_have_what_is_read_of_them() -> None:
-    assert {"is_group", "is_local", "resources", "wildcards", "log", "output", "rule"} <= set(dir(snakemake.jobs.Job)) | names_in(
-        snakemake.jobs.Job.__init__
-    )
+    assert {"is_group", "is_local", "resources", "wildcards", "log", "input", "output", "params", "rule"} <= set(
+        dir(snakemake.jobs.Job)
+    ) | names_in(snakemake.jobs.Job.__init__)
     assert hasattr(snakemake.workflow.DAG, "needrun_jobs")
     assert "failed" in names_in(JobScheduler.__init__)
     assert "basedir" in dir(snakemake.workflow.Rule) or "basedir" in names_in(snakemake.workflow.Rule.__init__)

@@ -20,7 +20,7 @@ from raysweep.common.files import written_aside
 from raysweep.common.processes import pid_namespace, started, this_process
 from raysweep.slurm import notes
 from raysweep.slurm.explanations import RuleJob, explanation
-from raysweep.slurm.notes import JobNote, RefusalNote
+from raysweep.slurm.notes import JobNote, PlannedJob, RefusalNote
 
 PROCESS_FILE = "controller.json"  # file in the folder of a run that identifies the Snakemake process of the run
 
@@ -37,6 +37,7 @@ class Run:
         # Size in bytes of each log at the start of the run. Earlier runs wrote the text up to this size.
         self.log_sizes: dict[Path, int] = {}
         self.printed_lines: set[str] = set()
+        self.configs: dict[str, str] = {}  # path of the config of each sweep of all inclusions → config as YAML
 
     def clear_up(self) -> None:
         """Remove the locks of a Snakemake that was killed on this machine.
@@ -72,12 +73,12 @@ class Run:
         self.log_sizes = {path: path.stat().st_size for logs_dir in self.logs_dirs for path in logs_dir.rglob("*.log")}
         return self.dir
 
-    def use_slurm(self, bin_dir: Path, state_dir: Path, outputs: Mapping[str, str]) -> None:
+    def use_slurm(self, bin_dir: Path, state_dir: Path, jobs: Mapping[str, PlannedJob]) -> None:
         """Put the programs `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm. programs.py states the reasons.
 
-        `outputs` maps the plugin's comment of each job of this workflow that is about to run to one output of the job.
+        `jobs` maps the plugin's comment to each job of this workflow that is about to be submitted.
         """
-        (self.begin() / notes.OUTPUTS).write_text(json.dumps(dict(outputs)), encoding="utf-8")
+        (self.begin() / notes.PLANNED).write_text(json.dumps({what: job._asdict() for what, job in jobs.items()}), encoding="utf-8")
         os.environ |= {
             notes.STATE_DIR: str(state_dir.resolve()),
             notes.PYTHON: sys.executable,

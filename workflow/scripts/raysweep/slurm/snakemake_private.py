@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.config.load import ConfigArgs, Module, keys_of
 from raysweep.slurm.explanations import RuleJob
+from raysweep.slurm.notes import PlannedJob
 
 _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
 
@@ -114,9 +115,18 @@ def plugin_comment(job: Any) -> str:
     return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")
 
 
-def outputs_of(jobs: Iterable[Any]) -> dict[str, str]:
-    """Return a map from the plugin's comment of each job to the job's first output. Jobs without an output are left out."""
-    return {plugin_comment(job): str(job.output[0]) for job in jobs if job.output}
+def planned_jobs(jobs: Iterable[Any], configs: Mapping[str, str]) -> dict[str, PlannedJob]:
+    """Return a map from the plugin's comment to the planned job, for each job that will be submitted. Jobs without an output are left out.
+
+    `configs` maps the path of the config of a sweep, which is a parameter of the rules, to the config as YAML.
+    """
+    return {
+        plugin_comment(job): PlannedJob(
+            [str(path) for path in job.output], [str(path) for path in job.input], configs.get(str(job.params.get("config")))
+        )
+        for job in jobs
+        if job.output and not job.is_local
+    }
 
 
 def rule_job(job: Any) -> RuleJob:
@@ -156,9 +166,9 @@ class Inclusion:
         """
         return Path(self.path_modifier.replace_prefix(f"{folder}/"))
 
-    def outputs_to_make(self) -> dict[str, str]:
-        """Return a map from the plugin's comment of each job of this workflow that Snakemake will run to the job's first output."""
-        return outputs_of(self._own(self.workflow.dag.needrun_jobs()))
+    def jobs_to_submit(self, configs: Mapping[str, str]) -> dict[str, PlannedJob]:
+        """Return a map from the plugin's comment to the planned job, for each job of this workflow that Snakemake will submit. See `planned_jobs`."""
+        return planned_jobs(self._own(self.workflow.dag.needrun_jobs()), configs)
 
     def submitted_jobs_that_failed(self) -> list[RuleJob]:
         """Return the failed jobs of this workflow that Snakemake did not run on this machine.
