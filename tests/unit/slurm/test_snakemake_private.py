@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -28,6 +29,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.slurm import snakemake_private
+from raysweep.slurm.detach import SIGNAL
 from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
 from raysweep.slurm.explanations import RuleJob
 from raysweep.slurm.notes import PlannedJob
@@ -128,9 +130,11 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     scheduler = object.__new__(Scheduler)
     scheduler.workflow = SimpleNamespace(
         dryrun=False,
+        is_main_process=True,
         execution_settings=SimpleNamespace(no_hooks=False),
         logger_manager=SimpleNamespace(get_logfile=lambda: ["a.log"]),
     )
+    scheduler._local_executor, scheduler.running = None, set()
     before = signal.getsignal(signal.SIGTERM)
     yield scheduler
     signal.signal(signal.SIGTERM, before)
@@ -159,12 +163,57 @@ def test_the_hooks_of_modules_are_called_in_the_run_of_their_workflow(
     assert called == ["jobs"]
 
 
+def test_a_detached_scheduler_waits_for_the_jobs_on_this_machine_only(
+    scheduler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real loop of Snakemake runs in test_controller.py, on a real Slurm."""
+    here, there, later = snakemakes_job(is_local=True), snakemakes_job(), snakemakes_job()
+    monkeypatch.setenv("RAYSWEEP_RUN_DIR", str(tmp_path))
+    at_exit: list[Any] = []
+    monkeypatch.setattr(snakemake_private.atexit, "register", lambda function, *args, **options: at_exit.append((function, args, options)))
+    scheduler._executor, scheduler._local_executor = SimpleNamespace(is_detached=False), SimpleNamespace()
+    scheduler._lock, scheduler._open_jobs, scheduler._user_kill = threading.Lock(), threading.Semaphore(0), None
+    scheduler.running = {here, there}
+
+    def schedule(self: Any) -> bool:
+        with self._lock:  # the signal does not wait for the code that it interrupts
+            signal.raise_signal(SIGNAL)
+        self._open_jobs.acquire()
+        assert self._executor.is_detached
+        assert self._user_kill == "graceful"
+        with self._lock:
+            self.running.update([later])
+            assert self.running == {here}
+            self.running.remove(there)  # the end of a job that the scheduler notices nevertheless
+            self.running.remove(here)
+            assert not self.running
+        return False
+
+    monkeypatch.setattr(JobScheduler, "schedule", schedule)
+    before = signal.getsignal(SIGNAL)
+    try:
+        assert scheduler.schedule() is False
+    finally:
+        signal.signal(SIGNAL, before)
+    [(function, args, options)] = at_exit
+    function(*args, **options)
+    assert capsys.readouterr().err == "Snakemake has left no job in Slurm. The same command goes on.\n"
+    assert {"running", "_local_executor", "_executor", "_lock"} <= names_in(JobScheduler.__init__)
+    assert "self.running.remove(job)" in inspect.getsource(JobScheduler)
+    assert "self.running.update(run)" in inspect.getsource(JobScheduler)
+
+
 def snakemakes_job(**changes: Any) -> Any:
     wildcards = {"sweep": "lenet"}
     attributes = {"rule": SimpleNamespace(name="run_sweep", basedir="/w/rules"), "wildcards": list(wildcards.values())}
     attributes |= {"wildcards_dict": wildcards, "output": ["trials.csv", "best.yaml"], "log": ["x.log"], "resources": {"nodes": 2}}
     attributes |= {"is_group": lambda: False, "is_local": False, "input": ["env.yaml"], "params": {"config": Path("s/.config/lenet.yaml")}}
-    return SimpleNamespace(**attributes | changes)
+    return Job(**attributes | changes)
+
+
+class Job(SimpleNamespace):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
 
 
 def test_a_job_is_called_as_the_plugin_calls_it() -> None:
@@ -199,6 +248,7 @@ def test_snakemakes_jobs_have_what_is_read_of_them() -> None:
         dir(snakemake.jobs.Job)
     ) | names_in(snakemake.jobs.Job.__init__)
     assert hasattr(snakemake.workflow.DAG, "needrun_jobs")
+    assert isinstance(snakemake.workflow.Workflow.is_main_process, property)
     assert "failed" in names_in(JobScheduler.__init__)
     assert "basedir" in dir(snakemake.workflow.Rule) or "basedir" in names_in(snakemake.workflow.Rule.__init__)
 

@@ -160,11 +160,10 @@ def test_a_job_of_an_older_version_is_named_with_a_fake_squeue(fakes: Fakes, run
 
 def test_what_differs_between_two_runs_is_no_change(run_dir: Path) -> None:
     planned = PlannedJob(["trials.csv"], [], None)
+    script = "#!/bin/sh\npython --runtime-source-cache-path '/a {}/x' --rerun-triggers {} --mode remote"
     first, second = (
-        digests_of(
-            planned, [*submit_arguments(Path(run), run), *more], f"#!/bin/sh\npython --runtime-source-cache-path '/a {run}/x' --mode remote"
-        )
-        for run, more in (("a", []), ("b", ["--exclude=node7"]))
+        digests_of(planned, [*submit_arguments(Path(run), run), *more], script.format(run, triggers))
+        for run, more, triggers in (("a", [], "mtime code"), ("b", ["--exclude=node7"], "code mtime"))
     )
     assert first == second
 

@@ -73,7 +73,8 @@ def digests_of(planned: PlannedJob, arguments: list[str], script: str) -> dict[s
         "config": digest(planned.config),
         "inputs": digest([state_of_file(path) for path in planned.inputs]),
         "resources": digest(asked),
-        "command": digest(without(shlex.split(script, comments=True), PASSING_WORD)),
+        # Snakemake writes the values of some options in another order in each run.
+        "command": digest(sorted(without(shlex.split(script, comments=True), PASSING_WORD))),
         "version": __version__,
     }
 

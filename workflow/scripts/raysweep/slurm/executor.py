@@ -48,6 +48,7 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
 
     next_seconds_between_status_checks: int
     jobs_asked_about: tuple[Any, ...] = ()  # jobs in the latest status query, which may still run
+    is_detached: bool = False  # whether the user leaves the jobs to Slurm, so that no job may be cancelled
 
     def get_python_executable(self) -> str:
         """Return the path of Python, quoted for a shell. JobstepExecutor states the reason."""
@@ -88,4 +89,5 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
         cancel no job, and the jobs would run until Slurm's time limit. `scancel` ignores jobs that have already ended.
         """
         jobs = {job.external_jobid: job for job in (*self.jobs_asked_about, *active_jobs)}
-        super().cancel_jobs(list(jobs.values()))
+        if not self.is_detached:
+            super().cancel_jobs(list(jobs.values()))

@@ -43,6 +43,11 @@ class JobNote(NamedTuple):
     # Reason why the job could never start, so that this program cancelled the job. None where this program did not cancel the job.
     hopeless: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Return the name of the job in messages for the user."""
+        return name_of_comment(self.what)
+
 
 class RefusalNote(NamedTuple):
     """Records that `sbatch` or this program refused a job of the plugin."""
@@ -109,3 +114,9 @@ def name_of(rule: str, sweep: str) -> str:
     if not sweep:
         return rule
     return f"sweep {sweep}" if rule == "run_sweep" else f"sweep {sweep}, {rule}"
+
+
+def name_of_comment(what: str) -> str:
+    """Return the name in messages of the job with the plugin's comment `what`."""
+    rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
+    return name_of(rule, sweep)

@@ -137,13 +137,22 @@ class PreviousRun:
             return None
         return cls(path.parent, file.st_mtime, file.st_uid, **process)
 
+    @property
+    def is_visible(self) -> bool:
+        """Return whether this process sees the processes of the run and may end them."""
+        return (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether the Snakemake process of a visible run still exists."""
+        return started(self.pid) == self.started
+
     def message_if_at_work(self) -> str | None:
         """Return a message for the user where the run may still be active, or None where the run and all processes of the run have ended.
 
         A run on another machine, in another namespace of process ids or of another user always counts as active, because this process cannot see that run.
         """
-        is_visible = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
-        if not is_visible or started(self.pid) == self.started:
+        if not self.is_visible or self.is_alive:
             return (
                 f"A Snakemake is at work in this folder: process {self.pid} on {self.host}. If it is not there any more:"
                 " `snakemake --unlock`, then the same command again."

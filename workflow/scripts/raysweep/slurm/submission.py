@@ -22,7 +22,7 @@ from raysweep.slurm.earlier_jobs import (
     finished_job,
     job_folder,
 )
-from raysweep.slurm.notes import JOB_CONFIG, OWN_VARIABLES, PLANNED, PlannedJob, append, name_of
+from raysweep.slurm.notes import JOB_CONFIG, OWN_VARIABLES, PLANNED, PlannedJob, append, name_of_comment
 from raysweep.slurm.queries import ask
 
 SCRIPT = "/dev/stdin"  # file from which sbatch reads the script of a job
@@ -41,8 +41,7 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """Return the name of the job in messages for the user."""
-        rule, _, sweep = self.what.removeprefix("rule_").partition("_wildcards_")
-        return name_of(rule, sweep)
+        return name_of_comment(self.what)
 
     @property
     def mark(self) -> Path:
