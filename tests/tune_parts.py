@@ -11,6 +11,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raysweep.common.bounds import Bounds
+from raysweep.common.machine import NodeSize
 from raysweep.config.space import parse_space
 from raysweep.record.file import Record
 from raysweep.record.progress import ProgressLine
@@ -105,7 +106,7 @@ class Events:
         self.parts = CallbackParts(
             faults=faults,
             running=running,
-            nodes=NodeWatch(self.record, "n1", dict),
+            nodes=NodeWatch(self.record, (NodeSize("n1", 1, 0),), list_nodes=list),
             gpu_share=share,
             retries=RetryPolicy(self.record, faults, running, share, max_failures=max_failures, has_engines=False),
             retention=Retention(self.record, folder / "tune", metric="score", mode="max", keep_checkpoints=keep_checkpoints),

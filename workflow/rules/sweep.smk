@@ -3,7 +3,7 @@
 # The record and the checkpoints are in state/<sweep>/ and are not outputs of a rule, because Snakemake deletes the outputs of a failed job.
 
 
-# Run the trials of a sweep on one Ray cluster, which uses one allocation.
+# Run the trials of a sweep on one Ray cluster. For Snakemake this is one job. For Slurm this is `allocation.jobs` jobs, which join when they start.
 rule run_sweep:
     input:
         data=lambda w: staged(w.sweep, "train", "validation"),
@@ -27,6 +27,7 @@ rule run_sweep:
     # this workflow does not work inside of another `srun`.
     resources:
         mpi="",
+        jobs=lambda w: SWEEPS[w.sweep]["allocation"]["jobs"],
         nodes=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
         tasks=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],

@@ -37,7 +37,7 @@ def test_the_users_settings_of_ray_and_python_do_not_reach_our_ray(tmp_path: Pat
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("MY_SETTING", "kept")
-    env = ray_environment(tmp_path, 2)
+    env = ray_environment(tmp_path, is_alone=False)
     assert "RAY_ADDRESS" not in env
     assert (env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN_PATH"]) == ("token", str(tmp_path / "token"))
     assert "elsewhere" not in env["PYTHONPATH"]
@@ -50,12 +50,12 @@ def test_a_trial_does_not_inherit_the_threads_of_the_whole_job(tmp_path: Path, m
     assert of_snakemake >= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
     for name in of_snakemake:
         monkeypatch.setenv(name, "64")
-    assert not of_snakemake & ray_environment(tmp_path, 1).keys()
+    assert not of_snakemake & ray_environment(tmp_path, is_alone=True).keys()
 
 
 def test_the_only_node_is_told_so_and_no_server_of_metrics_runs_that_asks_nobody_for_a_token(tmp_path: Path) -> None:
     """tests/integration/test_going_on.py and tests/slurm/ check the ports themselves."""
-    one, two = ray_environment(tmp_path, 1), ray_environment(tmp_path, 2)
+    one, two = ray_environment(tmp_path, is_alone=True), ray_environment(tmp_path, is_alone=False)
     assert one.items() - two.items() == ONE_NODE.items()
     assert two["RAY_enable_metrics_collection"] == "0"
     assert int(two["DASHBOARD_METRIC_PORT"]) == 65536, "the first port that does not exist"
@@ -176,7 +176,7 @@ def test_with_a_made_up_rocm_smi_the_gpus_have_the_variable_that_ray_sets_for_ea
     with_program(tmp_path, monkeypatch, "rocm-smi", ROCM_SMI)
     monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "4,7")  # as Slurm does, with or without the variable of NVIDIA
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    node, env = Node("n", cpus=1, gpus=2, mem_mb=1), ray_environment(tmp_path, 1)
+    node, env = Node("n", cpus=1, gpus=2, mem_mb=1), ray_environment(tmp_path, is_alone=True)
     check_gpus(node)
     assert variables_of_gpus(with_gpus_of(node, ray_here, env)) == {"CUDA_VISIBLE_DEVICES": "4,7"}, "without the package amdsmi"
     (tmp_path / "amdsmi.py").write_text(AMDSMI)
@@ -190,7 +190,7 @@ def test_with_a_made_up_xpu_smi_several_gpus_need_the_package_with_which_ray_cou
 ) -> None:
     with_program(tmp_path, monkeypatch, "xpu-smi", XPU_SMI)
     monkeypatch.setenv("ONEAPI_DEVICE_SELECTOR", "level_zero:1,0")
-    node, env = Node("n", cpus=1, gpus=2, mem_mb=1), ray_environment(tmp_path, 1)
+    node, env = Node("n", cpus=1, gpus=2, mem_mb=1), ray_environment(tmp_path, is_alone=True)
     with pytest.raises(
         WorldError, match=r"xpu-smi lists do not obey .*\(CUDA_VISIBLE_DEVICES\), so all trials would use one GPU\. Add dpctl"
     ):

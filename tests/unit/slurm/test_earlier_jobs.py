@@ -17,7 +17,7 @@ def _state_dir(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def line(job: str, state: str, comment: str) -> str:
-    return f"{job}|{state}|n1|n1|None|{comment}\n"
+    return f"{job}|{job}|{state}|n1|n1|None|{comment}\n"
 
 
 def test_the_job_of_the_same_rule_sweep_and_state_folder_is_found_with_a_fake_squeue(fakes: Fakes) -> None:
@@ -33,7 +33,7 @@ def test_the_job_of_the_same_rule_sweep_and_state_folder_is_found_with_a_fake_sq
 
 
 def test_a_job_that_lost_its_first_node_is_cancelled_by_a_fake_scancel(fakes: Fakes) -> None:
-    fakes.answer("squeue", out=f"8|RUNNING|n1|n[2-3]|None|{comment_of(COMMENT, DIGESTS)}\n")
+    fakes.answer("squeue", out=f"8|8|RUNNING|n1|n[2-3]|None|{comment_of(COMMENT, DIGESTS)}\n")
     fakes.answer("scontrol", out="n2\nn3\n")
     assert earlier_job(COMMENT) is None
     assert fakes.calls("scancel") == ["8"]

@@ -206,7 +206,13 @@ def test_a_detached_scheduler_waits_for_the_jobs_on_this_machine_only(
 def snakemakes_job(**changes: Any) -> Any:
     wildcards = {"sweep": "lenet"}
     attributes = {"rule": SimpleNamespace(name="run_sweep", basedir="/w/rules"), "wildcards": list(wildcards.values())}
-    attributes |= {"wildcards_dict": wildcards, "output": ["trials.csv", "best.yaml"], "log": ["x.log"], "resources": {"nodes": 2}}
+    attributes |= {
+        "wildcards_dict": wildcards,
+        "output": ["trials.csv", "best.yaml"],
+        "log": ["x.log"],
+        "resources": {"nodes": 2, "jobs": 4},
+        "shellcmd": "run it",
+    }
     attributes |= {"is_group": lambda: False, "is_local": False, "input": ["env.yaml"], "params": {"config": Path("s/.config/lenet.yaml")}}
     return Job(**attributes | changes)
 
@@ -218,7 +224,7 @@ class Job(SimpleNamespace):
 
 def test_a_job_is_called_as_the_plugin_calls_it() -> None:
     job = snakemakes_job()
-    assert rule_job(job) == RuleJob("run_sweep", "lenet", "rule_run_sweep_wildcards_lenet", Path("x.log"), {"nodes": 2})
+    assert rule_job(job) == RuleJob("run_sweep", "lenet", "rule_run_sweep_wildcards_lenet", Path("x.log"), {"nodes": 2, "jobs": 4})
     assert plugin_comment(snakemakes_job(wildcards=[])) == "rule_run_sweep"
     for name in ("wildcard_str", "get_job_wildcards", "rule_"):
         assert name in inspect.getsource(slurm_plugin.Executor.run_job)
@@ -227,7 +233,7 @@ def test_a_job_is_called_as_the_plugin_calls_it() -> None:
         == plugin_comment(snakemakes_job(wildcards=["a/b", "c"]))
     )
     found = planned_jobs([job, snakemakes_job(output=[]), snakemakes_job(is_local=True, wildcards=["b"])], {"s/.config/lenet.yaml": "a: 1"})
-    assert found == {"rule_run_sweep_wildcards_lenet": PlannedJob(["trials.csv", "best.yaml"], ["env.yaml"], "a: 1")}
+    assert found == {"rule_run_sweep_wildcards_lenet": PlannedJob(["trials.csv", "best.yaml"], ["env.yaml"], "a: 1", 4, "run it")}
     [without_config] = planned_jobs([snakemakes_job(params={})], {}).values()
     assert without_config.config is None
 
@@ -244,7 +250,7 @@ def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
 
 
 def test_snakemakes_jobs_have_what_is_read_of_them() -> None:
-    assert {"is_group", "is_local", "resources", "wildcards", "log", "input", "output", "params", "rule"} <= set(
+    assert {"is_group", "is_local", "resources", "wildcards", "log", "input", "output", "params", "rule", "shellcmd"} <= set(
         dir(snakemake.jobs.Job)
     ) | names_in(snakemake.jobs.Job.__init__)
     assert hasattr(snakemake.workflow.DAG, "needrun_jobs")

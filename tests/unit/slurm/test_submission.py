@@ -95,7 +95,7 @@ def test_a_job_whose_rule_did_not_run_has_failed_with_a_fake_sbatch(fakes: Fakes
 def test_a_running_job_of_an_earlier_run_is_taken_up_with_a_fake_squeue(fakes: Fakes, run_dir: Path, tmp_path: Path) -> None:
     comment, script = submitted(fakes, run_dir)
     for state in ("PENDING", "RUNNING", "COMPLETING"):
-        fakes.answer("squeue", out=f"7|RUNNING|n1|n1|None|{COMMENT} in /another/state\n13|{state}|n1|n1|None|{comment}\n")
+        fakes.answer("squeue", out=f"7|7|RUNNING|n1|n1|None|{COMMENT} in /another/state\n13|13|{state}|n1|n1|None|{comment}\n")
         later = next_run(run_dir)
         done = call("sbatch", *submit_arguments(later, "a-later-run"), run_dir=later)
         assert (done.returncode, done.stdout, done.stderr) == (0, "13\n", "")
@@ -125,7 +125,7 @@ def test_a_job_that_was_submitted_otherwise_is_named_with_a_fake_squeue(
     fakes: Fakes, run_dir: Path, arguments: dict[str, Any], planned: dict[str, Any], script: str, what: str
 ) -> None:
     comment, _ = submitted(fakes, run_dir)
-    fakes.answer("squeue", out=f"13|PENDING||||{comment}\n")
+    fakes.answer("squeue", out=f"13|13|PENDING||||{comment}\n")
     later = next_run(run_dir, **planned)
     done = call("sbatch", *submit_arguments(later, **arguments), run_dir=later, script=f"#!/bin/sh\nsh -c 'exit 3'{script}")
     assert (done.returncode, done.stdout) == (1, "")
@@ -141,7 +141,7 @@ def test_a_job_whose_input_has_changed_is_named_with_a_fake_squeue(fakes: Fakes,
     (tmp_path / "train.py").write_text("a = 1")
     comment, _ = submitted(fakes, run_dir)
     (tmp_path / "train.py").write_text("a = 12")
-    fakes.answer("squeue", out=f"13|RUNNING|n1|n1|None|{comment}\n")
+    fakes.answer("squeue", out=f"13|13|RUNNING|n1|n1|None|{comment}\n")
     later = next_run(run_dir)
     assert "was submitted with other input files" in call("sbatch", *submit_arguments(later), run_dir=later).stderr
 
@@ -150,7 +150,7 @@ def test_a_job_of_an_older_version_is_named_with_a_fake_squeue(fakes: Fakes, run
     fakes.answer("sbatch", out="13\n")
     comment = f"{COMMENT} in {tmp_path}/state"
     for older in (comment, f"{comment} [config=1 version=0.1]"):
-        fakes.answer("squeue", out=f"8|RUNNING|n1|n1|None|{older}\n")
+        fakes.answer("squeue", out=f"8|8|RUNNING|n1|n1|None|{older}\n")
         done = call("sbatch", *submit_arguments(run_dir), run_dir=run_dir)
         assert (
             "its job 8 of an earlier run is still there (RUNNING) and was submitted with another version of this workflow, so"
@@ -190,6 +190,39 @@ def test_a_job_that_ended_well_with_no_snakemake_is_taken_for_what_it_is(fakes: 
         spoil()
         assert call("sbatch", *submit_arguments(later), **again).stdout == "14\n"  # type: ignore[arg-type]
     assert not (tmp_path / "state/.jobs" / COMMENT / "13.exit").exists()  # the folder is empty when a job is submitted
+
+
+def test_several_jobs_are_an_array_that_a_later_run_takes_up_with_a_fake_sbatch(fakes: Fakes, run_dir: Path, tmp_path: Path) -> None:
+    planned = {COMMENT: PlannedJob(["trials.csv"], [], "a: config\n", 4, "run it --config other")._asdict()}
+    (run_dir / "jobs.json").write_text(json.dumps(planned))
+    (tmp_path / ".snakemake/incomplete" / incomplete_mark("trials.csv").name).touch()  # as Snakemake does when a job is submitted
+    comment, script = submitted(fakes, run_dir)
+    folder = tmp_path / "state/.jobs" / COMMENT
+    assert script == (
+        f'#!/bin/bash\nrun it --config other --allocation slurm --end {folder}/"$SLURM_ARRAY_JOB_ID".exit --config {folder}/config.yaml\n'
+    )
+    assert fakes.calls("sbatch")[-1].startswith("--array=0-3 ")
+    log = f"{run_dir}/13_0.log"
+    assert read_notes(run_dir).jobs["13"].log == log
+    waiting, running = f"13_[2-3]|13|PENDING|||Priority|{comment}\n", f"13_0|13|RUNNING|n1|n1|None|{comment}\n"
+    fakes.answer("squeue", out=waiting + running)
+    later = next_run(run_dir)
+    arguments = submit_arguments(later, "a-later-run")
+    assert call("sbatch", *arguments, run_dir=later).stdout == "13\n"
+    note = read_notes(later).jobs["13"]
+    assert (note.state, note.log, note.taken_up) == ("RUNNING", f"{later}/13_0.log", True)
+    assert status(later) == {"13": "RUNNING"}
+    assert len(fakes.calls("sbatch")) == 1
+
+
+def test_a_fake_sbatch_that_refuses_an_array_gets_a_smaller_one(fakes: Fakes, run_dir: Path) -> None:
+    planned = {COMMENT: PlannedJob(["trials.csv"], [], None, 5, "run it")._asdict()}
+    (run_dir / "jobs.json").write_text(json.dumps(planned))
+    fakes.answer("squeue")
+    fakes.answer("sbatch", err="sbatch: error: no\n", code=1)
+    assert call("sbatch", *submit_arguments(run_dir), run_dir=run_dir).returncode == 1
+    assert [line.split()[0] for line in fakes.calls("sbatch")] == ["--array=0-4", "--array=0-1", "--array=0-0"]
+    assert "Slurm refuses 2 jobs: sbatch: error: no" in (fakes.folder / "sbatch.stdin").read_text()
 
 
 def test_a_job_that_cannot_be_followed_is_not_left_by_a_fake_sbatch(fakes: Fakes, run_dir: Path) -> None:
@@ -247,7 +280,7 @@ def test_a_job_of_a_workflow_that_has_us_as_a_module_may_have_its_like_with_a_fa
     fakes: Fakes, run_dir: Path, tmp_path: Path
 ) -> None:
     (run_dir / "jobs.json").write_text("{}")
-    fakes.answer("squeue", out=f"8|RUNNING|n1|n1|None|{COMMENT} in {tmp_path}/state\n")
+    fakes.answer("squeue", out=f"8|8|RUNNING|n1|n1|None|{COMMENT} in {tmp_path}/state\n")
     fakes.answer("sbatch", out="13\n")
     assert call("sbatch", *submit_arguments(run_dir), run_dir=run_dir, script="#!/bin/sh\ntrue").stdout == "13\n"
     # How it ended is known; its outputs are none of ours.

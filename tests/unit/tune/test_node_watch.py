@@ -2,39 +2,87 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raysweep.tune.node_watch import LOOK_INTERVAL_S, NodeWatch
+import pytest
+
+from raysweep.common.machine import NodeSize
+from raysweep.tune.node_watch import LOOK_INTERVAL_S, LiveNode, NodeWatch
 from records import new_record
 from tune_parts import Clock
 
+N1, N2 = NodeSize("n1", 4, 0), NodeSize("n2", 4, 1)
+
+
+def node(number: int, name: str = "", **facts: object) -> LiveNode:
+    return LiveNode(f"id{number}", f"10.0.0.{number}", NodeSize(name or f"n{number}", 4, 1), **facts)  # type: ignore[arg-type]
+
 
 def test_nodes_that_join_and_are_lost_are_recorded(tmp_path: Path) -> None:
-    live, clock = {"10.0.0.1": "n1", "10.0.0.2": "n2"}, Clock()
+    live, clock = [node(1), node(2)], Clock()
     record = new_record(tmp_path)
-    watch = NodeWatch(record, None, lambda: dict(live), clock)
+    watch = NodeWatch(record, (N1, N2), list_nodes=lambda: live, clock=clock)
     watch.look()
     assert record.sweep.nodes == []
-    del live["10.0.0.2"]
-    live["10.0.0.3"] = "n3"
+    live[1] = node(3)
     watch.look()
     assert record.sweep.nodes == [], "the interval is not over"
     clock.now_s += LOOK_INTERVAL_S
     watch.look()
     assert [(node.node, node.state) for node in record.sweep.nodes] == [("n2", "lost"), ("n3", "joined")]
     assert [watch.name_of(address) for address in ("10.0.0.2", "10.0.0.3")] == ["n2", "n3"]
+    assert watch.sizes() == (N1, N2), "a lost node of the only job counts on: Slurm may give the job a room for it"
 
 
 def test_a_node_that_joined_since_the_last_look_has_a_name(tmp_path: Path) -> None:
-    live = {"10.0.0.1": "n1"}
-    watch = NodeWatch(new_record(tmp_path), None, lambda: dict(live), Clock())
+    live = [node(1)]
+    watch = NodeWatch(new_record(tmp_path), (N1, N2), list_nodes=lambda: live, clock=Clock())
     watch.look()
-    live["10.0.0.2"] = "n2"
+    live.append(node(2))
     assert watch.name_of("10.0.0.2") == "n2"
     assert watch.name_of("10.0.0.9") == "10.0.0.9"
 
 
 def test_a_single_node_is_not_watched(tmp_path: Path) -> None:
-    looks = []
-    watch = NodeWatch(new_record(tmp_path), "n1", lambda: looks.append(1) or {}, Clock())  # type: ignore[func-returns-value]
+    looks: list[int] = []
+    watch = NodeWatch(new_record(tmp_path), (N1,), list_nodes=lambda: looks.append(1) or [], clock=Clock())  # type: ignore[func-returns-value]
     watch.look()
     assert watch.name_of("10.0.0.9") == "n1"
     assert looks == []
+
+
+def test_nodes_of_other_jobs_count_from_their_first_look_to_their_loss(tmp_path: Path) -> None:
+    live, clock = [node(1, job="7"), node(2, job="8"), node(3, name="n2", job="9")], Clock()
+    record = new_record(tmp_path)
+    watch = NodeWatch(record, (N1,), "7", list_nodes=lambda: live, clock=clock)
+    assert watch.sizes() == (N1,)
+    watch.look()
+    assert [(event.node, event.state, event.job, event.cpus, event.gpus) for event in record.sweep.nodes] == [
+        ("n2", "joined", "8", 4, 1),
+        ("n2", "joined", "9", 4, 1),
+    ], "two jobs may have parts of one node"
+    assert [size.name for size in watch.sizes()] == ["n1", "n2", "n2"]
+    clock.now_s += LOOK_INTERVAL_S
+    del live[1]
+    watch.look()
+    assert [size.name for size in watch.sizes()] == ["n1", "n2"]
+    assert [(event.state, event.job) for event in record.sweep.nodes][2:] == [("lost", "8")]
+
+
+@pytest.mark.parametrize("seconds_left", [61, 59])
+def test_a_node_whose_job_is_nearly_over_gets_no_more_trials_and_gives_its_trials_away(tmp_path: Path, seconds_left: int) -> None:
+    clock, drained = Clock(), []
+    live = [node(1, job="7", ends=clock.now_s), node(2, job="8", ends=clock.now_s + seconds_left)]
+    watch = NodeWatch(
+        new_record(tmp_path), (N1,), "7", 60, list_nodes=lambda: live, clock=clock, drain=lambda id_, ends: drained.append((id_, ends))
+    )
+    watch.look()
+    is_near = seconds_left < 60
+    assert drained == ([("id2", live[1].ends)] if is_near else []), "the session's own job has a deadline of its own"
+    assert watch.is_leaving("10.0.0.2") is is_near
+    assert not watch.is_leaving("10.0.0.1")
+    assert [size.name for size in watch.sizes()] == (["n1"] if is_near else ["n1", "n2"])
+    live.append(node(3, job="9"))
+    live[-1] = LiveNode("id3", "10.0.0.2", NodeSize("n2", 4, 1), "9")
+    clock.now_s += LOOK_INTERVAL_S - 1
+    watch.last_look_at_s -= 1
+    watch.look()
+    assert not watch.is_leaving("10.0.0.2"), "a trial at this address may belong to the job that stays"

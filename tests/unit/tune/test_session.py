@@ -19,7 +19,7 @@ from raysweep.tune.samplers import ListSampler
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
 from raysweep.tune.session import Session, end_session, finish_whole, open_session
 from raysweep.tune.slots.fusion import Fusion
-from raysweep.tune.slots.manager import SlotManager
+from raysweep.tune.slots.manager import RunningEngine, SlotManager
 from raysweep.tune.slots.messages import EngineSetup
 from records import new_record
 from tune_parts import begin, end_of_trial, report
@@ -39,11 +39,14 @@ def test_what_was_cut_off_after_its_last_report_is_finished(tmp_path: Path) -> N
         assert [trial.status for trial in record.sweep.trials.values()] == ["TERMINATED", "TERMINATED", "RUNNING", "RUNNING"]
 
 
+NODES = (NodeSize("n", 8, 1),)
+
+
 def session(folder: Path, fusion: Fusion | None = None, max_concurrent: int | None = None) -> Session:
     sweep = sweep_config(trainable="user.py:train", max_concurrent=max_concurrent)
     return Session(
         search_job(folder, sweep),
-        (NodeSize("n", 8, 1),),
+        NODES,
         new_record(folder),
         {},
         ListSampler([]),
@@ -56,16 +59,17 @@ def session(folder: Path, fusion: Fusion | None = None, max_concurrent: int | No
 
 def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Path) -> None:
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False, whole_batches=False))
-    fused = session(tmp_path, Fusion(slots, 2, 1.0))
+    fused = session(tmp_path, Fusion(slots, 1.0))
     scheduler = make_scheduler(fused.sweep, fused.record, {}, HandOvers())
     assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), is_over=fused.is_over)))
 
 
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:
-    assert [session(tmp_path).capacity(share) for share in (0.5, 0.25, 1.0)] == [2, 4, 1]
-    assert session(tmp_path, max_concurrent=3).capacity(0.25) == 3
+    assert [session(tmp_path).capacity(NODES, share) for share in (0.5, 0.25, 1.0)] == [2, 4, 1]
+    assert session(tmp_path, max_concurrent=3).capacity(NODES, 0.25) == 3
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False, whole_batches=False))
-    assert session(tmp_path, Fusion(slots, 6, 1.0)).capacity(1.0) == 6
+    slots.engines += [RunningEngine(None, None, None)] * 3
+    assert session(tmp_path, Fusion(slots, 1.0)).capacity(NODES, 1.0) == 6
 
 
 SLURM = SlurmJob("7", None, 0)

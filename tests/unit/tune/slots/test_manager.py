@@ -137,3 +137,38 @@ def test_a_handle_passes_tunes_calls_on_to_the_engine(killed: list[Actor]) -> No
     assert actor.calls == [("enter", "0", {"x": 1}, "storage"), ("call", "0", "train"), ("call", "0", "stop")]
     handle.kill()
     assert killed == [actor]
+
+
+def test_engines_follow_the_nodes_that_join_and_leave_and_a_leaving_node_gets_no_trial(killed: list[Actor]) -> None:
+    wanted, leaving = [1], set()
+    slots = SlotManager(Actor, SETUP)
+    slots.add(Actor())
+    slots.follow(lambda: wanted[0], leaving.__contains__)
+    wanted[0] = 3
+    slots.update_state()
+    assert len(slots.engines) == 3
+    for engine in slots.engines:
+        assert engine.opening
+        engine.opening.is_ready = True
+    slots.update_state()
+    first, second, third = slots.engines
+    first.address, second.address, third.address = "a", "b", "c"
+    leaving.add("b")
+    taken = [slots.acquire_resources(None) for _ in range(4)]
+    assert [slot.engine for slot in taken if slot] == [first, third, first, third]
+    assert slots.acquire_resources(None) is None
+    wanted[0] = 2
+    slots.update_state()
+    assert (slots.engines, killed) == ([first, third], [second.actor])
+    wanted[0] = 0
+    slots.update_state()
+    assert slots.engines == [first, third], "they train"
+    for slot in taken:
+        assert slot is not None
+        slots.free_resources(slot)
+    slots.update_state()
+    assert len(slots.engines) == 1, "the sweep may need one"
+    slots.engines[0].end.is_ready = True
+    slots.update_state()
+    assert len(slots.engines) == 1, "an engine that has ended is replaced"
+    assert slots.engines[0] not in (first, third)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn, TypeVar
@@ -30,6 +31,7 @@ from raysweep.cluster.channel import (
     AgentAlive,
     AgentMessage,
     DriverEnded,
+    EndRay,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
@@ -37,6 +39,7 @@ from raysweep.cluster.channel import (
     LauncherMessage,
     NodeFailed,
     Notice,
+    RayEnded,
     Start,
     WorkerUp,
     read_launcher_message,
@@ -57,6 +60,7 @@ from raysweep.cluster.ray_node import (
     how_to_open_dashboard,
     own_address,
     ray_environment,
+    resources_of_job,
     start_command,
     with_gpus_of,
 )
@@ -85,6 +89,10 @@ class ChildEnded:
     exit_code: int
 
 
+class RayIsOver(Exception):
+    """Is raised in the agent's main thread where the launcher has asked the agent to end Ray."""
+
+
 M = TypeVar("M", Start, HeadAddress, ChildEnded)
 
 
@@ -107,10 +115,11 @@ class Agent:
         self.events: queue.Queue[LauncherMessage | ChildEnded] = queue.Queue()
         self.children = Children()
         self.is_sending = threading.Lock()
+        self.is_ray_over = threading.Event()  # set from the message EndRay until the next start of Ray
 
     @property
     def is_head(self) -> bool:
-        return self.rank == 0
+        return self.rank == 0 and not self.start.joins
 
     @property
     def ray_name(self) -> str:
@@ -119,11 +128,33 @@ class Agent:
     def run(self) -> None:
         """Start Ray, and let Ray run until KeyboardInterrupt is raised. Where this node fails, the agent sends the reason to the launcher."""
         threading.Thread(target=self.receive, daemon=True).start()
+        with self.reported_faults():
+            base = base_for_ray(self.local_dir)
+            for each in {self.local_dir, base}:
+                check_space(each)
+            with private_folder(self.local_dir) as folder:
+                environment = self.prepare_environment(folder)
+                while True:
+                    with contextlib.suppress(RayIsOver), self.reported_faults():
+                        self.run_ray_in(base, environment)
+                    self.events = queue.Queue()
+                    self.is_ray_over.clear()
+                    self.send(RayEnded(self.node.name))
+                    self.start = self.wait_for(Start)
+
+    @contextlib.contextmanager
+    def reported_faults(self) -> Iterator[None]:
+        """Send NodeFailed to the launcher where the block raises an error of this node, and then wait as `wait_for_the_end` does."""
         try:
-            self.work()
-        except (RaysweepError, OSError) as error:
-            self.send(NodeFailed(self.node.name, str(error)))
-            self.wait_for_the_end()
+            yield
+        except RaysweepError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = describe_disk_error(self.local_dir, error)
+        else:
+            return
+        self.send(NodeFailed(self.node.name, reason))
+        self.wait_for_the_end()
 
     def receive(self) -> None:
         """Queue the messages of the launcher, answer LauncherAlive, and end this process when the input ends. This method runs in a thread.
@@ -132,15 +163,18 @@ class Agent:
         """
         for line in self.input:
             message = read_launcher_message(line)
+            if isinstance(message, EndRay):
+                self.is_ray_over.set()
             self.events.put(message)
             if isinstance(message, LauncherAlive):
                 with contextlib.suppress(OSError):  # the launcher has closed its end, and will also close the input
-                    self.send(AgentAlive(self.node.name))
+                    self.send(AgentAlive(self.node.name, self.start.has_several_jobs and self.children.have_ray_actor()))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def report_end_of(self, process: subprocess.Popen[bytes], name: str) -> None:
         """Start a thread that waits for the end of a child process, and then queues ChildEnded."""
-        threading.Thread(target=lambda: self.events.put(ChildEnded(name, process.wait())), daemon=True).start()
+        events = self.events  # an end after EndRay must not reach the events of the next start of Ray
+        threading.Thread(target=lambda: events.put(ChildEnded(name, process.wait())), daemon=True).start()
 
     def send(self, message: AgentMessage) -> None:
         with self.is_sending:
@@ -149,16 +183,21 @@ class Agent:
     def next_event(self) -> LauncherMessage | ChildEnded:
         """Return the next event.
 
-        Raises KeyboardInterrupt after more than SILENT_TICKS ticks without an event. So long a silence means that the launcher is lost.
+        Raises RayIsOver where the launcher asks this agent to end Ray. Raises KeyboardInterrupt after more than SILENT_TICKS ticks without an event.
+        So long a silence means that the launcher is lost.
         """
         silent_ticks = 0  # ticks are counted instead of seconds, so that the time in which Slurm suspends the job does not count
         while True:
             try:
-                return self.events.get(timeout=TICK_S)
+                event = self.events.get(timeout=TICK_S)
             except queue.Empty:
                 silent_ticks += 1
                 if silent_ticks > SILENT_TICKS:
                     raise KeyboardInterrupt from None
+                continue
+            if isinstance(event, EndRay):
+                raise RayIsOver
+            return event
 
     def wait_for(self, kind: type[M]) -> M:
         """Return the next event of the class `kind`. Events of other classes are ignored."""
@@ -167,36 +206,30 @@ class Agent:
         return event
 
     def wait_for_the_end(self) -> NoReturn:
-        """Wait until KeyboardInterrupt is raised, because a signal arrives, the input ends, or the launcher is lost."""
+        """Wait until KeyboardInterrupt is raised, because a signal arrives, the input ends, or the launcher is lost. Raises RayIsOver like `next_event`."""
         while True:
             self.next_event()
 
-    def work(self) -> NoReturn:
+    def run_ray_in(self, base: Path, environment: Environment) -> NoReturn:
         """Run Ray in private folders. On the first node, also run the driver. Raises RaysweepError when Ray does not come up."""
-        try:
-            base = base_for_ray(self.local_dir)
-            for each in {self.local_dir, base}:
-                check_space(each)
-            with private_folder(self.local_dir) as folder, private_folder(base, self.start.ray_folder) as ray_folder:
-                try:
-                    self.run_ray(folder, ray_folder / "ray")
-                finally:
-                    with uninterrupted():
-                        self.children.end()
-        except OSError as error:
-            raise WorldError(describe_disk_error(self.local_dir, error)) from None
+        with private_folder(self.local_dir) as folder, private_folder(base, self.start.ray_folder) as ray_folder:
+            try:
+                self.run_ray(environment, folder, ray_folder / "ray")
+            finally:
+                with uninterrupted():
+                    self.children.end()
 
-    def run_ray(self, folder: Path, temp_dir: Path) -> NoReturn:
-        """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait for KeyboardInterrupt."""
-        environment = self.prepare_environment(folder)
+    def run_ray(self, environment: Environment, folder: Path, temp_dir: Path) -> NoReturn:
+        """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait as `wait_for_the_end` does."""
         env = self.environment_variables(environment, folder, temp_dir)
         self.send(EnvironmentReady(self.node.name))
-        address = own_address(self.start.nodes, self.rank)
+        address = own_address(self.start.nodes, self.rank, self.start.peer)
         head_address = None if self.is_head else self.wait_for(HeadAddress).address
         dashboard_port = free_port() if self.start.has_dashboard else None
         log = folder / "ray.log"
         driver = self.start_driver(environment, env, folder) if self.is_head else None
-        command = start_command(environment, self.node, temp_dir, address, head_address, dashboard_port)
+        resources = resources_of_job(self.start.job_id, self.start.job_ends) if self.start.has_several_jobs else {}
+        command = start_command(environment, self.node, temp_dir, address, head_address, dashboard_port, resources)
         ray, gcs_address = self.start_ray(command, env, temp_dir, log)
         self.report_end_of(ray, self.ray_name)
         if driver is None:
@@ -225,7 +258,7 @@ class Agent:
             ray = self.children.start(command, env, log)
             try:
                 return ray, wait_until_up(
-                    lambda: (address_file.read_text().strip() or None) if address_file.exists() else None,
+                    lambda: self.address_in(address_file),
                     ray,
                     self.ray_name,
                     log,
@@ -242,6 +275,12 @@ class Agent:
             shutil.rmtree(temp_dir, ignore_errors=True)
             log.unlink()  # the end of the next start is judged by the lines of that start
             env = env | {GCS_LIMIT_ENV: str(2 * int(env[GCS_LIMIT_ENV]))}
+
+    def address_in(self, address_file: Path) -> str | None:
+        """Return the address of Ray's GCS, or None where Ray is not up yet. Raises RayIsOver where the launcher does not want Ray any more."""
+        if self.is_ray_over.is_set():
+            raise RayIsOver
+        return (address_file.read_text().strip() or None) if address_file.exists() else None
 
     def prepare_environment(self, folder: Path) -> Environment:
         """Return the environment of the trials.
@@ -261,7 +300,7 @@ class Agent:
         write_token(folder / "token", self.start.token)
         if isinstance(self.start.job, TuneJob):
             write_for_processes(self.start.job.code, folder / CODE_DIR)
-        env = ray_environment(folder, len(self.start.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
+        env = ray_environment(folder, is_alone=self.start.is_alone) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
         if environment.container is not None:
             env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders])
         return with_gpus_of(self.node, environment, env)

@@ -32,10 +32,13 @@ UNANSWERED_TICKS = 60
 
 @dataclass(frozen=True)
 class Start:
-    """Is the first message to each agent, and contains all settings that an agent needs."""
+    """Tells an agent to start Ray, and contains all settings that an agent needs. Start is the first message to each agent.
+
+    A further Start after EndRay starts Ray again, for example as a part of the Ray cluster of another job.
+    """
 
     in_slurm: bool
-    nodes: tuple[Node, ...]  # sorted by the rank of each node's agent
+    nodes: tuple[Node, ...]  # nodes of the agents' job, sorted by the rank of each node's agent
     env_dir: Path
     cache_dir: Path | None  # folder where the unpacked environment stays for later jobs; None where the config sets no such folder
     token: str = field(repr=False)  # secret text of this job; Ray asks for the text at each connection
@@ -43,6 +46,13 @@ class Start:
     path_to_log: Path
     min_nodes: int  # number of nodes that must be up before the driver starts trials
     job: Job  # the job that the driver runs
+    # Whether nodes of other jobs can join the Ray cluster, so that also a single node must not listen only on the loopback interface.
+    is_joinable: bool = False
+    # Node of another job, to which each node finds its own address by the route. None: there is no such node, or the nodes of this job show the route.
+    peer: Node | None = None
+    job_id: str | None = None  # id of the agents' Slurm job; None without Slurm
+    job_ends: float | None = None  # time at which Slurm will end the agents' job, in seconds since the epoch
+    joins: bool = False  # whether Ray's head runs in another job, so that no agent of this job starts a head
     kind: Literal["start"] = "start"
 
     @property
@@ -54,6 +64,16 @@ class Start:
         """
         return f"rs-{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
 
+    @property
+    def has_several_jobs(self) -> bool:
+        """Return whether the nodes of the Ray cluster may belong to several Slurm jobs."""
+        return self.is_joinable or self.joins
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether the Ray cluster has only one node for as long as the cluster exists."""
+        return len(self.nodes) == 1 and not self.has_several_jobs
+
 
 @dataclass(frozen=True)
 class HeadAddress:
@@ -64,13 +84,20 @@ class HeadAddress:
 
 
 @dataclass(frozen=True)
+class EndRay:
+    """Tells the agents to end Ray and to keep the environment of the trials. Each agent answers with RayEnded, and waits for the next Start."""
+
+    kind: Literal["end_ray"] = "end_ray"
+
+
+@dataclass(frozen=True)
 class LauncherAlive:
     """Tells the agents that the launcher is alive. The launcher sends this message every TICK_S seconds, and each agent answers with AgentAlive."""
 
     kind: Literal["alive"] = "alive"
 
 
-LauncherMessage = Start | HeadAddress | LauncherAlive
+LauncherMessage = Start | HeadAddress | EndRay | LauncherAlive
 
 # ---------------------------------------------------------------------------------------------------------------- to the launcher
 
@@ -114,6 +141,14 @@ class DriverEnded:
 
 
 @dataclass(frozen=True)
+class RayEnded:
+    """Tells the launcher that the agent has ended all that belonged to Ray on the node, as EndRay asked."""
+
+    node: str
+    event: Literal["ray_ended"] = "ray_ended"
+
+
+@dataclass(frozen=True)
 class NodeFailed:
     """Tells the launcher that Ray will not come up on the node, or that the node is lost."""
 
@@ -124,9 +159,13 @@ class NodeFailed:
 
 @dataclass(frozen=True)
 class AgentAlive:
-    """Answers LauncherAlive. The thread that sends this answer has no other work, so an agent that unpacks an environment answers too."""
+    """Answers LauncherAlive. The thread that sends this answer has no other work, so an agent that unpacks an environment answers too.
+
+    `has_trial` is whether a trial, or a process that a trial has started, runs on the node. This is known only where Ray's nodes belong to several jobs.
+    """
 
     node: str
+    has_trial: bool = False
     event: Literal["alive"] = "alive"
 
 
@@ -139,7 +178,7 @@ class Notice:
     event: Literal["notice"] = "notice"
 
 
-AgentMessage = EnvironmentReady | HeadUp | WorkerUp | DriverEnded | NodeFailed | AgentAlive | Notice
+AgentMessage = EnvironmentReady | HeadUp | WorkerUp | DriverEnded | RayEnded | NodeFailed | AgentAlive | Notice
 
 # ---------------------------------------------------------------------------------------------------------------- on the wire
 

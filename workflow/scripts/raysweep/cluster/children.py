@@ -23,6 +23,9 @@ from raysweep.common.errors import WorldError, logger
 
 T = TypeVar("T")
 
+# Beginnings of the titles of processes that Ray starts without a trial. Seen in Ray 2.53 and 2.60.
+RAYS_OWN_PROCESSES = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # numbers of options of prctl(2) on Linux
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Time in seconds that a child has between SIGTERM and SIGKILL. The time is short because Slurm sends SIGKILL to the agent 30 s after SIGTERM (KillWait).
@@ -90,6 +93,18 @@ class Children:
             psutil.wait_procs(orphans, timeout=1)
         if orphans:  # a process can be stuck in the kernel, for example on a file system that hangs
             logger.warning("Processes that cannot be ended: %s.", ", ".join(str(process.pid) for process in orphans))
+
+    def have_ray_actor(self) -> bool:
+        """Return whether a process below this agent is an actor or a task of Ray. Ray's own actors on a node do not count.
+
+        Ray writes the class of an actor into the title of the process.
+        """
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                title = " ".join(process.cmdline())
+                if title.startswith("ray::") and not title.startswith(RAYS_OWN_PROCESSES):
+                    return True
+        return False
 
     def orphans(self) -> list[psutil.Process]:
         """Return the processes below this agent that do not belong to a running child."""

@@ -27,13 +27,15 @@ from raysweep.cluster.channel import (
     LauncherAlive,
     NodeFailed,
     Notice,
+    RayEnded,
     Start,
     WorkerUp,
     read_agent_message,
 )
 from raysweep.cluster.children import GRACE_S, ended_by_signals
+from raysweep.cluster.gate import Gate
 from raysweep.cluster.job import Job
-from raysweep.cluster.node_tasks import NodeTasks
+from raysweep.cluster.node_tasks import NodeTasks, script_command
 from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.slurm.allocation import Allocation, Node
 
@@ -57,6 +59,7 @@ class LaunchRequest:
     min_nodes: int | None = None
     has_dashboard: bool = False
     cache_dir: Path | None = None  # folder where the unpacked environment stays for later jobs
+    crew: Crew | None = None  # None where no other job can join the cluster
 
     @property
     def num_required_nodes(self) -> int:
@@ -93,6 +96,10 @@ class LaunchResult:
     bring_up: BringUp | None
 
 
+class Interrupted(RaysweepError):
+    """Reports that Slurm or a signal has ended the job, so that the sweep is not finished."""
+
+
 class SilentAgent(WorldError):
     """Reports an agent that does not answer, without which the run cannot go on. For example, the `slurmstepd` of the agent's node has died."""
 
@@ -106,7 +113,7 @@ class Agents(NodeTasks[AgentMessage]):
     error_prefixes = ("srun: error", "slurmstepd")
 
     def __init__(self, allocation: Allocation) -> None:
-        super().__init__(allocation, ["agent.py"], END_DEADLINE_S)
+        super().__init__(allocation.command(script_command("agent.py")), END_DEADLINE_S)
         self.node_names = [node.name for node in allocation.nodes]
         # Ticks are counted instead of seconds, so that the time in which the launcher is suspended does not count.
         self.num_ticks = 0
@@ -134,11 +141,24 @@ class Agents(NodeTasks[AgentMessage]):
         return NodeFailed(self.node_names[rank], f"its agent ended: {self.last_errors()}")
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Contains the nodes of a job that works on a sweep together with other jobs, and the agents on these nodes, which outlive Ray.
+
+    `gate_path` is the socket where other jobs join while this job leads the sweep. `gate` is None while this job does not lead the sweep.
+    """
+
+    allocation: Allocation
+    agents: Agents
+    gate_path: Path
+    gate: Gate | None = None
+
+
 class Launcher:
     """Follows one run of the agents, and records which stage each node has reached and which nodes are lost."""
 
-    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: Agents) -> None:
-        self.allocation, self.num_required_nodes, self.agents = allocation, num_required_nodes, agents
+    def __init__(self, allocation: Allocation, num_required_nodes: int, agents: Agents, gate: Gate | None = None) -> None:
+        self.allocation, self.num_required_nodes, self.agents, self.gate = allocation, num_required_nodes, agents, gate
         self.names = [node.name for node in allocation.nodes]
         self.head = self.names[0]
         self.began_at_s = time.monotonic()
@@ -149,13 +169,13 @@ class Launcher:
         self.bring_up: BringUp | None = None
 
     def run(self, start: Start) -> LaunchResult:
-        """Send `start` to the agents, and wait until the driver ends.
+        """Send `start` to the agents and to other jobs at the gate, and wait until the driver ends.
 
         Raises:
             SilentAgent: an agent without which the run cannot go on does not answer any more.
             WorldError: the cluster does not come up, the node of Ray's head is lost, or all agents have ended before the driver.
         """
-        self.agents.send(start)
+        self.send(start)
         while True:
             message, has_ended = None, False
             with contextlib.suppress(queue.Empty):
@@ -172,14 +192,19 @@ class Launcher:
             for name in self.agents.silent_nodes():
                 self.lose(name, f"its agent has not answered for {UNANSWERED_TICKS * TICK_S:.0f} s", SilentAgent)
 
-    def handle(self, message: EnvironmentReady | HeadUp | WorkerUp | NodeFailed | AgentAlive | Notice) -> None:
+    def send(self, message: Start | HeadAddress) -> None:
+        self.agents.send(message)
+        if self.gate is not None:
+            self.gate.send(message)
+
+    def handle(self, message: EnvironmentReady | HeadUp | WorkerUp | RayEnded | NodeFailed | AgentAlive | Notice) -> None:
         """Record the state of a node that a message reports. Raises WorldError where the node has failed and the run cannot go on without the node."""
         if isinstance(message, NodeFailed):
             self.lose(message.node, message.reason)
             return
         if isinstance(message, Notice):
             logger.warning("%s: %s", message.node, message.text)
-        if isinstance(message, Notice | AgentAlive):
+        if isinstance(message, Notice | AgentAlive | RayEnded):
             return
         if isinstance(message, EnvironmentReady):
             self.with_environment.add(message.node)
@@ -188,7 +213,7 @@ class Launcher:
             self.with_ray.add(message.node)
             self.reached_at_s["head" if isinstance(message, HeadUp) else "workers"] = self.elapsed_s()
         if isinstance(message, HeadUp):
-            self.agents.send(HeadAddress(message.address))
+            self.send(HeadAddress(message.address))
             if message.dashboard:
                 logger.info("Ray's dashboard: %s", message.dashboard)
         nodes_up = tuple(node for node in self.allocation.nodes if node.name in self.with_ray - self.lost)
@@ -243,7 +268,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
 
     Raises:
         WorldError: too few nodes come up, or Ray's head is lost. The message is one line that names the node.
-        RaysweepError: a signal ends this process in a Slurm job, or the time of the job is over.
+        Interrupted: a signal ends this process in a Slurm job, or the time of the job is over.
         KeyboardInterrupt: a signal ends this process where there is no Slurm job.
     """
     allocation = request.allocation
@@ -258,12 +283,18 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         path_to_log=request.path_to_log.absolute(),
         min_nodes=request.num_required_nodes,
         job=job,
+        job_id=allocation.job_id,
+        job_ends=allocation.ends,
+        is_joinable=request.crew is not None,
+        peer=allocation.neighbour() if request.crew is not None and len(allocation.nodes) == 1 else None,
     )
     try:
         with ended_by_signals():
             try:
                 return run_once(request, start)
             except SilentAgent as error:
+                if request.crew is not None:  # another job leads the sweep on
+                    raise
                 logger.warning("%s. The agents are started once more, and the job goes on from its record.", error)
             return run_once(request, replace(start, token=secrets.token_hex(32)))
     except WorldError as error:
@@ -272,15 +303,17 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         if not allocation.has_expired():
             raise
         logger.warning("%s.", error)
-        raise RaysweepError(allocation.why_interrupted()) from None
+        raise Interrupted(allocation.why_interrupted()) from None
     except KeyboardInterrupt:
         if allocation.job_id is None:
             raise
-        raise RaysweepError(allocation.why_interrupted()) from None
+        raise Interrupted(allocation.why_interrupted()) from None
 
 
 def run_once(request: LaunchRequest, start: Start) -> LaunchResult:
     """Start the agents, run the driver, and end the agents. Raises the errors of `Launcher.run`."""
+    if request.crew is not None:
+        return Launcher(request.allocation, request.num_required_nodes, request.crew.agents, request.crew.gate).run(start)
     agents = Agents(request.allocation)
     with agents:
         try:

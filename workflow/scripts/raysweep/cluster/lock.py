@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,15 @@ DRIVER_LOCK = "driver.lock"
 
 
 @dataclass(frozen=True)
+class GateAddress:
+    """Names the place where other jobs of a job array can join the Ray cluster of the holder of the lock (gate.py)."""
+
+    array: str  # id of the job array
+    job: str  # the number of the holder's job, which `srun` needs
+    path: str  # path of a socket on the first node of the holder's job
+
+
+@dataclass(frozen=True)
 class LockHolder:
     """Describes the process that has a lock. The lock file contains this description as JSON."""
 
@@ -37,10 +47,11 @@ class LockHolder:
     started: str | None  # start time of the process; a later process with the same id has another start time
     uid: int
     job: SlurmJob | None  # None when the process runs outside of a job
+    gate: GateAddress | None = None  # where other jobs of the sweep can join; None: no other job can join
 
     @classmethod
-    def this_process(cls, job: SlurmJob | None) -> LockHolder:
-        return cls(token=secrets.token_hex(8), **this_process(), uid=os.getuid(), job=job)
+    def this_process(cls, job: SlurmJob | None, gate: GateAddress | None = None) -> LockHolder:
+        return cls(token=secrets.token_hex(8), **this_process(), uid=os.getuid(), job=job, gate=gate)
 
     @classmethod
     def read(cls, path: Path) -> LockHolder | None:
@@ -67,24 +78,46 @@ class LockHolder:
         return process if self.job is None else f"job {self.job.id} ({process})"
 
 
+class LockHeld(RaysweepError):
+    """Reports that another run has the lock. `holder` describes this run."""
+
+    def __init__(self, line: str, holder: LockHolder) -> None:
+        super().__init__(line)
+        self.holder = holder
+
+
 class Lock:
     """Locks a sweep inside a `with` block. During the block, the file `file_name` in `folder` names this process.
 
-    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the Slurm job that this process runs in.
+    `title` names the sweep in messages for the user, such as "sweep lenet". `job` is the Slurm job that this process runs in, and `gate` the place where
+    other jobs can join. `is_dead` returns whether another holder of the lock has certainly ended.
     """
 
-    def __init__(self, folder: Path, title: str, file_name: str = LOCK, job: SlurmJob | None = None) -> None:
-        self.path, self.title, self.holder = folder / file_name, title, LockHolder.this_process(job)
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        file_name: str = LOCK,
+        job: SlurmJob | None = None,
+        gate: GateAddress | None = None,
+        is_dead: Callable[[LockHolder], bool] = LockHolder.is_dead,
+    ) -> None:
+        self.path, self.title, self.holder, self.is_dead = folder / file_name, title, LockHolder.this_process(job, gate), is_dead
 
     def __enter__(self) -> Lock:
-        """Acquire the lock. Raises RaysweepError when another run has the lock and may be alive, or when other users may write to the folder."""
+        """Acquire the lock.
+
+        Raises LockHeld when another run has the lock and may be alive, and RaysweepError when other users may write to the folder.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_if_others_write(self.path.parent)
         while not self._take():
             if (other := LockHolder.read(self.path)) is not None:
-                if not other.is_dead():
-                    raise RaysweepError(
-                        f"{self.title}: another run is at work on it: {other}. Wait for its end, or end it. If it is not there any more, remove {self.path}"
+                if not self.is_dead(other):
+                    raise LockHeld(
+                        f"{self.title}: another run is at work on it: {other}. Wait for its end, or end it. If it is not there any more,"
+                        f" remove {self.path}",
+                        other,
                     )
                 self._remove_dead(other)
         return self
@@ -109,7 +142,7 @@ class Lock:
         """Try once to acquire the lock, and return whether this process has the lock now."""
         own_file = self.path.with_name(f"{self.path.name}.{self.holder.token}")
         with written_aside(own_file) as stream:
-            json.dump(to_json(self.holder), stream)
+            json.dump({key: value for key, value in to_json(self.holder).items() if key != "gate" or value is not None}, stream)
         try:
             os.link(own_file, self.path)
         except FileExistsError:

@@ -15,11 +15,15 @@ from typing import Generic, TypeVar
 from raysweep.cluster.channel import send
 from raysweep.cluster.children import GRACE_S
 from raysweep.common.errors import WorldError, logger
-from raysweep.slurm.allocation import Allocation
 from raysweep.slurm.commands import ended_tasks
 from raysweep.usercode.target import SCRIPTS_DIR
 
 M = TypeVar("M")
+
+
+def script_command(script: str, *arguments: str) -> list[str]:
+    """Return the command that runs a script of this project."""
+    return [sys.executable, str(SCRIPTS_DIR / script), *arguments]
 
 
 def print_to_terminal(line: str) -> None:
@@ -38,19 +42,22 @@ class NodeTasks(Generic[M]):
 
     error_prefixes: tuple[str, ...] = ("",)  # beginnings of the lines on stderr that are error messages
 
-    def __init__(self, allocation: Allocation, argv: list[str], end_deadline_s: float) -> None:
-        """Start the tasks. The tasks have `end_deadline_s` seconds to end after the end of their input. Raises WorldError where the start fails."""
-        self.name = "srun" if allocation.job_id else "the agent"
+    def __init__(self, command: list[str], end_deadline_s: float, env: dict[str, str] | None = None) -> None:
+        """Start the tasks with `command`. The tasks have `end_deadline_s` seconds to end after the end of their input.
+
+        Raises WorldError where the start fails.
+        """
+        self.name = "srun" if command[0] == "srun" else "the agent"
         self.end_deadline_s = end_deadline_s
         self.messages: queue.Queue[M | None] = queue.Queue()  # None is the last item, after the end of the output
         self.error_lines: list[str] = []
         self.outbox: queue.Queue[object] = queue.Queue()  # None is the last item, after which the input of the tasks ends
         self.is_over = threading.Event()
-        command, pipe = allocation.command([sys.executable, str(SCRIPTS_DIR / argv[0]), *argv[1:]]), subprocess.PIPE
+        pipe = subprocess.PIPE
         try:
             # `errors` is set because the prolog of a site may print text in another encoding.
             self.process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+                command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
             )
         except OSError as error:
             raise WorldError(f"{command[0]} cannot be run: {error.strerror}") from None
@@ -62,7 +69,7 @@ class NodeTasks(Generic[M]):
         """Return the message that a line from a task contains, or None for any other line."""
         raise NotImplementedError
 
-    def message_for_ended_task(self, rank: int) -> M:
+    def message_for_ended_task(self, rank: int) -> M | None:
         """Return the message that is queued when the task `rank` has failed. A task that was killed cannot send a message."""
         raise NotImplementedError
 

@@ -7,17 +7,20 @@ module imports nothing from Ray.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from raysweep.cluster.children import tail_of
 from raysweep.common.errors import WorldError
 from raysweep.common.gpus import NVIDIA_SMI, REPLACED_VARIABLES, gpu_program, named_gpus, usable_gpus, visible_gpus, with_replaced_variables
+from raysweep.common.machine import JOB_ENDS_RESOURCE, JOB_RESOURCE
 from raysweep.environment.commands import last_line, run_captured
 from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
@@ -79,16 +82,16 @@ THREADS_OF_THE_JOB = (
 )
 
 
-def ray_environment(folder: Path, num_nodes: int) -> dict[str, str]:
+def ray_environment(folder: Path, *, is_alone: bool) -> dict[str, str]:
     """Return the environment variables of every Ray process.
 
     The result contains the user's variables, except the variables of Ray, Tune, Python and the Slurm job step and the numbers of threads, and adds the
-    settings of this project.
+    settings of this project. `is_alone` says that no other node is or will be in the Ray cluster.
     """
     left_out = SETTINGS_OF_THE_USER + THREADS_OF_THE_JOB
     kept = {key: value for key, value in without_slurm(dict(os.environ)).items() if not key.startswith(left_out)}
     kept = with_replaced_variables(kept)
-    if num_nodes == 1:
+    if is_alone:
         kept |= ONE_NODE
     return kept | {
         "PYTHONPATH": f"{SCRIPTS_DIR}{os.pathsep}{folder / CODE_DIR}",
@@ -153,15 +156,17 @@ def wanted_object_store_mb(mem_mb: int) -> int:
     return max(LEAST_OBJECT_STORE_MB, int(mem_mb * OBJECT_STORE_SHARE))
 
 
-def own_address(nodes: Sequence[Node], rank: int) -> str:
-    """Return the IP address of the network interface through which this node and the other nodes reach each other.
+def own_address(nodes: Sequence[Node], rank: int, peer: Node | None = None) -> str:
+    """Return the IP address of the network interface through which the node `rank` of `nodes`, which is this machine, and the other nodes reach each other.
+
+    `peer` is a node of another job. Where there is no other node, the address is the one of the loopback interface.
 
     The function does not look up the name of the node, because many sites map this name to the loopback address. Instead the function connects a UDP
     socket to another node. This sends no packet, and only asks the kernel for the route. Raises WorldError where no route leads to the other node.
     """
-    if len(nodes) == 1:
+    if peer is None and len(nodes) == 1:
         return LOOPBACK
-    peer = nodes[1 if rank == 0 else 0]
+    peer = peer or nodes[1 if rank == 0 else 0]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((str(peer.address), 9))
@@ -170,12 +175,28 @@ def own_address(nodes: Sequence[Node], rank: int) -> str:
         return str(probe.getsockname()[0])
 
 
+def resources_of_job(job_id: str | None, job_ends: float | None) -> dict[str, float]:
+    """Return the resources of a Ray node that tell the driver to which Slurm job the node belongs, and when the job ends.
+
+    Ray has no other place for such facts in all versions. No trial uses these resources.
+    """
+    resources = {} if job_id is None else {f"{JOB_RESOURCE}{job_id}": 1.0}
+    return resources if job_ends is None else resources | {JOB_ENDS_RESOURCE: job_ends}
+
+
 def start_command(
-    environment: Environment, node: Node, temp_dir: Path, address: str, head_address: str | None, dashboard_port: int | None
+    environment: Environment,
+    node: Node,
+    temp_dir: Path,
+    address: str,
+    head_address: str | None,
+    dashboard_port: int | None,
+    resources: Mapping[str, float] = MappingProxyType({}),
 ) -> list[str]:
     """Return the command that starts Ray on this node.
 
-    The command starts Ray's head where `head_address` is None. Otherwise the command starts a Ray node that joins the head at `head_address`.
+    The command starts Ray's head where `head_address` is None. Otherwise the command starts a Ray node that joins the head at `head_address`. `resources`
+    are the resources of the node beside CPUs, GPUs and memory.
     """
     store_mb = object_store_mb(node)
     command_line, role = WITHOUT_DASHBOARD, ["--head", "--port=0", "--no-monitor"]  # the monitor is the autoscaler, which has nothing to do
@@ -198,6 +219,7 @@ def start_command(
             f"--memory={max(1, node.mem_mb - store_mb) * 2**20}",
             f"--object-store-memory={store_mb * 2**20}",
             f"--temp-dir={temp_dir}",
+            *([f"--resources={json.dumps(dict(resources))}"] if resources else []),
         ]
     )
 

@@ -122,11 +122,18 @@ class AllocationConfig:
     max_wait: Time | None
     resubmit: int
     walltime_margin: Time
+    jobs: int = 1  # number of Slurm jobs that work on the sweep together
+    idle: Time | None = None  # time without a trial after which one of several jobs ends; None: no limit
 
     @property
     def runtime_s(self) -> float:
         """Return the time limit of the sweep's job in seconds."""
         return seconds(self.runtime) or 0.0
+
+    @property
+    def idle_s(self) -> float | None:
+        """Return the time in seconds without a trial after which one of several jobs ends. Return None where there is no such limit."""
+        return seconds(self.idle)
 
     @property
     def walltime_margin_s(self) -> float:

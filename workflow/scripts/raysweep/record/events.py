@@ -127,11 +127,18 @@ class Session:
 
 @dataclass(frozen=True)
 class NodeEvent:
-    """Records that a node was lost or joined the Ray cluster while a session ran."""
+    """Records that a node was lost or joined the Ray cluster while a session ran.
+
+    The sizes and the job are known only in a sweep of several Slurm jobs, where nodes of other jobs than the session's join.
+    """
 
     node: str
     state: Literal["lost", "joined"]
     at: str
+    session: int = 0  # number of the session, from 0
+    cpus: int = 0
+    gpus: int = 0
+    job: str | None = None  # id of the node's Slurm job
 
 
 @dataclass(frozen=True)

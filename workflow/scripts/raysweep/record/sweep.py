@@ -179,7 +179,8 @@ def _add_trial(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 
 def _note_node(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    sweep.nodes.append(NodeEvent(event["node"], event["state"], event["at"]))
+    facts = {key: event[key] for key in ("cpus", "gpus", "job") if key in event}
+    sweep.nodes.append(NodeEvent(event["node"], event["state"], event["at"], session=len(sweep.sessions) - 1, **facts))
 
 
 def _note_fusion(sweep: Sweep, event: Mapping[str, Any]) -> None:

@@ -31,6 +31,8 @@ VARIABLES = {
     "rank": "SLURM_PROCID",
     "local_dir": "SLURM_TMPDIR",
     "submit_host": "SLURM_SUBMIT_HOST",
+    "array": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
 }
 # The Slurm variables that a program of the user may see.
 VISIBLE_VARIABLES = ("SLURM_JOB_ID", "SLURM_TMPDIR", "SLURM_CONF")
@@ -47,11 +49,21 @@ class SlurmVariables:
     rank: str | None  # number of this process among the tasks of `srun`, from 0
     local_dir: str | None  # a folder on a disk of this node
     submit_host: str | None  # the machine from which the job was submitted
+    array: str | None  # id of the job array that the job belongs to
+    array_task: str | None  # number of the job in the job array
 
     @classmethod
     def read(cls) -> SlurmVariables:
         """Return the present values of the variables."""
         return cls(**{field: os.environ.get(variable) for field, variable in VARIABLES.items()})
+
+    @property
+    def job(self) -> str | None:
+        """Return the id by which Slurm's programs find only the job of this process.
+
+        One job of a job array has the id of the array as its own id. With this id, Slurm's programs find all jobs of the array.
+        """
+        return self.job_id if self.array is None else f"{self.array}_{self.array_task}"
 
 
 def export_of_slurm_conf() -> list[str]:
@@ -89,6 +101,8 @@ class Allocation:
     started: float | None = None  # time at which the job started, in seconds since the epoch
     ends: float | None = None  # time at which Slurm will end the job, in seconds since the epoch
     cluster: str | None = None  # name of the job's Slurm cluster
+    array: str | None = None  # id of the job array that contains all jobs of the sweep; None where the sweep has one job
+    job_number: str | None = None  # the number of the job, which `srun` needs in place of `job_id` for a job of a job array
 
     @classmethod
     def local(cls, wanted: AllocationConfig, threads: int) -> Allocation:
@@ -114,21 +128,24 @@ class Allocation:
             WorldError: Slurm does not answer, or Slurm does not name the job's nodes.
         """
         variables = SlurmVariables.read()
-        if variables.job_id is None:
+        job_id = variables.job
+        if job_id is None:
             raise RaysweepError(
                 f"this rule runs as a job, but not one of Slurm: {VARIABLES['job_id']} is not set. Use --executor slurm, or no executor"
             )
-        job = scontrol("show", "job", "-d", variables.job_id)
+        job = scontrol("show", "job", "-d", job_id)
         nodes = nodes_of_job(job)
         if not nodes:
-            raise WorldError(f"Slurm does not say which nodes job {variables.job_id} has: {' '.join(job.split())[:300]}")
+            raise WorldError(f"Slurm does not say which nodes job {job_id} has: {' '.join(job.split())[:300]}")
         return cls(
             nodes,
-            job_id=variables.job_id,
+            job_id=job_id,
             restarts=restarts_in(job),
             started=_seconds_since_epoch(field_of(job, "StartTime")),
             ends=_seconds_since_epoch(field_of(job, "EndTime")),
             cluster=variables.cluster,
+            array=variables.array,
+            job_number=variables.job_id,
         )
 
     @property
@@ -139,6 +156,13 @@ class Allocation:
     def command(self, argv: list[str]) -> list[str]:
         """Return the command that runs `argv` once on each node. Without Slurm, this command is `argv`."""
         return argv if self.job_id is None else on_each_node(argv, len(self.nodes), self.nodes[0].cpus)
+
+    def neighbour(self) -> Node | None:
+        """Return another node of the partition of this job, or None where the partition has no other node."""
+        partition = scontrol("show", "partition", field_of(scontrol("show", "job", str(self.job_id)), "Partition"))
+        own = {node.name for node in self.nodes}
+        name = next((name for name in hostnames(field_of(partition, "Nodes")) if name not in own), None)
+        return None if name is None else Node(name, cpus=0, gpus=0, mem_mb=0, address=node_addresses(name)[name])
 
     def start_again(self) -> None:
         """Ask Slurm to end this job and to start the job again with the present job id. This method does not return, because Slurm ends this process.
@@ -226,11 +250,16 @@ class Task:
         """
         if not in_slurm:
             return cls(0, Path(tempfile.gettempdir()))
-        variables = SlurmVariables.read()
-        if variables.rank is None:
+        rank = SlurmVariables.read().rank
+        if rank is None:
             raise WorldError(f"this process is no task of srun: {VARIABLES['rank']} is not set")
-        has_local_dir = variables.local_dir is not None and os.path.isdir(variables.local_dir)
-        return cls(int(variables.rank), Path(variables.local_dir or "") if has_local_dir else Path(tempfile.gettempdir()))
+        return cls(int(rank), local_dir_of_job())
+
+
+def local_dir_of_job() -> Path:
+    """Return a folder on a disk of this node, which the Slurm job of this process may use."""
+    local_dir = SlurmVariables.read().local_dir
+    return Path(local_dir if local_dir is not None and os.path.isdir(local_dir) else tempfile.gettempdir())
 
 
 @dataclass(frozen=True)
@@ -245,9 +274,8 @@ class SlurmJob:
     def current(cls) -> SlurmJob | None:
         """Return the Slurm job of this process, or None where this process does not run in a Slurm job."""
         variables = SlurmVariables.read()
-        if variables.job_id is None:
-            return None
-        return cls(variables.job_id, variables.cluster, restarts_in(scontrol("show", "job", variables.job_id)))
+        job_id = variables.job
+        return None if job_id is None else cls(job_id, variables.cluster, restarts_in(scontrol("show", "job", job_id)))
 
     def is_over(self) -> bool:
         """Return whether the job has ended or was started again since this object was created. Return False where Slurm does not answer.
@@ -275,6 +303,21 @@ def without_slurm(env: dict[str, str]) -> dict[str, str]:
     """
     prefixes = ("SLURM", "SRUN_", "SBATCH_", "PMI_", "PMIX_", "PMI2_")
     return {key: value for key, value in env.items() if key in VISIBLE_VARIABLES or not key.startswith(prefixes)}
+
+
+def without_slurm_job(env: dict[str, str]) -> dict[str, str]:
+    """Return a copy of `env` without the variables of the job of this process, for an `srun` in another job."""
+    return {key: value for key, value in without_slurm(env).items() if key == "SLURM_CONF" or not key.startswith("SLURM_")}
+
+
+def forget_job_options() -> None:
+    """Remove the variables with the options of this process's job, as Snakemake's jobstep plugin does.
+
+    `srun` would read the options of the whole job, such as a number of tasks, beside the options of its command line.
+    """
+    kept = {*VISIBLE_VARIABLES, *VARIABLES.values()}
+    for key in [key for key in os.environ if key.startswith(("SLURM_", "SRUN_", "SBATCH_")) and key not in kept]:
+        del os.environ[key]
 
 
 def submit_host() -> str | None:

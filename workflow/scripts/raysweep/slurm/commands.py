@@ -72,6 +72,29 @@ def on_each_node(argv: list[str], nodes: int, cpus: int) -> list[str]:
     ]
 
 
+def step_of_other_job(job_id: str, argv: list[str]) -> list[str]:
+    """Return the `srun` command that runs `argv` once on the first node of another job of this user."""
+    return [
+        "srun",
+        f"--jobid={job_id}",
+        "--overlap",
+        "--nodes=1",
+        "--ntasks=1",
+        "--relative=0",  # the first node, where the script of the job runs
+        "--cpus-per-task=1",
+        "--mem=0",
+        "--mpi=none",
+        "--unbuffered",
+        "--quiet",
+        *argv,
+    ]
+
+
+def cancel_waiting(array: str) -> None:
+    """Cancel the jobs of a job array that wait. Where Slurm does not do so, each of these jobs ends as soon as the job starts."""
+    subprocess.run(["scancel", "--state=PENDING", array], capture_output=True, timeout=SLURM_DEADLINE_S, check=False)
+
+
 def ended_tasks(line: str) -> list[int]:
     """Return the numbers of the tasks that have failed according to a line of `srun`.
 

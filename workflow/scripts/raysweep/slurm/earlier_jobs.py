@@ -42,7 +42,7 @@ PARTS = {
 class EarlierJob(NamedTuple):
     """Describes a job of an earlier run that Slurm still knows."""
 
-    job: str
+    job: str  # Slurm's job id, or the id of a job array
     state: str
     digests: dict[str, str]  # name of a part of the submission → digest; empty where another version submitted the job
 
@@ -97,7 +97,7 @@ def comment_of(what: str, digests: dict[str, str]) -> str:
 
 
 def earlier_job(what: str) -> EarlierJob | None:
-    """Return the job of this rule and sweep that Slurm still knows, or None where there is no such job.
+    """Return the job of this rule and sweep that Slurm still knows, or None where there is no such job. Of a job array, a running job comes first.
 
     A job that has lost its first node is cancelled instead, because the script of the job has ended. Raises LookupError where squeue does not answer.
     """
@@ -105,10 +105,10 @@ def earlier_job(what: str) -> EarlierJob | None:
     if queued is None:
         raise LookupError
     pattern = re.compile(re.escape(comment_of(what, {})) + r"(?: \[(.*)\])?")
-    for one in queued:
+    for one in sorted(queued, key=lambda one: (one.state == "COMPLETING", one.state != "RUNNING")):
         if match := pattern.fullmatch(one.comment):
             if one.state != "RUNNING" or not is_headless(one.first, one.nodes):
-                return EarlierJob(one.job, one.state, dict(part.split("=", 1) for part in (match[1] or "").split() if "=" in part))
+                return EarlierJob(one.array, one.state, dict(part.split("=", 1) for part in (match[1] or "").split() if "=" in part))
             ask("scancel", one.job)
     return None
 

@@ -27,6 +27,8 @@ class PlannedJob(NamedTuple):
     outputs: list[str]
     inputs: list[str]
     config: str | None  # config of the sweep as YAML; None where the rule reads no config
+    num_jobs: int = 1  # number of Slurm jobs that do the work of the job together
+    command: str = ""  # shell command of the rule
 
 
 class JobNote(NamedTuple):

@@ -31,7 +31,8 @@ def ask(*command: str, limit_s: float | None = None) -> list[str] | None:
 class QueuedJob(NamedTuple):
     """Describes a job of this user in Slurm's queue."""
 
-    job: str  # Slurm's job id
+    job: str  # Slurm's id of only this job, such as 7 or 7_2
+    array: str  # id of the job array of the job; the id of the job where the job is in no array
     state: str
     first: str  # node on which the script of the job runs
     nodes: str  # list of the job's present nodes
@@ -44,7 +45,7 @@ def queued_jobs(*options: str) -> list[QueuedJob] | None:
 
     squeue fails for a single job id that Slurm does not know, so this query names no ids. The option `--all` is needed because some partitions may be hidden.
     """
-    lines = ask("squeue", "--all", "--me", "--noheader", *options, "--format=%i|%T|%B|%N|%r|%k")
+    lines = ask("squeue", "--all", "--me", "--noheader", *options, "--format=%i|%F|%T|%B|%N|%r|%k")
     return None if lines is None else [QueuedJob(*words) for words in columns(lines, len(QueuedJob._fields))]
 
 

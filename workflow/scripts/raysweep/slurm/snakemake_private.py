@@ -157,7 +157,11 @@ def planned_jobs(jobs: Iterable[Any], configs: Mapping[str, str]) -> dict[str, P
     """
     return {
         plugin_comment(job): PlannedJob(
-            [str(path) for path in job.output], [str(path) for path in job.input], configs.get(str(job.params.get("config")))
+            outputs=[str(path) for path in job.output],
+            inputs=[str(path) for path in job.input],
+            config=configs.get(str(job.params.get("config"))),
+            num_jobs=job.resources.get("jobs", 1),
+            command=job.shellcmd or "",
         )
         for job in jobs
         if job.output and not job.is_local

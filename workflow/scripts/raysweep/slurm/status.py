@@ -43,18 +43,30 @@ HOPELESS = re.compile(
 def listed_jobs(jobs: Collection[str]) -> dict[str, Observation] | None:
     """Return the jobs among `jobs` that slurmctld knows, as a map from the job id to the state, or None where squeue fails.
 
-    The query does not name the run, because the job of an earlier run has the name of the earlier run.
+    A job array counts as one job, with the id of the array. The query does not name the run, because the job of an earlier run has the name of the earlier run.
     """
     queued = queued_jobs("--states=all")
     if queued is None:
         return None
-    return {
-        one.job: start_again(one.job)
-        if one.state == "RUNNING" and is_headless(one.first, one.nodes)
-        else Observation(one.state, one.reason)
-        for one in queued
-        if one.job in jobs
-    }
+    found: dict[str, list[Observation]] = {}
+    for one in queued:
+        if one.array in jobs:
+            is_lost = one.state == "RUNNING" and is_headless(one.first, one.nodes)
+            found.setdefault(one.array, []).append(start_again(one.job) if is_lost else Observation(one.state, one.reason))
+    return {job: observation for job, observations in found.items() if (observation := combined(observations)) is not None}
+
+
+def combined(observations: list[Observation]) -> Observation | None:
+    """Return the state of a job array from the states of its jobs.
+
+    The array runs while one of its jobs runs. The array has failed where all its jobs have failed. Return None where all jobs have ended and one job has
+    succeeded, because then a file with the exit code of the sweep becomes visible soon, or the sweep goes on without success.
+    """
+    alive = [observation for observation in observations if observation.state not in FINAL]
+    if len(observations) == 1 or not alive:
+        has_succeeded = len(observations) > 1 and any(observation.state == "COMPLETED" for observation in observations)
+        return None if has_succeeded else observations[0]
+    return next((observation for observation in alive if observation.state == "RUNNING"), alive[0])
 
 
 def start_again(job: str) -> Observation:

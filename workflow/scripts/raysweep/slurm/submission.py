@@ -49,9 +49,20 @@ class Call(NamedTuple):
         assert self.planned is not None
         return self.run_dir.parents[1] / incomplete_mark(self.planned.outputs[0])
 
+    @property
+    def is_array(self) -> bool:
+        """Return whether several Slurm jobs do the work of the job together."""
+        return self.planned is not None and self.planned.num_jobs > 1
+
+    @property
+    def output(self) -> str:
+        """Return the path of Slurm's log as an option of sbatch."""
+        output = option(self.arguments, "--output")
+        return output.replace("%j", "%A_%a") if self.is_array else output
+
     def log(self, job: str) -> str:
-        """Return the path of Slurm's log of the job with the id `job`."""
-        return option(self.arguments, "--output").replace("%j", job)
+        """Return the path of Slurm's log of the job with the id `job`, or of the first job of the array with this id."""
+        return self.output.replace("%j", job).replace("%A_%a", f"{job}_0")
 
 
 def option(arguments: list[str], name: str) -> str:
@@ -93,6 +104,41 @@ def extended_script(call: Call, folder: Path) -> str:
     return f"{first}\n{start}\n{commands}\n{end}"
 
 
+def array_script(call: Call, folder: Path) -> str:
+    """Return the script of each job of a job array, which runs the command of the rule without Snakemake.
+
+    The job that finishes the sweep writes the exit code of the sweep into the file that the scripts of other jobs write (see `extended_script`). The last
+    options of the command replace options that Snakemake has written.
+    """
+    assert call.planned is not None
+    options = f'--allocation slurm --end {shlex.quote(str(folder))}/"$SLURM_ARRAY_JOB_ID".exit'
+    if call.planned.config is not None:
+        options += f" --config {shlex.quote(str(folder / CONFIG))}"
+    return f"#!/bin/bash\n{call.planned.command} {options}\n"
+
+
+def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[str]:
+    """Run the real sbatch. An sbatch that does not end in time counts as failed."""
+    env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
+    try:
+        return subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
+    except subprocess.TimeoutExpired:  # the next submission finds the job where Slurm has the job nevertheless
+        return subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
+
+
+def submit_array(command: list[str], script: str, num_jobs: int) -> subprocess.CompletedProcess[str]:
+    """Submit a job array. Where Slurm refuses the array, submit half as many jobs, and so on."""
+    script_begins, rest = script.split("\n", 1)
+    refused = ""
+    while True:
+        run = run_sbatch([command[0], f"--array=0-{num_jobs - 1}", *command[1:]], f"{script_begins}\n{refused}{rest}")
+        if run.returncode == 0 or num_jobs == 1:
+            return run
+        words = f"Slurm refuses {num_jobs} jobs: {' '.join(run.stderr.split())}"
+        refused = f'[ "$SLURM_ARRAY_TASK_ID" != 0 ] || echo {shlex.quote(words)}\n'  # said once, in the log of the first job
+        num_jobs //= 2
+
+
 def refuse(call: Call, reason: str) -> int:
     """Record and print why a job is not submitted, and return the exit code for the plugin."""
     append(call.run_dir, what=call.what, refused=reason, by_us=True)
@@ -127,12 +173,11 @@ def call_sbatch(sbatch: str, call: Call, folder: Path, comment: str) -> int:
     """Submit a job, record the job id or the refusal in the notes, and return the exit code for the plugin."""
     command = [sbatch, *call.arguments]
     command[command.index("--comment") + 1] = comment
-    env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    script = extended_script(call, folder)
-    try:
-        run = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
-    except subprocess.TimeoutExpired:  # the next submission finds the job where Slurm has the job nevertheless
-        run = subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
+    command[command.index("--output") + 1] = call.output
+    if call.planned is not None and call.is_array:
+        run = submit_array(command, array_script(call, folder), call.planned.num_jobs)
+    else:
+        run = run_sbatch(command, extended_script(call, folder))
     sys.stderr.write(run.stderr)
     if run.returncode:
         append(call.run_dir, what=call.what, refused=run.stderr)

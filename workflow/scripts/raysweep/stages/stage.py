@@ -16,7 +16,7 @@ from pathlib import Path
 from raysweep import __version__
 from raysweep.cluster import launcher
 from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob
-from raysweep.cluster.launcher import LaunchRequest
+from raysweep.cluster.launcher import Crew, LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import BUG, START_AGAIN, ConfigError, RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import sha256_of_file
@@ -49,6 +49,8 @@ class Call:
     path_to_log: Path
     in_slurm: bool = False
     threads: int = 1  # number of CPUs that Snakemake allows the stage to use on this machine
+    # File for the exit code of the sweep, which the job writes that finishes the sweep. None where the sweep has one job.
+    path_to_end: Path | None = None
 
 
 def is_locked(wheels: str) -> bool:
@@ -205,8 +207,8 @@ class Stage:
         """Return the lock that prevents a second run of the sweep at the same time."""
         return Lock(self.state_dir, f"sweep {self.name}", job=SlurmJob.current() if self.call.in_slurm else None)
 
-    def run_agents(self, job: SearchJob | ConfirmJob, allocation: Allocation) -> None:
-        """Run the job on the nodes of the allocation.
+    def run_agents(self, job: SearchJob | ConfirmJob, allocation: Allocation, crew: Crew | None = None) -> None:
+        """Run the job on the nodes of the allocation. `crew` contains the agents on these nodes where other jobs can join.
 
         Exits with the driver's exit code where the driver failed and has logged the reason. Raises RaysweepError where the driver failed without a reason.
         """
@@ -227,9 +229,12 @@ class Stage:
             min_nodes=self.sweep.allocation.min_nodes,
             has_dashboard=self.config.ray.dashboard,
             cache_dir=Path(cache_dir) if cache_dir else None,
+            crew=crew,
         )
         code = launcher.run(request, job).exit_code
         if code == START_AGAIN:
+            if crew is not None:
+                raise WorldError(f"{self.name}: the time of job {allocation.job_id} is nearly over")
             try:
                 allocation.start_again()
             except WorldError as error:
@@ -240,9 +245,7 @@ class Stage:
         """Exit or raise RaysweepError where the driver's exit code `code` is not 0."""
         path_to_log = self.call.path_to_log
         if code < 0:
-            raise RaysweepError(
-                f"{self.name}: the driver was killed (signal {-code}): see {path_to_log}. Run the same command again to go on"
-            )
+            raise WorldError(f"{self.name}: the driver was killed (signal {-code}): see {path_to_log}. Run the same command again to go on")
         if code in (1, BUG, 130):
             sys.exit(code)  # the driver has logged the reason, see run_entry_point
         if code:
@@ -273,7 +276,8 @@ def stage_from_command_line(description: str | None) -> tuple[Stage, Path]:
     )
     parser.add_argument("--threads", type=int, required=True, help="CPUs that Snakemake grants on this machine")
     parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--end", type=Path, help="file for the exit code of the sweep, in a sweep of several jobs")
     args = parser.parse_args()
-    set_up_logging(args.log)
-    call = Call(Path.cwd(), args.env_dir, args.log, in_slurm=args.allocation == "slurm", threads=args.threads)
+    set_up_logging(None if args.end else args.log)  # of several jobs, only the job that leads the sweep writes the log
+    call = Call(Path.cwd(), args.env_dir, args.log, args.allocation == "slurm", args.threads, args.end)
     return Stage(read_config(args.config), args.sweep, call), args.config

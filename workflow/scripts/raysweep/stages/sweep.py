@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from raysweep.cluster.launcher import Crew
 from raysweep.cluster.lock import Lock
 from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import read_yaml, write_yaml
@@ -62,13 +63,18 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
     Raises RaysweepError when the sweep is not complete, when no trial can win, and when another run has locked the sweep.
     """
     with stage.lock() as lock:
-        recorded = _run_trials(stage, lock)
-        sweep = stage.sweep
-        recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)  # the keys may have changed since the trials ran
-        best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded, stage.identity()))
-        if stage.sweep.model and stage.data_dir and best.model_epoch is not None:
-            write_loader(stage.results_dir / "model", stage.sweep, stage.code, read_manifest(stage.data_dir), best)
-        write_yaml(stage.results_dir / "config.yaml", read_yaml(path_to_config))  # the keys keep the order of the user's config
+        finish_sweep(stage, path_to_config, lock)
+
+
+def finish_sweep(stage: Stage, path_to_config: Path, lock: Lock, crew: Crew | None = None) -> None:
+    """Do the work of `run_sweep` for a process that has the lock. `crew` contains the nodes and agents of a job that other jobs can join."""
+    recorded = _run_trials(stage, lock, crew)
+    sweep = stage.sweep
+    recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)  # the keys may have changed since the trials ran
+    best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded, stage.identity()))
+    if stage.sweep.model and stage.data_dir and best.model_epoch is not None:
+        write_loader(stage.results_dir / "model", stage.sweep, stage.code, read_manifest(stage.data_dir), best)
+    write_yaml(stage.results_dir / "config.yaml", read_yaml(path_to_config))  # the keys keep the order of the user's config
     config = json.dumps(best.config)
     logger.info("%s: best %s %.4g, trial %s: %s", stage.name, best.metric.name, best.value, best.trial_id, config)
 
@@ -102,7 +108,7 @@ def _warm_start(stage: Stage, recorded: Sweep) -> WarmStart | None:
     return header
 
 
-def _run_trials(stage: Stage, lock: Lock) -> Sweep:
+def _run_trials(stage: Stage, lock: Lock, crew: Crew | None) -> Sweep:
     """Run the trials that are left, and return the sweep from the record after the run."""
     identity = stage.identity()
     recorded = read_sweep(stage.path_to_record)
@@ -127,8 +133,8 @@ def _run_trials(stage: Stage, lock: Lock) -> Sweep:
     each = stage.sweep.repeats
     repeats = f" ({total // each} configurations, {each} {'folds' if stage.has_folds else 'times'} each)" if each > 1 else ""
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
-    allocation = stage.allocation()
+    allocation = crew.allocation if crew else stage.allocation()
     header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
     header = replace(header, depends_on=identity.parts, warm_start=_warm_start(stage, recorded))
-    stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation)
+    stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation, crew)
     return read_sweep(stage.path_to_record)

@@ -1,57 +1,111 @@
-"""This module maps the addresses of the Ray cluster's nodes to names, and records which nodes join and which nodes are lost during a session."""
+"""This module follows which nodes are in the Ray cluster, and records which nodes join and which nodes are lost during a session."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import ray
 
+from raysweep.common.errors import logger
+from raysweep.common.machine import JOB_ENDS_RESOURCE, JOB_RESOURCE, NodeSize
 from raysweep.record.file import Record
+from raysweep.tune.private import drain_node
 
 LOOK_INTERVAL_S = 5
 
 
-def live_nodes() -> dict[str, str]:
-    """Return a map from the address to the name of each node that is part of the Ray cluster now."""
-    return {node["NodeManagerAddress"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
+@dataclass(frozen=True)
+class LiveNode:
+    """Describes a node that is part of the Ray cluster now."""
+
+    id: str  # Ray's id of the node
+    address: str  # network address of the node; two Slurm jobs on one node have equal addresses
+    size: NodeSize
+    job: str | None = None  # id of the node's Slurm job; None where all nodes belong to one job
+    ends: float = math.inf  # time at which the node's Slurm job ends, in seconds since the epoch
+
+
+def live_nodes() -> list[LiveNode]:
+    """Return the nodes that are part of the Ray cluster now."""
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            size = NodeSize(node["NodeName"], int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+            job = next((name.removeprefix(JOB_RESOURCE) for name in resources if name.startswith(JOB_RESOURCE)), None)
+            nodes.append(LiveNode(node["NodeID"], node["NodeManagerAddress"], size, job, resources.get(JOB_ENDS_RESOURCE, math.inf)))
+    return nodes
 
 
 class NodeWatch:
     """Keeps the nodes that are alive now, and the names of all nodes that were alive at some time.
 
-    `only_node` is the name of the only node, or None if the cluster has several nodes. A single node needs no watch, because the driver runs on that node.
+    `nodes` are the nodes with which the session began. If this is the only node, and no other job can join, the driver runs on that node, and nothing is
+    watched. `own_job` is the id of the session's Slurm job where nodes of other jobs can join. `margin_s` is the time before the end of such a job at which
+    the node of the job gets no more trials.
     """
 
     def __init__(
         self,
         record: Record,
-        only_node: str | None,
-        list_nodes: Callable[[], dict[str, str]] = live_nodes,
-        clock: Callable[[], float] = time.monotonic,
+        nodes: tuple[NodeSize, ...],
+        own_job: str | None = None,
+        margin_s: float = 0.0,
+        list_nodes: Callable[[], list[LiveNode]] = live_nodes,
+        clock: Callable[[], float] = time.time,
+        drain: Callable[[str, float], None] = drain_node,
     ) -> None:
-        self.record, self.only_node, self.list_nodes, self.clock = record, only_node, list_nodes, clock
-        self.live: dict[str, str] = {}  # address → name of each node that is alive now
+        self.record, self.nodes, self.own_job, self.margin_s = record, nodes, own_job, margin_s
+        self.list_nodes, self.clock, self.drain = list_nodes, clock, drain
+        self.only_node = nodes[0].name if len(nodes) == 1 and own_job is None else None
+        self.live: dict[str, LiveNode] = {}  # Ray's id → node that is alive now
         self.names: dict[str, str] = {}  # address → name of each node that was alive at some time
+        self.leaving: set[str] = set()  # Ray's ids of the nodes whose jobs are nearly over
         self.last_look_at_s = -math.inf
 
     def look(self) -> None:
         """Record which nodes have joined and which nodes were lost since the last call. Do nothing within LOOK_INTERVAL_S seconds after the last call."""
-        if self.only_node is not None or self.clock() < self.last_look_at_s + LOOK_INTERVAL_S:
+        now_s = self.clock()
+        if self.only_node is not None or 0 <= now_s - self.last_look_at_s < LOOK_INTERVAL_S:
             return
-        now = self.list_nodes()
-        is_first = self.last_look_at_s == -math.inf
+        now = {node.id: node for node in self.list_nodes()}
+        if self.last_look_at_s == -math.inf:  # the event `session` contains the nodes with which the session began
+            self.live = {id_: node for id_, node in now.items() if node.job == self.own_job}
         for state, changed in (("lost", self.live.keys() - now.keys()), ("joined", now.keys() - self.live.keys())):
-            for address in sorted(changed) if not is_first else ():
-                self.record.write("node", node=(self.live | now)[address], state=state)
-        self.live, self.last_look_at_s = now, self.clock()
-        self.names |= now
+            for id_ in sorted(changed):
+                self._write((self.live | now)[id_], state)
+        self.live, self.last_look_at_s = now, now_s
+        self.names |= {node.address: node.size.name for node in now.values()}
+        for node in now.values():
+            if node.job != self.own_job and now_s > node.ends - self.margin_s and node.id not in self.leaving:
+                self.leaving.add(node.id)
+                self.drain(node.id, node.ends)
+                logger.info("The time of job %s is nearly over: no trial begins on %s any more.", node.job, node.size.name)
+
+    def _write(self, node: LiveNode, state: str) -> None:
+        facts = {} if self.own_job is None else {"cpus": node.size.cpus, "gpus": node.size.gpus, "job": node.job}
+        self.record.write("node", node=node.size.name, state=state, **facts)
+        if self.own_job is not None:
+            logger.info("%s of job %s %s.", node.size.name, node.job, "has joined" if state == "joined" else "is gone")
+
+    def sizes(self) -> tuple[NodeSize, ...]:
+        """Return the sizes of the nodes on which trials can begin. Where no other job can join, these are the nodes with which the session began."""
+        if self.own_job is None or not self.live:
+            return self.nodes
+        return tuple(node.size for id_, node in self.live.items() if id_ not in self.leaving)
+
+    def is_leaving(self, address: str) -> bool:
+        """Return whether the jobs of all nodes at this address are nearly over."""
+        here = [id_ for id_, node in self.live.items() if node.address == address]
+        return bool(here) and self.leaving.issuperset(here)
 
     def name_of(self, address: str) -> str:
         """Return the name of the node that has this address. Return the address if no such node is known."""
         if self.only_node is not None:
             return self.only_node
         if address not in self.names:
-            self.names |= self.list_nodes()
+            self.names |= {node.address: node.size.name for node in self.list_nodes()}
         return self.names.get(address, address)

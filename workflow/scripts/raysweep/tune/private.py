@@ -18,9 +18,11 @@ from typing import Any
 from unittest import mock
 
 import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution.resources import ResourceManager
+from ray.core.generated import autoscaler_pb2
 from ray.train import constants as train_constants
 from ray.train._internal.session import _TrainingResult, _TrainSession, get_session
 from ray.train._internal.storage import StorageContext as StorageContext
@@ -51,6 +53,16 @@ def connect(address: str, node_ip: str, **options: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def drain_node(node_id: str, ends: float) -> None:
+    """Ask Ray to start no more actors on a node, which will be gone at the time `ends` (seconds since the epoch). Actors on the node go on.
+
+    Ray offers this only to the hidden command `ray drain-node`.
+    """
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client.drain_node(node_id, reason, "the Slurm job of the node is nearly over", int(1000 * ends))
+
+
 @contextlib.contextmanager
 def unnamed_callbacks() -> Iterator[None]:
     """Keep Tune from naming the callbacks of a run in Ray's usage statistics, which are turned off anyway.
@@ -70,6 +82,11 @@ def actor_of(trial: TuneTrial) -> Any:
     The actor is needed because a trial that hangs must be killed, and Tune has no option for this.
     """
     return trial.temporary_state.ray_actor
+
+
+def set_status(tune_controller: Any, trial: TuneTrial, status: str) -> None:
+    """Set the status of a trial. Tune's own schedulers continue a paused trial in this way."""
+    tune_controller._set_trial_status(trial, status)
 
 
 def training_result(folder: Path, metrics: dict[str, Any]) -> Any:

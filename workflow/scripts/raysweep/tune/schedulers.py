@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from raysweep.config.model import SweepConfig
 from raysweep.record.file import Record
 from raysweep.tune.population import PBT, HandOvers, mutable_keys
-from raysweep.tune.private import HyperBand
+from raysweep.tune.private import HyperBand, set_status
 from raysweep.tune.snapshots import NotPickled
 from raysweep.tune.stopping import EndOfTrial
 
@@ -121,8 +121,8 @@ class ShieldedScheduler(PassingScheduler):
 
     - A trial that `inner` has stopped once is not continued, even if the trial has failed and was tried again.
     - A failure of a trial that is tried again decides nothing. `is_retried(trial_id)` returns whether a failed trial is tried again.
-    - If the job's time is nearly over, a trial that may go on is paused at a report with a checkpoint. `inner` decides about this report first, because `inner`
-      would not see the report again.
+    - If the time of the session's job, or of the job of the trial's node, is nearly over, a trial that may go on is paused at a report with a checkpoint.
+      `inner` decides about this report first, because `inner` would not see the report again.
     - If a trial ends without a usable metric, `inner` gets an error instead of the end of the trial.
     - If `is_over()` is true, no trial begins or continues.
     """
@@ -137,6 +137,7 @@ class ShieldedScheduler(PassingScheduler):
     ) -> None:
         super().__init__(inner)
         self.record, self.end_of_trial, self.is_retried, self.is_over = record, end_of_trial, is_retried, is_over
+        self.moved: dict[str, TuneTrial] = {}  # trials that this class has paused, and that have not begun again
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         if not self.is_retried(trial.trial_id):
@@ -149,7 +150,10 @@ class ShieldedScheduler(PassingScheduler):
         is_stopped = self.record.sweep.trials[trial_id].is_stopped
         verdict = str(TrialScheduler.STOP) if is_stopped else super().on_trial_result(tune_controller, trial, result)
         end.verdicts[trial_id] = verdict
-        return str(TrialScheduler.PAUSE) if verdict == TrialScheduler.CONTINUE and end.is_time_to_pause(result) else verdict
+        if verdict != TrialScheduler.CONTINUE or not end.is_time_to_pause(result):
+            return verdict
+        self.moved[trial_id] = trial
+        return str(TrialScheduler.PAUSE)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         if self.end_of_trial.is_unusable(trial.trial_id) or self.metric not in result:
@@ -158,4 +162,11 @@ class ShieldedScheduler(PassingScheduler):
             self.inner.on_trial_complete(tune_controller, trial, result)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        return None if self.is_over() else self.inner.choose_trial_to_run(_LiveController(tune_controller))
+        if self.is_over():
+            return None
+        # A trial that this class has paused waits for nothing but room on a node that stays. The trial begins again after the record has noted the pause.
+        for trial_id in [trial_id for trial_id in self.moved if trial_id not in self.end_of_trial.running.trials]:
+            trial = self.moved.pop(trial_id)
+            if trial.status == TuneTrial.PAUSED:
+                set_status(tune_controller, trial, TuneTrial.PENDING)
+        return self.inner.choose_trial_to_run(_LiveController(tune_controller))

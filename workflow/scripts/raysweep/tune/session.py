@@ -60,10 +60,20 @@ class Session:
         """Return whether the job's time is nearly over, so that no trial may begin or continue."""
         return self.job.deadline.is_near()
 
-    def capacity(self, gpu_share: float) -> int:
-        """Return how many trials may run at the same time if each trial uses the fraction `gpu_share` of a GPU."""
-        held = self.fusion.total if self.fusion else capacity(self.nodes, replace(self.resources, gpu=gpu_share))
+    @property
+    def has_several_jobs(self) -> bool:
+        """Return whether the nodes of other Slurm jobs can join."""
+        return has_several_jobs(self.job)
+
+    def capacity(self, nodes: tuple[NodeSize, ...], gpu_share: float) -> int:
+        """Return how many trials may run on `nodes` at the same time if each trial uses the fraction `gpu_share` of a GPU."""
+        held = self.fusion.total if self.fusion else capacity(nodes, replace(self.resources, gpu=gpu_share))
         return min(held, self.sweep.max_concurrent or held)
+
+
+def has_several_jobs(job: SearchJob | ConfirmJob) -> bool:
+    """Return whether the nodes of other Slurm jobs can join the Ray cluster of this job."""
+    return isinstance(job, SearchJob) and job.slurm_job is not None and job.sweep.allocation.jobs > 1
 
 
 def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], record: Record) -> Session:
@@ -118,8 +128,7 @@ def _packs_gpus(job: SearchJob | ConfirmJob) -> bool:
 def _begin_fusion(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], space: dict[str, Any], record: Record) -> Fusion | None:
     if not isinstance(job, SearchJob):
         return None
-    resources = replace(job.trial_resources, gpu=0) if job.packs_gpus else job.trial_resources
-    return begin_fusion(job, nodes, space, record, capacity(nodes, resources))
+    return begin_fusion(job, nodes, space, record, job.sweep.allocation.jobs if has_several_jobs(job) else 1)
 
 
 def _first_resources(job: SearchJob | ConfirmJob, record: Record, packs_gpus: bool) -> TrialResources:
@@ -176,6 +185,9 @@ def end_session(session: Session) -> None:
     if not session.is_over():
         record.write("session_end", outcome="incomplete")
         raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
+    if session.has_several_jobs:
+        record.write("session_end", outcome="out of time")
+        sys.exit(START_AGAIN)  # another job of the sweep goes on from the record
     slurm_id = job.slurm_job and job.slurm_job.id
     restarts = sum(s.outcome == "started again" and s.slurm_job == slurm_id for s in record.sweep.sessions)
     if restarts < job.sweep.allocation.resubmit:

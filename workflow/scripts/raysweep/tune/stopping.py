@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray.tune import Stopper
-from ray.tune.result import DONE
+from ray.tune.result import DONE, NODE_IP
 from ray.tune.utils import flatten_dict
 
 from raysweep.common.bounds import Bounds
@@ -40,7 +40,7 @@ class EndOfTrial(NotPickled, Stopper):
     nearly over, a trial is paused at a report with a checkpoint (`is_time_to_pause`). The experiment ends after a fault, and before the job's time is over.
 
     `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay). `reports_of(trial_id)` returns the recorded reports
-    of a trial, without the report that Tune is handling.
+    of a trial, without the report that Tune is handling. `is_leaving(address)` returns whether the Slurm job of the node at this address is nearly over.
     """
 
     def __init__(
@@ -50,8 +50,10 @@ class EndOfTrial(NotPickled, Stopper):
         running: RunningTrials,
         is_replayed: Callable[[str], bool] = lambda trial_id: False,
         reports_of: Callable[[str], Sequence[Result]] = lambda trial_id: (),
+        is_leaving: Callable[[str], bool] = lambda address: False,
     ) -> None:
         self.limits, self.faults, self.running, self.is_replayed, self.reports_of = limits, faults, running, is_replayed, reports_of
+        self.is_leaving = is_leaving
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
         # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
@@ -78,8 +80,12 @@ class EndOfTrial(NotPickled, Stopper):
         return False
 
     def is_time_to_pause(self, result: dict[str, Any]) -> bool:
-        """Return whether a trial is paused with the checkpoint of this report because the job's time is nearly over. The next session continues the trial."""
-        return self.limits.deadline.is_near() and bool(result.get(HAS_CHECKPOINT)) and not result.get(DONE)
+        """Return whether a trial is paused with the checkpoint of this report because the time of a job is nearly over.
+
+        If this is the session's job, the next session continues the trial. If this is the job of another node, the trial continues on a node that stays.
+        """
+        is_near = self.limits.deadline.is_near() or self.is_leaving(str(result.get(NODE_IP)))
+        return is_near and bool(result.get(HAS_CHECKPOINT)) and not result.get(DONE)
 
     def stop_all(self) -> bool:
         """Return whether the experiment ends.

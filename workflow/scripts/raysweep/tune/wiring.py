@@ -70,13 +70,17 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
+    own_job = job.slurm_job.id if session.has_several_jobs and job.slurm_job else None
+    nodes = NodeWatch(record, session.nodes, own_job, sweep.allocation.walltime_margin_s)
+    if fusion and own_job is not None:
+        fusion.follow(nodes.sizes, lambda: job.total - sum(trial.finished for trial in record.sweep.trials.values()), nodes.is_leaving)
     limits = TrialLimits(
         sweep.compared_metrics if session.is_search else (sweep.metric,), job.max_epochs, session.stop, job.deadline, sweep.mode
     )
     return CallbackParts(
         faults=faults,
         running=running,
-        nodes=NodeWatch(record, session.nodes[0].name if len(session.nodes) == 1 else None),
+        nodes=nodes,
         gpu_share=gpu_share,
         retries=RetryPolicy(record, faults, running, gpu_share, max_failures=sweep.max_failures, has_engines=fusion is not None),
         retention=Retention(
@@ -86,7 +90,9 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
             mode=sweep.mode,
             keep_checkpoints=sweep.keep_checkpoints if session.is_search else 0,
         ),
-        end_of_trial=EndOfTrial(limits, faults, running, replaying.is_due, lambda trial_id: record.sweep.trials[trial_id].results),
+        end_of_trial=EndOfTrial(
+            limits, faults, running, replaying.is_due, lambda trial_id: record.sweep.trials[trial_id].results, nodes.is_leaving
+        ),
         hand_overs=replaying.hand_overs,
         sampler=session.sampler,
         progress=ProgressLine(
@@ -127,7 +133,7 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
     def max_concurrent() -> float:
         if gpu_share.is_measuring:
             return 1
-        return math.inf if takes_all else session.capacity(gpu_share.share)
+        return math.inf if takes_all else session.capacity(parts.nodes.sizes(), gpu_share.share)
 
     conditions = StartConditions(
         max_concurrent,

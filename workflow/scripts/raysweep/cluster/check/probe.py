@@ -18,7 +18,7 @@ from raysweep.cluster.check.node_report import (
     read_node_message,
 )
 from raysweep.cluster.check.probe_node import CONNECT_DEADLINE_S, FIRST_FILE, NUM_CONNECTIONS, seen_after
-from raysweep.cluster.node_tasks import NodeTasks
+from raysweep.cluster.node_tasks import NodeTasks, script_command
 from raysweep.slurm.allocation import Allocation
 
 REPORT_DEADLINE_S = 180  # time limit in seconds; includes SHARED_DEADLINE_S, and the start of Python from a slow disk
@@ -46,7 +46,7 @@ class Probes(NodeTasks[NodeMessage]):
     """Runs one probe on each node, and collects the messages of the probes."""
 
     def __init__(self, allocation: Allocation) -> None:
-        super().__init__(allocation, ["probe_node.py", "slurm" if allocation.job_id else "local"], CONNECT_DEADLINE_S)
+        super().__init__(allocation.command(script_command("probe_node.py", "slurm" if allocation.job_id else "local")), CONNECT_DEADLINE_S)
         self.reports: dict[int, NodeReport] = {}  # rank of the node → report
         self.connections: dict[int, FailedConnections] = {}
         self.ended: set[int] = set()  # ranks of the nodes whose tasks have failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from raysweep.cluster.job import SearchJob
+from raysweep.common.capacity import capacity
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.machine import NodeSize
 from raysweep.config.distributions import Choice, Distribution, Numeric, quantized
@@ -59,10 +60,29 @@ class Fusion:
     """Describes the engines that train the trials of a sweep together."""
 
     slots: SlotManager
-    total: int  # number of trials that all engines together train at the same time
     # Factor by which a trial's time limit for a report is longer than without engines. A trial waits until a round begins, and then until all trials of the
     # round have trained their epoch.
     patience: float
+    threads: int = 1  # number of CPUs of an engine without a GPU
+    has_gpus: bool = False  # whether each engine has a GPU
+
+    @property
+    def total(self) -> int:
+        """Return the number of trials that all engines together train at the same time."""
+        return len(self.slots.engines) * self.slots.setup.slots
+
+    def follow(self, nodes: Callable[[], Sequence[NodeSize]], trials_left: Callable[[], int], is_leaving: Callable[[str], bool]) -> None:
+        """Start engines on nodes that join from now on, and end the engines for which no trials are left, so that their nodes can leave.
+
+        `is_leaving(address)` returns whether the node at this address gets no more trials.
+        """
+        slots = self.slots.setup.slots
+        self.slots.follow(lambda: min(num_engines(nodes(), self.threads, self.has_gpus), math.ceil(trials_left() / slots)), is_leaving)
+
+
+def num_engines(nodes: Iterable[NodeSize], threads: int, has_gpus: bool) -> int:
+    """Return the number of engines that fit on the nodes. Each GPU has one engine. On CPUs each engine has `threads` CPUs."""
+    return sum(node.gpus if has_gpus else node.cpus // threads for node in nodes)
 
 
 @dataclass(frozen=True)
@@ -97,28 +117,31 @@ class Layout:
         left = job.total - sum(trial.finished for trial in recorded.trials.values())
         at_a_time = min(left, sweep.max_concurrent or left, capacity if is_adaptive(sweep.search_algorithm) else left)
         threads = max(1, int(resources.cpu))
-        per_node = [node.gpus if resources.gpu else int(node.cpus // threads) for node in nodes]
+        per_node = [num_engines([node], threads, bool(resources.gpu)) for node in nodes]
         engines = max(1, min(sum(per_node), at_a_time))
         return cls(left, threads, engines, max(1, *per_node), min(MAX_SLOTS, math.ceil(at_a_time / engines)))
 
 
-def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any], record: Record, capacity: int) -> Fusion | None:
-    """Start the engines of a sweep, and measure whether the engines save time. Return None if each trial is trained separately.
+def begin_fusion(job: SearchJob, nodes: Sequence[NodeSize], space: dict[str, Any], record: Record, num_jobs: int = 1) -> Fusion | None:
+    """Start the engines of a sweep on `nodes`, and measure whether the engines save time. Return None if each trial is trained separately.
 
-    `capacity` is the number of trials that fit on the nodes at the same time, according to the resources of a trial. The log and the record contain the
-    decision and the reason. Raises RaysweepError if the config has `fuse: on` and trials cannot be trained together.
+    `num_jobs` is the number of Slurm jobs that may work on the sweep together, each of which has as many nodes. The log and the record contain the decision
+    and the reason. Raises RaysweepError if the config has `fuse: on` and trials cannot be trained together.
     """
     sweep = job.sweep
     if sweep.fuse == "off":
         return None
-    layout = Layout.of(job, nodes, record.sweep, capacity)
+    resources = replace(job.trial_resources, gpu=0) if job.packs_gpus else job.trial_resources
+    all_nodes = tuple(nodes) * num_jobs
+    layout = Layout.of(job, all_nodes, record.sweep, capacity(all_nodes, resources))
     reason = reason_by_config(job, space, record.sweep)
     is_needless = reason is None and layout.reason_needless is not None
     if reason is None and not is_needless:
         logger.info("%s: measuring whether trials that are trained together are faster. This may take minutes.", job.name)
-        engines = start_engines(job, space, layout)
+        has_gpus = bool(job.trial_resources.gpu)
+        engines = start_engines(job, space, layout, max(1, min(layout.engines, num_engines(nodes, layout.threads, has_gpus))))
         if not isinstance(engines, NotFused):
-            return _announce(job.name, record, *engines)
+            return replace(_announce(job.name, record, *engines), threads=layout.threads, has_gpus=has_gpus)
         reason = engines.reason
     # Too few trials for a shared device are no error, because only the last trials of an interrupted sweep may be left.
     if sweep.fuse == "on" and not is_needless:
@@ -143,7 +166,7 @@ def _announce(name: str, record: Record, slots: SlotManager, plan: FusionPlan) -
         plan.speed_up,
         plan.way,
     )
-    return Fusion(slots, plan.processes * plan.slots, patience=2 * max(1.0, plan.slots / plan.speed_up))
+    return Fusion(slots, patience=2 * max(1.0, plan.slots / plan.speed_up))
 
 
 def reason_by_config(job: SearchJob, space: dict[str, Any], recorded: Sweep) -> str | None:
@@ -283,8 +306,8 @@ def plan_fusion(benchmark: Benchmark | NotFused, layout: Layout, needs_speed_up:
     return FusionPlan(layout.engines, benchmark.setup.slots, benchmark.speed_up, benchmark.way)
 
 
-def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout) -> tuple[SlotManager, FusionPlan] | NotFused:
-    """Start the engines, run the benchmark in the first engine, and return the slots of the engines and the plan.
+def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout, num_engines: int) -> tuple[SlotManager, FusionPlan] | NotFused:
+    """Start `num_engines` engines, run the benchmark in the first engine, and return the slots of the engines and the plan.
 
     If the benchmark shows that trials are not trained together, end the engines and return the reason.
     """
@@ -296,7 +319,7 @@ def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout) -> tupl
         runtime_env={"env_vars": KEEP_MEMORY},
     )
     start: Callable[[], Any] = partial(actor_class.remote, engine_job(job, space, layout))
-    actors = [start() for _ in range(layout.engines)]
+    actors = [start() for _ in range(num_engines)]
     benchmark = _benchmark_of(actors[0])
     plan = plan_fusion(benchmark, layout, needs_speed_up=job.sweep.fuse == "auto")
     if isinstance(plan, NotFused):

@@ -36,8 +36,10 @@ class EngineProcess:
     def benchmark(self) -> Benchmark | NotFused:
         return self.engine.benchmark()
 
-    def open(self, setup: EngineSetup) -> None:
+    def open(self, setup: EngineSetup) -> str:
+        """Prepare the engine to receive trials, and return the network address of the engine's node."""
         self.engine.open(setup)
+        return str(self.engine.node_ip)
 
     def enter(self, key: str, config: dict[str, Any], storage: Any) -> None:
         self.engine.enter(key, config, storage)
@@ -84,6 +86,7 @@ class RunningEngine:
     end: ray.ObjectRef  # becomes ready when the engine has ended
     opening: ray.ObjectRef | None  # becomes ready when the engine can receive trials. Afterwards the value is None
     taken: int = 0  # number of occupied slots
+    address: str = ""  # network address of the engine's node; "" before the engine can receive trials
 
 
 @dataclass
@@ -109,6 +112,15 @@ class SlotManager(ResourceManager):
     engines: list[RunningEngine] = field(default_factory=list)
     restarts: int = 0
     keys: Iterator[int] = field(default_factory=itertools.count)
+    num_wanted: Callable[[], int] | None = None  # returns the present number of engines that are useful; None: the number does not change
+    is_leaving: Callable[[str], bool] = lambda address: False  # returns whether the node at this address gets no more trials
+
+    def follow(self, num_wanted: Callable[[], int], is_leaving: Callable[[str], bool]) -> None:
+        """Keep as many engines as `num_wanted` returns from now on, at least one. An engine that trains trials is not ended.
+
+        No trial begins in an engine on a node whose address `is_leaving` accepts.
+        """
+        self.num_wanted, self.is_leaving = num_wanted, is_leaving
 
     def add(self, actor: Any) -> None:
         """Add the engine of `actor`, and prepare the engine to receive trials."""
@@ -122,7 +134,20 @@ class SlotManager(ResourceManager):
             if engine.end in ready:
                 self._replace(engine)
             elif engine.opening in ready:
-                engine.opening = None
+                engine.address, engine.opening = ray.get(engine.opening), None
+        if self.num_wanted is not None:
+            self._adapt(max(1, self.num_wanted()))
+
+    def _adapt(self, num_wanted: int) -> None:
+        """Start engines until there are `num_wanted` engines, or end the engines without trials that are too many."""
+        while len(self.engines) < num_wanted:
+            self.add(self.start())
+        free = [engine for engine in self.engines if engine.taken == 0]
+        # An engine that is not open yet waits for room, which a node that is gone does not have any more.
+        free.sort(key=lambda engine: engine.opening is None and not self.is_leaving(engine.address))
+        for engine in free[: max(0, len(self.engines) - num_wanted)]:
+            self.engines.remove(engine)
+            ray.kill(engine.actor)
 
     def _replace(self, engine: RunningEngine) -> None:
         """Start a new engine in the place of an engine that has ended. Raises RaysweepError if engines have ended too often."""
@@ -137,7 +162,8 @@ class SlotManager(ResourceManager):
         # If only the connection to the engine was lost, the engine still runs and would keep its device occupied.
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(engine.actor)
-        self.add(self.start())
+        if self.num_wanted is None:
+            self.add(self.start())
 
     def get_resource_futures(self) -> list[ray.ObjectRef]:
         return [future for engine in self.engines for future in (engine.end, engine.opening) if future is not None]
@@ -153,7 +179,10 @@ class SlotManager(ResourceManager):
         return self._freest() is not None
 
     def _freest(self) -> RunningEngine | None:
-        free = [engine for engine in self.engines if engine.opening is None and engine.taken < self.setup.slots]
+        slots = self.setup.slots
+        free = [
+            engine for engine in self.engines if engine.opening is None and engine.taken < slots and not self.is_leaving(engine.address)
+        ]
         return min(free, key=lambda engine: engine.taken, default=None)
 
     def acquire_resources(self, resource_request: Any) -> _AcquiredSlot | None:

@@ -1,0 +1,59 @@
+"""Several jobs work on one sweep: each joins when it starts, and another one leads on when the leader ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from slurm.cluster import SlurmCluster, wait_until
+from slurm.sweeps import SlurmProject, left_of, project_on
+
+
+@pytest.fixture
+def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmProject]:
+    with project_on(slurm, tmp_path_factory.mktemp("several") / "a project") as project:
+        yield project
+
+
+def jobs_of(project: SlurmProject) -> dict[str, str]:
+    """The jobs of the sweep that run: id → node."""
+    listed = project.cluster.run(["squeue", "--noheader", "--states=RUNNING", "--format=%i %N"]).stdout
+    return dict(line.split() for line in listed.splitlines())
+
+
+def leader_of(project: SlurmProject) -> str:
+    job = project.record("s").sessions[-1].slurm_job
+    assert job is not None
+    return job
+
+
+def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_leader_ends(project: SlurmProject) -> None:
+    allocation = {"jobs": 3}
+    project.sweep("dawdles", cpus=2, num_samples=6, max_epochs=200, max_failures=0, trial_resources={"cpu": 2}, allocation=allocation)
+    run = project.start()
+    saved = lambda: sum(bool(trial.checkpoints) for trial in project.record("s").trials.values())  # noqa: E731
+    wait_until(lambda: saved() == 3, f"a trial on each job has saved something: {project.log()}", 120)
+    jobs, leader = jobs_of(project), leader_of(project)
+    assert len(jobs) == 3
+    assert {event.job for event in project.record("s").nodes} == jobs.keys() - {leader}
+    project.cluster.run(["scancel", leader])
+    wait_until(lambda: len(project.record("s").sessions) == 2, f"another job leads: {project.log()}", 120)
+    wait_until(lambda: len(jobs_of(project)) == 2, "the leader is gone")
+    assert leader_of(project) in jobs.keys() - {leader}
+    (project.folder / "go").touch()
+    said, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, f"{said}\n{project.log()}"
+    sweep = project.record("s")
+    assert [trial.status for trial in sweep.trials.values()] == ["TERMINATED"] * 6
+    for trial in sweep.trials.values():
+        assert [result.epoch for result in trial.results] == list(range(1, 201))
+        assert trial.results[-1].metrics["score"] == pytest.approx(200 * trial.config["x"])
+    assert len(sweep.sessions) == 2
+    assert (project.folder / "results/s/best.yaml").exists()
+    wait_until(lambda: jobs_of(project) == {}, "all jobs have ended")
+    assert [left_of(project.cluster, job) for job in jobs] == [[], [], []]
+    logs = "".join(path.read_text() for path in (project.folder / "logs/slurm").rglob("*.log"))
+    assert len(re.findall(r"s: joining job \d+_\d+\.", logs)) == 3
+    assert len(re.findall(r"s: job \d+_\d+ leads", project.log())) == 2, "the sweep is finished once"
