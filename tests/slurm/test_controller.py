@@ -43,6 +43,11 @@ def begin(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Begin]:
             " (now nosuch) in cluster/config.yaml; `sinfo --summarize` lists what there is.",
         ),
         (
+            ["--config", "partitions=main,nosuch"],
+            "Error: sweep a: Slurm refused the job: invalid partition specified: nosuch; Invalid partition name specified. Change"
+            " sweeps.a.allocation.partitions (now main,nosuch); `sinfo --summarize` lists what there is.",
+        ),
+        (
             ["--config", "nodes=9"],
             "Error: sweep a: Slurm refused the job: More processors requested than permitted. Change sweeps.a.allocation.nodes (now 9) or"
             " cpus_per_node (now 10), or slurm_partition (now empty) in cluster/config.yaml.",
@@ -162,7 +167,8 @@ def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, begin: Begin) -> None:
     workflow = begin(WAIT)
     process = workflow.start()
     job = workflow.running_job()
-    assert slurm.run(["squeue", "--noheader", f"--jobs={job}", "--format=%C"]).stdout.strip() == "10"  # whatever `local-cores` says
+    cpus_name_partitions = slurm.run(["squeue", "--noheader", f"--jobs={job}", "--format=%C %j %P"]).stdout.split()
+    assert cpus_name_partitions == ["10", "raysweep-a", "main"]  # the CPUs are those of the job, whatever `local-cores` says
     wait_until(lambda: '"state": "RUNNING"' in notes_of(workflow), f"Snakemake knows of its job: {notes_of(workflow)}")
     os.killpg(process.pid, signal.SIGINT)
     code, lines = ended(process)

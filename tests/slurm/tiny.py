@@ -53,6 +53,7 @@ rule run_sweep:
         tasks=config.get("nodes", 1),
         mem_mb=100,
         runtime=config.get("runtime", 30),
+        partitions=config.get("partitions", ""),
         slurm_extra=" ".join(["--ntasks-per-node=1 --no-kill", config.get("options", "")]),
     shell:
         "sh job.sh {{wildcards.sweep}} {{output:q}} {{log:q}}"

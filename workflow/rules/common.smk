@@ -20,7 +20,7 @@ from raysweep.common.typed_json import to_json
 from raysweep.config.load import env_arguments, validated
 from raysweep.config.model import Config
 from raysweep.record.identity import confirmation_triggers, rerun_triggers
-from raysweep.slurm.commands import slurm_extra
+from raysweep.slurm.commands import slurm_extra, slurm_extra_of_sweep
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
 from raysweep.stages.project import Project

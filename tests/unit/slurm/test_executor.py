@@ -118,6 +118,32 @@ def test_a_job_waits_for_its_inputs_and_for_no_folder_of_this_snakemake(
     assert shlex.split(executor.get_job_args(waits)) == ["--target-jobs", "x", *words]
 
 
+@pytest.mark.parametrize(
+    ("partitions", "of_profile", "told", "lines"),
+    [
+        ("", "main", " -p main", []),
+        ("gpu,gpu-preempt", "", " -p gpu,gpu-preempt", []),
+        (
+            "gpu",
+            "main",
+            " -p gpu",
+            ["run_sweep: allocation.partitions (gpu) is used, and not slurm_partition of cluster/config.yaml (main)."],
+        ),
+    ],
+)
+def test_the_partitions_of_a_sweep_replace_that_of_the_profile(partitions: str, of_profile: str, told: str, lines: list[str]) -> None:
+    executor = executor_of(SlurmExecutor)
+    logged: list[str] = []
+    executor.logger, executor._partitions, executor._fallback_partition = SimpleNamespace(info=logged.append), None, None
+    resources = Resources(partitions=partitions, slurm_partition=of_profile)
+    assert executor.get_partition_arg(SimpleNamespace(resources=resources, name="run_sweep")) == told
+    assert logged == lines
+
+
+class Resources(dict[str, Any]):
+    __getattr__ = dict.__getitem__
+
+
 def test_a_job_that_was_taken_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSWEEP_RUN_DIR", str(tmp_path))
     monkeypatch.setattr(slurm.Executor, "report_job_submission", lambda self, job_info, register_job: None)
@@ -133,6 +159,7 @@ def test_a_job_that_was_taken_up_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_plugins_methods_are_as_the_subclasses_expect() -> None:
     assert list(inspect.signature(slurm.Executor.check_active_jobs).parameters) == ["self", "active_jobs"]
     assert list(inspect.signature(slurm.Executor.cancel_jobs).parameters) == ["self", "active_jobs"]
+    assert list(inspect.signature(slurm.Executor.get_partition_arg).parameters) == ["self", "job"]
     assert list(inspect.signature(slurm.Executor.report_job_submission).parameters) == ["self", "job_info", "register_job"]
     assert slurm.Executor.get_job_args is RemoteExecutor.get_job_args
     assert "wait_for_files.append(self.tmpdir)" in inspect.getsource(RemoteExecutor.get_job_args)

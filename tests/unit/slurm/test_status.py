@@ -102,6 +102,10 @@ def test_a_fake_squeue_is_asked_at_once_why_a_job_failed(fakes: Fakes, run_dir: 
     (run_dir / "12.exit").write_text("143\n")
     fakes.answer("squeue", out="12|12|COMPLETING|n1|n1|None|\n")
     assert status(run_dir) == {"12": "COMPLETING"}
+    fakes.answer("squeue", out="")  # is not asked at once again
+    assert status(run_dir) == {"12": "COMPLETING"}
+    asked = time.time() - states.ENDED_INTERVAL_S
+    os.utime(run_dir / "asked", (asked, asked))
     fakes.answer("squeue", out="12|12|PENDING|n1|n1|BeginTime|\n")
     assert status(run_dir) == {"12": "PENDING"}  # Slurm starts the job again
     os.utime(run_dir / "12.exit", (0, time.time() - states.ENDED_S))
@@ -254,3 +258,54 @@ def test_a_job_array_of_a_fake_squeue_is_one_job(fakes: Fakes, run_dir: Path, st
     assert status(run_dir) == {"12": told}
     (run_dir / "12.exit").write_text("0\n")
     assert status(run_dir) == {"12": "COMPLETED"}
+
+
+def test_slurm_is_asked_at_most_six_questions_in_a_minute_for_64_jobs_with_fakes_of_squeue_sacct_scontrol_and_scancel(
+    fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The life of a sweep: Snakemake asks each 10 s. The clock is moved, and `scontrol show hostnames` asks nobody."""
+    monkeypatch.delenv("RAYSWEEP_SQUEUE_INTERVAL_S")
+    now, jobs = time.time(), range(64)
+    asked: list[int] = []
+    exit_file = run_dir / "12.exit"
+    for name in ("sacct", "scancel", "squeue"):
+        fakes.answer(name)
+    fakes.answer("scontrol", out="n1\n")
+    monkeypatch.setattr(time, "time", lambda: now)
+
+    def questions() -> int:
+        calls = [line for name in ("squeue", "sacct", "scontrol", "scancel") for line in fakes.calls(name)]
+        return len([line for line in calls if not line.startswith("show hostnames")])
+
+    def live(steps: int, *states: str, num_lost: int = 0) -> str:
+        """Let the jobs have these states while Snakemake asks so often, and return the last answer."""
+        nonlocal now
+        first = ["n2" if job < num_lost else "n1" for job in jobs]
+        lines = [f"12_{job}|12|{states[job % len(states)]}|{first[job]}|n1|None|\n" for job in jobs] if states else []
+        fakes.answer("squeue", out="".join(lines))
+        for _ in range(steps):
+            now += 10
+            before, began = questions(), time.clock_gettime(time.CLOCK_REALTIME) - 1
+            told = status(run_dir)["12"]
+            asked.append(questions() - before)
+            for path in run_dir.iterdir():
+                if began < path.stat().st_mtime < began + 60:  # the file was written in this step
+                    os.utime(path, (now, now))
+        return told
+
+    now += 10_000  # so that the moved clock is never near to the real one
+    assert live(12, "PENDING") == "PENDING"
+    assert live(12, "PENDING", "RUNNING", "COMPLETED") == "RUNNING"
+    assert live(6, "RUNNING", num_lost=1) == "RUNNING"  # the job that has lost its first node is started again
+    assert "requeue 12_0" in fakes.calls("scontrol")
+    exit_file.write_text("143\n")
+    os.utime(exit_file, (now, now))
+    assert live(12, "COMPLETING") == "COMPLETING"
+    exit_file.unlink()
+    assert live(12, "REQUEUE_HOLD") == "REQUEUE_HOLD"
+    assert live(12, "RUNNING") == "RUNNING"
+    assert live(15) == "FAILED"  # Slurm has forgotten the jobs
+    assert live(6) == "FAILED"
+    minutes = [sum(asked[start : start + 6]) for start in range(len(asked) - 5)]
+    assert max(minutes) <= 6, minutes
+    assert min(minutes[:40]) > 0

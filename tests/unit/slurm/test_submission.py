@@ -22,7 +22,7 @@ from raysweep.slurm import submission
 from raysweep.slurm.earlier_jobs import digests_of
 from raysweep.slurm.notes import JobNote, PlannedJob, RefusalNote, read_notes
 from raysweep.slurm.status import exit_code, status
-from raysweep.slurm.submission import incomplete_mark
+from raysweep.slurm.submission import Call, incomplete_mark
 
 
 def run_job(script: str, job: str, run_dir: Path) -> int:
@@ -58,6 +58,7 @@ def test_a_fake_sbatch_gets_the_job_which_will_say_how_it_ended(fakes: Fakes, ru
     folder = tmp_path / "state/.jobs" / COMMENT
     assert read_notes(run_dir).jobs["13"] == JobNote("13", COMMENT, f"{run_dir}/13.log", str(folder))
     assert comment.startswith(f"{COMMENT} in {tmp_path}/state [config=")
+    assert "--job-name raysweep-lenet " in fakes.calls("sbatch")[-1]
     shutil.rmtree(run_dir)  # the job outlives the folder of its run
     assert run_job(script, "13", run_dir) == 3
     assert (folder / "13.exit").read_text() == "3\n"
@@ -65,6 +66,19 @@ def test_a_fake_sbatch_gets_the_job_which_will_say_how_it_ended(fakes: Fakes, ru
     seen = fakes.environment_of("sbatch")
     assert str(BIN) not in seen["PATH"].split(":")
     assert not [name for name in seen if name.startswith("RAYSWEEP")]
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("rule_run_sweep_wildcards_lenet", "raysweep-lenet"),
+        ("rule_tuning_run_sweep_wildcards_a_b", "raysweep-a_b"),
+        ("rule_confirm_wildcards_lenet", "raysweep-lenet-confirm"),
+        ("rule_check_nodes", "raysweep-check_nodes"),
+    ],
+)
+def test_a_job_has_the_name_of_its_sweep(run_dir: Path, what: str, name: str) -> None:
+    assert Call(run_dir, [], "", what, None).job_name == name
 
 
 def test_a_job_reads_its_own_copy_of_the_config_with_a_fake_sbatch(fakes: Fakes, run_dir: Path, tmp_path: Path) -> None:

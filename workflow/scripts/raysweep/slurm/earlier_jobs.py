@@ -20,7 +20,7 @@ from raysweep.slurm.notes import JOBS, STATE_DIR, PlannedJob, text_of
 from raysweep.slurm.queries import ask, is_headless, queued_jobs
 
 COMPLETING_S = 120  # longest time in seconds for which a submission waits for the end of an earlier job that Slurm is completing
-COMPLETING_INTERVAL_S = 10  # time in seconds between two questions about such a job
+COMPLETING_INTERVAL_S = 15  # time in seconds between two questions about such a job
 DIGITS = 12  # length of a digest
 SUBMISSION = "submission.json"  # file in the folder of a job with the digests of the submission
 CONFIG = "config.yaml"  # file in the folder of a job with the config of the sweep, as it was when the job was submitted

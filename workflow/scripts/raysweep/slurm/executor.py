@@ -54,6 +54,18 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
         """Return the path of Python, quoted for a shell. JobstepExecutor states the reason."""
         return shlex.quote(sys.executable)
 
+    def get_partition_arg(self, job: Any) -> str:
+        """Return the option of sbatch with the partitions of the job. The sweep's own partitions replace the partition of the profile."""
+        partitions = job.resources.get("partitions")
+        if not partitions:
+            option: str = super().get_partition_arg(job)
+            return option
+        if of_profile := job.resources.get("slurm_partition"):
+            self.logger.info(
+                f"{job.name}: allocation.partitions ({partitions}) is used, and not slurm_partition of cluster/config.yaml ({of_profile})."
+            )
+        return f" -p {shlex.quote(partitions)}"
+
     def get_job_args(self, job: Any) -> str:
         """Return options for the Snakemake inside of a job. The job waits until all its input files are visible.
 

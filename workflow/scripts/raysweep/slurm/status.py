@@ -24,7 +24,8 @@ ASKED = "asked"  # empty file, which the program touches when squeue has answere
 # not be visible here yet.
 FORGOTTEN_S = 90
 INTERVAL_S = 30  # value of INTERVAL where the user sets no whole number of seconds
-ENDED_S = 60  # time in seconds after a job's own end in which each status query asks squeue for the state of a failed job
+ENDED_S = 60  # time in seconds after a job's own end in which squeue is asked more often for the state of a failed job
+ENDED_INTERVAL_S = 15  # least time in seconds between two calls of squeue in this time
 # Maps the final state of a job in Slurm to the state that the plugin receives. NODE_FAIL becomes FAILED, because after NODE_FAIL the plugin would exclude
 # all nodes of the job from the next jobs, although only one node was lost.
 FINAL = {state: state for state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")}
@@ -134,12 +135,15 @@ def age_s(path: Path) -> float:
 def must_ask(run_dir: Path, failed: list[JobNote]) -> bool:
     """Return whether a status query must ask squeue, because the last answer is too old, or because one of the jobs `failed` has just ended.
 
-    Only Slurm knows why a job failed. After ENDED_S seconds Slurm has started a failed job again, or has told the state of the job.
+    Only Slurm knows why a job failed. After ENDED_S seconds Slurm has started a failed job again, or has told the state of the job. In a minute this module
+    asks at most six questions, so that a cluster whose administrators count the questions does not refuse an answer.
     """
     interval = os.environ.get(INTERVAL, "")
     interval_s = int(interval) if interval.isdecimal() else INTERVAL_S  # a value that is no number must not stop a status query
-    is_fresh = 0 <= age_s(run_dir / ASKED) < interval_s  # a negative age means that a clock was changed
-    return not is_fresh or any(age_s(exit_file(note)) < ENDED_S for note in failed)
+    asked_s = age_s(run_dir / ASKED)
+    is_fresh = 0 <= asked_s < interval_s  # a negative age means that a clock was changed
+    ended_s = min((age_s(exit_file(note)) for note in failed), default=math.inf)
+    return not is_fresh or (ended_s < ENDED_S and (asked_s > ended_s or asked_s >= ENDED_INTERVAL_S))
 
 
 def status(run_dir: Path) -> dict[str, str]:

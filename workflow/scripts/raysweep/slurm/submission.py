@@ -50,6 +50,13 @@ class Call(NamedTuple):
         return self.run_dir.parents[1] / incomplete_mark(self.planned.outputs[0])
 
     @property
+    def job_name(self) -> str:
+        """Return the name of a planned job in Slurm."""
+        rule, _, sweep = self.what.removeprefix("rule_").partition("_wildcards_")
+        words = [sweep, "" if rule.endswith("run_sweep") and sweep else rule]
+        return "-".join(["raysweep", *filter(None, words)])
+
+    @property
     def is_array(self) -> bool:
         """Return whether several Slurm jobs do the work of the job together."""
         return self.planned is not None and self.planned.num_jobs > 1
@@ -174,6 +181,8 @@ def call_sbatch(sbatch: str, call: Call, folder: Path, comment: str) -> int:
     command = [sbatch, *call.arguments]
     command[command.index("--comment") + 1] = comment
     command[command.index("--output") + 1] = call.output
+    if call.planned is not None:
+        command[command.index("--job-name") + 1] = call.job_name
     if call.planned is not None and call.is_array:
         run = submit_array(command, array_script(call, folder), call.planned.num_jobs)
     else:
