@@ -5,6 +5,7 @@
 #   make lint     only check the sources
 #   make setup    only install the workflow, so that .venv/bin/snakemake exists
 #   make watch    show a sweep in the terminal [CONFIG=file] [SWEEP=name]
+#   make detach   end the Snakemake of this folder, and leave its jobs to Slurm; the same Snakemake command follows them again
 #   make new-sweep NAME=mine [LIKE=images|tabular|xgboost|lightning|function|distributed]    create a new sweep from a complete example
 #   make faults   kill parts of sweeps at random moments, and write docs/faults.md [SEED=n]
 #   make test-versions  run a part of the tests with the lowest and the newest versions of Ray and torch, and write docs/versions.md [ONLY=words]
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo new-sweep check test test-versions lint docs faults bench lock watch clean env-test
+.PHONY: setup demo new-sweep check test test-versions lint docs faults bench lock watch detach clean env-test
 # The Python of the set-up must not import packages from another environment that is active in the user's shell.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -112,6 +113,9 @@ lock: setup
 
 watch: setup
 	@.venv/bin/python workflow/scripts/watch.py $(if $(CONFIG),--configfile "$(CONFIG)") $(if $(SWEEP),--sweep "$(SWEEP)")
+
+detach: setup
+	@.venv/bin/python workflow/scripts/detach.py
 
 # `make clean` keeps state/ and results/, because making these folders again takes much time on a cluster.
 clean:

@@ -47,21 +47,22 @@ class Fakes:
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def call(program: str, *arguments: str, run_dir: Path | None = None) -> subprocess.CompletedProcess[str]:
+def call(
+    program: str, *arguments: str, run_dir: Path | None = None, script: str = "#!/bin/sh\nsh -c 'exit 3'"
+) -> subprocess.CompletedProcess[str]:
     """Call one of cluster/bin as the plugin does: it is first on PATH."""
     env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAYSWEEP_PYTHON": sys.executable}
     if run_dir:
-        env |= {"RAYSWEEP_RUN_DIR": str(run_dir), "RAYSWEEP_STATE_DIR": "/projects/state"}
-    return subprocess.run(
-        [program, *arguments], env=env, input="#!/bin/sh\nsh -c 'exit 3'", capture_output=True, text=True, check=False, timeout=60
-    )
+        env |= {"RAYSWEEP_RUN_DIR": str(run_dir), "RAYSWEEP_STATE_DIR": str(run_dir.parents[2] / "state")}
+    where = run_dir.parents[2] if run_dir else None
+    return subprocess.run([program, *arguments], env=env, cwd=where, input=script, capture_output=True, text=True, check=False, timeout=60)
 
 
-def submit_arguments(run_dir: Path) -> list[str]:
+def submit_arguments(run_dir: Path, run_name: str = "a-run", **changes: Any) -> list[str]:
     """How the plugin calls sbatch."""
-    resources = {"mem_mb": 100, "nodes": 1, "tasks": 1, "mpi": "", "runtime": 5, "slurm_extra": "--ntasks-per-node=1"}
+    resources = {"mem_mb": 100, "nodes": 1, "tasks": 1, "mpi": "", "runtime": 5, "slurm_extra": "--ntasks-per-node=1"} | changes
     job: Any = SimpleNamespace(resources=_Resources(resources), threads=2)
-    params = {"run_uuid": "a-run", "slurm_logfile": f"{run_dir}/%j.log", "comment_str": COMMENT, "account": " -A def-x", "partition": ""}
+    params = {"run_uuid": run_name, "slurm_logfile": f"{run_dir}/%j.log", "comment_str": COMMENT, "account": " -A def-x", "partition": ""}
     line = get_submit_command(job, params | {"workdir": "/projects"}) + " /dev/stdin"
     return shlex.split(line)[1:]
 

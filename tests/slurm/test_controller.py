@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from slurm.cluster import ACCOUNT, SlurmCluster, wait_until
+from slurm.cluster import ACCOUNT, REPOSITORY, SlurmCluster, wait_until
 from slurm.tiny import Workflow, ended
 
 Factory = Callable[..., SlurmCluster]
 Begin = Callable[[str], Workflow]
+DETACH = REPOSITORY / "workflow/scripts/detach.py"
 WAIT = 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"'
 
 
@@ -38,6 +41,11 @@ def begin(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Begin]:
             ["--default-resources", "slurm_partition=nosuch"],
             "Error: sweep a: Slurm refused the job: invalid partition specified: nosuch; Invalid partition name specified. Change slurm_partition"
             " (now nosuch) in cluster/config.yaml; `sinfo --summarize` lists what there is.",
+        ),
+        (
+            ["--config", "partitions=main,nosuch"],
+            "Error: sweep a: Slurm refused the job: invalid partition specified: nosuch; Invalid partition name specified. Change"
+            " sweeps.a.allocation.partitions (now main,nosuch); `sinfo --summarize` lists what there is.",
         ),
         (
             ["--config", "nodes=9"],
@@ -87,26 +95,69 @@ def test_a_job_for_which_no_nodes_are_free_in_time_is_given_up(slurm: SlurmClust
     assert "within allocation.max_wait. Change sweeps.a.allocation (nodes, " in lines[-1]
 
 
-def test_a_job_whose_snakemake_was_killed_is_named_and_not_started_twice(slurm: SlurmCluster, begin: Begin) -> None:
+def test_a_job_whose_snakemake_was_killed_is_taken_up_if_nothing_has_changed(slurm: SlurmCluster, begin: Begin) -> None:
     workflow = begin(WAIT)
     process = workflow.start()
     job = workflow.running_job()
     os.kill(process.pid, signal.SIGKILL)
     ended(process)
 
-    code, lines = workflow.run()
+    code, lines = workflow.run("--config", "runtime=20")
     assert code == 1
     assert lines[-1] == (
-        f"Error: sweep a: its job {job} of an earlier run is still there (RUNNING), so no second one is started. Wait for its end"
-        f" (`make watch` follows it) and run the same command again, or end it with `scancel {job}`."
+        f"Error: sweep a: its job {job} of an earlier run is still there (RUNNING) and was submitted with other options of sbatch and another command of"
+        f" Snakemake, so no second one is started. Wait for its end (`make watch` follows it) and run the same command again, or end it with `scancel {job}`."
     )
     assert workflow.jobs() == [job]
 
+    process = workflow.start()
+    wait_until(lambda: '"taken_up": true' in notes_of(workflow), "the job is taken up")
     (workflow.folder / "go").touch()
-    wait_until(lambda: slurm.job_state(job) == "COMPLETED", "the first job ends")
-    code, lines = workflow.run()
+    assert_reported(workflow, process, [job])
+    assert f"Job {job} was submitted by an earlier run, and nothing has changed. It is followed to its end." in (
+        "".join(path.read_text() for path in (workflow.folder / ".snakemake/log").iterdir())
+    )
+
+
+def test_detached_jobs_go_on_and_are_taken_up_whether_they_wait_run_or_have_ended(slurm: SlurmCluster, begin: Begin) -> None:
+    """A job that waits in the queue needs nothing of the Snakemake that submitted it, which removes its files at its end."""
+    workflow = begin(WAIT)
+    others = slurm.sbatch("--nodes=3", "--exclusive", "--wrap=sleep 600")
+    wait_until(lambda: slurm.job_state(others) == "RUNNING", "others have the nodes")
+    process = workflow.start()
+    wait_until(lambda: '"job"' in notes_of(workflow), "the job is submitted")
+    [job] = workflow.jobs()
+    message = f"Snakemake has left to Slurm: job {job} (sweep a). The same command follows it again."
+    for state in ("PENDING", "RUNNING"):
+        detached = slurm.run([sys.executable, DETACH, "--directory", workflow.folder])
+        assert detached.stderr + detached.stdout == f"{message}\n"
+        code, lines = ended(process)
+        assert (code, lines[-1]) == (1, message)
+        assert not [line for line in lines if line.startswith("Error: ") or "Traceback" in line]
+        assert slurm.job_state(job) == state
+        assert list(workflow.folder.glob(".snakemake/tmp.*")) == []
+        if state == "PENDING":
+            process = workflow.start()
+            wait_until(lambda: '"taken_up": true' in notes_of(workflow), "the job is taken up")
+            slurm.run(["scancel", others])
+            wait_until(lambda: slurm.job_state(job) == "RUNNING", "the job runs")
+    (workflow.folder / "go").touch()
+    wait_until(lambda: slurm.job_state(job) == "COMPLETED", "the job ends while no Snakemake is there")
+    assert not (workflow.folder / "reported_on").exists()
+    assert_reported(workflow, workflow.start(), [job])
+    nobody = slurm.run([sys.executable, DETACH, "--directory", workflow.folder], check=False)
+    assert (nobody.returncode, f"Error: no Snakemake is at work in {workflow.folder}." in nobody.stderr) == (1, True)
+
+
+def notes_of(workflow: Workflow) -> str:
+    return "".join(path.read_text() for path in workflow.folder.glob(".snakemake/raysweep/*/notes.jsonl"))
+
+
+def assert_reported(workflow: Workflow, process: subprocess.Popen[str], jobs: list[str]) -> None:
+    """The run ends well, and these were its only jobs."""
+    code, lines = ended(process)
     assert code == 0, "\n".join(lines)
-    assert len(workflow.jobs()) == 2  # what the first job made may be of another config
+    assert workflow.jobs() == jobs
     assert list((workflow.folder / ".snakemake/incomplete").iterdir()) == []
     assert (workflow.folder / "results/a").read_text().startswith("node")
     assert (workflow.folder / "reported_on").read_text() == "login\n"
@@ -116,9 +167,9 @@ def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, begin: Begin) -> None:
     workflow = begin(WAIT)
     process = workflow.start()
     job = workflow.running_job()
-    assert slurm.run(["squeue", "--noheader", f"--jobs={job}", "--format=%C"]).stdout.strip() == "10"  # whatever `local-cores` says
-    notes = lambda: "".join(path.read_text() for path in workflow.folder.glob(".snakemake/raysweep/*/notes.jsonl"))  # noqa: E731
-    wait_until(lambda: '"state": "RUNNING"' in notes(), f"Snakemake knows of its job: {notes()}")
+    cpus_name_partitions = slurm.run(["squeue", "--noheader", f"--jobs={job}", "--format=%C %j %P"]).stdout.split()
+    assert cpus_name_partitions == ["10", "raysweep-a", "main"]  # the CPUs are those of the job, whatever `local-cores` says
+    wait_until(lambda: '"state": "RUNNING"' in notes_of(workflow), f"Snakemake knows of its job: {notes_of(workflow)}")
     os.killpg(process.pid, signal.SIGINT)
     code, lines = ended(process)
     assert code == 1

@@ -156,8 +156,11 @@ def test_a_trial_with_a_worker_on_each_of_two_nodes_goes_on_after_a_sigkill(proj
 
 
 def test_confirm_and_report_follow_on_one_node(project: SlurmProject) -> None:
-    project.sweep(nodes=2, cpus=2)
+    project.sweep(nodes=2, cpus=2, allocation={"partitions": ["main"], "runtime_min": 20, "resubmit": 1})
     project.cluster.run(project.command(), cwd=project.folder)
+    job = project.cluster.run(["scontrol", "show", "job", project.job_of("s")]).stdout
+    for fact in ("JobName=raysweep-s\n", "Requeue=1 ", "TimeMin=00:20:00\n", "Partition=main "):
+        assert fact in job
     assert project.result("s", "confirmed.yaml")["n"] == 1
     assert (project.folder / "results" / "s" / "report.html").stat().st_size > 10_000
     confirm = (project.folder / "logs" / "confirm" / "s.log").read_text()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
 from raysweep.slurm.runs import Run
-from raysweep.slurm.snakemake_private import adapt_snakemake, facts_of, rule_job
+from raysweep.slurm.snakemake_private import adapt_snakemake, planned_jobs, rule_job
 
 adapt_snakemake()
 RUN = Run(Path.cwd(), Path("logs"))
@@ -26,7 +26,7 @@ if workflow.is_main_process:
 onstart:
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"), facts_of(workflow.dag.needrun_jobs()))
+        RUN.use_slurm(Path({str(REPOSITORY / "cluster" / "bin")!r}), Path("state"), planned_jobs(workflow.dag.needrun_jobs(), {{}}))
 
 
 onerror:
@@ -53,6 +53,7 @@ rule run_sweep:
         tasks=config.get("nodes", 1),
         mem_mb=100,
         runtime=config.get("runtime", 30),
+        partitions=config.get("partitions", ""),
         slurm_extra=" ".join(["--ntasks-per-node=1 --no-kill", config.get("options", "")]),
     shell:
         "sh job.sh {{wildcards.sweep}} {{output:q}} {{log:q}}"

@@ -51,6 +51,7 @@ rule check_nodes:
         tasks=LARGEST.nodes,
         mem_mb=LARGEST.mem_mb_per_node,
         runtime=CHECK_MINUTES,
+        partitions=",".join(LARGEST.partitions),
         slurm_extra=slurm_extra(LARGEST, CHECK_MINUTES),
     params:
         interpreter=PYTHON,

@@ -20,7 +20,7 @@ from raysweep.common.typed_json import to_json
 from raysweep.config.load import env_arguments, validated
 from raysweep.config.model import Config
 from raysweep.record.identity import confirmation_triggers, rerun_triggers
-from raysweep.slurm.commands import slurm_extra
+from raysweep.slurm.commands import slurm_extra, slurm_extra_of_sweep
 from raysweep.slurm.runs import the_run
 from raysweep.slurm.snakemake_private import Inclusion, adapt_snakemake, inherit_verbosity
 from raysweep.stages.project import Project
@@ -68,12 +68,12 @@ wildcard_constraints:
 # Write the config files and begin the run. Snakemake calls this function before jobs start, and not in a dry run.
 def begin():
     try:
-        PROJECT.write_configs()
+        RUN.configs |= PROJECT.write_configs()
     except ConfigError as error:
         sys.exit(f"Error: {error}")
     RUN.begin()
     if workflow.non_local_exec:
-        RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.jobs_to_run())
+        RUN.use_slurm(RULES.parents[1] / "cluster" / "bin", placed(STATE), INCLUSION.jobs_to_submit(RUN.configs))
 
 
 # Explain the failed jobs to the user. Snakemake calls this function after jobs have failed.

@@ -32,7 +32,8 @@ rule run_sweep:
         tasks=lambda w: SWEEPS[w.sweep]["allocation"]["nodes"],
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: minutes(SWEEPS[w.sweep]["allocation"]["runtime"]),
-        slurm_extra=lambda w: slurm_extra(CONFIG.sweeps[w.sweep].allocation, CONFIG.sweeps[w.sweep].allocation.runtime),
+        partitions=lambda w: ",".join(SWEEPS[w.sweep]["allocation"]["partitions"]),
+        slurm_extra=lambda w: slurm_extra_of_sweep(CONFIG.sweeps[w.sweep].allocation),
     params:
         interpreter=PYTHON,
         script=SCRIPTS / "run_sweep.py",
@@ -70,6 +71,7 @@ rule confirm:
         tasks=lambda w: CONFIG.sweeps[w.sweep].confirm_nodes,
         mem_mb=lambda w: SWEEPS[w.sweep]["allocation"]["mem_mb_per_node"],
         runtime=lambda w: minutes(SWEEPS[w.sweep]["confirm"]["runtime"]),
+        partitions=lambda w: ",".join(SWEEPS[w.sweep]["allocation"]["partitions"]),
         slurm_extra=lambda w: slurm_extra(CONFIG.sweeps[w.sweep].allocation, CONFIG.sweeps[w.sweep].confirm.runtime),
     params:
         interpreter=PYTHON,

@@ -366,6 +366,18 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config(allocation={"max_wait": 10, "resubmit": 2}),
         "allocation.max_wait: 10 is not allowed: null where resubmit is above 0, since Slurm counts it from the first start of a job",
     ),
+    (
+        config(allocation={"max_wait": 10, "runtime_min": 5}),
+        "allocation.max_wait: 10 is not allowed: null where runtime_min is set, since Slurm would shorten a job that has waited long and not remove it",
+    ),
+    (
+        config(allocation={"runtime": "1h", "runtime_min": "2h"}),
+        "allocation.runtime_min: 2h is not allowed: at most allocation.runtime, 1h",
+    ),
+    (
+        config(allocation={"partitions": ["gpu", "a b"]}),
+        "allocation.partitions.1: 'a b' is not allowed: a name as `sinfo --summarize` shows it, such as gpu or gpu-preempt",
+    ),
 ]
 
 

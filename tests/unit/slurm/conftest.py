@@ -10,7 +10,7 @@ import pytest
 
 from fake_slurm import COMMENT, Fakes
 from raysweep.slurm import queries
-from raysweep.slurm.notes import JobFacts, append
+from raysweep.slurm.notes import PlannedJob, append
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / ".snakemake/raysweep/a run"
     folder.mkdir(parents=True)
     (tmp_path / ".snakemake/incomplete").mkdir()
-    (folder / "outputs.json").write_text(json.dumps({COMMENT: JobFacts("results/lenet/trials.csv", 1, "true")._asdict()}))
-    append(folder, job="12", what=COMMENT, log="12.log")
+    planned = PlannedJob(["results/lenet/trials.csv"], ["train.py"], "a: config\n")
+    (folder / "jobs.json").write_text(json.dumps({COMMENT: planned._asdict()}))
+    append(folder, job="12", what=COMMENT, log="12.log", folder=str(folder))
     return folder

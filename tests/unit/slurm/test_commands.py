@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
-from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra
+from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra, slurm_extra_of_sweep
 from typed import sweep_config
 
 
@@ -15,10 +17,18 @@ from typed import sweep_config
         ({"gpus_per_node": 2}, "--ntasks-per-node=1 --no-kill --gpus-per-node=2"),
         ({"gpus_per_node": 1, "gpu_type": "a100_3g.20gb"}, "--ntasks-per-node=1 --no-kill --gpus-per-node=a100_3g.20gb:1"),
         ({"max_wait": "2h"}, "--ntasks-per-node=1 --no-kill --deadline=now+122minutes"),
+        ({"resubmit": 1, "runtime_min": 10}, "--ntasks-per-node=1 --no-kill --requeue"),
     ],
 )
 def test_what_sbatch_is_told_beside_the_rules_resources(changes: dict[str, Any], words: str) -> None:
     assert slurm_extra(sweep_config(allocation=changes).allocation, "90s") == words
+
+
+def test_the_job_of_a_sweep_may_start_with_less_time() -> None:
+    allocation = sweep_config(allocation={"resubmit": 1, "runtime": "1h", "runtime_min": "10m"}).allocation
+    words = slurm_extra_of_sweep(allocation)
+    assert words == "--ntasks-per-node=1 --no-kill --time-min=10 --requeue"
+    validate_slurm_extra(SimpleNamespace(resources=SimpleNamespace(slurm_extra=words)))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,13 @@ from typing import Any
 import pytest
 import snakemake_executor_plugin_slurm as slurm
 import snakemake_executor_plugin_slurm_jobstep as jobstep
+from snakemake_interface_executor_plugins import utils
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from raysweep.slurm.executor import STATUS_INTERVAL_S, JobstepExecutor, SlurmExecutor
+from raysweep.slurm.notes import append
+from raysweep.slurm.snakemake_private import format_cli_value
 
 
 def job(number: int) -> Any:
@@ -89,8 +94,74 @@ def test_a_ctrl_c_during_a_query_cancels_all_jobs_with_a_fake_scancel(tmp_path: 
     assert (tmp_path / "calls").read_text() == "7 8 9\n"
 
 
+def test_after_make_detach_no_job_is_cancelled_by_a_fake_scancel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\ntouch '{tmp_path}/called'\n")
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    executor = executor_of(SlurmExecutor)
+    executor.is_detached = True
+    executor.cancel_jobs([job(7)])
+    assert not (tmp_path / "called").exists()
+    executor.is_detached = False
+    executor.cancel_jobs([job(7)])
+    assert (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize(("files", "words"), [([], []), (["a file", "b"], ["--wait-for-files", "a file", "b"])])
+def test_a_job_waits_for_its_inputs_and_for_no_folder_of_this_snakemake(
+    files: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RealExecutor, "get_job_args", lambda self, job: "--target-jobs x")
+    monkeypatch.setattr(utils, "format_cli_value", format_cli_value)
+    executor = executor_of(SlurmExecutor)
+    waits: Any = SimpleNamespace(get_wait_for_files=lambda: files)
+    assert shlex.split(executor.get_job_args(waits)) == ["--target-jobs", "x", *words]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "of_profile", "told", "lines"),
+    [
+        ("", "main", " -p main", []),
+        ("gpu,gpu-preempt", "", " -p gpu,gpu-preempt", []),
+        (
+            "gpu",
+            "main",
+            " -p gpu",
+            ["run_sweep: allocation.partitions (gpu) is used, and not slurm_partition of cluster/config.yaml (main)."],
+        ),
+    ],
+)
+def test_the_partitions_of_a_sweep_replace_that_of_the_profile(partitions: str, of_profile: str, told: str, lines: list[str]) -> None:
+    executor = executor_of(SlurmExecutor)
+    logged: list[str] = []
+    executor.logger, executor._partitions, executor._fallback_partition = SimpleNamespace(info=logged.append), None, None
+    resources = Resources(partitions=partitions, slurm_partition=of_profile)
+    assert executor.get_partition_arg(SimpleNamespace(resources=resources, name="run_sweep")) == told
+    assert logged == lines
+
+
+class Resources(dict[str, Any]):
+    __getattr__ = dict.__getitem__
+
+
+def test_a_job_that_was_taken_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSWEEP_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr(slurm.Executor, "report_job_submission", lambda self, job_info, register_job: None)
+    append(tmp_path, job="7", what="rule_run_sweep_wildcards_a", taken_up=True)
+    append(tmp_path, job="8", what="rule_run_sweep_wildcards_b")
+    executor, lines = executor_of(SlurmExecutor), []
+    executor.logger = SimpleNamespace(info=lines.append)
+    for number in (7, 8, 9):
+        executor.report_job_submission(job(number))
+    assert lines == ["Job 7 was submitted by an earlier run, and nothing has changed. It is followed to its end."]
+
+
 def test_the_plugins_methods_are_as_the_subclasses_expect() -> None:
     assert list(inspect.signature(slurm.Executor.check_active_jobs).parameters) == ["self", "active_jobs"]
     assert list(inspect.signature(slurm.Executor.cancel_jobs).parameters) == ["self", "active_jobs"]
+    assert list(inspect.signature(slurm.Executor.get_partition_arg).parameters) == ["self", "job"]
+    assert list(inspect.signature(slurm.Executor.report_job_submission).parameters) == ["self", "job_info", "register_job"]
+    assert slurm.Executor.get_job_args is RemoteExecutor.get_job_args
+    assert "wait_for_files.append(self.tmpdir)" in inspect.getsource(RemoteExecutor.get_job_args)
     assert list(inspect.signature(slurm.Executor.get_python_executable).parameters) == ["self"]
     assert list(inspect.signature(jobstep.Executor.get_python_executable).parameters) == ["self"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,24 @@ def test_the_runtime_of_a_confirmation_is_a_key_of_its_own(rule: str) -> None:
 def test_what_slurm_did_to_a_job_says_what_to_do(note: dict[str, Any], line: str) -> None:
     job = failed()
     assert explanation(job, JobNote("7", job.comment, "7.log", **note), "", None) == f"sweep lenet: {line}"
+
+
+def test_a_sweep_with_partitions_of_its_own_is_told_to_change_these() -> None:
+    job = failed()
+    job = replace(job, resources={**job.resources, "partitions": "gpu,nosuch"})
+    note = RefusalNote(job.comment, "sbatch: error: Batch job submission failed: Invalid partition name specified\n")
+    assert explanation(job, note, "", None) == (
+        "sweep lenet: Slurm refused the job: Invalid partition name specified. Change sweeps.lenet.allocation.partitions (now gpu,nosuch);"
+        " `sinfo --summarize` lists what there is"
+    )
+
+
+def test_a_site_that_lets_no_job_start_again_is_told_of_resubmit() -> None:
+    note = RefusalNote(failed().comment, "sbatch: error: --requeue is not allowed here\n")
+    assert explanation(failed(), note, "", None) == (
+        "sweep lenet: Slurm refused the job: --requeue is not allowed here. Set sweeps.lenet.allocation.resubmit to 0, where the site does not let"
+        " a job start again"
+    )
 
 
 def test_a_job_that_failed_by_itself_has_said_why_in_its_log() -> None:

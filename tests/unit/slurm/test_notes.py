@@ -21,4 +21,4 @@ def test_jobs_are_called_what_users_call_them(rule: str, sweep: str, name: str) 
 
 def test_notes_are_lines_of_json(run_dir: Path) -> None:
     lines = (run_dir / "notes.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"job": "12", "what": COMMENT, "log": "12.log"}]
+    assert [json.loads(line) for line in lines] == [{"job": "12", "what": COMMENT, "log": "12.log", "folder": str(run_dir)}]

@@ -130,8 +130,9 @@ def test_slurm_is_reached_through_our_programs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", "/usr/bin")
     run = Run(tmp_path, tmp_path / "logs")
     run.begin()
-    run.use_slurm(Path("/project/cluster/bin"), tmp_path / "state/../state", {COMMENT: notes.JobFacts("trials.csv", 4, "run it")})
-    assert json.loads((run.begin() / "outputs.json").read_text()) == {COMMENT: {"output": "trials.csv", "num_jobs": 4, "command": "run it"}}
+    planned = notes.PlannedJob(["trials.csv"], ["env.yaml"], None)
+    run.use_slurm(Path("/project/cluster/bin"), tmp_path / "state/../state", {COMMENT: planned})
+    assert json.loads((run.begin() / "jobs.json").read_text()) == {COMMENT: planned._asdict()}
     assert os.environ["PATH"] == "/project/cluster/bin:/usr/bin"
     assert os.environ["RAYSWEEP_RUN_DIR"] == str(run.begin())
     assert os.environ["RAYSWEEP_STATE_DIR"] == str(tmp_path / "state")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -28,15 +29,16 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.slurm import snakemake_private
+from raysweep.slurm.detach import SIGNAL
 from raysweep.slurm.executor import JobstepExecutor, SlurmExecutor
 from raysweep.slurm.explanations import RuleJob
-from raysweep.slurm.notes import JobFacts
+from raysweep.slurm.notes import PlannedJob
 from raysweep.slurm.snakemake_private import (
     Inclusion,
     Scheduler,
     adapt_snakemake,
-    facts_of,
     inherit_verbosity,
+    planned_jobs,
     plugin_comment,
     rule_job,
 )
@@ -128,9 +130,11 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     scheduler = object.__new__(Scheduler)
     scheduler.workflow = SimpleNamespace(
         dryrun=False,
+        is_main_process=True,
         execution_settings=SimpleNamespace(no_hooks=False),
         logger_manager=SimpleNamespace(get_logfile=lambda: ["a.log"]),
     )
+    scheduler._local_executor, scheduler.running = None, set()
     before = signal.getsignal(signal.SIGTERM)
     yield scheduler
     signal.signal(signal.SIGTERM, before)
@@ -159,6 +163,46 @@ def test_the_hooks_of_modules_are_called_in_the_run_of_their_workflow(
     assert called == ["jobs"]
 
 
+def test_a_detached_scheduler_waits_for_the_jobs_on_this_machine_only(
+    scheduler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real loop of Snakemake runs in test_controller.py, on a real Slurm."""
+    here, there, later = snakemakes_job(is_local=True), snakemakes_job(), snakemakes_job()
+    monkeypatch.setenv("RAYSWEEP_RUN_DIR", str(tmp_path))
+    at_exit: list[Any] = []
+    monkeypatch.setattr(snakemake_private.atexit, "register", lambda function, *args, **options: at_exit.append((function, args, options)))
+    scheduler._executor, scheduler._local_executor = SimpleNamespace(is_detached=False), SimpleNamespace()
+    scheduler._lock, scheduler._open_jobs, scheduler._user_kill = threading.Lock(), threading.Semaphore(0), None
+    scheduler.running = {here, there}
+
+    def schedule(self: Any) -> bool:
+        with self._lock:  # the signal does not wait for the code that it interrupts
+            signal.raise_signal(SIGNAL)
+        self._open_jobs.acquire()
+        assert self._executor.is_detached
+        assert self._user_kill == "graceful"
+        with self._lock:
+            self.running.update([later])
+            assert self.running == {here}
+            self.running.remove(there)  # the end of a job that the scheduler notices nevertheless
+            self.running.remove(here)
+            assert not self.running
+        return False
+
+    monkeypatch.setattr(JobScheduler, "schedule", schedule)
+    before = signal.getsignal(SIGNAL)
+    try:
+        assert scheduler.schedule() is False
+    finally:
+        signal.signal(SIGNAL, before)
+    [(function, args, options)] = at_exit
+    function(*args, **options)
+    assert capsys.readouterr().err == "Snakemake has left no job in Slurm. The same command goes on.\n"
+    assert {"running", "_local_executor", "_executor", "_lock"} <= names_in(JobScheduler.__init__)
+    assert "self.running.remove(job)" in inspect.getsource(JobScheduler)
+    assert "self.running.update(run)" in inspect.getsource(JobScheduler)
+
+
 def snakemakes_job(**changes: Any) -> Any:
     wildcards = {"sweep": "lenet"}
     attributes = {"rule": SimpleNamespace(name="run_sweep", basedir="/w/rules"), "wildcards": list(wildcards.values())}
@@ -166,16 +210,21 @@ def snakemakes_job(**changes: Any) -> Any:
         "wildcards_dict": wildcards,
         "output": ["trials.csv", "best.yaml"],
         "log": ["x.log"],
-        "resources": {"nodes": 2},
+        "resources": {"nodes": 2, "jobs": 4},
         "shellcmd": "run it",
     }
-    attributes |= {"is_group": lambda: False, "is_local": False}
-    return SimpleNamespace(**attributes | changes)
+    attributes |= {"is_group": lambda: False, "is_local": False, "input": ["env.yaml"], "params": {"config": Path("s/.config/lenet.yaml")}}
+    return Job(**attributes | changes)
+
+
+class Job(SimpleNamespace):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
 
 
 def test_a_job_is_called_as_the_plugin_calls_it() -> None:
     job = snakemakes_job()
-    assert rule_job(job) == RuleJob("run_sweep", "lenet", "rule_run_sweep_wildcards_lenet", Path("x.log"), {"nodes": 2})
+    assert rule_job(job) == RuleJob("run_sweep", "lenet", "rule_run_sweep_wildcards_lenet", Path("x.log"), {"nodes": 2, "jobs": 4})
     assert plugin_comment(snakemakes_job(wildcards=[])) == "rule_run_sweep"
     for name in ("wildcard_str", "get_job_wildcards", "rule_"):
         assert name in inspect.getsource(slurm_plugin.Executor.run_job)
@@ -183,7 +232,10 @@ def test_a_job_is_called_as_the_plugin_calls_it() -> None:
         f"rule_run_sweep_wildcards_{get_job_wildcards(SimpleNamespace(wildcards=['a/b', 'c'], is_group=lambda: False))}"
         == plugin_comment(snakemakes_job(wildcards=["a/b", "c"]))
     )
-    assert facts_of([job, snakemakes_job(output=[])]) == {"rule_run_sweep_wildcards_lenet": JobFacts("trials.csv", 1, "run it")}
+    found = planned_jobs([job, snakemakes_job(output=[]), snakemakes_job(is_local=True, wildcards=["b"])], {"s/.config/lenet.yaml": "a: 1"})
+    assert found == {"rule_run_sweep_wildcards_lenet": PlannedJob(["trials.csv", "best.yaml"], ["env.yaml"], "a: 1", 4, "run it")}
+    [without_config] = planned_jobs([snakemakes_job(params={})], {}).values()
+    assert without_config.config is None
 
 
 def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
@@ -193,15 +245,16 @@ def test_only_jobs_of_this_workflows_rules_are_its_own() -> None:
     jobs = [own, local, foreign, group]
     workflow = SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs), scheduler=SimpleNamespace(failed=jobs))
     inclusion = Inclusion(workflow, Path("/w/rules"), None, None)
-    assert list(inclusion.jobs_to_run()) == ["rule_run_sweep_wildcards_lenet", "rule_run_sweep_wildcards_b"]
+    assert list(inclusion.jobs_to_submit({})) == ["rule_run_sweep_wildcards_lenet"]
     assert inclusion.submitted_jobs_that_failed() == [rule_job(own)]
 
 
 def test_snakemakes_jobs_have_what_is_read_of_them() -> None:
-    assert {"is_group", "is_local", "resources", "wildcards", "log", "output", "rule"} <= set(dir(snakemake.jobs.Job)) | names_in(
-        snakemake.jobs.Job.__init__
-    )
+    assert {"is_group", "is_local", "resources", "wildcards", "log", "input", "output", "params", "rule", "shellcmd"} <= set(
+        dir(snakemake.jobs.Job)
+    ) | names_in(snakemake.jobs.Job.__init__)
     assert hasattr(snakemake.workflow.DAG, "needrun_jobs")
+    assert isinstance(snakemake.workflow.Workflow.is_main_process, property)
     assert "failed" in names_in(JobScheduler.__init__)
     assert "basedir" in dir(snakemake.workflow.Rule) or "basedir" in names_in(snakemake.workflow.Rule.__init__)
 

@@ -63,10 +63,16 @@ def test_the_config_of_a_sweep_at_which_a_run_is_at_work_is_not_written(tmp_path
     monkeypatch.chdir(tmp_path)
     found = project(tmp_path)
     with Lock(tmp_path / "state" / "a", "sweep a"):
-        found.write_configs()
+        assert sorted(found.write_configs()) == ["state/.config/a.yaml", "state/.config/b.yaml"]
     assert sorted(path.name for path in (tmp_path / "state" / ".config").iterdir()) == ["b.yaml"]
-    found.write_configs()
+    texts = found.write_configs()
     assert read_yaml(tmp_path / "state/.config/a.yaml") == found.config_of("a")
+    assert texts["state/.config/a.yaml"] == (tmp_path / "state/.config/a.yaml").read_text()
+
+
+def test_a_job_on_slurm_reads_the_config_that_it_was_submitted_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSWEEP_JOB_CONFIG", "/state/.jobs/a/config.yaml")
+    assert project(tmp_path).config_file("a") == Path("/state/.jobs/a/config.yaml")
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,9 @@ def test_slurm_is_asked_for_the_same_as_the_plugin_asks_for() -> None:
     assert {"--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--mem=8000", "--time=60", "--account=def-a", "--qos=high"} <= set(argv)
     assert "--gpus-per-node=a100-sxm4:2" in argv
     assert not [word for word in argv if "partition" in word]
+    argv = checks.dry_run_command(replace(ALLOCATION, partitions=("gpu", "gpu-preempt"), runtime_min=30), {"slurm_partition": "main"})
+    assert [word for word in argv if "partition" in word] == ["--partition=gpu,gpu-preempt"]
+    assert "--time-min=30" in argv
 
 
 @pytest.mark.parametrize(

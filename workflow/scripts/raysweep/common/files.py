@@ -85,10 +85,16 @@ _DumperWithoutAliases.add_representer(
 )
 
 
+def yaml_text(value: Any) -> str:
+    """Return `value` as YAML. The keys keep the order of `value`."""
+    text: str = yaml.dump(value, None, _DumperWithoutAliases, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
 def write_yaml(path: Path, value: Any) -> None:
     """Write `value` to `path` as YAML. The keys keep the order of `value`."""
     with written_aside(path) as stream:
-        yaml.dump(value, stream, _DumperWithoutAliases, sort_keys=False, allow_unicode=True, width=120)
+        stream.write(yaml_text(value))
 
 
 def read_yaml(path: Path) -> Any:

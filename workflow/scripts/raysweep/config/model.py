@@ -124,6 +124,8 @@ class AllocationConfig:
     walltime_margin: Time
     jobs: int = 1  # number of Slurm jobs that work on the sweep together
     idle: Time | None = None  # time without a trial after which one of several jobs ends; None: no limit
+    runtime_min: Time | None = None  # least time limit with which Slurm may start the job; None: always `runtime`
+    partitions: tuple[str, ...] = ()  # partitions that the job may start in; empty: the partition of the profile
 
     @property
     def runtime_s(self) -> float:

@@ -76,7 +76,10 @@ RULES_OF_SWEEP = (
     Rule(sweep_checks.check_patience_of_trials, "stop max_epochs"),
     Rule(sweep_checks.check_patience_of_sweep, "end_when num_samples search_space"),
     Rule(sweep_checks.check_pbt, "scheduler search_space model"),
-    Rule(sweep_checks.check_allocation, "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes"),
+    Rule(
+        sweep_checks.check_allocation,
+        "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes allocation.runtime_min allocation.runtime",
+    ),
     Rule(partial(sweep_checks.check_fits_node, key="cpu"), "trial_resources.cpu allocation.cpus_per_node"),
     Rule(sweep_checks.check_gpus_of_trial, "trial_resources.gpu allocation.gpus_per_node"),
     *(Rule(pair.check, pair.keys, "datasets") for pair in PAIRS_OF_SWEEP),

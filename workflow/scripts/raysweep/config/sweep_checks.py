@@ -11,6 +11,7 @@ from typing import Any
 
 from raysweep.common.bounds import BOUNDS
 from raysweep.common.capacity import TrialResources, WorkerResources, capacity
+from raysweep.common.durations import minutes
 from raysweep.common.errors import ConfigError
 from raysweep.common.machine import NodeSize
 from raysweep.common.numeric import is_number
@@ -339,6 +340,13 @@ def check_allocation(sweep: Section) -> Iterator[Mistake]:
     if allocation["max_wait"] is not None and allocation["resubmit"]:
         reason = "null where resubmit is above 0, since Slurm counts it from the first start of a job"
         yield sweep.mistake(f"{allocation['max_wait']} is not allowed: {reason}", "allocation", "max_wait")
+    if allocation["runtime_min"] is not None:
+        if minutes(allocation["runtime_min"]) > minutes(allocation["runtime"]):
+            message = f"{allocation['runtime_min']} is not allowed: at most allocation.runtime, {allocation['runtime']}"
+            yield sweep.mistake(message, "allocation", "runtime_min")
+        if allocation["max_wait"] is not None:
+            reason = "null where runtime_min is set, since Slurm would shorten a job that has waited long and not remove it"
+            yield sweep.mistake(f"{allocation['max_wait']} is not allowed: {reason}", "allocation", "max_wait")
     if (allocation["min_nodes"] or 1) > allocation["nodes"]:
         message = f"{allocation['min_nodes']} is not allowed: at most allocation.nodes, {allocation['nodes']}"
         yield sweep.mistake(message, "allocation", "min_nodes")

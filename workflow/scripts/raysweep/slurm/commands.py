@@ -105,9 +105,10 @@ def ended_tasks(line: str) -> list[int]:
     return [rank for span in spans for rank in range(int(span[0]), int(span[-1]) + 1)]
 
 
-def slurm_extra(allocation: AllocationConfig, runtime: float | str) -> str:
+def slurm_extra(allocation: AllocationConfig, runtime: float | str, runtime_min: float | str | None = None) -> str:
     """Return the options of `sbatch` that the Slurm plugin accepts only in the resource `slurm_extra`.
 
+    Slurm may start a job with a shorter time limit than `runtime`, but not with a shorter one than `runtime_min`.
     The plugin puts the options into a shell line without quotes, so the options contain only checked words and numbers.
     """
     words = ["--ntasks-per-node=1", "--no-kill"]
@@ -117,4 +118,13 @@ def slurm_extra(allocation: AllocationConfig, runtime: float | str) -> str:
     if allocation.max_wait is not None:
         # Slurm removes a waiting job when the job can no longer end before its deadline. The deadline is therefore max_wait plus the runtime.
         words.append(f"--deadline=now+{minutes(allocation.max_wait) + minutes(runtime)}minutes")
+    if runtime_min is not None:
+        words.append(f"--time-min={minutes(runtime_min)}")
+    if allocation.resubmit:
+        words.append("--requeue")  # the default of some sites is that a job cannot be started again
     return " ".join(words)
+
+
+def slurm_extra_of_sweep(allocation: AllocationConfig) -> str:
+    """Return the options of `slurm_extra` for the job of a sweep."""
+    return slurm_extra(allocation, allocation.runtime, allocation.runtime_min)

@@ -6,15 +6,20 @@ classes of this module.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import snakemake_executor_plugin_slurm as slurm
 import snakemake_executor_plugin_slurm_jobstep as jobstep
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.utils import format_cli_arg
 
 from raysweep.slurm.allocation import export_of_slurm_conf
+from raysweep.slurm.notes import RUN_DIR, read_notes
 
 STATUS_INTERVAL_S = 10  # longest time in seconds between two status queries; status.py answers most queries without a program of Slurm
 
@@ -43,10 +48,40 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
 
     next_seconds_between_status_checks: int
     jobs_asked_about: tuple[Any, ...] = ()  # jobs in the latest status query, which may still run
+    is_detached: bool = False  # whether the user leaves the jobs to Slurm, so that no job may be cancelled
 
     def get_python_executable(self) -> str:
         """Return the path of Python, quoted for a shell. JobstepExecutor states the reason."""
         return shlex.quote(sys.executable)
+
+    def get_partition_arg(self, job: Any) -> str:
+        """Return the option of sbatch with the partitions of the job. The sweep's own partitions replace the partition of the profile."""
+        partitions = job.resources.get("partitions")
+        if not partitions:
+            option: str = super().get_partition_arg(job)
+            return option
+        if of_profile := job.resources.get("slurm_partition"):
+            self.logger.info(
+                f"{job.name}: allocation.partitions ({partitions}) is used, and not slurm_partition of cluster/config.yaml ({of_profile})."
+            )
+        return f" -p {shlex.quote(partitions)}"
+
+    def get_job_args(self, job: Any) -> str:
+        """Return options for the Snakemake inside of a job. The job waits until all its input files are visible.
+
+        The plugin's job also waits for a folder of this Snakemake, which exists only until this Snakemake ends. Without the folder, the job would end
+        without running its rule. A job that waits in the queue would therefore be lost with this Snakemake.
+        """
+        files = job.get_wait_for_files()
+        options: str = super(RemoteExecutor, self).get_job_args(job)
+        return f"{options} {format_cli_arg('--wait-for-files', files)}" if files else options
+
+    def report_job_submission(self, job_info: Any, register_job: bool = True) -> None:
+        """Tell Snakemake that a job was submitted, and tell the user where the job is one of an earlier run."""
+        super().report_job_submission(job_info, register_job=register_job)
+        note = read_notes(Path(os.environ[RUN_DIR])).jobs.get(job_info.external_jobid)
+        if note is not None and note.taken_up:
+            self.logger.info(f"Job {note.job} was submitted by an earlier run, and nothing has changed. It is followed to its end.")
 
     async def check_active_jobs(self, active_jobs: list[Any]) -> AsyncIterator[Any]:
         """Yield the jobs that still run, and store all `active_jobs` for `cancel_jobs`.
@@ -66,4 +101,5 @@ class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the
         cancel no job, and the jobs would run until Slurm's time limit. `scancel` ignores jobs that have already ended.
         """
         jobs = {job.external_jobid: job for job in (*self.jobs_asked_about, *active_jobs)}
-        super().cancel_jobs(list(jobs.values()))
+        if not self.is_detached:
+            super().cancel_jobs(list(jobs.values()))

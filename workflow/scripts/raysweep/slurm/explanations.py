@@ -27,6 +27,7 @@ class Setting(Enum):
     RUNTIME = auto()
     NODES = auto()
     PARTITION = auto()
+    REQUEUE = auto()
     GPUS = auto()
     MEMORY = auto()
     ALLOCATION = auto()  # any key of the sweep's allocation, or the partition
@@ -37,6 +38,7 @@ class Setting(Enum):
 SETTING_FOR_REASON = (
     (r"Unable to contact|connect failure|timed out|squeue does not answer|did not end within", Setting.SLURM_IS_AWAY),
     (r"No such file or directory: '(sinfo|sbatch|sacctmgr|sshare)'", Setting.MACHINE),
+    (r"(?i)requeue", Setting.REQUEUE),
     (r"violates accounting|AccountingPolicy|^(Assoc|QOS)(Max|Min)", Setting.LIMITS),
     (r"(?i)\baccount\b|InvalidAccount|AccountNotAllowed", Setting.ACCOUNT),
     (r"(?i)\bqos\b|InvalidQOS|QOSNotAllowed", Setting.QOS),
@@ -73,7 +75,10 @@ class RuleJob:
         runtime = f"sweeps.{self.sweep}.confirm.runtime" if self.rule.endswith("confirm") else f"{allocation}.runtime"
         now = {key: "empty" if value == "" else value for key, value in self.resources.items()}
         now = dict.fromkeys(("slurm_account", "slurm_partition", "qos", "runtime", "nodes", "mem_mb", "_cores"), "not set") | now
-        or_partition = f"or slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
+        partition = f"slurm_partition (now {now['slurm_partition']}) in {PROFILE}"
+        if now.get("partitions", "empty") != "empty":
+            partition = f"{allocation}.partitions (now {now['partitions']})"
+        or_partition = f"or {partition}"
         size = f"{allocation} (nodes, cpus_per_node, gpus_per_node, gpu_type, mem_mb_per_node)"
         return {
             Setting.SLURM_IS_AWAY: "Run the same command again when Slurm answers",
@@ -83,7 +88,8 @@ class RuleJob:
             Setting.QOS: f"Change qos (now {now['qos']}) in {PROFILE}",
             Setting.RUNTIME: f"Change {runtime} (now {now['runtime']} minutes), {or_partition}",
             Setting.NODES: f"Change {allocation}.nodes (now {now['nodes']}) or cpus_per_node (now {now['_cores']}), {or_partition}",
-            Setting.PARTITION: f"Change slurm_partition (now {now['slurm_partition']}) in {PROFILE}; `sinfo --summarize` lists what there is",
+            Setting.PARTITION: f"Change {partition}; `sinfo --summarize` lists what there is",
+            Setting.REQUEUE: f"Set {allocation}.resubmit to 0, where the site does not let a job start again",
             Setting.GPUS: f"Change {allocation}.gpus_per_node or gpu_type; `sinfo -o '%P %G'` lists what there is",
             Setting.MEMORY: f"Change {allocation}.mem_mb_per_node (now {now['mem_mb']})",
             Setting.ALLOCATION: f"Change {size}, {or_partition}",

@@ -5,7 +5,6 @@ A file of notes in the folder of the run records the submitted jobs and their st
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -16,29 +15,40 @@ PYTHON = "RAYSWEEP_PYTHON"  # variable with the path of the Python that runs thi
 INTERVAL = "RAYSWEEP_SQUEUE_INTERVAL_S"  # variable with the least time in seconds between two calls of squeue for one run
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON, INTERVAL)
 NOTES = "notes.jsonl"  # file of the notes in the folder of the run
-OUTPUTS = "outputs.json"  # file that maps the comment of each job of this workflow that may be submitted to JobFacts
+JOB_CONFIG = "RAYSWEEP_JOB_CONFIG"  # variable with the path of the config of the sweep, inside of a job that was submitted to Slurm
+PLANNED = "jobs.json"  # file that maps the comment of each job of this workflow that may be submitted to a PlannedJob
+JOBS = ".jobs"  # folder below the state folder with one folder for each rule and sweep, in which the job of Slurm has its files
 
 
 # The classes are NamedTuples, because the import of dataclasses takes about as long as the start of Python.
+class PlannedJob(NamedTuple):
+    """Describes a job of this workflow that Snakemake will run. The paths are relative to the folder in which Snakemake runs."""
+
+    outputs: list[str]
+    inputs: list[str]
+    config: str | None  # config of the sweep as YAML; None where the rule reads no config
+    num_jobs: int = 1  # number of Slurm jobs that do the work of the job together
+    command: str = ""  # shell command of the rule
+
+
 class JobNote(NamedTuple):
     """Describes a submitted job of the run after all notes about the job."""
 
     job: str  # Slurm's job id
     what: str = ""  # comment of the plugin, which names the rule and the wildcards; "" before this program has recorded the submission
     log: str = ""  # path of Slurm's log of the job
+    folder: str = ""  # folder in which the job writes its exit code
+    taken_up: bool = False  # whether an earlier run submitted the job
     state: str = "PENDING"
     reason: str | None = None  # Slurm's reason why the job waits
     missing_since: float | None = None  # time since which Slurm does not know the job, in seconds since the epoch
     # Reason why the job could never start, so that this program cancelled the job. None where this program did not cancel the job.
     hopeless: str | None = None
 
-
-class JobFacts(NamedTuple):
-    """Describes a job of this workflow that Snakemake is about to submit."""
-
-    output: str  # path of the first output of the job
-    num_jobs: int  # number of Slurm jobs that do the work of the job together
-    command: str  # shell command of the rule
+    @property
+    def name(self) -> str:
+        """Return the name of the job in messages for the user."""
+        return name_of_comment(self.what)
 
 
 class RefusalNote(NamedTuple):
@@ -64,13 +74,17 @@ class Observation(NamedTuple):
     missing_since: float | None = None  # time since which Slurm does not know the job, in seconds since the epoch
 
 
-def append(run_dir: Path, **fields: str | float | bool | None) -> None:
-    """Append a note in one short write, so that the notes of simultaneous calls do not mix.
+def append(run_dir: Path, **fields: str | float | bool | None) -> bool:
+    """Append a note in one short write, so that the notes of simultaneous calls do not mix. Return whether the note was written.
 
-    If the disk is full, the note is lost, but the status query is still answered and the job is still submitted.
+    If the disk is full, the note about a state is lost, but the status query is still answered.
     """
-    with contextlib.suppress(OSError), (run_dir / NOTES).open("ab", buffering=0) as stream:
-        stream.write(json.dumps(fields).encode() + b"\n")
+    note = json.dumps(fields).encode() + b"\n"
+    try:
+        with (run_dir / NOTES).open("ab", buffering=0) as stream:
+            return stream.write(note) == len(note)
+    except OSError:
+        return False
 
 
 def text_of(path: Path) -> str:
@@ -102,3 +116,9 @@ def name_of(rule: str, sweep: str) -> str:
     if not sweep:
         return rule
     return f"sweep {sweep}" if rule == "run_sweep" else f"sweep {sweep}, {rule}"
+
+
+def name_of_comment(what: str) -> str:
+    """Return the name in messages of the job with the plugin's comment `what`."""
+    rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
+    return name_of(rule, sweep)

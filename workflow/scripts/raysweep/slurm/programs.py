@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raysweep.slurm.notes import RUN_DIR
 from raysweep.slurm.status import status
-from raysweep.slurm.submission import option, submit
+from raysweep.slurm.submission import submit
 
 
 def is_status_query(program: str, arguments: list[str]) -> bool:
@@ -35,7 +35,7 @@ def main(called: str, *given: str) -> int:
     os.environ["PATH"] = os.pathsep.join(path)  # without cluster/bin, so that this program and the jobs find the programs of Slurm
     run_dir = os.environ.get(RUN_DIR)
     if run_dir and is_status_query(program, arguments):
-        for job, state in status(Path(run_dir), option(arguments, "--name")).items():
+        for job, state in status(Path(run_dir)).items():
             print(f"{job}|{state}")
         return 0
     real = shutil.which(program)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 STARTED = time.monotonic()  # time at which this program started
 DEADLINE_S = 50  # time limit in seconds for all queries to Slurm together; the limit is below the 60 s that the plugin waits for an answer
@@ -26,6 +26,27 @@ def ask(*command: str, limit_s: float | None = None) -> list[str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.splitlines() if run.returncode == 0 else None
+
+
+class QueuedJob(NamedTuple):
+    """Describes a job of this user in Slurm's queue."""
+
+    job: str  # Slurm's id of only this job, such as 7 or 7_2
+    array: str  # id of the job array of the job; the id of the job where the job is in no array
+    state: str
+    first: str  # node on which the script of the job runs
+    nodes: str  # list of the job's present nodes
+    reason: str  # Slurm's reason why the job waits
+    comment: str
+
+
+def queued_jobs(*options: str) -> list[QueuedJob] | None:
+    """Return the jobs of this user that slurmctld knows, or None where squeue fails.
+
+    squeue fails for a single job id that Slurm does not know, so this query names no ids. The option `--all` is needed because some partitions may be hidden.
+    """
+    lines = ask("squeue", "--all", "--me", "--noheader", *options, "--format=%i|%F|%T|%B|%N|%r|%k")
+    return None if lines is None else [QueuedJob(*words) for words in columns(lines, len(QueuedJob._fields))]
 
 
 def columns(lines: list[str], number: int) -> list[list[str]]:

@@ -20,7 +20,7 @@ from raysweep.common.files import written_aside
 from raysweep.common.processes import pid_namespace, started, this_process
 from raysweep.slurm import notes
 from raysweep.slurm.explanations import RuleJob, explanation
-from raysweep.slurm.notes import JobFacts, JobNote, RefusalNote
+from raysweep.slurm.notes import JobNote, PlannedJob, RefusalNote
 
 PROCESS_FILE = "controller.json"  # file in the folder of a run that identifies the Snakemake process of the run
 
@@ -37,6 +37,7 @@ class Run:
         # Size in bytes of each log at the start of the run. Earlier runs wrote the text up to this size.
         self.log_sizes: dict[Path, int] = {}
         self.printed_lines: set[str] = set()
+        self.configs: dict[str, str] = {}  # path of the config of each sweep of all inclusions → config as YAML
 
     def clear_up(self) -> None:
         """Remove the locks of a Snakemake that was killed on this machine.
@@ -72,14 +73,12 @@ class Run:
         self.log_sizes = {path: path.stat().st_size for logs_dir in self.logs_dirs for path in logs_dir.rglob("*.log")}
         return self.dir
 
-    def use_slurm(self, bin_dir: Path, state_dir: Path, jobs: Mapping[str, JobFacts]) -> None:
+    def use_slurm(self, bin_dir: Path, state_dir: Path, jobs: Mapping[str, PlannedJob]) -> None:
         """Put the programs `squeue`, `sacct` and `sbatch` of cluster/bin between the Slurm plugin and Slurm. programs.py states the reasons.
 
-        `jobs` maps the plugin's comment of each job of this workflow that is about to run to the facts about the job.
+        `jobs` maps the plugin's comment to each job of this workflow that is about to be submitted.
         """
-        (self.begin() / notes.OUTPUTS).write_text(
-            json.dumps({comment: facts._asdict() for comment, facts in jobs.items()}), encoding="utf-8"
-        )
+        (self.begin() / notes.PLANNED).write_text(json.dumps({what: job._asdict() for what, job in jobs.items()}), encoding="utf-8")
         os.environ |= {
             notes.STATE_DIR: str(state_dir.resolve()),
             notes.PYTHON: sys.executable,
@@ -138,13 +137,22 @@ class PreviousRun:
             return None
         return cls(path.parent, file.st_mtime, file.st_uid, **process)
 
+    @property
+    def is_visible(self) -> bool:
+        """Return whether this process sees the processes of the run and may end them."""
+        return (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether the Snakemake process of a visible run still exists."""
+        return started(self.pid) == self.started
+
     def message_if_at_work(self) -> str | None:
         """Return a message for the user where the run may still be active, or None where the run and all processes of the run have ended.
 
         A run on another machine, in another namespace of process ids or of another user always counts as active, because this process cannot see that run.
         """
-        is_visible = (self.host, self.pids, self.uid) == (socket.gethostname(), pid_namespace(), os.getuid())
-        if not is_visible or started(self.pid) == self.started:
+        if not self.is_visible or self.is_alive:
             return (
                 f"A Snakemake is at work in this folder: process {self.pid} on {self.host}. If it is not there any more:"
                 " `snakemake --unlock`, then the same command again."

@@ -14,10 +14,13 @@ import this module.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
+import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from raysweep.common.errors import VERBOSITY_ENV
 from raysweep.config.load import ConfigArgs, Module, keys_of
+from raysweep.slurm.detach import SIGNAL, left_jobs_message
 from raysweep.slurm.explanations import RuleJob
-from raysweep.slurm.notes import JobFacts
+from raysweep.slurm.notes import RUN_DIR, PlannedJob
 
 _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
 
@@ -77,8 +81,23 @@ class Hooks:
 _hooks: list[Hooks] = []
 
 
+class LocalJobs(set[Any]):
+    """Contains the jobs for whose end a detached scheduler waits. These are the jobs on this machine.
+
+    Jobs in Slurm are not added, and the end of a job in Slurm that the scheduler notices nevertheless changes nothing.
+    """
+
+    remove = set.discard
+
+    def update(self, *jobs: Iterable[Any]) -> None:
+        """Add the jobs on this machine."""
+        super().update(job for some in jobs for job in some if job.is_local)
+
+
 class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake has no types
-    """Extends Snakemake's scheduler of jobs with calls of the modules' hooks and with a safe reaction to SIGTERM."""
+    """Extends Snakemake's scheduler of jobs with calls of the modules' hooks, and with reactions to SIGTERM and to the signal of `make detach`."""
+
+    running: set[Any]
 
     def schedule(self) -> bool:
         """Run all jobs, and return whether all jobs have succeeded."""
@@ -86,19 +105,35 @@ class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake
         hooks = [] if is_silent else [hooks for hooks in _hooks if hooks.workflow is self.workflow]
         for hook in hooks:
             hook.start()
+        if self.workflow.is_main_process and self._local_executor is not None:  # some jobs do not run on this machine
+            signal.signal(SIGNAL, lambda *_: threading.Thread(target=self.detach, daemon=True).start())
         has_succeeded: bool = super().schedule()
+        if isinstance(self.running, LocalJobs):
+            atexit.register(print, left_jobs_message(Path(os.environ[RUN_DIR])), file=sys.stderr)
         if not has_succeeded:
             for hook in hooks:
                 hook.fail(self.workflow.logger_manager.get_logfile())
         return has_succeeded
 
-    def exit_gracefully(self, *signal: Any) -> None:
+    def exit_gracefully(self, *of_signal: Any) -> None:
         """Run Snakemake's handler of SIGTERM in a new thread.
 
         Snakemake's handler acquires a lock. The code that SIGTERM interrupts may already hold this lock, and the handler would then wait for ever in the
         main thread. The processes of a job would go on after the end of the job. Two SIGTERMs in quick succession cause this, and Slurm sends several.
         """
-        threading.Thread(target=super().exit_gracefully, args=signal, daemon=True).start()
+        threading.Thread(target=super().exit_gracefully, args=of_signal, daemon=True).start()
+
+    def detach(self) -> None:
+        """Make Snakemake end as soon as no job runs on this machine, and leave the jobs in Slurm.
+
+        The function runs in a thread, because the code that the signal interrupts may hold the lock.
+        """
+        self._executor.is_detached = True
+        with self._lock:
+            local = LocalJobs()
+            local.update(self.running)
+            self.running = local
+        super().exit_gracefully()
 
 
 def inherit_verbosity(output_settings: Any) -> None:
@@ -115,10 +150,21 @@ def plugin_comment(job: Any) -> str:
     return f"rule_{job.rule.name}" + (f"_wildcards_{'_'.join(job.wildcards).replace('/', '_')}" if job.wildcards else "")
 
 
-def facts_of(jobs: Iterable[Any]) -> dict[str, JobFacts]:
-    """Return a map from the plugin's comment of each job to the facts about the job. Jobs without an output are left out."""
+def planned_jobs(jobs: Iterable[Any], configs: Mapping[str, str]) -> dict[str, PlannedJob]:
+    """Return a map from the plugin's comment to the planned job, for each job that will be submitted. Jobs without an output are left out.
+
+    `configs` maps the path of the config of a sweep, which is a parameter of the rules, to the config as YAML.
+    """
     return {
-        plugin_comment(job): JobFacts(str(job.output[0]), job.resources.get("jobs", 1), job.shellcmd or "") for job in jobs if job.output
+        plugin_comment(job): PlannedJob(
+            outputs=[str(path) for path in job.output],
+            inputs=[str(path) for path in job.input],
+            config=configs.get(str(job.params.get("config"))),
+            num_jobs=job.resources.get("jobs", 1),
+            command=job.shellcmd or "",
+        )
+        for job in jobs
+        if job.output and not job.is_local
     }
 
 
@@ -159,9 +205,9 @@ class Inclusion:
         """
         return Path(self.path_modifier.replace_prefix(f"{folder}/"))
 
-    def jobs_to_run(self) -> dict[str, JobFacts]:
-        """Return a map from the plugin's comment of each job of this workflow that Snakemake will run to the facts about the job."""
-        return facts_of(self._own(self.workflow.dag.needrun_jobs()))
+    def jobs_to_submit(self, configs: Mapping[str, str]) -> dict[str, PlannedJob]:
+        """Return a map from the plugin's comment to the planned job, for each job of this workflow that Snakemake will submit. See `planned_jobs`."""
+        return planned_jobs(self._own(self.workflow.dag.needrun_jobs()), configs)
 
     def submitted_jobs_that_failed(self) -> list[RuleJob]:
         """Return the failed jobs of this workflow that Snakemake did not run on this machine.

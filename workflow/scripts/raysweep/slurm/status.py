@@ -12,10 +12,11 @@ import math
 import os
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from raysweep.slurm.notes import INTERVAL, JobNote, Notes, Observation, append, read_notes, text_of
-from raysweep.slurm.queries import ask, columns, is_headless
+from raysweep.slurm.queries import ask, columns, is_headless, queued_jobs
 
 ASKED = "asked"  # empty file, which the program touches when squeue has answered
 
@@ -23,7 +24,8 @@ ASKED = "asked"  # empty file, which the program touches when squeue has answere
 # not be visible here yet.
 FORGOTTEN_S = 90
 INTERVAL_S = 30  # value of INTERVAL where the user sets no whole number of seconds
-ENDED_S = 60  # time in seconds after a job's own end in which each status query asks squeue for the state of a failed job
+ENDED_S = 60  # time in seconds after a job's own end in which squeue is asked more often for the state of a failed job
+ENDED_INTERVAL_S = 15  # least time in seconds between two calls of squeue in this time
 # Maps the final state of a job in Slurm to the state that the plugin receives. NODE_FAIL becomes FAILED, because after NODE_FAIL the plugin would exclude
 # all nodes of the job from the next jobs, although only one node was lost.
 FINAL = {state: state for state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")}
@@ -39,20 +41,20 @@ HOPELESS = re.compile(
 )
 
 
-def listed_jobs(run_name: str) -> dict[str, Observation] | None:
-    """Return the jobs of a run that slurmctld knows, as a map from the job id to the state, or None where squeue fails.
+def listed_jobs(jobs: Collection[str]) -> dict[str, Observation] | None:
+    """Return the jobs among `jobs` that slurmctld knows, as a map from the job id to the state, or None where squeue fails.
 
-    A job array counts as one job, with the id of the array. The option `--all` is needed because some partitions may be hidden.
+    A job array counts as one job, with the id of the array. The query does not name the run, because the job of an earlier run has the name of the earlier run.
     """
-    lines = ask("squeue", "--all", "--states=all", "--noheader", f"--name={run_name}", "--format=%F|%T|%B|%N|%r|%i")
-    if lines is None:
+    queued = queued_jobs("--states=all")
+    if queued is None:
         return None
-    jobs: dict[str, list[Observation]] = {}
-    for array, state, first, nodes, rest in columns(lines, 5):
-        reason, _, job = rest.partition("|")
-        is_lost = state == "RUNNING" and is_headless(first, nodes)
-        jobs.setdefault(array, []).append(start_again(job or array) if is_lost else Observation(state, reason))
-    return {job: observation for job, observations in jobs.items() if (observation := combined(observations)) is not None}
+    found: dict[str, list[Observation]] = {}
+    for one in queued:
+        if one.array in jobs:
+            is_lost = one.state == "RUNNING" and is_headless(one.first, one.nodes)
+            found.setdefault(one.array, []).append(start_again(one.job) if is_lost else Observation(one.state, one.reason))
+    return {job: observation for job, observations in found.items() if (observation := combined(observations)) is not None}
 
 
 def combined(observations: list[Observation]) -> Observation | None:
@@ -84,12 +86,17 @@ def accounted_states(jobs: list[str]) -> dict[str, str]:
     return {job: state.split()[0] for job, state in columns(lines or [], 2) if state}  # the first word of "CANCELLED by 1001" is the state
 
 
-def exit_code(run_dir: Path, job: str) -> str:
-    """Return the exit code that the script of a job wrote at its end (see `ending`), or "" where the job was killed or has not ended."""
-    return text_of(run_dir / f"{job}.exit").strip()
+def exit_file(note: JobNote) -> Path:
+    """Return the path of the file into which the script of a job writes the exit code of the job (see `ending`)."""
+    return Path(note.folder, f"{note.job}.exit")
 
 
-def forgotten(run_dir: Path, note: JobNote, accounted: str | None) -> Observation:
+def exit_code(note: JobNote) -> str:
+    """Return the exit code that the script of a job wrote at its end, or "" where the job was killed or has not ended."""
+    return text_of(exit_file(note)).strip()
+
+
+def forgotten(note: JobNote, accounted: str | None) -> Observation:
     """Return the state of a job that slurmctld does not know any more.
 
     The job has not written the exit code 0, so the state is COMPLETED only where Slurm's accounting proves that the job succeeded. A job deletes the outputs
@@ -98,7 +105,7 @@ def forgotten(run_dir: Path, note: JobNote, accounted: str | None) -> Observatio
     if accounted is not None and accounted in FINAL:
         return Observation(accounted)
     since = note.missing_since or time.time()
-    is_lost = bool(exit_code(run_dir, note.job)) or time.time() - since > FORGOTTEN_S
+    is_lost = bool(exit_code(note)) or time.time() - since > FORGOTTEN_S
     return Observation("FAILED" if is_lost else note.state, missing_since=since)
 
 
@@ -125,37 +132,40 @@ def age_s(path: Path) -> float:
         return math.inf
 
 
-def must_ask(run_dir: Path, failed: list[str]) -> bool:
+def must_ask(run_dir: Path, failed: list[JobNote]) -> bool:
     """Return whether a status query must ask squeue, because the last answer is too old, or because one of the jobs `failed` has just ended.
 
-    Only Slurm knows why a job failed. After ENDED_S seconds Slurm has started a failed job again, or has told the state of the job.
+    Only Slurm knows why a job failed. After ENDED_S seconds Slurm has started a failed job again, or has told the state of the job. In a minute this module
+    asks at most six questions, so that a cluster whose administrators count the questions does not refuse an answer.
     """
     interval = os.environ.get(INTERVAL, "")
     interval_s = int(interval) if interval.isdecimal() else INTERVAL_S  # a value that is no number must not stop a status query
-    is_fresh = 0 <= age_s(run_dir / ASKED) < interval_s  # a negative age means that a clock was changed
-    return not is_fresh or any(age_s(run_dir / f"{job}.exit") < ENDED_S for job in failed)
+    asked_s = age_s(run_dir / ASKED)
+    is_fresh = 0 <= asked_s < interval_s  # a negative age means that a clock was changed
+    ended_s = min((age_s(exit_file(note)) for note in failed), default=math.inf)
+    return not is_fresh or (ended_s < ENDED_S and (asked_s > ended_s or asked_s >= ENDED_INTERVAL_S))
 
 
-def status(run_dir: Path, run_name: str) -> dict[str, str]:
+def status(run_dir: Path) -> dict[str, str]:
     """Return the states of all jobs of a run, as a map from the job id to a state that the plugin knows.
 
     A job whose script wrote the exit code 0 is complete. `must_ask` decides whether squeue is asked about the other jobs. Otherwise, and while Slurm does not
     answer, the states come from the notes.
     """
     notes = read_notes(run_dir)
-    codes = {job: exit_code(run_dir, job) for job in notes.jobs}
+    codes = {job: exit_code(note) for job, note in notes.jobs.items()}
     now = {job: Observation("COMPLETED") for job, code in codes.items() if code == "0"}
-    is_asked = must_ask(run_dir, [job for job, code in codes.items() if code not in ("", "0") and notes.jobs[job].state not in FINAL])
-    listed = listed_jobs(run_name) if is_asked else None
+    is_asked = must_ask(run_dir, [note for job, note in notes.jobs.items() if codes[job] not in ("", "0") and note.state not in FINAL])
+    listed = listed_jobs(notes.jobs) if is_asked else None
     if listed is not None and cancel_hopeless(run_dir, notes, listed):
-        listed = listed_jobs(run_name)
+        listed = listed_jobs(notes.jobs)
     if listed is not None:
         with contextlib.suppress(OSError):  # on a full disk, squeue is asked more often
             (run_dir / ASKED).touch()
         now = listed | now
         missing = [job for job, note in notes.jobs.items() if job not in now and note.state not in FINAL]
         accounted = accounted_states(missing)
-        now |= {job: forgotten(run_dir, notes.jobs[job], accounted.get(job)) for job in missing}
+        now |= {job: forgotten(notes.jobs[job], accounted.get(job)) for job in missing}
     for job, observation in now.items():
         before = notes.jobs.get(job)
         if before is None or observation != Observation(before.state, before.reason, before.missing_since):

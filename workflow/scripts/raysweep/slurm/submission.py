@@ -1,4 +1,4 @@
-"""Submits the jobs of Snakemake's Slurm plugin, and refuses a second job of a rule and a sweep."""
+"""Submits the jobs of Snakemake's Slurm plugin. A job of an earlier run that is still there is taken up, or no second job is submitted."""
 
 from __future__ import annotations
 
@@ -6,57 +6,75 @@ import base64
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import NamedTuple
 
-from raysweep.slurm.notes import OUTPUTS, OWN_VARIABLES, STATE_DIR, append, name_of
-from raysweep.slurm.queries import DEADLINE_S, ask, columns, is_headless
+from raysweep.slurm.earlier_jobs import (
+    CONFIG,
+    SUBMISSION,
+    changed_parts,
+    comment_of,
+    digests_of,
+    earlier_job_to_decide_on,
+    finished_job,
+    job_folder,
+)
+from raysweep.slurm.notes import JOB_CONFIG, OWN_VARIABLES, PLANNED, PlannedJob, append, name_of_comment
+from raysweep.slurm.queries import ask
 
 SCRIPT = "/dev/stdin"  # file from which sbatch reads the script of a job
 SUBMIT_DEADLINE_S = 300  # time limit in seconds for the real sbatch, which waits and tries again where slurmctld does not answer
-COMPLETING_S = 120  # longest time in seconds for which a submission waits for the end of an earlier job that Slurm is completing
+
+
+class Call(NamedTuple):
+    """Describes a call of sbatch by the plugin."""
+
+    run_dir: Path  # folder of the run of Snakemake
+    arguments: list[str]
+    script: str
+    what: str  # comment of the plugin, which names the rule and the wildcards
+    planned: PlannedJob | None  # None for a job of another workflow, which has this workflow as a module
+
+    @property
+    def name(self) -> str:
+        """Return the name of the job in messages for the user."""
+        return name_of_comment(self.what)
+
+    @property
+    def mark(self) -> Path:
+        """Return the path of Snakemake's mark for the first output of a planned job."""
+        assert self.planned is not None
+        return self.run_dir.parents[1] / incomplete_mark(self.planned.outputs[0])
+
+    @property
+    def job_name(self) -> str:
+        """Return the name of a planned job in Slurm."""
+        rule, _, sweep = self.what.removeprefix("rule_").partition("_wildcards_")
+        words = [sweep, "" if rule.endswith("run_sweep") and sweep else rule]
+        return "-".join(["raysweep", *filter(None, words)])
+
+    @property
+    def is_array(self) -> bool:
+        """Return whether several Slurm jobs do the work of the job together."""
+        return self.planned is not None and self.planned.num_jobs > 1
+
+    @property
+    def output(self) -> str:
+        """Return the path of Slurm's log as an option of sbatch."""
+        output = option(self.arguments, "--output")
+        return output.replace("%j", "%A_%a") if self.is_array else output
+
+    def log(self, job: str) -> str:
+        """Return the path of Slurm's log of the job with the id `job`, or of the first job of the array with this id."""
+        return self.output.replace("%j", job).replace("%A_%a", f"{job}_0")
 
 
 def option(arguments: list[str], name: str) -> str:
     """Return the value of the option `name` in `arguments`."""
     return arguments[arguments.index(name) + 1]
-
-
-def earlier_job(comment: str) -> tuple[str, str] | None:
-    """Return the id and the state of a job of this user with an equal comment, or None where there is no such job.
-
-    A job that has lost its first node is cancelled instead, because nobody waits for this job. Raises LookupError where squeue does not answer.
-    """
-    lines = ask("squeue", "--all", "--me", "--noheader", "--format=%i|%T|%B|%N|%k", limit_s=DEADLINE_S)
-    if lines is None:
-        raise LookupError
-    for job, state, first, nodes, other_comment in columns(lines, 5):
-        if other_comment == comment:
-            if state != "RUNNING" or not is_headless(first, nodes):
-                return job, state
-            ask("scancel", job)
-    return None
-
-
-def refusal_of_second(what: str, comment: str) -> str | None:
-    """Return why a job may not be submitted, or None where the job may be submitted.
-
-    A job must not be submitted while an earlier job of this rule and sweep exists, which a dead Snakemake may have left. A job that Slurm is completing ends
-    soon, so this function waits for this end for up to COMPLETING_S seconds.
-    """
-    rule, _, sweep = what.removeprefix("rule_").partition("_wildcards_")
-    end = time.monotonic() + COMPLETING_S
-    try:
-        while (earlier := earlier_job(comment)) and earlier[1] == "COMPLETING" and time.monotonic() < end:
-            time.sleep(1)  # Slurm has no program that waits for the end of a job
-    except LookupError:
-        return f"{name_of(rule, sweep)}: squeue does not answer, so that it cannot be seen whether a job of an earlier run is still there. Try again"
-    return earlier and (
-        f"{name_of(rule, sweep)}: its job {earlier[0]} of an earlier run is still there ({earlier[1]}), so no second one is started. Wait for its end"
-        f" (`make watch` follows it) and run the same command again, or end it with `scancel {earlier[0]}`"
-    )
 
 
 def incomplete_mark(output: str) -> Path:
@@ -66,25 +84,44 @@ def incomplete_mark(output: str) -> Path:
     return Path("incomplete", *(f"@{folder}" for folder in folders), last)
 
 
-def ending(run_dir: Path, output: str | None) -> str:
-    """Return shell commands for the end of the script of a job with this output. A job of another workflow, which has this workflow as a module, has None.
+def extended_script(call: Call, folder: Path) -> str:
+    """Return the script of a job with commands at its start and at its end. The job writes its exit code into `folder`.
 
-    The commands write the exit code of the job into a file. Without this file nothing tells how a job ended that neither slurmctld nor accounting knows.
-    The commands also mark an output of the job as incomplete again, because the Snakemake inside of the job removes this mark too early. The Snakemake that
-    submitted the job must remove the mark, after this Snakemake has seen the end of the job and has recorded from which inputs the outputs were made.
-    If this Snakemake has died, the mark makes the next Snakemake run the job again.
+    Without the exit code nothing tells how a job ended that neither slurmctld nor accounting knows. A job that Slurm starts again removes its former code.
+
+    The commands mark an output of the job as incomplete again, because the Snakemake inside of the job removes this mark too early. The Snakemake that
+    follows the job must remove the mark, after this Snakemake has seen the end of the job and has recorded from which inputs the outputs were made. If this
+    Snakemake has died, the mark makes the next Snakemake run the job again.
+
+    The Snakemake inside of the job returns 0 where the inputs do not become visible in time and the rule does not run. So the first output of an earlier run
+    is removed at the start, and a job without this output has failed. The job reads the config of the sweep as it was at the submission, because the user may
+    change the config while the job waits.
     """
-    mark = shlex.quote(str(run_dir.parents[1] / incomplete_mark(output)) if output else os.devnull)
-    code_file = f'{shlex.quote(str(run_dir))}/"$SLURM_JOB_ID".exit'  # the folder does not exist any more where that Snakemake has ended
-    return f'\ncode=$?\n{{ echo \'{{}}\' > {mark}; echo "$code" > {code_file}; }} 2> /dev/null\nexit "$code"'
+    code_file = f'{shlex.quote(str(folder))}/"$SLURM_JOB_ID".exit'
+    start, check, mark = f"rm -f {code_file}", "", os.devnull
+    if call.planned is not None:
+        output = shlex.quote(str(call.run_dir.parents[2] / call.planned.outputs[0]))
+        start += f"\nrm -rf {output}"
+        check = f'[ "$code" != 0 ] || [ -e {output} ] || code=1\n'
+        mark = shlex.quote(str(call.mark))
+        if call.planned.config is not None:
+            start += f"\nexport {JOB_CONFIG}={shlex.quote(str(folder / CONFIG))}"
+    first, _, commands = call.script.partition("\n")  # the first line names the shell
+    end = f'code=$?\n{check}{{ echo \'{{}}\' > {mark}; echo "$code" > {code_file}; }} 2> /dev/null\nexit "$code"'
+    return f"{first}\n{start}\n{commands}\n{end}"
 
 
-def array_script(run_dir: Path, command: str) -> str:
+def array_script(call: Call, folder: Path) -> str:
     """Return the script of each job of a job array, which runs the command of the rule without Snakemake.
 
-    The job that finishes the sweep writes the exit code of the sweep into the file that the scripts of other jobs write (see `ending`).
+    The job that finishes the sweep writes the exit code of the sweep into the file that the scripts of other jobs write (see `extended_script`). The last
+    options of the command replace options that Snakemake has written.
     """
-    return f'#!/bin/bash\n{command} --allocation slurm --end {shlex.quote(str(run_dir))}/"$SLURM_ARRAY_JOB_ID".exit\n'
+    assert call.planned is not None
+    options = f'--allocation slurm --end {shlex.quote(str(folder))}/"$SLURM_ARRAY_JOB_ID".exit'
+    if call.planned.config is not None:
+        options += f" --config {shlex.quote(str(folder / CONFIG))}"
+    return f"#!/bin/bash\n{call.planned.command} {options}\n"
 
 
 def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +129,7 @@ def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[s
     env = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
     try:
         return subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
-    except subprocess.TimeoutExpired:  # `refusal_of_second` notices at the next submission where Slurm has the job nevertheless
+    except subprocess.TimeoutExpired:  # the next submission finds the job where Slurm has the job nevertheless
         return subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
 
 
@@ -109,36 +146,95 @@ def submit_array(command: list[str], script: str, num_jobs: int) -> subprocess.C
         num_jobs //= 2
 
 
-def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
-    """Submit a job for the plugin, record the job id or the refusal in the notes, and return the exit code for the plugin."""
-    what = option(arguments, "--comment")
-    # The comment contains the state folder, because two configs may each have a sweep with an equal name.
-    comment = f"{what} in {os.environ[STATE_DIR]}"
-    job_facts = json.loads((run_dir / OUTPUTS).read_text(encoding="utf-8")).get(what)  # None: a job of another workflow
-    refusal = refusal_of_second(what, comment) if job_facts else None
-    if arguments[-1] != SCRIPT:
-        refusal = (
-            "cluster/config.yaml lacks slurm-pass-command-as-script: true, without which a shell could run what stands in a path or a text"
-        )
-    if refusal:
-        append(run_dir, what=what, refused=refusal, by_us=True)
-        print(refusal, file=sys.stderr)
-        return 1
-    command = [sbatch, *arguments]
+def refuse(call: Call, reason: str) -> int:
+    """Record and print why a job is not submitted, and return the exit code for the plugin."""
+    append(call.run_dir, what=call.what, refused=reason, by_us=True)
+    print(reason, file=sys.stderr)
+    return 1
+
+
+def take_up(call: Call, job: str, state: str) -> int:
+    """Answer with the id of a job of an earlier run, which the plugin then follows to its end. Return the exit code for the plugin."""
+    folder = str(job_folder(call.what))
+    if not append(call.run_dir, job=job, what=call.what, log=call.log(job), folder=folder, state=state, taken_up=True):
+        return refuse(call, f"{call.name}: its job {job} cannot be followed, because {call.run_dir} cannot be written to")
+    print(job)
+    return 0
+
+
+def empty_folder(call: Call, digests: dict[str, str]) -> Path:
+    """Empty the folder of a planned job, write the config and the digests of the job there, and return the folder. Raises OSError.
+
+    The folder contains only files of jobs that have ended, because no job with this comment is in Slurm's queue.
+    """
+    folder = job_folder(call.what)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / SUBMISSION).write_text(json.dumps(digests), encoding="utf-8")
+    if call.planned is not None and call.planned.config is not None:
+        (folder / CONFIG).write_text(call.planned.config, encoding="utf-8")
+    return folder
+
+
+def call_sbatch(sbatch: str, call: Call, folder: Path, comment: str) -> int:
+    """Submit a job, record the job id or the refusal in the notes, and return the exit code for the plugin."""
+    command = [sbatch, *call.arguments]
     command[command.index("--comment") + 1] = comment
-    script = sys.stdin.read()
-    log = option(arguments, "--output")
-    if job_facts and job_facts["num_jobs"] > 1:
-        log = log.replace("%j", "%A_%a")
-        command[command.index("--output") + 1] = log
-        run = submit_array(command, array_script(run_dir, job_facts["command"]), job_facts["num_jobs"])
+    command[command.index("--output") + 1] = call.output
+    if call.planned is not None:
+        command[command.index("--job-name") + 1] = call.job_name
+    if call.planned is not None and call.is_array:
+        run = submit_array(command, array_script(call, folder), call.planned.num_jobs)
     else:
-        run = run_sbatch(command, script + ending(run_dir, job_facts and job_facts["output"]))
+        run = run_sbatch(command, extended_script(call, folder))
     sys.stderr.write(run.stderr)
-    if run.returncode == 0:
-        job = run.stdout.strip().split(";")[0]
-        append(run_dir, job=job, what=what, log=log.replace("%j", job).replace("%A_%a", f"{job}_0"))
-    else:
-        append(run_dir, what=what, refused=run.stderr)
+    if run.returncode:
+        append(call.run_dir, what=call.what, refused=run.stderr)
+        return run.returncode
+    job = run.stdout.strip().split(";")[0]
+    if not append(call.run_dir, job=job, what=call.what, log=call.log(job), folder=str(folder)):
+        ask("scancel", job)  # nobody could follow the job
+        return refuse(call, f"{call.name}: its job {job} is cancelled, because {call.run_dir} cannot be written to")
     sys.stdout.write(run.stdout)
-    return run.returncode
+    return 0
+
+
+def submit(sbatch: str, arguments: list[str], run_dir: Path) -> int:
+    """Submit a job for the plugin, or take up a job of an earlier run, and return the exit code for the plugin.
+
+    A job must not be submitted while an earlier job of this rule and sweep exists, because two drivers must not write to one record.
+    """
+    what = option(arguments, "--comment")
+    planned = json.loads((run_dir / PLANNED).read_text(encoding="utf-8")).get(what)
+    call = Call(run_dir, arguments, sys.stdin.read(), what, planned and PlannedJob(**planned))
+    if arguments[-1] != SCRIPT:
+        return refuse(
+            call,
+            "cluster/config.yaml lacks slurm-pass-command-as-script: true, without which a shell could run what stands in a path or a text",
+        )
+    if call.planned is None:
+        return call_sbatch(sbatch, call, run_dir, comment_of(what, {}))
+    digests = digests_of(call.planned, arguments, call.script)
+    try:
+        earlier = earlier_job_to_decide_on(what, digests)
+    except LookupError:
+        return refuse(
+            call,
+            f"{call.name}: squeue does not answer, so that it cannot be seen whether a job of an earlier run is still there. Try again",
+        )
+    if earlier and earlier.digests == digests:
+        return take_up(call, earlier.job, earlier.state)
+    if earlier:
+        return refuse(
+            call,
+            f"{call.name}: its job {earlier.job} of an earlier run is still there ({earlier.state}) and was submitted with"
+            f" {changed_parts(earlier, digests)}, so no second one is started. Wait for its end (`make watch` follows it) and run the same command again,"
+            f" or end it with `scancel {earlier.job}`",
+        )
+    if finished := finished_job(what, digests, call.planned, call.mark):
+        return take_up(call, finished, "COMPLETED")
+    try:
+        folder = empty_folder(call, digests)
+    except OSError as error:
+        return refuse(call, f"{call.name}: {job_folder(what)} cannot be written to: {error.strerror}")
+    return call_sbatch(sbatch, call, folder, comment_of(what, digests))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 from raysweep.cluster.lock import is_held
 from raysweep.common.errors import ConfigError
-from raysweep.common.files import disk_error, write_yaml
+from raysweep.common.files import disk_error, written_aside, yaml_text
 from raysweep.config.load import env_arguments
 from raysweep.config.model import Config
 from raysweep.data.manifest import is_function, needs_packages
 from raysweep.environment.requirements import env_key
+from raysweep.slurm.notes import JOB_CONFIG
 from raysweep.usercode.target import find_target, local_sources
 
 DRIVER_MODULES = ("raysweep.tune.record_callback", "raysweep.tune.search", "raysweep.tune.schedulers")
@@ -77,8 +79,11 @@ class Project:
 
         The rules have this path as a parameter and not the config itself, because Snakemake does not run a job again for a changed `Path`. Only a change
         of the parameter `trigger` runs a sweep again.
+
+        A job that was submitted to Slurm has a copy of the file, because the user may change the config while the job waits or runs.
         """
-        return self.placed(self.state) / ".config" / f"{sweep}.yaml"
+        copy = os.environ.get(JOB_CONFIG)
+        return Path(copy) if copy else self.placed(self.state) / ".config" / f"{sweep}.yaml"
 
     def config_of(self, sweep: str) -> dict[str, Any]:
         """Return the part of the config that one sweep needs."""
@@ -89,17 +94,22 @@ class Project:
         datasets = {name: values for name, values in self.config["datasets"].items() if name == dataset}
         return {**self.config, **folders, "datasets": datasets, "sweeps": {sweep: self.sweeps[sweep]}}
 
-    def write_configs(self) -> None:
-        """Write the config file of each sweep whose lock no other run holds. Raises ConfigError where a folder of results or records cannot be written to.
+    def write_configs(self) -> dict[str, str]:
+        """Write the config file of each sweep whose lock no other run holds. Return a map from the path of each sweep's file to the config as YAML.
+
+        Raises ConfigError where a folder of results or records cannot be written to.
 
         A job that Slurm starts again reads the file a second time, so the file must not change while the job runs. A sweep that another run has locked
         will stop this run with an error.
         """
         for key in ("results_dir", "state_dir"):
             self._check_writable(key)
-        for sweep in self.sweeps:
+        configs = {sweep: yaml_text(self.config_of(sweep)) for sweep in self.sweeps}
+        for sweep, text in configs.items():
             if not is_held(self.placed(self.state) / sweep):
-                write_yaml(self.config_file(sweep), self.config_of(sweep))
+                with written_aside(self.config_file(sweep)) as stream:
+                    stream.write(text)
+        return {str(self.config_file(sweep)): text for sweep, text in configs.items()}
 
     def _check_writable(self, key: str) -> None:
         # Snakemake itself would notice such a folder only when the first job needs the folder, and would print a traceback.

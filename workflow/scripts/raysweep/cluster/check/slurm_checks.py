@@ -17,7 +17,7 @@ from raysweep.cluster.children import GRACE_S
 from raysweep.common.durations import minutes
 from raysweep.common.errors import RaysweepError
 from raysweep.config.model import AllocationConfig
-from raysweep.slurm.commands import slurm_extra
+from raysweep.slurm.commands import slurm_extra_of_sweep
 from raysweep.slurm.explanations import PROFILE, RuleJob
 
 PROGRAM_DEADLINE_S = 30  # time limit in seconds for each program that this module runs
@@ -235,13 +235,15 @@ def dry_run_command(allocation: AllocationConfig, resources: Mapping[str, str]) 
     The command makes the same request as Snakemake's Slurm plugin. `allocation` is the allocation that the sweep asks for. `resources` are the
     resources that the Snakemake profile sets.
     """
+    partitions = {"slurm_partition": ",".join(allocation.partitions)} if allocation.partitions else {}
+    resources = {**resources, **partitions}
     return [
         *("sbatch", "--test-only", f"--nodes={allocation.nodes}", f"--ntasks={allocation.nodes}"),
         f"--cpus-per-task={allocation.cpus_per_node}",
         f"--mem={allocation.mem_mb_per_node}",
         f"--time={minutes(allocation.runtime)}",
         *(f"--{option}={resources[key]}" for key, option in SBATCH_OPTIONS.items() if resources.get(key)),
-        *slurm_extra(allocation, allocation.runtime).split(),
+        *slurm_extra_of_sweep(allocation).split(),
         "--wrap=true",
     ]
 
@@ -268,6 +270,7 @@ def check_sweep(
         "mem_mb": allocation.mem_mb_per_node,
         "_cores": allocation.cpus_per_node,
         "runtime": runtime_min,
+        "partitions": ",".join(allocation.partitions),
     }
     advice = RuleJob("run_sweep", sweep, resources={**requested, **resources}).advice_for(reason)
     return failed(name, f"{request}: Slurm says {reason!r}{out}", advice + (", or wait for nodes to return" if out else ""))
