@@ -28,6 +28,7 @@ from raysweep.cluster.channel import (
     SILENT_TICKS,
     TICK_S,
     AgentAlive,
+    AgentKey,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
@@ -37,6 +38,8 @@ from raysweep.cluster.channel import (
     LauncherMessage,
     NodeFailed,
     Notice,
+    SealedSecrets,
+    Secrets,
     Start,
     WorkerUp,
     read_launcher_message,
@@ -44,7 +47,7 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
 from raysweep.cluster.job import DriverInput, RayCluster, TuneJob
-from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_token
+from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_secret
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
     CODE_DIR,
@@ -62,7 +65,7 @@ from raysweep.cluster.ray_node import (
 )
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
-from raysweep.common.typed_json import to_json
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.environment.archive import unpack
 from raysweep.environment.commands import seen_in_container
 from raysweep.environment.manifest import Environment
@@ -118,12 +121,27 @@ class Agent:
 
     def run(self) -> None:
         """Start Ray, and let Ray run until KeyboardInterrupt is raised. Where this node fails, the agent sends the reason to the launcher."""
+        if not self.start.token:
+            self.start = self.start.with_secrets(self.receive_secrets())
         threading.Thread(target=self.receive, daemon=True).start()
         try:
             self.work()
         except (RaysweepError, OSError) as error:
             self.send(NodeFailed(self.node.name, str(error)))
             self.wait_for_the_end()
+
+    def receive_secrets(self) -> Secrets:
+        """Ask the launcher for the secrets of the run, and return the secrets. Other messages are queued. Raises KeyboardInterrupt where the input ends."""
+        from raysweep.cluster.sealing import Recipient  # the import takes 0.15 s, which a run without TLS saves
+
+        recipient = Recipient()
+        self.send(AgentKey(self.node.name, recipient.public_key))
+        for line in self.input:
+            message = read_launcher_message(line)
+            if isinstance(message, SealedSecrets) and message.node == self.node.name:
+                return from_json(Secrets, json.loads(recipient.open(message.text)))
+            self.events.put(message)
+        raise KeyboardInterrupt
 
     def receive(self) -> None:
         """Queue the messages of the launcher, answer LauncherAlive, and end this process when the input ends. This method runs in a thread.
@@ -189,9 +207,9 @@ class Agent:
     def run_ray(self, folder: Path, temp_dir: Path) -> NoReturn:
         """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait for KeyboardInterrupt."""
         environment = self.prepare_environment(folder)
-        env = self.environment_variables(environment, folder, temp_dir)
-        self.send(EnvironmentReady(self.node.name))
         address = own_address(self.start.nodes, self.rank)
+        env = self.environment_variables(environment, address, folder, temp_dir)
+        self.send(EnvironmentReady(self.node.name))
         head_address = None if self.is_head else self.wait_for(HeadAddress).address
         dashboard_port = free_port() if self.start.has_dashboard else None
         log = folder / "ray.log"
@@ -254,14 +272,18 @@ class Agent:
             check_gpus(self.node)
         return unpack(self.start.env_dir, folder, self.start.cache_dir)
 
-    def environment_variables(self, environment: Environment, folder: Path, temp_dir: Path) -> dict[str, str]:
+    def environment_variables(self, environment: Environment, address: str, folder: Path, temp_dir: Path) -> dict[str, str]:
         """Make the folders and files in the private folder that Ray and the driver need, and return the environment variables of Ray and the driver."""
         (folder / "tmp").mkdir()
         (folder / TRIALS_DIR).mkdir()
-        write_token(folder / "token", self.start.token)
+        write_secret(folder / "token", self.start.token)
         if isinstance(self.start.job, TuneJob):
             write_for_processes(self.start.job.code, folder / CODE_DIR)
         env = ray_environment(folder, len(self.start.nodes)) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
+        if self.start.authority is not None:
+            from raysweep.cluster.certificates import write_certificate  # as in receive_secrets
+
+            env |= write_certificate(self.start.authority, address, folder)
         if environment.container is not None:
             env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders])
         return with_gpus_of(self.node, environment, env)

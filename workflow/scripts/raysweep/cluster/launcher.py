@@ -8,17 +8,19 @@ this module.
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.cluster.channel import (
     TICK_S,
     UNANSWERED_TICKS,
     AgentAlive,
+    AgentKey,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
@@ -27,6 +29,8 @@ from raysweep.cluster.channel import (
     LauncherAlive,
     NodeFailed,
     Notice,
+    SealedSecrets,
+    Secrets,
     Start,
     WorkerUp,
     read_agent_message,
@@ -35,6 +39,8 @@ from raysweep.cluster.children import GRACE_S, ended_by_signals
 from raysweep.cluster.job import Job
 from raysweep.cluster.node_tasks import NodeTasks
 from raysweep.common.errors import RaysweepError, WorldError, logger
+from raysweep.common.typed_json import to_json
+from raysweep.config.model import TlsChoice
 from raysweep.slurm.allocation import Allocation, Node
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
@@ -57,6 +63,12 @@ class LaunchRequest:
     min_nodes: int | None = None
     has_dashboard: bool = False
     cache_dir: Path | None = None  # folder where the unpacked environment stays for later jobs
+    tls: TlsChoice = "auto"
+
+    @property
+    def has_tls(self) -> bool:
+        """Return whether Ray uses TLS. On one node Ray listens only on the loopback, and no traffic leaves the machine."""
+        return self.tls == "on" or (self.tls == "auto" and len(self.allocation.nodes) > 1)
 
     @property
     def num_required_nodes(self) -> int:
@@ -155,7 +167,7 @@ class Launcher:
             SilentAgent: an agent without which the run cannot go on does not answer any more.
             WorldError: the cluster does not come up, the node of Ray's head is lost, or all agents have ended before the driver.
         """
-        self.agents.send(start)
+        self.agents.send(start.without_secrets() if start.authority else start)
         while True:
             message, has_ended = None, False
             with contextlib.suppress(queue.Empty):
@@ -167,7 +179,9 @@ class Launcher:
                 raise WorldError(f"{self.describe_missing_nodes()}: {self.agents.describe_end()}")
             if isinstance(message, DriverEnded):
                 return LaunchResult(message.exit_code, self.bring_up)
-            if message is not None:
+            if isinstance(message, AgentKey):
+                self.agents.send(seal_secrets(start, message))
+            elif message is not None:
                 self.handle(message)
             for name in self.agents.silent_nodes():
                 self.lose(name, f"its agent has not answered for {UNANSWERED_TICKS * TICK_S:.0f} s", SilentAgent)
@@ -253,7 +267,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         nodes=allocation.nodes,
         env_dir=request.env_dir.absolute(),
         cache_dir=request.cache_dir,
-        token=secrets.token_hex(32),
+        token="",
         has_dashboard=request.has_dashboard,
         path_to_log=request.path_to_log.absolute(),
         min_nodes=request.num_required_nodes,
@@ -262,10 +276,10 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
     try:
         with ended_by_signals():
             try:
-                return run_once(request, start)
+                return run_once(request, start.with_secrets(new_secrets(request.has_tls)))
             except SilentAgent as error:
                 logger.warning("%s. The agents are started once more, and the job goes on from its record.", error)
-            return run_once(request, replace(start, token=secrets.token_hex(32)))
+            return run_once(request, start.with_secrets(new_secrets(request.has_tls)))
     except WorldError as error:
         # From the end of a job's time, Slurm refuses the steps of the job, but ends the job up to 30 s later. Without this check, the refusal of
         # Slurm would look like a fault of a node.
@@ -277,6 +291,23 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         if allocation.job_id is None:
             raise
         raise RaysweepError(allocation.why_interrupted()) from None
+
+
+def new_secrets(has_tls: bool) -> Secrets:
+    """Return a new token, and a new certificate authority where Ray uses TLS."""
+    authority = None
+    if has_tls:
+        from raysweep.cluster.certificates import new_authority  # the import takes 0.15 s, which a run without TLS saves
+
+        authority = new_authority()
+    return Secrets(secrets.token_hex(32), authority)
+
+
+def seal_secrets(start: Start, request: AgentKey) -> SealedSecrets:
+    """Return the secrets of `start`, encrypted for the agent that asks for the secrets."""
+    from raysweep.cluster.sealing import seal  # as in new_secrets
+
+    return SealedSecrets(request.node, seal(json.dumps(to_json(start.secrets)), request.public_key))
 
 
 def run_once(request: LaunchRequest, start: Start) -> LaunchResult:

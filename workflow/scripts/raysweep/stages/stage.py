@@ -227,6 +227,7 @@ class Stage:
             min_nodes=self.sweep.allocation.min_nodes,
             has_dashboard=self.config.ray.dashboard,
             cache_dir=Path(cache_dir) if cache_dir else None,
+            tls=self.config.ray.tls,
         )
         code = launcher.run(request, job).exit_code
         if code == START_AGAIN:
