@@ -14,6 +14,7 @@ from pathlib import Path
 
 ETHERNET, IPV4, TCP = 14, b"\x08\x00", 6
 LARGEST = 2**17  # longer than a packet can be, also one that the network device cuts up
+OUTGOING = 4  # a frame that comes from another interface, where it was read already
 
 
 def payload_of(frame: bytes) -> tuple[str, bytes]:
@@ -46,8 +47,10 @@ def main() -> None:
                 if key.data is None:
                     is_over = True
                 else:
-                    stream, payload = payload_of(key.data.recv(LARGEST))
-                    streams[stream] += payload
+                    data, (_, _, kind, *_) = key.data.recvfrom(LARGEST)
+                    if kind != OUTGOING:
+                        stream, payload = payload_of(data)
+                        streams[stream] += payload
     Path(output).write_text(json.dumps({stream: payload.decode("latin-1") for stream, payload in streams.items() if payload}))
 
 
