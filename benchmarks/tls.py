@@ -44,8 +44,11 @@ def main() -> None:
                 wait_until_idle(cluster)
                 print(f"tls {tls}: Ray is up after {runs[-1][0]:.1f} s, {runs[-1][1]:.2f} ms for each trial", flush=True)
     for tls, runs in found.items():
-        bring_up_s, trial_ms = map(statistics.median, zip(*runs, strict=True))
-        print(f"median of {args.rounds}, tls {tls}: Ray is up after {bring_up_s:.1f} s, {trial_ms:.2f} ms for each trial of {args.trials}")
+        for name, function in (("median", statistics.median), ("lowest", min)):
+            bring_up_s, trial_ms = map(function, zip(*runs, strict=True))
+            print(
+                f"{name} of {args.rounds}, tls {tls}: Ray is up after {bring_up_s:.1f} s, {trial_ms:.2f} ms for each trial of {args.trials}"
+            )
 
 
 if __name__ == "__main__":
