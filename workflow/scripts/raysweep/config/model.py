@@ -99,7 +99,7 @@ class RayConfig:
     """Describes the settings of the Ray cluster."""
 
     dashboard: bool
-    tls: TlsChoice
+    tls: TlsChoice = "auto"
 
 
 @dataclass(frozen=True)
