@@ -137,8 +137,9 @@ def test_what_is_killed_takes_ray_and_the_driver_with_it(project: Project, victi
     wait_until(lambda: private_folders(project, Path("/tmp")) == [], "nothing is left on the disk")
 
 
-def test_on_one_node_only_the_loopback_leads_to_ray_and_there_it_asks_for_the_token(project: Project) -> None:
-    project.configure(sweeps={"s": sweep_of("climb", max_epochs=10**4, search_space={"x": 1, "pause_s": 0.5})})
+@pytest.mark.parametrize("tls", ["auto", "on"])
+def test_on_one_node_only_the_loopback_leads_to_ray_and_there_it_asks_for_the_token(project: Project, tls: str) -> None:
+    project.configure(ray={"tls": tls}, sweeps={"s": sweep_of("climb", max_epochs=10**4, search_space={"x": 1, "pause_s": 0.5})})
     process = project.start("run_sweep", "s")
     record = project.folder / "state/s/record.jsonl"
     wait_until(lambda: record.exists() and '"result"' in record.read_text(), "a result")
@@ -147,19 +148,27 @@ def test_on_one_node_only_the_loopback_leads_to_ray_and_there_it_asks_for_the_to
     assert {name for _, name in listening} >= {"gcs_server", "raylet"}
     assert {address.ip for address, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
     [gcs] = [f"127.0.0.1:{address.port}" for address, name in listening if name == "gcs_server"]
-    [token] = [folder / "token" for folder in private_folders(project, Path(tempfile.gettempdir()))]
+    [folder] = private_folders(project, Path(tempfile.gettempdir()))
+    # TLS needs a certificate of the run. A client without one is never answered: it gives up after one attempt.
+    files = {f"RAY_TLS_{name}": str(folder / f"tls_{name.lower()}.pem") for name in ("CA_CERT", "SERVER_CERT", "SERVER_KEY")}
+    assert all(Path(path).exists() == (tls == "on") for path in files.values())
+    certificate = {"RAY_USE_TLS": "1"} | files if tls == "on" else {}
+    impatience = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
 
     def join(**credentials: str) -> subprocess.Popen[str]:
         argv = [sys.executable, "-c", "import ray, sys; ray.init(address=sys.argv[1]); print('i' + 'n:', ray.nodes())", gcs]
         env = os.environ | ONE_NODE | credentials
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
-    allowed = join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    for attempt in [join(RAY_AUTH_MODE="disabled"), join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)]:
+    owner = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    allowed = join(**owner, **certificate)
+    without_certificate = [(join(**owner, **impatience), "Failed to connect")] if tls == "on" else []
+    without_token = [join(RAY_AUTH_MODE="disabled", **certificate), join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, **certificate)]
+    for attempt, word in [*without_certificate, *((each, "token") for each in without_token)]:
         said, _ = attempt.communicate(timeout=120)
         assert attempt.returncode != 0
         assert "in:" not in said  # Python 3.13 shows the line of the program in the traceback, so that the program must not hold this text
-        assert "token" in said  # refused for want of it, and not because nobody listens
+        assert word in said  # refused for want of it, and not because nobody listens
     assert "in:" in allowed.communicate(timeout=120)[0]
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=180)

@@ -2,7 +2,8 @@
 
 It reads what to try from its standard input, as JSON, and writes what came of it:
 
-    ports      {targets: [[address, port], …], token: what it shows for one or null, methods: of gRPC, requests: [[verb, path], …] of HTTP}
+    ports      {targets: [[address, port], …], token: what it shows for one or null, methods: of gRPC, requests: [[verb, path], …] of HTTP,
+                tls: null for none, {} without a certificate, or {certfile: …, keyfile: …}, malformed: whether the calls are}
                → {"address:port": {"grpc": {method: [status, message]}, "http": {"GET /": [status, body]}, "bytes": text}}; null is no answer
     files      {paths: […], alter: whether to try that too} → {path: what could be done with it}
     processes  {} → {pid: {"line": command line, "uid": of whom, "done": what could be done with it}}
@@ -17,6 +18,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import stat
 import sys
 from collections.abc import Callable
@@ -28,6 +30,7 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 AT_A_TIME = 50  # a server takes at most 100 calls at a time on one connection
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 Answer = list[Any] | None
+Tls = dict[str, str] | None
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -40,7 +43,19 @@ def literal(name: str, value: str) -> bytes:
     return b"\0" + b"".join((bytes([127, len(word) - 127]) if len(word) >= 127 else bytes([len(word)])) + word for word in words)
 
 
-def call(address: str, token: str | None, method: str, stream: int) -> bytes:
+def connected(host: str, port: int, tls: Tls) -> socket.socket:
+    connection = socket.create_connection((host, port), DEADLINE_S)
+    if tls is None:
+        return connection
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # he talks to whoever answers
+    context.set_alpn_protocols(["h2"])
+    if tls:
+        context.load_cert_chain(**tls)
+    return context.wrap_socket(connection)
+
+
+def call(address: str, token: str | None, method: str, stream: int, malformed: bool) -> bytes:
     """A call with an empty request."""
     fields = {
         ":method": "POST",
@@ -51,7 +66,7 @@ def call(address: str, token: str | None, method: str, stream: int) -> bytes:
         "content-type": "application/grpc",
     }
     # Without the last of these Ray's syncer (2.60) ends its process before it looks at the token; SECURITY.md says so.
-    fields |= ({"authorization": f"Bearer {token}"} if token else {}) | {"node_id": 56 * "0"}
+    fields |= ({"authorization": f"Bearer {token}"} if token else {}) | ({} if malformed else {"node_id": 56 * "0"})
     block = b"".join(literal(name, value) for name, value in fields.items())
     return frame(HEADERS, END_HEADERS, stream, block) + frame(0, END_STREAM, stream, bytes(5))
 
@@ -62,7 +77,7 @@ def value_of(name: bytes, block: bytes) -> str | None:
     return block[found.end() : found.end() + found[1][0]].decode() if found else None
 
 
-def grpc(host: str, port: int, token: str | None, methods: list[str]) -> dict[str, Answer]:
+def grpc(host: str, port: int, token: str | None, methods: list[str], tls: Tls, malformed: bool) -> dict[str, Answer]:
     """Call each method; its gRPC status and message."""
     answers: dict[str, Answer] = {}
     no_table = b"\0\1" + bytes(4)  # the size of HPACK's table
@@ -70,9 +85,9 @@ def grpc(host: str, port: int, token: str | None, methods: list[str]) -> dict[st
         calls = dict(enumerate(methods[start : start + AT_A_TIME]))
         answers |= dict.fromkeys(calls.values())
         try:
-            with socket.create_connection((host, port), DEADLINE_S) as connection, connection.makefile("rb") as stream:
+            with connected(host, port, tls) as connection, connection.makefile("rb") as stream:
                 connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, no_table))
-                connection.sendall(b"".join(call(host, token, method, 2 * number + 1) for number, method in calls.items()))
+                connection.sendall(b"".join(call(host, token, method, 2 * number + 1, malformed) for number, method in calls.items()))
                 while calls and len(head := stream.read(9)) == 9:
                     kind, flags, number = head[3], head[4], int.from_bytes(head[5:], "big") // 2
                     payload = stream.read(int.from_bytes(head[:3], "big"))
@@ -85,10 +100,11 @@ def grpc(host: str, port: int, token: str | None, methods: list[str]) -> dict[st
     return answers
 
 
-def ask(host: str, port: int, token: str | None, verb: str, path: str) -> Answer:
+def ask(host: str, port: int, token: str | None, verb: str, path: str, tls: Tls) -> Answer:
     """Send a request of HTTP; its status and body."""
     connection = http.client.HTTPConnection(host, port, timeout=DEADLINE_S)
     try:
+        connection.sock = connected(host, port, tls)
         connection.request(verb, path, headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
         return [answer.status, answer.read(10**6).decode(errors="replace")]
@@ -109,11 +125,18 @@ def shout(host: str, port: int) -> str | None:
         return None
 
 
-def ports(targets: list[tuple[str, int]], token: str | None, methods: list[str], requests: list[tuple[str, str]]) -> dict[str, Any]:
+def ports(
+    targets: list[tuple[str, int]],
+    token: str | None,
+    methods: list[str],
+    requests: list[tuple[str, str]],
+    tls: Tls = None,
+    malformed: bool = False,
+) -> dict[str, Any]:
     return {
         f"{host}:{port}": {
-            "grpc": grpc(host, port, token, methods),
-            "http": {f"{verb} {path}": ask(host, port, token, verb, path) for verb, path in requests},
+            "grpc": grpc(host, port, token, methods, tls, malformed),
+            "http": {f"{verb} {path}": ask(host, port, token, verb, path, tls) for verb, path in requests},
             "bytes": shout(host, port),
         }
         for host, port in targets

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from raysweep.cluster.certificates import new_authority, write_certificate
 from slurm.cluster import GUEST, IS_ROOT, SlurmCluster, wait_until
 from slurm.conf import address
 from slurm.sweeps import SlurmProject, listening, stranger_tries, wait_until_idle
@@ -27,6 +29,17 @@ PLACES = ("node1", "node3")  # from where the stranger tries
 STRANGER = GUEST if IS_ROOT else None  # to the network it is all the same who he is
 needs_a_second_user = pytest.mark.skipif(not IS_ROOT, reason="only root can be a second user")
 WRONG_TOKEN = "0" * 64
+LISTENER = Path(__file__).with_name("listener.py")
+# A real client of Ray whom no server answers gives up after a single attempt.
+IMPATIENCE = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "5"}
+TLS_FILES = {"certfile": "tls_server_cert.pem", "keyfile": "tls_server_key.pem"}
+# With what the stranger connects: TLS or not, a certificate, a token. What he gets of the one server that has no TLS.
+WAYS = {
+    "no TLS and no token": (None, None, {401}),
+    "no TLS and a wrong token": (None, WRONG_TOKEN, {403}),
+    "no certificate": ({}, None, set()),
+    "a certificate of another run": ("foreign", WRONG_TOKEN, set()),
+}
 UNIMPLEMENTED, UNAUTHENTICATED = 12, 16  # of gRPC
 KINDS = {  # the first that fits counts, since the command line of a raylet holds that of its environments
     "/gcs_server ": "GCS",
@@ -62,6 +75,46 @@ class Running:
     token: str
     servers: dict[tuple[str, int], str]  # address, port → what listens there
     before: dict[str, str]  # of the project's files: path → checksum
+    foreign: dict[str, str]  # the variables of Ray for a certificate of another run
+    listener: subprocess.Popen[str] | None
+
+    @property
+    def foreign_tls(self) -> dict[str, str]:
+        return {"certfile": self.foreign["RAY_TLS_SERVER_CERT"], "keyfile": self.foreign["RAY_TLS_SERVER_KEY"]}
+
+    @property
+    def own_tls(self) -> dict[str, str]:
+        """The certificate and the key of node1."""
+        paths = self.private_paths("node1")
+        return {key: next(path for path in paths if path.endswith(f"/{name}")) for key, name in TLS_FILES.items()}
+
+    @property
+    def own_env(self) -> dict[str, str]:
+        """The variables of Ray for the certificate of node1."""
+        files = self.own_tls
+        authority = files["certfile"].replace("server_cert", "ca_cert")
+        return {
+            "RAY_USE_TLS": "1",
+            "RAY_TLS_SERVER_CERT": files["certfile"],
+            "RAY_TLS_SERVER_KEY": files["keyfile"],
+            "RAY_TLS_CA_CERT": authority,
+        }
+
+    def keys(self) -> list[str]:
+        """The private keys of all nodes."""
+        paths = [(node, path) for node in NODES for path in self.private_paths(node) if path.endswith(TLS_FILES["keyfile"])]
+        return [self.cluster.node_path(node, path).read_text() for node, path in paths]
+
+    def gcs(self) -> str:
+        [gcs] = [f"{host}:{port}" for (host, port), kind in self.servers.items() if kind == "GCS"]
+        return gcs
+
+    def assert_answers_its_owner(self) -> None:
+        """With the certificate and the token of the run, each server of Ray answers."""
+        what = {"targets": self.ports(srun=False), "requests": REQUESTS, "methods": HARMLESS, "token": self.token}
+        with_tls, without = (stranger_tries(self.cluster, "ports", "node1", None, tls=tls, **what) for tls in (self.own_tls, None))
+        for where, answer in with_tls.items():
+            assert [0, None] in answer["grpc"].values() or without[where]["http"]["POST /get_runtime_envs_info"][0] == 200, where
 
     def ports(self, *, srun: bool) -> list[tuple[str, int]]:
         return [where for where, kind in self.servers.items() if (kind == "srun") == srun]
@@ -114,6 +167,15 @@ def running(slurm: SlurmCluster) -> Iterator[Running]:
     """A sweep with a trial on each of two nodes. After all attempts it ends as if there had been none."""
     project = SlurmProject(slurm, slurm.shared / "a project")
     project.sweep("waits", nodes=2, cpus=1, num_samples=2, trial_resources={"cpu": 1})
+    foreign = write_certificate(new_authority(), address("node3"), slurm.shared)
+    for path in slurm.shared.glob("*.pem"):
+        path.chmod(0o644)  # it is the stranger's
+    listener = None
+    if IS_ROOT:
+        argv = [sys.executable, LISTENER, slurm.shared / "wire.json", *(f"v{node}" for node in slurm.nodes)]
+        listener = slurm.popen(argv, stdin=subprocess.PIPE)
+        assert listener.stdout
+        assert listener.stdout.readline() == "listening\n"
     run = project.start()
     try:
         wait_until(lambda: project.begun() == 2 or run.poll() is not None, "trials run on both nodes", 300)
@@ -122,8 +184,10 @@ def running(slurm: SlurmCluster) -> Iterator[Running]:
         job = project.job()
         paths = [path for node in NODES for path in slurm.node_path(node, "/mnt").glob(f"*.{job}.0/rs-*/token")]
         [token] = {path.read_text() for path in paths}
-        yield Running(slurm, project, job, token, servers_of(slurm), checksums(project.folder))
+        yield Running(slurm, project, job, token, servers_of(slurm), checksums(project.folder), foreign, listener)
     finally:
+        if listener:
+            listener.communicate()
         (project.folder / "go").touch()
         said, _ = run.communicate(timeout=400)
     assert run.returncode == 0, said
@@ -138,47 +202,82 @@ def test_every_port_of_the_job_is_known(running: Running) -> None:
     assert "srun" in running.servers.values()
 
 
-@pytest.mark.parametrize("token", [None, WRONG_TOKEN], ids=["no token", "a wrong token"])
+@pytest.mark.skipif(not IS_ROOT, reason="only root can listen on the wire")
+def test_a_listener_on_the_wire_reads_no_secret(running: Running) -> None:
+    """From the start of the job on, all that the nodes send to each other. This test comes before those in which strangers send what they should not have."""
+    assert running.listener
+    running.listener.communicate(timeout=60)
+    wire = json.loads((running.cluster.shared / "wire.json").read_text())
+    assert any('"kind": "start"' in text for text in wire.values()), "the listener reads what the launcher says to the agents"
+    assert [stream for stream, text in wire.items() if running.token in text or "PRIVATE KEY" in text] == []
+    servers = {f"{host}:{port}": kind for (host, port), kind in running.servers.items() if kind != "srun"}
+    of_ray = {stream: servers[end] for stream in wire for end in stream.split(">") if end in servers}
+    assert set(of_ray.values()) >= {"GCS", "raylet", "trial", "driver"}
+    assert "environments" not in of_ray.values(), "the only server without TLS is asked by its own node alone"
+    assert {wire[stream][:2] for stream in of_ray} == {"\x16\x03"}, "each connection begins with a handshake of TLS"
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("place", PLACES)
-def test_no_server_of_ray_answers_a_stranger(running: Running, place: str, token: str | None) -> None:
-    """Of all calls that Ray knows, each is refused for want of the token, or unknown to that server. So are requests of a browser."""
-    what = {"targets": running.ports(srun=False), "requests": REQUESTS}
+def test_no_server_of_ray_answers_a_stranger(running: Running, place: str, way: str) -> None:
+    """No call that Ray knows is answered, not even by a refusal. The server of the environments has no TLS, and asks for the token."""
+    tls, token, codes_of_environments = WAYS[way]
+    what = {"targets": running.ports(srun=False), "requests": REQUESTS, "tls": running.foreign_tls if tls == "foreign" else tls}
     answers = stranger_tries(running.cluster, "ports", place, STRANGER, token=token, methods=methods_of_ray(), **what)
     for where, answer in answers.items():
         statuses = {status[0] for status in answer["grpc"].values() if status}
         codes = {status[0] for status in answer["http"].values() if status}
         if running.servers[(where.split(":")[0], int(where.split(":")[1]))] == "environments":
-            assert (statuses, codes) == (set(), {401} if token is None else {403})
+            assert (statuses, codes) == (set(), codes_of_environments)
         else:
-            assert (statuses, codes) == ({UNIMPLEMENTED, UNAUTHENTICATED}, set()), where
+            assert (statuses, codes) == (set(), set()), where
     told = json.dumps(answers)
     assert not [word for word in (running.token, running.project.folder.name, "user.py", "score", "RAYSWEEP") if word in told]
+    running.assert_answers_its_owner()
 
-    allowed = stranger_tries(running.cluster, "ports", "node1", None, token=running.token, methods=HARMLESS, **what)
-    for where, answer in allowed.items():
-        assert [0, None] in answer["grpc"].values() or answer["http"]["POST /get_runtime_envs_info"][0] == 200, where
+
+@pytest.mark.parametrize("token", [None, WRONG_TOKEN], ids=["no token", "a wrong token"])
+def test_the_certificate_without_the_token_is_not_enough(running: Running, token: str | None) -> None:
+    """Of all calls that Ray knows, each is refused for want of the token, or unknown to that server."""
+    targets = [where for where, kind in running.servers.items() if kind not in ("srun", "environments")]
+    what = {"targets": targets, "requests": [], "methods": methods_of_ray(), "tls": running.own_tls}
+    for where, answer in stranger_tries(running.cluster, "ports", "node1", None, token=token, **what).items():
+        assert {status[0] for status in answer["grpc"].values() if status} == {UNIMPLEMENTED, UNAUTHENTICATED}, where
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("tls", [None, {}, "foreign"], ids=["no TLS", "no certificate", "a certificate of another run"])
+def test_a_malformed_call_of_a_stranger_ends_nothing(running: Running, place: str, tls: dict[str, str] | str | None) -> None:
+    """A call that ends a server of Ray 2.60 which listens without TLS, because the server reads the call before it looks at the token."""
+    what = {"targets": running.ports(srun=False), "requests": [], "tls": running.foreign_tls if tls == "foreign" else tls}
+    answers = stranger_tries(running.cluster, "ports", place, STRANGER, token=None, methods=methods_of_ray(), malformed=True, **what)
+    assert {status for answer in answers.values() for status in answer["grpc"].values()} == {None}
+    running.assert_answers_its_owner()
+    assert servers_of(running.cluster) == running.servers
 
 
 def test_no_stranger_runs_code_on_the_cluster(running: Running) -> None:
     """A real client of Ray, as the documentation has it."""
-    [gcs] = [f"{host}:{port}" for (host, port), kind in running.servers.items() if kind == "GCS"]
-    [token_path] = [path for path in running.private_paths("node1") if path.endswith("/token")]
-    credentials = {"no token": {"RAY_AUTH_MODE": "disabled"}, "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG_TOKEN}}
-    tried = {}
-    for name, env in credentials.items():
-        for place in PLACES:
-            argv = [sys.executable, "-c", JOIN, gcs, running.cluster.shared / "pwned"]
-            tried[name, place] = running.cluster.popen(argv, node=place, user=STRANGER, env=env)
-    for process in tried.values():
-        said, _ = process.communicate(timeout=400)
-        assert process.returncode != 0
-        assert "token" in said, "it is refused for want of the token, and not because nobody listens"
-        assert running.token not in said
+    gcs, token = running.gcs(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": running.token}
+    no_token, wrong_token = {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG_TOKEN}
+
+    def join(node: str, user: str | None, env: dict[str, str], proof: str = "pwned") -> subprocess.Popen[str]:
+        argv = [sys.executable, "-c", JOIN, gcs, running.cluster.shared / proof]
+        return running.cluster.popen(argv, node=node, user=user, env=env | IMPATIENCE)
+
+    without_certificate = [join(place, STRANGER, token | tls) for place in PLACES for tls in ({}, running.foreign)]
+    without_token = [join("node1", None, env | running.own_env) for env in (no_token, wrong_token)]
+    for processes, word in ((without_certificate, "Failed to connect to Ray cluster"), (without_token, "token")):
+        for process in processes:
+            said, _ = process.communicate(timeout=400)
+            assert process.returncode != 0
+            assert word in said, "it is refused for the want of this, and not because nobody listens"
+            assert running.token not in said
     assert not (running.cluster.shared / "pwned").exists()
 
     trace = running.cluster.shared / "trace"
-    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_path}
-    running.cluster.run([sys.executable, "-c", JOIN, gcs, trace], node="node1", env=env)
+    allowed = join("node1", None, token | running.own_env, trace.name)
+    assert allowed.wait(400) == 0
     trace.unlink()
 
 
@@ -218,7 +317,7 @@ def test_another_user_gets_at_nothing_in_the_private_folders(running: Running, n
     allowed = stranger_tries(running.cluster, "files", node, None, paths=paths, alter=False)
     assert {path for path, done in allowed.items() if not done} == set()
     names = {Path(path).name for path, done in allowed.items() if done == ["read"]}
-    assert {"token", "raylet.out", "ray_current_cluster"} <= names
+    assert {"token", *TLS_FILES.values(), "raylet.out", "ray_current_cluster"} <= names
     assert {Path(path).name for path, done in allowed.items() if done == ["connect"]} == {"raylet", "plasma_store"}
 
 
@@ -250,18 +349,22 @@ def test_another_user_alters_no_file_of_the_project_and_reads_none_where_its_fol
     assert {path: done for path, done in closed.items() if done} == {}
 
 
-def test_no_file_that_nodes_share_holds_the_token(running: Running) -> None:
+def test_no_file_that_nodes_share_holds_a_secret(running: Running) -> None:
     """There is no rendezvous file either: agents and launcher talk through `srun`."""
+
+    secrets = [secret.encode() for secret in (running.token, *running.keys())]
+    assert len(secrets) == 3
 
     def holding(folders: list[Path]) -> list[Path]:
         found = []
         for path in [Path(where, name) for folder in folders for where, _, names in os.walk(folder) for name in names]:
             with contextlib.suppress(FileNotFoundError):  # Slurm has removed it just now
-                if path.is_file() and not path.is_symlink() and running.token.encode() in path.read_bytes():
-                    found.append(path)
+                if path.is_file() and not path.is_symlink():
+                    text = path.read_bytes()
+                    found += [path for secret in secrets if secret in text]
         return found
 
     base = running.cluster.base
     assert holding([base / name for name in ("shared", "spool", "home", "log", "run", "etc")]) == []
     found = [path.name for path in holding([base / "nodes" / node for node in NODES])]
-    assert found.count("token") == 2
+    assert (found.count("token"), found.count(TLS_FILES["keyfile"])) == (2, 2)

@@ -58,10 +58,12 @@ rule check_nodes:
         script=SCRIPTS / "check_cluster.py",
         env_dir=placed(ENV),
         cache_dir=["--cache-dir", config["env"]["cache_dir"]] if config["env"]["cache_dir"] else [],
+        tls=config["ray"]["tls"],
     shell:
         "{params.interpreter:q} {params.script:q} nodes"
         " --env-dir {params.env_dir:q}"
         " {params.cache_dir:q}"
+        " --tls {params.tls:q}"
         " --output {output:q}"
         " --log {log:q}"
 

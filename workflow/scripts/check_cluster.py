@@ -22,6 +22,7 @@ def main() -> None:
     nodes = stages.add_parser("nodes")
     nodes.add_argument("--env-dir", type=Path, required=True, help="folder of the node environment")
     nodes.add_argument("--cache-dir", type=Path, help="env.cache_dir of the config")
+    nodes.add_argument("--tls", choices=("auto", "on", "off"), required=True, help="ray.tls of the config")
     nodes.add_argument("--output", type=Path, required=True)
     table = stages.add_parser("table")
     table.add_argument("--inputs", type=Path, nargs="+", required=True, help="the outputs of `login` and `nodes`")
@@ -32,7 +33,7 @@ def main() -> None:
     if args.stage == "login":
         run_login(from_json(dict[str, AllocationConfig], args.allocations), args.resources, args.output)
     elif args.stage == "nodes":
-        run_nodes(args.env_dir, args.cache_dir, args.output, args.log)
+        run_nodes(args.env_dir, args.cache_dir, args.tls, args.output, args.log)
     else:
         run_table(args.inputs)
 

@@ -19,10 +19,14 @@ from typing import IO
 import psutil
 import pytest
 import yaml
+from cryptography import x509
 
+from raysweep.cluster.certificates import new_authority
 from raysweep.cluster.channel import (
     AgentAlive,
+    AgentKey,
     AgentMessage,
+    Authority,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
@@ -35,7 +39,9 @@ from raysweep.cluster.channel import (
     send,
 )
 from raysweep.cluster.job import CheckJob
+from raysweep.cluster.launcher import seal_secrets
 from raysweep.cluster.private_folder import private_folder
+from raysweep.cluster.sealing import Recipient
 from raysweep.common.typed_json import to_json
 from raysweep.slurm.allocation import Node
 from sweeping import SCRIPTS
@@ -127,6 +133,9 @@ if "start" not in sys.argv:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 [temp_dir] = [pathlib.Path(word.partition("=")[2]) for word in sys.argv if word.startswith("--temp-dir=")]
 write_line("starts", "clean" if not temp_dir.exists() else "not clean")
+write_line("token", pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text())
+if os.environ.get("RAY_USE_TLS") == "1":
+    write_line("certificates", pathlib.Path(os.environ["RAY_TLS_SERVER_CERT"]).read_text())
 write_line("limits", os.environ["RAY_gcs_server_port_wait_time_s"])
 temp_dir.mkdir(exist_ok=True)
 ends = (folder / "ends").read_text().splitlines()
@@ -162,8 +171,11 @@ class MadeUpRay:
         (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
 
     @contextlib.contextmanager
-    def agent(self) -> Iterator[subprocess.Popen[str]]:
-        """Start the agent, and send the first message to the agent. After the block the agent's input ends, and the agent has to end too."""
+    def agent(self, authority: Authority | None = None) -> Iterator[subprocess.Popen[str]]:
+        """Start the agent, and send the first message to the agent. After the block the agent's input ends, and the agent has to end too.
+
+        With an authority, the agent gets the secrets in an answer, after other messages and after the answer to another agent.
+        """
         code = f"""
 import sys; sys.path.insert(0, {str(SCRIPTS)!r})
 from raysweep.cluster import agent
@@ -174,12 +186,17 @@ agent.run_agent(sys.stdin, sys.stdout)
         env = os.environ | {"TMPDIR": str(self.scratch), "SLURM_PROCID": "0" if self.is_head else "1"}
         nodes = tuple(Node(name, 1, 0, 1000, "127.0.0.1") for name in ("n1", "n2"))
         job = CheckJob(result=self.folder / "result.json", has_torch=False)
-        start = Start(True, nodes, self.folder, None, "token", False, self.folder / "log", 2, job)
+        start = Start(True, nodes, self.folder, None, "token", False, self.folder / "log", 2, job, authority)
         with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=env) as process:
             assert process.stdin
-            send(start, process.stdin)
+            send(start.without_secrets() if authority else start, process.stdin)
             if not self.is_head:
                 send(HeadAddress("10.0.0.1:5"), process.stdin)
+            if authority:
+                [request] = self.messages(process, 1)
+                assert isinstance(request, AgentKey)
+                send(seal_secrets(start, AgentKey("n3", Recipient().public_key)), process.stdin)
+                send(seal_secrets(start, request), process.stdin)
             yield process
             process.stdin.close()
             assert process.wait(30) == 0
@@ -215,11 +232,33 @@ def test_a_ray_that_ends_because_of_its_own_time_limit_is_started_again_in_a_cle
         assert ray.lines("limits") == ["60", "120", "240"]
         assert not any(psutil.pid_exists(pid) for pid in ray.pids("left")), "before the next start, the agent ends what a start left behind"
         if is_head:
-            while not (tmp_path / "job").exists():
+            while not ray.lines("job"):
                 assert process.poll() is None
             assert json.loads((tmp_path / "job").read_text())["ray"]["address"] == "10.0.0.1:5"
         assert len(ray.pids("drivers")) == (1 if is_head else 0), "the driver waits on"
         assert all(psutil.pid_exists(pid) for pid in ray.pids("drivers"))
+
+
+@pytest.mark.parametrize("is_head", [True, False], ids=["head", "worker"])
+def test_an_agent_asks_for_secrets_that_are_not_in_the_first_message(tmp_path: Path, is_head: bool) -> None:
+    ray, authority = MadeUpRay(tmp_path, is_head, []), new_authority()
+    with ray.agent(authority) as process:
+        up = HeadUp("n1", "10.0.0.1:5", None) if is_head else WorkerUp("n2")
+        assert ray.messages(process, 2) == [EnvironmentReady(ray.node), up], "though the address of the head came first"
+    assert ray.lines("token") == ["token"]
+    certificate = x509.load_pem_x509_certificate((tmp_path / "certificates").read_bytes())
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate.encode()))
+
+
+def test_an_agent_ends_whose_launcher_ends_before_it_sends_the_secrets(tmp_path: Path) -> None:
+    start = start_without_environment(tmp_path).without_secrets()
+    with subprocess.Popen([sys.executable, str(SCRIPTS / "agent.py")], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        send(start, process.stdin)
+        assert isinstance(read_agent_message(process.stdout.readline()), AgentKey)
+        process.stdin.close()
+        assert process.wait(20) == 0
 
 
 def test_an_agent_answers_each_tick(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from raysweep.cluster import channel
 from raysweep.cluster.channel import (
     AgentAlive,
+    AgentKey,
     AgentMessage,
+    Authority,
     DriverEnded,
     EnvironmentReady,
     HeadAddress,
@@ -20,6 +22,8 @@ from raysweep.cluster.channel import (
     LauncherMessage,
     NodeFailed,
     Notice,
+    SealedSecrets,
+    Secrets,
     Start,
     WorkerUp,
 )
@@ -30,7 +34,7 @@ from typed import search_job, sweep_config
 NODES = (Node("n1", 1, 0, 1000, "10.0.0.1"), Node("n2", 1, 1, 1000))
 CHECK = CheckJob(result=Path("/result.json"), has_torch=True)
 SEARCH = search_job(Path("/project"), sweep_config())
-START = Start(True, NODES, Path("/env"), None, "secret", False, Path("/log"), 1, CHECK)
+START = Start(True, NODES, Path("/env"), None, "secret", False, Path("/log"), 1, CHECK, Authority("certificate", "secret key"))
 
 
 def line_of(message: object) -> str:
@@ -40,7 +44,9 @@ def line_of(message: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "message", [START, replace(START, job=SEARCH), HeadAddress("10.0.0.1:5"), LauncherAlive()], ids=lambda message: type(message).__name__
+    "message",
+    [START, START.without_secrets(), replace(START, job=SEARCH), SealedSecrets("n1", "text"), HeadAddress("10.0.0.1:5"), LauncherAlive()],
+    ids=lambda message: type(message).__name__,
 )
 def test_a_message_of_the_launcher_is_one_line_and_is_read_as_it_was_written(message: LauncherMessage) -> None:
     line = line_of(message)
@@ -52,6 +58,7 @@ def test_a_message_of_the_launcher_is_one_line_and_is_read_as_it_was_written(mes
 @pytest.mark.parametrize(
     "message",
     [
+        AgentKey("n1", "key"),
         EnvironmentReady("n1"),
         HeadUp("n1", "10.0.0.1:5", None),
         HeadUp("n1", "10.0.0.1:5", "http://127.0.0.1:8000"),
@@ -76,5 +83,11 @@ def test_any_other_line_is_no_message(line: str) -> None:
     assert channel.read_agent_message(line) is None
 
 
-def test_the_token_does_not_appear_where_a_message_is_printed() -> None:
+def test_the_secrets_do_not_appear_where_a_message_is_printed() -> None:
     assert "secret" not in repr(START)
+    assert "secret" not in repr(START.secrets.authority)
+
+
+def test_a_message_without_secrets_has_none_and_gets_them_back() -> None:
+    assert "secret" not in line_of(START.without_secrets())
+    assert START.without_secrets().with_secrets(Secrets(START.token, START.authority)) == START

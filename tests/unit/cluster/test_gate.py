@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.cluster import gate as gate_module
-from raysweep.cluster.channel import HeadAddress, LauncherAlive, Start
+from raysweep.cluster.channel import HeadAddress, LauncherAlive, LauncherMessage, Start
 from raysweep.cluster.gate import Gate, Relay
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.lock import GateAddress
@@ -22,7 +22,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GateAddress:
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(
-        f'#!/bin/sh\necho "$@" > "{tmp_path}/arguments"\nenv > "{tmp_path}/env"\nwhile [ "${{1#-}}" != "$1" ]; do shift; done\nexec "$@"\n'
+        f'#!/bin/sh\necho "$@" > "{tmp_path}/arguments"\nenv > "{tmp_path}/env"\nwhile [ "${{1#-}}" != "$1" ]; do shift; done\n"$@" | tee "{tmp_path}/output"\n'
     )
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", str(srun.parent), prepend=":")
@@ -31,9 +31,16 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GateAddress:
     return GateAddress("12", "13", str(tmp_path / "gate"))
 
 
+def next_message(relay: Relay) -> LauncherMessage | None:
+    """The next message that is no sign of life."""
+    while (message := relay.messages.get(timeout=20)) == LauncherAlive():
+        pass
+    return message
+
+
 def start(folder: Path) -> Start:
     nodes = (Node("n1", 1, 0, 1, "10.0.0.1"),)
-    return Start(True, nodes, folder, None, "secret", False, folder / "log", 1, CheckJob(result=folder, has_torch=False), is_joinable=True)
+    return Start(True, nodes, folder, None, "the token", False, folder / "log", 1, CheckJob(result=folder, has_torch=False), is_joinable=True)
 
 
 def test_another_job_gets_all_messages_whenever_it_comes_and_signs_of_life(
@@ -42,17 +49,16 @@ def test_another_job_gets_all_messages_whenever_it_comes_and_signs_of_life(
     monkeypatch.setattr(gate_module, "TICK_S", 0.1)
     with Gate(Path(address.path)) as gate:
         gate.send(start(tmp_path))
-        with Relay(address) as early:
-            assert early.messages.get(timeout=20) == start(tmp_path)
+        with Relay(address, "12_3") as early:
+            assert next_message(early) == start(tmp_path)
             gate.send(HEAD)
-            with Relay(address) as late:
-                assert [late.messages.get(timeout=20) for _ in range(2)] == [start(tmp_path), HEAD]
+            with Relay(address, "12_3") as late:
+                assert [next_message(late) for _ in range(2)] == [start(tmp_path), HEAD]
                 assert late.messages.get(timeout=20) == LauncherAlive()
-            while (message := early.messages.get(timeout=20)) == LauncherAlive():
-                pass
-            assert message == HEAD
+            assert next_message(early) == HEAD
         assert "--jobid=13" in (tmp_path / "arguments").read_text().split()
-        assert "secret" not in (tmp_path / "arguments").read_text()
+        assert "the token" not in (tmp_path / "arguments").read_text()
+        assert "the token" not in (tmp_path / "output").read_text(), "Slurm does not encrypt what a step prints"
         env = (tmp_path / "env").read_text()
         assert "SLURM_CONF=" in env
         assert "SLURM_JOB_ID" not in env, "srun would run in the wrong job"
@@ -61,13 +67,13 @@ def test_another_job_gets_all_messages_whenever_it_comes_and_signs_of_life(
 def test_a_relay_ends_with_the_gate_and_without_one(tmp_path: Path, address: GateAddress) -> None:
     with Gate(Path(address.path)) as gate:
         gate.send(start(tmp_path))
-        relay = Relay(address)
+        relay = Relay(address, "12_3")
         with relay:
-            assert relay.messages.get(timeout=20) == start(tmp_path)
+            assert next_message(relay) == start(tmp_path)
             gate.__exit__()
             while (message := relay.messages.get(timeout=20)) is not None:
                 assert message == LauncherAlive()
-    with Relay(address) as relay:
+    with Relay(address, "12_3") as relay:
         assert relay.messages.get(timeout=20) is None
     assert not Path(address.path).exists()
 
@@ -75,9 +81,9 @@ def test_a_relay_ends_with_the_gate_and_without_one(tmp_path: Path, address: Gat
 def test_a_relay_whose_job_has_ended_does_not_hold_up_the_others(tmp_path: Path, address: GateAddress) -> None:
     with Gate(Path(address.path)) as gate:
         gate.send(start(tmp_path))
-        with Relay(address) as killed, Relay(address) as other:
+        with Relay(address, "12_3") as killed, Relay(address, "12_3") as other:
             for relay in (killed, other):
-                assert relay.messages.get(timeout=20) == start(tmp_path)
+                assert next_message(relay) == start(tmp_path)
             killed.process.kill()
             killed.process.wait()
             for _ in range(100):

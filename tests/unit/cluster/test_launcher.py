@@ -20,6 +20,7 @@ import pytest
 
 from raysweep.cluster import launcher, node_tasks
 from raysweep.cluster.channel import (
+    AgentKey,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
@@ -28,14 +29,17 @@ from raysweep.cluster.channel import (
     LauncherMessage,
     NodeFailed,
     Notice,
+    SealedSecrets,
+    Secrets,
     Start,
     WorkerUp,
     read_launcher_message,
 )
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.launcher import LaunchRequest, LaunchResult
+from raysweep.cluster.sealing import Recipient
 from raysweep.common.errors import RaysweepError, WorldError
-from raysweep.common.typed_json import to_json
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.slurm.allocation import Allocation, Node
 from sweeping import SCRIPTS
 
@@ -130,7 +134,6 @@ def test_all_nodes_come_up_and_the_drivers_exit_code_is_returned(cluster: Cluste
     assert list(result.bring_up.stages_s) == ["environment", "head", "workers"]
     start, *others = cluster.received()
     assert isinstance(start, Start)
-    assert len(start.token) == 64
     assert (start.nodes, start.min_nodes, start.job) == (NODES, 3, JOB)
     assert HeadAddress("10.0.0.1:5") in others
 
@@ -145,9 +148,37 @@ def test_each_run_has_a_token_of_its_own_and_none_on_the_command_line(cluster: C
         cluster.run(*up("n1"), DONE, num_nodes=1)
         start = cluster.received()[0]
         assert isinstance(start, Start)
+        assert len(start.token) == 64
+        assert start.authority is None, "one node has no TLS"
         assert start.token not in (cluster.folder / "arguments").read_text()
         tokens.add(start.token)
     assert len(tokens) == 2
+
+
+@pytest.mark.parametrize("num_nodes", [2, 1])
+def test_with_tls_each_agent_gets_the_secrets_for_its_own_key_only(cluster: Cluster, num_nodes: int) -> None:
+    recipients = {node.name: Recipient() for node in NODES[:num_nodes]}
+    cluster.agents_do(*(AgentKey(name, each.public_key) for name, each in recipients.items()), *up(*recipients), DONE)
+    allocation = replace(cluster.allocation, nodes=NODES[:num_nodes])
+    request = LaunchRequest(allocation, cluster.folder, cluster.folder / "log", tls="on" if num_nodes == 1 else "auto")
+    assert launcher.run(request, JOB).exit_code == 0
+    start, *others = cluster.received()
+    assert isinstance(start, Start)
+    assert (start.token, start.authority) == ("", None)
+    sealed = {message.node: message.text for message in others if isinstance(message, SealedSecrets)}
+    assert sealed.keys() == recipients.keys()
+    [secrets] = {from_json(Secrets, json.loads(recipients[name].open(text))) for name, text in sealed.items()}
+    assert len(secrets.token) == 64
+    assert secrets.authority is not None
+    assert not [word for word in (secrets.token, "PRIVATE KEY") if word in (cluster.folder / "received").read_text()]
+
+
+def test_tls_that_is_off_for_several_nodes(cluster: Cluster) -> None:
+    cluster.agents_do(*up("n1", "n2", "n3"), DONE)
+    launcher.run(LaunchRequest(cluster.allocation, cluster.folder, cluster.folder / "log", tls="off"), JOB)
+    start = cluster.received()[0]
+    assert isinstance(start, Start)
+    assert (len(start.token), start.authority) == (64, None)
 
 
 def test_a_node_that_fails_is_named_with_its_reason(cluster: Cluster) -> None:

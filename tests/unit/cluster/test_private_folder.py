@@ -125,6 +125,6 @@ def test_no_folder_with_a_short_path_is_one_line(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_token_is_for_this_user_alone(tmp_path: Path) -> None:
-    folders.write_token(tmp_path / "token", "secret")
+    folders.write_secret(tmp_path / "token", "secret")
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
     assert (tmp_path / "token").read_text() == "secret"

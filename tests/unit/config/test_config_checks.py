@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,25 @@ from raysweep.config.load import Module, validated
 def test_the_dashboard_with_what_it_needs(root: Path) -> None:
     given = config() | {"ray": {"dashboard": True}, "env": {"requirements": "workflow/envs/dashboard.in"}}
     assert check(root, given)["ray"]["dashboard"]
+
+
+@pytest.mark.parametrize(
+    ("tls", "nodes", "is_refused"),
+    [("on", 1, True), ("auto", 2, True), ("auto", 1, False), ("off", 2, False), (True, 1, True), (False, 2, False)],
+)
+def test_tls_where_the_set_up_is_older_than_its_package(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tls: str | bool, nodes: int, is_refused: bool
+) -> None:
+    given = config(allocation={"nodes": nodes}) | {"ray": {"tls": tls}}
+    assert check(root, given)["ray"]["tls"] == {True: "on", False: "off"}.get(tls, tls)  # type: ignore[call-overload]
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cryptography" else find_spec(name))
+    if not is_refused:
+        check(root, given)
+        return
+    [line] = lines(root, given)
+    said = f"is not allowed here: {sys.executable} lacks the package cryptography. Run `make setup`, or use off"
+    assert line in {f"ray.tls: {value!r} {said}" for value in ("on", "auto")}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +80,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         config() | {"ray": {"dashboard": True}},
         f"ray.dashboard: True is not allowed: env.requirements, {ROOT}/workflow/envs/node.in, does not list ray[default]. Name workflow/envs/dashboard.in",
     ),
+    (config() | {"ray": {"tls": "maybe"}}, "ray.tls: 'maybe' is not allowed: auto, on or off"),
     (config() | {"env": {"cache_dir": "/tmp", "wheels": "none"}}, "env.cache_dir: '/tmp' is not allowed with wheels: none"),
 ]
 

@@ -106,7 +106,7 @@ def test_what_is_clear(root: Path, plain: str) -> None:
 )
 def test_where_the_schema_expects_a_boolean_or_a_number(root: Path, changes: str, key: str, value: Any) -> None:
     assert read(root, text_of(changes))["sweeps"]["s"][key] == value
-    assert read(root, text_of(top="ray: {dashboard: off}"))["ray"]["dashboard"] is False
+    assert read(root, text_of(top="ray: {dashboard: off, tls: off}"))["ray"] == {"dashboard": False, "tls": "off"}
 
 
 @pytest.mark.parametrize(

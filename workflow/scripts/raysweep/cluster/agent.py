@@ -29,6 +29,7 @@ from raysweep.cluster.channel import (
     SILENT_TICKS,
     TICK_S,
     AgentAlive,
+    AgentKey,
     AgentMessage,
     DriverEnded,
     EndRay,
@@ -40,6 +41,8 @@ from raysweep.cluster.channel import (
     NodeFailed,
     Notice,
     RayEnded,
+    SealedSecrets,
+    Secrets,
     Start,
     WorkerUp,
     read_launcher_message,
@@ -47,7 +50,7 @@ from raysweep.cluster.channel import (
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
 from raysweep.cluster.job import DriverInput, RayCluster, TuneJob
-from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_token
+from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_secret
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
     CODE_DIR,
@@ -66,7 +69,7 @@ from raysweep.cluster.ray_node import (
 )
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.common.files import written_aside
-from raysweep.common.typed_json import to_json
+from raysweep.common.typed_json import from_json, to_json
 from raysweep.environment.archive import unpack
 from raysweep.environment.commands import seen_in_container
 from raysweep.environment.manifest import Environment
@@ -133,9 +136,12 @@ class Agent:
             for each in {self.local_dir, base}:
                 check_space(each)
             with private_folder(self.local_dir) as folder:
-                environment = self.prepare_environment(folder)
+                environment = None
                 while True:
                     with contextlib.suppress(RayIsOver), self.reported_faults():
+                        if not self.start.token:
+                            self.start = self.start.with_secrets(self.receive_secrets())
+                        environment = environment or self.prepare_environment(folder)
                         self.run_ray_in(base, environment)
                     self.events = queue.Queue()
                     self.is_ray_over.clear()
@@ -155,6 +161,19 @@ class Agent:
             return
         self.send(NodeFailed(self.node.name, reason))
         self.wait_for_the_end()
+
+    def receive_secrets(self) -> Secrets:
+        """Ask the launcher for the secrets of the run, and return the secrets. Raises RayIsOver and KeyboardInterrupt like `next_event`."""
+        from raysweep.cluster.sealing import Recipient  # the import takes 0.15 s, which a run without TLS saves
+
+        recipient = Recipient()
+        self.send(AgentKey(self.node.name, recipient.public_key))
+        others: list[LauncherMessage | ChildEnded] = []  # such as the address of Ray's head, which may come first on a slow node
+        while not isinstance(event := self.next_event(), SealedSecrets) or event.node != self.node.name:
+            others.append(event)
+        for other in others:
+            self.events.put(other)
+        return from_json(Secrets, json.loads(recipient.open(event.text)))
 
     def receive(self) -> None:
         """Queue the messages of the launcher, answer LauncherAlive, and end this process when the input ends. This method runs in a thread.
@@ -221,9 +240,9 @@ class Agent:
 
     def run_ray(self, environment: Environment, folder: Path, temp_dir: Path) -> NoReturn:
         """Start Ray with `temp_dir` as the folder of Ray's files, send a message to the launcher after each stage, and wait as `wait_for_the_end` does."""
-        env = self.environment_variables(environment, folder, temp_dir)
-        self.send(EnvironmentReady(self.node.name))
         address = own_address(self.start.nodes, self.rank, self.start.peer)
+        env = self.environment_variables(environment, address, folder, temp_dir)
+        self.send(EnvironmentReady(self.node.name))
         head_address = None if self.is_head else self.wait_for(HeadAddress).address
         dashboard_port = free_port() if self.start.has_dashboard else None
         log = folder / "ray.log"
@@ -293,14 +312,18 @@ class Agent:
             check_gpus(self.node)
         return unpack(self.start.env_dir, folder, self.start.cache_dir)
 
-    def environment_variables(self, environment: Environment, folder: Path, temp_dir: Path) -> dict[str, str]:
+    def environment_variables(self, environment: Environment, address: str, folder: Path, temp_dir: Path) -> dict[str, str]:
         """Make the folders and files in the private folder that Ray and the driver need, and return the environment variables of Ray and the driver."""
         (folder / "tmp").mkdir()
         (folder / TRIALS_DIR).mkdir()
-        write_token(folder / "token", self.start.token)
+        write_secret(folder / "token", self.start.token)
         if isinstance(self.start.job, TuneJob):
             write_for_processes(self.start.job.code, folder / CODE_DIR)
         env = ray_environment(folder, is_alone=self.start.is_alone) | {"RAYSWEEP_NODE_PYTHON": str(environment.python)}
+        if self.start.authority is not None:
+            from raysweep.cluster.certificates import write_certificate  # as in receive_secrets
+
+            env |= write_certificate(self.start.authority, address, folder)
         if environment.container is not None:
             env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders])
         return with_gpus_of(self.node, environment, env)

@@ -1,8 +1,12 @@
 """This module defines the messages between the launcher and the agents. Each message is one line of JSON.
 
 The messages pass through the standard input and the standard output of the agents, and `srun` transfers both streams between the nodes. Therefore the
-messages need no port. The messages also need no file on a shared file system, where some nodes would see a new file later than other nodes. The secret token of
-the job is a part of the first message. When the standard input of an agent ends, the agent ends all processes that the agent started, and exits.
+messages need no port. The messages also need no file on a shared file system, where some nodes would see a new file later than other nodes. When the
+standard input of an agent ends, the agent ends all processes that the agent started, and exits.
+
+The secrets of the run, which are the token and the key of the certificate authority, are a part of the first message. But Slurm does not encrypt the streams of
+`srun`. So where Ray uses TLS, the launcher leaves the secrets out of the first message. Then each agent sends a public key (AgentKey), and the launcher answers
+with the secrets, encrypted for this key (SealedSecrets).
 
 The launcher and the agents run in the controller's Python.
 """
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -31,6 +35,22 @@ UNANSWERED_TICKS = 60
 
 
 @dataclass(frozen=True)
+class Authority:
+    """Is the certificate authority of a run (certificates.py). Both texts are in the format PEM."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Contains the secrets of a run."""
+
+    token: str = field(repr=False)
+    authority: Authority | None
+
+
+@dataclass(frozen=True)
 class Start:
     """Tells an agent to start Ray, and contains all settings that an agent needs. Start is the first message to each agent.
 
@@ -41,11 +61,13 @@ class Start:
     nodes: tuple[Node, ...]  # nodes of the agents' job, sorted by the rank of each node's agent
     env_dir: Path
     cache_dir: Path | None  # folder where the unpacked environment stays for later jobs; None where the config sets no such folder
-    token: str = field(repr=False)  # secret text of this job; Ray asks for the text at each connection
+    token: str = field(repr=False)  # secret text of this job; Ray asks for the text at each connection. Empty in a message without secrets
     has_dashboard: bool
     path_to_log: Path
     min_nodes: int  # number of nodes that must be up before the driver starts trials
     job: Job  # the job that the driver runs
+    # Signs the certificate of each node. None where Ray does not use TLS, and in a message without secrets.
+    authority: Authority | None = None
     # Whether nodes of other jobs can join the Ray cluster, so that also a single node must not listen only on the loopback interface.
     is_joinable: bool = False
     # Node of another job, to which each node finds its own address by the route. None: there is no such node, or the nodes of this job show the route.
@@ -74,6 +96,29 @@ class Start:
         """Return whether the Ray cluster has only one node for as long as the cluster exists."""
         return len(self.nodes) == 1 and not self.has_several_jobs
 
+    @property
+    def secrets(self) -> Secrets:
+        return Secrets(self.token, self.authority)
+
+    def as_sent(self) -> Start:
+        """Return the message as the launcher sends it to the agents. With TLS, the agents ask for the secrets."""
+        return self.without_secrets() if self.authority else self
+
+    def with_secrets(self, secrets: Secrets) -> Start:
+        return replace(self, token=secrets.token, authority=secrets.authority)
+
+    def without_secrets(self) -> Start:
+        return self.with_secrets(Secrets("", None))
+
+
+@dataclass(frozen=True)
+class SealedSecrets:
+    """Answers AgentKey. Contains the Secrets of the run as JSON, encrypted for the agent of the node `node` (sealing.py)."""
+
+    node: str
+    text: str
+    kind: Literal["secrets"] = "secrets"
+
 
 @dataclass(frozen=True)
 class HeadAddress:
@@ -97,9 +142,18 @@ class LauncherAlive:
     kind: Literal["alive"] = "alive"
 
 
-LauncherMessage = Start | HeadAddress | EndRay | LauncherAlive
+LauncherMessage = Start | SealedSecrets | HeadAddress | EndRay | LauncherAlive
 
 # ---------------------------------------------------------------------------------------------------------------- to the launcher
+
+
+@dataclass(frozen=True)
+class AgentKey:
+    """Asks the launcher for the secrets of the run, encrypted for the public key `public_key` (sealing.py)."""
+
+    node: str
+    public_key: str
+    event: Literal["key"] = "key"
 
 
 @dataclass(frozen=True)
@@ -178,7 +232,7 @@ class Notice:
     event: Literal["notice"] = "notice"
 
 
-AgentMessage = EnvironmentReady | HeadUp | WorkerUp | DriverEnded | RayEnded | NodeFailed | AgentAlive | Notice
+AgentMessage = AgentKey | EnvironmentReady | HeadUp | WorkerUp | DriverEnded | RayEnded | NodeFailed | AgentAlive | Notice
 
 # ---------------------------------------------------------------------------------------------------------------- on the wire
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.cluster.channel import (
     TICK_S,
     UNANSWERED_TICKS,
     AgentAlive,
+    AgentKey,
     AgentMessage,
     DriverEnded,
     EnvironmentReady,
@@ -36,7 +36,9 @@ from raysweep.cluster.children import GRACE_S, ended_by_signals
 from raysweep.cluster.gate import Gate
 from raysweep.cluster.job import Job
 from raysweep.cluster.node_tasks import NodeTasks, script_command
+from raysweep.cluster.run_secrets import new_secrets, seal_secrets
 from raysweep.common.errors import RaysweepError, WorldError, logger
+from raysweep.config.model import TlsChoice
 from raysweep.slurm.allocation import Allocation, Node
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
@@ -60,6 +62,12 @@ class LaunchRequest:
     has_dashboard: bool = False
     cache_dir: Path | None = None  # folder where the unpacked environment stays for later jobs
     crew: Crew | None = None  # None where no other job can join the cluster
+    tls: TlsChoice = "auto"
+
+    @property
+    def has_tls(self) -> bool:
+        """Return whether Ray uses TLS. On one node Ray listens only on the loopback, and no traffic leaves the machine, unless other jobs can join."""
+        return self.tls == "on" or (self.tls == "auto" and (len(self.allocation.nodes) > 1 or self.crew is not None))
 
     @property
     def num_required_nodes(self) -> int:
@@ -189,13 +197,15 @@ class Launcher:
                 raise WorldError(f"{self.describe_missing_nodes()}: {self.agents.describe_end()}")
             if isinstance(message, DriverEnded):
                 return LaunchResult(message.exit_code, self.bring_up)
-            if message is not None:
+            if isinstance(message, AgentKey):
+                self.agents.send(seal_secrets(start, message))
+            elif message is not None:
                 self.handle(message)
             for name in self.agents.silent_nodes():
                 self.lose(name, f"its agent has not answered for {UNANSWERED_TICKS * TICK_S:.0f} s", SilentAgent)
 
     def send(self, message: Start | HeadAddress) -> None:
-        self.agents.send(message)
+        self.agents.send(message.as_sent() if isinstance(message, Start) else message)
         if self.gate is not None:
             self.gate.send(message)
 
@@ -280,7 +290,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         nodes=allocation.nodes,
         env_dir=request.env_dir.absolute(),
         cache_dir=request.cache_dir,
-        token=secrets.token_hex(32),
+        token="",
         has_dashboard=request.has_dashboard,
         path_to_log=request.path_to_log.absolute(),
         min_nodes=request.num_required_nodes,
@@ -293,12 +303,12 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
     try:
         with ended_by_signals():
             try:
-                return run_once(request, start)
+                return run_once(request, start.with_secrets(new_secrets(request.has_tls)))
             except SilentAgent as error:
                 if request.crew is not None:  # another job leads the sweep on
                     raise
                 logger.warning("%s. The agents are started once more, and the job goes on from its record.", error)
-            return run_once(request, replace(start, token=secrets.token_hex(32)))
+            return run_once(request, start.with_secrets(new_secrets(request.has_tls)))
     except WorldError as error:
         # From the end of a job's time, Slurm refuses the steps of the job, but ends the job up to 30 s later. Without this check, the refusal of
         # Slurm would look like a fault of a node.

@@ -119,7 +119,7 @@ def describe_disk_error(base: Path, error: OSError) -> str:
     )
 
 
-def write_token(path: Path, token: str) -> None:
-    """Write the token of the job to a new file that only this user can read."""
+def write_secret(path: Path, text: str) -> None:
+    """Write `text` to a new file that only this user can read."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(token)
+        stream.write(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 
 from raysweep.common.errors import ConfigError
@@ -60,6 +62,17 @@ def check_dashboard(config: Section) -> Iterator[Mistake]:
     if config.values["ray"]["dashboard"] and "default" not in extras_of(config.requirements, "ray"):
         message = f"True is not allowed: env.requirements, {config.values['env']['requirements']}, does not list ray[default]"
         yield config.mistake(f"{message}. Name workflow/envs/dashboard.in there, or add it and lock again", "ray", "dashboard")
+
+
+def check_tls(config: Section) -> Iterator[Mistake]:
+    """Yield a mistake where Ray would use TLS, and this Python lacks the package that makes certificates. The package is newer than some set-ups."""
+    tls, sweeps = config.values["ray"]["tls"], maps_below(config.values, "sweeps").values()
+    is_wanted = tls == "on" or (
+        tls == "auto" and any(max(sweep["allocation"]["nodes"], sweep["allocation"]["jobs"]) > 1 for sweep in sweeps)
+    )
+    if is_wanted and importlib.util.find_spec("cryptography") is None:
+        message = f"{tls!r} is not allowed here: {sys.executable} lacks the package cryptography. Run `make setup`, or use off"
+        yield config.mistake(message, "ray", "tls")
 
 
 def check_cache(config: Section) -> Iterator[Mistake]:

@@ -255,6 +255,11 @@ def _short_patience(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], st
                 yield values, step
 
 
+def _without_boolean(value: Any) -> Any:
+    """Return "on" or "off" for a boolean, because YAML 1.1 reads `on` and `off` as booleans. Other values stay unchanged."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
     """Return the config with all defaults. Some defaults depend on other keys. Values with mistakes stay unchanged."""
     filled: dict[str, Any] = with_defaults(config, load_schema())
@@ -264,10 +269,11 @@ def _filled_in(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             env["requirements"] = sources.shown(PATH_TO_SCHEMA.parents[1] / env["requirements"])
         if env["container"] is not None and env["wheels"] == "download":
             env["wheels"] = "none"
+    if isinstance(filled["ray"], dict):
+        filled["ray"]["tls"] = _without_boolean(filled["ray"]["tls"])
     for name, sweep in maps_below(filled, "sweeps").items():
         _fill_in_objective(sweep, maps_below(config, "sweeps")[name])
-        if isinstance(sweep["fuse"], bool):  # YAML 1.1 reads `on` and `off` as booleans.
-            sweep["fuse"] = "on" if sweep["fuse"] else "off"
+        sweep["fuse"] = _without_boolean(sweep["fuse"])
         if "repeats" not in maps_below(config, "sweeps")[name] and (folds := folds_of(sweep, filled)):
             sweep["repeats"] = folds
         stop = sweep["stop"]

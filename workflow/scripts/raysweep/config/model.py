@@ -91,11 +91,15 @@ class EnvConfig:
     cache_dir: str | None
 
 
+TlsChoice = Literal["auto", "on", "off"]
+
+
 @dataclass(frozen=True)
 class RayConfig:
     """Describes the settings of the Ray cluster."""
 
     dashboard: bool
+    tls: TlsChoice = "auto"
 
 
 @dataclass(frozen=True)

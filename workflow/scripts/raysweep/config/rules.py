@@ -43,6 +43,7 @@ RULES_OF_CONFIG = (
     Rule(config_checks.check_container, "env.container env.wheels results_dir state_dir resources_dir"),
     Rule(config_checks.check_requirements, "env.requirements"),
     Rule(config_checks.check_dashboard, "env.requirements ray.dashboard"),
+    Rule(config_checks.check_tls, "ray.tls sweeps"),
     Rule(config_checks.check_cache, "env.cache_dir env.wheels"),
 )
 RULES_OF_DATASET = (

@@ -16,12 +16,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raysweep.cluster.channel import TICK_S, AgentAlive, EndRay, HeadAddress, LauncherMessage, NodeFailed, Notice, RayEnded, Start, WorkerUp
+from raysweep.cluster.channel import (
+    TICK_S,
+    AgentAlive,
+    AgentKey,
+    EndRay,
+    HeadAddress,
+    LauncherMessage,
+    NodeFailed,
+    Notice,
+    RayEnded,
+    Start,
+    WorkerUp,
+)
 from raysweep.cluster.children import ended_by_signals
 from raysweep.cluster.gate import Gate, Relay
 from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
 from raysweep.cluster.lock import DRIVER_LOCK, LOCK, GateAddress, Lock, LockHeld, LockHolder
 from raysweep.cluster.private_folder import base_for_ray, private_folder
+from raysweep.cluster.run_secrets import seal_secrets
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import age_s, written_aside
 from raysweep.slurm.allocation import Allocation, Deadline, forget_job_options, local_dir_of_job
@@ -85,6 +98,7 @@ class Member:
     def __init__(self, stage: Stage, path_to_config: Path, path_to_end: Path, crew: Crew) -> None:
         self.stage, self.path_to_config, self.path_to_end, self.crew = stage, path_to_config, path_to_end, crew
         self.allocation, self.agents = crew.allocation, crew.agents
+        self.start: Start | None = None  # latest message to the agents of this job, with the secrets
         self.dead: set[str] = set()  # tokens of leaders whose jobs are over
         self.num_failures = 0
         self.last_trial_at_s = (
@@ -211,7 +225,7 @@ class Member:
     def is_served(self, joined: Join) -> bool:
         """Follow the leader's messages at one relay. Return whether a further relay to the same leader makes sense."""
         assert joined.holder.gate is not None
-        with Relay(joined.holder.gate) as relay:
+        with Relay(joined.holder.gate, str(self.allocation.job_id)) as relay:
             while not self.is_over(joined):
                 if self.has_failed():
                     self.num_failures += 1
@@ -229,7 +243,8 @@ class Member:
         joined.last_life_at_s, joined.is_doubted = time.monotonic(), False
         if isinstance(message, Start) and not joined.is_up:
             own, joined.is_up = self.allocation, True
-            self.agents.send(replace(message, nodes=own.nodes, job_id=own.job_id, job_ends=own.ends, peer=message.nodes[0], joins=True))
+            self.start = replace(message, nodes=own.nodes, job_id=own.job_id, job_ends=own.ends, peer=message.nodes[0], joins=True)
+            self.agents.send(self.start.as_sent())
         elif isinstance(message, HeadAddress):
             self.agents.send(message)
 
@@ -239,6 +254,8 @@ class Member:
             message = self.agents.messages.get()
             if message is None:
                 raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
+            if isinstance(message, AgentKey) and self.start is not None:
+                self.agents.send(seal_secrets(self.start, message))
             if isinstance(message, AgentAlive) and message.has_trial:
                 self.last_trial_at_s = time.monotonic()
             if isinstance(message, WorkerUp):

@@ -230,6 +230,7 @@ class Stage:
             has_dashboard=self.config.ray.dashboard,
             cache_dir=Path(cache_dir) if cache_dir else None,
             crew=crew,
+            tls=self.config.ray.tls,
         )
         code = launcher.run(request, job).exit_code
         if code == START_AGAIN:

@@ -20,7 +20,7 @@ from raysweep.cluster.launcher import LaunchRequest
 from raysweep.common.errors import RaysweepError, logger
 from raysweep.common.files import written_aside
 from raysweep.common.typed_json import from_json, to_json
-from raysweep.config.model import AllocationConfig
+from raysweep.config.model import AllocationConfig, TlsChoice
 from raysweep.environment.archive import pack
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Allocation
@@ -40,13 +40,13 @@ def run_login(allocations: Mapping[str, AllocationConfig], resources: Mapping[st
     write_section(output, section)
 
 
-def run_nodes(env_dir: Path, cache_dir: Path | None, output: Path, path_to_log: Path) -> None:
+def run_nodes(env_dir: Path, cache_dir: Path | None, tls: TlsChoice, output: Path, path_to_log: Path) -> None:
     """Run the rule check_nodes, which checks the nodes of the Slurm job that this process runs in."""
     allocation = Allocation.of_slurm()
     first = allocation.nodes[0]
     names = few_of([node.name for node in allocation.nodes])
     title = f"Job {allocation.job_id} on {names}: {first.cpus} CPUs, {first.gpus} GPUs, {first.mem_mb} MB each"
-    request = LaunchRequest(allocation, env_dir, path_to_log, cache_dir=cache_dir)
+    request = LaunchRequest(allocation, env_dir, path_to_log, cache_dir=cache_dir, tls=tls)
     write_section(output, Section(title, check_job(request, output.parent)))
 
 
