@@ -223,6 +223,8 @@ class SlurmCluster:
 
     def boot(self, node: str) -> None:
         """Switch a node on, and wait until Slurm has it back."""
+        # The kernel removes a cable with the last process of its node, which may take long on a busy machine.
+        self.run(["ip", "link", "delete", f"v{node}"], check=False)
         self._power_on(node)
         self.wait_for_nodes(node)
 

@@ -125,7 +125,13 @@ class Relay(NodeTasks[LauncherMessage]):
 
 
 def copy_from(gate: str) -> None:
-    """Copy the messages of the gate to the standard output, until the gate is closed or nobody reads the output any more."""
+    """Copy the messages of the gate to the standard output, until the gate is closed, the standard input ends, or nobody reads the output any more."""
+
+    def end_with_input() -> None:
+        sys.stdin.read()
+        os._exit(0)  # the main thread waits for the gate
+
+    threading.Thread(target=end_with_input, daemon=True).start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, contextlib.suppress(OSError):
         connection.connect(gate)
         for line in connection.makefile("rb"):

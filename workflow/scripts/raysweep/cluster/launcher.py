@@ -117,6 +117,7 @@ class Agents(NodeTasks[AgentMessage]):
         self.node_names = [node.name for node in allocation.nodes]
         # Ticks are counted instead of seconds, so that the time in which the launcher is suspended does not count.
         self.num_ticks = 0
+        self.ended: set[str] = set()  # nodes whose agents have ended
         self.last_answer_tick: dict[str, int] = {}  # node → tick at the agent's last message; a node without a message is missing
         # This is a separate thread, because the main thread may have to wait for a file system that hangs.
         self.threads.append(threading.Thread(target=self.show_life, daemon=True))
@@ -138,6 +139,7 @@ class Agents(NodeTasks[AgentMessage]):
         return [name for name, tick in self.last_answer_tick.copy().items() if self.num_ticks - tick > UNANSWERED_TICKS]
 
     def message_for_ended_task(self, rank: int) -> AgentMessage:
+        self.ended.add(self.node_names[rank])
         return NodeFailed(self.node_names[rank], f"its agent ended: {self.last_errors()}")
 
 

@@ -11,7 +11,8 @@ import math
 import queue
 import random
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from raysweep.cluster.channel import TICK_S, AgentAlive, EndRay, HeadAddress, La
 from raysweep.cluster.children import ended_by_signals
 from raysweep.cluster.gate import Gate, Relay
 from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
-from raysweep.cluster.lock import LOCK, GateAddress, Lock, LockHeld, LockHolder
+from raysweep.cluster.lock import DRIVER_LOCK, LOCK, GateAddress, Lock, LockHeld, LockHolder
 from raysweep.cluster.private_folder import base_for_ray, private_folder
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import age_s, written_aside
@@ -36,6 +37,9 @@ END = "end"  # file in the state folder of the sweep with the id of the job arra
 ASKED = "asked"  # empty file in the state folder of the sweep; a job touches the file before the job asks Slurm
 SILENT_TICKS = 6  # number of ticks without a sign of life after which a job doubts that the leader's job is alive
 MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over takes the lock later than a job that has just begun
+DRIVER_END_S = (
+    120  # longest time in seconds that a job waits for the end of the last leader's driver; Slurm kills a job 30 s after its end begins
+)
 MAX_FAILURES = 3  # number of times that Ray may fail on the nodes of this job, while the leader is alive, before this job leaves
 
 
@@ -52,6 +56,14 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
             return Member(stage, path_to_config, path_to_end, Crew(allocation, agents, folder / "gate")).run()
     except KeyboardInterrupt:
         raise Interrupted(allocation.why_interrupted()) from None
+
+
+class AgentsAreGone(WorldError):
+    """Reports that all agents of this job have ended, and with them all that the agents started."""
+
+
+class AgentsAreSilent(WorldError):
+    """Reports that an agent of this job does not answer."""
 
 
 @dataclass
@@ -133,7 +145,8 @@ class Member:
         set_up_logging(self.stage.call.path_to_log)
         logger.info("%s: job %s leads the sweep.", self.stage.name, self.allocation.job_id)
         try:
-            with Gate(self.crew.gate_path) as gate:
+            self.wait_for_last_driver()
+            with Gate(self.crew.gate_path) as gate, self.ended_driver():
                 finish_sweep(self.stage, self.path_to_config, lock, replace(self.crew, gate=gate))
         except Interrupted:
             raise
@@ -146,6 +159,27 @@ class Member:
         except SystemExit as end:  # the driver has failed and has logged the reason
             return self.end(end.code if isinstance(end.code, int) else 1)
         return self.end(0)
+
+    @contextmanager
+    def ended_driver(self) -> Iterator[None]:
+        """After the block, end Ray and the driver on the nodes of this job, because another job may take the lock as soon as this job releases the lock."""
+        try:
+            yield
+        finally:
+            with suppress(AgentsAreSilent):  # Slurm will kill the agents
+                with suppress(AgentsAreGone):
+                    self.end_ray()
+                path = self.stage.state_dir / DRIVER_LOCK
+                if (holder := LockHolder.read(path)) is not None and holder.job == self.allocation.slurm_job:
+                    path.unlink(missing_ok=True)  # the driver was killed before the driver removed its lock
+
+    def wait_for_last_driver(self) -> None:
+        """Wait until the driver of the last leader has certainly ended. Raises WorldError after DRIVER_END_S seconds."""
+        end_at_s = time.monotonic() + DRIVER_END_S
+        while (holder := LockHolder.read(self.stage.state_dir / DRIVER_LOCK)) is not None and not (self.may_ask() and holder.is_dead()):
+            if time.monotonic() > end_at_s:
+                raise WorldError(f"{self.stage.name}: the driver of {holder} may still be at work")
+            time.sleep(LOOK_S)
 
     def end(self, code: int) -> int:
         """Record that the sweep is over, cancel the jobs that wait, and return `code`."""
@@ -204,7 +238,7 @@ class Member:
         while not self.agents.messages.empty():
             message = self.agents.messages.get()
             if message is None:
-                raise WorldError(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
+                raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
             if isinstance(message, AgentAlive) and message.has_trial:
                 self.last_trial_at_s = time.monotonic()
             if isinstance(message, WorkerUp):
@@ -244,18 +278,21 @@ class Member:
         return True
 
     def end_ray(self) -> None:
-        """Let the agents end Ray on all nodes of this job, and wait until they have done so. Raises WorldError where an agent does not answer."""
+        """Let the agents end Ray on all nodes of this job, and wait until they have done so.
+
+        Raises AgentsAreGone or AgentsAreSilent where they do not answer.
+        """
         self.agents.send(EndRay())
-        missing, end_at_s = {node.name for node in self.allocation.nodes}, time.monotonic() + END_DEADLINE_S
-        while missing:
-            try:
-                message = self.agents.messages.get(timeout=max(0.0, end_at_s - time.monotonic()))
-            except queue.Empty:
-                raise WorldError(f"the agents on {', '.join(sorted(missing))} do not end Ray within {END_DEADLINE_S} s") from None
-            if message is None:
-                raise WorldError(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
-            if isinstance(message, RayEnded):
-                missing.discard(message.node)
+        waiting, end_at_s = {node.name for node in self.allocation.nodes}, time.monotonic() + END_DEADLINE_S
+        while missing := waiting - self.agents.ended:
+            if time.monotonic() > end_at_s:
+                raise AgentsAreSilent(f"the agents on {', '.join(sorted(missing))} do not end Ray within {END_DEADLINE_S} s")
+            with suppress(queue.Empty):
+                message = self.agents.messages.get(timeout=LOOK_S)
+                if message is None:
+                    raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
+                if isinstance(message, RayEnded):
+                    waiting.discard(message.node)
 
     def leave(self, why: str) -> int:
         """Start this job again where the config allows this, else return LEFT."""

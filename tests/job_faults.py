@@ -1,0 +1,147 @@
+"""Takes jobs from sweeps of several jobs at random moments, as a part of `make faults`: by scancel, requeue, a node's power, its cable, and the time limit."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep.record.sweep import Sweep
+from slurm.cluster import SlurmCluster
+from slurm.sweeps import SlurmProject, project_on
+from sweeping import wait_until
+
+NUM_JOBS, NUM_TRIALS, EPOCHS = 4, 24, 40
+LONGEST_S = 20.0  # longest time in seconds between two events
+CUT_S = (2.0, 40.0)  # for how long a cable is cut; Slurm counts a node as lost after 10 s
+# Each event meets the leader or another job, whichever the name says.
+EVENTS = tuple(f"{event} {whose}" for event in ("cancel", "requeue", "power", "cable") for whose in ("leader", "member"))
+
+
+@dataclass
+class Job:
+    """A job of the array that runs."""
+
+    id: str
+    node: str
+
+
+def jobs_of(project: SlurmProject) -> list[Job]:
+    listed = project.cluster.run(["squeue", "--noheader", "--states=RUNNING", "--format=%i %N"], check=False).stdout
+    return [Job(*line.split()) for line in listed.splitlines() if len(line.split()) == 2]
+
+
+def leader_of(project: SlurmProject) -> str | None:
+    sessions = project.record("s").sessions
+    return sessions[-1].slurm_job if sessions else None
+
+
+def has_reported_since(project: SlurmProject, num_results: int, num_sessions: int, sweep: Sweep) -> bool:
+    """Whether a trial has reported since the event. A leader that is gone must be followed by another session first."""
+    results = sum(len(trial.results) for trial in sweep.trials.values())
+    return len(sweep.sessions) > num_sessions or results > num_results
+
+
+class Events:
+    """Makes things happen to the jobs of one sweep, and counts them."""
+
+    def __init__(self, cluster: SlurmCluster, rng: random.Random) -> None:
+        self.cluster, self.rng = cluster, rng
+        self.counts: Counter[str] = Counter()
+        self.seconds: dict[str, list[float]] = {
+            event: [] for event in EVENTS
+        }  # from the event to the next report, or to the end of the sweep
+
+    def happen(self, event: str, project: SlurmProject, run: subprocess.Popen[str]) -> None:
+        """Let an event happen to a running job, and wait until the sweep goes on. Do nothing where no such job runs."""
+        leader, jobs = leader_of(project), jobs_of(project)
+        what, whose = event.split()
+        victims = [job for job in jobs if (job.id == leader) == (whose == "leader")]
+        if not victims or len(jobs) < 2 or run.poll() is not None:
+            return
+        victim, before = self.rng.choice(victims), project.record("s")
+        num_results = sum(len(trial.results) for trial in before.trials.values())
+        began_at_s = time.monotonic()
+        if what in ("cancel", "requeue"):
+            self.cluster.run(["scancel", victim.id] if what == "cancel" else ["scontrol", "requeue", victim.id], check=False)
+        elif what == "power":
+            self.cluster.power_off(victim.node)
+        else:
+            self.cluster.run(["ip", "link", "set", f"v{victim.node}", "down"])
+        self.counts[event] += 1
+        mend_at_s = began_at_s + (self.rng.uniform(*CUT_S) if what == "cable" else 0)
+
+        def goes_on() -> bool:
+            now = project.record("s")
+            sessions_needed = len(before.sessions) + (whose == "leader" and what != "cable")
+            results = sum(len(trial.results) for trial in now.trials.values())
+            return run.poll() is not None or (len(now.sessions) >= sessions_needed and results != num_results)
+
+        try:
+            wait_until(goes_on, f"it goes on after {event} of {victim}: {project.log()[-3000:]}", 240)
+            self.seconds[event].append(time.monotonic() - began_at_s)
+        finally:
+            if what == "cable":
+                time.sleep(max(0.0, mend_at_s - time.monotonic()))
+                self.cluster.run(["ip", "link", "set", f"v{victim.node}", "up"])
+                self.cluster.wait_for_nodes(victim.node)
+            elif what == "power":
+                self.cluster.boot(victim.node)
+                self.cluster.run(["sh", "-c", "rm -rf /mnt/*/rs-* /tmp/rs-* /dev/shm/*"], node=victim.node)  # as a node's start does
+
+
+def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Events, num_events: int) -> Sweep:
+    """Run a sweep on several jobs, let events happen to them, and return the record of the sweep at its end. A command that fails is given again."""
+    with project_on(cluster, cluster.shared / f"jobs {number}") as project:
+        allocation = {"jobs": NUM_JOBS, "resubmit": 50, "walltime_margin": 0.5}
+        space = {"x": {"uniform": [0, 1]}, "pause_s": 0.3}
+        options = {"num_samples": NUM_TRIALS, "max_epochs": EPOCHS, "max_failures": 0, "search_space": space}
+        # Every other sweep has jobs of two minutes, each of which ends while the sweep runs.
+        runtime = 2 if number % 2 else 60
+        project.sweep("climb", cpus=1, runtime=runtime, trial_resources={"cpu": 1}, allocation=allocation, **options)
+        run = project.start()
+        wait_until(lambda: len(project.record("s").trials) > 1, f"the sweep has begun: {project.log()}", 180)
+        for event in rng.sample(EVENTS, num_events):
+            time.sleep(rng.uniform(0, LONGEST_S))
+            events.happen(event, project, run)
+        run.communicate(timeout=900)
+        while run.returncode != 0:  # no job was left
+            run = project.start()
+            run.communicate(timeout=900)
+        return project.record("s")
+
+
+def check(sweep: Sweep) -> None:
+    """Raise AssertionError unless the sweep has the trials and results of one that nobody disturbed."""
+    from raysweep.config.space import configuration, parse_space
+
+    space = parse_space({"x": {"uniform": [0, 1]}, "pause_s": 0.3})
+    assert [trial.config for trial in sweep.trials.values()] == [configuration(space, 0, index) for index in range(NUM_TRIALS)]
+    for trial in sweep.trials.values():
+        assert trial.status == "TERMINATED", (trial.trial_id, trial.error)
+        assert [result.epoch for result in trial.results] == list(range(1, EPOCHS + 1))
+        assert abs(trial.results[-1].metrics["score"] - EPOCHS * trial.config["x"]) < 1e-9, "it went on where it was"
+
+
+def main() -> None:
+    import sys
+
+    seed, num_sweeps, num_events = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    rng = random.Random(seed)
+    base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    with SlurmCluster(base, nodes=NUM_JOBS, cpus=1, slurmd_timeout_s=10, message_timeout_s=5) as cluster:
+        events = Events(cluster, rng)
+        for number in range(num_sweeps):
+            began_at_s = time.monotonic()
+            sweep = disturb(cluster, number, rng, events, num_events)
+            check(sweep)
+            print(f"sweep {number}: {len(sweep.sessions)} leaders, {time.monotonic() - began_at_s:.0f} s", flush=True)
+            print({event: (events.counts[event], [round(s) for s in events.seconds[event]]) for event in EVENTS}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

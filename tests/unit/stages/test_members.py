@@ -1,0 +1,223 @@
+"""When one of several jobs of a sweep leads, joins, asks Slurm and leaves. tests/slurm/test_several_jobs.py has real jobs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raysweep.cluster.channel import AgentAlive, AgentMessage, EndRay, HeadAddress, NodeFailed, RayEnded, Start, WorkerUp
+from raysweep.cluster.job import CheckJob
+from raysweep.cluster.launcher import Crew
+from raysweep.cluster.lock import GateAddress, Lock, LockHolder
+from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.slurm.allocation import Allocation, Node, SlurmJob
+from raysweep.stages import members
+from raysweep.stages.members import ASKED, END, LEFT, Join, Member
+from typed import sweep_config
+
+NODES = (Node("n2", 4, 1, 1000, "10.0.0.2"), Node("n3", 4, 1, 1000, "10.0.0.3"))
+
+
+class MadeUpAgents:
+    """Notes what the launcher sends to the agents, and answers EndRay as agents do."""
+
+    def __init__(self) -> None:
+        import queue
+
+        self.messages: queue.Queue[AgentMessage | None] = queue.Queue()
+        self.sent: list[object] = []
+        self.ended: set[str] = set()
+
+    def send(self, message: object) -> None:
+        self.sent.append(message)
+        if isinstance(message, EndRay):
+            for node in NODES:
+                self.messages.put(RayEnded(node.name))
+
+    def describe_end(self) -> str:
+        return "srun ended"
+
+
+Make = Callable[..., Member]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes a member of the job array 12. `allocation` is the part `allocation` of the sweep's config, and `facts` are those of the job."""
+    monkeypatch.setattr(members, "cancel_waiting", lambda array: (tmp_path / "cancelled").write_text(array))
+
+    def make(allocation: dict[str, Any] | None = None, **facts: Any) -> Member:
+        sweep = sweep_config(trainable="user.py:train", allocation={"jobs": 4, **(allocation or {})})
+        stage: Any = SimpleNamespace(
+            state_dir=tmp_path / "state", name="s", sweep=sweep, call=SimpleNamespace(path_to_log=tmp_path / "log")
+        )
+        job = Allocation(NODES, "12_1", started=time.time(), ends=time.time() + 3600, array="12", job_number="14")
+        job = replace(job, **facts)
+        agents: Any = MadeUpAgents()
+        return Member(stage, tmp_path / "c.yaml", tmp_path / "12.exit", Crew(job, agents, tmp_path / "gate"))
+
+    return make
+
+
+def leader(folder: Path, number: int = 0, array: str = "12") -> Lock:
+    """The lock of another job of an array, in whose block the job leads."""
+    gate = GateAddress(array, str(number), str(folder / "gate"))
+    return Lock(folder / "state", "sweep s", job=SlurmJob(f"{array}_{number}", None, 0), gate=gate)
+
+
+def joined(lock: Lock) -> Join:
+    return Join(lock.holder, time.monotonic())
+
+
+def test_the_end_of_the_sweep_is_told_to_all_jobs_of_the_array_and_to_snakemake(make: Make, tmp_path: Path) -> None:
+    member = make()
+    member.stage.state_dir.mkdir()
+    assert member.end_of_sweep() is None
+    assert make().end(1) == 1
+    assert (member.end_of_sweep(), make(array="13").end_of_sweep()) == (1, None), "an earlier array has another id"
+    assert (tmp_path / "12.exit").read_text() == "1\n"
+    assert (tmp_path / "cancelled").read_text() == "12", "jobs that wait are not needed any more"
+    assert member.run() == 1
+
+
+def test_a_snakemake_that_has_gone_does_not_hold_up_the_end(make: Make, tmp_path: Path) -> None:
+    member = make()
+    member.stage.state_dir.mkdir()
+    member.path_to_end = tmp_path / "gone" / "12.exit"
+    assert (member.end(0), member.end_of_sweep()) == (0, 0)
+
+
+def test_a_job_is_a_part_of_the_cluster_while_the_leader_has_the_lock(make: Make, tmp_path: Path) -> None:
+    member = make()
+    with leader(tmp_path) as lock:
+        joining = joined(lock)
+        assert not member.is_over(joining)
+    assert member.is_over(joining), "the leader has ended"
+    with leader(tmp_path, 2):
+        assert member.is_over(joining), "another job leads"
+        (member.stage.state_dir / END).write_text("12 0\n")
+
+
+@pytest.mark.parametrize("sign", ["silent", "cut off"])
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_slurm_is_asked_only_about_a_leader_in_doubt_and_seldom(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str, is_dead: bool
+) -> None:
+    questions: list[str] = []
+    monkeypatch.setattr(LockHolder, "is_dead", lambda holder: questions.append(holder.token) or is_dead)
+    member, other = make(), make()
+    with leader(tmp_path) as lock:
+        joining = joined(lock)
+        assert not member.is_over(joining)
+        assert questions == []
+        joining.last_life_at_s -= 1000 if sign == "silent" else 0
+        joining.is_doubted = sign == "cut off"
+        assert member.is_over(joining) is is_dead
+        assert not other.is_over(joining), "another job has just asked"
+        assert len(questions) == 1
+        os.utime(member.stage.state_dir / ASKED, (0, 0))
+        assert other.is_over(joining) is is_dead
+        assert len(questions) == 2
+        if is_dead:
+            with member.lock():
+                pass  # the lock of a leader that is over is removed
+        else:
+            with pytest.raises(RaysweepError, match="another run is at work on it"), member.lock():
+                pass
+
+
+def test_the_nodes_of_a_job_join_the_leaders_first_node_once_for_each_leader(make: Make, tmp_path: Path) -> None:
+    member = make()
+    theirs = (Node("n1", 8, 2, 1000, "10.0.0.1"),)
+    start = Start(
+        True, theirs, tmp_path, None, "token", False, tmp_path / "log", 1, CheckJob(result=tmp_path, has_torch=False), is_joinable=True
+    )
+    with leader(tmp_path) as lock:
+        joining = joined(lock)
+        for message in (start, HeadAddress("10.0.0.1:5"), start):
+            member.obey(message, joining)
+    agents: Any = member.agents
+    own, head = agents.sent
+    assert (own.nodes, own.peer, own.joins, own.job_id, own.token) == (NODES, theirs[0], True, "12_1", "token")
+    assert head == HeadAddress("10.0.0.1:5")
+
+
+def test_ray_ends_on_all_nodes_before_the_next_leader(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = make()
+    agents: Any = member.agents
+    member.end_ray()
+    assert agents.sent == [EndRay()]
+    agents.ended.add("n3")  # its node is lost
+    monkeypatch.setattr(agents, "send", lambda message: agents.messages.put(RayEnded("n2")))
+    member.end_ray()
+    agents.ended.clear()
+    monkeypatch.setattr(members, "END_DEADLINE_S", 0.1)
+    with pytest.raises(WorldError, match=r"the agents on n3 do not end Ray within 0\.1 s"):
+        member.end_ray()
+
+
+def test_a_job_whose_ray_fails_again_and_again_leaves(make: Make, tmp_path: Path) -> None:
+    member = make()
+    agents: Any = member.agents
+    agents.messages.put(WorkerUp("n2"))
+    assert not member.has_failed()
+    agents.messages.put(NodeFailed("n3", "no room"))
+    assert member.has_failed()
+    agents.messages.put(None)
+    with pytest.raises(WorldError, match="the agents of job 12_1 went away: srun ended"):
+        member.has_failed()
+    member.num_failures = members.MAX_FAILURES
+    assert member.run() == LEFT
+
+
+def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_the_jobs_that_wait(make: Make, tmp_path: Path) -> None:
+    member = make({"idle": 5})
+    assert not member.is_idle(), "Ray is not up"
+    agents: Any = member.agents
+    agents.messages.put(WorkerUp("n2"))
+    member.has_failed()
+    member.last_trial_at_s -= 299
+    assert not member.is_idle()
+    member.last_trial_at_s -= 2
+    assert member.is_idle()
+    agents.messages.put(AgentAlive("n3", has_trial=False))
+    agents.messages.put(AgentAlive("n2", has_trial=True))
+    member.has_failed()
+    assert not member.is_idle(), "a trial runs on one of its nodes"
+    assert not (tmp_path / "cancelled").exists()
+    member.last_trial_at_s -= 301
+    assert member.run() == LEFT
+    assert (tmp_path / "cancelled").read_text() == "12"
+    assert not make().is_idle(), "without the key there is no limit"
+
+
+@pytest.mark.parametrize(("resubmit", "restarts", "is_started_again"), [(0, 0, False), (2, 1, True), (2, 2, False)])
+def test_a_job_whose_time_is_nearly_over_starts_again_as_often_as_the_config_says(
+    make: Make, monkeypatch: pytest.MonkeyPatch, resubmit: int, restarts: int, is_started_again: bool
+) -> None:
+    requeued: list[str | None] = []
+    monkeypatch.setattr(Allocation, "start_again", lambda allocation: requeued.append(allocation.job_id))
+    now = time.time()
+    member = make({"resubmit": resubmit, "walltime_margin": 5}, started=now - 3600, ends=now + 299, restarts=restarts)
+    assert member.run() == LEFT
+    assert bool(requeued) is is_started_again
+
+
+def test_the_job_with_the_most_time_left_takes_the_lock_first(make: Make) -> None:
+    now = time.time()
+    delays = [make(started=now - used, ends=now + 3600 - used).delay_s() for used in (10, 1800, 3500)]
+    assert delays == sorted(delays)
+    assert delays[-1] <= members.MOST_DELAY_S
+
+
+def test_the_leader_of_another_array_is_not_joined(make: Make, tmp_path: Path) -> None:
+    member = make()
+    with leader(tmp_path, array="9"), pytest.raises(RaysweepError, match="another run is at work on it: job 9_0"):
+        member.run()
