@@ -14,7 +14,6 @@ from pathlib import Path
 
 from raysweep.slurm.notes import RUN_DIR
 from raysweep.slurm.status import status
-from raysweep.slurm.submission import submit
 
 
 def is_status_query(program: str, arguments: list[str]) -> bool:
@@ -44,4 +43,6 @@ def main(called: str, *given: str) -> int:
         return 127
     if run_dir is None or not is_submission(program, arguments):
         os.execv(real, [program, *arguments])
+    from raysweep.slurm.submission import submit  # a status query, which does not submit, starts faster without this module
+
     return submit(real, arguments, Path(run_dir))
