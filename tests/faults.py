@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+import job_faults
 import sweeping
 from raysweep.config.reference import with_table
 from raysweep.config.space import configuration, parse_space
@@ -294,6 +295,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30, help="of parts of sweeps on this machine")
     parser.add_argument("--slurm", type=int, default=4, help="of nodes, and as many of Snakemake, on a Slurm of the tests")
+    parser.add_argument(
+        "--jobs", type=int, default=30, help="events that meet the jobs of sweeps with several jobs, on a Slurm of the tests"
+    )
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "faults.md")
     args = parser.parse_args()
@@ -309,6 +313,8 @@ def main() -> None:
     else:
         faults += kill_nodes_and_controllers(args.slurm, rng).values()
     text = table(faults, seed, time.monotonic() - began)
+    if args.jobs and not reason:
+        text += f"\n{job_faults.table(job_faults.disturb_jobs(args.jobs, rng))}"
     args.output.write_text(with_table(args.output.read_text(encoding="utf-8"), text, args.output), encoding="utf-8")
     print(text)
     if any(fault.lost or fault.run_twice for fault in faults):

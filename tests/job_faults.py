@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import subprocess
 import tempfile
 import time
@@ -10,16 +11,25 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from raysweep.config.space import configuration, parse_space
 from raysweep.record.sweep import Sweep
 from slurm.cluster import SlurmCluster
 from slurm.sweeps import SlurmProject, project_on
 from sweeping import wait_until
 
 NUM_JOBS, NUM_TRIALS, EPOCHS = 4, 24, 40
+NUM_EVENTS = 6  # events in a sweep; an event for which there is no such job is left out
+SPACE = {"x": {"uniform": [0, 1]}, "pause_s": 0.3}
 LONGEST_S = 20.0  # longest time in seconds between two events
 CUT_S = (2.0, 40.0)  # for how long a cable is cut; Slurm counts a node as lost after 10 s
+WORDS = {
+    "cancel": "`scancel` of the job",
+    "requeue": "Slurm starts the job again, as after a preemption",
+    "power": "the node of the job loses its power",
+    "cable": "the cable of the node is cut for 2 to 40 s",
+}
 # Each event meets the leader or another job, whichever the name says.
-EVENTS = tuple(f"{event} {whose}" for event in ("cancel", "requeue", "power", "cable") for whose in ("leader", "member"))
+EVENTS = tuple(f"{event} {whose}" for event in WORDS for whose in ("leader", "member"))
 
 
 @dataclass
@@ -40,18 +50,13 @@ def leader_of(project: SlurmProject) -> str | None:
     return sessions[-1].slurm_job if sessions else None
 
 
-def has_reported_since(project: SlurmProject, num_results: int, num_sessions: int, sweep: Sweep) -> bool:
-    """Whether a trial has reported since the event. A leader that is gone must be followed by another session first."""
-    results = sum(len(trial.results) for trial in sweep.trials.values())
-    return len(sweep.sessions) > num_sessions or results > num_results
-
-
 class Events:
     """Makes things happen to the jobs of one sweep, and counts them."""
 
     def __init__(self, cluster: SlurmCluster, rng: random.Random) -> None:
         self.cluster, self.rng = cluster, rng
         self.counts: Counter[str] = Counter()
+        self.num_sweeps = self.num_leaders = 0
         self.seconds: dict[str, list[float]] = {
             event: [] for event in EVENTS
         }  # from the event to the next report, or to the end of the sweep
@@ -94,18 +99,17 @@ class Events:
                 self.cluster.run(["sh", "-c", "rm -rf /mnt/*/rs-* /tmp/rs-* /dev/shm/*"], node=victim.node)  # as a node's start does
 
 
-def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Events, num_events: int) -> Sweep:
+def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Events) -> Sweep:
     """Run a sweep on several jobs, let events happen to them, and return the record of the sweep at its end. A command that fails is given again."""
     with project_on(cluster, cluster.shared / f"jobs {number}") as project:
         allocation = {"jobs": NUM_JOBS, "resubmit": 50, "walltime_margin": 0.5}
-        space = {"x": {"uniform": [0, 1]}, "pause_s": 0.3}
-        options = {"num_samples": NUM_TRIALS, "max_epochs": EPOCHS, "max_failures": 0, "search_space": space}
+        options = {"num_samples": NUM_TRIALS, "max_epochs": EPOCHS, "max_failures": 0, "search_space": SPACE}
         # Every other sweep has jobs of two minutes, each of which ends while the sweep runs.
         runtime = 2 if number % 2 else 60
         project.sweep("climb", cpus=1, runtime=runtime, trial_resources={"cpu": 1}, allocation=allocation, **options)
         run = project.start()
         wait_until(lambda: len(project.record("s").trials) > 1, f"the sweep has begun: {project.log()}", 180)
-        for event in rng.sample(EVENTS, num_events):
+        for event in rng.sample(EVENTS, NUM_EVENTS):
             time.sleep(rng.uniform(0, LONGEST_S))
             events.happen(event, project, run)
         run.communicate(timeout=900)
@@ -117,9 +121,7 @@ def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Even
 
 def check(sweep: Sweep) -> None:
     """Raise AssertionError unless the sweep has the trials and results of one that nobody disturbed."""
-    from raysweep.config.space import configuration, parse_space
-
-    space = parse_space({"x": {"uniform": [0, 1]}, "pause_s": 0.3})
+    space = parse_space(SPACE)
     assert [trial.config for trial in sweep.trials.values()] == [configuration(space, 0, index) for index in range(NUM_TRIALS)]
     for trial in sweep.trials.values():
         assert trial.status == "TERMINATED", (trial.trial_id, trial.error)
@@ -127,21 +129,36 @@ def check(sweep: Sweep) -> None:
         assert abs(trial.results[-1].metrics["score"] - EPOCHS * trial.config["x"]) < 1e-9, "it went on where it was"
 
 
-def main() -> None:
-    import sys
-
-    seed, num_sweeps, num_events = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    rng = random.Random(seed)
+def disturb_jobs(num_events: int, rng: random.Random) -> Events:
+    """Let at least `num_events` events happen to the jobs of one sweep after the other, and check each sweep at its end."""
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     with SlurmCluster(base, nodes=NUM_JOBS, cpus=1, slurmd_timeout_s=10, message_timeout_s=5) as cluster:
         events = Events(cluster, rng)
-        for number in range(num_sweeps):
+        while events.counts.total() < num_events:
             began_at_s = time.monotonic()
-            sweep = disturb(cluster, number, rng, events, num_events)
+            sweep = disturb(cluster, events.num_sweeps, rng, events)
             check(sweep)
-            print(f"sweep {number}: {len(sweep.sessions)} leaders, {time.monotonic() - began_at_s:.0f} s", flush=True)
-            print({event: (events.counts[event], [round(s) for s in events.seconds[event]]) for event in EVENTS}, flush=True)
+            events.num_sweeps += 1
+            events.num_leaders += len(sweep.sessions)
+            took = f"{len(sweep.sessions)} leaders, {time.monotonic() - began_at_s:.0f} s"
+            print(f"sweep {events.num_sweeps} of several jobs: {took}, {events.counts.total()} events so far", flush=True)
+    return events
 
 
-if __name__ == "__main__":
-    main()
+def table(events: Events) -> str:
+    """Return the table of the events in Markdown."""
+    lines = [
+        f"{events.counts.total()} events met the jobs of {events.num_sweeps} sweeps with {NUM_JOBS} jobs of one node and {NUM_TRIALS} trials of {EPOCHS} epochs,",
+        f"one after the other at random moments. Each second sweep had jobs of two minutes, so that all its jobs also reached their time limit. {events.num_leaders} jobs led.",
+        "At its end each sweep had exactly the trials, configurations and reports of one that nobody disturbed.",
+        "",
+        "| what happened | to the leader: times | until the next report, s | to another job: times | until the next report, s |",
+        "|---|---|---|---|---|",
+    ]
+    for what, words in WORDS.items():
+        cells = [words]
+        for whose in ("leader", "member"):
+            seconds = events.seconds[f"{what} {whose}"]
+            cells += [str(len(seconds)), f"{statistics.median(seconds):.0f} ({max(seconds):.0f})" if seconds else "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

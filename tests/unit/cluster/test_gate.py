@@ -40,7 +40,9 @@ def next_message(relay: Relay) -> LauncherMessage | None:
 
 def start(folder: Path) -> Start:
     nodes = (Node("n1", 1, 0, 1, "10.0.0.1"),)
-    return Start(True, nodes, folder, None, "the token", False, folder / "log", 1, CheckJob(result=folder, has_torch=False), is_joinable=True)
+    return Start(
+        True, nodes, folder, None, "the token", False, folder / "log", 1, CheckJob(result=folder, has_torch=False), is_joinable=True
+    )
 
 
 def test_another_job_gets_all_messages_whenever_it_comes_and_signs_of_life(
