@@ -147,9 +147,10 @@ def disturb_jobs(num_events: int, rng: random.Random) -> Events:
 
 def table(events: Events) -> str:
     """Return the table of the events in Markdown."""
+    sweeps = f"{events.num_sweeps} sweeps with {NUM_JOBS} jobs of one node and {NUM_TRIALS} trials of {EPOCHS} epochs"
     lines = [
-        f"{events.counts.total()} events met the jobs of {events.num_sweeps} sweeps with {NUM_JOBS} jobs of one node and {NUM_TRIALS} trials of {EPOCHS} epochs,",
-        f"one after the other at random moments. Each second sweep had jobs of two minutes, so that all its jobs also reached their time limit. {events.num_leaders} jobs led.",
+        f"{events.counts.total()} events met the jobs of {sweeps}, at random moments. {events.num_leaders} jobs led. Each second sweep had jobs of",
+        "two minutes, so that its jobs reached their time limits too.",
         "At its end each sweep had exactly the trials, configurations and reports of one that nobody disturbed.",
         "",
         "| what happened | to the leader: times | until the next report, s | to another job: times | until the next report, s |",
