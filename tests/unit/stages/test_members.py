@@ -133,6 +133,17 @@ def test_slurm_is_asked_only_about_a_leader_in_doubt_and_seldom(
                 pass
 
 
+def test_a_clock_that_differs_from_the_file_systems_does_not_make_a_job_ask_more_often(make: Make) -> None:
+    member = make()
+    member.stage.state_dir.mkdir()
+    assert member.may_ask()
+    for seconds in (-3600, 3600):
+        os.utime(member.stage.state_dir / ASKED, (time.time() + seconds,) * 2)
+        assert not member.may_ask()
+    member.asked_at_s -= members.ASK_INTERVAL_S
+    assert member.may_ask()
+
+
 def test_the_nodes_of_a_job_join_the_leaders_first_node_once_for_each_leader(make: Make, tmp_path: Path) -> None:
     member = make()
     theirs = (Node("n1", 8, 2, 1000, "10.0.0.1"),)

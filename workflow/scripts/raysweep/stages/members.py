@@ -101,6 +101,7 @@ class Member:
         self.start: Start | None = None  # latest message to the agents of this job, with the secrets
         self.dead: set[str] = set()  # tokens of leaders whose jobs are over
         self.num_failures = 0
+        self.asked_at_s = -math.inf  # time (`time.monotonic()`) at which this job last asked Slurm
         self.last_trial_at_s = (
             math.inf
         )  # time (`time.monotonic()`) at which a trial last ran on the nodes of this job; infinite before Ray is up
@@ -288,10 +289,12 @@ class Member:
 
     def may_ask(self) -> bool:
         """Return whether this job may ask Slurm now. All jobs of the sweep together ask once in ASK_INTERVAL_S seconds."""
-        asked = self.stage.state_dir / ASKED
-        if 0 <= age_s(asked) < ASK_INTERVAL_S:
+        asked, now_s = self.stage.state_dir / ASKED, time.monotonic()
+        # The second limit counts where the clock of this node differs from the clock of the file system.
+        if 0 <= age_s(asked) < ASK_INTERVAL_S or now_s < self.asked_at_s + ASK_INTERVAL_S:
             return False
         asked.touch()
+        self.asked_at_s = now_s
         return True
 
     def end_ray(self) -> None:
