@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
@@ -123,6 +124,15 @@ class Session:
         header = SessionHeader.from_json(event["sweep"])
         started = {key: event[key] for key in ("host", "pid", "slurm_job") if key in event}
         return cls(header=header, at=event["at"], last_at=event["at"], nodes=nodes, **started)
+
+    @property
+    def duration_s(self) -> float:
+        """Return the time in seconds from the start of the session to its last event."""
+        return self.seconds_until(self.last_at)
+
+    def seconds_until(self, at: str) -> float:
+        """Return the time in seconds from the start of the session to `at`, which is a time of the record."""
+        return (datetime.fromisoformat(at) - datetime.fromisoformat(self.at)).total_seconds()
 
 
 @dataclass(frozen=True)

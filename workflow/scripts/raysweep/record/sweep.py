@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
@@ -128,8 +127,7 @@ class Sweep:
     @property
     def used_s(self) -> float:
         """Return the time in seconds that the sessions used. The time of a session lasts from the session's start to the session's last event."""
-        times = ((datetime.fromisoformat(session.at), datetime.fromisoformat(session.last_at)) for session in self.sessions)
-        return sum((last - first).total_seconds() for first, last in times)
+        return sum(session.duration_s for session in self.sessions)
 
     def is_complete(self, total: int, time_budget_s: float | None, has_stagnated: bool = False) -> bool:
         """Return whether all trials are finished and no new trial may begin.
