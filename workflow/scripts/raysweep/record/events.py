@@ -90,8 +90,9 @@ class SessionHeader:
     training: Recipe = field(default_factory=Recipe)
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
-    # When the sweep ends before the last trial (`end_when`).
+    # When the sweep ends before the last trial (`end_when` and `max_gpu_hours`).
     no_better_for: NoBetterFor | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    max_gpu_hours: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     warm_start: WarmStart | None = field(default=None, metadata=OMIT_IF_EMPTY)
     version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)

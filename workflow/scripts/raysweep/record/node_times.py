@@ -42,9 +42,11 @@ def node_times(sweep: Sweep) -> list[NodeTime]:
     """
     times: list[NodeTime] = []
     before_s = 0.0
+    events: dict[int, list[NodeEvent]] = {}
+    for event in sweep.nodes:
+        events.setdefault(event.session, []).append(event)
     for number, session in enumerate(sweep.sessions):
-        events = [event for event in sweep.nodes if event.session == number]
-        times += _times_of_session(number, session, events, before_s)
+        times += _times_of_session(number, session, events.get(number, []), before_s)
         before_s += session.duration_s
     return times
 

@@ -154,7 +154,7 @@ class SweepResult:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the latest session left no trial, also where `time_budget` or `end_when` ended the sweep before the last trial."""
+        """Return whether the latest session left no trial, also where a budget or `end_when` ended the sweep before the last trial."""
         return self.sessions[-1].outcome == "complete"
 
     def not_begun(self) -> int:

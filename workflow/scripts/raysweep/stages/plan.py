@@ -22,9 +22,10 @@ from raysweep.common.text import duration, plural
 from raysweep.config.model import ConfirmConfig, Named, SweepConfig
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import read_manifest
+from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
+from raysweep.record.node_times import used_hours
 from raysweep.record.reopening import Reopening, reopening_of
-from raysweep.record.stagnation import has_stagnated
 from raysweep.record.sweep import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded_speed
@@ -163,7 +164,7 @@ class Planner:
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
         self.recorded.set_goal(self.sweep.constraint, self.sweep.objectives, self.sweep.choose)
         self.reopening = reopening_of(self.recorded, stage.state_dir, self.sweep.max_epochs, self.sweep.stop)
-        if has_stagnated(self.recorded, self.sweep.end_when.patience):
+        if not may_begin_trials(self.recorded, self.sweep):
             self.total = len(self.recorded.trials)
         finished = sum(trial.finished for trial in self.recorded.trials.values()) - len(self.reopening.trials)
         self.left = max(0, self.total - finished)
@@ -209,11 +210,18 @@ class Planner:
         expected_s = self.seconds(speed, share)
         walltime = Range(expected_s * (1 - speed.uncertainty), expected_s, self.seconds(speed, most) * (1 + speed.uncertainty))
         walltime = walltime.plus(speed.start_s)
-        if (budget_s := self.sweep.time_budget_s) is None:
-            return walltime
-        # No trial begins after the time budget is used up, but a trial that has begun trains to its end.
-        most_s = max(0.0, budget_s - self.recorded.used_s) + speed.start_s + max(speed.epoch_s) * self.sweep.max_epochs
+        # No trial begins after a budget is used up, but a trial that has begun trains to its end.
+        most_s = max(0.0, self.budget_s()) + speed.start_s + max(speed.epoch_s) * self.sweep.max_epochs
         return Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
+
+    def budget_s(self) -> float:
+        """Return the time in seconds in which new trials may begin, which `time_budget` and `max_gpu_hours` leave. Return infinity without these keys."""
+        budgets_s = [math.inf]
+        if self.sweep.time_budget_s is not None:
+            budgets_s.append(self.sweep.time_budget_s - self.recorded.used_s)
+        if self.sweep.max_gpu_hours is not None and (gpus := sum(node.gpus for node in self.nodes)):
+            budgets_s.append((self.sweep.max_gpu_hours - used_hours(self.recorded, "gpus")) / gpus * 3600)
+        return min(budgets_s)
 
     def confirm_time(self, speed: Speed) -> Range:
         """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch.
