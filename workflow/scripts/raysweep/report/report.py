@@ -20,7 +20,7 @@ from raysweep.data.manifest import DataManifest
 from raysweep.record.node_times import most_at_a_time
 from raysweep.record.trials import Trial
 from raysweep.report import analysis
-from raysweep.report.charts import confirmation, course, hyperparameters, objectives, predictions
+from raysweep.report.charts import confirmation, course, hyperparameters, jobs, objectives, predictions
 from raysweep.report.charts.data import shared_data
 from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec, finite
 from raysweep.report.failures import failures
@@ -69,6 +69,8 @@ def figures_of(inputs: Inputs) -> Figures:
         specs["hypervolume"] = objectives.hypervolume_over_time(inputs)
     specs["best_so_far"] = course.best_so_far(inputs, keys)
     specs["best_by_cost"], specs["running"] = course.best_by_cost(inputs), course.running(inputs)
+    if inputs.several_jobs:
+        specs["jobs"], left_out["jobs"] = jobs.jobs(inputs)
     specs["timeline"], left_out["timeline"] = course.timeline(inputs)
     specs["confirmation"] = confirmation.confirmation(inputs)
     compared, data = inputs.confirmed.predictions, inputs.data
