@@ -61,6 +61,20 @@ def test_what_a_trial_took_of_a_gpu_says_how_many_share_one(project: Project) ->
     assert (measured.at_a_time, measured.waves, measured.measures_gpu) == (8, 2, False)
 
 
+def test_a_plan_counts_the_nodes_of_all_jobs_on_slurm(project: Project) -> None:
+    values = {"num_samples": 14, "max_epochs": 4, "allocation": {"cpus_per_node": 2, "jobs": 4, "nodes": 2}}
+    nodes = [{"name": "n0", "cpus": 2, "gpus": 0}, {"name": "n1", "cpus": 2, "gpus": 0}]
+    record_six_trials(project, planner(project, on_slurm=True, **values).work.identity, nodes)
+    plan = planner(project, on_slurm=True, **values).plan()
+    assert isinstance(plan, Plan)
+    assert (len(plan.nodes), plan.jobs, plan.at_a_time, plan.waves) == (8, 4, 8, 1)
+    assert plan.hours("cpus").expected == pytest.approx(16 * plan.walltime_s.expected / 3600)
+    assert plan.speed.source == "6 trials of this sweep", "the number of nodes of one leader says nothing about the speed"
+    here = planner(project, **values).plan()
+    assert isinstance(here, Plan)
+    assert (len(here.nodes), here.jobs) == (1, 1)
+
+
 def test_the_gpu_hours_that_are_left_limit_the_plan(project: Project) -> None:
     values = {
         "num_samples": 1000,

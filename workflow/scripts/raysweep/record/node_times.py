@@ -56,19 +56,20 @@ def _times_of_session(number: int, session: Session, events: list[NodeEvent], be
 
     A node is identified by its job and its name, because two jobs may have parts of one node.
     """
+    duration_s = session.duration_s
     times: list[NodeTime] = []
     alive: dict[tuple[str | None, str], int] = {}  # job and name of a node that is a part of the session → index in `times`
 
     def add(node: NodeSize, job: str | None, at_s: float) -> None:
         if (job, node.name) not in alive:
             alive[job, node.name] = len(times)
-            times.append(NodeTime(number, node, job, before_s + at_s, before_s + session.duration_s, is_lost=False))
+            times.append(NodeTime(number, node, job, before_s + at_s, before_s + duration_s, is_lost=False))
 
     for node in session.nodes:
         add(node, session.slurm_job, 0.0)
     sizes = {node.name: node for node in session.nodes}
     for event in events:
-        at_s = min(max(session.seconds_until(event.at), 0.0), session.duration_s)
+        at_s = min(max(session.seconds_until(event.at), 0.0), duration_s)
         # The record of a sweep with one job contains no job and no sizes, because only the session's own nodes can join or be lost.
         job = session.slurm_job if event.job is None else event.job
         size = NodeSize(event.node, event.cpus, event.gpus)

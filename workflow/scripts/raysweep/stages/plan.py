@@ -69,6 +69,7 @@ class Plan:
     confirm_s: Range  # time in seconds that the confirmation needs
     confirm_runtime_s: float | None  # time limit in seconds of the confirmation's job; None where there is no time limit
     confirm_trainings: str = ""  # number of trainings of the confirmation, as a text for the user; "" where only the winner is confirmed
+    jobs: int = 1  # number of Slurm jobs that have the nodes; the estimate assumes that all jobs run from the start
     may_end_early: str = ""  # rules by which trials or the sweep may end early; the estimate does not know whether they will
 
     @property
@@ -199,6 +200,7 @@ class Planner:
             confirm_s=self.confirm_time(speed),
             confirm_runtime_s=self.sweep.confirm.runtime_s if self.on_slurm else None,
             confirm_trainings=trainings_of(self.sweep.confirm),
+            jobs=self.sweep.allocation.jobs if self.on_slurm else 1,
             may_end_early=early_ends(self.sweep),
         )
 
@@ -280,7 +282,7 @@ class Planner:
 
 def lines_of(plan: Plan) -> list[tuple[str, str]]:
     """Return the lines that show a plan to the user, as pairs of a name and a text."""
-    speed, cpus, gpus = plan.speed, *(sum(getattr(node, kind) for node in plan.nodes) for kind in ("cpus", "gpus"))
+    speed, gpus = plan.speed, sum(node.gpus for node in plan.nodes)
     fits = ""
     if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
         fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"
@@ -292,7 +294,7 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     lines = [
         ("trials", f"{trials}: {at_least}{plan.at_a_time} at a time, in {plan.waves} wave{'s' * (plan.waves != 1)}"),
         *([("going on", str(plan.reopening))] if plan.reopening.trials else []),
-        ("nodes", f"{len(plan.nodes)}, with {cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")),
+        ("nodes", _nodes_text(plan)),
         ("an epoch", _spread(min(speed.epoch_s), statistics.fmean(speed.epoch_s), max(speed.epoch_s))),
         ("by", speed.source),
         ("together", speed.together),
@@ -315,6 +317,16 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     return [*lines, confirm]
 
 
+def _nodes_text(plan: Plan) -> str:
+    """Return the number of nodes with their CPUs and GPUs, and the number of jobs where several jobs have the nodes."""
+    cpus, gpus = (sum(getattr(node, kind) for node in plan.nodes) for kind in ("cpus", "gpus"))
+    devices = f"with {cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+    if plan.jobs == 1:
+        return f"{len(plan.nodes)}, {devices}"
+    each = plural(len(plan.nodes) // plan.jobs, "node")
+    return f"up to {len(plan.nodes)}, {devices}: {plan.jobs} jobs of {each}. The walltime holds where all jobs run from the start"
+
+
 def _spread(low: float, mean: float, high: float) -> str:
     return f"{mean:.3g} s of a trial by itself" + (f", from {low:.3g} to {high:.3g}" if high > 1.05 * low else "")
 
@@ -333,9 +345,9 @@ def plan_path(state_dir: Path, sweep: str) -> Path:
 
 
 def planned_allocation(stage: Stage) -> Allocation:
-    """Return the allocation that Slurm would give to the job of the sweep."""
+    """Return the allocation that Slurm would give to the job of the sweep, or to all jobs of the sweep together (`allocation.jobs`)."""
     wanted = stage.sweep.allocation
-    names = (f"node{number}" for number in range(1, wanted.nodes + 1))
+    names = (f"node{number}" for number in range(1, wanted.jobs * wanted.nodes + 1))
     return Allocation(tuple(Node(name, wanted.cpus_per_node, wanted.gpus_per_node, wanted.mem_mb_per_node) for name in names), job_id="")
 
 
