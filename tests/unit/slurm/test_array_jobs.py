@@ -9,8 +9,9 @@ from raysweep.slurm.array_jobs import ASK_INTERVAL_S, ArrayJob, ArrayJobs
 
 ANSWER = """\
 a line of the site
-123_0|RUNNING|node[1-2]|2026-11-30T09:00:00|None
 123_10|PENDING||2026-11-30T14:03:11|Priority
+123_2|RUNNING|node4|2026-11-30T09:00:00|None
+123_0|RUNNING|node[1-2]|2026-11-30T09:00:00|None
 123_11|PENDING||N/A|Nodes required for job are DOWN | reserved
 1234_0|RUNNING|node3|2026-11-30T09:00:00|None
 """
@@ -28,6 +29,7 @@ def test_a_fake_squeue_says_which_jobs_run_and_why_others_wait(fakes: Fakes) -> 
     fakes.answer("squeue", ANSWER)
     assert ArrayJobs().of("123") == (
         ArrayJob("123_0", "RUNNING", "node[1-2]", "2026-11-30T09:00:00", "None"),
+        ArrayJob("123_2", "RUNNING", "node4", "2026-11-30T09:00:00", "None"),
         ArrayJob("123_10", "PENDING", "", "2026-11-30T14:03:11", "Priority"),
         ArrayJob("123_11", "PENDING", "", "", "Nodes required for job are DOWN | reserved"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ class ArrayJob:
 
 
 def listed_jobs(array: str) -> tuple[ArrayJob, ...] | None:
-    """Return the jobs of a job array that have not ended, or None where squeue fails or does not know the array any more."""
+    """Return the jobs of a job array that have not ended, by number, or None where squeue fails or does not know the array any more."""
     lines = ask("squeue", "--all", "--array", "--noheader", f"--jobs={array}", "--format=%i|%T|%N|%S|%r", limit_s=ASK_LIMIT_S)
     if lines is None:
         return None
     jobs = (ArrayJob(id_, state, nodes, "" if start == "N/A" else start, reason) for id_, state, nodes, start, reason in columns(lines, 5))
-    return tuple(job for job in jobs if job.id.startswith(f"{array}_"))
+    of_array = [job for job in jobs if re.fullmatch(rf"{array}_\d+", job.id)]
+    return tuple(sorted(of_array, key=lambda job: int(job.id.partition("_")[2])))
 
 
 class ArrayJobs:
