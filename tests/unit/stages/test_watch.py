@@ -279,7 +279,7 @@ def test_the_jobs_of_the_sweep_are_shown_as_a_fake_squeue_and_the_record_say(tmp
 def test_without_squeue_the_record_says_which_jobs_work(tmp_path: Path) -> None:
     write_record(tmp_path / "state/lenet/record.jsonl", num_trials=20, running=2, outcome=None, jobs=JOBS)
     text = run(tmp_path, PATH=str(tmp_path)).stdout
-    assert "jobs of 8123: as the record says, because squeue does not answer" in text
+    assert "jobs of 8123: as the record says, because squeue does not list them" in text
     assert re.search(r"8123_0 +node-1 leads *\n8123_1 +node-2 joined *\n", text)
 
 

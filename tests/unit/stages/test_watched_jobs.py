@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from raysweep.slurm.array_jobs import ArrayJob
-from raysweep.stages.watched_jobs import NO_LEADER, Row, array_of, jobs_table, rows_of, state_with_jobs
+from raysweep.stages.watched_jobs import NO_LEADER, Row, array_of, jobs_table, rows_of, shortened_rows, state_with_jobs
 from records import History
 
 
@@ -90,9 +90,16 @@ def test_the_table_has_the_numbers_of_jobs_and_says_what_it_leaves_out() -> None
         "2 jobs PENDING   Priority",
     ]
     assert "… and 2 more rows" in shown(running, "running", (LEADER, MEMBER, LATE), max_rows=2)
-    assert "squeue does not answer" in shown(running, "running", None)
+    assert "squeue does not list them" in shown(running, "running", None)
     long = job(0, nodes="[bold]" + "n" * 200)
     assert max(map(len, shown(running, "running", (long,)).splitlines())) <= 80
+
+
+def test_the_reasons_of_the_jobs_that_wait_are_shown_also_where_many_jobs_run() -> None:
+    rows = [Row(str(number), "RUNNING", "", "") for number in range(9)] + [Row(reason, "PENDING", "", "") for reason in "abcd"]
+    assert [row.job or row.note for row in shortened_rows(rows, 6)] == ["0", "1", "2", "… and 8 more rows", "c", "d"]
+    assert [row.job or row.note for row in shortened_rows(rows[:9], 3)] == ["0", "1", "… and 7 more rows"]
+    assert shortened_rows(rows, 13) == rows
 
 
 def test_a_sweep_that_is_over_has_no_table() -> None:

@@ -61,12 +61,19 @@ def jobs_table(sweep: Sweep, state: str, jobs: tuple[ArrayJob, ...] | None, widt
         table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=width // 3)
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    shown = rows if max_rows is None or len(rows) <= max_rows else rows[: max_rows - 1]
-    for row in shown:
+    for row in rows if max_rows is None else shortened_rows(rows, max_rows):
         table.add_row(row.job, row.state, Text(row.nodes), Text(row.note))
-    if len(shown) < len(rows):
-        table.add_row("", "", "", Text(f"… and {plural(len(rows) - len(shown), 'more row')}", style="dim"))
     return table
+
+
+def shortened_rows(rows: list[Row], max_rows: int) -> list[Row]:
+    """Return at most `max_rows` rows. If rows are left out, one row says so, and up to half of the others are rows of jobs that wait."""
+    if len(rows) <= max_rows:
+        return rows
+    num_waiting = min(sum(row.state == "PENDING" for row in rows), (max_rows - 1) // 2)
+    num_working = max_rows - 1 - num_waiting
+    left_out = Row("", "", "", f"… and {plural(len(rows) - num_working - num_waiting, 'more row')}")
+    return [*rows[:num_working], left_out, *rows[len(rows) - num_waiting :]]
 
 
 def rows_of(sweep: Sweep, state: str, jobs: tuple[ArrayJob, ...] | None) -> list[Row]:
@@ -102,7 +109,7 @@ def _why_waiting(job: ArrayJob) -> str:
 def _counts(sweep: Sweep, array: str, jobs: tuple[ArrayJob, ...] | None) -> str:
     """Return the numbers of jobs that run, wait and have ended. A job that ended before it joined is not known any more."""
     if jobs is None:
-        return "as the record says, because squeue does not answer"
+        return "as the record says, because squeue does not list them"
     ended = {job for job in array_jobs(sweep) if job.startswith(f"{array}_")} - {job.id for job in jobs}
     waiting = sum(job.state == "PENDING" for job in jobs)
     return f"{len(jobs) - waiting} at work, {waiting} waiting" + (f", {len(ended)} ended" if ended else "")
