@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,6 +26,16 @@ from raysweep.record.sweep import Sweep
 
 START = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 LENET_SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "batch_size": {"choice": [2, 4, 8, 16]}}
+
+
+@dataclass(frozen=True)
+class MemberJob:
+    """A Slurm job of one node that works on a made-up sweep. The times are seconds since the start of the sweep."""
+
+    id: str
+    node: str
+    from_s: float = 0.0
+    until_s: float = math.inf
 
 
 def header(**changes: Any) -> dict[str, Any]:
@@ -63,13 +75,20 @@ def made_up_cost(config: dict[str, Any], number: int) -> float:
 
 
 def events_of(
-    sweep: dict[str, Any], nodes: tuple[str, ...], slots: int, running: int, failed: dict[int, str], constant: float | None
+    sweep: dict[str, Any],
+    nodes: tuple[str, ...],
+    slots: int,
+    running: int,
+    failed: dict[int, str],
+    constant: float | None,
+    jobs: Sequence[MemberJob] = (),
 ) -> list[tuple[float, str, dict[str, Any]]]:
     """What happens in a made-up sweep: (seconds since its start, event, its values), in order. Arguments as in `write_record`."""
     space = parse_space(sweep["search_space"])
     metric, epochs, count = sweep["metric"], sweep["max_epochs"], sweep["num_trials"]
     generator = np.random.default_rng(sweep["seed"])
-    free = [(0.0, i) for i in range(slots * len(nodes))]
+    free = [(jobs[i % len(nodes)].from_s if jobs else 0.0, i) for i in range(slots * len(nodes))]
+    heapq.heapify(free)
     events: list[tuple[float, str, dict[str, Any]]] = []
     for index in range(count):
         trial, config = f"{index:05d}", configuration(space, sweep["seed"], index)
@@ -92,7 +111,18 @@ def events_of(
             at += epoch_s / 3 if index in failed else 0
             status = "ERROR" if index in failed else "STOPPED" if last < epochs else "TERMINATED"
             events.append((at, "finish", {"trial": trial, "status": status, "error": failed.get(index)}))
-        heapq.heappush(free, (at, slot))
+        if not jobs or at < jobs[slot % len(nodes)].until_s - 60:
+            heapq.heappush(free, (at, slot))
+    return sorted(events, key=lambda event: event[0])
+
+
+def node_events(jobs: Sequence[MemberJob], session: int, start_s: float, slots: int) -> list[tuple[float, dict[str, Any]]]:
+    """The nodes that join and are lost in a session that `jobs[session]` leads; the leaders before it have ended."""
+    events: list[tuple[float, dict[str, Any]]] = []
+    for job in jobs[session + 1 :]:
+        facts = {"node": job.node, "cpus": slots, "gpus": 0, "job": job.id}
+        if job.until_s > start_s + 5:
+            events += [(max(start_s + 5, job.from_s), {**facts, "state": "joined"}), (job.until_s, {**facts, "state": "lost"})]
     return sorted(events, key=lambda event: event[0])
 
 
@@ -106,6 +136,7 @@ def write_record(
     outcome: str | None = "complete",
     nodes: tuple[str, ...] = ("node-1",),
     slots: int = 2,
+    jobs: Sequence[MemberJob] = (),
     pid: int = 1,
     host: str = "login-1",
     **changes: Any,
@@ -114,26 +145,41 @@ def write_record(
 
     failed: error of trial i · constant: every trial reports this value · interruptions: how often the driver was killed on the way, an hour
     before it went on · running: the last so many trials are not finished (`outcome` None then means that the driver still runs) · slots:
-    trials at a time on each node · changes: of the header.
+    trials at a time on each node · jobs: Slurm jobs that work on the sweep together, whose nodes replace `nodes`, and of which the first leads
+    until the first interruption, then the second, and so on · changes: of the header.
     """
     sweep = header(**changes)
-    events = events_of(sweep, nodes, slots, running, failed or {}, constant)
+    nodes = tuple(job.node for job in jobs) or nodes
+    events = events_of(sweep, nodes, slots, running, failed or {}, constant, jobs)
     cuts = {len(events) * (i + 1) // (interruptions + 1) for i in range(interruptions)}
-    session = {"sweep": sweep, "host": host, "pid": pid, "nodes": [{"name": n, "cpus": slots, "gpus": 0} for n in nodes]}
+    session = {"sweep": sweep, "host": host, "pid": pid}
+
+    def leader(number: int) -> dict[str, Any]:
+        """What a session says of its nodes, and of its job where there are several."""
+        own, of_job = (nodes[number : number + 1], {"slurm_job": jobs[number].id}) if jobs else (nodes, {})
+        return {"nodes": [{"name": n, "cpus": slots, "gpus": 0} for n in own], **of_job}
+
+    joins = node_events(jobs, 0, 0, slots)
     clock, pause = START, timedelta(0)
     with (
         patch.object(record_file, "now", lambda: clock.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
         Record(path) as file,
     ):
-        file.write("session", **session)
+        file.write("session", **session, **leader(0))
         for position, (at, kind, values) in enumerate(events):
             if position in cuts:
                 pause += timedelta(hours=1)
                 clock = START + timedelta(seconds=at) + pause
                 broken = [t for t in file.sweep.trials.values() if t.status == "RUNNING"]
-                file.write("session", **session)
+                number = len(file.sweep.sessions)
+                joins = node_events(jobs, number, at, slots)
+                file.write("session", **session, **leader(number))
                 for trial in broken:
-                    file.write("start", trial=trial.trial_id, node=nodes[0], from_epoch=trial.epochs)
+                    file.write("start", trial=trial.trial_id, node=nodes[number if jobs else 0], from_epoch=trial.epochs)
+            while joins and joins[0][0] <= at:
+                joined_at, facts = joins.pop(0)
+                clock = START + timedelta(seconds=joined_at) + pause
+                file.write("node", **facts)
             clock = START + timedelta(seconds=at) + pause
             file.write(kind, **values)
         if outcome is not None:

@@ -16,8 +16,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"num_sample": 5},
         f"{HERE}.num_sample: unknown key. Did you mean num_samples? Allowed: dataset, model, loss, optimizer, training, trainable, search_space,"
         " points_to_evaluate, metric, mode, objectives, choose, metrics, num_samples, max_epochs, stop, constraint, repeats, search_algorithm, scheduler, seed,"
-        " max_concurrent, time_budget, warm_start, end_when, trial_timeout, max_failures, keep_checkpoints, fuse, tensorboard, mlflow, wandb, resume,"
-        " trial_resources, allocation, confirm",
+        " max_concurrent, time_budget, max_gpu_hours, warm_start, end_when, trial_timeout, max_failures, keep_checkpoints, fuse, tensorboard, mlflow, wandb,"
+        " resume, trial_resources, allocation, confirm",
     ),
     "a wrong type": ({"max_epochs": "ten"}, f"{HERE}.max_epochs: 'ten' is not allowed: a whole number, at least 1"),
     "no samples": ({"num_samples": 0}, f"{HERE}.num_samples: 0 is not allowed: a whole number, at least 1"),

@@ -61,6 +61,35 @@ def test_what_a_trial_took_of_a_gpu_says_how_many_share_one(project: Project) ->
     assert (measured.at_a_time, measured.waves, measured.measures_gpu) == (8, 2, False)
 
 
+def test_a_plan_counts_the_nodes_of_all_jobs_on_slurm(project: Project) -> None:
+    values = {"num_samples": 14, "max_epochs": 4, "allocation": {"cpus_per_node": 2, "jobs": 4, "nodes": 2}}
+    nodes = [{"name": "n0", "cpus": 2, "gpus": 0}, {"name": "n1", "cpus": 2, "gpus": 0}]
+    record_six_trials(project, planner(project, on_slurm=True, **values).work.identity, nodes)
+    plan = planner(project, on_slurm=True, **values).plan()
+    assert isinstance(plan, Plan)
+    assert (len(plan.nodes), plan.jobs, plan.at_a_time, plan.waves) == (8, 4, 8, 1)
+    assert plan.hours("cpus").expected == pytest.approx(16 * plan.walltime_s.expected / 3600)
+    assert plan.speed.source == "6 trials of this sweep", "the number of nodes of one leader says nothing about the speed"
+    here = planner(project, **values).plan()
+    assert isinstance(here, Plan)
+    assert (len(here.nodes), here.jobs) == (1, 1)
+
+
+def test_the_gpu_hours_that_are_left_limit_the_plan(project: Project) -> None:
+    values = {
+        "num_samples": 1000,
+        "max_epochs": 4,
+        "allocation": {"cpus_per_node": 2, "gpus_per_node": 1, "nodes": 2},
+        "trial_resources": {"cpu": 1, "gpu": 1},
+    }
+    record_six_trials(project, planner(project, on_slurm=True, **values).work.identity, [{"name": "n0", "cpus": 2, "gpus": 1}] * 2)
+    plan = planner(project, on_slurm=True, **values | {"max_gpu_hours": 1}).plan()
+    assert isinstance(plan, Plan)
+    # Half an hour of two GPUs, the start of Ray, and the last trial, which trains for 40 s to its end.
+    assert plan.walltime_s.high == pytest.approx(1800 + 20 + 40, abs=1)
+    assert plan.hours("gpus").high == pytest.approx(1860 * 2 / 3600, abs=0.01)
+
+
 def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: Project) -> None:
     allocation = {"cpus_per_node": 2, "nodes": 3, "runtime": 10, "walltime_margin": 5}
     values = {"num_samples": 12, "max_epochs": 4, "allocation": allocation, "confirm": {"seeds": 4, "runtime": 1}}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from slurm.cluster import SlurmCluster, wait_until
+from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
 from slurm.sweeps import SlurmProject, left_of, project_on
 
 
@@ -29,6 +30,13 @@ def leader_of(project: SlurmProject) -> str:
     return job
 
 
+def watched(project: SlurmProject) -> str:
+    """What `make watch` prints of the sweep, without spaces at the ends of lines."""
+    script = REPOSITORY / "workflow/scripts/watch.py"
+    text = project.cluster.run([sys.executable, script, "--once", "--state-dir", project.folder / "state"]).stdout
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
 def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_leader_ends(project: SlurmProject) -> None:
     allocation = {"jobs": 3}
     project.sweep("dawdles", cpus=2, num_samples=6, max_epochs=200, max_failures=0, trial_resources={"cpu": 2}, allocation=allocation)
@@ -38,6 +46,10 @@ def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_l
     jobs, leader = jobs_of(project), leader_of(project)
     assert len(jobs) == 3
     assert {event.job for event in project.record("s").nodes} == jobs.keys() - {leader}
+    shown = watched(project)
+    assert "jobs of" in shown
+    assert re.search(rf"^{leader} +RUNNING +{jobs[leader]} +leads$", shown, re.MULTILINE), shown
+    assert len(re.findall(r" joined$", shown, re.MULTILINE)) == 2, shown
     project.cluster.run(["scancel", leader])
     wait_until(lambda: len(project.record("s").sessions) == 2, f"another job leads: {project.log()}", 120)
     wait_until(lambda: len(jobs_of(project)) == 2, "the leader is gone")

@@ -260,6 +260,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         own(end_when={"no_better_for": 7}, num_samples=2, search_space={"x": {"grid": [1, 2, 3]}}),
         "7 configurations are not allowed: at most num_samples times the grid values, 6",
     ),
+    (
+        own(max_gpu_hours=5),
+        "max_gpu_hours: 5 is not allowed: null with allocation.gpus_per_node 0, because a sweep without GPUs uses no GPU-hours",
+    ),
+    (own(max_gpu_hours=0, allocation={"gpus_per_node": 1}), "max_gpu_hours: 0 is not allowed: a number or null, above 0"),
     (own(warm_start="old.csv"), "warm_start: 'old.csv' is not allowed with search_algorithm 'random', which does not learn from results"),
     (own(warm_start="", search_algorithm="optuna"), "warm_start: '' is not allowed: a path, sqlite:///<file>, or null"),
     (own(metric="no_better_for"), "metric: 'no_better_for' is not allowed: stop has an entry of this name"),

@@ -157,6 +157,7 @@ CHANGES: dict[str, Any] = {
     "choose": "knee",
     "end_when": {"no_better_for": {"configurations": 9, "min_delta": 0}},
     "warm_start": "old.csv",
+    "max_gpu_hours": 5,
 }
 
 
@@ -188,6 +189,13 @@ def test_the_end_of_a_sweep_runs_the_sweep_again_and_extends_it() -> None:
     assert identity(changed) == identity(before)
     assert "end_when" not in rerun_triggers(before)
     assert rerun_triggers(changed)["end_when"] == {"no_better_for": {"configurations": 3, "min_delta": 0}}
+
+
+def test_more_gpu_hours_run_the_sweep_again_and_extend_it() -> None:
+    before, changed = sweep_of(*LENET), sweep_of(*LENET, max_gpu_hours=5, allocation={"gpus_per_node": 1})
+    assert identity(changed) == identity(before)
+    assert "max_gpu_hours" not in rerun_triggers(before)
+    assert rerun_triggers(changed)["max_gpu_hours"] == 5
 
 
 def test_another_warm_start_runs_the_sweep_again_and_extends_it() -> None:

@@ -104,9 +104,9 @@ def test_the_end_of_the_sweep_is_the_end_of_its_trials_too(record: Record) -> No
     for index, score in enumerate((0.5, 0.4)):
         end(record, index, score)
     stagnated = has_stagnated(record.sweep, Patience(1))
-    assert record.sweep.is_complete(50, None, stagnated)
+    assert record.sweep.is_complete(50, not stagnated)
     begin(record, 2)
-    assert not record.sweep.is_complete(50, None, stagnated), "what runs is finished first"
+    assert not record.sweep.is_complete(50, not stagnated), "what runs is finished first"
 
 
 def test_trials_that_go_on_are_counted_again_with_their_present_values(record: Record) -> None:

@@ -13,6 +13,7 @@ from raysweep.common.typed_json import to_json
 from raysweep.record.sweep import Sweep
 from raysweep.report.analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, repeated_s, rungs
 from raysweep.report.report import figures_of, write_report
+from recorded import MemberJob
 from reporting import made_up
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,3 +140,13 @@ def test_what_was_trained_twice_is_what_came_after_the_checkpoint_from_which_a_t
     tell("session", 600, **session)  # the trial had been cut off; the last event of the first session came 50 s after the start
     tell("start", 601, **trial, node="a", from_epoch=2)  # all 10 s of the second attempt
     assert repeated_s(replace(inputs, sweep=sweep)) == pytest.approx(14 + 10)
+
+
+def test_the_cost_of_a_sweep_of_several_jobs_follows_the_nodes_that_joined(tmp_path: Path) -> None:
+    jobs = (MemberJob("12_0", "a"), MemberJob("12_1", "b", from_s=60))
+    inputs = made_up(tmp_path, num_trials=20, jobs=jobs, slots=3)
+    total_s = inputs.clock.total_s
+    assert inputs.several_jobs == ["12_0", "12_1"]
+    assert cost(inputs).hours == pytest.approx((3 * total_s + 3 * (total_s - 60)) / 3600)
+    assert hours_at(inputs, 60) == pytest.approx(3 * 60 / 3600)
+    assert hours_at(inputs, 90) == pytest.approx((3 * 90 + 3 * 30) / 3600)

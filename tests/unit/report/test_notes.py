@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raysweep.common.machine import NodeSize
 from raysweep.record.events import Failure, FusionPlan, NotFused
 from raysweep.report import analysis
 from raysweep.report.notes import notes
@@ -97,6 +98,13 @@ def test_the_trials_that_a_sweep_did_not_begin_are_counted_with_the_reason(tmp_p
     assert "With a larger end_when.no_better_for, the sweep goes on" in text
     inputs.sweep.sessions[-1].header = replace(begun.header, no_better_for=None)
     assert "The time budget was used up" in note(replace(inputs, sweep=replace(inputs.sweep)), "30 trials not begun").text
+    inputs.sweep.sessions[-1].header = replace(begun.header, no_better_for=None, max_gpu_hours=0.01)
+    assert "The time budget was used up" in note(replace(inputs, sweep=replace(inputs.sweep)), "30 trials not begun").text
+    inputs.sweep.sessions[-1].nodes = (NodeSize("a", 2, 4),)
+    text = note(replace(inputs, sweep=replace(inputs.sweep)), "30 trials not begun").text
+    assert text.startswith(
+        "The 0.01 GPU-hours of max_gpu_hours were used up. So 30 of 50 planned trials were saved. With a larger max_gpu_hours,"
+    )
 
 
 def test_what_was_known_before_is_shown_apart(tmp_path: Path) -> None:

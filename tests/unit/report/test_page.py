@@ -13,7 +13,7 @@ import pytest
 from raysweep.report.comparison import read_sweeps, write_comparison
 from raysweep.report.inputs import Inputs
 from raysweep.report.report import write_report
-from recorded import write_outputs, write_record
+from recorded import MemberJob, write_outputs, write_record
 from reporting import made_up
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -109,6 +109,7 @@ F1 = {"f1": {"mean": 0.81234, "standard_deviation": 0.0123}}
         ({"objectives": [{"metric": "accuracy"}, {"metric": HOSTILE, "mode": "min"}, {"metric": "a.b[0]", "mode": "min"}]}, {}),
         (RICH | {"num_trials": 45}, {}),
         ({"num_trials": 40, "constant": 0.5}, {}),
+        ({"num_trials": 40, "jobs": (MemberJob("12_0", HOSTILE), MemberJob("12_1", "b", 40, 90)), "interruptions": 1}, {}),
         (
             {"num_trials": 40, "mode": "min", "search_space": {"act": {"choice": ["relu", "tanh", None]}, "n": {"choice": [[1], [2, 3]]}}},
             {},

@@ -19,7 +19,7 @@ from raysweep.common.files import write_yaml
 from raysweep.common.text import number
 from raysweep.report.inputs import Inputs
 from raysweep.report.report import figures_of, render, split_lines, write_report
-from recorded import write_outputs, write_record
+from recorded import MemberJob, write_outputs, write_record
 from reporting import made_up, note, read_written, titles
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -223,3 +223,14 @@ def test_the_cost_stands_beside_what_was_planned(tmp_path: Path) -> None:
         inputs = read_written(tmp_path / "record.jsonl", files | {"path_to_plan": tmp_path / "plan.yaml"})
         write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
         assert ("planned: 0.5 to 2.25" in (tmp_path / "report.html").read_text()) == is_said
+
+
+def test_the_nodes_of_several_jobs_stand_with_their_jobs_and_those_of_one_job_do_not(tmp_path: Path) -> None:
+    jobs = (MemberJob("12_0", "a"), MemberJob("12_1", "b", from_s=60), MemberJob("12_2", "c", from_s=70, until_s=80))
+    several = page_of(made_up(tmp_path / "several", num_trials=30, jobs=jobs, interruptions=1))
+    assert "3 nodes of 3 jobs, up to 6 CPUs at a time" in several
+    assert "a (job 12_0, 2 CPUs, 0 GPUs), b (job 12_1, 2 CPUs, 0 GPUs), c (job 12_2, 2 CPUs, 0 GPUs)" in several
+    assert '<td class="wrap">b (job 12_1, 2 CPUs, 0 GPUs)</td>' in several, "the second leader goes on alone"
+    one = page_of(made_up(tmp_path / "one", num_trials=30, nodes=("a", "b"), interruptions=1))
+    assert "2 nodes, 4 CPUs<" in one
+    assert "a (2 CPUs, 0 GPUs), b (2 CPUs, 0 GPUs)" in one

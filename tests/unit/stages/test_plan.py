@@ -75,6 +75,20 @@ def test_whether_it_fits(runtime_s: float | None, fits: str) -> None:
     assert ("fits" in dict(lines_of(plan))) == (runtime_s is not None)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "text"),
+    [
+        (1, "4, with 8 CPUs and 4 GPUs"),
+        (2, "up to 4, with 8 CPUs and 4 GPUs: 2 jobs of 2 nodes. The walltime holds where all jobs run from the start"),
+        (4, "up to 4, with 8 CPUs and 4 GPUs: 4 jobs of 1 node. The walltime holds where all jobs run from the start"),
+    ],
+)
+def test_the_nodes_of_several_jobs_are_an_upper_bound(jobs: int, text: str) -> None:
+    ranges = (Range(1, 2, 3), None, 7, Range(2, 3, 4), None)
+    plan = Plan("s", 10, 10, Reopening((), 1, ()), 4, 3, False, (NodeSize("a", 2, 1),) * 4, SPEED, *ranges, jobs=jobs)
+    assert dict(lines_of(plan))["nodes"] == text
+
+
 def test_what_going_on_costs_is_a_line_of_the_plan() -> None:
     trial = Trial("00000", 0, 0, 0, {})
     plan = Plan(

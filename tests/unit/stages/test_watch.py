@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
+from fake_slurm import Fakes
 from raysweep.common.errors import ConfigError
 from raysweep.record.file import Record, read_sweep
 from raysweep.stages.watch import end_of, find_record, in_order, places, progress_values, shortened, state_of
-from recorded import header, write_record
+from recorded import MemberJob, header, write_record
 
 SCRIPT = Path(__file__).resolve().parents[3] / "workflow/scripts/watch.py"
 NOT_A_PID = 2**22 + 1  # above the largest that Linux hands out
@@ -45,10 +46,10 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 class Terminal:
     """The script in a terminal of 80 × 24."""
 
-    def __init__(self, folder: Path, *arguments: str, rows: int = 24) -> None:
+    def __init__(self, folder: Path, *arguments: str, rows: int = 24, **variables: str) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
-        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"} | variables
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *arguments],
             cwd=folder,
@@ -240,6 +241,57 @@ def test_an_altered_record_is_one_line(tmp_path: Path) -> None:
     assert "was altered" in done.stderr
 
 
+JOBS = (MemberJob("8123_0", "node-1"), MemberJob("8123_1", "node-2", from_s=10))
+ANSWER = """\
+8123_0|RUNNING|node-1|2026-11-30T09:00:00|None
+8123_1|RUNNING|node-2|2026-11-30T09:00:10|None
+8123_2|PENDING||2026-11-30T14:03:11|Priority
+8123_3|PENDING||N/A|Resources
+"""
+
+
+def with_fake_squeue(folder: Path, answer: str) -> tuple[Fakes, str]:
+    """A squeue that gives this answer, and the PATH on which it is."""
+    fakes = Fakes(folder / "fakes")
+    fakes.answer("squeue", answer)
+    return fakes, f"{fakes.folder}:/usr/bin:/bin"
+
+
+def test_the_jobs_of_the_sweep_are_shown_as_a_fake_squeue_and_the_record_say(tmp_path: Path) -> None:
+    write_record(tmp_path / "state/lenet/record.jsonl", num_trials=20, running=2, outcome=None, jobs=JOBS)
+    fakes, path = with_fake_squeue(tmp_path, ANSWER)
+    done = run(tmp_path, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[0] == "lenet: running"
+    table = lines[lines.index("jobs of 8123: 2 at work, 2 waiting") :]
+    assert table[1:6] == [
+        "8123_0 RUNNING node-1 leads",
+        "8123_1 RUNNING node-2 joined",
+        "8123_2 PENDING        Priority, expected start 2026-11-30 14:03",
+        "8123_3 PENDING        Resources",
+        "",
+    ]
+    assert max(map(len, lines)) <= 80
+    assert len(fakes.calls("squeue")) == 1
+
+
+def test_without_squeue_the_record_says_which_jobs_work(tmp_path: Path) -> None:
+    write_record(tmp_path / "state/lenet/record.jsonl", num_trials=20, running=2, outcome=None, jobs=JOBS)
+    text = run(tmp_path, PATH=str(tmp_path)).stdout
+    assert "jobs of 8123: as the record says, because squeue does not list them" in text
+    assert re.search(r"8123_0 +node-1 leads *\n8123_1 +node-2 joined *\n", text)
+
+
+def test_a_finished_sweep_of_several_jobs_and_a_sweep_of_one_job_ask_nothing(tmp_path: Path) -> None:
+    fakes, path = with_fake_squeue(tmp_path, ANSWER)
+    for number, sweep in enumerate(({"jobs": JOBS}, {"running": 2, "outcome": None})):
+        folder = tmp_path / str(number)
+        write_record(folder / "state/lenet/record.jsonl", num_trials=20, **sweep)
+        assert "jobs of" not in run(folder, PATH=path).stdout
+    assert fakes.calls("squeue") == []
+
+
 # --- in a terminal ----------------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +321,25 @@ def test_it_waits_for_the_record_follows_it_and_ends_with_the_sweep(tmp_path: Pa
         assert terminal.process.returncode == 0
     assert "lenet: complete" in text
     assert "2/2 trials done, 0 running" in text
+
+
+@pytest.mark.slow
+def test_it_follows_the_sweep_from_one_leader_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "state/lenet/record.jsonl"
+    write_record(path, num_trials=20, running=2, outcome="out of time", jobs=JOBS)
+    _, fakes_first = with_fake_squeue(tmp_path, "8123_1|RUNNING|node-2|2026-11-30T09:00:10|None\n")
+    with Terminal(tmp_path, PATH=fakes_first) as terminal:
+        terminal.read_until("lenet: waiting for the next leader")
+        with Record(path) as record:
+            record.write(
+                "session", sweep=header(), host="node-2", pid=1, nodes=[{"name": "node-2", "cpus": 2, "gpus": 0}], slurm_job="8123_1"
+            )
+        terminal.read_until("lenet: running")
+        assert "8123_1 RUNNING node-2 leads" in terminal.plain
+        with Record(path) as record:
+            record.write("session_end", outcome="complete")
+        terminal.read_until(None)
+        assert terminal.process.returncode == 0
 
 
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from raysweep.tune.session import Session, end_session, finish_whole, open_sessi
 from raysweep.tune.slots.fusion import Fusion
 from raysweep.tune.slots.manager import RunningEngine, SlotManager
 from raysweep.tune.slots.messages import EngineSetup
-from records import new_record
+from records import new_record, two_hours_of_two_gpus
 from tune_parts import begin, end_of_trial, report
 from typed import search_job, sweep_config
 
@@ -136,6 +137,17 @@ def test_a_session_is_complete_when_the_best_value_no_longer_becomes_better(tmp_
     session = open_session(job, (NodeSize("n", 8, 2),), Record(tmp_path / "record.jsonl"))
     end_session(session)
     assert outcomes(session)[-1] == "complete"
+
+
+def test_a_session_is_complete_when_the_gpu_hours_are_used_up(tmp_path: Path) -> None:
+    for gpu_hours, outcome in ((4, "complete"), (5, "incomplete")):
+        folder = tmp_path / str(gpu_hours)
+        two_hours_of_two_gpus(folder)
+        sweep = sweep_config(trainable="user.py:train", max_gpu_hours=gpu_hours, allocation={"gpus_per_node": 2})
+        session = open_session(search_job(folder, sweep, total=50), (NodeSize("n", 8, 2),), Record(folder / "record.jsonl"))
+        with nullcontext() if outcome == "complete" else pytest.raises(RaysweepError, match="1 of 50 trials done"):
+            end_session(session)
+        assert outcomes(session)[-1] == outcome
 
 
 def test_a_session_with_more_epochs_goes_on_with_finished_trials_and_one_with_fewer_finishes_trials(

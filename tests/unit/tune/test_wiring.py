@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from raysweep.record.events import SessionHeader
 from raysweep.record.file import Record
 from raysweep.tune.population import HandOvers, Replay
 from raysweep.tune.session import open_session
-from raysweep.tune.wiring import EXPERIMENT, disk_fault, make_parts, make_session_scheduler, make_tuner
+from raysweep.tune.wiring import EXPERIMENT, disk_fault, make_parts, make_search, make_session_scheduler, make_tuner
+from records import two_hours_of_two_gpus
 from typed import search_job, sweep_config
 
 LOCKED = """
@@ -47,6 +49,25 @@ def test_a_searcher_with_a_lock_does_not_keep_tune_from_its_snapshot(tmp_path: P
     tune_config, run_config = snapshot["_tune_config"], snapshot["_run_config"]
     for pickled in (tune_config.search_alg, tune_config.scheduler, run_config.stop, *run_config.callbacks):
         assert vars(pickled) == {}
+
+
+@pytest.mark.parametrize(
+    ("budget", "may_start"),
+    [
+        ({}, True),
+        ({"max_gpu_hours": 5}, True),
+        ({"max_gpu_hours": 4}, False),
+        ({"time_budget": "3h"}, True),
+        ({"time_budget": "2h"}, False),
+    ],
+)
+def test_no_new_trial_starts_after_the_budget(tmp_path: Path, budget: dict[str, Any], may_start: bool) -> None:
+    two_hours_of_two_gpus(tmp_path)
+    sweep = sweep_config(trainable="user.py:train", allocation={"gpus_per_node": 2}, search_space={"x": {"uniform": [0, 1]}}, **budget)
+    with Record(tmp_path / "record.jsonl") as record:
+        session = open_session(search_job(tmp_path, sweep), (NodeSize("n", 2, 2),), record)
+        search = make_search(session, make_parts(session, Replay(record, HandOvers(), ()), lambda: None))
+        assert search.conditions.may_start_new() is may_start
 
 
 def test_a_fault_that_is_no_full_disk_is_no_fault_of_the_disk(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ class SweepConfig:
     seed: int
     max_concurrent: int | None
     time_budget: Time | None
+    max_gpu_hours: float | None = None  # GPU-hours of all runs of the sweep together, after which no new trial starts; None: no limit
     warm_start: str | None = None
     end_when: EndWhenConfig = EndWhenConfig()
     trial_timeout: Time | None

@@ -82,6 +82,7 @@ RULES_OF_SWEEP = (
         "allocation.max_wait allocation.resubmit allocation.min_nodes allocation.nodes allocation.runtime_min allocation.runtime",
     ),
     Rule(partial(sweep_checks.check_fits_node, key="cpu"), "trial_resources.cpu allocation.cpus_per_node"),
+    Rule(sweep_checks.check_max_gpu_hours, "max_gpu_hours allocation.gpus_per_node"),
     Rule(sweep_checks.check_gpus_of_trial, "trial_resources.gpu allocation.gpus_per_node"),
     *(Rule(pair.check, pair.keys, "datasets") for pair in PAIRS_OF_SWEEP),
     # These two checks compare the values of settings that may exclude each other, so the pairs come first.

@@ -352,6 +352,15 @@ def check_allocation(sweep: Section) -> Iterator[Mistake]:
         yield sweep.mistake(message, "allocation", "min_nodes")
 
 
+def check_max_gpu_hours(sweep: Section) -> Iterator[Mistake]:
+    """Yield a mistake where `max_gpu_hours` stands in a sweep without GPUs, because such a sweep could not end by it."""
+    if sweep.values["max_gpu_hours"] is not None and sweep.values["allocation"]["gpus_per_node"] == 0:
+        reason = (
+            "null with allocation.gpus_per_node 0, because a sweep without GPUs uses no GPU-hours. time_budget limits the time of any sweep"
+        )
+        yield sweep.mistake(f"{sweep.values['max_gpu_hours']} is not allowed: {reason}", "max_gpu_hours")
+
+
 def check_gpus_of_trial(sweep: Section) -> Iterator[Mistake]:
     """Yield a mistake where the GPUs of a trial are not a number, or are more GPUs than one node has.
 

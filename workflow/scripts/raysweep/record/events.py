@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
@@ -89,8 +90,9 @@ class SessionHeader:
     training: Recipe = field(default_factory=Recipe)
     trial_resources: TrialResourcesConfig = field(default_factory=lambda: TrialResourcesConfig(1, 0))
     constraint: Bounds = field(default_factory=dict)
-    # When the sweep ends before the last trial (`end_when`).
+    # When the sweep ends before the last trial (`end_when` and `max_gpu_hours`).
     no_better_for: NoBetterFor | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    max_gpu_hours: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     warm_start: WarmStart | None = field(default=None, metadata=OMIT_IF_EMPTY)
     version: str = ""  # version of the workflow
     provenance: Provenance = field(default_factory=Provenance)
@@ -123,6 +125,15 @@ class Session:
         header = SessionHeader.from_json(event["sweep"])
         started = {key: event[key] for key in ("host", "pid", "slurm_job") if key in event}
         return cls(header=header, at=event["at"], last_at=event["at"], nodes=nodes, **started)
+
+    @property
+    def duration_s(self) -> float:
+        """Return the time in seconds from the start of the session to its last event."""
+        return self.seconds_until(self.last_at)
+
+    def seconds_until(self, at: str) -> float:
+        """Return the time in seconds from the start of the session to `at`, which is a time of the record."""
+        return (datetime.fromisoformat(at) - datetime.fromisoformat(self.at)).total_seconds()
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ EFFECT_OF_KEY = {
     "choose": Effect.EXTENDS,
     "end_when": Effect.EXTENDS,
     "warm_start": Effect.EXTENDS,
+    "max_gpu_hours": Effect.EXTENDS,
 }
 PAUSING = ("hyperband", "pbt")  # schedulers that compare the trials of one plan of epochs, so that a longer sweep has another plan
 EPOCHS_ENV = "RAYSWEEP_MAX_EPOCHS"  # environment variable that contains `max_epochs` in a trial
@@ -66,9 +67,10 @@ DEFAULTS: dict[str, Any] = {
     "choose": None,
     "end_when": {},
     "warm_start": None,
+    "max_gpu_hours": None,
 }
 # Version 0.1 did not have these keys. With their defaults they are no trigger, so that no finished sweep runs again.
-ADDED = ("training", "objectives", "choose", "end_when", "warm_start")
+ADDED = ("training", "objectives", "choose", "end_when", "warm_start", "max_gpu_hours")
 
 
 def _changed_from_default(key: str, value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds
@@ -128,16 +127,11 @@ class Sweep:
     @property
     def used_s(self) -> float:
         """Return the time in seconds that the sessions used. The time of a session lasts from the session's start to the session's last event."""
-        times = ((datetime.fromisoformat(session.at), datetime.fromisoformat(session.last_at)) for session in self.sessions)
-        return sum((last - first).total_seconds() for first, last in times)
+        return sum(session.duration_s for session in self.sessions)
 
-    def is_complete(self, total: int, time_budget_s: float | None, has_stagnated: bool = False) -> bool:
-        """Return whether all trials are finished and no new trial may begin.
-
-        No new trial may begin where there are `total` trials, where the time budget is used up, or where the best value no longer becomes better
-        (`has_stagnated`, from record/stagnation.py).
-        """
-        enough = has_stagnated or len(self.trials) >= total or (time_budget_s is not None and self.used_s >= time_budget_s)
+    def is_complete(self, total: int, may_begin_trials: bool = True) -> bool:
+        """Return whether all trials are finished, and no new trial begins, because there are `total` trials or because of record/budget.py."""
+        enough = len(self.trials) >= total or not may_begin_trials
         return bool(self.trials) and enough and all(trial.finished for trial in self.trials.values())
 
     def apply(self, event: Mapping[str, Any]) -> None:

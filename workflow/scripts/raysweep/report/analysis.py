@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raysweep.config.model import Mode
+from raysweep.record.node_times import Device
 from raysweep.record.trials import Trial
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key
@@ -188,14 +189,14 @@ def repeated_s(result: SweepResult) -> float:
     return lost_s
 
 
-def has_gpus(result: SweepResult) -> bool:
-    """Return whether the sweep had a GPU in any session."""
-    return any(node.gpus for session in result.sessions for node in session.nodes)
-
-
 def unit_of_cost(result: SweepResult) -> str:
     """Return "GPU-hours" if the sweep had GPUs, otherwise "CPU-hours"."""
     return "GPU-hours" if has_gpus(result) else "CPU-hours"
+
+
+def has_gpus(result: SweepResult) -> bool:
+    """Return whether the sweep had a GPU in any session."""
+    return any(time.node.gpus for time in result.node_times)
 
 
 def hours_at(result: SweepResult, running_s: float) -> float:
@@ -203,12 +204,8 @@ def hours_at(result: SweepResult, running_s: float) -> float:
 
     Hours in which a device was not used also count, because a cluster counts such hours.
     """
-    counts_gpus, hours = has_gpus(result), 0.0
-    for session, session_s in zip(result.sessions, result.clock.session_s, strict=True):
-        devices = sum(node.gpus if counts_gpus else node.cpus for node in session.nodes)
-        hours += devices * min(max(running_s, 0.0), session_s) / 3600
-        running_s -= session_s
-    return hours
+    device: Device = "gpus" if has_gpus(result) else "cpus"
+    return sum(time.hours(device, running_s) for time in result.node_times)
 
 
 def best_until(result: SweepResult) -> list[tuple[float, float]]:

@@ -14,6 +14,7 @@ from raysweep.config.model import Mode
 from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.events import Session, SessionHeader
 from raysweep.record.file import read_sweep
+from raysweep.record.node_times import NodeTime, array_jobs, node_times
 from raysweep.record.results import BestResult, Confirmation
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Candidate, Result, Trial
@@ -130,6 +131,17 @@ class SweepResult:
         return Clock(self.sessions)
 
     @cached_property
+    def node_times(self) -> list[NodeTime]:
+        """Return the times in which nodes were a part of the sweep."""
+        return node_times(self.sweep)
+
+    @cached_property
+    def several_jobs(self) -> list[str]:
+        """Return the ids of the Slurm jobs that worked on the sweep together. The list is empty where no session had nodes of several jobs."""
+        jobs = array_jobs(self.sweep)
+        return jobs if len(jobs) > 1 else []
+
+    @cached_property
     def attempts(self) -> list[Attempt]:
         """Return every attempt of every trial, sorted by the start of the attempt."""
         attempts = (attempt for trial in self.trials for attempt in _attempts_of(trial, self.clock))
@@ -142,7 +154,7 @@ class SweepResult:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the latest session left no trial, also where `time_budget` or `end_when` ended the sweep before the last trial."""
+        """Return whether the latest session left no trial, also where a budget or `end_when` ended the sweep before the last trial."""
         return self.sessions[-1].outcome == "complete"
 
     def not_begun(self) -> int:
@@ -172,7 +184,7 @@ class Clock:
 
     def __init__(self, sessions: list[Session]) -> None:
         self.sessions = [(session.at, session.last_at) for session in sessions]
-        self.session_s = [seconds_between(start, end) for start, end in self.sessions]
+        self.session_s = [session.duration_s for session in sessions]
         self.total_s = sum(self.session_s)
 
     def session_of(self, at: str) -> int:

@@ -14,6 +14,7 @@ from raysweep.common.text import duration, number, plural
 from raysweep.config.distributions import Choice, Numeric
 from raysweep.config.space import flattened
 from raysweep.record.events import NotFused
+from raysweep.record.node_times import used_hours
 from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking
 from raysweep.report.analysis import has_gpus, repeated_s
@@ -209,11 +210,13 @@ def _warm_start(inputs: Inputs) -> Note | None:
 
 
 def _not_begun(inputs: Inputs) -> Note | None:
-    """Return a note on the number of planned trials that the sweep did not begin, because `end_when` or `time_budget` ended the sweep."""
+    """Return a note on the number of planned trials that the sweep did not begin, because `end_when` or a budget ended the sweep."""
     if not (num_saved := inputs.not_begun()):
         return None
     rule, more = inputs.header.no_better_for, "time_budget"
     reason = "The time budget was used up."
+    if (limit := inputs.header.max_gpu_hours) is not None and used_hours(inputs.sweep, "gpus") >= limit:
+        more, reason = "max_gpu_hours", f"The {number(limit)} GPU-hours of max_gpu_hours were used up."
     if rule is not None and has_stagnated(inputs.sweep, Patience(rule.configurations, rule.min_delta)):
         by_more = f" by more than {number(rule.min_delta)}" if rule.min_delta else ""
         more = "end_when.no_better_for"

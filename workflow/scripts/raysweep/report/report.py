@@ -5,6 +5,7 @@ The browser opens the page from a file, without a network.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from raysweep.common.text import duration, number, plural, value_text
 from raysweep.config.model import Named
 from raysweep.config.space import flattened
 from raysweep.data.manifest import DataManifest
+from raysweep.record.node_times import most_at_a_time
 from raysweep.record.trials import Trial
 from raysweep.report import analysis
-from raysweep.report.charts import confirmation, course, hyperparameters, objectives, predictions
+from raysweep.report.charts import confirmation, course, hyperparameters, jobs, objectives, predictions
 from raysweep.report.charts.data import shared_data
 from raysweep.report.charts.parts import STATUS_COLOURS, TIERS, Columns, Spec, finite
 from raysweep.report.failures import failures
@@ -67,6 +69,8 @@ def figures_of(inputs: Inputs) -> Figures:
         specs["hypervolume"] = objectives.hypervolume_over_time(inputs)
     specs["best_so_far"] = course.best_so_far(inputs, keys)
     specs["best_by_cost"], specs["running"] = course.best_by_cost(inputs), course.running(inputs)
+    if inputs.several_jobs:
+        specs["jobs"], left_out["jobs"] = jobs.jobs(inputs)
     specs["timeline"], left_out["timeline"] = course.timeline(inputs)
     specs["confirmation"] = confirmation.confirmation(inputs)
     compared, data = inputs.confirmed.predictions, inputs.data
@@ -168,17 +172,24 @@ def _facts(inputs: Inputs) -> list[tuple[str, str]]:
     header, trials = inputs.header, inputs.trials
     endings = zip(_counts(inputs).values(), ("finished", "stopped early", "failed"), strict=True)
     ended = ", ".join(f"{count:,} {ending}" for count, ending in endings if count)
-    num_nodes = len({attempt.node for attempt in inputs.attempts})
-    hardware = inputs.sessions[-1].nodes
-    cpus, gpus = sum(node.cpus for node in hardware), sum(node.gpus for node in hardware)
     return [
         ("Trials", f"{len(trials):,} ({ended})"),
         ("Epochs", f"up to {header.max_epochs:,} per trial"),
         ("Search", f"{_algorithm(header.search_algorithm)}, scheduler {header.scheduler.name}"),
         ("Running time", f"{duration(inputs.clock.total_s)}, {duration(sum(t.time_s for t in trials))} of training"),
         ("Cost", _cost_text(inputs)),
-        ("Ran on", f"{plural(num_nodes, 'node')}, {plural(cpus, 'CPU')}" + (f", {plural(gpus, 'GPU')}" if gpus else "")),
+        ("Ran on", _hardware_text(inputs)),
     ]
+
+
+def _hardware_text(inputs: Inputs) -> str:
+    """Return the numbers of nodes, CPUs and GPUs of the latest session. Where nodes of several jobs joined, return the largest numbers of the whole sweep."""
+    jobs, last = inputs.several_jobs, len(inputs.sessions) - 1
+    times = [time for time in inputs.node_times if jobs or time.session == last]
+    cpus, gpus = most_at_a_time(times, "cpus"), most_at_a_time(times, "gpus")
+    text = f"{plural(len({attempt.node for attempt in inputs.attempts}), 'node')}"
+    devices = plural(cpus, "CPU") + (f", {plural(gpus, 'GPU')}" if gpus else "")
+    return f"{text} of {len(jobs)} jobs, up to {devices} at a time" if jobs else f"{text}, {devices}"
 
 
 def _algorithm(algorithm: Named) -> str:
@@ -261,10 +272,20 @@ def _sessions(inputs: Inputs) -> list[dict[str, str]]:
             "end": when(session.last_at),
             "outcome": session.outcome or "cut off",
             "host": session.host,
-            "nodes": ", ".join(f"{node.name} ({plural(node.cpus, 'CPU')}, {plural(node.gpus, 'GPU')})" for node in session.nodes),
+            "nodes": ", ".join(_nodes_of(inputs, number)),
         }
-        for session in inputs.sessions
+        for number, session in enumerate(inputs.sessions)
     ]
+
+
+def _nodes_of(inputs: Inputs, number: int) -> Iterable[str]:
+    """Return the nodes of session `number` with their sizes, and with their jobs where nodes of several jobs worked on the sweep."""
+    texts = []
+    for time in inputs.node_times:
+        if time.session == number:
+            of_job = f"job {time.job}, " if inputs.several_jobs and time.job else ""
+            texts.append(f"{time.node.name} ({of_job}{plural(time.node.cpus, 'CPU')}, {plural(time.node.gpus, 'GPU')})")
+    return dict.fromkeys(texts)  # a node that was lost and joined again has one entry
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def _run_tasks(stage: Stage, best: BestResult, method: Method) -> Path:
     identity = identity_of(best, tasks, method.schedule, stage.sweep.metrics)
     path_to_record = stage.state_dir / f"confirm-{identity[:12]}" / RECORD
     confirmed = read_sweep(path_to_record)
-    if confirmed.is_complete(len(tasks), None) and all(trial.status != "ERROR" for trial in confirmed.trials.values()):
+    if confirmed.is_complete(len(tasks)) and all(trial.status != "ERROR" for trial in confirmed.trials.values()):
         return path_to_record
     num_seeds = stage.sweep.confirm.seeds
     which = "the best configuration" if stage.sweep.confirm.top == 1 else f"the configuration of trial {best.trial_id}"

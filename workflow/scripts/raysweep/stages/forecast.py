@@ -8,10 +8,10 @@ from raysweep.common.errors import RaysweepError
 from raysweep.common.files import sha256_of_file
 from raysweep.common.text import plural
 from raysweep.environment.requirements import lock_of
+from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
 from raysweep.record.reopening import reopening_of
-from raysweep.record.stagnation import has_stagnated
 from raysweep.record.sweep import Sweep
 from raysweep.stages.project import Project
 from raysweep.stages.stage import RECORD, identity_of, is_locked, with_horizon
@@ -40,9 +40,7 @@ def forecast(project: Project) -> Iterator[str]:
         if reason := reason_to_start_anew(recorded, _identity(project, name, recorded), sweep.resume):
             aside = name_aside(state_dir, recorded.header.identity)
             yield f"{name}: the next run starts anew, since {reason}. {plural(done, 'finished trial')} will not count, and will be kept in {aside}."
-        elif reopening.trials or not recorded.is_complete(
-            sweep.num_trials, sweep.time_budget_s, has_stagnated(recorded, sweep.end_when.patience)
-        ):
+        elif reopening.trials or not recorded.is_complete(sweep.num_trials, may_begin_trials(recorded, sweep)):
             finished = f"{done} of {plural(sweep.num_trials, 'trial')} are finished"
             if reopening.trials:
                 yield f"{name}: the next run goes on: {finished}. {reopening}."

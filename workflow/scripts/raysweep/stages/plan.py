@@ -22,9 +22,10 @@ from raysweep.common.text import duration, plural
 from raysweep.config.model import ConfirmConfig, Named, SweepConfig
 from raysweep.config.space import num_combinations, parse_space
 from raysweep.data.manifest import read_manifest
+from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
+from raysweep.record.node_times import used_hours
 from raysweep.record.reopening import Reopening, reopening_of
-from raysweep.record.stagnation import has_stagnated
 from raysweep.record.sweep import Sweep
 from raysweep.slurm.allocation import Allocation, Node, trial_resources
 from raysweep.stages.speed import START_S, Speed, Work, measured_speed, recorded_speed
@@ -68,6 +69,7 @@ class Plan:
     confirm_s: Range  # time in seconds that the confirmation needs
     confirm_runtime_s: float | None  # time limit in seconds of the confirmation's job; None where there is no time limit
     confirm_trainings: str = ""  # number of trainings of the confirmation, as a text for the user; "" where only the winner is confirmed
+    jobs: int = 1  # number of Slurm jobs that have the nodes; the estimate assumes that all jobs run from the start
     may_end_early: str = ""  # rules by which trials or the sweep may end early; the estimate does not know whether they will
 
     @property
@@ -163,7 +165,7 @@ class Planner:
         self.recorded = Sweep() if reason_to_start_anew(recorded, identity, self.sweep.resume) else recorded
         self.recorded.set_goal(self.sweep.constraint, self.sweep.objectives, self.sweep.choose)
         self.reopening = reopening_of(self.recorded, stage.state_dir, self.sweep.max_epochs, self.sweep.stop)
-        if has_stagnated(self.recorded, self.sweep.end_when.patience):
+        if not may_begin_trials(self.recorded, self.sweep):
             self.total = len(self.recorded.trials)
         finished = sum(trial.finished for trial in self.recorded.trials.values()) - len(self.reopening.trials)
         self.left = max(0, self.total - finished)
@@ -198,6 +200,7 @@ class Planner:
             confirm_s=self.confirm_time(speed),
             confirm_runtime_s=self.sweep.confirm.runtime_s if self.on_slurm else None,
             confirm_trainings=trainings_of(self.sweep.confirm),
+            jobs=self.sweep.allocation.jobs if self.on_slurm else 1,
             may_end_early=early_ends(self.sweep),
         )
 
@@ -209,11 +212,18 @@ class Planner:
         expected_s = self.seconds(speed, share)
         walltime = Range(expected_s * (1 - speed.uncertainty), expected_s, self.seconds(speed, most) * (1 + speed.uncertainty))
         walltime = walltime.plus(speed.start_s)
-        if (budget_s := self.sweep.time_budget_s) is None:
-            return walltime
-        # No trial begins after the time budget is used up, but a trial that has begun trains to its end.
-        most_s = max(0.0, budget_s - self.recorded.used_s) + speed.start_s + max(speed.epoch_s) * self.sweep.max_epochs
+        # No trial begins after a budget is used up, but a trial that has begun trains to its end.
+        most_s = max(0.0, self.budget_s()) + speed.start_s + max(speed.epoch_s) * self.sweep.max_epochs
         return Range(*(min(value, most_s) for value in (walltime.low, walltime.expected, walltime.high)))
+
+    def budget_s(self) -> float:
+        """Return the time in seconds in which new trials may begin, which `time_budget` and `max_gpu_hours` leave. Return infinity without these keys."""
+        budgets_s = [math.inf]
+        if self.sweep.time_budget_s is not None:
+            budgets_s.append(self.sweep.time_budget_s - self.recorded.used_s)
+        if self.sweep.max_gpu_hours is not None and (gpus := sum(node.gpus for node in self.nodes)):
+            budgets_s.append((self.sweep.max_gpu_hours - used_hours(self.recorded, "gpus")) / gpus * 3600)
+        return min(budgets_s)
 
     def confirm_time(self, speed: Speed) -> Range:
         """Return the time in seconds that the confirmation needs, if the best epoch of the sweep is the last epoch.
@@ -272,7 +282,7 @@ class Planner:
 
 def lines_of(plan: Plan) -> list[tuple[str, str]]:
     """Return the lines that show a plan to the user, as pairs of a name and a text."""
-    speed, cpus, gpus = plan.speed, *(sum(getattr(node, kind) for node in plan.nodes) for kind in ("cpus", "gpus"))
+    speed, gpus = plan.speed, sum(node.gpus for node in plan.nodes)
     fits = ""
     if plan.confirm_runtime_s is not None and plan.confirm_s.high > plan.confirm_runtime_s:
         fits = f": more than confirm.runtime, {duration(plan.confirm_runtime_s)}, may be needed"
@@ -284,7 +294,7 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     lines = [
         ("trials", f"{trials}: {at_least}{plan.at_a_time} at a time, in {plan.waves} wave{'s' * (plan.waves != 1)}"),
         *([("going on", str(plan.reopening))] if plan.reopening.trials else []),
-        ("nodes", f"{len(plan.nodes)}, with {cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")),
+        ("nodes", _nodes_text(plan)),
         ("an epoch", _spread(min(speed.epoch_s), statistics.fmean(speed.epoch_s), max(speed.epoch_s))),
         ("by", speed.source),
         ("together", speed.together),
@@ -307,6 +317,16 @@ def lines_of(plan: Plan) -> list[tuple[str, str]]:
     return [*lines, confirm]
 
 
+def _nodes_text(plan: Plan) -> str:
+    """Return the number of nodes with their CPUs and GPUs, and the number of jobs where several jobs have the nodes."""
+    cpus, gpus = (sum(getattr(node, kind) for node in plan.nodes) for kind in ("cpus", "gpus"))
+    devices = f"with {cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+    if plan.jobs == 1:
+        return f"{len(plan.nodes)}, {devices}"
+    each = plural(len(plan.nodes) // plan.jobs, "node")
+    return f"up to {len(plan.nodes)}, {devices}: {plan.jobs} jobs of {each}. The walltime holds where all jobs run from the start"
+
+
 def _spread(low: float, mean: float, high: float) -> str:
     return f"{mean:.3g} s of a trial by itself" + (f", from {low:.3g} to {high:.3g}" if high > 1.05 * low else "")
 
@@ -325,9 +345,9 @@ def plan_path(state_dir: Path, sweep: str) -> Path:
 
 
 def planned_allocation(stage: Stage) -> Allocation:
-    """Return the allocation that Slurm would give to the job of the sweep."""
+    """Return the allocation that Slurm would give to the job of the sweep, or to all jobs of the sweep together (`allocation.jobs`)."""
     wanted = stage.sweep.allocation
-    names = (f"node{number}" for number in range(1, wanted.nodes + 1))
+    names = (f"node{number}" for number in range(1, wanted.jobs * wanted.nodes + 1))
     return Allocation(tuple(Node(name, wanted.cpus_per_node, wanted.gpus_per_node, wanted.mem_mb_per_node) for name in names), job_id="")
 
 

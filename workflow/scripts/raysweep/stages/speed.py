@@ -118,8 +118,7 @@ def recorded_speed(work: Work) -> Speed | None:
     alone = fused.speed_up / fused.slots if fused else 1.0
     mean_s = alone * statistics.fmean(paces_s)
     spread = alone * statistics.stdev(paces_s) / mean_s / math.sqrt(len(paces_s)) if len(paces_s) > 1 and mean_s else 1.0
-    recorded_nodes = work.recorded.sessions[-1].nodes
-    is_elsewhere = sorted((n.cpus, n.gpus) for n in recorded_nodes) != sorted((n.cpus, n.gpus) for n in work.nodes)
+    is_elsewhere = is_on_other_nodes(work)
     return Speed(
         epoch_s=[mean_s] * max(1, work.left),
         uncertainty=min(0.9, max(MIN_UNCERTAINTY, 2 * spread) + (0.25 if is_elsewhere else 0)),
@@ -130,6 +129,15 @@ def recorded_speed(work: Work) -> Speed | None:
         source=f"{len(trials)} trials of this sweep" + (", on other nodes than it would have now" if is_elsewhere else ""),
         together=f"as those were: {'together' if fused else 'one by one'}",
     )
+
+
+def is_on_other_nodes(work: Work) -> bool:
+    """Return whether the nodes of the latest session differ in size or number from the nodes that would run the trials now.
+
+    The number of nodes is not compared where several jobs work on the sweep, because their nodes come and go.
+    """
+    before, now = (sorted((node.cpus, node.gpus) for node in nodes) for nodes in (work.recorded.sessions[-1].nodes, work.nodes))
+    return set(before) != set(now) if work.stage.sweep.allocation.jobs > 1 else before != now
 
 
 def measured_speed(work: Work) -> Speed | str:

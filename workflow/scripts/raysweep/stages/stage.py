@@ -165,6 +165,7 @@ class Stage:
             trial_resources=sweep.trial_resources,
             constraint=sweep.constraint,
             no_better_for=sweep.end_when.no_better_for,
+            max_gpu_hours=sweep.max_gpu_hours,
             version=__version__,
             provenance=Provenance(__version__, identity, self.environment.environment_sha256, self.data_sha256),
         )

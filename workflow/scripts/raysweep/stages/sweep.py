@@ -12,6 +12,7 @@ from raysweep.common.errors import ConfigError, logger
 from raysweep.common.files import read_yaml, write_yaml
 from raysweep.common.text import plural
 from raysweep.data.manifest import read_manifest
+from raysweep.record.budget import may_begin_trials
 from raysweep.record.events import Provenance, WarmStart
 from raysweep.record.file import read_sweep
 from raysweep.record.identity import Identity
@@ -19,7 +20,6 @@ from raysweep.record.known_trials import path_to_known, write_known
 from raysweep.record.outputs import write_outputs
 from raysweep.record.published_model import write_loader
 from raysweep.record.reopening import reopening_of
-from raysweep.record.stagnation import has_stagnated
 from raysweep.record.sweep import Sweep
 from raysweep.stages.stage import Stage
 from raysweep.stages.warm_start import read_source
@@ -126,7 +126,7 @@ def _run_trials(stage: Stage, lock: Lock, crew: Crew | None) -> Sweep:
         )
     recorded.set_goal(stage.sweep.constraint, stage.sweep.objectives, stage.sweep.choose)  # `end_when` decides by the present keys
     reopening = reopening_of(recorded, stage.state_dir, stage.sweep.max_epochs, stage.sweep.stop)
-    is_over = recorded.is_complete(total, stage.sweep.time_budget_s, has_stagnated(recorded, stage.sweep.end_when.patience))
+    is_over = recorded.is_complete(total, may_begin_trials(recorded, stage.sweep))
     if is_over and not reopening.trials:
         return recorded
     done = sum(trial.finished for trial in recorded.trials.values()) - len(reopening.trials)
@@ -134,6 +134,8 @@ def _run_trials(stage: Stage, lock: Lock, crew: Crew | None) -> Sweep:
     repeats = f" ({total // each} configurations, {each} {'folds' if stage.has_folds else 'times'} each)" if each > 1 else ""
     logger.info("%s: %d trials%s%s.", stage.name, total, repeats, f", {done} of them done before" if done else "")
     allocation = crew.allocation if crew else stage.allocation()
+    if allocation.job_id is None and stage.sweep.allocation.jobs > 1:
+        logger.info("%s: allocation.jobs is ignored on this machine, where the sweep has no job.", stage.name)
     header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
     header = replace(header, depends_on=identity.parts, warm_start=_warm_start(stage, recorded))
     stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation, crew)

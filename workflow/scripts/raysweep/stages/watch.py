@@ -23,6 +23,8 @@ from raysweep.config.space import flattened
 from raysweep.record.file import read_sweep
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Trial
+from raysweep.slurm.array_jobs import ArrayJob, ArrayJobs
+from raysweep.stages.watched_jobs import GOES_ON, array_of, jobs_table, state_with_jobs
 
 INTERVAL_S = 1.0  # time in seconds between two readings of the record
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
@@ -113,9 +115,9 @@ def in_order(sweep: Sweep) -> list[Trial]:
 # --- the view -----------------------------------------------------------------------------------------------------------------
 
 
-def summary(sweep: Sweep, width: int) -> Text:
+def summary(sweep: Sweep, state: str, width: int) -> Text:
     """Return lines of at most `width` cells with the name and the state of the sweep, counts of trials, the elapsed time and the best value."""
-    about, state = sweep.header, state_of(sweep)
+    about = sweep.header
     statuses = [t.status for t in sweep.trials.values()]
     done = sum(t.finished for t in sweep.trials.values())
     running = statuses.count("RUNNING") if state == "running" else 0
@@ -198,17 +200,32 @@ def plot_of(sweep: Sweep, width: int) -> Text:
     return Text.assemble((f"best {sweep.header.metric} so far, by trials that ended\n", "bold"), Text.from_ansi(str(figure.build())))
 
 
-def view(sweep: Sweep, width: int, height: int | None) -> Group:
-    """Return the summary, the table and the plot in at most `height` rows, or in any number of rows where `height` is None."""
-    head, plot = summary(sweep, width), plot_of(sweep, width)
+def view(sweep: Sweep, jobs: tuple[ArrayJob, ...] | None, width: int, height: int | None) -> Group:
+    """Return the summary, the tables and the plot in at most `height` rows, or in any number of rows where `height` is None.
+
+    `jobs` are the jobs of the sweep's job array that have not ended. None: the sweep has no job array, or Slurm does not say.
+    """
+    state = state_with_jobs(state_of(sweep), sweep, jobs)
+    head, plot = summary(sweep, state, width), plot_of(sweep, width)
+    of_jobs = jobs_table(sweep, state, jobs, width, max_rows=None if height is None else max(2, height // 4))
     rows = len(sweep.trials)
     if height is not None:
         used = len(head.plain.splitlines()) + 3  # three more rows for the blank lines and the table's titles
+        used += 0 if of_jobs is None else of_jobs.row_count + 2
         if height - used - PLOT_HEIGHT - 1 < 4:
             plot = Text("")
         rows = max(height - used - (len(plot.plain.splitlines()) if plot.plain else 0) - 1, 1)
-    parts: list[RenderableType] = [head, Text(""), table_of(sweep, width, rows)]
+    parts: list[RenderableType] = [head]
+    if of_jobs is not None:
+        parts += [Text(""), of_jobs]
+    parts += [Text(""), table_of(sweep, width, rows)]
     return Group(*parts, Text(""), plot) if plot.plain else Group(*parts)
+
+
+def jobs_of(sweep: Sweep, array_jobs: ArrayJobs) -> tuple[ArrayJob, ...] | None:
+    """Return the jobs of the sweep's job array that have not ended. Return None without a job array, after the end of the sweep, or if Slurm does not say."""
+    array = array_of(sweep)
+    return None if array is None or sweep.sessions[-1].outcome in ("complete", "incomplete") else array_jobs.of(array)
 
 
 def watch(state_dir: Path, names: list[str], once: bool) -> None:
@@ -225,7 +242,7 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
             raise RaysweepError(
                 f"There is no record of {sought} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
             )
-        console.print(view(sweep, console.width, None))
+        console.print(view(sweep, jobs_of(sweep, ArrayJobs()), console.width, None))
         return
     if path is None:
         logger.info("Waiting for the record of %s … (Ctrl-C ends)", sought)
@@ -237,14 +254,15 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
 
 def follow(path: Path, console: Console) -> None:
     """Show the record at `path` and update the view until the last session of the sweep has ended."""
-    size, sweep = -1, Sweep()
+    size, sweep, array_jobs = -1, Sweep(), ArrayJobs()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             if path.stat().st_size != size:
                 size = path.stat().st_size
                 sweep = read_sweep(path)
             if sweep.sessions:  # there is no session before the driver has written the first line
-                live.update(view(sweep, console.width, console.height), refresh=True)
-                if state_of(sweep) != "running":
+                jobs = jobs_of(sweep, array_jobs)
+                live.update(view(sweep, jobs, console.width, console.height), refresh=True)
+                if state_with_jobs(state_of(sweep), sweep, jobs) not in GOES_ON:
                     return
             time.sleep(INTERVAL_S)

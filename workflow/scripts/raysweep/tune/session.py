@@ -19,11 +19,11 @@ from raysweep.common.patience import is_enough
 from raysweep.common.typed_json import to_json
 from raysweep.config.model import SweepConfig
 from raysweep.config.space import parse_space
+from raysweep.record.budget import may_begin_trials
 from raysweep.record.events import FinishReason, finish
 from raysweep.record.file import Record
 from raysweep.record.known_trials import read_known
 from raysweep.record.reopening import reopening_of
-from raysweep.record.stagnation import has_stagnated
 from raysweep.tune.retention import SCRATCH_PREFIX, find_checkpoints, keep_checkpoints
 from raysweep.tune.samplers import ListSampler, Sampler, make_sampler
 from raysweep.tune.slots.fusion import Fusion, begin_fusion
@@ -174,9 +174,9 @@ def end_session(session: Session) -> None:
     job, record = session.job, session.record
     sweep = job.sweep
     if isinstance(job, SearchJob):
-        is_complete = record.sweep.is_complete(job.total, sweep.time_budget_s, has_stagnated(record.sweep, sweep.end_when.patience))
+        is_complete = record.sweep.is_complete(job.total, may_begin_trials(record.sweep, sweep))
     else:
-        is_complete = record.sweep.is_complete(job.total, None)
+        is_complete = record.sweep.is_complete(job.total)
     if is_complete:
         keep_checkpoints(record)
         record.write("session_end", outcome="complete")

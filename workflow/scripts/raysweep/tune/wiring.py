@@ -17,6 +17,7 @@ from raysweep.cluster.lock import DRIVER_LOCK, Lock
 from raysweep.common.errors import WorldError, describe_os_error, logger
 from raysweep.common.files import disk_error
 from raysweep.common.machine import NodeSize
+from raysweep.record.budget import is_budget_used_up
 from raysweep.record.events import finish
 from raysweep.record.file import Record
 from raysweep.record.outputs import PartialOutputs
@@ -123,7 +124,6 @@ def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Re
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
     """Return the search algorithm of a session, which gives the session's trials to Tune."""
     job, sweep, recorded, gpu_share = session.job, session.sweep, session.record.sweep, parts.gpu_share
-    budget_s = sweep.time_budget_s if session.is_search else None
     patience = sweep.end_when.patience if session.is_search else None
     stagnation = None if patience is None else Stagnation(recorded, patience)
     # HyperBand fills a bracket before HyperBand compares trials, and population based training compares the whole population. So Tune gets all trials of the
@@ -135,9 +135,13 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
             return 1
         return math.inf if takes_all else session.capacity(parts.nodes.sizes(), gpu_share.share)
 
+    def may_start_new() -> bool:
+        is_over = session.is_search and is_budget_used_up(recorded, sweep)
+        return not is_over and not (stagnation and stagnation.is_reached())
+
     conditions = StartConditions(
         max_concurrent,
-        may_start_new=lambda: (budget_s is None or recorded.used_s < budget_s) and not (stagnation and stagnation.is_reached()),
+        may_start_new=may_start_new,
         is_over=session.is_over,
         may_improve=stagnation is not None,
     )

@@ -138,7 +138,7 @@ def timeline(result: SweepResult) -> tuple[Spec, str]:
     """
     attempts, clock = result.attempts, result.clock
     unit_s, unit = time_unit(clock.total_s)
-    rows = lanes(attempts[:MAX_BARS])
+    rows = lanes([(attempt.node, attempt.start_s, attempt.end_s) for attempt in attempts[:MAX_BARS]])
     x, y = running_time_axis("start", clock.total_s), _node_axis(attempts, rows)
     tooltip = [
         TRIAL,

@@ -6,6 +6,8 @@ The page contains each of the three data sets only once.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+from typing import TypeVar
 
 from raysweep.common.numeric import is_finite_number
 from raysweep.config.space import flattened
@@ -13,6 +15,8 @@ from raysweep.record.trials import Trial
 from raysweep.report.charts.parts import TIERS, Columns, metric_scale, time_unit
 from raysweep.report.inputs import Attempt, SweepResult
 from raysweep.report.keys import Key, position_in_range
+
+Group = TypeVar("Group", str, int)
 
 MAX_CURVES = 200  # maximum number of learning curves, and of lines of the parallel coordinates, because more lines would be a solid block
 BEST_CURVES = 50  # number of these lines that belong to the best trials; the other lines are spread evenly over the other ranks
@@ -113,24 +117,28 @@ def _bars(attempts: list[Attempt], unit_s: float) -> Columns:
     drawn = attempts[:MAX_BARS]
     return {
         "trial": [a.trial.trial_id for a in drawn],
-        "lane": lanes(drawn),
+        "lane": lanes([(a.node, a.start_s, a.end_s) for a in drawn]),
         "state": [a.state for a in drawn],
         "start": [round(a.start_s / unit_s, 4) for a in drawn],
         "end": [round(a.end_s / unit_s, 4) for a in drawn],
     }
 
 
-def lanes(attempts: list[Attempt]) -> list[int]:
-    """Return the row of each attempt in the timeline. The row is the lowest free row of the attempt's node. The nodes are sorted by name."""
-    places: list[tuple[str, int]] = []
-    free: dict[str, list[int]] = {}
-    busy: dict[str, list[tuple[float, int]]] = {}
-    for attempt in attempts:
-        free_lanes, running = free.setdefault(attempt.node, []), busy.setdefault(attempt.node, [])
-        while running and running[0][0] <= attempt.start_s:
+def lanes(bars: Sequence[tuple[Group, float, float]]) -> list[int]:
+    """Return the row of each bar of a timeline, so that the bars in one row do not overlap.
+
+    A bar is a tuple of the bar's group, start and end. The bars are sorted by their starts. The row is the lowest free row of the group. The groups are in
+    the order of their values.
+    """
+    places: list[tuple[Group, int]] = []
+    free: dict[Group, list[int]] = {}
+    busy: dict[Group, list[tuple[float, int]]] = {}
+    for group, start, end in bars:
+        free_lanes, running = free.setdefault(group, []), busy.setdefault(group, [])
+        while running and running[0][0] <= start:
             heapq.heappush(free_lanes, heapq.heappop(running)[1])
         lane = heapq.heappop(free_lanes) if free_lanes else len(running)
-        heapq.heappush(running, (max(attempt.end_s, attempt.start_s), lane))
-        places.append((attempt.node, lane))
+        heapq.heappush(running, (max(end, start), lane))
+        places.append((group, lane))
     row_of = {place: row for row, place in enumerate(sorted(set(places)))}
     return [row_of[place] for place in places]
