@@ -55,16 +55,17 @@ def test_a_run_without_jobs_says_so(tmp_path: Path) -> None:
     [
         (
             {"host": "login7"},
-            rf"a Snakemake of this folder is process {os.getpid()} on login7: type the same there, as the user who started it",
+            r"a Snakemake of this folder is process PID on login7: type the same there, as the user who started it",
         ),
-        ({"has_slurm": False}, rf"process {os.getpid()}\) has no jobs in Slurm, so that its jobs would end with it: use Ctrl-C"),
+        ({"has_slurm": False}, r"process PID\) has no jobs in Slurm, so that its jobs would end with it: use Ctrl-C"),
         ({"started": "1"}, "no Snakemake is at work in "),
     ],
+    ids=["on another machine", "without jobs in Slurm", "ended"],
 )
 def test_a_snakemake_that_must_not_be_ended_is_named(tmp_path: Path, of_run: dict[str, Any], message: str) -> None:
     """On another machine; with jobs on this machine; ended, while another process has its id."""
     snakemake_in(tmp_path, **of_run)
-    with pytest.raises(WorldError, match=message):
+    with pytest.raises(WorldError, match=message.replace("PID", str(os.getpid()))):
         detach(tmp_path)
 
 
