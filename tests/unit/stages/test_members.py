@@ -94,6 +94,25 @@ def test_a_snakemake_that_has_gone_does_not_hold_up_the_end(make: Make, tmp_path
     assert (member.end(0), member.end_of_sweep()) == (0, 0)
 
 
+@pytest.mark.parametrize("has_lock", [True, False])
+@pytest.mark.parametrize("error", [RaysweepError("all trials failed"), SystemExit(1)])
+def test_only_the_job_with_the_lock_ends_the_sweep_for_all(
+    make: Make, monkeypatch: pytest.MonkeyPatch, has_lock: bool, error: BaseException
+) -> None:
+    """A leader that was cut off comes back, sees that another job leads, and fails."""
+    member = make()
+
+    def fail(stage: object, path_to_config: Path, lock: Lock, crew: Crew) -> None:
+        if not has_lock:
+            lock.path.unlink()
+        raise error
+
+    monkeypatch.setattr(members, "finish_sweep", fail)
+    monkeypatch.setattr(members, "set_up_logging", lambda path: None)
+    assert member.run() == (1 if has_lock else LEFT)
+    assert member.end_of_sweep() == (1 if has_lock else None)
+
+
 def test_a_job_is_a_part_of_the_cluster_while_the_leader_has_the_lock(make: Make, tmp_path: Path) -> None:
     member = make()
     with leader(tmp_path) as lock:

@@ -123,7 +123,7 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_held():
+        if self.is_held():
             self.path.unlink()
 
     def verify(self) -> None:
@@ -131,10 +131,11 @@ class Lock:
 
         This can happen because Slurm may start a job again on other nodes while a node of the first start is only disconnected from the network.
         """
-        if not self._is_held():
+        if not self.is_held():
             raise RaysweepError(f"{self.title}: another run has taken the sweep over ({self.path} is not of this one any more)")
 
-    def _is_held(self) -> bool:
+    def is_held(self) -> bool:
+        """Return whether this process has the lock."""
         holder = LockHolder.read(self.path)
         return holder is not None and holder.token == self.holder.token
 

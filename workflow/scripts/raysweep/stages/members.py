@@ -169,11 +169,17 @@ class Member:
             logger.warning("%s. Another job continues the sweep.", error)
             return None
         except RaysweepError as error:
-            logger.error("Error: %s", error)
-            return self.end(1)
-        except SystemExit as end:  # the driver has failed and has logged the reason
-            return self.end(end.code if isinstance(end.code, int) else 1)
-        return self.end(0)
+            code, reason = 1, str(error)
+        except SystemExit as end:
+            code, reason = end.code if isinstance(end.code, int) else 1, "the driver has logged the reason"
+        else:
+            return self.end(0)
+        # A job that was cut off from the network, and that Slurm has given up, ends with an error as soon as the job sees the lock of the next leader.
+        if not lock.is_held():
+            logger.warning("%s: another job leads the sweep now (%s).", self.stage.name, reason)
+            return None
+        logger.error("Error: %s", reason)
+        return self.end(code)
 
     @contextmanager
     def ended_driver(self) -> Iterator[None]:

@@ -69,6 +69,7 @@ def run_sweep(stage: Stage, path_to_config: Path) -> None:
 def finish_sweep(stage: Stage, path_to_config: Path, lock: Lock, crew: Crew | None = None) -> None:
     """Do the work of `run_sweep` for a process that has the lock. `crew` contains the nodes and agents of a job that other jobs can join."""
     recorded = _run_trials(stage, lock, crew)
+    lock.verify()
     sweep = stage.sweep
     recorded.set_goal(sweep.constraint, sweep.objectives, sweep.choose)  # the keys may have changed since the trials ran
     best = write_outputs(stage.results_dir, stage.state_dir, recorded, stage.goal, provenance_of(recorded, stage.identity()))
