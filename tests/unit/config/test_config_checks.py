@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ def test_tls_where_the_set_up_is_older_than_its_package(
     [line] = lines(root, given)
     said = f"is not allowed here: {sys.executable} lacks the package cryptography. Run `make setup`, or use off"
     assert line in {f"ray.tls: {value!r} {said}" for value in ("on", "auto")}
+    [line] = lines(root, config(allocation={"jobs": 4}) | {"ray": {"tls": "off"}})
+    assert re.fullmatch(
+        r"sweeps\.\w+\.allocation\.jobs: 4 is not allowed here: .* lacks the package cryptography\. Run `make setup`, or use 1", line
+    )
 
 
 @pytest.mark.parametrize(

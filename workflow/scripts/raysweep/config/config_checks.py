@@ -65,14 +65,19 @@ def check_dashboard(config: Section) -> Iterator[Mistake]:
 
 
 def check_tls(config: Section) -> Iterator[Mistake]:
-    """Yield a mistake where Ray would use TLS, and this Python lacks the package that makes certificates. The package is newer than some set-ups."""
-    tls, sweeps = config.values["ray"]["tls"], maps_below(config.values, "sweeps").values()
-    is_wanted = tls == "on" or (
-        tls == "auto" and any(max(sweep["allocation"]["nodes"], sweep["allocation"]["jobs"]) > 1 for sweep in sweeps)
-    )
-    if is_wanted and importlib.util.find_spec("cryptography") is None:
-        message = f"{tls!r} is not allowed here: {sys.executable} lacks the package cryptography. Run `make setup`, or use off"
-        yield config.mistake(message, "ray", "tls")
+    """Yield a mistake where Ray would use TLS, or jobs would exchange secrets, and this Python lacks the package for this.
+
+    The package is newer than some set-ups.
+    """
+    if importlib.util.find_spec("cryptography") is not None:
+        return
+    tls, sweeps = config.values["ray"]["tls"], maps_below(config.values, "sweeps")
+    lacking = f"is not allowed here: {sys.executable} lacks the package cryptography. Run `make setup`, or use"
+    if tls == "on" or (tls == "auto" and any(sweep["allocation"]["nodes"] > 1 for sweep in sweeps.values())):
+        yield config.mistake(f"{tls!r} {lacking} off", "ray", "tls")
+    for name, sweep in sweeps.items():
+        if sweep["allocation"]["jobs"] > 1:
+            yield config.mistake(f"{sweep['allocation']['jobs']} {lacking} 1", "sweeps", name, "allocation", "jobs")
 
 
 def check_cache(config: Section) -> Iterator[Mistake]:
