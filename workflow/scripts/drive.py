@@ -3,10 +3,11 @@
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
-from raysweep.common.errors import run_entry_point, set_up_logging
+from raysweep.common.errors import FAULT, WorldError, logger, run_entry_point, set_up_logging
 
 
 def main() -> None:
@@ -23,7 +24,14 @@ def main() -> None:
     import_all()
     while not args.job.exists():
         time.sleep(0.02)  # the agent writes this file when Ray is up, or ends this process
-    drive(from_json(DriverInput, json.loads(args.job.read_text())))
+    given = from_json(DriverInput, json.loads(args.job.read_text()))
+    try:
+        drive(given)
+    except WorldError as error:
+        if not given.ray.has_several_jobs:
+            raise
+        logger.error("Error: %s", error)
+        sys.exit(FAULT)  # another job may lead the sweep on, on another node
 
 
 if __name__ == "__main__":

@@ -27,12 +27,14 @@ from raysweep.cluster.channel import (
     AgentKey,
     AgentMessage,
     Authority,
+    EndRay,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
     LauncherAlive,
     NodeFailed,
     Notice,
+    RayEnded,
     Start,
     WorkerUp,
     read_agent_message,
@@ -257,6 +259,24 @@ def test_an_agent_ends_whose_launcher_ends_before_it_sends_the_secrets(tmp_path:
         assert process.stdout
         send(start, process.stdin)
         assert isinstance(read_agent_message(process.stdout.readline()), AgentKey)
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("early", [LauncherAlive(), EndRay(), HeadAddress("10.0.0.1:5")], ids=["alive", "end", "head"])
+def test_messages_before_the_start_have_no_effect(tmp_path: Path, early: LauncherAlive | EndRay | HeadAddress) -> None:
+    """In a job of several, the launcher first finds out which job leads."""
+    with subprocess.Popen([sys.executable, str(SCRIPTS / "agent.py")], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        for message in (early, start_without_environment(tmp_path)):
+            send(message, process.stdin)
+        assert_fails_for_want_of_an_environment(process.stdout)
+        for _ in range(2):  # also where no Ray runs any more
+            send(EndRay(), process.stdin)
+            assert read_agent_message(process.stdout.readline()) == RayEnded("n")
+        send(start_without_environment(tmp_path), process.stdin)
+        assert_fails_for_want_of_an_environment(process.stdout)
         process.stdin.close()
         assert process.wait(20) == 0
 

@@ -286,7 +286,7 @@ def test_a_fake_sbatch_that_does_not_end_is_ended_and_noted(fakes: Fakes, run_di
     monkeypatch.setattr(submission, "SUBMIT_DEADLINE_S", 0.2)
     monkeypatch.setenv("RAYSWEEP_STATE_DIR", str(run_dir / "state"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("#!/bin/sh\n"))
-    assert submission.submit(str(fakes.folder / "sbatch"), submit_arguments(run_dir), run_dir) == 1
+    assert submission.submit(str(fakes.folder / "sbatch"), submit_arguments(run_dir), run_dir) == submission.TIMED_OUT
     assert read_notes(run_dir).refusals[COMMENT].refused == "sbatch: error: sbatch did not end within 0.2 s\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +16,15 @@ import pytest
 from raysweep.cluster.channel import AgentAlive, AgentMessage, EndRay, HeadAddress, NodeFailed, RayEnded, Start, WorkerUp
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.launcher import Crew
-from raysweep.cluster.lock import GateAddress, Lock, LockHolder
+from raysweep.cluster.lock import DRIVER_LOCK, GateAddress, Lock, LockHolder
 from raysweep.common.errors import RaysweepError, WorldError
+from raysweep.record.file import Record
 from raysweep.slurm.allocation import Allocation, Node, SlurmJob
 from raysweep.stages import members
 from raysweep.stages.members import ASKED, END, LEFT, Join, Member
 from typed import sweep_config
 
+NUM_SAMPLES = 3
 NODES = (Node("n2", 4, 1, 1000, "10.0.0.2"), Node("n3", 4, 1, 1000, "10.0.0.3"))
 
 
@@ -34,6 +37,8 @@ class MadeUpAgents:
         self.messages: queue.Queue[AgentMessage | None] = queue.Queue()
         self.sent: list[object] = []
         self.ended: set[str] = set()
+        self.is_ray_wanted = True
+        self.has_ended_output = threading.Event()
 
     def send(self, message: object) -> None:
         self.sent.append(message)
@@ -54,10 +59,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setattr(members, "cancel_waiting", lambda array: (tmp_path / "cancelled").write_text(array))
 
     def make(allocation: dict[str, Any] | None = None, **facts: Any) -> Member:
-        sweep = sweep_config(trainable="user.py:train", allocation={"jobs": 4, **(allocation or {})})
-        stage: Any = SimpleNamespace(
-            state_dir=tmp_path / "state", name="s", sweep=sweep, call=SimpleNamespace(path_to_log=tmp_path / "log")
-        )
+        sweep = sweep_config(trainable="user.py:train", allocation={"jobs": 4, **(allocation or {})}, num_samples=NUM_SAMPLES)
+        state_dir = tmp_path / "state"
+        stage: Any = SimpleNamespace(state_dir=state_dir, path_to_record=state_dir / "record.jsonl", name="s", sweep=sweep)
+        stage.call = SimpleNamespace(path_to_log=tmp_path / "log")
+        stage.read_horizon = lambda: None
+        stage.identity = lambda: SimpleNamespace(sha256="an identity")
         job = Allocation(NODES, "12_1", started=time.time(), ends=time.time() + 3600, array="12", job_number="14")
         job = replace(job, **facts)
         agents: Any = MadeUpAgents()
@@ -109,6 +116,7 @@ def test_only_the_job_with_the_lock_ends_the_sweep_for_all(
 
     monkeypatch.setattr(members, "finish_sweep", fail)
     monkeypatch.setattr(members, "set_up_logging", lambda path: None)
+    monkeypatch.setattr(members, "TICK_S", 0)
     assert member.run() == (1 if has_lock else LEFT)
     assert member.end_of_sweep() == (1 if has_lock else None)
 
@@ -199,8 +207,10 @@ def test_a_job_whose_ray_fails_again_and_again_leaves(make: Make, tmp_path: Path
     agents.messages.put(WorkerUp("n2"))
     assert not member.has_failed()
     agents.messages.put(NodeFailed("n3", "no room"))
+    assert not member.has_failed(), "its other node goes on"
+    agents.messages.put(NodeFailed("n2", "no room"))
     assert member.has_failed()
-    agents.messages.put(None)
+    agents.has_ended_output.set()
     with pytest.raises(WorldError, match="the agents of job 12_1 went away: srun ended"):
         member.has_failed()
     member.num_failures = members.MAX_FAILURES
@@ -209,6 +219,11 @@ def test_a_job_whose_ray_fails_again_and_again_leaves(make: Make, tmp_path: Path
 
 def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_the_jobs_that_wait(make: Make, tmp_path: Path) -> None:
     member = make({"idle": 5})
+    with Record(member.stage.path_to_record) as record:
+        record.write("session", sweep={}, host="h", pid=1, nodes=[])
+        for number in range(NUM_SAMPLES):
+            record.write("trial", trial=f"{number:05d}", index=number, repeat=0, seed=0, config={})
+            record.write("start", trial=f"{number:05d}", node="n1", from_epoch=0)
     assert not member.is_idle(), "Ray is not up"
     agents: Any = member.agents
     agents.messages.put(WorkerUp("n2"))
@@ -226,6 +241,17 @@ def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_t
     assert member.run() == LEFT
     assert (tmp_path / "cancelled").read_text() == "12"
     assert not make().is_idle(), "without the key there is no limit"
+    with Record(member.stage.path_to_record) as record:
+        record.write("pause", trial="00000")
+    assert not member.is_idle(), "a trial that waits can begin here"
+
+
+def test_a_job_is_not_idle_while_trials_can_begin(make: Make) -> None:
+    """While the leader measures, or while no job leads, no trial runs on the other jobs."""
+    member = make({"idle": 5})
+    member.last_trial_at_s = time.monotonic() - 1000
+    assert not member.is_idle()
+    assert member.last_trial_at_s > time.monotonic() - 10
 
 
 @pytest.mark.parametrize(("resubmit", "restarts", "is_started_again"), [(0, 0, False), (2, 1, True), (2, 2, False)])
@@ -247,7 +273,68 @@ def test_the_job_with_the_most_time_left_takes_the_lock_first(make: Make) -> Non
     assert delays[-1] <= members.MOST_DELAY_S
 
 
-def test_the_leader_of_another_array_is_not_joined(make: Make, tmp_path: Path) -> None:
+def test_the_leader_of_another_run_is_not_joined(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier array, or a sweep that had one job."""
     member = make()
+    monkeypatch.setattr(LockHolder, "is_dead", lambda holder: False)
+    monkeypatch.setattr(members, "OTHER_RUN_S", 0)
     with leader(tmp_path, array="9"), pytest.raises(RaysweepError, match="another run is at work on it: job 9_0"):
         member.run()
+
+
+@pytest.mark.parametrize("array", ["9", None])
+def test_the_lock_of_an_earlier_run_whose_job_is_over_is_removed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str | None
+) -> None:
+    monkeypatch.setattr(LockHolder, "is_dead", lambda holder: True)
+    monkeypatch.setattr(members, "set_up_logging", lambda path: None)
+    monkeypatch.setattr(members, "finish_sweep", lambda *arguments: None)
+    member = make()
+    stale = leader(tmp_path, array=array) if array else Lock(member.stage.state_dir, "sweep s", job=SlurmJob("8", None, 0))
+    stale.__enter__()
+    assert member.run() == 0
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_that_gets_the_lock_after_the_end_of_the_sweep_does_not_lead(make: Make, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The job that has ended the sweep releases its lock after the last look of this job."""
+    member = make()
+    looks = iter([None, code])
+    monkeypatch.setattr(member, "end_of_sweep", lambda: next(looks))
+    monkeypatch.setattr(member, "lead", lambda lock: pytest.fail("it leads"))
+    assert member.run() == code
+
+
+def test_a_job_with_other_code_does_not_lead(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has changed a file while the jobs waited."""
+    monkeypatch.setattr(members, "set_up_logging", lambda path: None)
+    monkeypatch.setattr(members, "TICK_S", 0)
+    first, second, later = make(), make(), make(array="13")
+    first.stage.state_dir.mkdir()
+    assert first.is_same_sweep()
+    assert second.is_same_sweep()
+    second.stage.identity = lambda: SimpleNamespace(sha256="another identity")
+    assert second.run() == LEFT
+    assert not (tmp_path / "12.exit").exists()
+    later.stage.identity = second.stage.identity
+    assert later.is_same_sweep(), "an array that was submitted later has the new code"
+
+
+def test_the_lock_of_a_driver_whose_job_is_over_is_removed_with_at_most_one_question(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
+    monkeypatch.setattr(LockHolder, "is_dead", lambda holder: questions.append(holder.token) or True)
+    member = make()
+    Lock(member.stage.state_dir, "sweep s", DRIVER_LOCK, SlurmJob("12_0", None, 0)).__enter__()
+    member.wait_for_last_driver()
+    assert len(questions) == 1
+    assert not (member.stage.state_dir / DRIVER_LOCK).exists()
+    Lock(member.stage.state_dir, "sweep s", DRIVER_LOCK, SlurmJob("12_0", None, 0)).__enter__()
+    member.dead_jobs.add(SlurmJob("12_0", None, 0))
+    member.wait_for_last_driver()
+    assert len(questions) == 1, "Slurm has said of this job that it is over"
+    Lock(member.stage.state_dir, "sweep s", DRIVER_LOCK, SlurmJob("12_2", None, 0)).__enter__()
+    monkeypatch.setattr(members, "DRIVER_END_S", 0)
+    with pytest.raises(WorldError, match=r"the driver of job 12_2 .* may still be at work"):
+        member.wait_for_last_driver()

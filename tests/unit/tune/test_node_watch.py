@@ -74,6 +74,7 @@ def test_a_node_whose_job_is_nearly_over_gets_no_more_trials_and_gives_its_trial
     watch = NodeWatch(
         new_record(tmp_path), (N1,), "7", 60, list_nodes=lambda: live, clock=clock, drain=lambda id_, ends: drained.append((id_, ends))
     )
+    watch.seen_at_s["id2"] = clock.now_s - 3600
     watch.look()
     is_near = seconds_left < 60
     assert drained == ([("id2", live[1].ends)] if is_near else []), "the session's own job has a deadline of its own"
@@ -86,3 +87,15 @@ def test_a_node_whose_job_is_nearly_over_gets_no_more_trials_and_gives_its_trial
     watch.last_look_at_s -= 1
     watch.look()
     assert not watch.is_leaving("10.0.0.2"), "a trial at this address may belong to the job that stays"
+
+
+def test_a_job_with_less_time_than_the_margin_gets_trials_for_half_of_its_time(tmp_path: Path) -> None:
+    clock, drained = Clock(), []
+    live = [node(2, job="8", ends=clock.now_s + 40)]
+    watch = NodeWatch(
+        new_record(tmp_path), (N1,), "7", 60, list_nodes=lambda: live, clock=clock, drain=lambda id_, ends: drained.append(id_)
+    )
+    for second in range(0, 40, 5):
+        watch.look()
+        assert bool(drained) is (second > 20)
+        clock.now_s += LOOK_INTERVAL_S

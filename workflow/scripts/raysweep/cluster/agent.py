@@ -100,12 +100,14 @@ M = TypeVar("M", Start, HeadAddress, ChildEnded)
 
 
 def run_agent(input_stream: IO[str], output_stream: IO[str]) -> None:
-    """Read the launcher's first message, and run the agent. Returns when the input stream ends, or when a signal ends this process."""
+    """Wait for the launcher's message Start, and run the agent. Returns when the input stream ends, or when a signal ends this process.
+
+    In a job of several, Start may come late, because the launcher first finds out which job leads. Other messages that come before have no effect.
+    """
     with ended_by_signals(), contextlib.suppress(KeyboardInterrupt):
-        line = input_stream.readline()
-        start = read_launcher_message(line) if line else None
-        if isinstance(start, Start):
-            Agent(start, input_stream, output_stream).run()
+        for line in input_stream:
+            if isinstance(start := read_launcher_message(line), Start):
+                Agent(start, input_stream, output_stream).run()
 
 
 class Agent:
@@ -146,7 +148,16 @@ class Agent:
                     self.events = queue.Queue()
                     self.is_ray_over.clear()
                     self.send(RayEnded(self.node.name))
-                    self.start = self.wait_for(Start)
+                    self.start = self.next_start()
+
+    def next_start(self) -> Start:
+        """Return the next message Start. A further EndRay is answered at once, because no Ray runs."""
+        while True:
+            try:
+                return self.wait_for(Start)
+            except RayIsOver:
+                self.is_ray_over.clear()
+                self.send(RayEnded(self.node.name))
 
     @contextlib.contextmanager
     def reported_faults(self) -> Iterator[None]:
@@ -256,7 +267,9 @@ class Agent:
         else:
             self.report_end_of(driver, DRIVER)
             self.send(HeadUp(self.node.name, gcs_address, self.dashboard(dashboard_port, folder)))
-            ray_cluster = RayCluster(tuple(node.size for node in self.start.nodes), self.start.min_nodes, gcs_address, address)
+            ray_cluster = RayCluster(
+                tuple(node.size for node in self.start.nodes), self.start.min_nodes, gcs_address, address, self.start.has_several_jobs
+            )
             give_job(folder, DriverInput(self.start.job, ray_cluster))
         ended = self.wait_for(ChildEnded)
         if ended.name == DRIVER:

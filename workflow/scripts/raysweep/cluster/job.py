@@ -104,6 +104,7 @@ class RayCluster:
     min_nodes: int  # number of nodes that must be up before the trials start
     address: str  # address of Ray's GCS (ip:port)
     node_ip: str  # IP address of the node on which the driver runs
+    has_several_jobs: bool = False  # whether nodes of other Slurm jobs can join
 
 
 @dataclass(frozen=True)

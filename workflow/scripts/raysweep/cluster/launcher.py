@@ -21,6 +21,7 @@ from raysweep.cluster.channel import (
     AgentKey,
     AgentMessage,
     DriverEnded,
+    EndRay,
     EnvironmentReady,
     HeadAddress,
     HeadUp,
@@ -40,6 +41,7 @@ from raysweep.cluster.run_secrets import new_secrets, seal_secrets
 from raysweep.common.errors import RaysweepError, WorldError, logger
 from raysweep.config.model import TlsChoice
 from raysweep.slurm.allocation import Allocation, Node
+from raysweep.slurm.commands import lost_node
 
 BRING_UP_DEADLINE_S = 900  # time limit in seconds; unpacking the environment on a slow disk takes minutes
 # Time limit in seconds for the end of the agents. An agent waits GRACE_S seconds for the end of the agent's children, and then GRACE_S seconds for the end
@@ -126,6 +128,7 @@ class Agents(NodeTasks[AgentMessage]):
         # Ticks are counted instead of seconds, so that the time in which the launcher is suspended does not count.
         self.num_ticks = 0
         self.ended: set[str] = set()  # nodes whose agents have ended
+        self.is_ray_wanted = False  # whether the agents were told to start Ray, and not yet to end Ray
         self.last_answer_tick: dict[str, int] = {}  # node → tick at the agent's last message; a node without a message is missing
         # This is a separate thread, because the main thread may have to wait for a file system that hangs.
         self.threads.append(threading.Thread(target=self.show_life, daemon=True))
@@ -135,6 +138,15 @@ class Agents(NodeTasks[AgentMessage]):
         while not self.is_over.wait(TICK_S):
             self.send(LauncherAlive())
             self.num_ticks += 1
+
+    def send(self, message: object) -> None:
+        if isinstance(message, Start | EndRay):
+            self.is_ray_wanted = isinstance(message, Start)
+        super().send(message)
+
+    def note_error(self, line: str) -> None:
+        if (name := lost_node(line)) is not None:
+            self.ended.add(name)
 
     def read_message(self, line: str) -> AgentMessage | None:
         message = read_agent_message(line)
@@ -161,6 +173,7 @@ class Crew:
     allocation: Allocation
     agents: Agents
     gate_path: Path
+    peer: Node | None = None  # another node of the cluster, which shows the only node of this job its own address
     gate: Gate | None = None
 
 
@@ -298,7 +311,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         job_id=allocation.job_id,
         job_ends=allocation.ends,
         is_joinable=request.crew is not None,
-        peer=allocation.neighbour() if request.crew is not None and len(allocation.nodes) == 1 else None,
+        peer=request.crew.peer if request.crew is not None else None,
     )
     try:
         with ended_by_signals():

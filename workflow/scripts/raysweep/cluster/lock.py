@@ -8,6 +8,7 @@ where the name exists already. The controller's Python runs this module. The dri
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -58,7 +59,9 @@ class LockHolder:
         """Return the process that the lock file names, or None where there is no lock file. Raises RaysweepError where the file names no process."""
         try:
             return from_json(cls, json.loads(path.read_text()))
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # NFS says ESTALE where another node has just removed the file
+                raise
             return None
         except (ValueError, TypeError):
             raise RaysweepError(f"{path} does not say who holds it. If no other run is at work on the sweep, remove it") from None

@@ -51,6 +51,7 @@ class NodeTasks(Generic[M]):
         self.end_deadline_s = end_deadline_s
         self.messages: queue.Queue[M | None] = queue.Queue()  # None is the last item, after the end of the output
         self.error_lines: list[str] = []
+        self.has_ended_output = threading.Event()  # set before None is queued
         self.outbox: queue.Queue[object] = queue.Queue()  # None is the last item, after which the input of the tasks ends
         self.is_over = threading.Event()
         pipe = subprocess.PIPE
@@ -122,6 +123,7 @@ class NodeTasks(Generic[M]):
                 print_to_terminal(line)
             else:
                 self.messages.put(message)
+        self.has_ended_output.set()
         self.messages.put(None)
 
     def read_errors(self) -> None:
@@ -132,11 +134,15 @@ class NodeTasks(Generic[M]):
         assert self.process.stderr
         for line in self.process.stderr:
             print_to_terminal(line)
+            self.note_error(line)
             if line.startswith(self.error_prefixes):
                 logger.debug("%s", line.strip())
                 self.error_lines.append(line.strip())
             for rank in ended_tasks(line):
                 self.messages.put(self.message_for_ended_task(rank))
+
+    def note_error(self, line: str) -> None:
+        """Note a line on stderr. This method does nothing, and a subclass may read more from the line than which tasks have failed."""
 
     def last_errors(self) -> str:
         return " | ".join(self.error_lines[-3:])

@@ -20,6 +20,8 @@ VERBOSITY_ENV = "RAYSWEEP_SAYS"
 LEVELS = {"little": logging.WARNING, "all": logging.DEBUG}
 # A program that fails because of a bug ends with this exit code (EX_SOFTWARE).
 BUG = 70
+# The driver of a sweep of several jobs ends with this exit code (EX_IOERR) after a fault of the system, which another node may not have.
+FAULT = 74
 # The driver ends with this exit code (EX_TEMPFAIL) to ask the stage to start the job again.
 START_AGAIN = 75
 

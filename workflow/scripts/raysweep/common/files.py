@@ -123,7 +123,7 @@ def age_s(path: Path) -> float:
     """Return the seconds since the last change of a file. The age is infinite where the file does not exist."""
     try:
         return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return math.inf
 
 

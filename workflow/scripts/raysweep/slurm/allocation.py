@@ -287,9 +287,20 @@ class SlurmJob:
             if self.cluster is not None and self.cluster != _cluster():
                 return False
             job = scontrol("show", "job", self.id)
+            is_over = restarts_in(job) > self.restarts or field_of(job, "JobState") not in ALIVE_STATES or _is_headless(job)
         except WorldError as error:
-            return "Invalid job id" in str(error)
-        return restarts_in(job) > self.restarts or field_of(job, "JobState") not in ALIVE_STATES
+            # Slurm says that a job of a job array was not found while other jobs of the array are known.
+            return "Invalid job id" in str(error) or "not found" in str(error)
+        return is_over
+
+
+def _is_headless(job: str) -> bool:
+    """Return whether a job has lost its first node, on which the script of the job ran.
+
+    With the option --no-kill, Slurm does not end such a job. `job` is the output of `scontrol show job`.
+    """
+    first, nodes = field_of(job, "BatchHost"), field_of(job, "NodeList")
+    return bool(first) and nodes not in ("", "(null)", first) and first not in hostnames(nodes)
 
 
 def _cluster() -> str | None:

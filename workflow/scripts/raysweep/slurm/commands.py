@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -29,7 +30,8 @@ def scontrol(*arguments: str) -> str:
         if run.returncode == 0:
             return run.stdout
         if "Unable to contact" not in run.stderr or time.monotonic() > end:
-            raise WorldError(f"`scontrol {' '.join(arguments)}` fails on {socket.gethostname()}: {' '.join(run.stderr.split())}")
+            said = " ".join(f"{run.stderr} {run.stdout}".split())
+            raise WorldError(f"`scontrol {' '.join(arguments)}` fails on {socket.gethostname()}: {said}")
         time.sleep(2)  # Slurm does not tell its clients when slurmctld answers again
 
 
@@ -92,7 +94,8 @@ def step_of_other_job(job_id: str, argv: list[str]) -> list[str]:
 
 def cancel_waiting(array: str) -> None:
     """Cancel the jobs of a job array that wait. Where Slurm does not do so, each of these jobs ends as soon as the job starts."""
-    subprocess.run(["scancel", "--state=PENDING", array], capture_output=True, timeout=SLURM_DEADLINE_S, check=False)
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--state=PENDING", array], capture_output=True, timeout=SLURM_DEADLINE_S, check=False)
 
 
 def ended_tasks(line: str) -> list[int]:
@@ -103,6 +106,12 @@ def ended_tasks(line: str) -> list[int]:
     match = re.match(r"srun: error: \S+: tasks? ([\d,-]+): ", line)
     spans = [span.split("-") for span in match[1].split(",")] if match else []
     return [rank for span in spans for rank in range(int(span[0]), int(span[-1]) + 1)]
+
+
+def lost_node(line: str) -> str | None:
+    """Return the node that is lost according to a line of `srun` such as `srun: error: Node failure on node2`, or None for any other line."""
+    match = re.match(r"srun: error: Node failure on (\S+)", line)
+    return match and match[1]
 
 
 def slurm_extra(allocation: AllocationConfig, runtime: float | str, runtime_min: float | str | None = None) -> str:

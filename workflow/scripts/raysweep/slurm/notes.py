@@ -39,6 +39,7 @@ class JobNote(NamedTuple):
     log: str = ""  # path of Slurm's log of the job
     folder: str = ""  # folder in which the job writes its exit code
     taken_up: bool = False  # whether an earlier run submitted the job
+    is_array: bool = False  # whether the job is a job array
     state: str = "PENDING"
     reason: str | None = None  # Slurm's reason why the job waits
     missing_since: float | None = None  # time since which Slurm does not know the job, in seconds since the epoch

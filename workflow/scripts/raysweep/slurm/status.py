@@ -164,7 +164,8 @@ def status(run_dir: Path) -> dict[str, str]:
             (run_dir / ASKED).touch()
         now = listed | now
         missing = [job for job, note in notes.jobs.items() if job not in now and note.state not in FINAL]
-        accounted = accounted_states(missing)
+        # Accounting tells the state of one job of an array, which says nothing about the sweep.
+        accounted = accounted_states([job for job in missing if not notes.jobs[job].is_array])
         now |= {job: forgotten(notes.jobs[job], accounted.get(job)) for job in missing}
     for job, observation in now.items():
         before = notes.jobs.get(job)

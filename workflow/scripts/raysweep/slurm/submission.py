@@ -26,6 +26,7 @@ from raysweep.slurm.notes import JOB_CONFIG, OWN_VARIABLES, PLANNED, PlannedJob,
 from raysweep.slurm.queries import ask
 
 SCRIPT = "/dev/stdin"  # file from which sbatch reads the script of a job
+TIMED_OUT = 124  # exit code in the place of the exit code of an sbatch that did not end in time, whose jobs Slurm may have nevertheless
 SUBMIT_DEADLINE_S = 300  # time limit in seconds for the real sbatch, which waits and tries again where slurmctld does not answer
 
 
@@ -130,7 +131,7 @@ def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[s
     try:
         return subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=env, timeout=SUBMIT_DEADLINE_S)
     except subprocess.TimeoutExpired:  # the next submission finds the job where Slurm has the job nevertheless
-        return subprocess.CompletedProcess(command, 1, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
+        return subprocess.CompletedProcess(command, TIMED_OUT, "", f"sbatch: error: sbatch did not end within {SUBMIT_DEADLINE_S} s\n")
 
 
 def submit_array(command: list[str], script: str, num_jobs: int) -> subprocess.CompletedProcess[str]:
@@ -139,7 +140,7 @@ def submit_array(command: list[str], script: str, num_jobs: int) -> subprocess.C
     refused = ""
     while True:
         run = run_sbatch([command[0], f"--array=0-{num_jobs - 1}", *command[1:]], f"{script_begins}\n{refused}{rest}")
-        if run.returncode == 0 or num_jobs == 1:
+        if run.returncode in (0, TIMED_OUT) or num_jobs == 1:
             return run
         words = f"Slurm refuses {num_jobs} jobs: {' '.join(run.stderr.split())}"
         refused = f'[ "$SLURM_ARRAY_TASK_ID" != 0 ] || echo {shlex.quote(words)}\n'  # said once, in the log of the first job
@@ -156,7 +157,9 @@ def refuse(call: Call, reason: str) -> int:
 def take_up(call: Call, job: str, state: str) -> int:
     """Answer with the id of a job of an earlier run, which the plugin then follows to its end. Return the exit code for the plugin."""
     folder = str(job_folder(call.what))
-    if not append(call.run_dir, job=job, what=call.what, log=call.log(job), folder=folder, state=state, taken_up=True):
+    if not append(
+        call.run_dir, job=job, what=call.what, log=call.log(job), folder=folder, state=state, taken_up=True, is_array=call.is_array
+    ):
         return refuse(call, f"{call.name}: its job {job} cannot be followed, because {call.run_dir} cannot be written to")
     print(job)
     return 0
@@ -192,7 +195,7 @@ def call_sbatch(sbatch: str, call: Call, folder: Path, comment: str) -> int:
         append(call.run_dir, what=call.what, refused=run.stderr)
         return run.returncode
     job = run.stdout.strip().split(";")[0]
-    if not append(call.run_dir, job=job, what=call.what, log=call.log(job), folder=str(folder)):
+    if not append(call.run_dir, job=job, what=call.what, log=call.log(job), folder=str(folder), is_array=call.is_array):
         ask("scancel", job)  # nobody could follow the job
         return refuse(call, f"{call.name}: its job {job} is cancelled, because {call.run_dir} cannot be written to")
     sys.stdout.write(run.stdout)

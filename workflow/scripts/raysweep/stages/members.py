@@ -37,22 +37,25 @@ from raysweep.cluster.private_folder import base_for_ray, private_folder
 from raysweep.cluster.run_secrets import seal_secrets
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import age_s, written_aside
-from raysweep.slurm.allocation import Allocation, Deadline, forget_job_options, local_dir_of_job
+from raysweep.record.budget import may_begin_trials
+from raysweep.record.file import read_sweep
+from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, forget_job_options, local_dir_of_job
 from raysweep.slurm.commands import cancel_waiting
 from raysweep.stages.stage import Stage
 from raysweep.stages.sweep import finish_sweep
 
 # A job ends with this exit code (EX_TEMPFAIL) where the sweep goes on without the job.
 LEFT = 75
-LOOK_S = 0.5  # time in seconds between two looks at the lock file and at the file with the end of the sweep
+# Files in the state folder of the sweep. The first two begin with the id of the job array. END contains the exit code of the sweep for the other jobs, and
+# LED_BY the identity of the sweep for the first leader. A job touches ASKED, which is empty, before the job asks Slurm.
+END, LED_BY, ASKED = "end", "led_by", "asked"
+LOOK_S = 0.5  # time in seconds between two looks at the lock file and at END
 ASK_INTERVAL_S = 10  # least time in seconds between two questions of all jobs together whether the leader's job is over
-END = "end"  # file in the state folder of the sweep with the id of the job array and the exit code of the sweep, for the other jobs
-ASKED = "asked"  # empty file in the state folder of the sweep; a job touches the file before the job asks Slurm
 SILENT_TICKS = 6  # number of ticks without a sign of life after which a job doubts that the leader's job is alive
 MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over takes the lock later than a job that has just begun
-DRIVER_END_S = (
-    120  # longest time in seconds that a job waits for the end of the last leader's driver; Slurm kills a job 30 s after its end begins
-)
+MOST_PAUSE_S = 30.0  # longest time in seconds between two relays to the same leader
+OTHER_RUN_S = 30  # longest time in seconds that a job waits for the end of another run of the sweep
+DRIVER_END_S = 120  # longest time in seconds that a leader waits for the end of the last leader's driver. Slurm kills a job after 30 s
 MAX_FAILURES = 3  # number of times that Ray may fail on the nodes of this job, while the leader is alive, before this job leaves
 
 
@@ -66,7 +69,8 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
     base = base_for_ray(local_dir_of_job())
     try:
         with ended_by_signals(), private_folder(base) as folder, (agents := Agents(allocation)):
-            return Member(stage, path_to_config, path_to_end, Crew(allocation, agents, folder / "gate")).run()
+            peer = allocation.neighbour() if len(allocation.nodes) == 1 else None
+            return Member(stage, path_to_config, path_to_end, Crew(allocation, agents, folder / "gate", peer)).run()
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"Slurm has ended job {allocation.job_id}, and the sweep goes on without this job") from None
 
@@ -85,7 +89,7 @@ class Join:
 
     holder: LockHolder
     last_life_at_s: float  # time (`time.monotonic()`) of the leader's last sign of life
-    is_up: bool = False  # whether Ray runs on a node of this job
+    is_up: bool = False  # whether the agents of this job were told to start Ray
     is_doubted: bool = False  # whether the connection to the leader was lost
 
 
@@ -100,11 +104,12 @@ class Member:
         self.allocation, self.agents = crew.allocation, crew.agents
         self.start: Start | None = None  # latest message to the agents of this job, with the secrets
         self.dead: set[str] = set()  # tokens of leaders whose jobs are over
+        self.dead_jobs: set[SlurmJob | None] = set()  # jobs of these leaders
+        self.last_leader = ""  # token of the leader that this job has joined last
+        self.failed_nodes: set[str] = set()  # nodes of this job on which the present Ray has failed
         self.num_failures = 0
-        self.asked_at_s = -math.inf  # time (`time.monotonic()`) at which this job last asked Slurm
-        self.last_trial_at_s = (
-            math.inf
-        )  # time (`time.monotonic()`) at which a trial last ran on the nodes of this job; infinite before Ray is up
+        # The following times are those of `time.monotonic()`. A trial last ran on the nodes of this job at the first one, which is infinite before Ray is up.
+        self.last_trial_at_s, self.asked_at_s = math.inf, -math.inf
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
     def run(self) -> int:
@@ -113,22 +118,33 @@ class Member:
         while (code := self.end_of_sweep()) is None:
             if has_been_led:
                 time.sleep(self.delay_s())
-            if self.deadline.is_near():
-                return self.leave("the time of the job is nearly over")
-            if self.is_idle():
-                cancel_waiting(str(self.allocation.array))  # a job that waits would have no trial either
-                return self.leave("no trial has run on the job for as long as allocation.idle says")
-            if self.num_failures >= MAX_FAILURES:
-                return self.leave(f"Ray has failed {self.num_failures} times on the nodes of this job")
+            if (reason := self.reason_to_leave()) is not None:
+                return self.leave(reason)
+            has_been_led = True
             try:
                 with self.lock() as lock:
-                    code = self.lead(lock)
+                    # Another job may have ended the sweep before that job released the lock.
+                    code = self.end_of_sweep()
+                    code = self.lead(lock) if code is None else code
             except LockHeld as held:
-                has_been_led = True
                 self.join(held.holder)
-            else:
-                return code if code is not None else self.leave("another job leads the sweep now")
+                continue
+            if code is not None:
+                return code
+            self.num_failures += 1
+            time.sleep(TICK_S)  # another job takes the lock first
         return code
+
+    def reason_to_leave(self) -> str | None:
+        """Return why this job must leave the sweep, or None where the job goes on. Where no trial is left for this job, cancel the jobs that wait."""
+        if self.deadline.is_near():
+            return "the time of the job is nearly over"
+        if self.is_idle():
+            cancel_waiting(str(self.allocation.array))  # a job that waits would have no trial either
+            return "no trial has run on the job for as long as allocation.idle says"
+        if self.num_failures >= MAX_FAILURES:
+            return f"Ray has failed {self.num_failures} times on the nodes of this job"
+        return None
 
     def delay_s(self) -> float:
         """Return how long this job waits before it takes the lock of a leader that is over, so that the job with the most time left leads."""
@@ -141,14 +157,14 @@ class Member:
         """Return the exit code of the sweep, or None where the sweep is not over."""
         try:
             array, code = (self.stage.state_dir / END).read_text().split()
-        except FileNotFoundError:
+        except (OSError, ValueError):  # there is no file yet, or another node has just replaced the file
             return None
         return int(code) if array == self.allocation.array else None
 
-    def lock(self) -> Lock:
+    def lock(self, file_name: str = LOCK) -> Lock:
         folder, title, job = self.stage.state_dir, f"sweep {self.stage.name}", self.allocation.slurm_job
         gate = GateAddress(str(self.allocation.array), str(self.allocation.job_number), str(self.crew.gate_path))
-        return Lock(folder, title, job=job, gate=gate, is_dead=lambda holder: holder.token in self.dead)
+        return Lock(folder, title, file_name, job, gate, is_dead=lambda holder: holder.token in self.dead)
 
     # ------------------------------------------------------------------------------------------------------------ the leader
 
@@ -159,13 +175,17 @@ class Member:
         """
         set_up_logging(self.stage.call.path_to_log)
         logger.info("%s: job %s leads the sweep.", self.stage.name, self.allocation.job_id)
+        self.stage.read_horizon()
+        if not self.is_same_sweep():
+            self.num_failures = MAX_FAILURES  # so that this job leaves
+            return None
         try:
-            self.wait_for_last_driver()
             with Gate(self.crew.gate_path) as gate, self.ended_driver():
+                self.wait_for_last_driver()
                 finish_sweep(self.stage, self.path_to_config, lock, replace(self.crew, gate=gate))
         except Interrupted:
             raise
-        except WorldError as error:
+        except (WorldError, LockHeld) as error:
             logger.warning("%s. Another job continues the sweep.", error)
             return None
         except RaysweepError as error:
@@ -181,6 +201,25 @@ class Member:
         logger.error("Error: %s", reason)
         return self.end(code)
 
+    def is_same_sweep(self) -> bool:
+        """Return whether this job knows the sweep as the first leader of the array does.
+
+        The user may have changed the code or the data before this job started. A leader with other code would set the trials of the other jobs aside.
+        """
+        path, own = self.stage.state_dir / LED_BY, f"{self.allocation.array} {self.stage.identity().sha256}\n"
+        first = path.read_text() if path.exists() else ""
+        if first.split(" ")[0] != self.allocation.array:
+            with written_aside(path) as stream:
+                stream.write(own)
+            return True
+        if first != own:
+            logger.warning(
+                "%s: the code, the data or the environment has changed since the first job began. Job %s does not lead the sweep.",
+                self.stage.name,
+                self.allocation.job_id,
+            )
+        return first == own
+
     @contextmanager
     def ended_driver(self) -> Iterator[None]:
         """After the block, end Ray and the driver on the nodes of this job, because another job may take the lock as soon as this job releases the lock."""
@@ -195,9 +234,13 @@ class Member:
                     path.unlink(missing_ok=True)  # the driver was killed before the driver removed its lock
 
     def wait_for_last_driver(self) -> None:
-        """Wait until the driver of the last leader has certainly ended. Raises WorldError after DRIVER_END_S seconds."""
+        """Wait until the driver of the last leader has certainly ended, and remove the lock of this driver. Raises WorldError after DRIVER_END_S seconds."""
         end_at_s = time.monotonic() + DRIVER_END_S
-        while (holder := LockHolder.read(self.stage.state_dir / DRIVER_LOCK)) is not None and not (self.may_ask() and holder.is_dead()):
+        while (holder := LockHolder.read(self.stage.state_dir / DRIVER_LOCK)) is not None:
+            if holder.job in self.dead_jobs or (self.may_ask() and holder.is_dead()):
+                self.dead.add(holder.token)
+                with self.lock(DRIVER_LOCK):
+                    return
             if time.monotonic() > end_at_s:
                 raise WorldError(f"{self.stage.name}: the driver of {holder} may still be at work")
             time.sleep(LOOK_S)
@@ -206,9 +249,9 @@ class Member:
         """Record that the sweep is over, cancel the jobs that wait, and return `code`."""
         with written_aside(self.stage.state_dir / END) as stream:
             stream.write(f"{self.allocation.array} {code}\n")
+        cancel_waiting(str(self.allocation.array))
         with suppress(OSError):  # the folder does not exist any more where the Snakemake has ended that submitted the jobs
             self.path_to_end.write_text(f"{code}\n")
-        cancel_waiting(str(self.allocation.array))
         return code
 
     # ------------------------------------------------------------------------------------------------------------ another job
@@ -216,18 +259,32 @@ class Member:
     def join(self, holder: LockHolder) -> None:
         """Be a part of the leader's Ray cluster. Return when the leader has ended, Ray has failed on this job, or this job has to leave.
 
-        Raises LockHeld where the leader belongs to another run of the sweep.
+        Raises RaysweepError where another run of the sweep has the lock and may be alive.
         """
-        if holder.job is None or holder.gate is None or holder.gate.array != self.allocation.array:
-            raise RaysweepError(f"sweep {self.stage.name}: another run is at work on it: {holder}")
-        logger.info("%s: joining job %s.", self.stage.name, holder.job.id)
         joined = Join(holder, time.monotonic())
+        if holder.job is None or holder.gate is None or holder.gate.array != self.allocation.array:
+            self.wait_for_other_run(joined)
+            return
+        logger.info("%s: joining job %s.", self.stage.name, holder.job.id)
+        if holder.token != self.last_leader:
+            self.last_leader, self.num_failures = holder.token, 0
+        self.last_trial_at_s = math.inf
+        pause_s = float(TICK_S)
         try:
             while not self.is_over(joined) and self.is_served(joined):
-                time.sleep(random.uniform(0, TICK_S))  # the relays of many jobs must not come at the same moment
+                # The relays of many jobs must not come at the same moment, and must not come often while the leader does not answer.
+                time.sleep(random.uniform(0, pause_s))
+                pause_s = min(2 * pause_s, MOST_PAUSE_S)
         finally:
-            if joined.is_up:
-                self.end_ray()
+            self.end_ray()
+
+    def wait_for_other_run(self, joined: Join) -> None:
+        """Return when the lock of another run is free, or the job of the other run is over. Raises RaysweepError after OTHER_RUN_S seconds."""
+        joined.is_doubted, end_at_s = True, time.monotonic() + OTHER_RUN_S
+        while not self.is_over(joined):
+            if time.monotonic() > end_at_s:
+                raise RaysweepError(f"sweep {self.stage.name}: another run is at work on it: {joined.holder}")
+            time.sleep(LOOK_S)
 
     def is_served(self, joined: Join) -> bool:
         """Follow the leader's messages at one relay. Return whether a further relay to the same leader makes sense."""
@@ -235,7 +292,7 @@ class Member:
         with Relay(joined.holder.gate, str(self.allocation.job_id)) as relay:
             while not self.is_over(joined):
                 if self.has_failed():
-                    self.num_failures += 1
+                    self.num_failures += not joined.is_doubted  # without a leader Ray ends, which is no fault of this job
                     return False
                 with suppress(queue.Empty):
                     message = relay.messages.get(timeout=LOOK_S)
@@ -256,24 +313,23 @@ class Member:
             self.agents.send(message)
 
     def has_failed(self) -> bool:
-        """Log the messages of the agents, and return whether Ray has failed on a node of this job."""
+        """Handle the messages of the agents, and return whether Ray has failed on all nodes of this job. Raises AgentsAreGone."""
+        if self.agents.has_ended_output.is_set():
+            raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
         while not self.agents.messages.empty():
             message = self.agents.messages.get()
-            if message is None:
-                raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
             if isinstance(message, AgentKey) and self.start is not None:
                 self.agents.send(seal_secrets(self.start, message))
-            if isinstance(message, AgentAlive) and message.has_trial:
+            if isinstance(message, WorkerUp) or (isinstance(message, AgentAlive) and message.has_trial):
                 self.last_trial_at_s = time.monotonic()
             if isinstance(message, WorkerUp):
-                self.last_trial_at_s = time.monotonic()
                 logger.info("%s: Ray is up on %s.", self.stage.name, message.node)
             elif isinstance(message, Notice):
                 logger.warning("%s: %s", message.node, message.text)
             elif isinstance(message, NodeFailed):
                 logger.warning("%s: %s", message.node, message.reason)
-                return True
-        return False
+                self.failed_nodes.add(message.node)
+        return self.failed_nodes >= {node.name for node in self.allocation.nodes}
 
     def is_over(self, joined: Join) -> bool:
         """Return whether this job is no longer a part of the leader's Ray cluster, because the leader, the sweep or the time of this job is over."""
@@ -285,13 +341,24 @@ class Member:
         is_silent = time.monotonic() > joined.last_life_at_s + SILENT_TICKS * TICK_S
         if (joined.is_doubted or is_silent) and self.may_ask() and joined.holder.is_dead():
             self.dead.add(joined.holder.token)
+            self.dead_jobs.add(joined.holder.job)
             return True
         return False
 
     def is_idle(self) -> bool:
-        """Return whether no trial has run on the nodes of this job for as long as the config allows."""
+        """Return whether no trial has run on the nodes of this job for as long as the config allows, and no trial can begin there.
+
+        For example, a trial can begin later while the leader still measures, or while another job takes the lead.
+        """
         limit_s = self.stage.sweep.allocation.idle_s
-        return limit_s is not None and time.monotonic() > self.last_trial_at_s + limit_s
+        if limit_s is None or time.monotonic() <= self.last_trial_at_s + limit_s:
+            return False
+        recorded = read_sweep(self.stage.path_to_record)
+        has_new = len(recorded.trials) < self.stage.sweep.num_trials and may_begin_trials(recorded, self.stage.sweep)
+        if has_new or any(trial.status != "RUNNING" for trial in recorded.trials.values() if not trial.finished):
+            self.last_trial_at_s = time.monotonic()
+            return False
+        return True
 
     def may_ask(self) -> bool:
         """Return whether this job may ask Slurm now. All jobs of the sweep together ask once in ASK_INTERVAL_S seconds."""
@@ -304,25 +371,31 @@ class Member:
         return True
 
     def end_ray(self) -> None:
-        """Let the agents end Ray on all nodes of this job, and wait until they have done so.
+        """Let the agents end Ray on all nodes of this job, and wait until they have done so. Do nothing where no Ray was started.
 
-        Raises AgentsAreGone or AgentsAreSilent where they do not answer.
+        Raises AgentsAreGone or AgentsAreSilent where the agents do not answer.
         """
+        if not self.agents.is_ray_wanted:
+            return
         self.agents.send(EndRay())
+        self.failed_nodes.clear()
         waiting, end_at_s = {node.name for node in self.allocation.nodes}, time.monotonic() + END_DEADLINE_S
         while missing := waiting - self.agents.ended:
+            if self.agents.has_ended_output.is_set():
+                raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
             if time.monotonic() > end_at_s:
                 raise AgentsAreSilent(f"the agents on {', '.join(sorted(missing))} do not end Ray within {END_DEADLINE_S} s")
             with suppress(queue.Empty):
                 message = self.agents.messages.get(timeout=LOOK_S)
-                if message is None:
-                    raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
                 if isinstance(message, RayEnded):
                     waiting.discard(message.node)
 
     def leave(self, why: str) -> int:
-        """Start this job again where the config allows this, else return LEFT."""
+        """Start this job again where the time of the job is nearly over and the config allows a restart, else return LEFT."""
         logger.info("%s: job %s leaves the sweep, because %s.", self.stage.name, self.allocation.job_id, why)
         if self.deadline.is_near() and self.allocation.restarts < self.stage.sweep.allocation.resubmit:
-            self.allocation.start_again()
+            try:
+                self.allocation.start_again()
+            except WorldError as error:  # for example, the site forbids that a job starts again
+                logger.warning("%s.", error)
         return LEFT

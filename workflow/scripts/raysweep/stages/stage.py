@@ -18,7 +18,7 @@ from raysweep.cluster import launcher
 from raysweep.cluster.job import ConfirmJob, ConfirmTask, SearchJob, TuneJob
 from raysweep.cluster.launcher import Crew, LaunchRequest
 from raysweep.cluster.lock import DRIVER_LOCK, Lock
-from raysweep.common.errors import BUG, START_AGAIN, ConfigError, RaysweepError, WorldError, logger, set_up_logging
+from raysweep.common.errors import BUG, FAULT, START_AGAIN, ConfigError, RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import sha256_of_file
 from raysweep.common.patience import NO_BETTER_FOR
 from raysweep.common.typed_json import to_json
@@ -136,6 +136,10 @@ class Stage:
     def set_aside(self, target: Path) -> None:
         """Rename the state folder to `target`. The next session is the first one of a new record, so its `max_epochs` is the default of the schedule."""
         self.state_dir.rename(target)
+        self.read_horizon()
+
+    def read_horizon(self) -> None:
+        """Set the length of the schedule of the learning rate again, because another job may have begun or set aside the record."""
         self.sweep = with_horizon(self.config.sweeps[self.name], self.path_to_record)
 
     def header(self, identity: str, total: int, max_epochs: int, repeats: int = 1) -> SessionHeader:
@@ -248,6 +252,8 @@ class Stage:
         path_to_log = self.call.path_to_log
         if code < 0:
             raise WorldError(f"{self.name}: the driver was killed (signal {-code}): see {path_to_log}. Run the same command again to go on")
+        if code == FAULT:
+            raise WorldError(f"{self.name}: the driver has failed because of a fault of the system")
         if code in (1, BUG, 130):
             sys.exit(code)  # the driver has logged the reason, see run_entry_point
         if code:

@@ -63,6 +63,7 @@ class NodeWatch:
         self.only_node = nodes[0].name if len(nodes) == 1 and own_job is None else None
         self.live: dict[str, LiveNode] = {}  # Ray's id → node that is alive now
         self.names: dict[str, str] = {}  # address → name of each node that was alive at some time
+        self.seen_at_s: dict[str, float] = {}  # Ray's id of a node → time at which this object first saw the node
         self.leaving: set[str] = set()  # Ray's ids of the nodes whose jobs are nearly over
         self.last_look_at_s = -math.inf
 
@@ -80,7 +81,9 @@ class NodeWatch:
         self.live, self.last_look_at_s = now, now_s
         self.names |= {node.address: node.size.name for node in now.values()}
         for node in now.values():
-            if node.job != self.own_job and now_s > node.ends - self.margin_s and node.id not in self.leaving:
+            # As in Deadline, a job that has less time than twice the margin gets trials for the first half of its time.
+            left_s = node.ends - self.seen_at_s.setdefault(node.id, now_s)
+            if node.job != self.own_job and now_s > node.ends - min(self.margin_s, left_s / 2) and node.id not in self.leaving:
                 self.leaving.add(node.id)
                 self.drain(node.id, node.ends)
                 logger.info("The time of job %s is nearly over: no trial begins on %s any more.", node.job, node.size.name)

@@ -150,6 +150,7 @@ class ShieldedScheduler(PassingScheduler):
         is_stopped = self.record.sweep.trials[trial_id].is_stopped
         verdict = str(TrialScheduler.STOP) if is_stopped else super().on_trial_result(tune_controller, trial, result)
         end.verdicts[trial_id] = verdict
+        self.moved.pop(trial_id, None)
         if verdict != TrialScheduler.CONTINUE or not end.is_time_to_pause(result):
             return verdict
         self.moved[trial_id] = trial
