@@ -257,3 +257,18 @@ def test_a_job_of_slurm_is_this_one_until_it_is_started_again(scontrol: Path, mo
     assert job.is_over()
     monkeypatch.delenv("SLURM_JOB_ID")
     assert SlurmJob.current() is None
+
+
+@pytest.mark.parametrize(("nodes", "is_over"), [("n1", False), ("n1,n2", False), ("n2", True)])
+def test_a_job_that_has_lost_its_first_node_is_over_though_slurm_says_that_it_runs(scontrol: Path, nodes: str, is_over: bool) -> None:
+    """The script of the job ran there. A sweep has the option --no-kill."""
+    job = f"JobId=7 JobState=RUNNING Restarts=0 NodeList={nodes} BatchHost=n1"
+    (scontrol / "scontrol").write_text(
+        f'#!/bin/sh\ncase "$*" in "show job 7") echo "{job}";; "show hostnames"*) echo "$3" | tr , "\\n";; esac\n'
+    )
+    assert SlurmJob("7", None, 0).is_over() is is_over
+
+
+def test_a_job_of_an_array_that_slurm_has_forgotten_is_over(scontrol: Path) -> None:
+    (scontrol / "scontrol").write_text('#!/bin/sh\necho "Job 7_0 not found"\nexit 1\n')
+    assert SlurmJob("7_0", None, 0).is_over()

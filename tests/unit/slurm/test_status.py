@@ -260,6 +260,16 @@ def test_a_job_array_of_a_fake_squeue_is_one_job(fakes: Fakes, run_dir: Path, st
     assert status(run_dir) == {"12": "COMPLETED"}
 
 
+def test_accounting_of_a_fake_sacct_says_nothing_about_an_array(fakes: Fakes, run_dir: Path) -> None:
+    """Accounting has the state of the jobs that the job which finished the sweep has cancelled. The exit code is not visible here yet."""
+    append(run_dir, job="12", is_array=True, state="RUNNING")
+    fakes.answer("squeue", out="12_0|12|COMPLETED|n1|n1|None|\n12_1|12|CANCELLED|n1|n1|None|\n")
+    fakes.answer("sacct", out="12|CANCELLED by 1001\n")
+    assert status(run_dir) == {"12": "RUNNING"}
+    (run_dir / "12.exit").write_text("0\n")
+    assert status(run_dir) == {"12": "COMPLETED"}
+
+
 def test_slurm_is_asked_at_most_six_questions_in_a_minute_for_64_jobs_with_fakes_of_squeue_sacct_scontrol_and_scancel(
     fakes: Fakes, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
