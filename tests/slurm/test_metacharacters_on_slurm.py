@@ -47,4 +47,5 @@ def test_so_do_texts_of_the_command_line(slurm: SlurmCluster, checkout: project.
     checkout.write(name, yaml.safe_dump(config_with(checkout.root, NASTY)))
     text = NASTY.replace("#", "")  # which begins a comment in what Snakemake takes for YAML
     words = run(slurm, checkout, "--configfile", name, "--config", f"state_dir={text}")
-    assert words.count(f"{text}/.config/s.yaml") == 2, "of the sweep and its confirmation"
+    for rule in ("run_sweep", "confirm"):
+        assert words.count(f"{checkout.root}/{text}/.jobs/rule_{rule}_wildcards_s/config.yaml") == 1, "each job has its own copy of the config"
