@@ -45,7 +45,8 @@ def test_its_jobs_and_those_of_the_outer_workflow_reach_slurm_and_a_failure_is_t
     project.write("ideas", "")
     run = project.cluster.run(command, cwd=project.folder)
     assert (project.folder / "paper.txt").read_text().startswith("node")
-    jobs = project.cluster.run(["squeue", "--noheader", "--states=all", "--format=%k"]).stdout.splitlines()
+    comments = project.cluster.run(["squeue", "--noheader", "--states=all", "--format=%k"]).stdout.splitlines()
+    jobs = [comment.partition(" [")[0] for comment in comments]  # without the digests of what a job was submitted with
     place = f"in {project.folder}/tuning/state"
     assert [f"rule_{what} {place}" for what in ("tuning_run_sweep_wildcards_s", "tuning_run_sweep_wildcards_s", "paper")] == [
         job for job in sorted(jobs, reverse=True) if job.endswith(place)
