@@ -48,4 +48,6 @@ def test_so_do_texts_of_the_command_line(slurm: SlurmCluster, checkout: project.
     text = NASTY.replace("#", "")  # which begins a comment in what Snakemake takes for YAML
     words = run(slurm, checkout, "--configfile", name, "--config", f"state_dir={text}")
     for rule in ("run_sweep", "confirm"):
-        assert words.count(f"{checkout.root}/{text}/.jobs/rule_{rule}_wildcards_s/config.yaml") == 1, "each job has its own copy of the config"
+        assert words.count(f"{checkout.root}/{text}/.jobs/rule_{rule}_wildcards_s/config.yaml") == 1, (
+            "each job has its own copy of the config"
+        )
