@@ -106,7 +106,7 @@ class Events:
         self.parts = CallbackParts(
             faults=faults,
             running=running,
-            nodes=NodeWatch(self.record, (NodeSize("n1", 1, 0),), list_nodes=list),
+            nodes=NodeWatch(self.record, (NodeSize("n1", 1, 0),)),
             gpu_share=share,
             retries=RetryPolicy(self.record, faults, running, share, max_failures=max_failures, has_engines=False),
             retention=Retention(self.record, folder / "tune", metric="score", mode="max", keep_checkpoints=keep_checkpoints),

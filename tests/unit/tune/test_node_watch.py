@@ -5,11 +5,26 @@ from pathlib import Path
 import pytest
 
 from raysweep.common.machine import NodeSize
-from raysweep.tune.node_watch import LOOK_INTERVAL_S, LiveNode, NodeWatch
+from raysweep.tune.node_watch import LOOK_INTERVAL_S, LiveNode, NodeWatch, OtherJobs, RayNodes
 from records import new_record
 from tune_parts import Clock
 
 N1, N2 = NodeSize("n1", 4, 0), NodeSize("n2", 4, 1)
+
+
+class MadeUpNodes(RayNodes):
+    """The nodes of a list, which a test changes."""
+
+    def __init__(self, nodes: list[LiveNode]) -> None:
+        self.nodes, self.num_looks = nodes, 0
+        self.drained: list[str] = []
+
+    def live(self) -> list[LiveNode]:
+        self.num_looks += 1
+        return self.nodes
+
+    def drain(self, node: LiveNode) -> None:
+        self.drained.append(node.id)
 
 
 def node(number: int, name: str = "", **facts: object) -> LiveNode:
@@ -19,7 +34,7 @@ def node(number: int, name: str = "", **facts: object) -> LiveNode:
 def test_nodes_that_join_and_are_lost_are_recorded(tmp_path: Path) -> None:
     live, clock = [node(1), node(2)], Clock()
     record = new_record(tmp_path)
-    watch = NodeWatch(record, (N1, N2), list_nodes=lambda: live, clock=clock)
+    watch = NodeWatch(record, (N1, N2), ray_nodes=MadeUpNodes(live), clock=clock)
     watch.look()
     assert record.sweep.nodes == []
     live[1] = node(3)
@@ -34,7 +49,7 @@ def test_nodes_that_join_and_are_lost_are_recorded(tmp_path: Path) -> None:
 
 def test_a_node_that_joined_since_the_last_look_has_a_name(tmp_path: Path) -> None:
     live = [node(1)]
-    watch = NodeWatch(new_record(tmp_path), (N1, N2), list_nodes=lambda: live, clock=Clock())
+    watch = NodeWatch(new_record(tmp_path), (N1, N2), ray_nodes=MadeUpNodes(live), clock=Clock())
     watch.look()
     live.append(node(2))
     assert watch.name_of("10.0.0.2") == "n2"
@@ -42,17 +57,17 @@ def test_a_node_that_joined_since_the_last_look_has_a_name(tmp_path: Path) -> No
 
 
 def test_a_single_node_is_not_watched(tmp_path: Path) -> None:
-    looks: list[int] = []
-    watch = NodeWatch(new_record(tmp_path), (N1,), list_nodes=lambda: looks.append(1) or [], clock=Clock())  # type: ignore[func-returns-value]
+    ray_nodes = MadeUpNodes([])
+    watch = NodeWatch(new_record(tmp_path), (N1,), ray_nodes=ray_nodes, clock=Clock())
     watch.look()
     assert watch.name_of("10.0.0.9") == "n1"
-    assert looks == []
+    assert ray_nodes.num_looks == 0
 
 
 def test_nodes_of_other_jobs_count_from_their_first_look_to_their_loss(tmp_path: Path) -> None:
     live, clock = [node(1, job="7"), node(2, job="8"), node(3, name="n2", job="9")], Clock()
     record = new_record(tmp_path)
-    watch = NodeWatch(record, (N1,), "7", list_nodes=lambda: live, clock=clock)
+    watch = NodeWatch(record, (N1,), OtherJobs("7", 0), ray_nodes=MadeUpNodes(live), clock=clock)
     assert watch.sizes() == (N1,)
     watch.look()
     assert [(event.node, event.state, event.job, event.cpus, event.gpus) for event in record.sweep.nodes] == [
@@ -69,15 +84,14 @@ def test_nodes_of_other_jobs_count_from_their_first_look_to_their_loss(tmp_path:
 
 @pytest.mark.parametrize("seconds_left", [61, 59])
 def test_a_node_whose_job_is_nearly_over_gets_no_more_trials_and_gives_its_trials_away(tmp_path: Path, seconds_left: int) -> None:
-    clock, drained = Clock(), []
+    clock = Clock()
     live = [node(1, job="7", ends=clock.now_s), node(2, job="8", ends=clock.now_s + seconds_left)]
-    watch = NodeWatch(
-        new_record(tmp_path), (N1,), "7", 60, list_nodes=lambda: live, clock=clock, drain=lambda id_, ends: drained.append((id_, ends))
-    )
+    ray_nodes = MadeUpNodes(live)
+    watch = NodeWatch(new_record(tmp_path), (N1,), OtherJobs("7", 60), ray_nodes, clock)
     watch.seen_at_s["id2"] = clock.now_s - 3600
     watch.look()
     is_near = seconds_left < 60
-    assert drained == ([("id2", live[1].ends)] if is_near else []), "the session's own job has a deadline of its own"
+    assert ray_nodes.drained == (["id2"] if is_near else []), "the session's own job has a deadline of its own"
     assert watch.is_leaving("10.0.0.2") is is_near
     assert not watch.is_leaving("10.0.0.1")
     assert [size.name for size in watch.sizes()] == (["n1"] if is_near else ["n1", "n2"])
@@ -90,12 +104,11 @@ def test_a_node_whose_job_is_nearly_over_gets_no_more_trials_and_gives_its_trial
 
 
 def test_a_job_with_less_time_than_the_margin_gets_trials_for_half_of_its_time(tmp_path: Path) -> None:
-    clock, drained = Clock(), []
+    clock = Clock()
     live = [node(2, job="8", ends=clock.now_s + 40)]
-    watch = NodeWatch(
-        new_record(tmp_path), (N1,), "7", 60, list_nodes=lambda: live, clock=clock, drain=lambda id_, ends: drained.append(id_)
-    )
+    ray_nodes = MadeUpNodes(live)
+    watch = NodeWatch(new_record(tmp_path), (N1,), OtherJobs("7", 60), ray_nodes, clock)
     for second in range(0, 40, 5):
         watch.look()
-        assert bool(drained) is (second > 20)
+        assert bool(ray_nodes.drained) is (second > 20)
         clock.now_s += LOOK_INTERVAL_S

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,14 +115,6 @@ def flush_path(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def age_s(path: Path) -> float:
-    """Return the seconds since the last change of a file. The age is infinite where the file does not exist."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return math.inf
 
 
 def replace_directory(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from raysweep.common.gpus import usable_gpus
 from raysweep.common.machine import NodeSize, usable_cpus
 from raysweep.config.model import AllocationConfig, SweepConfig
 from raysweep.slurm.commands import SLURM_DEADLINE_S, field_of, hostnames, node_addresses, on_each_node, restarts_in, scontrol
+from raysweep.slurm.queries import is_headless
 
 # Maps each field of SlurmVariables to the name of an environment variable.
 VARIABLES = {
@@ -280,27 +281,21 @@ class SlurmJob:
     def is_over(self) -> bool:
         """Return whether the job has ended or was started again since this object was created. Return False where Slurm does not answer.
 
-        A job id that Slurm does not know counts as ended, because Slurm forgets old jobs. A job of another cluster counts as alive, because the Slurm of
-        this cluster does not know that job and may use the job id for another job.
+        A job that has lost its first node counts as ended, although Slurm lets it run, because the script of the job ran on this node. A job id that Slurm
+        does not know counts as ended, because Slurm forgets old jobs. A job of another cluster counts as alive, because the Slurm of this cluster does not
+        know that job and may use the job id for another job.
         """
         try:
             if self.cluster is not None and self.cluster != _cluster():
                 return False
             job = scontrol("show", "job", self.id)
-            is_over = restarts_in(job) > self.restarts or field_of(job, "JobState") not in ALIVE_STATES or _is_headless(job)
+            state, first, nodes = (field_of(job, name) for name in ("JobState", "BatchHost", "NodeList"))
+            is_lost = state == "RUNNING" and is_headless(first, nodes)
+            is_over = restarts_in(job) > self.restarts or state not in ALIVE_STATES or is_lost
         except WorldError as error:
             # Slurm says that a job of a job array was not found while other jobs of the array are known.
             return "Invalid job id" in str(error) or "not found" in str(error)
         return is_over
-
-
-def _is_headless(job: str) -> bool:
-    """Return whether a job has lost its first node, on which the script of the job ran.
-
-    With the option --no-kill, Slurm does not end such a job. `job` is the output of `scontrol show job`.
-    """
-    first, nodes = field_of(job, "BatchHost"), field_of(job, "NodeList")
-    return bool(first) and nodes not in ("", "(null)", first) and first not in hostnames(nodes)
 
 
 def _cluster() -> str | None:

@@ -60,10 +60,10 @@ def without(words: list[str], *options: str) -> list[str]:
 def state_of_file(path: str) -> tuple[str, int, int] | tuple[str]:
     """Return the path, size and modification time of an input. A missing input has only a path."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return (path,)
-    return path, found.st_size, found.st_mtime_ns
+    return path, status.st_size, status.st_mtime_ns
 
 
 def digests_of(planned: PlannedJob, arguments: list[str], script: str) -> dict[str, str]:

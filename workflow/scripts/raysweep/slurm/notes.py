@@ -6,6 +6,8 @@ A file of notes in the folder of the run records the submitted jobs and their st
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +96,14 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def age_s(path: Path) -> float:
+    """Return the seconds since the last change of a file. The age is infinite where the file does not exist."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def read_notes(run_dir: Path) -> Notes:

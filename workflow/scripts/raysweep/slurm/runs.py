@@ -90,8 +90,11 @@ class Run:
 
         A job that failed on this machine needs no such line, because the job has written its error to the terminal.
         """
-        found = notes.read_notes(self.begin())
-        latest: dict[str, JobNote | RefusalNote] = {**found.refusals, **{note.what: note for note in found.jobs.values() if note.what}}
+        run_notes = notes.read_notes(self.begin())
+        latest: dict[str, JobNote | RefusalNote] = {
+            **run_notes.refusals,
+            **{note.what: note for note in run_notes.jobs.values() if note.what},
+        }
         snakemake_log = "".join(Path(path).read_text(errors="replace") for path in snakemake_logs)
         lines = {f"Error: {explanation(job, latest.get(job.comment), snakemake_log, self.last_error(job.log))}.\n" for job in jobs}
         atexit.register(sys.stderr.write, "".join(sorted(lines - self.printed_lines)))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from raysweep.slurm.notes import INTERVAL, JobNote, Notes, Observation, append, read_notes, text_of
+from raysweep.slurm.notes import INTERVAL, JobNote, Notes, Observation, age_s, append, read_notes, text_of
 from raysweep.slurm.queries import ask, columns, is_headless, queued_jobs
 
 ASKED = "asked"  # empty file, which the program touches when squeue has answered
@@ -49,12 +49,12 @@ def listed_jobs(jobs: Collection[str]) -> dict[str, Observation] | None:
     queued = queued_jobs("--states=all")
     if queued is None:
         return None
-    found: dict[str, list[Observation]] = {}
+    observations: dict[str, list[Observation]] = {}
     for one in queued:
         if one.array in jobs:
             is_lost = one.state == "RUNNING" and is_headless(one.first, one.nodes)
-            found.setdefault(one.array, []).append(start_again(one.job) if is_lost else Observation(one.state, one.reason))
-    return {job: observation for job, observations in found.items() if (observation := combined(observations)) is not None}
+            observations.setdefault(one.array, []).append(start_again(one.job) if is_lost else Observation(one.state, one.reason))
+    return {job: observation for job, of_job in observations.items() if (observation := combined(of_job)) is not None}
 
 
 def combined(observations: list[Observation]) -> Observation | None:
@@ -87,7 +87,7 @@ def accounted_states(jobs: list[str]) -> dict[str, str]:
 
 
 def exit_file(note: JobNote) -> Path:
-    """Return the path of the file into which the script of a job writes the exit code of the job (see `ending`)."""
+    """Return the path of the file into which the script of a job writes the exit code of the job (see submission.py)."""
     return Path(note.folder, f"{note.job}.exit")
 
 
@@ -122,14 +122,6 @@ def cancel_hopeless(run_dir: Path, notes: Notes, listed: dict[str, Observation])
             append(run_dir, job=job, hopeless=now.state if now.state in HELD else now.reason)
             hopeless.append(job)
     return bool(hopeless) and ask("scancel", "--state=PENDING", *hopeless) is not None
-
-
-def age_s(path: Path) -> float:
-    """Return the seconds since the last change of a file. The age is infinite where the file does not exist."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return math.inf
 
 
 def must_ask(run_dir: Path, failed: list[JobNote]) -> bool:

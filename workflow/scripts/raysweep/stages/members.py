@@ -36,11 +36,12 @@ from raysweep.cluster.lock import DRIVER_LOCK, LOCK, GateAddress, Lock, LockHeld
 from raysweep.cluster.private_folder import base_for_ray, private_folder
 from raysweep.cluster.run_secrets import seal_secrets
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
-from raysweep.common.files import age_s, written_aside
+from raysweep.common.files import written_aside
 from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
 from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, forget_job_options, local_dir_of_job
 from raysweep.slurm.commands import cancel_waiting
+from raysweep.slurm.notes import age_s
 from raysweep.stages.stage import Stage
 from raysweep.stages.sweep import finish_sweep
 
@@ -91,6 +92,7 @@ class Join:
     last_life_at_s: float  # time (`time.monotonic()`) of the leader's last sign of life
     is_up: bool = False  # whether the agents of this job were told to start Ray
     is_doubted: bool = False  # whether the connection to the leader was lost
+    last_look_at_s: float = -math.inf  # time (`time.monotonic()`) of the last look at the files of the shared file system
 
 
 class Member:
@@ -333,12 +335,17 @@ class Member:
 
     def is_over(self, joined: Join) -> bool:
         """Return whether this job is no longer a part of the leader's Ray cluster, because the leader, the sweep or the time of this job is over."""
-        if self.end_of_sweep() is not None or self.deadline.is_here() or self.is_idle():
+        if self.deadline.is_here() or self.is_idle():
+            return True
+        is_silent = time.monotonic() > joined.last_life_at_s + SILENT_TICKS * TICK_S
+        if not (joined.is_doubted or is_silent) and time.monotonic() < joined.last_look_at_s + TICK_S:
+            return False  # many jobs that look often would keep the file system busy
+        joined.last_look_at_s = time.monotonic()
+        if self.end_of_sweep() is not None:
             return True
         holder = LockHolder.read(self.stage.state_dir / LOCK)
         if holder is None or holder.token != joined.holder.token:
             return True
-        is_silent = time.monotonic() > joined.last_life_at_s + SILENT_TICKS * TICK_S
         if (joined.is_doubted or is_silent) and self.may_ask() and joined.holder.is_dead():
             self.dead.add(joined.holder.token)
             self.dead_jobs.add(joined.holder.job)

@@ -40,27 +40,42 @@ def live_nodes() -> list[LiveNode]:
     return nodes
 
 
+class RayNodes:
+    """Asks the Ray cluster of this process for its nodes."""
+
+    def live(self) -> list[LiveNode]:
+        return live_nodes()
+
+    def drain(self, node: LiveNode) -> None:
+        """Let no trial begin on a node any more."""
+        drain_node(node.id, node.ends)
+
+
+@dataclass(frozen=True)
+class OtherJobs:
+    """Says that the nodes of other Slurm jobs than the session's own job can join."""
+
+    own_job: str  # id of the session's own job
+    margin_s: float  # time in seconds before the end of a job at which the nodes of the job get no more trials
+
+
 class NodeWatch:
     """Keeps the nodes that are alive now, and the names of all nodes that were alive at some time.
 
     `nodes` are the nodes with which the session began. If this is the only node, and no other job can join, the driver runs on that node, and nothing is
-    watched. `own_job` is the id of the session's Slurm job where nodes of other jobs can join. `margin_s` is the time before the end of such a job at which
-    the node of the job gets no more trials.
+    watched. `other_jobs` is None where no other job can join.
     """
 
     def __init__(
         self,
         record: Record,
         nodes: tuple[NodeSize, ...],
-        own_job: str | None = None,
-        margin_s: float = 0.0,
-        list_nodes: Callable[[], list[LiveNode]] = live_nodes,
+        other_jobs: OtherJobs | None = None,
+        ray_nodes: RayNodes | None = None,
         clock: Callable[[], float] = time.time,
-        drain: Callable[[str, float], None] = drain_node,
     ) -> None:
-        self.record, self.nodes, self.own_job, self.margin_s = record, nodes, own_job, margin_s
-        self.list_nodes, self.clock, self.drain = list_nodes, clock, drain
-        self.only_node = nodes[0].name if len(nodes) == 1 and own_job is None else None
+        self.record, self.nodes, self.other_jobs, self.ray_nodes, self.clock = record, nodes, other_jobs, ray_nodes or RayNodes(), clock
+        self.only_node = nodes[0].name if len(nodes) == 1 and other_jobs is None else None
         self.live: dict[str, LiveNode] = {}  # Ray's id → node that is alive now
         self.names: dict[str, str] = {}  # address → name of each node that was alive at some time
         self.seen_at_s: dict[str, float] = {}  # Ray's id of a node → time at which this object first saw the node
@@ -72,31 +87,38 @@ class NodeWatch:
         now_s = self.clock()
         if self.only_node is not None or 0 <= now_s - self.last_look_at_s < LOOK_INTERVAL_S:
             return
-        now = {node.id: node for node in self.list_nodes()}
+        now = {node.id: node for node in self.ray_nodes.live()}
         if self.last_look_at_s == -math.inf:  # the event `session` contains the nodes with which the session began
-            self.live = {id_: node for id_, node in now.items() if node.job == self.own_job}
+            own_job = self.other_jobs and self.other_jobs.own_job
+            self.live = {id_: node for id_, node in now.items() if node.job == own_job}
         for state, changed in (("lost", self.live.keys() - now.keys()), ("joined", now.keys() - self.live.keys())):
             for id_ in sorted(changed):
                 self._write((self.live | now)[id_], state)
         self.live, self.last_look_at_s = now, now_s
         self.names |= {node.address: node.size.name for node in now.values()}
-        for node in now.values():
+        if self.other_jobs is not None:
+            self._drain_leaving(self.other_jobs, now_s)
+
+    def _drain_leaving(self, other_jobs: OtherJobs, now_s: float) -> None:
+        """Let no trial begin any more on the nodes of other jobs whose time is nearly over."""
+        for node in self.live.values():
             # As in Deadline, a job that has less time than twice the margin gets trials for the first half of its time.
             left_s = node.ends - self.seen_at_s.setdefault(node.id, now_s)
-            if node.job != self.own_job and now_s > node.ends - min(self.margin_s, left_s / 2) and node.id not in self.leaving:
+            is_near = now_s > node.ends - min(other_jobs.margin_s, left_s / 2)
+            if node.job != other_jobs.own_job and is_near and node.id not in self.leaving:
                 self.leaving.add(node.id)
-                self.drain(node.id, node.ends)
+                self.ray_nodes.drain(node)
                 logger.info("The time of job %s is nearly over: no trial begins on %s any more.", node.job, node.size.name)
 
     def _write(self, node: LiveNode, state: str) -> None:
-        facts = {} if self.own_job is None else {"cpus": node.size.cpus, "gpus": node.size.gpus, "job": node.job}
+        facts = {} if self.other_jobs is None else {"cpus": node.size.cpus, "gpus": node.size.gpus, "job": node.job}
         self.record.write("node", node=node.size.name, state=state, **facts)
-        if self.own_job is not None:
+        if self.other_jobs is not None:
             logger.info("%s of job %s %s.", node.size.name, node.job, "has joined" if state == "joined" else "is gone")
 
     def sizes(self) -> tuple[NodeSize, ...]:
         """Return the sizes of the nodes on which trials can begin. Where no other job can join, these are the nodes with which the session began."""
-        if self.own_job is None or not self.live:
+        if self.other_jobs is None or not self.live:
             return self.nodes
         return tuple(node.size for id_, node in self.live.items() if id_ not in self.leaving)
 
@@ -110,5 +132,5 @@ class NodeWatch:
         if self.only_node is not None:
             return self.only_node
         if address not in self.names:
-            self.names |= {node.address: node.size.name for node in self.list_nodes()}
+            self.names |= {node.address: node.size.name for node in self.ray_nodes.live()}
         return self.names.get(address, address)

@@ -28,7 +28,7 @@ from raysweep.tune import trial
 from raysweep.tune.faults import FirstFault, full_disk_in
 from raysweep.tune.gpu_share import GpuShare
 from raysweep.tune.hung_trials import RunningTrials
-from raysweep.tune.node_watch import NodeWatch
+from raysweep.tune.node_watch import NodeWatch, OtherJobs
 from raysweep.tune.population import HandOvers, Replay
 from raysweep.tune.private import unnamed_callbacks
 from raysweep.tune.record_callback import CallbackParts, RecordCallback
@@ -71,9 +71,9 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
-    own_job = job.slurm_job.id if session.has_several_jobs and job.slurm_job else None
-    nodes = NodeWatch(record, session.nodes, own_job, sweep.allocation.walltime_margin_s)
-    if fusion and own_job is not None:
+    other_jobs = OtherJobs(job.slurm_job.id, sweep.allocation.walltime_margin_s) if session.has_several_jobs and job.slurm_job else None
+    nodes = NodeWatch(record, session.nodes, other_jobs)
+    if fusion and other_jobs is not None:
         fusion.follow(nodes.sizes, lambda: job.total - sum(trial.finished for trial in record.sweep.trials.values()), nodes.is_leaving)
     limits = TrialLimits(
         sweep.compared_metrics if session.is_search else (sweep.metric,), job.max_epochs, session.stop, job.deadline, sweep.mode
