@@ -108,6 +108,7 @@ def run_agent(input_stream: IO[str], output_stream: IO[str]) -> None:
         for line in input_stream:
             if isinstance(start := read_launcher_message(line), Start):
                 Agent(start, input_stream, output_stream).run()
+                return
 
 
 class Agent:
@@ -133,22 +134,22 @@ class Agent:
     def run(self) -> None:
         """Start Ray, and let Ray run until KeyboardInterrupt is raised. Where this node fails, the agent sends the reason to the launcher."""
         threading.Thread(target=self.receive, daemon=True).start()
-        with self.reported_faults():
-            base = base_for_ray(self.local_dir)
-            for each in {self.local_dir, base}:
-                check_space(each)
-            with private_folder(self.local_dir) as folder:
-                environment = None
-                while True:
-                    with contextlib.suppress(RayIsOver), self.reported_faults():
-                        if not self.start.token:
-                            self.start = self.start.with_secrets(self.receive_secrets())
-                        environment = environment or self.prepare_environment(folder)
-                        self.run_ray_in(base, environment)
-                    self.events = queue.Queue()
-                    self.is_ray_over.clear()
-                    self.send(RayEnded(self.node.name))
-                    self.start = self.next_start()
+        # Where not even the private folder can be made, this process ends as soon as the launcher asks the agents to end Ray.
+        with contextlib.suppress(RayIsOver), self.reported_faults(), private_folder(self.local_dir) as folder:
+            environment = None
+            while True:
+                with contextlib.suppress(RayIsOver), self.reported_faults():
+                    base = base_for_ray(self.local_dir)
+                    for each in {self.local_dir, base}:
+                        check_space(each)
+                    if not self.start.token:
+                        self.start = self.start.with_secrets(self.receive_secrets())
+                    environment = environment or self.prepare_environment(folder)
+                    self.run_ray_in(base, environment)
+                self.events = queue.Queue()
+                self.is_ray_over.clear()
+                self.send(RayEnded(self.node.name))
+                self.start = self.next_start()
 
     def next_start(self) -> Start:
         """Return the next message Start. A further EndRay is answered at once, because no Ray runs."""
