@@ -335,7 +335,7 @@ def test_it_follows_the_sweep_from_one_leader_to_the_next(tmp_path: Path) -> Non
                 "session", sweep=header(), host="node-2", pid=1, nodes=[{"name": "node-2", "cpus": 2, "gpus": 0}], slurm_job="8123_1"
             )
         terminal.read_until("lenet: running")
-        assert "8123_1 RUNNING node-2 leads" in terminal.plain
+        terminal.read_until("8123_1 RUNNING node-2 leads")  # a frame can come in two reads
         with Record(path) as record:
             record.write("session_end", outcome="complete")
         terminal.read_until(None)
