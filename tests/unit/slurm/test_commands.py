@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
-from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra, slurm_extra_of_sweep
+from fake_slurm import Fakes
+from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra, slurm_extra_of_sweep, start_elsewhere
 from typed import sweep_config
 
 
@@ -29,6 +31,25 @@ def test_the_job_of_a_sweep_may_start_with_less_time() -> None:
     words = slurm_extra_of_sweep(allocation)
     assert words == "--ntasks-per-node=1 --no-kill --time-min=10 --requeue"
     validate_slurm_extra(SimpleNamespace(resources=SimpleNamespace(slurm_extra=words)))
+
+
+def test_only_of_several_jobs_each_hears_of_its_early_end() -> None:
+    """Snakemake, which runs a single job, would end at the signal."""
+    assert "--signal" not in slurm_extra_of_sweep(sweep_config().allocation)
+    words = slurm_extra_of_sweep(sweep_config(allocation={"jobs": 2}).allocation)
+    assert words.endswith(" --signal=B:SIGUSR1@10")
+    validate_slurm_extra(SimpleNamespace(resources=SimpleNamespace(slurm_extra=words)))
+
+
+@pytest.mark.parametrize(("before", "excluded"), [("(null)", "n2,n3"), ("n[7-8]", "n[7-8],n2,n3")])
+def test_a_job_starts_again_without_its_nodes_as_a_fake_scontrol_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, excluded: str
+) -> None:
+    fakes = Fakes(tmp_path / "fakes")
+    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
+    fakes.answer("scontrol", f"JobId=13 ExcNodeList={before} Requeue=1\n")
+    start_elsewhere("12_1", ["n2", "n3"])
+    assert fakes.calls("scontrol") == ["show job 12_1", "requeue 12_1", f"update JobId=12_1 ExcNodeList={excluded}"]
 
 
 @pytest.mark.parametrize(

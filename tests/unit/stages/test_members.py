@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raysweep.cluster.channel import AgentAlive, AgentMessage, EndRay, HeadAddress, NodeFailed, RayEnded, Start, WorkerUp
+from raysweep.cluster.early_ends import EarlyEnd
 from raysweep.cluster.job import CheckJob
 from raysweep.cluster.launcher import Crew
 from raysweep.cluster.lock import DRIVER_LOCK, GateAddress, Lock, LockHolder
@@ -57,6 +58,7 @@ Make = Callable[..., Member]
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a member of the job array 12. `allocation` is the part `allocation` of the sweep's config, and `facts` are those of the job."""
     monkeypatch.setattr(members, "cancel_waiting", lambda array: (tmp_path / "cancelled").write_text(array))
+    monkeypatch.setattr(members, "start_elsewhere", lambda job, names: (tmp_path / "elsewhere").write_text(f"{job}: {names}"))
 
     def make(allocation: dict[str, Any] | None = None, **facts: Any) -> Member:
         sweep = sweep_config(trainable="user.py:train", allocation={"jobs": 4, **(allocation or {})}, num_samples=NUM_SAMPLES)
@@ -220,6 +222,44 @@ def test_a_job_whose_ray_fails_again_and_again_leaves(make: Make, tmp_path: Path
     assert member.run() == LEFT
 
 
+@pytest.mark.parametrize("end", ["agents gone", "failures"])
+@pytest.mark.parametrize(
+    ("messages", "restarts", "excluded"),
+    [
+        ([], 0, ["n2", "n3"]),
+        ([NodeFailed("n3", "no room")], 0, ["n3"]),
+        ([NodeFailed("n3", "no room")], members.MAX_ELSEWHERE - 1, ["n3"]),
+        ([NodeFailed("n3", "no room")], members.MAX_ELSEWHERE, None),
+        ([AgentAlive("n2", has_trial=True), NodeFailed("n2", "the cable is cut")], 0, None),
+    ],
+)
+def test_a_job_that_fails_before_any_trial_ran_starts_again_on_other_nodes(
+    make: Make, tmp_path: Path, end: str, messages: list[AgentMessage], restarts: int, excluded: list[str] | None
+) -> None:
+    member = make(restarts=restarts)
+    agents: Any = member.agents
+    for message in messages:
+        agents.messages.put(message)
+    member.has_failed()
+    if end == "failures":
+        member.num_failures = members.MAX_FAILURES
+        assert member.run() == LEFT
+    else:
+        agents.has_ended_output.set()
+        with leader(tmp_path), pytest.raises(WorldError, match="went away"):
+            member.run()
+    file = tmp_path / "elsewhere"
+    assert (file.read_text() if file.exists() else None) == (excluded and f"12_1: {excluded}")
+
+
+def test_a_job_that_has_led_the_sweep_does_not_look_for_other_nodes(make: Make, tmp_path: Path) -> None:
+    member = make()
+    with Record(member.stage.path_to_record) as record:
+        record.write("session", sweep={}, host="h", pid=1, nodes=[], slurm_job="12_1")
+    member.start_elsewhere()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_the_jobs_that_wait(make: Make, tmp_path: Path) -> None:
     member = make({"idle": 5})
     with Record(member.stage.path_to_record) as record:
@@ -267,6 +307,22 @@ def test_a_job_whose_time_is_nearly_over_starts_again_as_often_as_the_config_say
     member = make({"resubmit": resubmit, "walltime_margin": 5}, started=now - 3600, ends=now + 299, restarts=restarts)
     assert member.run() == LEFT
     assert bool(requeued) is is_started_again
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_job_that_slurm_ends_early_tells_the_leader_and_begins_nothing_more(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_early: bool
+) -> None:
+    told: list[tuple[str, EarlyEnd]] = []
+    monkeypatch.setattr(members, "tell", lambda holder, early_end: told.append((holder.job.id, early_end)))
+    now = time.time()
+    member = make(started=now - 60, ends=now + 3600)
+    monkeypatch.setattr(Allocation, "present_end", lambda allocation: now + (100 if is_early else 3600))
+    with leader(tmp_path):
+        member.note_early_end()
+    assert told == ([("12_0", EarlyEnd("12_1", now + 3600, now + 100))] if is_early else [])
+    assert member.deadline.is_near() is is_early
+    assert not member.deadline.is_here(), "trials have half of the time until their next checkpoint"
 
 
 def test_the_job_with_the_most_time_left_takes_the_lock_first(make: Make) -> None:

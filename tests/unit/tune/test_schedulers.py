@@ -8,6 +8,7 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from raysweep.config.space import parse_space
+from raysweep.slurm.allocation import Deadline
 from raysweep.tune.population import PBT, HandOvers
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
 from records import new_record
@@ -36,7 +37,7 @@ def test_each_name_gives_its_scheduler(tmp_path: Path, options: dict[str, Any], 
 def test_when_time_is_nearly_up_no_trial_that_waits_continues(is_over: bool) -> None:
     controller = SimpleNamespace(get_live_trials=lambda: {second, first})
     first, second = WaitingTrial("00000"), WaitingTrial("00001")
-    shielded = ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(), is_over=lambda: is_over)
+    shielded = ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(Deadline(near=0) if is_over else Deadline()))
     assert shielded.choose_trial_to_run(controller) is (None if is_over else first)
 
 

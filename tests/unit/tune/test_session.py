@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from raysweep.common.errors import START_AGAIN, RaysweepError, WorldError
 from raysweep.common.machine import NodeSize
 from raysweep.record.events import SessionHeader
 from raysweep.record.file import Record
-from raysweep.slurm.allocation import Deadline, SlurmJob
+from raysweep.slurm.allocation import SlurmJob
 from raysweep.tune.population import HandOvers
 from raysweep.tune.samplers import ListSampler
 from raysweep.tune.schedulers import ShieldedScheduler, make_scheduler
@@ -62,7 +61,7 @@ def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Pa
     slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False, whole_batches=False))
     fused = session(tmp_path, Fusion(slots, 1.0))
     scheduler = make_scheduler(fused.sweep, fused.record, {}, HandOvers())
-    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial(), is_over=fused.is_over)))
+    assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial())))
 
 
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:
@@ -81,16 +80,13 @@ def opened(
     *,
     epochs: tuple[int, ...] = (),
     max_epochs: int = 2,
-    is_near: bool = False,
     resubmit: int = 0,
     gpu: float | str = 0,
     **given: Any,
 ) -> Session:
     """Return a session on a record whose trials have come to these epochs, of `max_epochs`."""
     sweep = sweep_config(trainable="user.py:train", max_epochs=max_epochs, allocation={"resubmit": resubmit}, trial_resources={"gpu": gpu})
-    now = time.time()
-    deadline = Deadline.of(now - 1000, now + 10, 60) if is_near else Deadline()
-    job = search_job(folder, sweep, total=2, slurm_job=SLURM, deadline=deadline, **given)
+    job = search_job(folder, sweep, total=2, slurm_job=SLURM, **given)
     if not (folder / "record.jsonl").exists():
         with new_record(folder) as record:
             for number, last in enumerate(epochs):
@@ -135,7 +131,7 @@ def test_a_session_is_complete_when_the_best_value_no_longer_becomes_better(tmp_
             report(record, f"{number:05d}", 2, score)
     job = search_job(tmp_path, sweep, total=50, header=SessionHeader(metric="score"))
     session = open_session(job, (NodeSize("n", 8, 2),), Record(tmp_path / "record.jsonl"))
-    end_session(session)
+    end_session(session, is_time_over=False)
     assert outcomes(session)[-1] == "complete"
 
 
@@ -146,7 +142,7 @@ def test_a_session_is_complete_when_the_gpu_hours_are_used_up(tmp_path: Path) ->
         sweep = sweep_config(trainable="user.py:train", max_gpu_hours=gpu_hours, allocation={"gpus_per_node": 2})
         session = open_session(search_job(folder, sweep, total=50), (NodeSize("n", 8, 2),), Record(folder / "record.jsonl"))
         with nullcontext() if outcome == "complete" else pytest.raises(RaysweepError, match="1 of 50 trials done"):
-            end_session(session)
+            end_session(session, is_time_over=False)
         assert outcomes(session)[-1] == outcome
 
 
@@ -183,7 +179,7 @@ def test_the_first_resources_follow_from_what_was_measured(tmp_path: Path) -> No
 
 def test_a_session_that_leaves_nothing_is_complete(tmp_path: Path) -> None:
     session = opened(tmp_path, epochs=(2, 2))
-    end_session(session)
+    end_session(session, is_time_over=False)
     assert outcomes(session)[-1] == "complete"
     assert not session.scratch.exists()
 
@@ -191,21 +187,21 @@ def test_a_session_that_leaves_nothing_is_complete(tmp_path: Path) -> None:
 def test_a_session_that_leaves_trials_is_resumable(tmp_path: Path) -> None:
     session = opened(tmp_path, epochs=(2, 1))
     with pytest.raises(RaysweepError, match=r"s: incomplete, resumable: 1 of 2 trials done. Run the same command again"):
-        end_session(session)
+        end_session(session, is_time_over=False)
     assert outcomes(session)[-1] == "incomplete"
 
 
 def test_a_job_whose_time_is_nearly_up_is_started_again_as_often_as_the_config_says(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
-            end_session(opened(tmp_path, epochs=(2, 1), is_near=True, resubmit=2))
+            end_session(opened(tmp_path, epochs=(2, 1), resubmit=2), is_time_over=True)
         assert ended.value.code == START_AGAIN
-    session = opened(tmp_path, is_near=True, resubmit=2)
+    session = opened(tmp_path, resubmit=2)
     with pytest.raises(WorldError, match=r"the time of job 7 is nearly up \(it was started again 2 times, as often as allocation.resubmit"):
-        end_session(session)
+        end_session(session, is_time_over=True)
     assert outcomes(session)[1:] == ["started again", "started again", "out of time"]
 
 
 def test_without_resubmit_a_line_names_it(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match=r"with allocation.resubmit it would go on by itself"):
-        end_session(opened(tmp_path, epochs=(2, 1), is_near=True))
+        end_session(opened(tmp_path, epochs=(2, 1)), is_time_over=True)

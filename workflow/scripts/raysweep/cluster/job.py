@@ -60,6 +60,11 @@ class SearchJob(TuneJob):
     """Describes a job that runs the remaining trials of a sweep."""
 
     purpose: Literal["search"] = "search"
+    early_ends: Path | None = None  # folder that names the jobs which Slurm ends early (early_ends.py); None where the sweep has one job
+
+    @property
+    def seen_folders(self) -> list[Path | None]:
+        return [*super().seen_folders, self.early_ends]
 
     @property
     def packs_gpus(self) -> bool:

@@ -165,6 +165,10 @@ class Allocation:
         name = next((name for name in hostnames(field_of(partition, "Nodes")) if name not in own), None)
         return None if name is None else Node(name, cpus=0, gpus=0, mem_mb=0, address=node_addresses(name)[name])
 
+    def present_end(self) -> float | None:
+        """Return the time at which Slurm will now end the job, or None where the job has no end. Raises WorldError where Slurm does not answer."""
+        return _seconds_since_epoch(field_of(scontrol("show", "job", str(self.job_id)), "EndTime"))
+
     def start_again(self) -> None:
         """Ask Slurm to end this job and to start the job again with the present job id. This method does not return, because Slurm ends this process.
 
@@ -225,6 +229,12 @@ class Deadline:
             return cls()
         margin_s = min(margin_s, (ends - started) / 2)
         return cls(ends - margin_s, ends - min(60, margin_s / 2))
+
+    @classmethod
+    def early(cls, ends: float) -> Deadline:
+        """Return the deadline of a job that Slurm will end early, at the time `ends`. No trial may begin any more."""
+        now_s = time.time()
+        return cls(now_s, ends - min(60, (ends - now_s) / 2))
 
     def is_near(self) -> bool:
         """Return whether the time `near` has passed, so that no trial may begin."""

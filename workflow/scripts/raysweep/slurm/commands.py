@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 
 from raysweep.common.durations import minutes
 from raysweep.common.errors import WorldError
 from raysweep.config.model import AllocationConfig
 
+EARLY_END_SIGNAL = signal.SIGUSR1  # signal that Slurm sends to a job of several that Slurm ends before the job's time limit
 SLURM_DEADLINE_S = 120  # time limit in seconds for an answer of Slurm; slurmctld may be slow or may restart
 
 
@@ -98,6 +101,21 @@ def cancel_waiting(array: str) -> None:
         subprocess.run(["scancel", "--state=PENDING", array], capture_output=True, timeout=SLURM_DEADLINE_S, check=False)
 
 
+def start_elsewhere(job: str, names: Iterable[str]) -> None:
+    """Ask Slurm to end the job `job` of this process, and to start the job again on other nodes than those with the names `names`.
+
+    Slurm excludes nodes only for a waiting job, and ends this process as soon as the job is told to wait. So one shell that ignores SIGTERM gives both
+    commands. Raises WorldError where Slurm refuses the restart.
+    """
+    excluded = field_of(scontrol("show", "job", job), "ExcNodeList")
+    before = [] if excluded in ("", "(null)") else [excluded]
+    script = 'trap "" TERM; scontrol requeue "$1" && scontrol update JobId="$1" ExcNodeList="$2"'
+    command = ["sh", "-c", script, "sh", job, ",".join([*before, *names])]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SLURM_DEADLINE_S, check=False)
+    if run.returncode:
+        raise WorldError(f"Slurm does not start job {job} again on other nodes: {' '.join(run.stderr.split())}")
+
+
 def ended_tasks(line: str) -> list[int]:
     """Return the numbers of the tasks that have failed according to a line of `srun`.
 
@@ -135,5 +153,10 @@ def slurm_extra(allocation: AllocationConfig, runtime: float | str, runtime_min:
 
 
 def slurm_extra_of_sweep(allocation: AllocationConfig) -> str:
-    """Return the options of `slurm_extra` for the job of a sweep."""
-    return slurm_extra(allocation, allocation.runtime, allocation.runtime_min)
+    """Return the options of `slurm_extra` for the job of a sweep.
+
+    Slurm also sends the signal shortly before the time limit, when each of several jobs has already left the sweep. A single job is run by Snakemake, which
+    has another meaning for this signal.
+    """
+    words = slurm_extra(allocation, allocation.runtime, allocation.runtime_min)
+    return words if allocation.jobs == 1 else f"{words} --signal=B:{EARLY_END_SIGNAL.name}@10"

@@ -115,6 +115,7 @@ def extended_script(call: Call, folder: Path) -> str:
 def array_script(call: Call, folder: Path) -> str:
     """Return the script of each job of a job array, which runs the command of the rule without Snakemake.
 
+    The command takes the place of the shell, because Slurm sends EARLY_END_SIGNAL only to the process of the script.
     The job that finishes the sweep writes the exit code of the sweep into the file that the scripts of other jobs write (see `extended_script`). The last
     options of the command replace options that Snakemake has written.
     """
@@ -122,7 +123,7 @@ def array_script(call: Call, folder: Path) -> str:
     options = f'--allocation slurm --end {shlex.quote(str(folder))}/"$SLURM_ARRAY_JOB_ID".exit'
     if call.planned.config is not None:
         options += f" --config {shlex.quote(str(folder / CONFIG))}"
-    return f"#!/bin/bash\n{call.planned.command} {options}\n"
+    return f"#!/bin/bash\nexec {call.planned.command} {options}\n"
 
 
 def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import queue
 import random
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +31,8 @@ from raysweep.cluster.channel import (
     Start,
     WorkerUp,
 )
-from raysweep.cluster.children import ended_by_signals
+from raysweep.cluster.children import ended_by_signals, uninterrupted
+from raysweep.cluster.early_ends import early_end_of, folder_beside, tell
 from raysweep.cluster.gate import Gate, Relay
 from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
 from raysweep.cluster.lock import DRIVER_LOCK, LOCK, GateAddress, Lock, LockHeld, LockHolder
@@ -40,7 +43,7 @@ from raysweep.common.files import written_aside
 from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
 from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, forget_job_options, local_dir_of_job
-from raysweep.slurm.commands import cancel_waiting
+from raysweep.slurm.commands import EARLY_END_SIGNAL, cancel_waiting, start_elsewhere
 from raysweep.slurm.notes import age_s
 from raysweep.stages.stage import Stage
 from raysweep.stages.sweep import finish_sweep
@@ -57,6 +60,7 @@ MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over tak
 MOST_PAUSE_S = 30.0  # longest time in seconds between two relays to the same leader
 OTHER_RUN_S = 30  # longest time in seconds that a job waits for the end of another run of the sweep
 DRIVER_END_S = 120  # longest time in seconds that a leader waits for the end of the last leader's driver. Slurm kills a job after 30 s
+MAX_ELSEWHERE = 3  # number of starts of a job after which the job is not started again on other nodes
 MAX_FAILURES = 3  # number of times that Ray may fail on the nodes of this job, while the leader is alive, before this job leaves
 
 
@@ -71,7 +75,12 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
     try:
         with ended_by_signals(), private_folder(base) as folder, (agents := Agents(allocation)):
             peer = allocation.neighbour() if len(allocation.nodes) == 1 else None
-            return Member(stage, path_to_config, path_to_end, Crew(allocation, agents, folder / "gate", peer)).run()
+            crew = Crew(allocation, agents, folder / "gate", peer)
+            folder_beside(crew.gate_path).mkdir()
+            member = Member(stage, path_to_config, path_to_end, crew)
+            # The work is done in a thread, because the main thread may be at any place, such as inside of a lock.
+            signal.signal(EARLY_END_SIGNAL, lambda *_: threading.Thread(target=member.note_early_end).start())
+            return member.run()
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"Slurm has ended job {allocation.job_id}, and the sweep goes on without this job") from None
 
@@ -109,13 +118,26 @@ class Member:
         self.dead_jobs: set[SlurmJob | None] = set()  # jobs of these leaders
         self.last_leader = ""  # token of the leader that this job has joined last
         self.failed_nodes: set[str] = set()  # nodes of this job on which the present Ray has failed
-        self.num_failures = 0
+        self.broken_nodes: set[str] = set()  # nodes of this job on which some Ray has failed
+        self.num_failures, self.has_had_trial = 0, False
+        self.has_other_code = False  # whether the code, the data or the environment differs from that of the first leader
         # The following times are those of `time.monotonic()`. A trial last ran on the nodes of this job at the first one, which is infinite before Ray is up.
         self.last_trial_at_s, self.asked_at_s = math.inf, -math.inf
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
     def run(self) -> int:
-        """Lead the sweep or join the leader again and again. Return the exit code of the sweep, or LEFT where the sweep goes on without this job."""
+        """Work on the sweep. Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
+
+        Raises WorldError where the nodes of this job cannot be used.
+        """
+        try:
+            return self.work()
+        except WorldError:
+            self.start_elsewhere()
+            raise
+
+    def work(self) -> int:
+        """Lead the sweep or join the leader again and again, and return as `run` does."""
         has_been_led = False
         while (code := self.end_of_sweep()) is None:
             if has_been_led:
@@ -144,9 +166,29 @@ class Member:
         if self.is_idle():
             cancel_waiting(str(self.allocation.array))  # a job that waits would have no trial either
             return "no trial has run on the job for as long as allocation.idle says"
+        if self.has_other_code:
+            return "the code, the data or the environment has changed since the first job began"
         if self.num_failures >= MAX_FAILURES:
             return f"Ray has failed {self.num_failures} times on the nodes of this job"
         return None
+
+    def note_early_end(self) -> None:
+        """Ask Slurm when this job ends. Where the end is earlier than before, let the trials on this job pause at their next checkpoint.
+
+        This method runs in a thread, at EARLY_END_SIGNAL.
+        """
+        try:
+            early_end = early_end_of(str(self.allocation.job_id), self.allocation.ends, self.allocation.present_end())
+            leader = LockHolder.read(self.stage.state_dir / LOCK)
+        except (RaysweepError, OSError) as error:
+            logger.warning("%s.", error)
+            return
+        if early_end is None:  # Slurm has sent the signal before the time limit
+            return
+        logger.info("%s: Slurm will end job %s before its time limit, as for a preemption.", self.stage.name, early_end.job)
+        self.deadline = Deadline.early(early_end.ends)
+        if leader is not None:
+            tell(leader, early_end)
 
     def delay_s(self) -> float:
         """Return how long this job waits before it takes the lock of a leader that is over, so that the job with the most time left leads."""
@@ -178,8 +220,8 @@ class Member:
         set_up_logging(self.stage.call.path_to_log)
         logger.info("%s: job %s leads the sweep.", self.stage.name, self.allocation.job_id)
         self.stage.read_horizon()
-        if not self.is_same_sweep():
-            self.num_failures = MAX_FAILURES  # so that this job leaves
+        self.has_other_code = not self.is_same_sweep()
+        if self.has_other_code:
             return None
         try:
             with Gate(self.crew.gate_path) as gate, self.ended_driver():
@@ -214,12 +256,6 @@ class Member:
             with written_aside(path) as stream:
                 stream.write(own)
             return True
-        if first != own:
-            logger.warning(
-                "%s: the code, the data or the environment has changed since the first job began. Job %s does not lead the sweep.",
-                self.stage.name,
-                self.allocation.job_id,
-            )
         return first == own
 
     @contextmanager
@@ -324,6 +360,7 @@ class Member:
                 self.agents.send(seal_secrets(self.start, message))
             if isinstance(message, WorkerUp) or (isinstance(message, AgentAlive) and message.has_trial):
                 self.last_trial_at_s = time.monotonic()
+            self.has_had_trial = self.has_had_trial or (isinstance(message, AgentAlive) and message.has_trial)
             if isinstance(message, WorkerUp):
                 logger.info("%s: Ray is up on %s.", self.stage.name, message.node)
             elif isinstance(message, Notice):
@@ -331,6 +368,7 @@ class Member:
             elif isinstance(message, NodeFailed):
                 logger.warning("%s: %s", message.node, message.reason)
                 self.failed_nodes.add(message.node)
+                self.broken_nodes.add(message.node)
         return self.failed_nodes >= {node.name for node in self.allocation.nodes}
 
     def is_over(self, joined: Join) -> bool:
@@ -400,9 +438,24 @@ class Member:
     def leave(self, why: str) -> int:
         """Start this job again where the time of the job is nearly over and the config allows a restart, else return LEFT."""
         logger.info("%s: job %s leaves the sweep, because %s.", self.stage.name, self.allocation.job_id, why)
+        if self.num_failures >= MAX_FAILURES:
+            self.start_elsewhere()
         if self.deadline.is_near() and self.allocation.restarts < self.stage.sweep.allocation.resubmit:
             try:
                 self.allocation.start_again()
             except WorldError as error:  # for example, the site forbids that a job starts again
                 logger.warning("%s.", error)
         return LEFT
+
+    def start_elsewhere(self) -> None:
+        """Start this job again on other nodes where no trial has run on the nodes of the job. Else a broken node would use up all jobs, one after the other."""
+        names, job = self.broken_nodes or {node.name for node in self.allocation.nodes}, str(self.allocation.job_id)
+        has_led = any(session.slurm_job == job for session in read_sweep(self.stage.path_to_record).sessions)
+        if self.has_had_trial or has_led or self.allocation.restarts >= MAX_ELSEWHERE:
+            return
+        logger.warning("%s: job %s starts again on other nodes than %s.", self.stage.name, job, ", ".join(sorted(names)))
+        with uninterrupted():  # Slurm ends this process before the job has its new nodes
+            try:
+                start_elsewhere(job, sorted(names))
+            except WorldError as error:  # for example, the site forbids that a job starts again
+                logger.warning("%s.", error)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from raysweep.cluster.early_ends import folder_beside
 from raysweep.cluster.launcher import Crew
 from raysweep.cluster.lock import Lock
 from raysweep.common.errors import ConfigError, logger
@@ -139,5 +140,6 @@ def _run_trials(stage: Stage, lock: Lock, crew: Crew | None) -> Sweep:
         logger.info("%s: allocation.jobs is ignored on this machine, where the sweep has no job.", stage.name)
     header = stage.header(identity.sha256, max(total, len(recorded.trials)), stage.sweep.max_epochs, stage.sweep.repeats)
     header = replace(header, depends_on=identity.parts, warm_start=_warm_start(stage, recorded))
-    stage.run_agents(stage.search_job(stage.path_to_record, header, allocation), allocation, crew)
+    job = stage.search_job(stage.path_to_record, header, allocation)
+    stage.run_agents(job if crew is None else replace(job, early_ends=folder_beside(crew.gate_path)), allocation, crew)
     return read_sweep(stage.path_to_record)

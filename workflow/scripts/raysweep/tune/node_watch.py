@@ -6,12 +6,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
+from raysweep.cluster.early_ends import early_ends
 from raysweep.common.errors import logger
 from raysweep.common.machine import JOB_ENDS_RESOURCE, JOB_RESOURCE, NodeSize
 from raysweep.record.file import Record
+from raysweep.slurm.allocation import Deadline
 from raysweep.tune.private import drain_node
 
 LOOK_INTERVAL_S = 5
@@ -57,6 +60,7 @@ class OtherJobs:
 
     own_job: str  # id of the session's own job
     margin_s: float  # time in seconds before the end of a job at which the nodes of the job get no more trials
+    early_ends: Path  # folder that names the jobs which Slurm ends before their time limits
 
 
 class NodeWatch:
@@ -80,6 +84,7 @@ class NodeWatch:
         self.names: dict[str, str] = {}  # address → name of each node that was alive at some time
         self.seen_at_s: dict[str, float] = {}  # Ray's id of a node → time at which this object first saw the node
         self.leaving: set[str] = set()  # Ray's ids of the nodes whose jobs are nearly over
+        self.early_deadline: Deadline | None = None  # deadline of the session's own job where Slurm ends this job before the time limit
         self.last_look_at_s = -math.inf
 
     def look(self) -> None:
@@ -101,11 +106,17 @@ class NodeWatch:
 
     def _drain_leaving(self, other_jobs: OtherJobs, now_s: float) -> None:
         """Let no trial begin any more on the nodes of other jobs whose time is nearly over."""
+        ends_of = {(each.job, each.instead_of): each.ends for each in early_ends(other_jobs.early_ends)}
         for node in self.live.values():
+            early_end = ends_of.get((str(node.job), node.ends))
+            if node.job == other_jobs.own_job:
+                if early_end is not None and self.early_deadline is None:
+                    self.early_deadline = Deadline.early(early_end)
+                continue
             # As in Deadline, a job that has less time than twice the margin gets trials for the first half of its time.
             left_s = node.ends - self.seen_at_s.setdefault(node.id, now_s)
-            is_near = now_s > node.ends - min(other_jobs.margin_s, left_s / 2)
-            if node.job != other_jobs.own_job and is_near and node.id not in self.leaving:
+            is_near = early_end is not None or now_s > node.ends - min(other_jobs.margin_s, left_s / 2)
+            if is_near and node.id not in self.leaving:
                 self.leaving.add(node.id)
                 self.ray_nodes.drain(node)
                 logger.info("The time of job %s is nearly over: no trial begins on %s any more.", node.job, node.size.name)

@@ -124,7 +124,7 @@ class ShieldedScheduler(PassingScheduler):
     - If the time of the session's job, or of the job of the trial's node, is nearly over, a trial that may go on is paused at a report with a checkpoint.
       `inner` decides about this report first, because `inner` would not see the report again.
     - If a trial ends without a usable metric, `inner` gets an error instead of the end of the trial.
-    - If `is_over()` is true, no trial begins or continues.
+    - If the time of the session's job is nearly over, no trial begins or continues.
     """
 
     def __init__(
@@ -133,10 +133,9 @@ class ShieldedScheduler(PassingScheduler):
         record: Record,
         end_of_trial: EndOfTrial,
         is_retried: Callable[[str], bool] = lambda trial_id: False,
-        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(inner)
-        self.record, self.end_of_trial, self.is_retried, self.is_over = record, end_of_trial, is_retried, is_over
+        self.record, self.end_of_trial, self.is_retried = record, end_of_trial, is_retried
         self.moved: dict[str, TuneTrial] = {}  # trials that this class has paused, and that have not begun again
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -163,7 +162,7 @@ class ShieldedScheduler(PassingScheduler):
             self.inner.on_trial_complete(tune_controller, trial, result)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        if self.is_over():
+        if self.end_of_trial.is_over():
             return None
         # A trial that this class has paused waits for nothing but room on a node that stays. The trial begins again after the record has noted the pause.
         for trial_id in [trial_id for trial_id in self.moved if trial_id not in self.end_of_trial.running.trials]:

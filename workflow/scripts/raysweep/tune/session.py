@@ -56,10 +56,6 @@ class Session:
         """Return the key `stop`, which ends a trial early. A confirmation has no such key, because a confirmation trains as many epochs as the best trial."""
         return self.sweep.stop if self.is_search else {}
 
-    def is_over(self) -> bool:
-        """Return whether the job's time is nearly over, so that no trial may begin or continue."""
-        return self.job.deadline.is_near()
-
     @property
     def has_several_jobs(self) -> bool:
         """Return whether the nodes of other Slurm jobs can join."""
@@ -166,8 +162,8 @@ def finish_whole(record: Record, metric: str, max_epochs: int, stop: Bounds) -> 
             record.write("finish", **finish(trial.trial_id, reason, error))
 
 
-def end_session(session: Session) -> None:
-    """Record how the session ended.
+def end_session(session: Session, is_time_over: bool) -> None:
+    """Record how the session ended. `is_time_over` is whether the time of the session's job is nearly over.
 
     Exits with START_AGAIN if trials are left and the job must be started again. Raises RaysweepError if trials are left and the job is not started again.
     """
@@ -182,7 +178,7 @@ def end_session(session: Session) -> None:
         record.write("session_end", outcome="complete")
         return
     done = f"{sum(trial.finished for trial in record.sweep.trials.values())} of {job.total} trials done"
-    if not session.is_over():
+    if not is_time_over:
         record.write("session_end", outcome="incomplete")
         raise RaysweepError(f"{job.name}: incomplete, resumable: {done}. Run the same command again")
     if session.has_several_jobs:

@@ -41,6 +41,7 @@ class EndOfTrial(NotPickled, Stopper):
 
     `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay). `reports_of(trial_id)` returns the recorded reports
     of a trial, without the report that Tune is handling. `is_leaving(address)` returns whether the Slurm job of the node at this address is nearly over.
+    `early_deadline()` returns the deadline of the session's job where Slurm ends this job before the job's time limit.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class EndOfTrial(NotPickled, Stopper):
         is_replayed: Callable[[str], bool] = lambda trial_id: False,
         reports_of: Callable[[str], Sequence[Result]] = lambda trial_id: (),
         is_leaving: Callable[[str], bool] = lambda address: False,
+        early_deadline: Callable[[], Deadline | None] = lambda: None,
     ) -> None:
         self.limits, self.faults, self.running, self.is_replayed, self.reports_of = limits, faults, running, is_replayed, reports_of
-        self.is_leaving = is_leaving
+        self.is_leaving, self.early_deadline = is_leaving, early_deadline
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
         # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
@@ -79,12 +81,21 @@ class EndOfTrial(NotPickled, Stopper):
             return True
         return False
 
+    @property
+    def deadline(self) -> Deadline:
+        """Return the deadline of the session's job."""
+        return self.early_deadline() or self.limits.deadline
+
+    def is_over(self) -> bool:
+        """Return whether the time of the session's job is nearly over, so that no trial may begin or continue."""
+        return self.deadline.is_near()
+
     def is_time_to_pause(self, result: dict[str, Any]) -> bool:
         """Return whether a trial is paused with the checkpoint of this report because the time of a job is nearly over.
 
         If this is the session's job, the next session continues the trial. If this is the job of another node, the trial continues on a node that stays.
         """
-        is_near = self.limits.deadline.is_near() or self.is_leaving(str(result.get(NODE_IP)))
+        is_near = self.is_over() or self.is_leaving(str(result.get(NODE_IP)))
         return is_near and bool(result.get(HAS_CHECKPOINT)) and not result.get(DONE)
 
     def stop_all(self) -> bool:
@@ -94,8 +105,7 @@ class EndOfTrial(NotPickled, Stopper):
         """
         if self.faults.fault is not None:
             return True
-        deadline = self.limits.deadline
-        return deadline.is_near() and (deadline.is_here() or not self.running.trials)
+        return self.is_over() and (self.deadline.is_here() or not self.running.trials)
 
     def is_unusable(self, trial_id: str) -> bool:
         """Return whether the trial ended because its report cannot be used."""

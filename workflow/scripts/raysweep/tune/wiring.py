@@ -59,7 +59,7 @@ def run_tune(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...]) -> None:
         fit(session, parts, make_session_scheduler(session, parts, replaying))
         if parts.partial_outputs:
             parts.partial_outputs.write(record.sweep)
-        end_session(session)
+        end_session(session, parts.end_of_trial.is_over())
 
 
 def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], None]) -> CallbackParts:
@@ -71,7 +71,9 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
         timeout_s *= fusion.patience
     running = RunningTrials(timeout_s, kill=SlotHandle.kill if fusion else ray.kill)
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
-    other_jobs = OtherJobs(job.slurm_job.id, sweep.allocation.walltime_margin_s) if session.has_several_jobs and job.slurm_job else None
+    other_jobs = None
+    if isinstance(job, SearchJob) and job.slurm_job is not None and job.early_ends is not None:
+        other_jobs = OtherJobs(job.slurm_job.id, sweep.allocation.walltime_margin_s, job.early_ends)
     nodes = NodeWatch(record, session.nodes, other_jobs)
     if fusion and other_jobs is not None:
         fusion.follow(nodes.sizes, lambda: job.total - sum(trial.finished for trial in record.sweep.trials.values()), nodes.is_leaving)
@@ -92,7 +94,13 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
             keep_checkpoints=sweep.keep_checkpoints if session.is_search else 0,
         ),
         end_of_trial=EndOfTrial(
-            limits, faults, running, replaying.is_due, lambda trial_id: record.sweep.trials[trial_id].results, nodes.is_leaving
+            limits,
+            faults,
+            running,
+            replaying.is_due,
+            lambda trial_id: record.sweep.trials[trial_id].results,
+            nodes.is_leaving,
+            lambda: nodes.early_deadline,
         ),
         hand_overs=replaying.hand_overs,
         sampler=session.sampler,
@@ -118,7 +126,7 @@ def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Re
             scheduler = GroupedScheduler(scheduler, record.sweep, sweep.metric)
         for trial_id in replay(scheduler, record.sweep, sweep.metric):
             record.write("finish", **finish(trial_id, "scheduler"))
-    return ShieldedScheduler(scheduler, record, parts.end_of_trial, parts.retries.is_retried, session.is_over)
+    return ShieldedScheduler(scheduler, record, parts.end_of_trial, parts.retries.is_retried)
 
 
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
@@ -142,7 +150,7 @@ def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
     conditions = StartConditions(
         max_concurrent,
         may_start_new=may_start_new,
-        is_over=session.is_over,
+        is_over=parts.end_of_trial.is_over,
         may_improve=stagnation is not None,
     )
     plan = TrialPlan(job.total, sweep.seed, job.tasks if isinstance(job, ConfirmJob) else ())
