@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from raysweep.record.events import NodeEvent
 from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
+from slurm.packages import IS_ROOT
 from slurm.sweeps import SlurmProject, left_of, project_on
 
 
@@ -69,3 +73,53 @@ def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_l
     logs = "".join(path.read_text() for path in (project.folder / "logs/slurm").rglob("*.log"))
     assert len(re.findall(r"s: joining job \d+_\d+\.", logs)) == 3
     assert len(re.findall(r"s: job \d+_\d+ leads", project.log())) == 2, "the sweep is finished once"
+
+
+PREEMPTION = """PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF"""
+
+
+def preempt(project: SlurmProject, job: str) -> None:
+    """Take the node of a job for a job of a higher priority, which ends at once, and wait until the sweep has the node again."""
+    node, joined = jobs_of(project)[job], len(joins_of(project, job))
+    project.cluster.sbatch("--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=true")
+    wait_until(lambda: len(joins_of(project, job)) > joined, f"job {job} has come back: {project.log()}", 240)
+
+
+def joins_of(project: SlurmProject, job: str) -> list[NodeEvent]:
+    return [event for event in project.record("s").nodes if event.job == job and event.state == "joined"]
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can make a node's disk small")
+def test_a_broken_node_takes_no_job_twice_and_a_preemption_with_a_grace_time_costs_no_epoch(
+    start_slurm: Callable[..., SlurmCluster], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cluster = start_slurm(slurm_conf_extra=PREEMPTION)
+    cluster.run(["mount", "-t", "tmpfs", "-o", "mode=1777,size=20m", "none", "/mnt"], node="node1")  # Slurm gives out this node first
+    with project_on(cluster, tmp_path_factory.mktemp("preempted") / "a project") as project:
+        allocation = {"jobs": 2, "partitions": ["low"], "resubmit": 9}
+        project.sweep("dawdles", cpus=12, num_samples=4, max_epochs=500, max_failures=0, trial_resources={"cpu": 6}, allocation=allocation)
+        run = project.start()
+        saved = lambda: sum(bool(trial.checkpoints) for trial in project.record("s").trials.values())  # noqa: E731
+        wait_until(lambda: saved() == 4, f"two trials on each job have saved something: {project.log()}", 240)
+        assert set(jobs_of(project).values()) == {"node2", "node3"}
+        [excluded] = {line for line in cluster.run(["squeue", "--noheader", "--format=%x"]).stdout.split() if line != "(null)"}
+        assert excluded == "node1"
+        leader = leader_of(project)
+        [member] = jobs_of(project).keys() - {leader}
+        preempt(project, member)
+        assert leader_of(project) == leader
+        preempt(project, leader)
+        assert leader_of(project) == member
+        wait_until(lambda: saved() == 4, "all trials go on")
+        (project.folder / "go").touch()
+        said, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, f"{said}\n{project.log()}"
+        reports = [event for event in map(json.loads, (project.folder / "state/s/record.jsonl").open()) if event["event"] == "result"]
+        assert Counter((event["trial"], event["epoch"]) for event in reports) == {
+            (f"{trial:05d}", epoch): 1 for trial in range(4) for epoch in range(1, 501)
+        }, "no epoch is trained twice"
+        assert all(trial.failures == [] for trial in project.record("s").trials.values())

@@ -21,8 +21,9 @@ from raysweep.cluster.lock import DRIVER_LOCK, GateAddress, Lock, LockHolder
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.record.file import Record
 from raysweep.slurm.allocation import Allocation, Node, SlurmJob
-from raysweep.stages import members
-from raysweep.stages.members import ASKED, END, LEFT, Join, Member
+from raysweep.stages import job_nodes, members
+from raysweep.stages.leaders import ASK_INTERVAL_S, ASKED
+from raysweep.stages.members import END, LEFT, Join, Member
 from typed import sweep_config
 
 NUM_SAMPLES = 3
@@ -168,12 +169,12 @@ def test_slurm_is_asked_only_about_a_leader_in_doubt_and_seldom(
 def test_a_clock_that_differs_from_the_file_systems_does_not_make_a_job_ask_more_often(make: Make) -> None:
     member = make()
     member.stage.state_dir.mkdir()
-    assert member.may_ask()
+    assert member.over_leaders.may_ask()
     for seconds in (-3600, 3600):
         os.utime(member.stage.state_dir / ASKED, (time.time() + seconds,) * 2)
-        assert not member.may_ask()
-    member.asked_at_s -= members.ASK_INTERVAL_S
-    assert member.may_ask()
+        assert not member.over_leaders.may_ask()
+    member.over_leaders.asked_at_s -= ASK_INTERVAL_S
+    assert member.over_leaders.may_ask()
 
 
 def test_the_nodes_of_a_job_join_the_leaders_first_node_once_for_each_leader(make: Make, tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_the_nodes_of_a_job_join_the_leaders_first_node_once_for_each_leader(mak
         joining = joined(lock)
         for message in (start, HeadAddress("10.0.0.1:5"), start):
             member.obey(message, joining)
-    agents: Any = member.agents
+    agents: Any = member.nodes.agents
     own, head = agents.sent
     assert (own.nodes, own.peer, own.joins, own.job_id, own.token) == (NODES, theirs[0], True, "12_1", "token")
     assert head == HeadAddress("10.0.0.1:5")
@@ -194,30 +195,30 @@ def test_the_nodes_of_a_job_join_the_leaders_first_node_once_for_each_leader(mak
 
 def test_ray_ends_on_all_nodes_before_the_next_leader(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     member = make()
-    agents: Any = member.agents
-    member.end_ray()
+    agents: Any = member.nodes.agents
+    member.nodes.end_ray()
     assert agents.sent == [EndRay()]
     agents.ended.add("n3")  # its node is lost
     monkeypatch.setattr(agents, "send", lambda message: agents.messages.put(RayEnded("n2")))
-    member.end_ray()
+    member.nodes.end_ray()
     agents.ended.clear()
-    monkeypatch.setattr(members, "END_DEADLINE_S", 0.1)
+    monkeypatch.setattr(job_nodes, "END_DEADLINE_S", 0.1)
     with pytest.raises(WorldError, match=r"the agents on n3 do not end Ray within 0\.1 s"):
-        member.end_ray()
+        member.nodes.end_ray()
 
 
 def test_a_job_whose_ray_fails_again_and_again_leaves(make: Make, tmp_path: Path) -> None:
     member = make()
-    agents: Any = member.agents
+    agents: Any = member.nodes.agents
     agents.messages.put(WorkerUp("n2"))
-    assert not member.has_failed()
+    assert not member.nodes.have_failed()
     agents.messages.put(NodeFailed("n3", "no room"))
-    assert not member.has_failed(), "its other node goes on"
+    assert not member.nodes.have_failed(), "its other node goes on"
     agents.messages.put(NodeFailed("n2", "no room"))
-    assert member.has_failed()
+    assert member.nodes.have_failed()
     agents.has_ended_output.set()
     with pytest.raises(WorldError, match="the agents of job 12_1 went away: srun ended"):
-        member.has_failed()
+        member.nodes.have_failed()
     member.num_failures = members.MAX_FAILURES
     assert member.run() == LEFT
 
@@ -237,10 +238,10 @@ def test_a_job_that_fails_before_any_trial_ran_starts_again_on_other_nodes(
     make: Make, tmp_path: Path, end: str, messages: list[AgentMessage], restarts: int, excluded: list[str] | None
 ) -> None:
     member = make(restarts=restarts)
-    agents: Any = member.agents
+    agents: Any = member.nodes.agents
     for message in messages:
         agents.messages.put(message)
-    member.has_failed()
+    member.nodes.have_failed()
     if end == "failures":
         member.num_failures = members.MAX_FAILURES
         assert member.run() == LEFT
@@ -268,19 +269,19 @@ def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_t
             record.write("trial", trial=f"{number:05d}", index=number, repeat=0, seed=0, config={})
             record.write("start", trial=f"{number:05d}", node="n1", from_epoch=0)
     assert not member.is_idle(), "Ray is not up"
-    agents: Any = member.agents
+    agents: Any = member.nodes.agents
     agents.messages.put(WorkerUp("n2"))
-    member.has_failed()
-    member.last_trial_at_s -= 299
+    member.nodes.have_failed()
+    member.nodes.last_trial_at_s -= 299
     assert not member.is_idle()
-    member.last_trial_at_s -= 2
+    member.nodes.last_trial_at_s -= 2
     assert member.is_idle()
     agents.messages.put(AgentAlive("n3", has_trial=False))
     agents.messages.put(AgentAlive("n2", has_trial=True))
-    member.has_failed()
+    member.nodes.have_failed()
     assert not member.is_idle(), "a trial runs on one of its nodes"
     assert not (tmp_path / "cancelled").exists()
-    member.last_trial_at_s -= 301
+    member.nodes.last_trial_at_s -= 301
     assert member.run() == LEFT
     assert (tmp_path / "cancelled").read_text() == "12"
     assert not make().is_idle(), "without the key there is no limit"
@@ -292,9 +293,9 @@ def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_t
 def test_a_job_is_not_idle_while_trials_can_begin(make: Make) -> None:
     """While the leader measures, or while no job leads, no trial runs on the other jobs."""
     member = make({"idle": 5})
-    member.last_trial_at_s = time.monotonic() - 1000
+    member.nodes.last_trial_at_s = time.monotonic() - 1000
     assert not member.is_idle()
-    assert member.last_trial_at_s > time.monotonic() - 10
+    assert member.nodes.last_trial_at_s > time.monotonic() - 10
 
 
 @pytest.mark.parametrize(("resubmit", "restarts", "is_started_again"), [(0, 0, False), (2, 1, True), (2, 2, False)])
@@ -390,7 +391,7 @@ def test_the_lock_of_a_driver_whose_job_is_over_is_removed_with_at_most_one_ques
     assert len(questions) == 1
     assert not (member.stage.state_dir / DRIVER_LOCK).exists()
     Lock(member.stage.state_dir, "sweep s", DRIVER_LOCK, SlurmJob("12_0", None, 0)).__enter__()
-    member.dead_jobs.add(SlurmJob("12_0", None, 0))
+    member.over_leaders.jobs.add(SlurmJob("12_0", None, 0))
     member.wait_for_last_driver()
     assert len(questions) == 1, "Slurm has said of this job that it is over"
     Lock(member.stage.state_dir, "sweep s", DRIVER_LOCK, SlurmJob("12_2", None, 0)).__enter__()

@@ -20,41 +20,33 @@ from pathlib import Path
 
 from raysweep.cluster.channel import (
     TICK_S,
-    AgentAlive,
-    AgentKey,
-    EndRay,
     HeadAddress,
     LauncherMessage,
-    NodeFailed,
-    Notice,
-    RayEnded,
     Start,
-    WorkerUp,
 )
 from raysweep.cluster.children import ended_by_signals, uninterrupted
 from raysweep.cluster.early_ends import early_end_of, folder_beside, tell
 from raysweep.cluster.gate import Gate, Relay
-from raysweep.cluster.launcher import END_DEADLINE_S, Agents, Crew, Interrupted
+from raysweep.cluster.launcher import Agents, Crew, Interrupted
 from raysweep.cluster.lock import DRIVER_LOCK, LOCK, GateAddress, Lock, LockHeld, LockHolder
 from raysweep.cluster.private_folder import base_for_ray, private_folder
-from raysweep.cluster.run_secrets import seal_secrets
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
 from raysweep.common.files import written_aside
 from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
-from raysweep.slurm.allocation import Allocation, Deadline, SlurmJob, forget_job_options, local_dir_of_job
+from raysweep.slurm.allocation import Allocation, Deadline, forget_job_options, local_dir_of_job
 from raysweep.slurm.commands import EARLY_END_SIGNAL, cancel_waiting, start_elsewhere
-from raysweep.slurm.notes import age_s
+from raysweep.stages.job_nodes import AgentsAreGone, AgentsAreSilent, JobNodes
+from raysweep.stages.leaders import OverLeaders
 from raysweep.stages.stage import Stage
 from raysweep.stages.sweep import finish_sweep
 
 # A job ends with this exit code (EX_TEMPFAIL) where the sweep goes on without the job.
 LEFT = 75
 # Files in the state folder of the sweep. The first two begin with the id of the job array. END contains the exit code of the sweep for the other jobs, and
-# LED_BY the identity of the sweep for the first leader. A job touches ASKED, which is empty, before the job asks Slurm.
-END, LED_BY, ASKED = "end", "led_by", "asked"
+# LED_BY the identity of the sweep for the first leader.
+END, LED_BY = "end", "led_by"
 LOOK_S = 0.5  # time in seconds between two looks at the lock file and at END
-ASK_INTERVAL_S = 10  # least time in seconds between two questions of all jobs together whether the leader's job is over
 SILENT_TICKS = 6  # number of ticks without a sign of life after which a job doubts that the leader's job is alive
 MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over takes the lock later than a job that has just begun
 MOST_PAUSE_S = 30.0  # longest time in seconds between two relays to the same leader
@@ -85,14 +77,6 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
         raise Interrupted(f"Slurm has ended job {allocation.job_id}, and the sweep goes on without this job") from None
 
 
-class AgentsAreGone(WorldError):
-    """Reports that all agents of this job have ended, and with them all that the agents started."""
-
-
-class AgentsAreSilent(WorldError):
-    """Reports that an agent of this job does not answer."""
-
-
 @dataclass
 class Join:
     """Contains the state of this job while the job is a part of the Ray cluster of the job `holder`."""
@@ -112,17 +96,12 @@ class Member:
 
     def __init__(self, stage: Stage, path_to_config: Path, path_to_end: Path, crew: Crew) -> None:
         self.stage, self.path_to_config, self.path_to_end, self.crew = stage, path_to_config, path_to_end, crew
-        self.allocation, self.agents = crew.allocation, crew.agents
-        self.start: Start | None = None  # latest message to the agents of this job, with the secrets
-        self.dead: set[str] = set()  # tokens of leaders whose jobs are over
-        self.dead_jobs: set[SlurmJob | None] = set()  # jobs of these leaders
+        self.allocation = crew.allocation
+        self.nodes = JobNodes(stage.name, crew.allocation, crew.agents)
+        self.over_leaders = OverLeaders(stage.state_dir)
         self.last_leader = ""  # token of the leader that this job has joined last
-        self.failed_nodes: set[str] = set()  # nodes of this job on which the present Ray has failed
-        self.broken_nodes: set[str] = set()  # nodes of this job on which some Ray has failed
-        self.num_failures, self.has_had_trial = 0, False
+        self.num_failures = 0
         self.has_other_code = False  # whether the code, the data or the environment differs from that of the first leader
-        # The following times are those of `time.monotonic()`. A trial last ran on the nodes of this job at the first one, which is infinite before Ray is up.
-        self.last_trial_at_s, self.asked_at_s = math.inf, -math.inf
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
     def run(self) -> int:
@@ -208,7 +187,7 @@ class Member:
     def lock(self, file_name: str = LOCK) -> Lock:
         folder, title, job = self.stage.state_dir, f"sweep {self.stage.name}", self.allocation.slurm_job
         gate = GateAddress(str(self.allocation.array), str(self.allocation.job_number), str(self.crew.gate_path))
-        return Lock(folder, title, file_name, job, gate, is_dead=lambda holder: holder.token in self.dead)
+        return Lock(folder, title, file_name, job, gate, is_dead=lambda holder: holder in self.over_leaders)
 
     # ------------------------------------------------------------------------------------------------------------ the leader
 
@@ -266,7 +245,7 @@ class Member:
         finally:
             with suppress(AgentsAreSilent):  # Slurm will kill the agents
                 with suppress(AgentsAreGone):
-                    self.end_ray()
+                    self.nodes.end_ray()
                 path = self.stage.state_dir / DRIVER_LOCK
                 if (holder := LockHolder.read(path)) is not None and holder.job == self.allocation.slurm_job:
                     path.unlink(missing_ok=True)  # the driver was killed before the driver removed its lock
@@ -275,8 +254,7 @@ class Member:
         """Wait until the driver of the last leader has certainly ended, and remove the lock of this driver. Raises WorldError after DRIVER_END_S seconds."""
         end_at_s = time.monotonic() + DRIVER_END_S
         while (holder := LockHolder.read(self.stage.state_dir / DRIVER_LOCK)) is not None:
-            if holder.job in self.dead_jobs or (self.may_ask() and holder.is_dead()):
-                self.dead.add(holder.token)
+            if self.over_leaders.find_out(holder):
                 with self.lock(DRIVER_LOCK):
                     return
             if time.monotonic() > end_at_s:
@@ -306,7 +284,7 @@ class Member:
         logger.info("%s: joining job %s.", self.stage.name, holder.job.id)
         if holder.token != self.last_leader:
             self.last_leader, self.num_failures = holder.token, 0
-        self.last_trial_at_s = math.inf
+        self.nodes.last_trial_at_s = math.inf
         pause_s = float(TICK_S)
         try:
             while not self.is_over(joined) and self.is_served(joined):
@@ -314,7 +292,7 @@ class Member:
                 time.sleep(random.uniform(0, pause_s))
                 pause_s = min(2 * pause_s, MOST_PAUSE_S)
         finally:
-            self.end_ray()
+            self.nodes.end_ray()
 
     def wait_for_other_run(self, joined: Join) -> None:
         """Return when the lock of another run is free, or the job of the other run is over. Raises RaysweepError after OTHER_RUN_S seconds."""
@@ -329,7 +307,7 @@ class Member:
         assert joined.holder.gate is not None
         with Relay(joined.holder.gate, str(self.allocation.job_id)) as relay:
             while not self.is_over(joined):
-                if self.has_failed():
+                if self.nodes.have_failed():
                     self.num_failures += not joined.is_doubted  # without a leader Ray ends, which is no fault of this job
                     return False
                 with suppress(queue.Empty):
@@ -344,32 +322,10 @@ class Member:
         """Pass a message of the leader on to the agents of this job. A further relay to the same leader repeats the message Start, which is left out."""
         joined.last_life_at_s, joined.is_doubted = time.monotonic(), False
         if isinstance(message, Start) and not joined.is_up:
-            own, joined.is_up = self.allocation, True
-            self.start = replace(message, nodes=own.nodes, job_id=own.job_id, job_ends=own.ends, peer=message.nodes[0], joins=True)
-            self.agents.send(self.start.as_sent())
+            joined.is_up = True
+            self.nodes.join(message)
         elif isinstance(message, HeadAddress):
-            self.agents.send(message)
-
-    def has_failed(self) -> bool:
-        """Handle the messages of the agents, and return whether Ray has failed on all nodes of this job. Raises AgentsAreGone."""
-        if self.agents.has_ended_output.is_set():
-            raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
-        while not self.agents.messages.empty():
-            message = self.agents.messages.get()
-            if isinstance(message, AgentKey) and self.start is not None:
-                self.agents.send(seal_secrets(self.start, message))
-            if isinstance(message, WorkerUp) or (isinstance(message, AgentAlive) and message.has_trial):
-                self.last_trial_at_s = time.monotonic()
-            self.has_had_trial = self.has_had_trial or (isinstance(message, AgentAlive) and message.has_trial)
-            if isinstance(message, WorkerUp):
-                logger.info("%s: Ray is up on %s.", self.stage.name, message.node)
-            elif isinstance(message, Notice):
-                logger.warning("%s: %s", message.node, message.text)
-            elif isinstance(message, NodeFailed):
-                logger.warning("%s: %s", message.node, message.reason)
-                self.failed_nodes.add(message.node)
-                self.broken_nodes.add(message.node)
-        return self.failed_nodes >= {node.name for node in self.allocation.nodes}
+            self.nodes.agents.send(message)
 
     def is_over(self, joined: Join) -> bool:
         """Return whether this job is no longer a part of the leader's Ray cluster, because the leader, the sweep or the time of this job is over."""
@@ -384,11 +340,7 @@ class Member:
         holder = LockHolder.read(self.stage.state_dir / LOCK)
         if holder is None or holder.token != joined.holder.token:
             return True
-        if (joined.is_doubted or is_silent) and self.may_ask() and joined.holder.is_dead():
-            self.dead.add(joined.holder.token)
-            self.dead_jobs.add(joined.holder.job)
-            return True
-        return False
+        return (joined.is_doubted or is_silent) and self.over_leaders.find_out(joined.holder)
 
     def is_idle(self) -> bool:
         """Return whether no trial has run on the nodes of this job for as long as the config allows, and no trial can begin there.
@@ -396,44 +348,14 @@ class Member:
         For example, a trial can begin later while the leader still measures, or while another job takes the lead.
         """
         limit_s = self.stage.sweep.allocation.idle_s
-        if limit_s is None or time.monotonic() <= self.last_trial_at_s + limit_s:
+        if limit_s is None or time.monotonic() <= self.nodes.last_trial_at_s + limit_s:
             return False
         recorded = read_sweep(self.stage.path_to_record)
         has_new = len(recorded.trials) < self.stage.sweep.num_trials and may_begin_trials(recorded, self.stage.sweep)
         if has_new or any(trial.status != "RUNNING" for trial in recorded.trials.values() if not trial.finished):
-            self.last_trial_at_s = time.monotonic()
+            self.nodes.last_trial_at_s = time.monotonic()
             return False
         return True
-
-    def may_ask(self) -> bool:
-        """Return whether this job may ask Slurm now. All jobs of the sweep together ask once in ASK_INTERVAL_S seconds."""
-        asked, now_s = self.stage.state_dir / ASKED, time.monotonic()
-        # The second limit counts where the clock of this node differs from the clock of the file system.
-        if 0 <= age_s(asked) < ASK_INTERVAL_S or now_s < self.asked_at_s + ASK_INTERVAL_S:
-            return False
-        asked.touch()
-        self.asked_at_s = now_s
-        return True
-
-    def end_ray(self) -> None:
-        """Let the agents end Ray on all nodes of this job, and wait until they have done so. Do nothing where no Ray was started.
-
-        Raises AgentsAreGone or AgentsAreSilent where the agents do not answer.
-        """
-        if not self.agents.is_ray_wanted:
-            return
-        self.agents.send(EndRay())
-        self.failed_nodes.clear()
-        waiting, end_at_s = {node.name for node in self.allocation.nodes}, time.monotonic() + END_DEADLINE_S
-        while missing := waiting - self.agents.ended:
-            if self.agents.has_ended_output.is_set():
-                raise AgentsAreGone(f"the agents of job {self.allocation.job_id} went away: {self.agents.describe_end()}")
-            if time.monotonic() > end_at_s:
-                raise AgentsAreSilent(f"the agents on {', '.join(sorted(missing))} do not end Ray within {END_DEADLINE_S} s")
-            with suppress(queue.Empty):
-                message = self.agents.messages.get(timeout=LOOK_S)
-                if isinstance(message, RayEnded):
-                    waiting.discard(message.node)
 
     def leave(self, why: str) -> int:
         """Start this job again where the time of the job is nearly over and the config allows a restart, else return LEFT."""
@@ -449,9 +371,9 @@ class Member:
 
     def start_elsewhere(self) -> None:
         """Start this job again on other nodes where no trial has run on the nodes of the job. Else a broken node would use up all jobs, one after the other."""
-        names, job = self.broken_nodes or {node.name for node in self.allocation.nodes}, str(self.allocation.job_id)
+        names, job = self.nodes.broken or {node.name for node in self.allocation.nodes}, str(self.allocation.job_id)
         has_led = any(session.slurm_job == job for session in read_sweep(self.stage.path_to_record).sessions)
-        if self.has_had_trial or has_led or self.allocation.restarts >= MAX_ELSEWHERE:
+        if self.nodes.have_had_trial or has_led or self.allocation.restarts >= MAX_ELSEWHERE:
             return
         logger.warning("%s: job %s starts again on other nodes than %s.", self.stage.name, job, ", ".join(sorted(names)))
         with uninterrupted():  # Slurm ends this process before the job has its new nodes
