@@ -10,21 +10,28 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler
 
 from raysweep.config.space import configuration, parse_space
 from raysweep.record.sweep import Sweep
+from raysweep.tune.replay import RecordedHistory, RecordedVerdicts, ReplayController
 from slurm.cluster import SlurmCluster
+from slurm.conf import PREEMPTION
 from slurm.sweeps import SlurmProject, project_on
 from sweeping import wait_until
 
 NUM_JOBS, NUM_TRIALS, EPOCHS = 4, 24, 40
 NUM_EVENTS = 6  # events in a sweep; an event for which there is no such job is left out
+ASHA = {"name": "asha", "grace_period": 4, "reduction_factor": 2}
 SPACE = {"x": {"uniform": [0, 1]}, "pause_s": 0.3}
 LONGEST_S = 20.0  # longest time in seconds between two events
 CUT_S = (2.0, 40.0)  # for how long a cable is cut; Slurm counts a node as lost after 10 s
 WORDS = {
     "cancel": "`scancel` of the job",
-    "requeue": "Slurm starts the job again, as after a preemption",
+    "requeue": "Slurm starts the job again, as after a preemption without a grace time",
+    "preempt": "a job of a higher priority takes the node, after a grace time of 30 s",
     "power": "the node of the job loses its power",
     "cable": "the cable of the node is cut for 2 to 40 s",
 }
@@ -73,6 +80,8 @@ class Events:
         began_at_s = time.monotonic()
         if what in ("cancel", "requeue"):
             self.cluster.run(["scancel", victim.id] if what == "cancel" else ["scontrol", "requeue", victim.id], check=False)
+        elif what == "preempt":
+            self.cluster.sbatch("--partition=high", f"--nodelist={victim.node}", "--exclusive", "--output=/dev/null", "--wrap=true")
         elif what == "power":
             self.cluster.power_off(victim.node)
         else:
@@ -102,8 +111,10 @@ class Events:
 def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Events) -> Sweep:
     """Run a sweep on several jobs, let events happen to them, and return the record of the sweep at its end. A command that fails is given again."""
     with project_on(cluster, cluster.shared / f"jobs {number}") as project:
-        allocation = {"jobs": NUM_JOBS, "resubmit": 50, "walltime_margin": 0.5}
-        options = {"num_samples": NUM_TRIALS, "max_epochs": EPOCHS, "max_failures": 0, "search_space": SPACE}
+        allocation = {"jobs": NUM_JOBS, "resubmit": 50, "walltime_margin": 0.5, "partitions": ["low"]}
+        options: dict[str, Any] = {"num_samples": NUM_TRIALS, "max_epochs": EPOCHS, "max_failures": 0, "search_space": SPACE}
+        if number % 4 in (1, 2):
+            options["scheduler"] = ASHA
         # Every other sweep has jobs of two minutes, each of which ends while the sweep runs.
         runtime = 2 if number % 2 else 60
         project.sweep("climb", cpus=1, runtime=runtime, trial_resources={"cpu": 1}, allocation=allocation, **options)
@@ -119,20 +130,41 @@ def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Even
         return project.record("s")
 
 
+class ComparedVerdicts(RecordedVerdicts):
+    """Compares each answer of a scheduler that nobody disturbs with the recorded one."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        assert self.inner.on_trial_result(tune_controller, trial, result) == self.verdict, (trial.trial_id, result)
+        return self.verdict
+
+
+def check_verdicts(sweep: Sweep) -> None:
+    """Raise AssertionError unless a new ASHA scheduler decides about the recorded reports as the schedulers of all sessions did."""
+    asha = ASHAScheduler(time_attr="training_iteration", metric="score", mode="max", max_t=EPOCHS, grace_period=4, reduction_factor=2)
+    history = RecordedHistory(asha, sweep, "score")
+    history.answers = history.scheduler = answers = ComparedVerdicts(asha)
+    history.controller = ReplayController(answers)
+    history.run()
+    assert 0 < sum(trial.is_stopped for trial in sweep.trials.values()) < NUM_TRIALS
+
+
 def check(sweep: Sweep) -> None:
-    """Raise AssertionError unless the sweep has the trials and results of one that nobody disturbed."""
+    """Raise AssertionError unless the sweep has the trials, results and verdicts of one that nobody disturbed."""
     space = parse_space(SPACE)
     assert [trial.config for trial in sweep.trials.values()] == [configuration(space, 0, index) for index in range(NUM_TRIALS)]
     for trial in sweep.trials.values():
         assert trial.status == "TERMINATED", (trial.trial_id, trial.error)
-        assert [result.epoch for result in trial.results] == list(range(1, EPOCHS + 1))
-        assert abs(trial.results[-1].metrics["score"] - EPOCHS * trial.config["x"]) < 1e-9, "it went on where it was"
+        epochs = len(trial.results) if trial.is_stopped else EPOCHS
+        assert [result.epoch for result in trial.results] == list(range(1, epochs + 1))
+        assert abs(trial.results[-1].metrics["score"] - epochs * trial.config["x"]) < 1e-9, "it went on where it was"
+    if sweep.header.scheduler.name == "asha":
+        check_verdicts(sweep)
 
 
 def disturb_jobs(num_events: int, rng: random.Random) -> Events:
     """Let at least `num_events` events happen to the jobs of one sweep after the other, and check each sweep at its end."""
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    with SlurmCluster(base, nodes=NUM_JOBS, cpus=1, slurmd_timeout_s=10, message_timeout_s=5) as cluster:
+    with SlurmCluster(base, nodes=NUM_JOBS, cpus=1, slurmd_timeout_s=10, message_timeout_s=5, slurm_conf_extra=PREEMPTION) as cluster:
         events = Events(cluster, rng)
         while events.counts.total() < num_events:
             began_at_s = time.monotonic()

@@ -17,6 +17,13 @@ mkdir -p -m 700 "$scratch"
 echo "export SLURM_TMPDIR=$scratch"
 """
 
+# A job in the partition `high` takes the nodes of jobs in `low`, which hear of it 30 s before.
+PREEMPTION = """PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF"""
+
 
 @dataclass(frozen=True)
 class Options:

@@ -12,6 +12,7 @@ import pytest
 
 from raysweep.record.events import NodeEvent
 from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
+from slurm.conf import PREEMPTION
 from slurm.packages import IS_ROOT
 from slurm.sweeps import SlurmProject, left_of, project_on
 
@@ -73,13 +74,6 @@ def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_l
     logs = "".join(path.read_text() for path in (project.folder / "logs/slurm").rglob("*.log"))
     assert len(re.findall(r"s: joining job \d+_\d+\.", logs)) == 3
     assert len(re.findall(r"s: job \d+_\d+ leads", project.log())) == 2, "the sweep is finished once"
-
-
-PREEMPTION = """PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
-PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
-PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF"""
 
 
 def preempt(project: SlurmProject, job: str) -> None:
