@@ -92,7 +92,8 @@ def test_a_broken_node_takes_no_job_twice_and_a_preemption_with_a_grace_time_cos
     start_slurm: Callable[..., SlurmCluster], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cluster = start_slurm(slurm_conf_extra=PREEMPTION)
-    cluster.run(["mount", "-t", "tmpfs", "-o", "mode=1777,size=20m", "none", "/mnt"], node="node1")  # Slurm gives out this node first
+    fill = "mount -t tmpfs -o mode=1777,size=4k none /mnt; head -c 4096 /dev/zero > /mnt/full"
+    cluster.run(["sh", "-c", fill], node="node1")  # Slurm gives out this node first
     with project_on(cluster, tmp_path_factory.mktemp("preempted") / "a project") as project:
         allocation = {"jobs": 2, "partitions": ["low"], "resubmit": 9}
         project.sweep("dawdles", cpus=12, num_samples=4, max_epochs=500, max_failures=0, trial_resources={"cpu": 6}, allocation=allocation)
@@ -117,3 +118,48 @@ def test_a_broken_node_takes_no_job_twice_and_a_preemption_with_a_grace_time_cos
             (f"{trial:05d}", epoch): 1 for trial in range(4) for epoch in range(1, 501)
         }, "no epoch is trained twice"
         assert all(trial.failures == [] for trial in project.record("s").trials.values())
+
+
+NET = """
+import time
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, pause_s=0.0):
+        super().__init__()
+        self.hidden, self.out, self.pause_s = nn.Linear(48, 16), nn.Linear(16, 10), pause_s
+
+    def forward(self, x):
+        time.sleep(self.pause_s)
+        return self.out(F.relu(self.hidden(F.avg_pool2d(x, 8).flatten(1))))
+"""
+
+
+def test_trials_that_are_trained_together_spread_over_the_jobs_and_go_on_when_the_leader_ends(project: SlurmProject) -> None:
+    project.write("net.py", NET)
+    space = {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [32, 64]}, "pause_s": 0.004}
+    model = {
+        "dataset": "generated",
+        "model": "net.py:Net",
+        "metric": "accuracy",
+        "search_space": space,
+        "num_samples": 12,
+        "max_epochs": 12,
+    }
+    allocation = {"jobs": 3, "cpus_per_node": 1, "mem_mb_per_node": 4000, "runtime": 60}
+    sweep = {**model, "fuse": "on", "max_failures": 0, "allocation": allocation}
+    project.configure(datasets={"generated": {"source": "synthetic"}}, sweeps={"s": sweep})
+    run = project.start()
+    nodes = lambda: {trial.attempts[-1].node for trial in project.record("s").trials.values() if trial.checkpoints}  # noqa: E731
+    wait_until(lambda: len(nodes()) == 3, f"trials on each node have saved something: {project.log()}", 240)
+    project.cluster.run(["scancel", leader_of(project)])
+    said, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, f"{said}\n{project.log()}"
+    recorded = project.record("s")
+    assert len(recorded.sessions) == 2
+    assert recorded.fused is not None
+    for trial in recorded.trials.values():
+        assert (trial.status, [result.epoch for result in trial.results]) == ("TERMINATED", list(range(1, 13)))
+        assert trial.failures == []
+    assert any(trial.attempts[-1].from_epoch > 0 for trial in recorded.trials.values())

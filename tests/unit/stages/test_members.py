@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from raysweep.record.file import Record
 from raysweep.slurm.allocation import Allocation, Node, SlurmJob
 from raysweep.stages import job_nodes, members
 from raysweep.stages.leaders import ASK_INTERVAL_S, ASKED
-from raysweep.stages.members import END, LEFT, Join, Member
+from raysweep.stages.members import END, LEFT, Join, Member, run_member
 from typed import sweep_config
 
 NUM_SAMPLES = 3
@@ -120,7 +122,11 @@ def test_only_the_job_with_the_lock_ends_the_sweep_for_all(
     monkeypatch.setattr(members, "finish_sweep", fail)
     monkeypatch.setattr(members, "set_up_logging", lambda path: None)
     monkeypatch.setattr(members, "TICK_S", 0)
-    assert member.run() == (1 if has_lock else LEFT)
+    if has_lock:
+        assert member.run() == 1
+    else:
+        with pytest.raises(WorldError, match="Ray has failed 3 times"):
+            member.run()
     assert member.end_of_sweep() == (1 if has_lock else None)
 
 
@@ -220,45 +226,69 @@ def test_a_job_whose_ray_fails_again_and_again_leaves(make: Make, tmp_path: Path
     with pytest.raises(WorldError, match="the agents of job 12_1 went away: srun ended"):
         member.nodes.have_failed()
     member.num_failures = members.MAX_FAILURES
-    assert member.run() == LEFT
+    with pytest.raises(WorldError, match="s: Ray has failed 3 times on the nodes of job 12_1"):
+        member.run()
 
 
-@pytest.mark.parametrize("end", ["agents gone", "failures"])
-@pytest.mark.parametrize(
-    ("messages", "restarts", "excluded"),
-    [
-        ([], 0, ["n2", "n3"]),
-        ([NodeFailed("n3", "no room")], 0, ["n3"]),
-        ([NodeFailed("n3", "no room")], members.MAX_ELSEWHERE - 1, ["n3"]),
-        ([NodeFailed("n3", "no room")], members.MAX_ELSEWHERE, None),
-        ([AgentAlive("n2", has_trial=True), NodeFailed("n2", "the cable is cut")], 0, None),
-    ],
-)
-def test_a_job_that_fails_before_any_trial_ran_starts_again_on_other_nodes(
-    make: Make, tmp_path: Path, end: str, messages: list[AgentMessage], restarts: int, excluded: list[str] | None
-) -> None:
-    member = make(restarts=restarts)
-    agents: Any = member.nodes.agents
-    for message in messages:
-        agents.messages.put(message)
-    member.nodes.have_failed()
-    if end == "failures":
-        member.num_failures = members.MAX_FAILURES
-        assert member.run() == LEFT
-    else:
+Ran = Callable[..., str | None]
+
+
+@pytest.fixture
+def ran(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
+    """Runs a job of the array 12 whose agents send these messages and then go away, and returns where the job does not start again."""
+
+    def ran(*messages: AgentMessage, restarts: int = 0, is_full: bool = False) -> str | None:
+        member = make(restarts=restarts)
+        agents: Any = member.nodes.agents
+        for message in messages:
+            agents.messages.put(message)
+        member.nodes.have_failed()
         agents.has_ended_output.set()
-        with leader(tmp_path), pytest.raises(WorldError, match="went away"):
-            member.run()
-    file = tmp_path / "elsewhere"
-    assert (file.read_text() if file.exists() else None) == (excluded and f"12_1: {excluded}")
+
+        @contextmanager
+        def private(base: Path) -> Iterator[Path]:
+            if is_full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            yield tmp_path
+
+        monkeypatch.setattr(members, "forget_job_options", lambda: None)
+        monkeypatch.setattr(members, "private_folder", private)
+        monkeypatch.setattr(members, "Agents", lambda allocation: nullcontext(agents))
+        monkeypatch.setattr(members, "Member", lambda *arguments: member)
+        monkeypatch.setattr(Allocation, "of_slurm", lambda: member.allocation)
+        monkeypatch.setattr(Allocation, "neighbour", lambda allocation: None)
+        with leader(tmp_path), pytest.raises(OSError if is_full else WorldError, match="No space left" if is_full else "went away"):
+            run_member(member.stage, tmp_path / "c.yaml", tmp_path / "12.exit")
+        file = tmp_path / "elsewhere"
+        return file.read_text() if file.exists() else None
+
+    return ran
 
 
-def test_a_job_that_has_led_the_sweep_does_not_look_for_other_nodes(make: Make, tmp_path: Path) -> None:
-    member = make()
-    with Record(member.stage.path_to_record) as record:
+def test_a_job_that_fails_before_any_trial_ran_starts_again_on_other_nodes(ran: Ran) -> None:
+    assert ran() == "12_1: ['n2', 'n3']"
+
+
+def test_a_job_whose_folder_cannot_be_made_starts_again_on_other_nodes(ran: Ran) -> None:
+    assert ran(is_full=True) == "12_1: ['n2', 'n3']"
+
+
+def test_only_the_nodes_that_failed_are_left(ran: Ran) -> None:
+    assert ran(NodeFailed("n3", "no room"), restarts=members.MAX_ELSEWHERE - 1) == "12_1: ['n3']"
+
+
+def test_a_job_does_not_look_for_other_nodes_for_ever(ran: Ran) -> None:
+    assert ran(NodeFailed("n3", "no room"), restarts=members.MAX_ELSEWHERE) is None
+
+
+def test_a_job_on_whose_nodes_a_trial_ran_does_not_look_for_other_nodes(ran: Ran) -> None:
+    assert ran(AgentAlive("n2", has_trial=True), NodeFailed("n2", "the cable is cut")) is None
+
+
+def test_a_job_that_has_led_the_sweep_does_not_look_for_other_nodes(make: Make, ran: Ran) -> None:
+    with Record(make().stage.path_to_record) as record:
         record.write("session", sweep={}, host="h", pid=1, nodes=[], slurm_job="12_1")
-    member.start_elsewhere()
-    assert not (tmp_path / "elsewhere").exists()
+    assert ran() is None
 
 
 def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_the_jobs_that_wait(make: Make, tmp_path: Path) -> None:

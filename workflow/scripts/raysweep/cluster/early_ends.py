@@ -1,6 +1,6 @@
 """This module tells the driver of a sweep of several jobs which jobs Slurm will end before their time limits, as at a preemption with a grace time.
 
-Where a site has set `PreemptParameters=send_user_signal`, Slurm sends a signal to a job at the beginning of the grace time. The job asks Slurm for the new
+Where a site has set `preempt_send_user_signal`, Slurm sends a signal to a job at the beginning of the grace time. The job asks Slurm for the new
 end of the job, and makes a folder on the first node of the leader's job, through a job step. The name of the folder contains the id of the job and the new
 end. A file on a shared file system could become visible only after the grace time. The driver also uses this module, in the node environment.
 """

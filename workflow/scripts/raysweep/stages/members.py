@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +59,14 @@ MAX_FAILURES = 3  # number of times that Ray may fail on the nodes of this job, 
 def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
     """Run this job of the sweep. Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
 
-    Raises Interrupted when a signal ends this process, and WorldError where the nodes of this job cannot be used.
+    Raises Interrupted when a signal ends this process, and WorldError or OSError where the nodes of this job cannot be used. If no trial has run on these
+    nodes, Slurm starts the job again on other nodes.
     """
     forget_job_options()
     allocation = Allocation.of_slurm()
-    base = base_for_ray(local_dir_of_job())
+    member: Member | None = None
     try:
+        base = base_for_ray(local_dir_of_job())
         with ended_by_signals(), private_folder(base) as folder, (agents := Agents(allocation)):
             peer = allocation.neighbour() if len(allocation.nodes) == 1 else None
             crew = Crew(allocation, agents, folder / "gate", peer)
@@ -75,6 +77,26 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
             return member.run()
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"Slurm has ended job {allocation.job_id}, and the sweep goes on without this job") from None
+    except (OSError, WorldError):
+        if member is None or not member.has_worked():
+            leave_nodes(stage.name, allocation, member.nodes.broken if member else ())
+        raise
+
+
+def leave_nodes(title: str, allocation: Allocation, names: Collection[str]) -> None:
+    """Let Slurm start this job again on other nodes. Else a broken node would use up all jobs, one after the other.
+
+    `title` is the name of the sweep, and `names` are the nodes that are broken. Without any name, all nodes of the job count as broken.
+    """
+    if allocation.restarts >= MAX_ELSEWHERE:
+        return
+    names = sorted(names or (node.name for node in allocation.nodes))
+    logger.warning("%s: job %s starts again on other nodes than %s.", title, allocation.job_id, ", ".join(names))
+    with uninterrupted():  # Slurm ends this process before the job has its new nodes
+        try:
+            start_elsewhere(str(allocation.job_id), names)
+        except WorldError as error:  # for example, the site forbids that a job starts again
+            logger.warning("%s.", error)
 
 
 @dataclass
@@ -105,18 +127,10 @@ class Member:
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
     def run(self) -> int:
-        """Work on the sweep. Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
+        """Lead the sweep or join the leader again and again. Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
 
-        Raises WorldError where the nodes of this job cannot be used.
+        Raises WorldError where Ray fails again and again on the nodes of this job.
         """
-        try:
-            return self.work()
-        except WorldError:
-            self.start_elsewhere()
-            raise
-
-    def work(self) -> int:
-        """Lead the sweep or join the leader again and again, and return as `run` does."""
         has_been_led = False
         while (code := self.end_of_sweep()) is None:
             if has_been_led:
@@ -139,7 +153,10 @@ class Member:
         return code
 
     def reason_to_leave(self) -> str | None:
-        """Return why this job must leave the sweep, or None where the job goes on. Where no trial is left for this job, cancel the jobs that wait."""
+        """Return why this job must leave the sweep, or None where the job goes on. Where no trial is left for this job, cancel the jobs that wait.
+
+        Raises WorldError where Ray has failed too often.
+        """
         if self.deadline.is_near():
             return "the time of the job is nearly over"
         if self.is_idle():
@@ -148,7 +165,7 @@ class Member:
         if self.has_other_code:
             return "the code, the data or the environment has changed since the first job began"
         if self.num_failures >= MAX_FAILURES:
-            return f"Ray has failed {self.num_failures} times on the nodes of this job"
+            raise WorldError(f"{self.stage.name}: Ray has failed {self.num_failures} times on the nodes of job {self.allocation.job_id}")
         return None
 
     def note_early_end(self) -> None:
@@ -360,8 +377,6 @@ class Member:
     def leave(self, why: str) -> int:
         """Start this job again where the time of the job is nearly over and the config allows a restart, else return LEFT."""
         logger.info("%s: job %s leaves the sweep, because %s.", self.stage.name, self.allocation.job_id, why)
-        if self.num_failures >= MAX_FAILURES:
-            self.start_elsewhere()
         if self.deadline.is_near() and self.allocation.restarts < self.stage.sweep.allocation.resubmit:
             try:
                 self.allocation.start_again()
@@ -369,15 +384,7 @@ class Member:
                 logger.warning("%s.", error)
         return LEFT
 
-    def start_elsewhere(self) -> None:
-        """Start this job again on other nodes where no trial has run on the nodes of the job. Else a broken node would use up all jobs, one after the other."""
-        names, job = self.nodes.broken or {node.name for node in self.allocation.nodes}, str(self.allocation.job_id)
-        has_led = any(session.slurm_job == job for session in read_sweep(self.stage.path_to_record).sessions)
-        if self.nodes.have_had_trial or has_led or self.allocation.restarts >= MAX_ELSEWHERE:
-            return
-        logger.warning("%s: job %s starts again on other nodes than %s.", self.stage.name, job, ", ".join(sorted(names)))
-        with uninterrupted():  # Slurm ends this process before the job has its new nodes
-            try:
-                start_elsewhere(job, sorted(names))
-            except WorldError as error:  # for example, the site forbids that a job starts again
-                logger.warning("%s.", error)
+    def has_worked(self) -> bool:
+        """Return whether a trial has run on the nodes of this job, or this job has led the sweep."""
+        sessions = read_sweep(self.stage.path_to_record).sessions
+        return self.nodes.have_had_trial or any(session.slurm_job == self.allocation.job_id for session in sessions)
