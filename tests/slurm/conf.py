@@ -20,7 +20,7 @@ echo "export SLURM_TMPDIR=$scratch"
 # A job in the partition `high` takes the nodes of jobs in `low`, which hear of it 30 s before.
 PREEMPTION = """PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,preempt_send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high Nodes=ALL PriorityTier=9 PreemptMode=OFF"""
 

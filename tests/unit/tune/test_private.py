@@ -180,6 +180,7 @@ def test_ray_train_calls_and_reads_what_is_set(owner: Any, words: str) -> None:
     [
         (HyperBandScheduler, "_process_bracket"),
         (PopulationBasedTraining, "_checkpoint_or_exploit"),
+        (TuneController, "_cleanup_cached_actors"),
         (RayActorManager, "_try_kill_actor"),
         (RayActorManager, "_cleanup_actor_futures"),
         (RayActorManager, "_actor_stop_resolved"),
@@ -199,6 +200,7 @@ def test_what_is_overridden_or_called_is_a_method_of_tune(owner: type, name: str
         (PopulationBasedTraining, "self._checkpoint_or_exploit("),
         (PopulationBasedTraining, "self._num_perturbations"),
         (TuneController, "resource_manager_factory"),
+        (TuneController, "if not self._reuse_actors:"),
         (TuneController, "self._actor_manager"),
         (RayActorManager, "self._live_actors_to_kill"),
     ],

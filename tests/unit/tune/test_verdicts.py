@@ -43,7 +43,7 @@ def reports_of(sweep: Sweep) -> list[tuple[Any, Result]]:
 def session_scheduler(options: dict[str, Any], record: Any, parts: Any) -> TrialScheduler:
     """Return the scheduler of a session that begins with this record."""
     sweep = sweep_config(trainable="user.py:train", scheduler=options, max_epochs=MAX_EPOCHS, metric="score", mode="max")
-    session: Any = SimpleNamespace(sweep=sweep, record=record, space=parse_space(SPACE), is_search=True, is_over=lambda: False)
+    session: Any = SimpleNamespace(sweep=sweep, record=record, space=parse_space(SPACE), is_search=True, fusion=None)
     return make_session_scheduler(session, parts, parts)
 
 

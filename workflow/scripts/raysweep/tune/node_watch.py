@@ -133,6 +133,10 @@ class NodeWatch:
             return self.nodes
         return tuple(node.size for id_, node in self.live.items() if id_ not in self.leaving)
 
+    def has_leaving(self) -> bool:
+        """Return whether the job of some node is nearly over."""
+        return not self.leaving.isdisjoint(self.live)
+
     def is_leaving(self, address: str) -> bool:
         """Return whether the jobs of all nodes at this address are nearly over."""
         here = [id_ for id_, node in self.live.items() if node.address == address]

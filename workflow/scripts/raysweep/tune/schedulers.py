@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from raysweep.config.model import SweepConfig
 from raysweep.record.file import Record
 from raysweep.tune.population import PBT, HandOvers, mutable_keys
-from raysweep.tune.private import HyperBand, set_status
+from raysweep.tune.private import HyperBand, allow_reuse, set_status
 from raysweep.tune.snapshots import NotPickled
 from raysweep.tune.stopping import EndOfTrial
 
@@ -125,6 +125,8 @@ class ShieldedScheduler(PassingScheduler):
       `inner` decides about this report first, because `inner` would not see the report again.
     - If a trial ends without a usable metric, `inner` gets an error instead of the end of the trial.
     - If the time of the session's job is nearly over, no trial begins or continues.
+    - While the job of some node is nearly over, no process is kept for another trial, because the process may be on this node. `reuses_processes` is whether
+      Tune keeps processes otherwise.
     """
 
     def __init__(
@@ -133,9 +135,11 @@ class ShieldedScheduler(PassingScheduler):
         record: Record,
         end_of_trial: EndOfTrial,
         is_retried: Callable[[str], bool] = lambda trial_id: False,
+        reuses_processes: bool = False,
     ) -> None:
         super().__init__(inner)
         self.record, self.end_of_trial, self.is_retried = record, end_of_trial, is_retried
+        self.reuses_processes = self.keeps_processes = reuses_processes
         self.moved: dict[str, TuneTrial] = {}  # trials that this class has paused, and that have not begun again
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -153,7 +157,16 @@ class ShieldedScheduler(PassingScheduler):
         if verdict != TrialScheduler.CONTINUE or not end.is_time_to_pause(result):
             return verdict
         self.moved[trial_id] = trial
+        self._keep_processes(tune_controller)
         return str(TrialScheduler.PAUSE)
+
+    def _keep_processes(self, tune_controller: Any) -> None:
+        """Let Tune keep processes for further trials, or not, as the nodes are now."""
+        nodes = self.end_of_trial.nodes
+        keeps = self.reuses_processes and not (nodes is not None and nodes.has_leaving())
+        if keeps != self.keeps_processes:
+            self.keeps_processes = keeps
+            allow_reuse(tune_controller, keeps)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         if self.end_of_trial.is_unusable(trial.trial_id) or self.metric not in result:
@@ -164,6 +177,7 @@ class ShieldedScheduler(PassingScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         if self.end_of_trial.is_over():
             return None
+        self._keep_processes(tune_controller)
         # A trial that this class has paused waits for nothing but room on a node that stays. The trial begins again after the record has noted the pause.
         for trial_id in [trial_id for trial_id in self.moved if trial_id not in self.end_of_trial.running.trials]:
             trial = self.moved.pop(trial_id)

@@ -18,6 +18,7 @@ from raysweep.record.trials import Result
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.faults import FirstFault
 from raysweep.tune.hung_trials import RunningTrials
+from raysweep.tune.node_watch import NodeWatch
 from raysweep.tune.reports import HAS_CHECKPOINT, reason_unusable
 from raysweep.tune.snapshots import NotPickled
 
@@ -40,8 +41,7 @@ class EndOfTrial(NotPickled, Stopper):
     nearly over, a trial is paused at a report with a checkpoint (`is_time_to_pause`). The experiment ends after a fault, and before the job's time is over.
 
     `is_replayed(trial_id)` returns whether a trial must train its last epoch again (population.Replay). `reports_of(trial_id)` returns the recorded reports
-    of a trial, without the report that Tune is handling. `is_leaving(address)` returns whether the Slurm job of the node at this address is nearly over.
-    `early_deadline()` returns the deadline of the session's job where Slurm ends this job before the job's time limit.
+    of a trial, without the report that Tune is handling. `nodes` knows which Slurm jobs are nearly over. None means that no job but the session's counts.
     """
 
     def __init__(
@@ -51,11 +51,10 @@ class EndOfTrial(NotPickled, Stopper):
         running: RunningTrials,
         is_replayed: Callable[[str], bool] = lambda trial_id: False,
         reports_of: Callable[[str], Sequence[Result]] = lambda trial_id: (),
-        is_leaving: Callable[[str], bool] = lambda address: False,
-        early_deadline: Callable[[], Deadline | None] = lambda: None,
+        nodes: NodeWatch | None = None,
     ) -> None:
         self.limits, self.faults, self.running, self.is_replayed, self.reports_of = limits, faults, running, is_replayed, reports_of
-        self.is_leaving, self.early_deadline = is_leaving, early_deadline
+        self.nodes = nodes
         self.unusable: dict[str, str] = {}  # trial_id → reason why a report of the trial cannot be used
         self.complete: dict[str, FinishReason] = {}  # trial_id → why the trial is complete, if not because of `max_epochs`
         # trial_id → answer of the scheduler to the trial's present report, until the record contains this report. No key: the scheduler was not asked.
@@ -83,8 +82,8 @@ class EndOfTrial(NotPickled, Stopper):
 
     @property
     def deadline(self) -> Deadline:
-        """Return the deadline of the session's job."""
-        return self.early_deadline() or self.limits.deadline
+        """Return the deadline of the session's job, which comes early where Slurm ends the job before the job's time limit."""
+        return (self.nodes and self.nodes.early_deadline) or self.limits.deadline
 
     def is_over(self) -> bool:
         """Return whether the time of the session's job is nearly over, so that no trial may begin or continue."""
@@ -95,7 +94,7 @@ class EndOfTrial(NotPickled, Stopper):
 
         If this is the session's job, the next session continues the trial. If this is the job of another node, the trial continues on a node that stays.
         """
-        is_near = self.is_over() or self.is_leaving(str(result.get(NODE_IP)))
+        is_near = self.is_over() or (self.nodes is not None and self.nodes.is_leaving(str(result.get(NODE_IP))))
         return is_near and bool(result.get(HAS_CHECKPOINT)) and not result.get(DONE)
 
     def stop_all(self) -> bool:

@@ -99,8 +99,7 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
             running,
             replaying.is_due,
             lambda trial_id: record.sweep.trials[trial_id].results,
-            nodes.is_leaving,
-            lambda: nodes.early_deadline,
+            nodes,
         ),
         hand_overs=replaying.hand_overs,
         sampler=session.sampler,
@@ -126,7 +125,7 @@ def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Re
             scheduler = GroupedScheduler(scheduler, record.sweep, sweep.metric)
         for trial_id in replay(scheduler, record.sweep, sweep.metric):
             record.write("finish", **finish(trial_id, "scheduler"))
-    return ShieldedScheduler(scheduler, record, parts.end_of_trial, parts.retries.is_retried)
+    return ShieldedScheduler(scheduler, record, parts.end_of_trial, parts.retries.is_retried, reuses_processes(session))
 
 
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
