@@ -19,7 +19,7 @@ from ray import train, tune
 from ray.air.execution._internal import RayActorManager
 from ray.train._internal.session import _TrainSession
 from ray.train.v2._internal import constants as train_v2_constants
-from ray.tune.execution.tune_controller import TuneController
+from ray.tune.execution.tune_controller import TrialRunnerWrapper, TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 from ray.tune.trainable import trainable_fn_utils as tune_functions
@@ -201,6 +201,8 @@ def test_what_is_overridden_or_called_is_a_method_of_tune(owner: type, name: str
         (PopulationBasedTraining, "self._num_perturbations"),
         (TuneController, "resource_manager_factory"),
         (TuneController, "if not self._reuse_actors:"),
+        (TuneController, "self._scheduler_alg.choose_trial_to_run(self._wrapped())"),
+        (TrialRunnerWrapper, "self._tune_controller = tune_controller"),
         (TuneController, "self._actor_manager"),
         (RayActorManager, "self._live_actors_to_kill"),
     ],

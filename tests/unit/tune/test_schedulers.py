@@ -94,14 +94,15 @@ def test_no_process_is_kept_while_a_job_is_nearly_over() -> None:
     """Tune would let a trial that was moved begin again in its old process, on the node that leaves."""
     nodes: Any = SimpleNamespace(leaving=False, early_deadline=None)
     nodes.has_leaving = lambda: nodes.leaving
-    controller = SimpleNamespace(get_live_trials=lambda: set(), _reuse_actors=True, ended=[])
+    controller = SimpleNamespace(_reuse_actors=True, ended=[])
     controller._cleanup_cached_actors = lambda force_all: controller.ended.append(force_all)
+    wrapper = SimpleNamespace(get_live_trials=lambda: set(), _tune_controller=controller)
     shielded = ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(nodes=nodes), reuses_processes=True)
     for is_leaving in (False, True, True, False):
         nodes.leaving = is_leaving
-        shielded.choose_trial_to_run(controller)
+        shielded.choose_trial_to_run(wrapper)
         assert controller._reuse_actors is not is_leaving
     assert controller.ended == [True], "kept processes end once"
     controller._reuse_actors, nodes.leaving = False, True
-    ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(nodes=nodes)).choose_trial_to_run(controller)
+    ShieldedScheduler(FIFOScheduler(), NO_RECORD, end_of_trial(nodes=nodes)).choose_trial_to_run(wrapper)
     assert controller.ended == [True], "without the option Tune keeps no process"

@@ -92,11 +92,13 @@ def set_status(tune_controller: Any, trial: TuneTrial, status: str) -> None:
 def allow_reuse(tune_controller: Any, is_allowed: bool) -> None:
     """Let Tune keep the process of an ended or paused trial for the next trial, or end the kept processes and keep none.
 
-    Tune's option `reuse_actors` cannot be changed during a run. Tune prefers a kept process to a new one on another node.
+    Tune's option `reuse_actors` cannot be changed during a run. Tune prefers a kept process to a new one on another node. `tune_controller` is the wrapper of
+    Tune's controller that schedulers get.
     """
-    tune_controller._reuse_actors = is_allowed
+    controller = tune_controller._tune_controller
+    controller._reuse_actors = is_allowed
     if not is_allowed:
-        tune_controller._cleanup_cached_actors(force_all=True)
+        controller._cleanup_cached_actors(force_all=True)
 
 
 def training_result(folder: Path, metrics: dict[str, Any]) -> Any:
