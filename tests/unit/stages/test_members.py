@@ -22,7 +22,7 @@ from raysweep.cluster.launcher import Crew
 from raysweep.cluster.lock import DRIVER_LOCK, GateAddress, Lock, LockHolder
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.record.file import Record
-from raysweep.slurm.allocation import Allocation, Node, SlurmJob
+from raysweep.slurm.allocation import Allocation, Deadline, Node, SlurmJob
 from raysweep.stages import job_nodes, members
 from raysweep.stages.leaders import ASK_INTERVAL_S, ASKED
 from raysweep.stages.members import END, LEFT, Join, Member, run_member
@@ -338,6 +338,19 @@ def test_a_job_whose_time_is_nearly_over_starts_again_as_often_as_the_config_say
     member = make({"resubmit": resubmit, "walltime_margin": 5}, started=now - 3600, ends=now + 299, restarts=restarts)
     assert member.run() == LEFT
     assert bool(requeued) is is_started_again
+
+
+def test_a_job_whose_time_is_nearly_over_leaves_as_soon_as_it_has_no_trial(make: Make, tmp_path: Path) -> None:
+    now = time.time()
+    member = make({"walltime_margin": 5}, started=now - 3600, ends=now + 200)
+    with leader(tmp_path) as lock:
+        assert not member.is_over(joined(lock)), "Ray is not up"
+        member.nodes.last_trial_at_s = time.monotonic() - members.EMPTY_S + 2
+        assert not member.is_over(joined(lock)), "the driver may not have seen yet that the time is nearly over"
+        member.nodes.last_trial_at_s -= 3
+        assert member.is_over(joined(lock))
+        member.deadline = Deadline()
+        assert not member.is_over(joined(lock)), "a job with time left waits for trials"
 
 
 @pytest.mark.parametrize("is_early", [True, False])

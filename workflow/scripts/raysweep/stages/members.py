@@ -52,6 +52,7 @@ MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over tak
 MOST_PAUSE_S = 30.0  # longest time in seconds between two relays to the same leader
 OTHER_RUN_S = 30  # longest time in seconds that a job waits for the end of another run of the sweep
 DRIVER_END_S = 120  # longest time in seconds that a leader waits for the end of the last leader's driver. Slurm kills a job after 30 s
+EMPTY_S = 10  # time in seconds after which no trial can begin on a job whose time is nearly over, because the driver has seen the time too
 MAX_ELSEWHERE = 3  # number of starts of a job after which the job is not started again on other nodes
 MAX_FAILURES = 3  # number of times that Ray may fail on the nodes of this job, while the leader is alive, before this job leaves
 
@@ -346,7 +347,7 @@ class Member:
 
     def is_over(self, joined: Join) -> bool:
         """Return whether this job is no longer a part of the leader's Ray cluster, because the leader, the sweep or the time of this job is over."""
-        if self.deadline.is_here() or self.is_idle():
+        if self.deadline.is_here() or self.is_empty() or self.is_idle():
             return True
         is_silent = time.monotonic() > joined.last_life_at_s + SILENT_TICKS * TICK_S
         if not (joined.is_doubted or is_silent) and time.monotonic() < joined.last_look_at_s + TICK_S:
@@ -358,6 +359,10 @@ class Member:
         if holder is None or holder.token != joined.holder.token:
             return True
         return (joined.is_doubted or is_silent) and self.over_leaders.find_out(joined.holder)
+
+    def is_empty(self) -> bool:
+        """Return whether the time of this job is nearly over, and no trial has run on its nodes for EMPTY_S seconds."""
+        return self.deadline.is_near() and time.monotonic() > self.nodes.last_trial_at_s + EMPTY_S
 
     def is_idle(self) -> bool:
         """Return whether no trial has run on the nodes of this job for as long as the config allows, and no trial can begin there.
