@@ -450,13 +450,14 @@ def test_trials_that_find_no_room_on_a_made_up_gpu_get_more_of_it(project: Proje
     assert (failure.counted, "CUDA out of memory" in failure.error) == (False, True)
 
 
-def test_without_a_gpu_the_trials_run_on_the_cpu_and_a_line_says_so(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_one_machine_lines_say_that_there_is_no_gpu_and_no_job(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    resources = {"trial_resources": {"gpu": 0.5}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1}}
+    resources = {"trial_resources": {"gpu": 0.5}, "allocation": {"cpus_per_node": 2, "gpus_per_node": 1, "jobs": 4}}
     project.configure(sweeps={"s": sweep_of("told", **resources)})
     run = project.run("run_sweep", "s")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stderr.count("There is no GPU here: the trials run on the CPU.") == 1
+    assert run.stderr.count("s: allocation.jobs is ignored on this machine, where the sweep has no job.") == 1
 
 
 def test_a_trial_that_asks_for_more_than_this_run_has_is_one_line(project: Project) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from raysweep.record.events import NodeEvent
-from slurm.cluster import REPOSITORY, SlurmCluster, wait_until
+from slurm.cluster import GUEST, GUEST_UID, REPOSITORY, SlurmCluster, wait_until
 from slurm.conf import PREEMPTION
 from slurm.packages import IS_ROOT
 from slurm.sweeps import SlurmProject, left_of, project_on
@@ -25,7 +27,7 @@ def project(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> It
 
 def jobs_of(project: SlurmProject) -> dict[str, str]:
     """The jobs of the sweep that run: id → node."""
-    listed = project.cluster.run(["squeue", "--noheader", "--states=RUNNING", "--format=%i %N"]).stdout
+    listed = project.cluster.run(["squeue", "--me", "--noheader", "--states=RUNNING", "--format=%i %N"]).stdout
     return dict(line.split() for line in listed.splitlines())
 
 
@@ -42,7 +44,29 @@ def watched(project: SlurmProject) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
+@contextlib.contextmanager
+def sweep_of_another_user(cluster: SlurmCluster) -> Iterator[None]:
+    """Another user's sweep of two jobs on the same nodes, which must have all its results at the end of the block."""
+    if not IS_ROOT:
+        yield
+        return
+    with project_on(cluster, cluster.shared / "a guest's project", GUEST) as project:
+        project.sweep("climb", cpus=2, num_samples=6, max_epochs=20, trial_resources={"cpu": 1}, allocation={"jobs": 2})
+        for path in (project.folder, *project.folder.rglob("*")):
+            os.chown(path, GUEST_UID, GUEST_UID, follow_symlinks=False)
+        run = project.start(env={"HOME": str(cluster.base / "home" / GUEST)})
+        yield
+        said, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, f"{said}\n{project.log()}"
+        assert [(trial.status, trial.epochs) for trial in project.record("s").trials.values()] == [("TERMINATED", 20)] * 6
+
+
 def test_the_jobs_of_a_sweep_are_one_ray_cluster_and_another_leads_on_when_the_leader_ends(project: SlurmProject) -> None:
+    with sweep_of_another_user(project.cluster):
+        sweep_that_loses_its_leader(project)
+
+
+def sweep_that_loses_its_leader(project: SlurmProject) -> None:
     allocation = {"jobs": 3}
     project.sweep("dawdles", cpus=2, num_samples=6, max_epochs=200, max_failures=0, trial_resources={"cpu": 2}, allocation=allocation)
     run = project.start()
