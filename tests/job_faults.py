@@ -153,7 +153,7 @@ def check(sweep: Sweep) -> None:
     space = parse_space(SPACE)
     assert [trial.config for trial in sweep.trials.values()] == [configuration(space, 0, index) for index in range(NUM_TRIALS)]
     for trial in sweep.trials.values():
-        assert trial.status == "TERMINATED", (trial.trial_id, trial.error)
+        assert trial.status == ("STOPPED" if trial.is_stopped else "TERMINATED"), (trial.trial_id, trial.error)
         epochs = len(trial.results) if trial.is_stopped else EPOCHS
         assert [result.epoch for result in trial.results] == list(range(1, epochs + 1))
         assert abs(trial.results[-1].metrics["score"] - epochs * trial.config["x"]) < 1e-9, "it went on where it was"

@@ -79,8 +79,13 @@ def sweep_that_loses_its_leader(project: SlurmProject) -> None:
     assert "jobs of" in shown
     assert re.search(rf"^{leader} +RUNNING +{jobs[leader]} +leads$", shown, re.MULTILINE), shown
     assert len(re.findall(r" joined$", shown, re.MULTILINE)) == 2, shown
+    run.kill()  # Snakemake
+    run.communicate()
     project.cluster.run(["scancel", leader])
     wait_until(lambda: len(project.record("s").sessions) == 2, f"another job leads: {project.log()}", 120)
+    run = project.start()
+    notes = lambda: "".join(path.read_text() for path in project.folder.glob(".snakemake/raysweep/*/notes.jsonl"))  # noqa: E731
+    wait_until(lambda: '"taken_up": true' in notes(), "the second Snakemake follows the jobs of the first")
     wait_until(lambda: len(jobs_of(project)) == 2, "the leader is gone")
     assert leader_of(project) in jobs.keys() - {leader}
     (project.folder / "go").touch()
