@@ -24,8 +24,8 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-# The tests run in two worker processes, and tests/conftest.py gives the tests to the workers.
-PYTEST := $(DEV)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# tests/conftest.py gives the tests to the worker processes. One of three workers has the tests on Slurm, which mostly wait, so two cores are enough.
+PYTEST := $(DEV)/python -m pytest --dist loadscope --no-loadscope-reorder --numprocesses
 SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/Snakefile workflow/rules
 
@@ -78,10 +78,10 @@ lint: env-test
 	PYTHONPATH=workflow/scripts $(DEV)/python $(DEV)/lint-imports --no-cache --no-logo
 
 check: lint
-	$(PYTEST) -m "not slow" tests/unit
+	$(PYTEST) 2 -m "not slow" tests/unit
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) 3
 
 # The documents are built in a separate environment without torch. A broken link is an error.
 docs: setup

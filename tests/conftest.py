@@ -23,9 +23,9 @@ settings.load_profile("without timings")
 
 
 class ByModule(LoadScopeScheduling):
-    """A scheduler that gives all tests on Slurm to one worker, and the other tests to the other worker, module by module.
+    """A scheduler that gives all tests on Slurm to one worker, and the other tests to the other workers, module by module.
 
-    Two tests on Slurm at a time would be too much for two cores. The mark `xdist_group` cannot be used, because xdist 3.8 ignores the mark with pytest 9.2
+    All tests on Slurm share one cluster. The mark `xdist_group` cannot be used, because xdist 3.8 ignores the mark with pytest 9.2
     (pytest-xdist#1386).
     """
 

@@ -167,7 +167,7 @@ class Net(nn.Module):
 
 def test_trials_that_are_trained_together_spread_over_the_jobs_and_go_on_when_the_leader_ends(project: SlurmProject) -> None:
     project.write("net.py", NET)
-    space = {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [32, 64]}, "pause_s": 0.01}
+    space = {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [32, 64]}, "pause_s": 0.005}
     model = {"dataset": "generated", "model": "net.py:Net", "metric": "accuracy", "search_space": space, "num_samples": 6, "max_epochs": 12}
     allocation = {"jobs": 3, "cpus_per_node": 1, "mem_mb_per_node": 12000, "runtime": 60}  # a node has the memory of one job
     sweep = {**model, "fuse": "on", "max_failures": 0, "allocation": allocation}
