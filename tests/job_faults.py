@@ -64,6 +64,7 @@ class Events:
         self.cluster, self.rng = cluster, rng
         self.counts: Counter[str] = Counter()
         self.num_sweeps = self.num_leaders = 0
+        self.cut: set[str] = set()  # nodes whose cables were cut during the present sweep
         self.seconds: dict[str, list[float]] = {
             event: [] for event in EVENTS
         }  # from the event to the next report, or to the end of the sweep
@@ -103,9 +104,17 @@ class Events:
                 time.sleep(max(0.0, mend_at_s - time.monotonic()))
                 self.cluster.run(["ip", "link", "set", f"v{victim.node}", "up"])
                 self.cluster.wait_for_nodes(victim.node)
+                self.cut.add(victim.node)
             elif what == "power":
                 self.cluster.boot(victim.node)
                 self.cluster.run(["sh", "-c", "rm -rf /mnt/*/rs-* /tmp/rs-* /dev/shm/*"], node=victim.node)  # as a node's start does
+
+    def tidy_up(self) -> None:
+        """Remove the files on nodes that came back after Slurm had given up their jobs, as an epilog of a site does. Slurm ends such a job with SIGKILL."""
+        for node in self.cut:
+            wait_until(lambda: self.cluster.node_processes(node) == {}, f"the processes on {node} have ended", 120)  # noqa: B023
+            self.cluster.run(["sh", "-c", "rm -rf /mnt/*/rs-* /tmp/rs-*"], node=node)
+        self.cut.clear()
 
 
 def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Events) -> Sweep:
@@ -127,6 +136,7 @@ def disturb(cluster: SlurmCluster, number: int, rng: random.Random, events: Even
         while run.returncode != 0:  # no job was left
             run = project.start()
             run.communicate(timeout=900)
+        events.tidy_up()
         return project.record("s")
 
 

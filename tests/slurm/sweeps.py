@@ -192,8 +192,9 @@ def project_on(cluster: SlurmCluster, folder: Path, user: str | None = None) -> 
 def wait_until_idle(cluster: SlurmCluster) -> None:
     """Until nothing of ours is left on any node, and no job: one that is not quite over keeps its nodes, and the next would get others."""
     try:
-        wait_until(lambda: left_on(cluster) == [], f"nothing is left: {left_on(cluster)}")
-    except AssertionError:  # this test has failed, but the next ones have done nothing
+        wait_until(lambda: left_on(cluster) == [], "nothing is left")
+    except AssertionError as error:  # this test has failed, but the next ones have done nothing
+        error.add_note("\n".join(left_on(cluster)))
         for node in cluster.nodes_on:
             for path in cluster.node_path(node, "/mnt").glob("*/*"):
                 shutil.rmtree(path)

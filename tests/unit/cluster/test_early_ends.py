@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 
 from fake_slurm import Fakes
-from raysweep.cluster.early_ends import EarlyEnd, early_end_of, early_ends, folder_beside, tell
+from raysweep.cluster.early_ends import EarlyEnd, early_ends, folder_beside, tell
 from raysweep.cluster.lock import GateAddress, LockHolder
 from raysweep.slurm.allocation import SlurmJob
 
 
 def leader(folder: Path, job: str = "12_0") -> LockHolder:
     return LockHolder.this_process(SlurmJob(job, None, 0), GateAddress("12", "13", str(folder / "gate")))
-
-
-@pytest.mark.parametrize(
-    ("ends", "now_ends", "is_early"), [(100, 50, True), (100, 100, False), (100, 200, False), (None, 50, True), (None, None, False)]
-)
-def test_only_an_earlier_end_is_an_early_end(ends: float | None, now_ends: float | None, is_early: bool) -> None:
-    early_end = early_end_of("12_1", ends, now_ends)
-    assert early_end == (EarlyEnd("12_1", math.inf if ends is None else ends, 50) if is_early else None)
 
 
 @pytest.mark.parametrize("instead_of", [1_800_000_000.0, math.inf])

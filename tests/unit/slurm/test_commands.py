@@ -8,6 +8,8 @@ import pytest
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
 from fake_slurm import Fakes
+from raysweep.common.errors import WorldError
+from raysweep.slurm import commands
 from raysweep.slurm.commands import ended_tasks, field_of, on_each_node, restarts_in, slurm_extra, slurm_extra_of_sweep, start_elsewhere
 from typed import sweep_config
 
@@ -37,19 +39,44 @@ def test_only_of_several_jobs_each_hears_of_its_early_end() -> None:
     """Snakemake, which runs a single job, would end at the signal."""
     assert "--signal" not in slurm_extra_of_sweep(sweep_config().allocation)
     words = slurm_extra_of_sweep(sweep_config(allocation={"jobs": 2}).allocation)
-    assert words.endswith(" --signal=B:SIGUSR1@10")
+    assert words.endswith(" --signal=B:USR1@10")
     validate_slurm_extra(SimpleNamespace(resources=SimpleNamespace(slurm_extra=words)))
 
 
-@pytest.mark.parametrize(("before", "excluded"), [("(null)", "n2,n3"), ("n[7-8]", "n[7-8],n2,n3")])
+def with_fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, before: str) -> Fakes:
+    """A scontrol that says this of every job, and accepts every command."""
+    fakes = Fakes(folder / "fakes")
+    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
+    fakes.answer("scontrol", f"JobState={state} ExcNodeList={before} Requeue=1\n")
+    monkeypatch.setattr(commands, "hostnames", lambda nodelist: nodelist.split(","))
+    return fakes
+
+
+@pytest.mark.parametrize(("before", "excluded"), [("(null)", "n2,n3"), ("n7,n8", "n7,n8,n2,n3")])
 def test_a_job_starts_again_without_its_nodes_as_a_fake_scontrol_sees_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, excluded: str
 ) -> None:
-    fakes = Fakes(tmp_path / "fakes")
-    monkeypatch.setenv("PATH", f"{fakes.folder}:/usr/bin:/bin")
-    fakes.answer("scontrol", f"JobId=13 ExcNodeList={before} Requeue=1\n")
-    start_elsewhere("12_1", ["n2", "n3"])
+    fakes = with_fake_scontrol(tmp_path, monkeypatch, "RUNNING", before)
+    assert start_elsewhere("12_1", ["n2", "n3"], 3)
     assert fakes.calls("scontrol") == ["show job 12_1", "requeue 12_1", f"update JobId=12_1 ExcNodeList={excluded}"]
+
+
+@pytest.mark.parametrize(
+    ("state", "before"), [("RUNNING", "n5,n6,n7"), ("CANCELLED", "(null)"), ("COMPLETING", "(null)"), ("PENDING", "(null)")]
+)
+def test_a_job_that_was_cancelled_or_has_left_enough_nodes_does_not_start_again_as_a_fake_scontrol_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, before: str
+) -> None:
+    fakes = with_fake_scontrol(tmp_path, monkeypatch, state, before)
+    assert not start_elsewhere("12_1", ["n2"], 3)
+    assert fakes.calls("scontrol") == ["show job 12_1"]
+
+
+def test_a_refusal_of_slurm_is_one_line_as_a_fake_scontrol_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = with_fake_scontrol(tmp_path, monkeypatch, "RUNNING", "(null)")
+    (fakes.folder / "scontrol").write_text('#!/bin/sh\n[ "$1" = show ] && echo JobState=RUNNING && exit\necho "Job is held" >&2\nexit 1\n')
+    with pytest.raises(WorldError, match=r"^Slurm does not start job 12_1 again on other nodes: Job is held$"):
+        start_elsewhere("12_1", ["n2"], 3)
 
 
 @pytest.mark.parametrize(

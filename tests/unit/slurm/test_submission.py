@@ -213,7 +213,7 @@ def test_several_jobs_are_an_array_that_a_later_run_takes_up_with_a_fake_sbatch(
     comment, script = submitted(fakes, run_dir)
     folder = tmp_path / "state/.jobs" / COMMENT
     assert script == (
-        f'#!/bin/bash\nexec run it --config other --allocation slurm --end {folder}/"$SLURM_ARRAY_JOB_ID".exit --config {folder}/config.yaml\n'
+        f"#!/bin/bash\ntrap '' USR1\nexec run it --config other --allocation slurm --end {folder}/\"$SLURM_ARRAY_JOB_ID\".exit --config {folder}/config.yaml\n"
     )
     assert fakes.calls("sbatch")[-1].startswith("--array=0-3 ")
     log = f"{run_dir}/13_0.log"

@@ -18,7 +18,7 @@ import pytest
 from raysweep.cluster.channel import AgentAlive, AgentMessage, EndRay, HeadAddress, NodeFailed, RayEnded, Start, WorkerUp
 from raysweep.cluster.early_ends import EarlyEnd
 from raysweep.cluster.job import CheckJob
-from raysweep.cluster.launcher import Crew
+from raysweep.cluster.launcher import Crew, Interrupted, LostNode
 from raysweep.cluster.lock import DRIVER_LOCK, GateAddress, Lock, LockHolder
 from raysweep.common.errors import RaysweepError, WorldError
 from raysweep.record.file import Record
@@ -61,7 +61,7 @@ Make = Callable[..., Member]
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a member of the job array 12. `allocation` is the part `allocation` of the sweep's config, and `facts` are those of the job."""
     monkeypatch.setattr(members, "cancel_waiting", lambda array: (tmp_path / "cancelled").write_text(array))
-    monkeypatch.setattr(members, "start_elsewhere", lambda job, names: (tmp_path / "elsewhere").write_text(f"{job}: {names}"))
+    monkeypatch.setattr(members, "start_elsewhere", lambda job, names, most: (tmp_path / "elsewhere").write_text(f"{job}: {names} {most}"))
 
     def make(allocation: dict[str, Any] | None = None, **facts: Any) -> Member:
         sweep = sweep_config(trainable="user.py:train", allocation={"jobs": 4, **(allocation or {})}, num_samples=NUM_SAMPLES)
@@ -237,8 +237,8 @@ Ran = Callable[..., str | None]
 def ran(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
     """Runs a job of the array 12 whose agents send these messages and then go away, and returns where the job does not start again."""
 
-    def ran(*messages: AgentMessage, restarts: int = 0, is_full: bool = False) -> str | None:
-        member = make(restarts=restarts)
+    def ran(*messages: AgentMessage, fault: BaseException | None = None, is_member: bool = True) -> str | None:
+        member = make()
         agents: Any = member.nodes.agents
         for message in messages:
             agents.messages.put(message)
@@ -247,9 +247,12 @@ def ran(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
 
         @contextmanager
         def private(base: Path) -> Iterator[Path]:
-            if is_full:
-                raise OSError(errno.ENOSPC, "No space left on device")
+            if fault and not is_member:
+                raise fault
             yield tmp_path
+
+        def fail(joined: Join) -> bool:
+            raise fault or AssertionError
 
         monkeypatch.setattr(members, "forget_job_options", lambda: None)
         monkeypatch.setattr(members, "private_folder", private)
@@ -257,7 +260,11 @@ def ran(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
         monkeypatch.setattr(members, "Member", lambda *arguments: member)
         monkeypatch.setattr(Allocation, "of_slurm", lambda: member.allocation)
         monkeypatch.setattr(Allocation, "neighbour", lambda allocation: None)
-        with leader(tmp_path), pytest.raises(OSError if is_full else WorldError, match="No space left" if is_full else "went away"):
+        monkeypatch.setattr(member, "is_served", lambda joined: member.nodes.have_failed())  # there is no srun
+        if fault and is_member:
+            monkeypatch.setattr(member, "is_over", fail)
+        expected = WorldError if fault is None else Interrupted if isinstance(fault, KeyboardInterrupt) else type(fault)
+        with leader(tmp_path), pytest.raises(expected):
             run_member(member.stage, tmp_path / "c.yaml", tmp_path / "12.exit")
         file = tmp_path / "elsewhere"
         return file.read_text() if file.exists() else None
@@ -265,20 +272,28 @@ def ran(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
     return ran
 
 
-def test_a_job_that_fails_before_any_trial_ran_starts_again_on_other_nodes(ran: Ran) -> None:
-    assert ran() == "12_1: ['n2', 'n3']"
+NO_ROOM = NodeFailed("n3", "no room")
+
+
+def test_a_job_whose_agents_go_away_before_any_trial_ran_starts_again_on_other_nodes(ran: Ran) -> None:
+    assert ran() == "12_1: ['n2', 'n3'] 6"
 
 
 def test_a_job_whose_folder_cannot_be_made_starts_again_on_other_nodes(ran: Ran) -> None:
-    assert ran(is_full=True) == "12_1: ['n2', 'n3']"
+    assert ran(fault=OSError(errno.ENOSPC, "No space left on device"), is_member=False) == "12_1: ['n2', 'n3'] 6"
 
 
 def test_only_the_nodes_that_failed_are_left(ran: Ran) -> None:
-    assert ran(NodeFailed("n3", "no room"), restarts=members.MAX_ELSEWHERE - 1) == "12_1: ['n3']"
+    assert ran(NO_ROOM) == "12_1: ['n3'] 6"
 
 
-def test_a_job_does_not_look_for_other_nodes_for_ever(ran: Ran) -> None:
-    assert ran(NodeFailed("n3", "no room"), restarts=members.MAX_ELSEWHERE) is None
+def test_a_job_that_the_user_cancels_does_not_start_again(ran: Ran) -> None:
+    """The agents end by the same signal."""
+    assert ran(NO_ROOM, fault=KeyboardInterrupt()) is None
+
+
+def test_a_fault_of_the_shared_disk_is_no_fault_of_the_nodes(ran: Ran) -> None:
+    assert ran(fault=OSError(errno.EDQUOT, "Disk quota exceeded")) is None
 
 
 def test_a_job_on_whose_nodes_a_trial_ran_does_not_look_for_other_nodes(ran: Ran) -> None:
@@ -289,6 +304,18 @@ def test_a_job_that_has_led_the_sweep_does_not_look_for_other_nodes(make: Make, 
     with Record(make().stage.path_to_record) as record:
         record.write("session", sweep={}, host="h", pid=1, nodes=[], slurm_job="12_1")
     assert ran() is None
+
+
+def test_a_node_on_which_rays_head_fails_is_broken(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise LostNode("n2: no room", "n2")
+
+    monkeypatch.setattr(members, "set_up_logging", lambda path: None)
+    monkeypatch.setattr(members, "finish_sweep", fail)
+    member = make()
+    with member.lock() as lock:
+        assert member.lead(lock) is None
+    assert member.nodes.broken == {"n2"}
 
 
 def test_a_job_without_a_trial_leaves_after_the_time_of_the_config_and_cancels_the_jobs_that_wait(make: Make, tmp_path: Path) -> None:
@@ -354,19 +381,26 @@ def test_a_job_whose_time_is_nearly_over_leaves_as_soon_as_it_has_no_trial(make:
 
 
 @pytest.mark.parametrize("is_early", [True, False])
-def test_a_job_that_slurm_ends_early_tells_the_leader_and_begins_nothing_more(
+def test_a_job_that_slurm_ends_early_tells_the_leader_and_starts_again(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_early: bool
 ) -> None:
     told: list[tuple[str, EarlyEnd]] = []
+    requeued: list[str | None] = []
     monkeypatch.setattr(members, "tell", lambda holder, early_end: told.append((holder.job.id, early_end)))
-    now = time.time()
-    member = make(started=now - 60, ends=now + 3600)
+    monkeypatch.setattr(Allocation, "start_again", lambda allocation: requeued.append(allocation.job_id))
+    now = float(int(time.time()))
+    member = make({"walltime_margin": 5, "resubmit": 0}, started=now - 3600, ends=now + 3600)
     monkeypatch.setattr(Allocation, "present_end", lambda allocation: now + (100 if is_early else 3600))
+    signalled = threading.Event()
+    signalled.set()
     with leader(tmp_path):
-        member.note_early_end()
-    assert told == ([("12_0", EarlyEnd("12_1", now + 3600, now + 100))] if is_early else [])
+        member.note_early_end(signalled)
+    assert told == ([("12_0", EarlyEnd("12_1", now + 3300, now + 100))] if is_early else [])
     assert member.deadline.is_near() is is_early
     assert not member.deadline.is_here(), "trials have half of the time until their next checkpoint"
+    if is_early:
+        assert member.run() == LEFT
+        assert requeued == ["12_1"], "as Slurm itself would start the job again, which is no matter of `resubmit`"
 
 
 def test_the_job_with_the_most_time_left_takes_the_lock_first(make: Make) -> None:

@@ -49,7 +49,7 @@ from raysweep.cluster.channel import (
     send,
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
-from raysweep.cluster.job import DriverInput, RayCluster, TuneJob
+from raysweep.cluster.job import DriverInput, RayCluster, SearchJob, TuneJob
 from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_secret
 from raysweep.cluster.ray_node import (
     ADDRESS_FILE,
@@ -259,7 +259,7 @@ class Agent:
         dashboard_port = free_port() if self.start.has_dashboard else None
         log = folder / "ray.log"
         driver = self.start_driver(environment, env, folder) if self.is_head else None
-        resources = resources_of_job(self.start.job_id, self.start.job_ends) if self.start.has_several_jobs else {}
+        resources = resources_of_job(self.start.job_id, self.start.job_deadline) if self.start.has_several_jobs else {}
         command = start_command(environment, self.node, temp_dir, address, head_address, dashboard_port, resources)
         ray, gcs_address = self.start_ray(command, env, temp_dir, log)
         self.report_end_of(ray, self.ray_name)
@@ -339,7 +339,8 @@ class Agent:
 
             env |= write_certificate(self.start.authority, address, folder)
         if environment.container is not None:
-            env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders])
+            early_ends = self.start.job.early_ends if self.is_head and isinstance(self.start.job, SearchJob) else None  # only on this node
+            env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders, early_ends])
         return with_gpus_of(self.node, environment, env)
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:

@@ -73,7 +73,8 @@ class Start:
     # Node of another job, to which each node finds its own address by the route. None: there is no such node, or the nodes of this job show the route.
     peer: Node | None = None
     job_id: str | None = None  # id of the agents' Slurm job; None without Slurm
-    job_ends: float | None = None  # time at which Slurm will end the agents' job, in seconds since the epoch
+    # Time after which no trial may begin on the nodes of a job that joins, in seconds since the epoch. None: there is no such time.
+    job_deadline: float | None = None
     joins: bool = False  # whether Ray's head runs in another job, so that no agent of this job starts a head
     kind: Literal["start"] = "start"
 

@@ -7,7 +7,6 @@ end. A file on a shared file system could become visible only after the grace ti
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 from pathlib import Path
@@ -23,7 +22,7 @@ class EarlyEnd(NamedTuple):
     """Describes the early end of a job. The times are in seconds since the epoch."""
 
     job: str  # id of the job
-    instead_of: float  # former end of the job, which distinguishes the job from a later start of the job under this id
+    instead_of: float  # former deadline of the job, which distinguishes the job from a later start of the job under this id
     ends: float
 
     def __str__(self) -> str:
@@ -36,7 +35,10 @@ def folder_beside(gate: Path) -> Path:
 
 
 def tell(leader: LockHolder, early_end: EarlyEnd) -> None:
-    """Tell the driver of the leader that a job of this user ends early. A leader that cannot be reached is over, so that nothing is lost."""
+    """Tell the driver of the leader that a job of this user ends early.
+
+    If the leader cannot be reached, the trials on this job go on from their last checkpoints.
+    """
     if leader.job is None or leader.gate is None:
         return
     path = folder_beside(Path(leader.gate.path)) / str(early_end)
@@ -53,9 +55,3 @@ def early_ends(folder: Path) -> list[EarlyEnd]:
     """Return the early ends that the jobs have told. The list is empty where the folder does not exist."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return [EarlyEnd(job, float(instead_of), float(ends)) for job, instead_of, ends in (name.split("@") for name in names)]
-
-
-def early_end_of(job: str, ends: float | None, now_ends: float | None) -> EarlyEnd | None:
-    """Return the early end of a job that has the end `now_ends` in the place of `ends`, or None where the end is not earlier. None means no end."""
-    before, now = (math.inf if each is None else each for each in (ends, now_ends))
-    return EarlyEnd(job, before, now) if now < before else None

@@ -63,10 +63,6 @@ class SearchJob(TuneJob):
     early_ends: Path | None = None  # folder that names the jobs which Slurm ends early (early_ends.py); None where the sweep has one job
 
     @property
-    def seen_folders(self) -> list[Path | None]:
-        return [*super().seen_folders, self.early_ends]
-
-    @property
     def packs_gpus(self) -> bool:
         """Return whether the GPU memory that the first trial uses decides how many trials share a GPU."""
         return self.sweep.trial_resources.gpu == "auto" and self.trial_resources.gpu > 0

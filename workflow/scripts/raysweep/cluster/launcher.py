@@ -110,7 +110,15 @@ class Interrupted(RaysweepError):
     """Reports that Slurm or a signal has ended the job, so that the sweep is not finished."""
 
 
-class SilentAgent(WorldError):
+class LostNode(WorldError):
+    """Reports that the node `node` is lost, without which the run cannot go on."""
+
+    def __init__(self, line: str, node: str) -> None:
+        super().__init__(line)
+        self.node = node
+
+
+class SilentAgent(LostNode):
     """Reports an agent that does not answer, without which the run cannot go on. For example, the `slurmstepd` of the agent's node has died."""
 
 
@@ -249,14 +257,14 @@ class Launcher:
         elif isinstance(message, WorkerUp):
             logger.info("%s has joined after %.1f s: %d of %d nodes.", message.node, self.elapsed_s(), len(nodes_up), len(self.names))
 
-    def lose(self, name: str, reason: str, error: type[WorldError] = WorldError) -> None:
+    def lose(self, name: str, reason: str, error: type[LostNode] = LostNode) -> None:
         """Record that a node is lost. Raises `error` where too few nodes are left, or where Ray's head runs on the lost node."""
         if name in self.lost:
             return
         self.lost.add(name)
         num_required = self.num_required_nodes if self.bring_up is None else 1
         if name == self.head or len(self.names) - len(self.lost) < num_required:
-            raise error(f"{name}: {reason}" if self.allocation.job_id else reason)
+            raise error(f"{name}: {reason}" if self.allocation.job_id else reason, name)
         logger.warning("%s is lost: %s. The sweep goes on without it.", name, reason)
 
     def elapsed_s(self) -> float:
@@ -309,7 +317,6 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
         min_nodes=request.num_required_nodes,
         job=job,
         job_id=allocation.job_id,
-        job_ends=allocation.ends,
         is_joinable=request.crew is not None,
         peer=request.crew.peer if request.crew is not None else None,
     )

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from raysweep.cluster.children import tail_of
 from raysweep.common.errors import WorldError
 from raysweep.common.gpus import NVIDIA_SMI, REPLACED_VARIABLES, gpu_program, named_gpus, usable_gpus, visible_gpus, with_replaced_variables
-from raysweep.common.machine import JOB_ENDS_RESOURCE, JOB_RESOURCE
+from raysweep.common.machine import JOB_DEADLINE_RESOURCE, JOB_RESOURCE
 from raysweep.environment.commands import last_line, run_captured
 from raysweep.environment.manifest import LEAST_RAY, OLD_RAY, Environment
 from raysweep.slurm.allocation import Node, submit_host, without_slurm
@@ -175,13 +175,13 @@ def own_address(nodes: Sequence[Node], rank: int, peer: Node | None = None) -> s
         return str(probe.getsockname()[0])
 
 
-def resources_of_job(job_id: str | None, job_ends: float | None) -> dict[str, float]:
-    """Return the resources of a Ray node that tell the driver to which Slurm job the node belongs, and when the job ends.
+def resources_of_job(job_id: str | None, job_deadline: float | None) -> dict[str, float]:
+    """Return the resources of a Ray node that tell the driver to which Slurm job the node belongs, and after which time no trial may begin.
 
     Ray has no other place for such facts in all versions. No trial uses these resources.
     """
     resources = {} if job_id is None else {f"{JOB_RESOURCE}{job_id}": 1.0}
-    return resources if job_ends is None else resources | {JOB_ENDS_RESOURCE: job_ends}
+    return resources if job_deadline is None else resources | {JOB_DEADLINE_RESOURCE: job_deadline}
 
 
 def start_command(

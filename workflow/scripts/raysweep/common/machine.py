@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from raysweep.common.typed_json import Extensible
 
-# Resources of a Ray node in a sweep of several Slurm jobs. The name of the first ends with the id of the node's job. The amount of the second is the time at
-# which the job ends, in seconds since the epoch.
-JOB_RESOURCE, JOB_ENDS_RESOURCE = "raysweep_job_", "raysweep_ends"
+# Resources of a Ray node in a sweep of several Slurm jobs. The name of the first ends with the id of the node's job. The amount of the second is the time
+# after which no trial may begin on the node, in seconds since the epoch.
+JOB_RESOURCE, JOB_DEADLINE_RESOURCE = "raysweep_job_", "raysweep_deadline"
 
 
 @dataclass(frozen=True)

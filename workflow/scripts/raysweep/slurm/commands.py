@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -13,8 +12,8 @@ from collections.abc import Iterable
 from raysweep.common.durations import minutes
 from raysweep.common.errors import WorldError
 from raysweep.config.model import AllocationConfig
+from raysweep.slurm.notes import EARLY_END_SIGNAL
 
-EARLY_END_SIGNAL = signal.SIGUSR1  # signal that Slurm sends to a job of several that Slurm ends before the job's time limit
 SLURM_DEADLINE_S = 120  # time limit in seconds for an answer of Slurm; slurmctld may be slow or may restart
 
 
@@ -101,19 +100,28 @@ def cancel_waiting(array: str) -> None:
         subprocess.run(["scancel", "--state=PENDING", array], capture_output=True, timeout=SLURM_DEADLINE_S, check=False)
 
 
-def start_elsewhere(job: str, names: Iterable[str]) -> None:
+def start_elsewhere(job: str, names: Iterable[str], max_excluded: int) -> bool:
     """Ask Slurm to end the job `job` of this process, and to start the job again on other nodes than those with the names `names`.
 
-    Slurm excludes nodes only for a waiting job, and ends this process as soon as the job is told to wait. So one shell that ignores SIGTERM gives both
-    commands. Raises WorldError where Slurm refuses the restart.
+    Do nothing, and return False, where the job is excluded from `max_excluded` nodes already, or where the job does not run any more, because the user may have
+    cancelled the job. Slurm excludes nodes only for a waiting job, and ends this process as soon as the job is told to wait. So one shell that ignores SIGTERM
+    gives both commands. Raises WorldError where Slurm refuses one of these.
     """
-    excluded = field_of(scontrol("show", "job", job), "ExcNodeList")
-    before = [] if excluded in ("", "(null)") else [excluded]
+    text = scontrol("show", "job", job)
+    excluded = field_of(text, "ExcNodeList")
+    before = [] if excluded in ("", "(null)") else hostnames(excluded)
+    if field_of(text, "JobState") != "RUNNING" or len(before) >= max_excluded:
+        return False
     script = 'trap "" TERM; scontrol requeue "$1" && scontrol update JobId="$1" ExcNodeList="$2"'
     command = ["sh", "-c", script, "sh", job, ",".join([*before, *names])]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SLURM_DEADLINE_S, check=False)
+    refusal = f"Slurm does not start job {job} again on other nodes"
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SLURM_DEADLINE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorldError(f"{refusal}: {error}") from None
     if run.returncode:
-        raise WorldError(f"Slurm does not start job {job} again on other nodes: {' '.join(run.stderr.split())}")
+        raise WorldError(f"{refusal}: {' '.join(run.stderr.split())}")
+    return True
 
 
 def ended_tasks(line: str) -> list[int]:
@@ -155,8 +163,8 @@ def slurm_extra(allocation: AllocationConfig, runtime: float | str, runtime_min:
 def slurm_extra_of_sweep(allocation: AllocationConfig) -> str:
     """Return the options of `slurm_extra` for the job of a sweep.
 
-    Slurm also sends the signal shortly before the time limit, when each of several jobs has already left the sweep. A single job is run by Snakemake, which
-    has another meaning for this signal.
+    Several jobs ask for a signal at an early end. Slurm also sends the signal shortly before the time limit, where the signal has no effect. A single job does
+    not ask for the signal, because Snakemake runs this job and would end at the signal.
     """
     words = slurm_extra(allocation, allocation.runtime, allocation.runtime_min)
-    return words if allocation.jobs == 1 else f"{words} --signal=B:{EARLY_END_SIGNAL.name}@10"
+    return words if allocation.jobs == 1 else f"{words} --signal=B:{EARLY_END_SIGNAL}@10"

@@ -17,6 +17,7 @@ PYTHON = "RAYSWEEP_PYTHON"  # variable with the path of the Python that runs thi
 INTERVAL = "RAYSWEEP_SQUEUE_INTERVAL_S"  # variable with the least time in seconds between two calls of squeue for one run
 OWN_VARIABLES = (RUN_DIR, STATE_DIR, PYTHON, INTERVAL)
 NOTES = "notes.jsonl"  # file of the notes in the folder of the run
+EARLY_END_SIGNAL = "USR1"  # signal that Slurm sends to a job of several that Slurm ends before the job's time limit
 JOB_CONFIG = "RAYSWEEP_JOB_CONFIG"  # variable with the path of the config of the sweep, inside of a job that was submitted to Slurm
 PLANNED = "jobs.json"  # file that maps the comment of each job of this workflow that may be submitted to a PlannedJob
 JOBS = ".jobs"  # folder below the state folder with one folder for each rule and sweep, in which the job of Slurm has its files

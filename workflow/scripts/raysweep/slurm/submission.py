@@ -22,7 +22,7 @@ from raysweep.slurm.earlier_jobs import (
     finished_job,
     job_folder,
 )
-from raysweep.slurm.notes import JOB_CONFIG, OWN_VARIABLES, PLANNED, PlannedJob, append, name_of_comment
+from raysweep.slurm.notes import EARLY_END_SIGNAL, JOB_CONFIG, OWN_VARIABLES, PLANNED, PlannedJob, append, name_of_comment
 from raysweep.slurm.queries import ask
 
 SCRIPT = "/dev/stdin"  # file from which sbatch reads the script of a job
@@ -115,7 +115,8 @@ def extended_script(call: Call, folder: Path) -> str:
 def array_script(call: Call, folder: Path) -> str:
     """Return the script of each job of a job array, which runs the command of the rule without Snakemake.
 
-    The command takes the place of the shell, because Slurm sends EARLY_END_SIGNAL only to the process of the script.
+    The command takes the place of the shell, because Slurm sends EARLY_END_SIGNAL only to the process of the script. The signal is ignored until the command
+    is ready for the signal. The command reads from Slurm when the job ends, so a signal that comes before is not needed.
     The job that finishes the sweep writes the exit code of the sweep into the file that the scripts of other jobs write (see `extended_script`). The last
     options of the command replace options that Snakemake has written.
     """
@@ -123,7 +124,7 @@ def array_script(call: Call, folder: Path) -> str:
     options = f'--allocation slurm --end {shlex.quote(str(folder))}/"$SLURM_ARRAY_JOB_ID".exit'
     if call.planned.config is not None:
         options += f" --config {shlex.quote(str(folder / CONFIG))}"
-    return f"#!/bin/bash\nexec {call.planned.command} {options}\n"
+    return f"#!/bin/bash\ntrap '' {EARLY_END_SIGNAL}\nexec {call.planned.command} {options}\n"
 
 
 def run_sbatch(command: list[str], script: str) -> subprocess.CompletedProcess[str]:

@@ -36,10 +36,10 @@ class JobNodes:
         self.have_had_trial = False
         self.last_trial_at_s = math.inf  # time (`time.monotonic()`) at which a trial last ran on the nodes; infinite before Ray is up
 
-    def join(self, message: Start) -> None:
-        """Let the agents start Ray as a part of the Ray cluster whose launcher has sent `message`."""
+    def join(self, message: Start, deadline: float | None) -> None:
+        """Let the agents start Ray as a part of the Ray cluster whose launcher has sent `message`. No trial may begin after the time `deadline`."""
         own = self.allocation
-        self.start = replace(message, nodes=own.nodes, job_id=own.job_id, job_ends=own.ends, peer=message.nodes[0], joins=True)
+        self.start = replace(message, nodes=own.nodes, job_id=own.job_id, job_deadline=deadline, peer=message.nodes[0], joins=True)
         self.agents.send(self.start.as_sent())
 
     def have_failed(self) -> bool:

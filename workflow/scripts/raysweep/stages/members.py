@@ -25,9 +25,9 @@ from raysweep.cluster.channel import (
     Start,
 )
 from raysweep.cluster.children import ended_by_signals, uninterrupted
-from raysweep.cluster.early_ends import early_end_of, folder_beside, tell
+from raysweep.cluster.early_ends import EarlyEnd, folder_beside, tell
 from raysweep.cluster.gate import Gate, Relay
-from raysweep.cluster.launcher import Agents, Crew, Interrupted
+from raysweep.cluster.launcher import Agents, Crew, Interrupted, LostNode
 from raysweep.cluster.lock import DRIVER_LOCK, LOCK, GateAddress, Lock, LockHeld, LockHolder
 from raysweep.cluster.private_folder import base_for_ray, private_folder
 from raysweep.common.errors import RaysweepError, WorldError, logger, set_up_logging
@@ -35,7 +35,8 @@ from raysweep.common.files import written_aside
 from raysweep.record.budget import may_begin_trials
 from raysweep.record.file import read_sweep
 from raysweep.slurm.allocation import Allocation, Deadline, forget_job_options, local_dir_of_job
-from raysweep.slurm.commands import EARLY_END_SIGNAL, cancel_waiting, start_elsewhere
+from raysweep.slurm.commands import cancel_waiting, start_elsewhere
+from raysweep.slurm.notes import EARLY_END_SIGNAL
 from raysweep.stages.job_nodes import AgentsAreGone, AgentsAreSilent, JobNodes
 from raysweep.stages.leaders import OverLeaders
 from raysweep.stages.stage import Stage
@@ -52,17 +53,20 @@ MOST_DELAY_S = 3  # time in seconds by which a job whose time is nearly over tak
 MOST_PAUSE_S = 30.0  # longest time in seconds between two relays to the same leader
 OTHER_RUN_S = 30  # longest time in seconds that a job waits for the end of another run of the sweep
 DRIVER_END_S = 120  # longest time in seconds that a leader waits for the end of the last leader's driver. Slurm kills a job after 30 s
-EMPTY_S = 10  # time in seconds after which no trial can begin on a job whose time is nearly over, because the driver has seen the time too
-MAX_ELSEWHERE = 3  # number of starts of a job after which the job is not started again on other nodes
+# A job whose time is nearly over leaves after so many seconds without a trial. By then the driver has also seen the time, and begins no trial there.
+EMPTY_S = 10
+MAX_ELSEWHERE = 3  # greatest number of times that a job is started again on other nodes
 MAX_FAILURES = 3  # number of times that Ray may fail on the nodes of this job, while the leader is alive, before this job leaves
 
 
 def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
     """Run this job of the sweep. Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
 
-    Raises Interrupted when a signal ends this process, and WorldError or OSError where the nodes of this job cannot be used. If no trial has run on these
-    nodes, Slurm starts the job again on other nodes.
+    Raises Interrupted when a signal ends this process, and WorldError or OSError where this job cannot go on. If the fault is one of the nodes, and no trial
+    has run on them, Slurm starts the job again on other nodes.
     """
+    is_signalled = threading.Event()
+    signal.signal(signal.Signals[f"SIG{EARLY_END_SIGNAL}"], lambda *_: is_signalled.set())
     forget_job_options()
     allocation = Allocation.of_slurm()
     member: Member | None = None
@@ -73,31 +77,30 @@ def run_member(stage: Stage, path_to_config: Path, path_to_end: Path) -> int:
             crew = Crew(allocation, agents, folder / "gate", peer)
             folder_beside(crew.gate_path).mkdir()
             member = Member(stage, path_to_config, path_to_end, crew)
-            # The work is done in a thread, because the main thread may be at any place, such as inside of a lock.
-            signal.signal(EARLY_END_SIGNAL, lambda *_: threading.Thread(target=member.note_early_end).start())
+            threading.Thread(target=member.note_early_end, args=(is_signalled,), daemon=True).start()
             return member.run()
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"Slurm has ended job {allocation.job_id}, and the sweep goes on without this job") from None
-    except (OSError, WorldError):
-        if member is None or not member.has_worked():
-            leave_nodes(stage.name, allocation, member.nodes.broken if member else ())
+    except (OSError, WorldError) as error:
+        if member is None:
+            leave_nodes(stage.name, allocation, (), error)
+        elif not member.has_worked() and (member.nodes.broken or isinstance(error, AgentsAreGone | AgentsAreSilent)):
+            leave_nodes(stage.name, allocation, member.nodes.broken, error)
         raise
 
 
-def leave_nodes(title: str, allocation: Allocation, names: Collection[str]) -> None:
-    """Let Slurm start this job again on other nodes. Else a broken node would use up all jobs, one after the other.
+def leave_nodes(title: str, allocation: Allocation, names: Collection[str], error: Exception) -> None:
+    """Let Slurm start this job again on other nodes, because of `error`. Without this, Slurm would give the broken node to one job after the other.
 
-    `title` is the name of the sweep, and `names` are the nodes that are broken. Without any name, all nodes of the job count as broken.
+    `title` is the name of the sweep, and `names` are the broken nodes. Without any name, all nodes of the job count as broken.
     """
-    if allocation.restarts >= MAX_ELSEWHERE:
-        return
     names = sorted(names or (node.name for node in allocation.nodes))
-    logger.warning("%s: job %s starts again on other nodes than %s.", title, allocation.job_id, ", ".join(names))
     with uninterrupted():  # Slurm ends this process before the job has its new nodes
         try:
-            start_elsewhere(str(allocation.job_id), names)
-        except WorldError as error:  # for example, the site forbids that a job starts again
-            logger.warning("%s.", error)
+            if start_elsewhere(str(allocation.job_id), names, MAX_ELSEWHERE * len(allocation.nodes)):
+                logger.warning("%s: job %s starts again on other nodes than %s: %s", title, allocation.job_id, ", ".join(names), error)
+        except WorldError as refusal:  # for example, the site forbids that a job starts again
+            logger.warning("%s.", refusal)
 
 
 @dataclass
@@ -124,6 +127,7 @@ class Member:
         self.over_leaders = OverLeaders(stage.state_dir)
         self.last_leader = ""  # token of the leader that this job has joined last
         self.num_failures = 0
+        self.ends_early = False  # whether Slurm ends the job before the job's time limit
         self.has_other_code = False  # whether the code, the data or the environment differs from that of the first leader
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
@@ -169,23 +173,30 @@ class Member:
             raise WorldError(f"{self.stage.name}: Ray has failed {self.num_failures} times on the nodes of job {self.allocation.job_id}")
         return None
 
-    def note_early_end(self) -> None:
-        """Ask Slurm when this job ends. Where the end is earlier than before, let the trials on this job pause at their next checkpoint.
+    def note_early_end(self, is_signalled: threading.Event) -> None:
+        """Wait for EARLY_END_SIGNAL, and then ask Slurm when this job ends. Where the end is early, let the trials on this job pause at their next checkpoint.
 
-        This method runs in a thread, at EARLY_END_SIGNAL.
+        This method runs in a thread, because the main thread may be at any place, such as inside of a lock.
         """
+        is_signalled.wait()
         try:
-            early_end = early_end_of(str(self.allocation.job_id), self.allocation.ends, self.allocation.present_end())
+            ends = self.allocation.present_end()
             leader = LockHolder.read(self.stage.state_dir / LOCK)
         except (RaysweepError, OSError) as error:
             logger.warning("%s.", error)
             return
-        if early_end is None:  # Slurm has sent the signal before the time limit
+        # Slurm also sends the signal before the time limit.
+        if ends is None or (self.allocation.ends is not None and ends >= self.allocation.ends):
             return
-        logger.info("%s: Slurm will end job %s before its time limit, as for a preemption.", self.stage.name, early_end.job)
-        self.deadline = Deadline.early(early_end.ends)
+        job = str(self.allocation.job_id)
+        logger.info("%s: Slurm will end job %s before its time limit, as for a preemption.", self.stage.name, job)
+        before, self.deadline, self.ends_early = self.deadline_of_nodes(), Deadline.early(ends), True
         if leader is not None:
-            tell(leader, early_end)
+            tell(leader, EarlyEnd(job, math.inf if before is None else before, ends))
+
+    def deadline_of_nodes(self) -> float | None:
+        """Return the time after which no trial may begin on the nodes of this job, in whole seconds since the epoch, or None where there is no such time."""
+        return None if self.deadline.near == math.inf else float(math.floor(self.deadline.near))
 
     def delay_s(self) -> float:
         """Return how long this job waits before it takes the lock of a leader that is over, so that the job with the most time left leads."""
@@ -227,6 +238,8 @@ class Member:
         except Interrupted:
             raise
         except (WorldError, LockHeld) as error:
+            if isinstance(error, LostNode):
+                self.nodes.broken.add(error.node)
             logger.warning("%s. Another job continues the sweep.", error)
             return None
         except RaysweepError as error:
@@ -304,13 +317,11 @@ class Member:
             self.last_leader, self.num_failures = holder.token, 0
         self.nodes.last_trial_at_s = math.inf
         pause_s = float(TICK_S)
-        try:
-            while not self.is_over(joined) and self.is_served(joined):
-                # The relays of many jobs must not come at the same moment, and must not come often while the leader does not answer.
-                time.sleep(random.uniform(0, pause_s))
-                pause_s = min(2 * pause_s, MOST_PAUSE_S)
-        finally:
-            self.nodes.end_ray()
+        while not self.is_over(joined) and self.is_served(joined):
+            # The relays of many jobs must not come at the same moment, and must not come often while the leader does not answer.
+            time.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, MOST_PAUSE_S)
+        self.nodes.end_ray()  # after an error or a signal, `run_member` ends the agents
 
     def wait_for_other_run(self, joined: Join) -> None:
         """Return when the lock of another run is free, or the job of the other run is over. Raises RaysweepError after OTHER_RUN_S seconds."""
@@ -341,7 +352,7 @@ class Member:
         joined.last_life_at_s, joined.is_doubted = time.monotonic(), False
         if isinstance(message, Start) and not joined.is_up:
             joined.is_up = True
-            self.nodes.join(message)
+            self.nodes.join(message, self.deadline_of_nodes())
         elif isinstance(message, HeadAddress):
             self.nodes.agents.send(message)
 
@@ -380,9 +391,13 @@ class Member:
         return True
 
     def leave(self, why: str) -> int:
-        """Start this job again where the time of the job is nearly over and the config allows a restart, else return LEFT."""
+        """Start this job again where the time of the job is nearly over and the config allows a restart, else return LEFT.
+
+        A job that Slurm preempts always starts again, as Slurm itself lets a job start again that does not end before the end of the grace time.
+        """
         logger.info("%s: job %s leaves the sweep, because %s.", self.stage.name, self.allocation.job_id, why)
-        if self.deadline.is_near() and self.allocation.restarts < self.stage.sweep.allocation.resubmit:
+        may_restart = self.ends_early or self.allocation.restarts < self.stage.sweep.allocation.resubmit
+        if self.deadline.is_near() and may_restart:
             try:
                 self.allocation.start_again()
             except WorldError as error:  # for example, the site forbids that a job starts again

@@ -12,7 +12,7 @@ import ray
 
 from raysweep.cluster.early_ends import early_ends
 from raysweep.common.errors import logger
-from raysweep.common.machine import JOB_ENDS_RESOURCE, JOB_RESOURCE, NodeSize
+from raysweep.common.machine import JOB_DEADLINE_RESOURCE, JOB_RESOURCE, NodeSize
 from raysweep.record.file import Record
 from raysweep.slurm.allocation import Deadline
 from raysweep.tune.private import drain_node
@@ -28,7 +28,7 @@ class LiveNode:
     address: str  # network address of the node; two Slurm jobs on one node have equal addresses
     size: NodeSize
     job: str | None = None  # id of the node's Slurm job; None where all nodes belong to one job
-    ends: float = math.inf  # time at which the node's Slurm job ends, in seconds since the epoch
+    deadline: float = math.inf  # time after which no trial may begin on the node, in seconds since the epoch
 
 
 def live_nodes() -> list[LiveNode]:
@@ -39,7 +39,7 @@ def live_nodes() -> list[LiveNode]:
             resources = node["Resources"]
             size = NodeSize(node["NodeName"], int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
             job = next((name.removeprefix(JOB_RESOURCE) for name in resources if name.startswith(JOB_RESOURCE)), None)
-            nodes.append(LiveNode(node["NodeID"], node["NodeManagerAddress"], size, job, resources.get(JOB_ENDS_RESOURCE, math.inf)))
+            nodes.append(LiveNode(node["NodeID"], node["NodeManagerAddress"], size, job, resources.get(JOB_DEADLINE_RESOURCE, math.inf)))
     return nodes
 
 
@@ -51,7 +51,7 @@ class RayNodes:
 
     def drain(self, node: LiveNode) -> None:
         """Let no trial begin on a node any more."""
-        drain_node(node.id, node.ends)
+        drain_node(node.id)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class OtherJobs:
     """Says that the nodes of other Slurm jobs than the session's own job can join."""
 
     own_job: str  # id of the session's own job
-    margin_s: float  # time in seconds before the end of a job at which the nodes of the job get no more trials
     early_ends: Path  # folder that names the jobs which Slurm ends before their time limits
 
 
@@ -82,7 +81,6 @@ class NodeWatch:
         self.only_node = nodes[0].name if len(nodes) == 1 and other_jobs is None else None
         self.live: dict[str, LiveNode] = {}  # Ray's id → node that is alive now
         self.names: dict[str, str] = {}  # address → name of each node that was alive at some time
-        self.seen_at_s: dict[str, float] = {}  # Ray's id of a node → time at which this object first saw the node
         self.leaving: set[str] = set()  # Ray's ids of the nodes whose jobs are nearly over
         self.early_deadline: Deadline | None = None  # deadline of the session's own job where Slurm ends this job before the time limit
         self.last_look_at_s = -math.inf
@@ -106,17 +104,14 @@ class NodeWatch:
 
     def _drain_leaving(self, other_jobs: OtherJobs, now_s: float) -> None:
         """Let no trial begin any more on the nodes of other jobs whose time is nearly over."""
-        ends_of = {(each.job, each.instead_of): each.ends for each in early_ends(other_jobs.early_ends)}
+        early = early_ends(other_jobs.early_ends)
+        own_ends = [each.ends for each in early if each.job == other_jobs.own_job]
+        if own_ends and self.early_deadline is None:
+            self.early_deadline = Deadline.early(own_ends[0])
+        ending = {(each.job, each.instead_of) for each in early if each.ends > now_s}
         for node in self.live.values():
-            early_end = ends_of.get((str(node.job), node.ends))
-            if node.job == other_jobs.own_job:
-                if early_end is not None and self.early_deadline is None:
-                    self.early_deadline = Deadline.early(early_end)
-                continue
-            # As in Deadline, a job that has less time than twice the margin gets trials for the first half of its time.
-            left_s = node.ends - self.seen_at_s.setdefault(node.id, now_s)
-            is_near = early_end is not None or now_s > node.ends - min(other_jobs.margin_s, left_s / 2)
-            if is_near and node.id not in self.leaving:
+            is_near = now_s > node.deadline or (node.job, node.deadline) in ending
+            if node.job != other_jobs.own_job and is_near and node.id not in self.leaving:
                 self.leaving.add(node.id)
                 self.ray_nodes.drain(node)
                 logger.info("The time of job %s is nearly over: no trial begins on %s any more.", node.job, node.size.name)

@@ -53,14 +53,14 @@ def connect(address: str, node_ip: str, **options: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def drain_node(node_id: str, ends: float) -> None:
-    """Ask Ray to start no more actors on a node, which will be gone at the time `ends` (seconds since the epoch). Actors on the node go on.
+def drain_node(node_id: str) -> None:
+    """Ask Ray to start no more actors on a node, which will be gone soon. Actors on the node go on.
 
     Ray offers this only to the hidden command `ray drain-node`.
     """
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    client.drain_node(node_id, reason, "the Slurm job of the node is nearly over", int(1000 * ends))
+    client.drain_node(node_id, reason, "the Slurm job of the node is nearly over", 0)  # 0: without a deadline
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def make_parts(session: Session, replaying: Replay, verify_lock: Callable[[], No
     gpu_share = GpuShare(record, session.resources.gpu, session.measures_gpu)
     other_jobs = None
     if isinstance(job, SearchJob) and job.slurm_job is not None and job.early_ends is not None:
-        other_jobs = OtherJobs(job.slurm_job.id, sweep.allocation.walltime_margin_s, job.early_ends)
+        other_jobs = OtherJobs(job.slurm_job.id, job.early_ends)
     nodes = NodeWatch(record, session.nodes, other_jobs)
     if fusion and other_jobs is not None:
         fusion.follow(nodes.sizes, lambda: job.total - sum(trial.finished for trial in record.sweep.trials.values()), nodes.is_leaving)
