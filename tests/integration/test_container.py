@@ -20,6 +20,9 @@ echo "$@" >> "{log}"
 [ "$1" = --nv ] && shift
 [ "$1" = --env ] && export "$2" && shift 2
 [ "$1" = --bind ] && shift 2
+IFS=,
+for folder in $APPTAINER_BIND; do [ -e "$folder" ] || {{ echo "FATAL: mount source $folder doesn't exist" >&2; exit 255; }}; done
+unset IFS
 [ -e "$1" ] || {{ echo "FATAL: could not open image $1" >&2; exit 255; }}
 export APPTAINER_CONTAINER="$1"
 shift
