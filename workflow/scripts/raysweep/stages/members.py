@@ -190,7 +190,7 @@ class Member:
             return
         job = str(self.allocation.job_id)
         logger.info("%s: Slurm will end job %s before its time limit, as for a preemption.", self.stage.name, job)
-        before, self.deadline, self.ends_early = self.deadline_of_nodes(), Deadline.early(ends), True
+        before, self.ends_early, self.deadline = self.deadline_of_nodes(), True, Deadline.early(ends)
         if leader is not None:
             tell(leader, EarlyEnd(job, math.inf if before is None else before, ends))
 
