@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,9 @@ def table(events: Events) -> str:
     """Return the table of the events in Markdown."""
     sweeps = f"{events.num_sweeps} sweeps with {NUM_JOBS} jobs of one node and {NUM_TRIALS} trials of {EPOCHS} epochs"
     lines = [
-        f"{events.counts.total()} events met the jobs of {sweeps}, at random moments. {events.num_leaders} jobs led. Each second sweep had jobs of",
-        "two minutes, so that its jobs reached their time limits too.",
-        "At its end each sweep had exactly the trials, configurations and reports of one that nobody disturbed.",
+        f"On {datetime.now(UTC):%Y-%m-%d}, {events.counts.total()} events met the jobs of {sweeps}, at random moments.",
+        f"{events.num_leaders} jobs led. Each second sweep had jobs of two minutes, so that its jobs reached their time limits too.",
+        "At its end each sweep had exactly the trials, configurations, reports and verdicts of one that nobody disturbed.",
         "",
         "| what happened | to the leader: times | until the next report, s | to another job: times | until the next report, s |",
         "|---|---|---|---|---|",
