@@ -24,7 +24,7 @@ PYTHON ?= python3
 ENVS := workflow/envs
 UV_COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
 DEV := resources/env-test/venv/bin
-# tests/conftest.py gives the tests to the worker processes. One of three workers has the tests on Slurm, which mostly wait, so two cores are enough.
+# tests/conftest.py gives the tests to the worker processes. Two of three workers have the tests on Slurm, which mostly wait, so two cores are enough.
 PYTEST := $(DEV)/python -m pytest --dist loadscope --no-loadscope-reorder --numprocesses
 SOURCES := workflow/scripts tests benchmarks examples docs
 SNAKEFILES := Snakefile workflow/Snakefile workflow/rules

@@ -14,6 +14,8 @@ import project as checkouts
 import sweeping
 
 ON_SLURM = Path(__file__).parent / "slurm"
+# The modules on Slurm that run on the first of two clusters. They take about as long as all others on Slurm.
+FIRST_ON_SLURM = ("test_sweep", "test_lost_nodes", "test_controller", "test_walltime", "test_status", "test_metacharacters_on_slurm")
 # The modules that take longest, in the order in which they run.
 LONG = ("test_faults", "test_going_on", "test_end_to_end", "test_run_sweep", "test_state", "test_page", "test_module")
 
@@ -23,15 +25,17 @@ settings.load_profile("without timings")
 
 
 class ByModule(LoadScopeScheduling):
-    """A scheduler that gives all tests on Slurm to one worker, and the other tests to the other workers, module by module.
+    """A scheduler that gives the tests on Slurm to two workers, and the other tests to the other workers, module by module.
 
-    All tests on Slurm share one cluster. The mark `xdist_group` cannot be used, because xdist 3.8 ignores the mark with pytest 9.2
+    All tests on Slurm of one worker share one cluster. The mark `xdist_group` cannot be used, because xdist 3.8 ignores the mark with pytest 9.2
     (pytest-xdist#1386).
     """
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "slurm" if module.startswith("tests/slurm/") else module
+        if not module.startswith("tests/slurm/"):
+            return module
+        return "slurm 1" if Path(module).stem in FIRST_ON_SLURM else "slurm 2"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:

@@ -149,5 +149,7 @@ def test_check_is_lint_and_the_fast_unit_tests_and_test_is_lint_and_all_tests(cl
 
 
 def test_the_modules_that_run_first_exist() -> None:
-    [names] = re.findall(r"(?m)^LONG = (.+)$", (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
-    assert set(ast.literal_eval(names)) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    lists = re.findall(r"(?m)^(?:LONG|FIRST_ON_SLURM) = (.+)$", (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    assert len(lists) == 2
+    for names in lists:
+        assert set(ast.literal_eval(names)) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}

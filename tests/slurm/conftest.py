@@ -21,10 +21,10 @@ def _start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., co
     if reason := reason_to_skip():
         pytest.skip(reason)
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        owner = tmp_path_factory.getbasetemp().parent / "slurm-worker"
-        with contextlib.suppress(FileExistsError), owner.open("x") as stream:
-            stream.write(worker)
-        assert owner.read_text() == worker, "all tests on Slurm are for one worker: see ByModule"
+        owners = tmp_path_factory.getbasetemp().parent / "slurm-workers"
+        owners.mkdir(exist_ok=True)
+        (owners / worker).touch()
+        assert len(list(owners.iterdir())) <= 2, "all tests on Slurm are for two workers: see ByModule"
 
     def start(**options: Any) -> contextlib.AbstractContextManager[SlurmCluster]:
         base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # not below pytest's folder: that path is too long for a socket

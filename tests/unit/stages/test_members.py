@@ -376,6 +376,8 @@ def test_a_job_whose_time_is_nearly_over_leaves_as_soon_as_it_has_no_trial(make:
         assert not member.is_over(joined(lock)), "the driver may not have seen yet that the time is nearly over"
         member.nodes.last_trial_at_s -= 3
         assert member.is_over(joined(lock))
+        member.deadline = Deadline.early(now + 100)
+        assert not member.is_over(joined(lock)), "a trial may just have begun"
         member.deadline = Deadline()
         assert not member.is_over(joined(lock)), "a job with time left waits for trials"
 

@@ -372,8 +372,8 @@ class Member:
         return (joined.is_doubted or is_silent) and self.over_leaders.find_out(joined.holder)
 
     def is_empty(self) -> bool:
-        """Return whether the time of this job is nearly over, and no trial has run on its nodes for EMPTY_S seconds."""
-        return self.deadline.is_near() and time.monotonic() > self.nodes.last_trial_at_s + EMPTY_S
+        """Return whether the time of this job has been nearly over for EMPTY_S seconds, and no trial has run on its nodes for so long."""
+        return time.time() > self.deadline.near + EMPTY_S and time.monotonic() > self.nodes.last_trial_at_s + EMPTY_S
 
     def is_idle(self) -> bool:
         """Return whether no trial has run on the nodes of this job for as long as the config allows, and no trial can begin there.
