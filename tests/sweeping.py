@@ -146,6 +146,25 @@ class Net(nn.Module):
     def forward(self, x):
         return self.out(F.avg_pool2d(x, 8).flatten(1))
 """
+# A model whose forward pass takes `pause_s` seconds, or waits while there is a file `hang`.
+SLOW_NET = """
+import os
+import time
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, pause_s=0.0):
+        super().__init__()
+        self.hidden, self.out, self.pause_s = nn.Linear(48, 16), nn.Linear(16, 10), pause_s
+
+    def forward(self, x):
+        time.sleep(self.pause_s)
+        while os.path.exists("hang"):
+            time.sleep(0.1)
+        return self.out(F.relu(self.hidden(F.avg_pool2d(x, 8).flatten(1))))
+"""
 DESCRIBED: dict[str, str] = {}  # Python → env.yaml
 
 

@@ -24,26 +24,11 @@ from raysweep.stages.stage import with_horizon
 from raysweep.training.arrays import load_tensors, read_facts
 from raysweep.training.spec import TrainingSpec
 from raysweep.training.trainer import Trainer
-from sweeping import Project, ours, wait_until
+from sweeping import SLOW_NET, Project, ours, wait_until
 
-MODELS = """
-import os
-import time
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-class Net(nn.Module):
-    def __init__(self, pause_s=0.0):
-        super().__init__()
-        self.hidden, self.out, self.pause_s = nn.Linear(48, 16), nn.Linear(16, 10), pause_s
-
-    def forward(self, x):
-        time.sleep(self.pause_s)
-        while os.path.exists("hang"):
-            time.sleep(0.1)
-        return self.out(F.relu(self.hidden(F.avg_pool2d(x, 8).flatten(1))))
-
+MODELS = (
+    SLOW_NET
+    + """
 class Dropped(Net):
     def forward(self, x):
         return super().forward(F.dropout(x, 0.1, self.training))
@@ -60,6 +45,7 @@ class Noisy(Net):
     def forward(self, x):
         return super().forward(x + torch.rand_like(x))
 """
+)
 
 
 FOCAL_LOSS = """

@@ -17,6 +17,7 @@ from slurm.cluster import GUEST, GUEST_UID, REPOSITORY, SlurmCluster, wait_until
 from slurm.conf import PREEMPTION
 from slurm.packages import IS_ROOT
 from slurm.sweeps import SlurmProject, left_of, project_on
+from sweeping import SLOW_NET
 
 
 @pytest.fixture
@@ -151,24 +152,8 @@ def test_a_broken_node_takes_no_job_twice_and_a_preemption_with_a_grace_time_cos
         assert all(trial.failures == [] for trial in project.record("s").trials.values())
 
 
-NET = """
-import time
-from torch import nn
-from torch.nn import functional as F
-
-class Net(nn.Module):
-    def __init__(self, pause_s=0.0):
-        super().__init__()
-        self.hidden, self.out, self.pause_s = nn.Linear(48, 16), nn.Linear(16, 10), pause_s
-
-    def forward(self, x):
-        time.sleep(self.pause_s)
-        return self.out(F.relu(self.hidden(F.avg_pool2d(x, 8).flatten(1))))
-"""
-
-
 def test_trials_that_are_trained_together_spread_over_the_jobs_and_go_on_when_the_leader_ends(project: SlurmProject) -> None:
-    project.write("net.py", NET)
+    project.write("net.py", SLOW_NET)
     space = {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [32, 64]}, "pause_s": 0.005}
     model = {"dataset": "generated", "model": "net.py:Net", "metric": "accuracy", "search_space": space, "num_samples": 6, "max_epochs": 12}
     allocation = {"jobs": 3, "cpus_per_node": 1, "mem_mb_per_node": 12000, "runtime": 60}  # a node has the memory of one job

@@ -163,8 +163,8 @@ def slurm_extra(allocation: AllocationConfig, runtime: float | str, runtime_min:
 def slurm_extra_of_sweep(allocation: AllocationConfig) -> str:
     """Return the options of `slurm_extra` for the job of a sweep.
 
-    Several jobs ask for a signal at an early end. Slurm also sends the signal shortly before the time limit, where the signal has no effect. A single job does
-    not ask for the signal, because Snakemake runs this job and would end at the signal.
+    Where a sweep has several jobs, Slurm sends a signal to a job that ends early. Slurm also sends the signal shortly before the time limit, where the signal
+    has no effect. The only job of a sweep gets no signal, because Snakemake runs in this job and would end at the signal.
     """
     words = slurm_extra(allocation, allocation.runtime, allocation.runtime_min)
     return words if allocation.jobs == 1 else f"{words} --signal=B:{EARLY_END_SIGNAL}@10"

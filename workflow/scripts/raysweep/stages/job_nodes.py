@@ -50,9 +50,10 @@ class JobNodes:
             message = self.agents.messages.get()
             if isinstance(message, AgentKey) and self.start is not None:
                 self.agents.send(seal_secrets(self.start, message))
-            if isinstance(message, WorkerUp) or (isinstance(message, AgentAlive) and message.has_trial):
+            has_trial = isinstance(message, AgentAlive) and message.has_trial
+            self.have_had_trial |= has_trial
+            if has_trial or isinstance(message, WorkerUp):
                 self.last_trial_at_s = time.monotonic()
-            self.have_had_trial = self.have_had_trial or (isinstance(message, AgentAlive) and message.has_trial)
             if isinstance(message, WorkerUp):
                 logger.info("%s: Ray is up on %s.", self.title, message.node)
             elif isinstance(message, Notice):
