@@ -39,6 +39,7 @@ def search_job(root: Path, sweep: SweepConfig, **given: Any) -> SearchJob:
         "root": root,
         "record": root / "record.jsonl",
         "workflow_dirs": (),
+        "resources_dir": root / "resources",
         "data_dir": None,
         "max_epochs": sweep.max_epochs,
         "total": 20,

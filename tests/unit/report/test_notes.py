@@ -188,6 +188,22 @@ def test_how_trials_were_trained_is_told(tmp_path: Path) -> None:
     inputs.sweep.fused = FusionPlan(2, 10, 2.57, "compiled in 27 s")
     text = note(inputs, "Trials were trained together").text
     assert text.startswith("Up to 10 at a time in each of 2 processes, 2.6 times as fast as one by one (compiled in 27 s).")
+    assert "earlier sessions" not in text
+
+
+def test_sessions_that_trained_otherwise_are_told(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path)
+    [session] = inputs.sweep.sessions
+    ways = (
+        FusionPlan(2, 10, 1.4, "eager", "eager"),
+        NotFused("no two of 1 share a device"),
+        None,
+        FusionPlan(2, 10, 3, "loaded", "compiled"),
+    )
+    inputs.sweep.sessions[:] = [replace(session, fused=fused) for fused in ways]
+    inputs.sweep.fused = ways[-1]
+    text = note(inputs, "Trials were trained together").text
+    assert text.endswith("In earlier sessions trials were trained one by one and together with eager steps, which rounds differently.")
 
 
 def test_trials_that_were_stopped_early_are_counted(tmp_path: Path) -> None:

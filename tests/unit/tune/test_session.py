@@ -58,7 +58,7 @@ def session(folder: Path, fusion: Fusion | None = None, max_concurrent: int | No
 
 
 def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Path) -> None:
-    slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False, whole_batches=False))
+    slots = SlotManager(lambda: None, EngineSetup(slots=2, prepared_for=0, unfolds=False, whole_batches=False))
     fused = session(tmp_path, Fusion(slots, 1.0))
     scheduler = make_scheduler(fused.sweep, fused.record, {}, HandOvers())
     assert pickle.loads(pickle.dumps(ShieldedScheduler(scheduler, fused.record, end_of_trial())))
@@ -67,7 +67,7 @@ def test_tune_may_pickle_a_scheduler_that_asks_a_session_with_slots(tmp_path: Pa
 def test_capacity_follows_the_share_of_a_gpu_and_the_config(tmp_path: Path) -> None:
     assert [session(tmp_path).capacity(NODES, share) for share in (0.5, 0.25, 1.0)] == [2, 4, 1]
     assert session(tmp_path, max_concurrent=3).capacity(NODES, 0.25) == 3
-    slots = SlotManager(lambda: None, EngineSetup(slots=2, is_prepared=False, unfolds=False, whole_batches=False))
+    slots = SlotManager(lambda: None, EngineSetup(slots=2, prepared_for=0, unfolds=False, whole_batches=False))
     slots.engines += [RunningEngine(None, None, None)] * 3
     assert session(tmp_path, Fusion(slots, 1.0)).capacity(NODES, 1.0) == 6
 

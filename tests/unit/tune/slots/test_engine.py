@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import raysweep.tune.slots.engine
+import raysweep.tune.slots.benchmark
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.events import NotFused
@@ -61,6 +61,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
         root=tmp_path,
         code=Code.read(find_target("net.py:Net", tmp_path)),
         data_dir=tmp_path / "data",
+        compiled_dir=tmp_path / "compiled",
         spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
         metric="accuracy",
         max_epochs=1,
@@ -97,7 +98,7 @@ def train_round(engine: Engine, *keys: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow  # compiles
 def test_a_compiled_step_trains_as_each_trial_alone(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raysweep.tune.slots.engine, "COMPILING_S", 0)
+    monkeypatch.setattr(raysweep.tune.slots.benchmark, "COMPILING_S", 0)
     engine = Engine(job)
     benchmark = engine.benchmark()
     assert isinstance(benchmark, Benchmark), benchmark
@@ -106,7 +107,7 @@ def test_a_compiled_step_trains_as_each_trial_alone(job: EngineJob, monkeypatch:
         assert benchmark.way.startswith("eager, because the step cannot be compiled: CppCompileError")
     else:
         assert benchmark.way.startswith("compiled in ")
-        assert benchmark.setup.is_prepared
+        assert benchmark.setup.prepared_for == 2
     engine.open(benchmark.setup)
     for number in range(2):
         enter(engine, str(number), number)
@@ -121,7 +122,7 @@ def test_a_compiled_step_trains_as_each_trial_alone(job: EngineJob, monkeypatch:
 
 def test_no_round_waits_for_a_trial_that_is_stopped_before_it_has_entered(job: EngineJob) -> None:
     engine = Engine(job)
-    engine.open(EngineSetup(2, is_prepared=False, unfolds=False, whole_batches=False))
+    engine.open(EngineSetup(2, prepared_for=0, unfolds=False, whole_batches=False))
     assert engine.call("early", "stop") is None
     enter(engine, "early", 0)
     enter(engine, "other", 1)
@@ -168,7 +169,7 @@ def test_an_engine_chooses_whole_batches_for_batch_normalisation(
 
 
 def test_steps_are_prepared_only_if_the_measured_trials_have_all_forms(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raysweep.tune.slots.engine, "COMPILING_S", 0)
+    monkeypatch.setattr(raysweep.tune.slots.benchmark, "COMPILING_S", 0)
     code = Code.read(find_target("net.py:Dropped", job.root))
     engine = Engine(replace(job, code=code, num_forms=3, samples=SAMPLES, num_kinds=4, max_slots=2))
     few_rows(engine)
@@ -189,7 +190,7 @@ def test_trials_join_the_stack_of_their_form_and_train_as_each_alone(job: Engine
     code = Code.read(find_target("net.py:Normalised", job.root))
     engine = Engine(replace(job, code=code, num_forms=2, samples=SAMPLES, num_kinds=4, share_rows=False))
     few_rows(engine)
-    engine.open(EngineSetup(8, is_prepared=False, unfolds=False, whole_batches=True))
+    engine.open(EngineSetup(8, prepared_for=0, unfolds=False, whole_batches=True))
     configs = [{**SAMPLES[0], "width": width} for width in (4, 6, 4, 6, 4)]
     storage: Any = None
 
@@ -210,5 +211,5 @@ def test_trials_join_the_stack_of_their_form_and_train_as_each_alone(job: Engine
 
 def test_convolutions_go_the_first_engines_way(job: EngineJob) -> None:
     engine = Engine(job)
-    engine.open(EngineSetup(2, is_prepared=False, unfolds=True, whole_batches=False))
+    engine.open(EngineSetup(2, prepared_for=0, unfolds=True, whole_batches=False))
     assert engine.stacked.settings.unfolds

@@ -180,14 +180,14 @@ LAYOUT = Layout(trials=20, threads=2, engines=3, engines_per_node=2, slots=7)
 @pytest.mark.parametrize(
     ("slots", "speed_up", "needs_speed_up", "plan"),
     [
-        (5, 2.5, True, FusionPlan(3, 5, 2.5, "eager")),
-        (5, 1.1, False, FusionPlan(3, 5, 1.1, "eager")),
+        (5, 2.5, True, FusionPlan(3, 5, 2.5, "eager", "eager")),
+        (5, 1.1, False, FusionPlan(3, 5, 1.1, "eager", "eager")),
         (5, 1.123, True, NotFused("together they would be 1.1 times as fast as one by one (eager)")),
         (1, 2.5, False, NotFused("the memory does not hold two trials")),
     ],
 )
 def test_a_benchmark_decides(slots: int, speed_up: float, needs_speed_up: bool, plan: FusionPlan | NotFused) -> None:
-    benchmark = Benchmark(EngineSetup(slots, is_prepared=False, unfolds=False, whole_batches=False), speed_up, "eager")
+    benchmark = Benchmark(EngineSetup(slots, prepared_for=0, unfolds=False, whole_batches=False), speed_up, "eager")
     assert plan_fusion(benchmark, LAYOUT, needs_speed_up) == plan
 
 

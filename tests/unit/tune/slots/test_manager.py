@@ -12,7 +12,7 @@ from raysweep.common.errors import RaysweepError
 from raysweep.tune.slots.manager import MAX_RESTARTS, SlotManager
 from raysweep.tune.slots.messages import EngineSetup
 
-SETUP = EngineSetup(2, is_prepared=False, unfolds=False, whole_batches=False)
+SETUP = EngineSetup(2, prepared_for=0, unfolds=False, whole_batches=False)
 
 
 @dataclass(eq=False)

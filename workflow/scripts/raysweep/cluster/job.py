@@ -60,7 +60,12 @@ class SearchJob(TuneJob):
     """Describes a job that runs the remaining trials of a sweep."""
 
     purpose: Literal["search"] = "search"
+    resources_dir: Path  # folder of the resources, in which what was compiled is kept for later sessions
     early_ends: Path | None = None  # folder that names the jobs which Slurm ends early (early_ends.py); None where the sweep has one job
+
+    @property
+    def seen_folders(self) -> list[Path | None]:
+        return [*super().seen_folders, self.resources_dir]
 
     @property
     def packs_gpus(self) -> bool:

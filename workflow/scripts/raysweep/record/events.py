@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from raysweep.common.bounds import Bounds
 from raysweep.common.machine import NodeSize
@@ -117,6 +117,7 @@ class Session:
     nodes: tuple[NodeSize, ...] = ()
     slurm_job: str | None = None
     outcome: str | None = None  # None: the session still runs, or was interrupted
+    fused: FusionPlan | NotFused | None = None  # see Sweep.fused
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> Session:
@@ -178,10 +179,15 @@ class ScheduleStep:
     config: dict[str, Any]
 
 
+# How the training steps run: each trial alone, or several trials together with eager, compiled or captured (CUDA graph) steps.
+Rung = Literal["alone", "eager", "compiled", "captured"]
+
+
 @dataclass(frozen=True)
 class NotFused:
     """States why trials are not trained together."""
 
+    rung: ClassVar[Rung] = "alone"
     reason: str
 
     def as_event(self) -> dict[str, Any]:
@@ -197,14 +203,16 @@ class FusionPlan:
     slots: int  # number of trials that one engine trains at the same time
     speed_up: float  # speed of an engine, as a multiple of the speed of training the same trials one after the other
     way: str  # sentence for the user that says how an engine runs the steps of several trials
+    rung: Rung | None = None  # None in the records of version 0.1
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields of the record's event `fused`."""
-        return {"why_not": None, "processes": self.processes, "seats": self.slots, "speed_up": self.speed_up, "way": self.way}
+        sizes = {"processes": self.processes, "seats": self.slots, "speed_up": self.speed_up}
+        return {"why_not": None, **sizes, "way": self.way, "rung": self.rung}
 
 
 def fusion_from_event(event: Mapping[str, Any]) -> FusionPlan | NotFused:
     """Return the content of an event `fused`, which says how trials are trained together, or why trials are not trained together."""
     if event["why_not"] is not None:
         return NotFused(event["why_not"])
-    return FusionPlan(event["processes"], event["seats"], event["speed_up"], event["way"])
+    return FusionPlan(event["processes"], event["seats"], event["speed_up"], event["way"], event.get("rung"))

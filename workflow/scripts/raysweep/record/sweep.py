@@ -178,7 +178,7 @@ def _note_node(sweep: Sweep, event: Mapping[str, Any]) -> None:
 
 
 def _note_fusion(sweep: Sweep, event: Mapping[str, Any]) -> None:
-    sweep.fused = fusion_from_event(event)
+    sweep.fused = sweep.sessions[-1].fused = fusion_from_event(event)
 
 
 def _note_gpu_share(sweep: Sweep, event: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from raysweep.common.patience import Patience
 from raysweep.common.text import duration, number, plural
 from raysweep.config.distributions import Choice, Numeric
 from raysweep.config.space import flattened
-from raysweep.record.events import NotFused
+from raysweep.record.events import NotFused, Rung
 from raysweep.record.node_times import used_hours
 from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking
@@ -274,20 +274,33 @@ def _interruptions(inputs: Inputs) -> Note | None:
     return Note("info", "Interruptions", text)
 
 
+RUNGS: dict[Rung, str] = {
+    "alone": "one by one",
+    "eager": "together with eager steps",
+    "compiled": "together with compiled steps",
+    "captured": "together as a CUDA graph",
+}
+
+
 def _stacked(inputs: Inputs) -> Note | None:
     """Return a note on the trials that were trained together in one process, or on the reason why not. Return None if the driver did not try."""
     fused = inputs.sweep.fused
     if not fused:
         return None
+    earlier = {session.fused.rung for session in inputs.sweep.sessions[:-1] if session.fused} - {fused.rung, None}
+    otherwise = ""
+    if earlier:
+        ways = " and ".join(RUNGS[rung] for rung in RUNGS if rung in earlier)
+        otherwise = f" In earlier sessions trials were trained {ways}, which rounds differently."
     if isinstance(fused, NotFused):
-        text = f"Trials could not be trained together, or not faster: {fused.reason}."
+        text = f"Trials could not be trained together, or not faster: {fused.reason}.{otherwise}"
         return Note("info", "Trials were trained one by one", text)
     where = "one process" if fused.processes == 1 else f"each of {fused.processes} processes"
     return Note(
         "info",
         "Trials were trained together",
         f"Up to {fused.slots} at a time in {where}, {fused.speed_up:.1f} times as fast as one by one ({fused.way}). The computation is the same,"
-        " which was checked before the sweep began. The time of a trial is the time of the rounds in which the trial took part.",
+        f" which was checked before the sweep began. The time of a trial is the time of the rounds in which the trial took part.{otherwise}",
     )
 
 

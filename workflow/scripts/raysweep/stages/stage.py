@@ -176,7 +176,8 @@ class Stage:
 
     def search_job(self, record: Path, header: SessionHeader, allocation: Allocation) -> SearchJob:
         """Return the job of a driver that runs the trials of the sweep that are left."""
-        return SearchJob(**vars(self._base_job(record, header, allocation)))
+        resources_dir = self.call.root / self.config.resources_dir
+        return SearchJob(**vars(self._base_job(record, header, allocation)), resources_dir=resources_dir)
 
     def confirm_job(
         self, record: Path, header: SessionHeader, allocation: Allocation, tasks: Sequence[ConfirmTask], schedule: Sequence[ScheduleStep]

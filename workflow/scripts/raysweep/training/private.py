@@ -6,6 +6,10 @@ when PyTorch changes one of them.
 
 from __future__ import annotations
 
+import functools
+import sys
+from typing import Any
+
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # The base class of all batch normalisation layers, including the layers of other libraries. PyTorch has no public class that is a base of all these layers.
@@ -20,6 +24,8 @@ COMPILER_OPTIONS = {
     "cpp.vec_isa_ok": True,
 }
 THREADS_OPTION = "compile_threads"
+# This variable is public: https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_configuration_tutorial.html
+COMPILER_DIR_ENV = "TORCHINDUCTOR_CACHE_DIR"
 
 # vmap raises a plain RuntimeError with these words where Python code reads a tensor's value.
 DATA_DEPENDENT = "data-dependent control flow"
@@ -43,6 +49,24 @@ def cpp_compiler() -> str | None:
         return str(get_cpp_compiler())
     except InvalidCxxCompiler:
         return None
+
+
+@functools.cache
+def ignore_path_of_environment() -> None:
+    """Let Inductor find compiled code again after the environment was unpacked in another folder.
+
+    Inductor names a compiled file after its source and the compiler's command. The command contains the paths of PyTorch's headers, which lie in the
+    environment. The environment lies in a new folder in each run. PyTorch's version belongs to the key of the folder with compiled files (findings.py).
+    """
+    from torch._inductor import codecache
+
+    write = codecache.write
+
+    def write_without_path(content: str | bytes, extension: str, extra: str = "", *args: Any, **options: Any) -> tuple[str, str]:
+        written: tuple[str, str] = write(content, extension, extra.replace(sys.prefix, ""), *args, **options)
+        return written
+
+    codecache.write = write_without_path
 
 
 def is_data_dependent(error: Exception) -> bool:

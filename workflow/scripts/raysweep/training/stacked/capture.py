@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from raysweep.training.private import compiler_options
+from raysweep.training.private import compiler_options, ignore_path_of_environment
 from raysweep.training.stacked.plan import StepPlan
 from raysweep.training.stacked.state import StackState
 from raysweep.training.stacked.step import MicroBatch
@@ -20,6 +20,7 @@ def compile_step(step: MaskedStep, threads: int) -> MaskedStep:
     def run(state: StackState, batch: MicroBatch) -> None:
         step(state, batch)
 
+    ignore_path_of_environment()
     # torch.compile compiles one code object at most 8 times. The stacks of several forms need more, so each step has a code object of its own.
     run.__code__ = run.__code__.replace()
     # dynamic=False makes torch.compile compile each form of stack for its exact sizes. Otherwise the second form is compiled for variable sizes.

@@ -22,17 +22,16 @@ import torch
 from ray.tune import Checkpoint
 from ray.util import get_node_ip_address
 
-from raysweep.common.compiler import reason_not_to_compile
 from raysweep.common.errors import logger
 from raysweep.record.events import NotFused
 from raysweep.training.arrays import load_tensors, read_facts
 from raysweep.training.devices import select_device
-from raysweep.training.private import cpp_compiler
-from raysweep.training.stacked.timing import bytes_per_member, seconds_per_row, seconds_per_row_alone
-from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
-from raysweep.training.stacked.verification import prepare, reason_not_stackable, with_unfolded_convolutions
+from raysweep.training.stacked.trainer import StackedTrainer
+from raysweep.training.stacked.verification import prepare
 from raysweep.training.trainer import Trainer
 from raysweep.tune.private import StorageContext, TrainingResult
+from raysweep.tune.slots.benchmark import EngineBenchmark, sample_trainers, stacked_trainer
+from raysweep.tune.slots.findings import FindingsFile
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import RESERVED_KEY, check_finite
 
@@ -40,12 +39,7 @@ from raysweep.tune.trial import RESERVED_KEY, check_finite
 SETTLE_S = 0.5
 # Maximum of the waiting time for more trials, as a fraction of the time of the last round. The smaller maximum applies.
 SETTLE_SHARE = 0.1
-COMPILING_S = 25  # approximate time of torch.compile in seconds on one slow core
-# Fraction of the training time that compiling saves, if a stack's many small operations take most of the training time.
-COMPILING_SAVES = 0.5
 UNDECIDED_S = 60  # maximum time in seconds for which a round waits for Tune's decision about a trial
-MEMORY_SHARE = 0.5  # fraction of the engine's memory that the members of the stack may use
-MAX_BATCH_SIZES = 4  # largest number of batch sizes for stacks of whole batches, because only trials of one batch size form such a stack
 LEFT = "the trial has left the process in which it trained"
 
 
@@ -122,7 +116,8 @@ class Engine:
         self.train_data, self.validation_data = (load_tensors(job.data_dir, split, self.device) for split in ("train", "validation"))
         self.facts = read_facts(job.data_dir)
         self.node_ip = get_node_ip_address()
-        self.stacked = self._stacked_trainer(whole_batches=False)
+        self.findings = FindingsFile(job, self.facts, self.device)
+        self.stacked = stacked_trainer(job, whole_batches=False)
         self.slots = 1
         self.members: dict[str, Member] = {}
         # Keys of the trials that were stopped before they entered the engine. This can happen because the engine's threads may execute Tune's calls in another
@@ -143,126 +138,23 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------ called by the driver
 
     def benchmark(self) -> Benchmark | NotFused:
-        """Measure whether, and how fast, the engine can train trials such as the job's samples together.
-
-        The result also contains how many trials fit into the memory, and which way of training is the fastest. Return NotFused if the trials cannot be stacked.
-        """
-        if reason := self._reason_not_stackable():
-            return NotFused(reason)
-        trainers = self._sample_trainers(self.job.num_kinds)
-        member_bytes = max(
-            bytes_per_member(trainer, *self.train_data, self.stacked.settings.micro_batch_size or trainer.batch_size)
-            for trainer in trainers
-        )
-        if self.device.type != "cpu" and self.stacked.settings.has_forms:
-            # The CUDA graph of each form has tensors for all slots.
-            member_bytes *= len({(trainer.model_form, trainer.batch_size) for trainer in trainers})
-        self.slots = min(max(1, int(MEMORY_SHARE * self.memory_bytes / member_bytes)), self.job.max_slots)
-        full = self._sample_trainers(self.slots)
-        alone_s, together_s = seconds_per_row_alone(full, *self.train_data), self._seconds_per_row(self.stacked, full)
-        unfolded = with_unfolded_convolutions(self.stacked, self._compared_trainers(), *self.train_data)
-        if unfolded and self._seconds_per_row(unfolded, full) < together_s:
-            self.stacked = unfolded
-        way = self._prepare_if_worth_it(full, together_s)
-        settings = self.stacked.settings
-        if settings.prepared_for or settings.unfolds:
-            together_s = self._seconds_per_row(self.stacked, full)
-        return Benchmark(
-            EngineSetup(self.slots, settings.prepared_for > 0, settings.unfolds, settings.micro_batch_size is None),
-            alone_s / together_s,
-            self._describe(way),
-        )
-
-    def _seconds_per_row(self, stacked: StackedTrainer, trainers: list[Trainer]) -> float:
-        return seconds_per_row(stacked, trainers, *self.train_data)
-
-    def _stacked_trainer(self, whole_batches: bool) -> StackedTrainer:
-        """Return a stacked trainer whose steps have micro-batches of one size, or whole batches."""
-        size = None if whole_batches else self.job.micro_batch_size
-        has_forms = self.job.num_forms > 1 or (whole_batches and self.job.num_batch_sizes > 1)
-        return StackedTrainer(StackSettings(size, self.job.share_rows, has_forms))
-
-    def _describe(self, way: str) -> str:
-        """Return the description of how steps run, with the settings that differ from the usual ones. `way` says whether steps are eager."""
-        settings, parts = self.stacked.settings, [way]
-        parts += ["in whole batches"] if settings.micro_batch_size is None else []
-        parts += [f"in a stack for each of {self._num_stacks} forms"] if settings.has_forms else []
-        parts += ["convolutions as matrix products"] if settings.unfolds else []
-        return ", ".join(parts)
-
-    @property
-    def _num_stacks(self) -> int:
-        """Return the number of forms of which trials form separate stacks. With whole batches, the batch size belongs to the form."""
-        return self.job.num_forms * (self.job.num_batch_sizes if self.stacked.settings.micro_batch_size is None else 1)
-
-    def _reason_not_stackable(self) -> str | None:
-        """Return the reason why trials cannot be trained together, or None. Choose micro-batches if these give the right results, else whole batches."""
-        reason = None
-        for whole_batches in (False, True):
-            self.stacked = self._stacked_trainer(whole_batches)
-            if (reason := reason_not_stackable(self.stacked, self._compared_trainers(), *self.train_data)) is None:
-                break
-        if reason is None and self.stacked.settings.micro_batch_size is None and self.job.num_batch_sizes > MAX_BATCH_SIZES:
-            return (
-                f"the rows of a batch depend on each other, as in batch normalisation, and trials have {self.job.num_batch_sizes} batch sizes,"
-                f" and at most {MAX_BATCH_SIZES} are allowed"
-            )
-        return reason
-
-    def _compared_trainers(self) -> list[Trainer]:
-        """Return the trainers with which stacked and plain training are compared, one of each kind.
-
-        With forms, each sample trains twice, with two seeds, because a trial without another trial of its form would train alone.
-        """
-        samples = self.job.samples[: self.job.num_kinds] * (1 + self.stacked.settings.has_forms)
-        return [self.trainer(sample, number) for number, sample in enumerate(samples)]
-
-    def _sample_trainers(self, count: int) -> list[Trainer]:
-        """Return `count` trainers that differ from each other like the trainers of the sweep's trials."""
-        samples = self.job.samples
-        return [self.trainer(samples[number % len(samples)], number) for number in range(count)]
-
-    def _prepare_if_worth_it(self, trainers: list[Trainer], seconds_per_row: float) -> str:
-        """Compile the training step, or on a GPU capture the step as a CUDA graph, if this saves time. Return a description of how steps run from now on."""
-        if self.device.type == "xpu":
-            return "eager, because a step is captured only on GPUs of NVIDIA and AMD"
-        if self.slots < self._num_stacks:
-            return f"eager, because {self._num_stacks} forms have only {self.slots} slots"
-        on_gpu = self.device.type == "cuda"
-        if not on_gpu and (reason := self._reason_not_to_compile(seconds_per_row)):
-            return f"eager, because {reason}"
-        began = time.monotonic()
-        prepared = self._prepare(trainers)
-        if isinstance(prepared, str):
-            return f"eager, because the step cannot be {'captured' if on_gpu else 'compiled'}: {prepared}"
-        if self.stacked.settings.has_forms and self._seconds_per_row(prepared, trainers) > seconds_per_row:
-            # Filler members complete the stack of each form to all slots, so the prepared steps of several forms may take longer.
-            return f"eager, because {'CUDA graphs' if on_gpu else 'compiled steps'} of several forms take longer"
-        self.stacked = prepared
-        return "as a CUDA graph" if on_gpu else f"compiled in {time.monotonic() - began:.0f} s"
-
-    def _reason_not_to_compile(self, seconds_per_row: float) -> str | None:
-        epochs = self.job.max_epochs * math.ceil(self.job.trials / self.slots)
-        saved_s = COMPILING_SAVES * epochs * len(self.train_data[1]) * seconds_per_row
-        if saved_s < COMPILING_S * self._num_stacks:
-            return f"the compiler would take longer than the {saved_s:.0f} s that it would save"
-        return reason_not_to_compile(cpp_compiler())
-
-    def _prepare(self, trainers: list[Trainer]) -> StackedTrainer | str:
-        return prepare(self.stacked, trainers, *self.train_data, threads=self.job.compiler_threads)
+        """Find the fastest way to train trials such as the job's samples (benchmark.py). Return NotFused if the trials cannot be stacked."""
+        benchmark = EngineBenchmark(self.job, self.trainer, self.train_data, self.device, self.memory_bytes)
+        result = benchmark.run(self.findings)
+        self.stacked = benchmark.stacked
+        return result
 
     def open(self, setup: EngineSetup) -> None:
-        """Prepare the engine to train trials in the way that the first engine's benchmark chose.
-
-        The engines of one node share the folder for temporary files, so this engine can use the files that the first engine compiled.
-        """
+        """Prepare the engine to train trials in the way that the first engine's benchmark chose. This engine uses the files that the first engine compiled."""
         self.slots = setup.slots
         if setup.whole_batches != (self.stacked.settings.micro_batch_size is None):
-            self.stacked = self._stacked_trainer(setup.whole_batches)
+            self.stacked = stacked_trainer(self.job, setup.whole_batches)
         if self.stacked.settings.unfolds != setup.unfolds:
             self.stacked = StackedTrainer(replace(self.stacked.settings, unfolds=setup.unfolds, prepared_for=0))
-        if setup.is_prepared and not self.stacked.settings.prepared_for:
-            prepared = self._prepare(self._sample_trainers(setup.slots))
+        if setup.prepared_for and not self.stacked.settings.prepared_for:
+            self.findings.read()  # unpacks the compiler's files
+            trainers = sample_trainers(self.job, self.trainer, setup.prepared_for)
+            prepared = prepare(self.stacked, trainers, *self.train_data, threads=self.job.compiler_threads)
             if isinstance(prepared, str):
                 logger.warning("A process trains its trials eager, because its step cannot be made faster: %s", prepared)
             else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysweep.record.events import Rung
 from raysweep.training.spec import TrainingSpec
 from raysweep.usercode.freeze import Code
 
@@ -17,6 +18,7 @@ class EngineJob:
     root: Path  # folder in which the user started Snakemake
     code: Code  # code of the model's class
     data_dir: Path | None
+    compiled_dir: Path  # folder with the findings of earlier engines, see findings.py
     spec: TrainingSpec
     metric: str
     max_epochs: int
@@ -42,7 +44,8 @@ class EngineSetup:
     """Describes how an engine trains. All engines of a sweep train in the same way."""
 
     slots: int  # number of trials that the engine trains at the same time
-    is_prepared: bool  # whether the training step is compiled (on a CPU) or captured as a CUDA graph (on a GPU)
+    # Number of members for which the training step is compiled (on a CPU) or captured as a CUDA graph (on a GPU). 0 means that steps are eager.
+    prepared_for: int
     unfolds: bool  # whether convolutions are computed as matrix products
     whole_batches: bool  # whether each step has a whole batch, as for batch normalisation
 
@@ -54,3 +57,4 @@ class Benchmark:
     setup: EngineSetup
     speed_up: float  # time of separate training divided by time of training together
     way: str  # description of how the training steps run, for the log and the record
+    rung: Rung = "eager"
