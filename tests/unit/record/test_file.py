@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raysweep.common.errors import RaysweepError
 from raysweep.record.events import SessionHeader
-from raysweep.record.file import Record, decode, encode, now, read_events, read_sweep
+from raysweep.record.file import Record, RecordReader, decode, encode, now, read_events, read_sweep
 from raysweep.record.sweep import Sweep
 
 TRIAL = {"trial": "00000", "index": 0, "repeat": 0, "seed": 7, "config": {"lr": 0.1, "name": "größer"}}
@@ -246,3 +246,36 @@ def test_a_line_that_does_not_fit_on_the_disk_raises_and_costs_nothing_that_was_
     with Record(path) as again:
         again.write("start", **START)
     assert read_sweep(path).trials["00000"].status == "RUNNING"
+
+
+def test_a_reader_reads_only_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with Record(path) as record:
+        record.write("session", sweep={"name": "s"})
+        reader = RecordReader(path)
+        assert not reader.read().trials
+        record.write("trial", **TRIAL)
+        record.write("start", **START)
+        record.write("result", **result(1, 0.5))
+        assert reader.read() == record.sweep == read_sweep(path)
+        with path.open("r+b") as stream:  # what was read before is not read again
+            stream.seek(3)
+            stream.write(b"E")
+        with path.open("ab") as stream:
+            stream.write(b'{"event": "result"')
+        assert reader.read() == record.sweep, "an incomplete line is left for the next reading"
+
+
+def test_a_reader_goes_on_in_the_file_of_the_next_session(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    write(path)
+    reader = RecordReader(path)
+    reader.read()
+    with Record(path) as record:
+        record.write("session", sweep={"name": "s"})
+        assert reader.read() == record.sweep
+    path.rename(tmp_path / "aside")
+    assert reader.read() == Sweep()
+    with Record(path) as record:
+        record.write("session", sweep={"name": "another"})
+        assert [session.header.name for session in reader.read().sessions] == ["another"]

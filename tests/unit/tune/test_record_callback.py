@@ -53,7 +53,7 @@ def test_each_end_is_recorded_with_its_reason(tmp_path: Path) -> None:
         if trial_id in ("00003", "00004"):
             events.stop(trial_id, {**trial.last_result, "done": True} if values else {"done": True})
         events.complete(trial)
-    finishes = [event for event, _, _ in read_events(events.record.path) if event["event"] == "finish"]
+    finishes = [event for event, _ in read_events(events.record.path) if event["event"] == "finish"]
     assert [(event["trial"], event["reason"]) for event in finishes] == [
         ("00000", "max_epochs"),
         ("00001", "stop"),

@@ -301,7 +301,7 @@ def test_a_scheduler_that_is_rebuilt_from_any_first_events_decides_as_recorded(
         else:
             sessions.report(trial_id, choice.random() * 0.9, checkpoint=choice.random() < 0.8, is_killed=fate < 0.15)
     assert not sessions.unfinished
-    events = [event for event, _, _ in read_events(sessions.events.record.path)]
+    events = [event for event, _ in read_events(sessions.events.record.path)]
     decisions, stopped = decisions_of(events)
     assert {decision[1] for decision in decisions} >= {PBT["name"]: {"CONTINUE", "NOOP"}}.get(options["name"], {"CONTINUE", "STOP"})
     assert bool(stopped) is (options == HYPERBAND)

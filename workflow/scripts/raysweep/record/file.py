@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import disk_errors_name, written_aside
@@ -29,6 +29,14 @@ from raysweep.record.events import DURABLE, SessionHeader
 from raysweep.record.sweep import Sweep
 
 DURABLE_LINES = tuple(f'{{"event": "{event}"'.encode() for event in sorted(DURABLE))
+
+
+class Place(NamedTuple):
+    """Describes how far a record has been read."""
+
+    offset: int = 0  # number of bytes before the next line
+    crc: int = 0  # CRC-32 of the last line
+    num_lines: int = 0
 
 
 def now() -> str:
@@ -57,17 +65,18 @@ def decode(line: str, before: int = 0) -> tuple[dict[str, Any], int] | None:
     return event, crc
 
 
-def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield each event, the CRC of the event's line, and the offset of the next line in bytes.
+def read_events(path: Path, start: Place = Place()) -> Iterator[tuple[dict[str, Any], Place]]:  # noqa: B008
+    """Yield each event after `start`, and the place after the event's line.
 
     An incomplete last line is not yielded, whether the driver was killed or is writing the line now.
     Raises RaysweepError for a line that was altered, and for a line whose preceding line is missing.
     """
     if not path.exists():
         return
-    offset, crc = 0, 0
+    offset, crc, num_lines = start
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        stream.seek(offset)
+        for number, line in enumerate(stream, start=num_lines + 1):
             if not line.endswith(b"\n"):
                 return
             decoded = decode(line.decode("utf-8", errors="replace"), crc)
@@ -82,23 +91,43 @@ def read_events(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
                 )
             event, crc = decoded
             offset += len(line)
-            yield event, crc, offset
+            yield event, Place(offset, crc, number)
 
 
-def read_sweep(path: Path) -> Sweep:
-    """Return the sweep of the record at `path`, or an empty sweep where the file does not exist.
+class RecordReader:
+    """Reads a record again and again. Each reading takes only as long as the lines that are new.
 
     Reading does not change the record, so other processes may read the record while the driver writes.
     """
-    sweep = Sweep()
-    for event, _, _ in read_events(path):
-        sweep.apply(event)
-    return sweep
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = Place()
+        self._sweep = Sweep()
+        self._inode: int | None = None
+
+    def read(self) -> Sweep:
+        """Return the sweep of all lines that are complete now, or an empty sweep where the file does not exist. Raises what `read_events` raises.
+
+        Each session of the driver replaces the file by a copy, and a sweep that starts anew begins another file. So a new file is read from its beginning.
+        """
+        inode = self.path.stat().st_ino if self.path.exists() else None
+        if inode != self._inode:
+            self._sweep, self.place, self._inode = Sweep(), Place(), inode
+        for event, place in read_events(self.path, self.place):
+            self._sweep.apply(event)
+            self.place = place
+        return self._sweep
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Return the sweep of the record at `path`, or an empty sweep where the file does not exist."""
+    return RecordReader(path).read()
 
 
 def first_header(path: Path) -> SessionHeader | None:
     """Return the description of the sweep in the first session of the record at `path`, or None where there is no session."""
-    return next((SessionHeader.from_json(event["sweep"]) for event, _, _ in read_events(path)), None)
+    return next((SessionHeader.from_json(event["sweep"]) for event, _ in read_events(path)), None)
 
 
 class Record:
@@ -107,11 +136,9 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.sweep = Sweep()
-        end, self._crc = 0, 0
-        for event, crc, offset in read_events(path):
-            self.sweep.apply(event)
-            end, self._crc = offset, crc
+        reader = RecordReader(path)
+        self.sweep = reader.read()
+        end, self._crc, _ = reader.place
         if path.exists():
             # The copy leaves out an incomplete last line. The copy is a new file, because the driver of an earlier session may still run on a node
             # without a connection. That driver then goes on writing to the old file, and not between the lines of this driver.

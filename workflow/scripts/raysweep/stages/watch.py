@@ -20,7 +20,7 @@ from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.files import read_yaml
 from raysweep.common.text import duration, number
 from raysweep.config.space import flattened
-from raysweep.record.file import read_sweep
+from raysweep.record.file import RecordReader, read_sweep
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Trial
 from raysweep.slurm.array_jobs import ArrayJob, ArrayJobs
@@ -254,12 +254,10 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
 
 def follow(path: Path, console: Console) -> None:
     """Show the record at `path` and update the view until the last session of the sweep has ended."""
-    size, sweep, array_jobs = -1, Sweep(), ArrayJobs()
+    record, array_jobs = RecordReader(path), ArrayJobs()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            if path.stat().st_size != size:
-                size = path.stat().st_size
-                sweep = read_sweep(path)
+            sweep = record.read()
             if sweep.sessions:  # there is no session before the driver has written the first line
                 jobs = jobs_of(sweep, array_jobs)
                 live.update(view(sweep, jobs, console.width, console.height), refresh=True)
