@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +79,18 @@ def test_a_refusal_of_slurm_is_one_line_as_a_fake_scontrol_sees_it(tmp_path: Pat
     (fakes.folder / "scontrol").write_text('#!/bin/sh\n[ "$1" = show ] && echo JobState=RUNNING && exit\necho "Job is held" >&2\nexit 1\n')
     with pytest.raises(WorldError, match=r"^Slurm does not start job 12_1 again on other nodes: Job is held$"):
         start_elsewhere("12_1", ["n2"], 3)
+
+
+def test_a_scontrol_that_hangs_is_not_waited_for_as_a_fake_scontrol_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = with_fake_scontrol(tmp_path, monkeypatch, "RUNNING", "(null)")
+    hangs = f'#!/bin/sh\n[ "$1" = show ] && echo JobState=RUNNING && exit\necho $$ > {tmp_path}/pid\nexec sleep 600\n'
+    (fakes.folder / "scontrol").write_text(hangs)
+    monkeypatch.setattr(commands, "SLURM_DEADLINE_S", 1)
+    try:
+        with pytest.raises(WorldError, match=r"^Slurm does not start job 12_1 again on other nodes: .* timed out after 2 seconds$"):
+            start_elsewhere("12_1", ["n2"], 3)
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ class SearchJob(TuneJob):
 
     @property
     def seen_folders(self) -> list[Path | None]:
-        return [*super().seen_folders, self.resources_dir]
+        # A sweep without a model compiles nothing, and its resources may not exist.
+        return [*super().seen_folders, self.resources_dir if self.sweep.model else None]
 
     @property
     def packs_gpus(self) -> bool:

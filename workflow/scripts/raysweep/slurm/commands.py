@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable
 
@@ -115,12 +116,15 @@ def start_elsewhere(job: str, names: Iterable[str], max_excluded: int) -> bool:
     script = 'trap "" TERM; scontrol requeue "$1" && scontrol update JobId="$1" ExcNodeList="$2"'
     command = ["sh", "-c", script, "sh", job, ",".join([*before, *names])]
     refusal = f"Slurm does not start job {job} again on other nodes"
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SLURM_DEADLINE_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WorldError(f"{refusal}: {error}") from None
-    if run.returncode:
-        raise WorldError(f"{refusal}: {' '.join(run.stderr.split())}")
+    # A pipe would stay open, and would be waited for, as long as a scontrol hangs, because only the shell is killed at the end of the time.
+    with tempfile.TemporaryFile("w+") as errors:
+        try:
+            status = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors, timeout=2 * SLURM_DEADLINE_S, check=False).returncode
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WorldError(f"{refusal}: {error}") from None
+        errors.seek(0)
+        if status:
+            raise WorldError(f"{refusal}: {' '.join(errors.read().split())}")
     return True
 
 

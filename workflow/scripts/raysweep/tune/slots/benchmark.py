@@ -56,9 +56,9 @@ class EngineBenchmark:
         slots = self._max_slots()
         if kept and not slots <= kept.members <= MAX_FILLED * slots:
             kept = None
-        found = kept or self._measure(slots)
-        self._unfold(found.unfolds)
-        found, way = self._prepare_if_worth_it(found)
+        if kept and kept.unfolds:
+            self.stacked = self._unfolded() or self.stacked
+        found, way = self._prepare_if_worth_it(kept or self._measure(slots))
         if found != kept:
             file.write(found)
         settings = self.stacked.settings
@@ -95,17 +95,16 @@ class EngineBenchmark:
         return min(max(1, int(MEMORY_SHARE * self.memory_bytes / member_bytes)), self.job.max_slots)
 
     def _measure(self, slots: int) -> Findings:
-        """Return the times of training alone and of training together with eager steps."""
+        """Return the times of training alone and of training together with eager steps. Compute convolutions as matrix products if this is faster."""
         full = self._sample_trainers(slots)
-        alone_s, eager_s, unfolds = seconds_per_row_alone(full, *self.train_data), self._seconds_per_row(self.stacked, full), False
-        if unfolded := with_unfolded_convolutions(self.stacked, self._compared_trainers(), *self.train_data):
-            unfolded_s = self._seconds_per_row(unfolded, full)
-            unfolds, eager_s = unfolded_s < eager_s, min(unfolded_s, eager_s)
-        return Findings(slots, self.stacked.settings.micro_batch_size is None, unfolds, alone_s, eager_s)
+        alone_s, eager_s = seconds_per_row_alone(full, *self.train_data), self._seconds_per_row(self.stacked, full)
+        if (unfolded := self._unfolded()) and (unfolded_s := self._seconds_per_row(unfolded, full)) < eager_s:
+            self.stacked, eager_s = unfolded, unfolded_s
+        settings = self.stacked.settings
+        return Findings(slots, settings.micro_batch_size is None, settings.unfolds, alone_s, eager_s)
 
-    def _unfold(self, unfolds: bool) -> None:
-        if unfolds:
-            self.stacked = StackedTrainer(replace(self.stacked.settings, unfolds=True))
+    def _unfolded(self) -> StackedTrainer | None:
+        return with_unfolded_convolutions(self.stacked, self._compared_trainers(), *self.train_data)
 
     def _prepare_if_worth_it(self, found: Findings) -> tuple[Findings, str]:
         """Compile the training step, or on a GPU capture the step as a CUDA graph, if this saves time.
