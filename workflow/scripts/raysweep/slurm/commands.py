@@ -118,10 +118,13 @@ def start_elsewhere(job: str, names: Iterable[str], max_excluded: int) -> bool:
     refusal = f"Slurm does not start job {job} again on other nodes"
     # A pipe would stay open, and would be waited for, as long as a scontrol hangs, because only the shell is killed at the end of the time.
     with tempfile.TemporaryFile("w+") as errors:
+        deadline_s = 2 * SLURM_DEADLINE_S
         try:
-            status = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors, timeout=2 * SLURM_DEADLINE_S, check=False).returncode
-        except (OSError, subprocess.TimeoutExpired) as error:
+            status = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors, timeout=deadline_s, check=False).returncode
+        except OSError as error:
             raise WorldError(f"{refusal}: {error}") from None
+        except subprocess.TimeoutExpired:
+            raise WorldError(f"{refusal}: scontrol did not answer within {deadline_s:g} s") from None
         errors.seek(0)
         if status:
             raise WorldError(f"{refusal}: {' '.join(errors.read().split())}")
