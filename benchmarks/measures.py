@@ -176,8 +176,11 @@ class Bench:
         A first run finds nothing that an earlier run has measured or compiled. A second run of a model has to follow the first one.
         """
         project = self.project(model=MODELS[model], fuse=fuse, **options)
+        compiled = self.folder / "resources" / "compiled"
         if is_first:
-            shutil.rmtree(self.folder / "resources" / "compiled", ignore_errors=True)
+            shutil.rmtree(compiled, ignore_errors=True)
+        elif not compiled.exists():
+            raise Unmeasurable(f"it has to follow {model}/auto, which --only leaves out")
         began = time.time()
         took_s = timed(project, "s")
         first = min(datetime.fromisoformat(trial.started or "").timestamp() for trial in project.record("s").trials.values())

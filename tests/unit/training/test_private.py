@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,16 @@ def test_batch_normalisation_words_its_refusal_of_one_row_as_before() -> None:
         torch.nn.BatchNorm1d(3)(torch.ones(1, 3))
     assert private.is_refused_by_batch_norm(caught.value)
     assert not private.is_refused_by_batch_norm(ValueError("another"))
+
+
+def test_inductor_names_a_compiled_file_without_the_path_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import codecache
+
+    monkeypatch.setenv(private.COMPILER_DIR_ENV, str(tmp_path))
+    before = codecache.write("int x;", "cpp", extra=f"g++ -I{sys.prefix}/include")
+    private.ignore_path_of_environment()
+    private.ignore_path_of_environment()
+    after = codecache.write("int x;", "cpp", extra=f"g++ -I{sys.prefix}/include")
+    assert after == codecache.write("int x;", "cpp", extra="g++ -I/include") != before
+    assert codecache.write("int x;", "cpp", extra="g++ -O2") != after
+    assert Path(after[1]).is_relative_to(tmp_path)

@@ -56,12 +56,15 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
     stage(DatasetSpec("some", "synthetic", "none", validation_fraction=0.1, seed=0), tmp_path / "d", tmp_path / "data")
     (tmp_path / "net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)  # an engine goes to the user's folder
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # an engine sets this variable
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = torch.get_num_threads()
     yield EngineJob(
         root=tmp_path,
         code=Code.read(find_target("net.py:Net", tmp_path)),
         data_dir=tmp_path / "data",
         compiled_dir=tmp_path / "compiled",
+        environment="lock",
         spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
         metric="accuracy",
         max_epochs=1,
@@ -118,6 +121,25 @@ def test_a_compiled_step_trains_as_each_trial_alone(job: EngineJob, monkeypatch:
         expected = alone.evaluate(*engine.validation_data)
         assert (result["training_iteration"], result["train_loss"]) == (1, pytest.approx(loss, rel=1e-4))
         assert result["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_a_second_engine_measures_nothing_and_trains_in_the_same_way(job: EngineJob) -> None:
+    job = replace(job, code=Code.read(find_target("net.py:Normalised", job.root)), num_batch_sizes=1, samples=SAMPLES[::2], num_kinds=2)
+    first = Engine(job)
+    few_rows(first)
+    benchmark = first.benchmark()
+    assert isinstance(benchmark, Benchmark), benchmark
+    [found] = first.findings.read()
+    assert (found.members, found.whole_batches, found.prepared_s) == (2, True, None)
+    first.findings.write([replace(found, alone_s=7 * found.eager_s)])
+    second = Engine(job)
+    few_rows(second)
+    again = second.benchmark()
+    assert isinstance(again, Benchmark)
+    assert again.speed_up == pytest.approx(7)
+    assert again.setup == benchmark.setup
+    assert again.way == benchmark.way.replace(", in whole batches", ", measured in an earlier run, in whole batches")
+    assert second.stacked.settings == first.stacked.settings
 
 
 def test_no_round_waits_for_a_trial_that_is_stopped_before_it_has_entered(job: EngineJob) -> None:

@@ -15,6 +15,7 @@ import torch
 import raysweep
 from raysweep.training.preparation import DataFacts
 from raysweep.training.spec import TrainingSpec
+from raysweep.tune.slots.benchmark import fitting
 from raysweep.tune.slots.findings import Findings, FindingsFile, key_of
 from raysweep.tune.slots.messages import EngineJob
 from raysweep.usercode.freeze import Code
@@ -29,6 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineJob:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "first_node"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # reading findings sets this variable
     for node in ("first_node", "second_node"):
         (tmp_path / node).mkdir()
     return EngineJob(
@@ -36,6 +38,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineJob:
         code=Code(Target(tmp_path / "net.py", "Net", None), {tmp_path / "net.py": b"class Net: ..."}),
         data_dir=None,
         compiled_dir=tmp_path / "resources" / "compiled",
+        environment="lock",
         spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
         metric="accuracy",
         max_epochs=1,
@@ -61,25 +64,26 @@ def findings_file(job: EngineJob) -> FindingsFile:
 def write_with_code(job: EngineJob) -> FindingsFile:
     """Write findings and one compiled file, as the engine on the first node does."""
     file = findings_file(job)
-    assert file.read() is None
+    assert file.read() == []
     compiled = file.compiler_dir / "ab"
     compiled.mkdir(parents=True)
     (compiled / "abc.so").write_bytes(b"code")
     (compiled / "abc.lock").touch()
-    file.write(FOUND)
+    file.write([FOUND])
     return file
 
 
 def test_another_node_gets_the_findings_and_the_compiled_files(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
     first = write_with_code(job)
+    assert first.path is not None
     assert first.path.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr("tempfile.tempdir", str(job.root / "second_node"))
     second = findings_file(job)
-    assert second.read() == FOUND
+    assert second.read() == [FOUND]
     assert second.compiler_dir.parent == job.root / "second_node"
     assert [path.name for path in second.compiler_dir.rglob("*.*")] == ["abc.so"]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(second.compiler_dir)
-    assert second.read() == FOUND, "another engine of the node has unpacked the files before"
+    assert second.read() == [FOUND], "another engine of the node has unpacked the files before"
     assert os.listdir(job.root / "second_node") == [second.compiler_dir.name], "no temporary folder is left"
 
 
@@ -113,28 +117,63 @@ def be_a_link(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, empty, change_one_byte, open_to_others, be_a_folder, be_a_link])
 def test_what_is_damaged_or_not_private_is_ignored(job: EngineJob, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]) -> None:
-    damage(write_with_code(job).path)
+    path = write_with_code(job).path
+    assert path is not None
+    damage(path)
     monkeypatch.setattr("tempfile.tempdir", str(job.root / "second_node"))
     file = findings_file(job)
-    assert file.read() is None
+    assert file.read() == []
     assert not file.compiler_dir.exists()
 
 
 def test_findings_of_another_version_of_the_format_are_ignored(job: EngineJob, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("raysweep.tune.slots.findings.to_json", lambda value: {"members": 3, "speed": 2})
+        patched.setattr("raysweep.tune.slots.findings.to_json", lambda value: [{"members": 3, "speed": 2}])
         file = findings_file(job)
-        file.write(FOUND)
+        file.write([FOUND])
+    assert file.path is not None
     assert b'"speed": 2' in file.path.read_bytes()
-    assert file.read() is None
+    assert file.read() == []
 
 
 def test_a_disk_that_takes_nothing_costs_one_warning(job: EngineJob, caplog: pytest.LogCaptureFixture) -> None:
-    job.compiled_dir.parent.mkdir()
-    job.compiled_dir.write_text("a file in the place of the folder")
-    findings_file(job).write(FOUND)
+    (job.root / "resources").mkdir()
+    (job.root / "resources" / "compiled").write_text("a file in the place of the folder")
+    findings_file(job).write([FOUND])
     [record] = caplog.records
     assert record.getMessage().startswith("A later run measures and compiles again, because the result of this run cannot be kept: ")
+
+
+def test_a_folder_that_others_can_open_costs_one_warning_that_names_it(job: EngineJob, caplog: pytest.LogCaptureFixture) -> None:
+    folder = job.root / "resources" / "compiled"
+    folder.mkdir(parents=True, mode=0o755)
+    findings_file(job).write([FOUND])
+    [record] = caplog.records
+    assert record.getMessage().endswith(f"others can open this folder, or it belongs to another user ({folder})")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_plan_keeps_and_reads_nothing(job: EngineJob) -> None:
+    write_with_code(job)
+    file = findings_file(replace(job, compiled_dir=None))
+    file.write([FOUND])
+    assert file.read() == []
+
+
+@pytest.mark.parametrize(
+    ("slots", "fits"),
+    [(10, True), (9, True), (8, True), (7, False), (11, False)],
+)
+def test_a_stack_of_about_the_same_size_is_used_again(slots: int, fits: bool) -> None:
+    larger = replace(FOUND, members=20)
+    assert fitting([larger, FOUND], slots) == (FOUND if fits else None)
+
+
+def test_a_measurement_with_which_trials_are_trained_one_by_one_is_repeated() -> None:
+    assert fitting([replace(FOUND, alone_s=0.0006)], 10) is None
+    assert fitting([replace(FOUND, alone_s=0.0007)], 10) is not None
+    assert fitting([replace(FOUND, alone_s=0.0007)], 9) is None, "filler members take time"
+    assert fitting([replace(FOUND, alone_s=0.0012, prepared_s=None)], 10) is None
 
 
 @pytest.mark.parametrize(
@@ -146,6 +185,7 @@ def test_a_disk_that_takes_nothing_costs_one_warning(job: EngineJob, caplog: pyt
         {"samples": ({"lr": 0.01, "batch_size": 32},)},
         {"threads": 2},
         {"share_rows": False},
+        {"environment": "another lock"},
     ],
 )
 def test_the_key_changes_with_what_the_findings_depend_on(job: EngineJob, change: dict[str, object]) -> None:
@@ -171,7 +211,7 @@ from raysweep.usercode.target import find_target
 
 benchmark.COMPILING_S = benchmark.LOADING_S = 0
 root = Path(sys.argv[1])
-engine = Engine(EngineJob(root, Code.read(find_target("net.py:Net", root)), root / "data", root / "resources" / "compiled",
+engine = Engine(EngineJob(root, Code.read(find_target("net.py:Net", root)), root / "data", root / "resources" / "compiled", "lock",
     TrainingSpec("cross_entropy", "sgd", 0), "accuracy", 1, False, 1, 2, 4000, 16, True, 4, 4, 1, 1,
     ({"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "batch_size": 16}, {"lr": 0.03, "batch_size": 16}), 3))
 print(engine.benchmark().way)

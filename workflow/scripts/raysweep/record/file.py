@@ -109,10 +109,12 @@ class RecordReader:
     def read(self) -> Sweep:
         """Return the sweep of all lines that are complete now, or an empty sweep where the file does not exist. Raises what `read_events` raises.
 
-        Each session of the driver replaces the file by a copy, and a sweep that starts anew begins another file. So a new file is read from its beginning.
+        Each session of the driver replaces the file by a copy, and a sweep that starts anew begins another file. So a new file, and a
+        file that has become shorter, is read from its beginning.
         """
-        inode = self.path.stat().st_ino if self.path.exists() else None
-        if inode != self._inode:
+        status = self.path.stat() if self.path.exists() else None
+        inode = status and status.st_ino
+        if inode != self._inode or (status and status.st_size < self.place.offset):
             self._sweep, self.place, self._inode = Sweep(), Place(), inode
         for event, place in read_events(self.path, self.place):
             self._sweep.apply(event)

@@ -22,7 +22,7 @@ from raysweep.training.stacked.trainer import StackedTrainer, StackSettings
 from raysweep.training.stacked.verification import prepare, reason_not_stackable, with_unfolded_convolutions
 from raysweep.training.trainer import Trainer
 from raysweep.tune.slots.findings import Findings, FindingsFile
-from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
+from raysweep.tune.slots.messages import MIN_SPEED_UP, Benchmark, EngineJob, EngineSetup
 
 COMPILING_S = 25  # approximate time of torch.compile in seconds on one slow core
 LOADING_S = 5  # approximate time of torch.compile in seconds on one slow core, where an earlier engine has compiled the same step
@@ -31,7 +31,7 @@ COMPILING_SAVES = 0.5
 MEMORY_SHARE = 0.5  # fraction of the engine's memory that the members of the stack may use
 MAX_BATCH_SIZES = 4  # largest number of batch sizes for stacks of whole batches, because only trials of one batch size form such a stack
 # Largest size of an earlier engine's stack, as a multiple of the number of trials of this engine. Filler members complete a stack, and take time too.
-MAX_FILLED = 2
+MAX_FILLED = 1.25
 
 
 class EngineBenchmark:
@@ -50,31 +50,31 @@ class EngineBenchmark:
 
     def run(self, file: FindingsFile) -> Benchmark | NotFused:
         """Return the way of training and its speed, or NotFused where the trials cannot be stacked. Then `stacked` trains in this way."""
-        kept = file.read()
-        if reason := self._reason_not_stackable(kept):
+        all_kept = file.read()
+        if reason := self._reason_not_stackable(was_whole=any(each.whole_batches for each in all_kept)):
             return NotFused(reason)
         slots = self._max_slots()
-        if kept and not slots <= kept.members <= MAX_FILLED * slots:
-            kept = None
+        kept = fitting(all_kept, slots)
         if kept and kept.unfolds:
             self.stacked = self._unfolded() or self.stacked
         found, way = self._prepare_if_worth_it(kept or self._measure(slots))
         if found != kept:
-            file.write(found)
+            file.write([*(each for each in all_kept if each.members != found.members), found])
         settings = self.stacked.settings
-        # A prepared step takes the same time for each number of trials, because filler members complete the stack.
-        together_s = found.prepared_s if settings.prepared_for and found.prepared_s else found.eager_s * slots / found.members
         return Benchmark(
             EngineSetup(slots, settings.prepared_for, settings.unfolds, settings.micro_batch_size is None),
-            found.alone_s * slots / found.members / together_s,
+            found.speed_up(slots, is_prepared=settings.prepared_for > 0),
             self._describe([way, *(["measured in an earlier run"] if kept else [])]),
             "eager" if not settings.prepared_for else "captured" if self.stacked.captures(self.device) else "compiled",
         )
 
-    def _reason_not_stackable(self, kept: Findings | None) -> str | None:
-        """Return the reason why trials cannot be trained together, or None. Choose micro-batches if these give the right results, else whole batches."""
+    def _reason_not_stackable(self, was_whole: bool) -> str | None:
+        """Return the reason why trials cannot be trained together, or None. Choose micro-batches if these give the right results, else whole batches.
+
+        `was_whole` says that micro-batches did not give the right results to an earlier engine.
+        """
         reason = None
-        for whole_batches in (True,) if kept and kept.whole_batches else (False, True):
+        for whole_batches in (True,) if was_whole else (False, True):
             self.stacked = stacked_trainer(self.job, whole_batches)
             if (reason := reason_not_stackable(self.stacked, self._compared_trainers(), *self.train_data)) is None:
                 break
@@ -170,6 +170,19 @@ class EngineBenchmark:
 
     def _seconds_per_row(self, stacked: StackedTrainer, trainers: list[Trainer]) -> float:
         return seconds_per_row(stacked, trainers, *self.train_data)
+
+
+def fitting(all_kept: list[Findings], slots: int) -> Findings | None:
+    """Return the findings of the smallest stack that holds `slots` trials, or None where no stack fits.
+
+    Findings with which trials would be trained one by one do not count, because another process may have disturbed that measurement.
+    """
+    fitting = [
+        each
+        for each in all_kept
+        if slots <= each.members <= MAX_FILLED * slots and each.speed_up(slots, each.prepared_s is not None) >= MIN_SPEED_UP
+    ]
+    return min(fitting, key=lambda each: each.members, default=None)
 
 
 def stacked_trainer(job: EngineJob, whole_batches: bool) -> StackedTrainer:

@@ -8,6 +8,7 @@ of the step. So compiled code of another step is never used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -34,6 +35,8 @@ from raysweep.tune.slots.messages import EngineJob
 
 JSON_NAME = "findings.json"  # name of the findings in the archive
 DIGEST_LENGTH = 64  # number of characters of a SHA-256
+# Keys of /proc/cpuinfo on x86 and ARM. Virtual machines often have one name for several kinds of CPUs.
+CPU_KEYS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
 
 
 @dataclass(frozen=True)
@@ -48,30 +51,41 @@ class Findings:
     # Time of training the members together with compiled or captured steps. None where such steps were not tried.
     prepared_s: float | None = None
 
+    def speed_up(self, num_trials: int, is_prepared: bool) -> float:
+        """Return how much faster `num_trials` trials train together in a stack of `members` than one by one. Filler members take time too."""
+        together_s = self.prepared_s if is_prepared and self.prepared_s else self.eager_s
+        return self.alone_s * num_trials / self.members / together_s
+
 
 class FindingsFile:
-    """Reads and writes the findings for the trials of one job on one kind of device. The folder belongs to the user alone, because its files contain code."""
+    """Reads and writes the findings for the trials of one job on one kind of device. The folder belongs to the user alone, because its files contain code.
+
+    `compiled_dir` of the job is None where nothing is kept.
+    """
 
     def __init__(self, job: EngineJob, facts: DataFacts, device: torch.device) -> None:
-        key = key_of(job, facts, device)
-        self.path = job.compiled_dir / key
-        # All engines of a node use this folder, because the engines of a node share the folder for temporary files.
-        self.compiler_dir = Path(tempfile.gettempdir()) / f"compiled-{key}"
+        self.key = key_of(job, facts, device)
+        self.path = job.compiled_dir / self.key if job.compiled_dir else None
+        # All engines of a node use this folder, because an agent's folder for temporary files is private, and the engines of the node share this folder.
+        self.compiler_dir = Path(tempfile.gettempdir()) / f"compiled-{self.key}"
 
-    def read(self) -> Findings | None:
-        """Return the findings, or None where no earlier engine has written findings that are valid. Unpack the compiler's folder, and let PyTorch use it."""
+    def read(self) -> list[Findings]:
+        """Return the findings of earlier engines that are valid, one for each number of members. Let PyTorch use what these engines have compiled."""
+        if self.path is None:
+            return []
         os.environ[COMPILER_DIR_ENV] = str(self.compiler_dir)
-        if not self._is_private():
-            return None
+        if not is_private(self.path.parent):
+            return []
         try:
             content = self.path.read_bytes()
             digest, archive = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
             if hashlib.sha256(archive).hexdigest().encode() != digest:
                 raise ValueError("the SHA-256 differs")
             with tempfile.TemporaryDirectory(dir=self.compiler_dir.parent) as folder, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-                tar.extractall(folder, filter="data")
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has no filters
+                tar.extractall(folder)
                 text = Path(folder, JSON_NAME)
-                findings: Findings = from_json(Findings, json.loads(text.read_text()))
+                findings = [from_json(Findings, each) for each in json.loads(text.read_text())]
                 text.unlink()
                 # Another engine of this node may have unpacked, or filled, the folder before.
                 with contextlib.suppress(OSError):
@@ -79,42 +93,47 @@ class FindingsFile:
                     Path(folder).mkdir()  # TemporaryDirectory removes this folder
         except (OSError, ValueError, TypeError, tarfile.TarError) as error:
             logger.debug("%s is ignored: %s", self.path, error)
-            return None
+            return []
         return findings
 
-    def write(self, findings: Findings) -> None:
+    def write(self, findings: list[Findings]) -> None:
         """Write the findings and the compiler's folder. A fault of the disk is only logged, because a later run can measure and compile again."""
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not is_private(self.path.parent):
+                raise PermissionError(errno.EPERM, "others can open this folder, or it belongs to another user", str(self.path.parent))
+            archive = self._archive(json.dumps(to_json(findings)).encode())
+            with written_aside(self.path, "wb") as stream:
+                stream.write(hashlib.sha256(archive).hexdigest().encode() + archive)
+        except (OSError, tarfile.TarError) as error:
+            reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            logger.warning("A later run measures and compiles again, because the result of this run cannot be kept: %s", reason)
+
+    def _archive(self, text: bytes) -> bytes:
         archive = io.BytesIO()
-        text = json.dumps(to_json(findings)).encode()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             info = tarfile.TarInfo(JSON_NAME)
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text))
             if self.compiler_dir.is_dir():
                 for path in sorted(self.compiler_dir.iterdir()):
-                    tar.add(path, path.name, filter=lambda member: None if member.name.endswith(".lock") else member)
-        content = archive.getvalue()
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._is_private():
-                with written_aside(self.path, "wb") as stream:
-                    stream.write(hashlib.sha256(content).hexdigest().encode() + content)
-        except OSError as error:
-            logger.warning(
-                "A later run measures and compiles again, because the result of this run cannot be kept: %s", describe_os_error(error)
-            )
+                    tar.add(path, path.name, filter=lambda member: None if member.name.endswith((".lock", ".tmp")) else member)
+        return archive.getvalue()
 
-    def _is_private(self) -> bool:
-        """Return whether only this user can write to the folder. Another user's file would run as this user."""
-        try:
-            status = self.path.parent.lstat()
-        except OSError:
-            return False
-        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+def is_private(folder: Path) -> bool:
+    """Return whether `folder` is a folder, and not a link, that only this user can open. Another user's file would run as this user."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
 def key_of(job: EngineJob, facts: DataFacts, device: torch.device) -> str:
-    """Return a SHA-256 of everything on which the findings depend: the model, the training, the trials' sizes, PyTorch, the device and the compiler."""
+    """Return a SHA-256 of everything on which the findings depend: the model, the training, the trials' sizes, the environment, and the device."""
     depends_on = [
         __version__,
         job.code.sha256(),
@@ -123,24 +142,26 @@ def key_of(job: EngineJob, facts: DataFacts, device: torch.device) -> str:
         [facts.row_shape, facts.num_classes, facts.inputs is None, facts.target is None],
         [job.threads, job.memory_mb, job.micro_batch_size, job.share_rows],
         [job.num_forms, job.num_batch_sizes, job.num_kinds, job.samples],
-        [torch.__version__, sys.version, *_device_name(device)],
+        [job.environment, torch.__version__, sys.version, *_device_name(device)],
     ]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
 def _device_name(device: torch.device) -> list[str]:
-    """Return the properties of a device that influence the speed of a step and the compiled code."""
+    """Return the properties of a device that influence the speed of a step and the compiled code. The compiler makes code for all instructions of a CPU."""
     if device.type != "cpu":
         properties = torch.get_device_module(device).get_device_properties(device)
         return [device.type, properties.name, str(properties.total_memory)]
-    models = {line for line in _text_of(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")}
-    compiler = default_compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout if compiler else ""
-    return [platform.machine(), *sorted(models), torch.backends.cpu.get_cpu_capability(), version.partition("\n")[0]]
+    compiler, version = default_compiler(), ""
+    with contextlib.suppress(OSError):
+        version = subprocess.run([compiler or "", "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+    return [platform.machine(), *_cpu_description(), version]
 
 
-def _text_of(path: Path) -> str:
+def _cpu_description() -> list[str]:
+    """Return the lines of /proc/cpuinfo that name the kind and the instructions of the CPUs."""
     try:
-        return path.read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
+        return [torch.backends.cpu.get_cpu_capability()]
+    return sorted({line for line in lines if line.split("\t")[0].split(":")[0].strip() in CPU_KEYS})

@@ -25,7 +25,7 @@ from raysweep.record.sweep import Sweep
 from raysweep.training.spec import TrainingSpec
 from raysweep.tune.samplers import is_adaptive
 from raysweep.tune.slots.manager import EngineProcess, SlotManager
-from raysweep.tune.slots.messages import Benchmark, EngineJob
+from raysweep.tune.slots.messages import MIN_SPEED_UP, Benchmark, EngineJob
 
 # Maximum number of values in a range of numbers. From a wider range of batch sizes only the lowest and the highest batch size are used. With a wider range of
 # an argument of the constructor, the forms of the model are not listed, so trials are trained one by one.
@@ -36,7 +36,6 @@ MAX_FORMS = 8  # maximum number of forms of the model, because with more forms f
 MAX_SAMPLE_SIZES = 4  # maximum number of batch sizes of which each is used in the benchmark
 MIN_SAMPLES = 3  # minimum number of configurations in the benchmark, so that the settings of the optimiser differ
 MEMORY_SHARE = 0.8  # fraction of a node's memory that all engines of the node may use together
-MIN_SPEED_UP = 1.3  # minimum speed-up for training together, because a smaller speed-up does not justify that trials share a process
 # Maximum number of slots of an engine. With more trials the training is not faster, but each round takes longer, and checkpoints are saved only after a round.
 MAX_SLOTS = 32
 # Time limit for the benchmark in seconds. The benchmark may import torch from a slow disk and compile a large model.
@@ -275,6 +274,7 @@ def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJ
         code=job.code,
         data_dir=job.data_dir,
         compiled_dir=job.resources_dir / "compiled",
+        environment=job.header.provenance.environment_sha256,
         spec=TrainingSpec.of(sweep),
         metric=sweep.metric,
         max_epochs=job.max_epochs,

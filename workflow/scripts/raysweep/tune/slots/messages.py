@@ -10,6 +10,8 @@ from raysweep.record.events import Rung
 from raysweep.training.spec import TrainingSpec
 from raysweep.usercode.freeze import Code
 
+MIN_SPEED_UP = 1.3  # minimum speed-up for training together, because a smaller speed-up does not justify that trials share a process
+
 
 @dataclass(frozen=True)
 class EngineJob:
@@ -18,7 +20,8 @@ class EngineJob:
     root: Path  # folder in which the user started Snakemake
     code: Code  # code of the model's class
     data_dir: Path | None
-    compiled_dir: Path  # folder with the findings of earlier engines, see findings.py
+    compiled_dir: Path | None  # folder with the findings of earlier engines, see findings.py; None: nothing is kept
+    environment: str  # SHA-256 of the environment's lock
     spec: TrainingSpec
     metric: str
     max_epochs: int
