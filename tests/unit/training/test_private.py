@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from torch.func import vmap
 
 from raysweep.training import private
@@ -71,6 +72,8 @@ def test_inductor_names_a_compiled_file_without_the_path_of_the_environment(tmp_
     from torch._inductor import codecache
 
     monkeypatch.setenv(private.COMPILER_DIR_ENV, str(tmp_path))
+    monkeypatch.setattr(codecache, "write", inspect.unwrap(codecache.write))  # an earlier test of this process may have replaced it
+    private.ignore_path_of_environment.cache_clear()
     before = codecache.write("int x;", "cpp", extra=f"g++ -I{sys.prefix}/include")
     private.ignore_path_of_environment()
     private.ignore_path_of_environment()
@@ -78,3 +81,10 @@ def test_inductor_names_a_compiled_file_without_the_path_of_the_environment(tmp_
     assert after == codecache.write("int x;", "cpp", extra="g++ -I/include") != before
     assert codecache.write("int x;", "cpp", extra="g++ -O2") != after
     assert Path(after[1]).is_relative_to(tmp_path)
+    private.ignore_path_of_environment.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(torch._inductor.config, private.HEADERS_OPTION), reason="PyTorch 2.6 compiles no headers in advance")
+def test_no_headers_are_compiled_in_advance() -> None:
+    assert private.compiler_options(threads=2)[private.HEADERS_OPTION] is False
+    torch.compile(lambda x: x, options={private.HEADERS_OPTION: False})  # an unknown option raises RuntimeError

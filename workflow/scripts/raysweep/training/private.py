@@ -24,8 +24,8 @@ COMPILER_OPTIONS = {
     "cpp.vec_isa_ok": True,
 }
 THREADS_OPTION = "compile_threads"
-# Where this option is true, each process on a node without the compiled headers compiles PyTorch's headers first, even if the step is compiled already. This takes
-# 8 of 20 s for such a step, and 155 MB. It also needs the program `openssl`. A new step takes 51 s instead of 40 s without compiled headers.
+# Where this option is true, each process on a node without the compiled headers compiles PyTorch's headers first, even if the step is compiled already. This
+# takes 8 of 20 s for such a step, and 155 MB. It also needs the program `openssl`. A new step takes 51 s instead of 40 s without compiled headers.
 HEADERS_OPTION = "cpp_cache_precompile_headers"
 # This variable is public: https://docs.pytorch.org/tutorials/recipes/torch_compile_caching_configuration_tutorial.html
 COMPILER_DIR_ENV = "TORCHINDUCTOR_CACHE_DIR"
@@ -41,7 +41,7 @@ def compiler_options(threads: int) -> dict[str, str | int | bool]:
     """Return the options of torch.compile for the steps of a stack. The compiler uses at most `threads` threads."""
     from torch._inductor import config  # inside the function for the reason in `cpp_compiler`
 
-    options = {**COMPILER_OPTIONS, THREADS_OPTION: threads}
+    options: dict[str, str | int | bool] = {**COMPILER_OPTIONS, THREADS_OPTION: threads}
     if hasattr(config, HEADERS_OPTION):  # PyTorch 2.6 has no such option, and compiles no headers in advance
         options[HEADERS_OPTION] = False
     return options
@@ -70,6 +70,7 @@ def ignore_path_of_environment() -> None:
 
     write = codecache.write
 
+    @functools.wraps(write)
     def write_without_path(content: str | bytes, extension: str, extra: str = "", *args: Any, **options: Any) -> tuple[str, str]:
         written: tuple[str, str] = write(content, extension, extra.replace(sys.prefix, ""), *args, **options)
         return written
