@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -26,7 +27,10 @@ from raysweep.record.trials import Trial
 from raysweep.slurm.array_jobs import ArrayJob, ArrayJobs
 from raysweep.stages.watched_jobs import GOES_ON, array_of, jobs_table, state_with_jobs
 
-INTERVAL_S = 1.0  # time in seconds between two readings of the record
+INTERVAL_S = 1.0  # shortest time in seconds between two readings of the record
+MAX_SHARE_OF_TIME = (
+    0.1  # largest share of a core's time that the view uses, because a sweep of 10,000 trials takes half of a second to draw
+)
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
 NODE_WIDTH = 12  # width of the column with the name of the node, in characters
 QUIET_S = 300.0  # age in seconds of the record's last event from which the view warns that the driver may have died
@@ -191,7 +195,9 @@ def plot_of(sweep: Sweep, width: int) -> Text:
     figure.theme("colorless")
     figure.plot_size(width, PLOT_HEIGHT)
     ended = list(range(1, len(values) + 1))
-    steps = [(x, y) for i, y in enumerate(values) for x in (ended[i], ended[min(i + 1, len(values) - 1)])]
+    # Only the trials that were better than all before them are drawn, because drawing thousands of trials takes a second.
+    better = [x for x in ended if x == 1 or values[x - 1] != values[x - 2]]
+    steps = [(x, values[start - 1]) for start, end in itertools.pairwise([*better, len(values)]) for x in (start, end)]
     line = figure.signal([x for x, _ in steps], [y for _, y in steps], marker="hd")
     line.lines()
     figure.draw(line)
@@ -257,10 +263,11 @@ def follow(path: Path, console: Console) -> None:
     record, array_jobs = RecordReader(path), ArrayJobs()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
+            began_s = time.monotonic()
             sweep = record.read()
             if sweep.sessions:  # there is no session before the driver has written the first line
                 jobs = jobs_of(sweep, array_jobs)
                 live.update(view(sweep, jobs, console.width, console.height), refresh=True)
                 if state_with_jobs(state_of(sweep), sweep, jobs) not in GOES_ON:
                     return
-            time.sleep(INTERVAL_S)
+            time.sleep(max(INTERVAL_S, (time.monotonic() - began_s) / MAX_SHARE_OF_TIME))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class RunningTrials:
     def __init__(self, timeout_s: float | None, kill: Callable[[Any], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.timeout_s, self.kill, self.clock = timeout_s, kill, clock
         self.trials: dict[str, TuneTrial] = {}
-        self.last_report_at_s: dict[str, float] = {}
+        self.last_report_at_s: dict[str, float] = {}  # of the running trials, in ascending order
         self.kill_reasons: dict[str, str] = {}
         self.last_event_at_s = self.last_step_at_s = clock()
 
@@ -39,7 +40,12 @@ class RunningTrials:
 
     def note_report(self, trial_id: str) -> None:
         """Record that a trial has reported now."""
-        self.last_report_at_s[trial_id] = self.last_event_at_s = self.clock()
+        self.last_event_at_s = self.clock()
+        self._set_last_report(trial_id, self.last_event_at_s)
+
+    def _set_last_report(self, trial_id: str, at_s: float) -> None:
+        self.last_report_at_s.pop(trial_id, None)  # the new entry is the last one
+        self.last_report_at_s[trial_id] = at_s
 
     def note_event(self) -> None:
         """Record that a trial has failed or finished now, which shows that the sweep is not stuck."""
@@ -48,6 +54,7 @@ class RunningTrials:
     def end(self, trial_id: str) -> None:
         """Record that a trial no longer runs."""
         self.trials.pop(trial_id, None)
+        self.last_report_at_s.pop(trial_id, None)
 
     def take_paused(self) -> list[str]:
         """Remove the trials that a scheduler has paused, and return the ids of these trials."""
@@ -70,14 +77,14 @@ class RunningTrials:
 
     def kill_hung(self) -> None:
         """Kill the process of each trial that has reported nothing for `timeout_s` seconds. For Tune this is a failure, so Tune can try the trial again."""
-        if self.timeout_s is None:
+        if (timeout_s := self.timeout_s) is None:
             return
-        for trial_id, trial in self.trials.items():
-            actor = actor_of(trial)
-            if actor is None or self.clock() < self.last_report_at_s[trial_id] + self.timeout_s:
+        hung = itertools.takewhile(lambda entry: self.clock() >= entry[1] + timeout_s, list(self.last_report_at_s.items()))
+        for trial_id, _ in hung:
+            if (actor := actor_of(self.trials[trial_id])) is None:
                 continue
-            self.kill_reasons[trial_id] = f"it reported nothing for {duration(self.timeout_s)} (trial_timeout), so it was ended"
-            self.last_report_at_s[trial_id] = math.inf  # prevents that this method kills the trial a second time
+            self.kill_reasons[trial_id] = f"it reported nothing for {duration(timeout_s)} (trial_timeout), so it was ended"
+            self._set_last_report(trial_id, math.inf)  # prevents that this method kills the trial a second time
             self.kill(actor)
 
     def start_error(self) -> WorldError | None:
