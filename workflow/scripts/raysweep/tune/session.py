@@ -69,7 +69,7 @@ class Session:
 
 def has_several_jobs(job: SearchJob | ConfirmJob) -> bool:
     """Return whether the nodes of other Slurm jobs can join the Ray cluster of this job."""
-    return isinstance(job, SearchJob) and job.slurm_job is not None and job.sweep.allocation.jobs > 1
+    return isinstance(job, SearchJob) and job.early_ends is not None
 
 
 def open_session(job: SearchJob | ConfirmJob, nodes: tuple[NodeSize, ...], record: Record) -> Session:
