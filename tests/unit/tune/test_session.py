@@ -82,10 +82,13 @@ def opened(
     max_epochs: int = 2,
     resubmit: int = 0,
     gpu: float | str = 0,
+    jobs: int = 1,
     **given: Any,
 ) -> Session:
     """Return a session on a record whose trials have come to these epochs, of `max_epochs`."""
-    sweep = sweep_config(trainable="user.py:train", max_epochs=max_epochs, allocation={"resubmit": resubmit}, trial_resources={"gpu": gpu})
+    sweep = sweep_config(
+        trainable="user.py:train", max_epochs=max_epochs, allocation={"resubmit": resubmit, "jobs": jobs}, trial_resources={"gpu": gpu}
+    )
     job = search_job(folder, sweep, total=2, slurm_job=SLURM, **given)
     if not (folder / "record.jsonl").exists():
         with new_record(folder) as record:
@@ -200,6 +203,14 @@ def test_a_job_whose_time_is_nearly_up_is_started_again_as_often_as_the_config_s
     with pytest.raises(WorldError, match=r"the time of job 7 is nearly up \(it was started again 2 times, as often as allocation.resubmit"):
         end_session(session, is_time_over=True)
     assert outcomes(session)[1:] == ["started again", "started again", "out of time"]
+
+
+def test_another_job_goes_on_only_if_this_job_is_one_of_several(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        end_session(opened(tmp_path, epochs=(2, 1), jobs=2, early_ends=tmp_path / "early-ends"), is_time_over=True)
+    assert ended.value.code == START_AGAIN
+    with pytest.raises(WorldError, match=r"with allocation.resubmit it would go on by itself"):
+        end_session(opened(tmp_path, jobs=2), is_time_over=True)
 
 
 def test_without_resubmit_a_line_names_it(tmp_path: Path) -> None:
