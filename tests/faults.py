@@ -1,4 +1,4 @@
-"""Kills parts of sweeps at random moments and looks at what it costs: `make faults` writes the table of docs/faults.md, and three kills are part of `make test`.
+"""Kills parts of sweeps at random moments, and looks at the costs: `make faults` writes the table of docs/faults.md, and three kills are part of `make test`.
 
 Each kill is a SIGKILL, or a node that loses its power. After it the same command is given again, as a user would, until the sweep is complete; then
 it must have exactly the trials and configurations of a sweep that nobody disturbed, and no trial that was finished may have been run again.
