@@ -17,6 +17,8 @@ from raysweep.environment.manifest import Environment
 from raysweep.record.events import SessionHeader
 from raysweep.slurm.allocation import Deadline
 from raysweep.stages.stage import Call, Stage
+from raysweep.training.spec import TrainingSpec
+from raysweep.tune.slots.messages import EngineJob
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import Target
 
@@ -79,3 +81,28 @@ def make_stage(
     environment = described_environment(wheels=wheels, environment_sha256=environment_sha256)
     (folder / "env.yaml").write_text(yaml.safe_dump(to_json(environment)))
     return Stage(Config.of(validated(config, [folder / "c.yaml"], folder)), "s", Call(folder, folder, folder / "log"))
+
+
+def engine_job(root: Path, code: Code, **given: Any) -> EngineJob:
+    """Return the job of an engine for two trials of two batch sizes, with the data in `root`/data."""
+    fields: dict[str, Any] = {
+        "data_dir": root / "data",
+        "compiled_dir": root / "resources" / "compiled",
+        "environment": "lock",
+        "spec": TrainingSpec("cross_entropy", "sgd", order_seed=0),
+        "metric": "accuracy",
+        "max_epochs": 1,
+        "needs_gpu": False,
+        "threads": 1,
+        "compiler_threads": 1,
+        "memory_mb": 4000,
+        "micro_batch_size": 16,
+        "share_rows": True,
+        "max_slots": 2,
+        "trials": 2,
+        "num_forms": 1,
+        "num_batch_sizes": 2,
+        "samples": ({"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "momentum": 0.9, "batch_size": 32}),
+        "num_kinds": 2,
+    }
+    return EngineJob(root=root, code=code, **fields | given)

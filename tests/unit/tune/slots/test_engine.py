@@ -16,12 +16,12 @@ import raysweep.tune.slots.benchmark
 from raysweep.data.manifest import DatasetSpec
 from raysweep.data.stage import stage
 from raysweep.record.events import NotFused
-from raysweep.training.spec import TrainingSpec
 from raysweep.tune.slots.engine import Engine
 from raysweep.tune.slots.messages import Benchmark, EngineJob, EngineSetup
 from raysweep.tune.trial import RESERVED_KEY, TrialFacts
 from raysweep.usercode.freeze import Code
-from raysweep.usercode.target import find_target
+from raysweep.usercode.target import Target, find_target
+from typed import engine_job
 
 NET = """
 from torch import nn
@@ -48,7 +48,7 @@ class Dropped(Normalised):
         super().__init__(width)
         self.norm = nn.GroupNorm(2, width)
 """
-CONFIGS = [{"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "momentum": 0.9, "batch_size": 32}]
+CONFIGS = engine_job(Path(), Code(Target(Path(), "Net", None), {})).samples
 
 
 @pytest.fixture
@@ -59,28 +59,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineJob]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # an engine sets this variable
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = torch.get_num_threads()
-    yield EngineJob(
-        root=tmp_path,
-        code=Code.read(find_target("net.py:Net", tmp_path)),
-        data_dir=tmp_path / "data",
-        compiled_dir=tmp_path / "compiled",
-        environment="lock",
-        spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
-        metric="accuracy",
-        max_epochs=1,
-        needs_gpu=False,
-        threads=1,
-        compiler_threads=1,
-        memory_mb=4000,
-        micro_batch_size=16,
-        share_rows=True,
-        max_slots=2,
-        trials=2,
-        num_forms=1,
-        num_batch_sizes=2,
-        samples=tuple(CONFIGS),
-        num_kinds=2,
-    )
+    yield engine_job(tmp_path, Code.read(find_target("net.py:Net", tmp_path)))
     torch.set_num_threads(before)
 
 

@@ -20,6 +20,7 @@ from raysweep.tune.slots.findings import Findings, FindingsFile, key_of
 from raysweep.tune.slots.messages import EngineJob
 from raysweep.usercode.freeze import Code
 from raysweep.usercode.target import Target
+from typed import engine_job
 
 PACKAGE = Path(raysweep.__file__).parents[1]  # PYTHONPATH of a process that imports the package
 FOUND = Findings(members=10, whole_batches=False, unfolds=True, alone_s=0.002, eager_s=0.001, prepared_s=0.0005)
@@ -33,28 +34,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineJob:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # reading findings sets this variable
     for node in ("first_node", "second_node"):
         (tmp_path / node).mkdir()
-    return EngineJob(
-        root=tmp_path,
-        code=Code(Target(tmp_path / "net.py", "Net", None), {tmp_path / "net.py": b"class Net: ..."}),
-        data_dir=None,
-        compiled_dir=tmp_path / "resources" / "compiled",
-        environment="lock",
-        spec=TrainingSpec("cross_entropy", "sgd", order_seed=0),
-        metric="accuracy",
-        max_epochs=1,
-        needs_gpu=False,
-        threads=1,
-        compiler_threads=1,
-        memory_mb=4000,
-        micro_batch_size=16,
-        share_rows=True,
-        max_slots=10,
-        trials=20,
-        num_forms=1,
-        num_batch_sizes=1,
-        samples=({"lr": 0.01, "batch_size": 16},),
-        num_kinds=1,
-    )
+    code = Code(Target(tmp_path / "net.py", "Net", None), {tmp_path / "net.py": b"class Net: ..."})
+    return engine_job(tmp_path, code, max_slots=10, trials=20)
 
 
 def findings_file(job: EngineJob) -> FindingsFile:
