@@ -1,7 +1,7 @@
 """Print what the workflow itself costs in sweeps of 1,000 and 10,000 trials on 64 nodes with 8 GPUs each, without Ray's and the trials' own work.
 
-The trials are made up: this program calls the driver's callback, scheduler and record as Tune does, with 512 trials at a time, ten reports for each trial,
-and ASHA. The nodes are stand-ins for Ray's list of nodes. Run it with the Python of the node environment:
+The trials are made up: this program calls the driver's callback, scheduler and record as Tune does, with 512 trials at a time, up to ten reports for
+each trial, and ASHA. The nodes are stand-ins for Ray's list of nodes. Run it with the Python of the node environment:
 
     PYTHONPATH=workflow/scripts:tests resources/env-test/venv/bin/python benchmarks/scale.py
 """
@@ -60,7 +60,7 @@ class Sweep:
         self.reports_s: list[float] = []
 
     def run(self) -> None:
-        """Run all trials. Tune ends a step after each event."""
+        """Run all trials, and end a step after each report, as Tune does."""
         running = [self.begin() for _ in range(min(NODES * GPUS, self.num_trials))]
         while running:
             for trial in list(running):

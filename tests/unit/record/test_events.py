@@ -14,12 +14,12 @@ SESSION = {"event": "session", "sweep": {"name": "s"}, "host": "login-1", "pid":
 
 
 def test_a_plan_keeps_the_format_of_the_record_and_is_read_from_it() -> None:
-    plan = FusionPlan(processes=2, slots=10, speed_up=2.57, way="compiled in 27 s", rung="compiled")
+    plan = FusionPlan(processes=2, slots=10, speed_up=2.57, way="compiled in 27 s", step_mode="compiled")
     event = plan.as_event()
-    assert event == {"why_not": None, "processes": 2, "seats": 10, "speed_up": 2.57, "way": "compiled in 27 s", "rung": "compiled"}
+    assert event == {"why_not": None, "processes": 2, "seats": 10, "speed_up": 2.57, "way": "compiled in 27 s", "step_mode": "compiled"}
     assert fusion_from_event(json.loads(json.dumps(event))) == plan
-    del event["rung"]
-    assert fusion_from_event(event) == replace(plan, rung=None), "a record of version 0.1"
+    del event["step_mode"]
+    assert fusion_from_event(event) == replace(plan, step_mode=None), "a record of an earlier version"
 
 
 @pytest.mark.parametrize("event", [NotFused("dropout").as_event(), {"why_not": "dropout"}])

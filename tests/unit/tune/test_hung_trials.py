@@ -35,6 +35,22 @@ def test_a_trial_that_reports_nothing_for_too_long_is_killed_once() -> None:
     assert reason == "it reported nothing for 1m40s (trial_timeout), so it was ended"
     assert watched.running.take_kill_reason("00000") is None
     assert watched.running.take_kill_reason("00001") is None
+    watched.step(50)  # Tune has not ended the first trial yet
+    assert watched.killed == ["actor of 00000", "actor of 00001"]
+
+
+def test_the_trial_that_is_silent_longest_is_killed_whatever_the_order_of_the_starts() -> None:
+    watched = Watched()
+    for number in range(3):
+        watched.running.begin(tune_trial(f"{number:05d}"))
+    watched.step(50)
+    watched.running.note_report("00000")
+    watched.step(20)
+    watched.running.note_report("00002")
+    watched.step(40)
+    assert watched.killed == ["actor of 00001"]
+    watched.step(45)
+    assert watched.killed == ["actor of 00001", "actor of 00000"]
 
 
 def test_a_report_begins_the_time_anew() -> None:

@@ -130,7 +130,7 @@ def test_a_folder_that_others_can_open_costs_one_warning_that_names_it(job: Engi
     folder.mkdir(parents=True, mode=0o755)
     findings_file(job).write([FOUND])
     [record] = caplog.records
-    assert record.getMessage().endswith(f"others can open this folder, or it belongs to another user ({folder})")
+    assert record.getMessage().endswith(f"run chmod 700, or remove the folder ({folder})")
     assert list(folder.iterdir()) == []
 
 

@@ -179,15 +179,16 @@ class ScheduleStep:
     config: dict[str, Any]
 
 
-# How the training steps run: each trial alone, or several trials together with eager, compiled or captured (CUDA graph) steps.
-Rung = Literal["alone", "eager", "compiled", "captured"]
+# Says how training steps run: "alone" trains each trial by itself. The other modes train several trials together, with eager steps, compiled steps or a CUDA
+# graph.
+StepMode = Literal["alone", "eager", "compiled", "captured"]
 
 
 @dataclass(frozen=True)
 class NotFused:
     """States why trials are not trained together."""
 
-    rung: ClassVar[Rung] = "alone"
+    step_mode: ClassVar[StepMode] = "alone"
     reason: str
 
     def as_event(self) -> dict[str, Any]:
@@ -203,16 +204,16 @@ class FusionPlan:
     slots: int  # number of trials that one engine trains at the same time
     speed_up: float  # speed of an engine, as a multiple of the speed of training the same trials one after the other
     way: str  # sentence for the user that says how an engine runs the steps of several trials
-    rung: Rung | None = None  # None in the records of version 0.1
+    step_mode: StepMode | None = None  # None in the records of earlier versions
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields of the record's event `fused`."""
         sizes = {"processes": self.processes, "seats": self.slots, "speed_up": self.speed_up}
-        return {"why_not": None, **sizes, "way": self.way, "rung": self.rung}
+        return {"why_not": None, **sizes, "way": self.way, "step_mode": self.step_mode}
 
 
 def fusion_from_event(event: Mapping[str, Any]) -> FusionPlan | NotFused:
     """Return the content of an event `fused`, which says how trials are trained together, or why trials are not trained together."""
     if event["why_not"] is not None:
         return NotFused(event["why_not"])
-    return FusionPlan(event["processes"], event["seats"], event["speed_up"], event["way"], event.get("rung"))
+    return FusionPlan(event["processes"], event["seats"], event["speed_up"], event["way"], event.get("step_mode"))

@@ -95,7 +95,7 @@ def read_events(path: Path, start: Place = Place()) -> Iterator[tuple[dict[str, 
 
 
 class RecordReader:
-    """Reads a record again and again. Each reading takes only as long as the lines that are new.
+    """Reads a record repeatedly. After the first call, `read` reads only the lines that were added.
 
     Reading does not change the record, so other processes may read the record while the driver writes.
     """
@@ -107,10 +107,11 @@ class RecordReader:
         self._inode: int | None = None
 
     def read(self) -> Sweep:
-        """Return the sweep of all lines that are complete now, or an empty sweep where the file does not exist. Raises what `read_events` raises.
+        """Return the sweep of all lines that are complete now, or an empty sweep where the file does not exist.
 
+        All calls return, and change, the same object, as long as the file is the same. Raises RaysweepError where a line was altered or is missing.
         Each session of the driver replaces the file by a copy, and a sweep that starts anew begins another file. So a new file, and a
-        file that has become shorter, is read from its beginning.
+        file that has become shorter, are read from their beginning.
         """
         status = self.path.stat() if self.path.exists() else None
         inode = status and status.st_ino

@@ -13,7 +13,7 @@ from raysweep.common.patience import Patience
 from raysweep.common.text import duration, number, plural
 from raysweep.config.distributions import Choice, Numeric
 from raysweep.config.space import flattened
-from raysweep.record.events import NotFused, Rung
+from raysweep.record.events import NotFused, StepMode
 from raysweep.record.node_times import used_hours
 from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking
@@ -274,7 +274,7 @@ def _interruptions(inputs: Inputs) -> Note | None:
     return Note("info", "Interruptions", text)
 
 
-RUNGS: dict[Rung, str] = {
+STEP_MODES: dict[StepMode, str] = {
     "alone": "one by one",
     "eager": "together with eager steps",
     "compiled": "together with compiled steps",
@@ -287,11 +287,13 @@ def _stacked(inputs: Inputs) -> Note | None:
     fused = inputs.sweep.fused
     if not fused:
         return None
-    earlier = {session.fused.rung for session in inputs.sweep.sessions[:-1] if session.fused} - {fused.rung, None}
+    earlier = {session.fused.step_mode for session in inputs.sweep.sessions[:-1] if session.fused} - {fused.step_mode, None}
     otherwise = ""
     if earlier:
-        ways = " and ".join(RUNGS[rung] for rung in RUNGS if rung in earlier)
-        otherwise = f" In earlier sessions trials were trained {ways}, which rounds differently."
+        ways = ", ".join(STEP_MODES[step_mode] for step_mode in STEP_MODES if step_mode in earlier)
+        otherwise = (
+            f" Earlier sessions trained their trials in another way ({ways}), so the results of these trials are rounded differently."
+        )
     if isinstance(fused, NotFused):
         text = f"Trials could not be trained together, or not faster: {fused.reason}.{otherwise}"
         return Note("info", "Trials were trained one by one", text)

@@ -116,7 +116,8 @@ def start_elsewhere(job: str, names: Iterable[str], max_excluded: int) -> bool:
     script = 'trap "" TERM; scontrol requeue "$1" && scontrol update JobId="$1" ExcNodeList="$2"'
     command = ["sh", "-c", script, "sh", job, ",".join([*before, *names])]
     refusal = f"Slurm does not start job {job} again on other nodes"
-    # A pipe would stay open, and would be waited for, as long as a scontrol hangs, because only the shell is killed at the end of the time.
+    # The errors go to a file, because after the time limit `subprocess.run` kills only the shell. With a pipe, `subprocess.run` would then wait until a hanging
+    # scontrol closes the pipe.
     with tempfile.TemporaryFile("w+") as errors:
         deadline_s = 2 * SLURM_DEADLINE_S
         try:

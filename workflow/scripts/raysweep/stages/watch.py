@@ -28,9 +28,7 @@ from raysweep.slurm.array_jobs import ArrayJob, ArrayJobs
 from raysweep.stages.watched_jobs import GOES_ON, array_of, jobs_table, state_with_jobs
 
 INTERVAL_S = 1.0  # shortest time in seconds between two readings of the record
-MAX_SHARE_OF_TIME = (
-    0.1  # largest share of a core's time that the view uses, because a sweep of 10,000 trials takes half of a second to draw
-)
+MAX_SHARE_OF_TIME = 0.1  # largest share of a core's time that the view uses, because a frame of 10,000 trials took 0.34 s
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
 NODE_WIDTH = 12  # width of the column with the name of the node, in characters
 QUIET_S = 300.0  # age in seconds of the record's last event from which the view warns that the driver may have died
@@ -195,7 +193,7 @@ def plot_of(sweep: Sweep, width: int) -> Text:
     figure.theme("colorless")
     figure.plot_size(width, PLOT_HEIGHT)
     ended = list(range(1, len(values) + 1))
-    # Only the trials that were better than all before them are drawn, because drawing thousands of trials takes a second.
+    # The curve has points only where the best value changes, and at its end, because drawing thousands of points takes a second.
     better = [x for x in ended if x == 1 or values[x - 1] != values[x - 2]]
     steps = [(x, values[start - 1]) for start, end in itertools.pairwise([*better, len(values)]) for x in (start, end)]
     line = figure.signal([x for x, _ in steps], [y for _, y in steps], marker="hd")

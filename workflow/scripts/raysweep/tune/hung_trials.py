@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +28,7 @@ class RunningTrials:
     def __init__(self, timeout_s: float | None, kill: Callable[[Any], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.timeout_s, self.kill, self.clock = timeout_s, kill, clock
         self.trials: dict[str, TuneTrial] = {}
-        self.last_report_at_s: dict[str, float] = {}  # of the running trials, in ascending order
+        self.last_report_at_s: dict[str, float] = {}  # times of the last reports of running trials, oldest first; no time after a kill
         self.kill_reasons: dict[str, str] = {}
         self.last_event_at_s = self.last_step_at_s = clock()
 
@@ -41,11 +40,8 @@ class RunningTrials:
     def note_report(self, trial_id: str) -> None:
         """Record that a trial has reported now."""
         self.last_event_at_s = self.clock()
-        self._set_last_report(trial_id, self.last_event_at_s)
-
-    def _set_last_report(self, trial_id: str, at_s: float) -> None:
-        self.last_report_at_s.pop(trial_id, None)  # the new entry is the last one
-        self.last_report_at_s[trial_id] = at_s
+        self.last_report_at_s.pop(trial_id, None)  # A dict keeps the position of a key that is set again.
+        self.last_report_at_s[trial_id] = self.last_event_at_s
 
     def note_event(self) -> None:
         """Record that a trial has failed or finished now, which shows that the sweep is not stuck."""
@@ -84,7 +80,7 @@ class RunningTrials:
             if (actor := actor_of(self.trials[trial_id])) is None:
                 continue
             self.kill_reasons[trial_id] = f"it reported nothing for {duration(timeout_s)} (trial_timeout), so it was ended"
-            self._set_last_report(trial_id, math.inf)  # prevents that this method kills the trial a second time
+            del self.last_report_at_s[trial_id]  # prevents that this method kills the trial a second time
             self.kill(actor)
 
     def start_error(self) -> WorldError | None:

@@ -90,6 +90,6 @@ def _plan_fusion(job: SearchJob, nodes: Sequence[NodeSize], capacity: int) -> Fu
     layout = Layout.of(job, nodes, recorded, capacity)
     if reason := reason_by_config(job, space, recorded) or layout.reason_needless:
         return NotFused(reason)
-    # A plan keeps and uses no findings, because a plan often runs on a busy login node, whose folder for temporary files others use too.
+    # A plan keeps and uses no findings, because a plan often runs on a busy login node, whose folder for temporary files belongs to all users.
     engine = Engine(replace(engine_job(job, space, layout), compiled_dir=None))
     return plan_fusion(engine.benchmark(), layout, needs_speed_up=sweep.fuse == "auto")

@@ -1,7 +1,8 @@
 """This module measures whether an engine trains the trials of a sweep faster together than one by one, and which way of training together is the fastest.
 
-The first engine of a sweep runs the benchmark. Times that an earlier engine has measured are not measured again (findings.py), but each benchmark verifies
-that training together gives the results of training one by one.
+The first engine of each session runs the benchmark. The benchmark uses the times of an earlier engine (findings.py) if the stack of that engine had about the
+same size and the times favour training together. Otherwise the benchmark measures and keeps the times. Each benchmark verifies that training together gives
+the results of training one by one.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from raysweep.tune.slots.findings import Findings, FindingsFile
 from raysweep.tune.slots.messages import MIN_SPEED_UP, Benchmark, EngineJob, EngineSetup
 
 COMPILING_S = 25  # approximate time of torch.compile in seconds on one slow core
-LOADING_S = 5  # approximate time of torch.compile in seconds on one slow core, where an earlier engine has compiled the same step
+LOADING_S = 10  # approximate time in seconds for loading a step that an earlier engine has compiled, on one slow core
 # Fraction of the training time that compiling saves, if a stack's many small operations take most of the training time.
 COMPILING_SAVES = 0.5
 MEMORY_SHARE = 0.5  # fraction of the engine's memory that the members of the stack may use
 MAX_BATCH_SIZES = 4  # largest number of batch sizes for stacks of whole batches, because only trials of one batch size form such a stack
-# Largest size of an earlier engine's stack, as a multiple of the number of trials of this engine. Filler members complete a stack, and take time too.
+# Largest number of members of a kept stack, as a multiple of this engine's slots. A larger stack would spend too much time on filler members.
 MAX_FILLED = 1.25
 
 
@@ -49,7 +50,10 @@ class EngineBenchmark:
         self.stacked = stacked_trainer(job, whole_batches=False)
 
     def run(self, file: FindingsFile) -> Benchmark | NotFused:
-        """Return the way of training and its speed, or NotFused where the trials cannot be stacked. Then `stacked` trains in this way."""
+        """Return the fastest way of training and its speed-up, or NotFused if the trials cannot be stacked.
+
+        After this call, `stacked` trains in the returned way.
+        """
         all_kept = file.read()
         if reason := self._reason_not_stackable(was_whole=any(each.whole_batches for each in all_kept)):
             return NotFused(reason)

@@ -145,7 +145,11 @@ class Engine:
         return result
 
     def open(self, setup: EngineSetup) -> None:
-        """Prepare the engine to train trials in the way that the first engine's benchmark chose. This engine uses the files that the first engine compiled."""
+        """Prepare the engine to train trials in the way that the first engine's benchmark chose.
+
+        This engine loads the code that the first engine has compiled, if the first engine runs on this node, or runs on the same kind of CPU and could write
+        its files.
+        """
         self.slots = setup.slots
         if setup.whole_batches != (self.stacked.settings.micro_batch_size is None):
             self.stacked = stacked_trainer(self.job, setup.whole_batches)

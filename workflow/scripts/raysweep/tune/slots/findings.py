@@ -1,6 +1,6 @@
 """This module keeps what the benchmark of an engine has found (benchmark.py), with the files of the compiler, for later engines, sessions and runs.
 
-Each file in the folder `compiled` of the resources belongs to one key. The key contains everything on which the findings depend. The file starts with the
+Each file in the folder `compiled` of the resources belongs to one key. The key is a hash of everything on which the findings depend. The file starts with the
 SHA-256 of an archive. The archive contains the findings as JSON, and the compiler's folder, in which PyTorch finds the compiled code of a step by the content
 of the step. So compiled code of another step is never used.
 """
@@ -41,7 +41,7 @@ CPU_KEYS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags
 
 @dataclass(frozen=True)
 class Findings:
-    """Contains the result of the measurements of a benchmark. The times are in seconds for one row of the data, for all members together."""
+    """Contains the result of the measurements of a benchmark. Each time is the sum over all members, in seconds for one row of the data."""
 
     members: int  # number of trials in the measured stack
     whole_batches: bool  # see EngineSetup
@@ -52,7 +52,11 @@ class Findings:
     prepared_s: float | None = None
 
     def speed_up(self, num_trials: int, is_prepared: bool) -> float:
-        """Return how much faster `num_trials` trials train together in a stack of `members` than one by one. Filler members take time too."""
+        """Return the speed-up of training `num_trials` trials together, which are at most `members`.
+
+        Filler members complete a prepared stack to `members`, so such a stack takes as long as a full stack. This estimate is too low for eager stacks, which
+        have no filler members.
+        """
         together_s = self.prepared_s if is_prepared and self.prepared_s else self.eager_s
         return self.alone_s * num_trials / self.members / together_s
 
@@ -66,11 +70,14 @@ class FindingsFile:
     def __init__(self, job: EngineJob, facts: DataFacts, device: torch.device) -> None:
         self.key = key_of(job, facts, device)
         self.path = job.compiled_dir / self.key if job.compiled_dir else None
-        # All engines of a node use this folder, because an agent's folder for temporary files is private, and the engines of the node share this folder.
+        # The agent of a node gives all its engines one folder for temporary files, which no other user can open. So all engines use the same `compiler_dir`.
         self.compiler_dir = Path(tempfile.gettempdir()) / f"compiled-{self.key}"
 
     def read(self) -> list[Findings]:
-        """Return the findings of earlier engines that are valid, one for each number of members. Let PyTorch use what these engines have compiled."""
+        """Return the valid findings of earlier engines, one for each number of members.
+
+        Unpack the compiled files of these engines, and set an environment variable so that PyTorch uses these files.
+        """
         if self.path is None:
             return []
         os.environ[COMPILER_DIR_ENV] = str(self.compiler_dir)
@@ -103,7 +110,11 @@ class FindingsFile:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_private(self.path.parent):
-                raise PermissionError(errno.EPERM, "others can open this folder, or it belongs to another user", str(self.path.parent))
+                raise PermissionError(
+                    errno.EPERM,
+                    "other users can open this folder, or another user owns this folder: run chmod 700, or remove the folder",
+                    str(self.path.parent),
+                )
             archive = self._archive(json.dumps(to_json(findings)).encode())
             with written_aside(self.path, "wb") as stream:
                 stream.write(hashlib.sha256(archive).hexdigest().encode() + archive)
@@ -124,7 +135,7 @@ class FindingsFile:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether `folder` is a folder, and not a link, that only this user can open. Another user's file would run as this user."""
+    """Return whether `folder` is a folder, and not a link, that only this user can open. Code from another user's file would run with this user's rights."""
     try:
         status = folder.lstat()
     except OSError:

@@ -304,7 +304,7 @@ def plan_fusion(benchmark: Benchmark | NotFused, layout: Layout, needs_speed_up:
         return NotFused("the memory does not hold two trials")
     if benchmark.speed_up < MIN_SPEED_UP and needs_speed_up:
         return NotFused(f"together they would be {benchmark.speed_up:.2g} times as fast as one by one ({benchmark.way})")
-    return FusionPlan(layout.engines, benchmark.setup.slots, benchmark.speed_up, benchmark.way, benchmark.rung)
+    return FusionPlan(layout.engines, benchmark.setup.slots, benchmark.speed_up, benchmark.way, benchmark.step_mode)
 
 
 def start_engines(job: SearchJob, space: dict[str, Any], layout: Layout, num_engines: int) -> tuple[SlotManager, FusionPlan] | NotFused:

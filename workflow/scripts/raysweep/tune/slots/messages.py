@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep.record.events import Rung
+from raysweep.record.events import StepMode
 from raysweep.training.spec import TrainingSpec
 from raysweep.usercode.freeze import Code
 
@@ -60,4 +60,4 @@ class Benchmark:
     setup: EngineSetup
     speed_up: float  # time of separate training divided by time of training together
     way: str  # description of how the training steps run, for the log and the record
-    rung: Rung = "eager"
+    step_mode: StepMode = "eager"
