@@ -88,7 +88,7 @@ def engine_job(root: Path, code: Code, **given: Any) -> EngineJob:
     fields: dict[str, Any] = {
         "data_dir": root / "data",
         "compiled_dir": root / "resources" / "compiled",
-        "environment": "lock",
+        "versions": ("0", "lock"),
         "spec": TrainingSpec("cross_entropy", "sgd", order_seed=0),
         "metric": "accuracy",
         "max_epochs": 1,

@@ -166,7 +166,8 @@ def test_a_measurement_with_which_trials_are_trained_one_by_one_is_repeated() ->
         {"samples": ({"lr": 0.01, "batch_size": 32},)},
         {"threads": 2},
         {"share_rows": False},
-        {"environment": "another lock"},
+        {"versions": ("0", "another lock")},
+        {"versions": ("1", "lock")},
     ],
 )
 def test_the_key_changes_with_what_the_findings_depend_on(job: EngineJob, change: dict[str, object]) -> None:
@@ -192,7 +193,7 @@ from raysweep.usercode.target import find_target
 
 benchmark.COMPILING_S = benchmark.LOADING_S = 0
 root = Path(sys.argv[1])
-engine = Engine(EngineJob(root, Code.read(find_target("net.py:Net", root)), root / "data", root / "resources" / "compiled", "lock",
+engine = Engine(EngineJob(root, Code.read(find_target("net.py:Net", root)), root / "data", root / "resources" / "compiled", ("0", "lock"),
     TrainingSpec("cross_entropy", "sgd", 0), "accuracy", 1, False, 1, 2, 4000, 16, True, 4, 4, 1, 1,
     ({"lr": 0.01, "batch_size": 16}, {"lr": 0.02, "batch_size": 16}, {"lr": 0.03, "batch_size": 16}), 3))
 print(engine.benchmark().way)

@@ -181,12 +181,12 @@ def fitting(all_kept: list[Findings], slots: int) -> Findings | None:
 
     Findings with which trials would be trained one by one do not count, because another process may have disturbed that measurement.
     """
-    fitting = [
+    usable = [
         each
         for each in all_kept
         if slots <= each.members <= MAX_FILLED * slots and each.speed_up(slots, each.prepared_s is not None) >= MIN_SPEED_UP
     ]
-    return min(fitting, key=lambda each: each.members, default=None)
+    return min(usable, key=lambda each: each.members, default=None)
 
 
 def stacked_trainer(job: EngineJob, whole_batches: bool) -> StackedTrainer:

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from raysweep import __version__
 from raysweep.common.compiler import default_compiler
 from raysweep.common.errors import describe_os_error, logger
 from raysweep.common.files import written_aside
@@ -35,6 +34,7 @@ from raysweep.tune.slots.messages import EngineJob
 
 JSON_NAME = "findings.json"  # name of the findings in the archive
 DIGEST_LENGTH = 64  # number of characters of a SHA-256
+COMPILER_DEADLINE_S = 60  # time in seconds after which a compiler that does not say its version is not waited for
 # Keys of /proc/cpuinfo on x86 and ARM. Virtual machines often have one name for several kinds of CPUs.
 CPU_KEYS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
 
@@ -146,14 +146,14 @@ def is_private(folder: Path) -> bool:
 def key_of(job: EngineJob, facts: DataFacts, device: torch.device) -> str:
     """Return a SHA-256 of everything on which the findings depend: the model, the training, the trials' sizes, the environment, and the device."""
     depends_on = [
-        __version__,
+        job.versions,
         job.code.sha256(),
         [(each.name, each.module) for each in job.code.targets],
         to_json(job.spec),
         [facts.row_shape, facts.num_classes, facts.inputs is None, facts.target is None],
         [job.threads, job.memory_mb, job.micro_batch_size, job.share_rows],
         [job.num_forms, job.num_batch_sizes, job.num_kinds, job.samples],
-        [job.environment, torch.__version__, sys.version, *_device_name(device)],
+        [torch.__version__, sys.version, *_device_name(device)],
     ]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
@@ -164,8 +164,10 @@ def _device_name(device: torch.device) -> list[str]:
         properties = torch.get_device_module(device).get_device_properties(device)
         return [device.type, properties.name, str(properties.total_memory)]
     compiler, version = default_compiler(), ""
-    with contextlib.suppress(OSError):
-        version = subprocess.run([compiler or "", "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        argv = [compiler or "", "--version"]
+        run = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=COMPILER_DEADLINE_S)
+        version = run.stdout.partition("\n")[0]
     return [platform.machine(), *_cpu_description(), version]
 
 

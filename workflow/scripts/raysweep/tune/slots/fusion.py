@@ -274,7 +274,7 @@ def engine_job(job: SearchJob, space: dict[str, Any], layout: Layout) -> EngineJ
         code=job.code,
         data_dir=job.data_dir,
         compiled_dir=job.resources_dir / "compiled",
-        environment=job.header.provenance.environment_sha256,
+        versions=(job.header.version, job.header.provenance.environment_sha256),
         spec=TrainingSpec.of(sweep),
         metric=sweep.metric,
         max_epochs=job.max_epochs,

@@ -21,7 +21,7 @@ class EngineJob:
     code: Code  # code of the model's class
     data_dir: Path | None
     compiled_dir: Path | None  # folder with the findings of earlier engines, see findings.py; None: nothing is kept
-    environment: str  # SHA-256 of the environment's lock
+    versions: tuple[str, str]  # version of the workflow, and SHA-256 of the environment's lock
     spec: TrainingSpec
     metric: str
     max_epochs: int
