@@ -57,3 +57,10 @@ def test_the_default_compiler_is_the_users(tmp_path: Path, monkeypatch: pytest.M
     assert default_compiler() == str(gcc)
     monkeypatch.setenv("CXX", str(own))
     assert default_compiler() == str(own)
+
+
+def test_a_compiler_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = make_compiler(tmp_path / "c++", 0)
+    compiler.write_text("#!/bin/sh\nexec sleep 600\n")  # `exec`, so that the end of the waiting ends this process
+    monkeypatch.setattr("raysweep.common.compiler.COMPILER_DEADLINE_S", 1)
+    assert reason_not_to_compile(str(compiler)) == "the C++ compiler did not answer within 1 s"

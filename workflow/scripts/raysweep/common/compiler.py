@@ -8,6 +8,7 @@ import subprocess
 import sysconfig
 
 NO_COMPILER = "there is no C++ compiler"
+COMPILER_DEADLINE_S = 60  # time in seconds after which a compiler that does not answer is not waited for
 
 
 def default_compiler() -> str | None:
@@ -28,7 +29,10 @@ def reason_not_to_compile(compiler: str | None) -> str | None:
             capture_output=True,
             text=True,
             check=False,
+            timeout=COMPILER_DEADLINE_S,
         )
     except OSError:
         return NO_COMPILER
+    except subprocess.TimeoutExpired:
+        return f"the C++ compiler did not answer within {COMPILER_DEADLINE_S} s"
     return None if run.returncode == 0 else f"the C++ compiler does not find Python's headers (Python.h), which belong into {include}"

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from raysweep.common.compiler import default_compiler
+from raysweep.common.compiler import COMPILER_DEADLINE_S, default_compiler
 from raysweep.common.errors import describe_os_error, logger
 from raysweep.common.files import written_aside
 from raysweep.common.typed_json import from_json, to_json
@@ -34,7 +34,6 @@ from raysweep.tune.slots.messages import EngineJob
 
 JSON_NAME = "findings.json"  # name of the findings in the archive
 DIGEST_LENGTH = 64  # number of characters of a SHA-256
-COMPILER_DEADLINE_S = 60  # time in seconds after which a compiler that does not say its version is not waited for
 # Keys of /proc/cpuinfo on x86 and ARM. Virtual machines often have one name for several kinds of CPUs.
 CPU_KEYS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
 
