@@ -10,6 +10,7 @@ import sys
 import pytest
 import yaml
 
+from raysweep.record.gpu_use import read_gpu_use
 from sweeping import ENV, TRAINABLES, Project, sweep_of
 
 CONFIRMABLE = """
@@ -365,8 +366,10 @@ def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_m
 ) -> None:
     fake = project.folder / "bin" / "nvidia-smi"
     fake.parent.mkdir()
-    project.write("user.py", TRAINABLES + "\ndef meets(config):\n    tune.report({'score': 1, 'seen': company(4)})\n")
-    fake.write_text(f"#!/bin/sh\necho \"$@\" >> '{project.folder}/asked'\necho '2200, 10000'\n")
+    waits = "    while not os.path.isdir(shared('state/s/gpu-use')):\n        time.sleep(0.1)\n"
+    project.write("user.py", f"{TRAINABLES}\ndef meets(config):\n    tune.report({{'score': 1, 'seen': company(4)}})\n{waits}")
+    of_use = 'case "$*" in *utilization*) echo "0, GPU-1, 42"; exit;; esac'
+    fake.write_text(f"#!/bin/sh\n{of_use}\necho \"$@\" >> '{project.folder}/asked'\necho '2200, 10000'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -382,6 +385,7 @@ def test_what_the_first_trial_takes_by_a_fake_nvidia_smi_says_how_many_share_a_m
     assert seen[0] == 1, "until it is measured it is alone"
     assert max(seen) == 4
     assert all(not set(result.metrics) - {"score", "seen"} for trial in record.trials.values() for result in trial.results)
+    assert {use.percent for use in read_gpu_use(project.folder / "state" / "s")} == {(42,)}
 
 
 def test_a_share_that_was_recorded_on_a_made_up_gpu_can_be_set_lower_and_is_nothing_where_there_is_no_gpu(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.common import gpus
-from raysweep.common.gpus import apptainer_options, first_gpu_memory_mb, usable_gpus, visible_gpus, with_replaced_variables
+from raysweep.common.gpus import apptainer_options, first_gpu_memory_mb, gpu_use_percent, usable_gpus, visible_gpus, with_replaced_variables
 
 
 @pytest.fixture
@@ -95,9 +95,30 @@ def test_memory_that_the_driver_cannot_tell(nvidia_smi: Path, printed: str) -> N
     assert first_gpu_memory_mb() is None
 
 
+@pytest.mark.parametrize(
+    ("variable", "percent"), [(None, [7, 93]), ("1", [93]), ("1,0", [7, 93]), ("GPU-1", [7]), ("GPU-1a2b", [7]), ("MIG-1", []), ("", [])]
+)
+def test_the_use_is_that_of_the_gpus_of_this_process(
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, percent: list[int]
+) -> None:
+    arguments = "--query-gpu=index,uuid,utilization.gpu --format=csv,noheader,nounits"
+    printed = "0, GPU-1a2b3c, 7\\n1, GPU-9d8e7f, 93\\n2, GPU-555555, [N/A]\\n"
+    write(nvidia_smi, f'[ "$*" = "{arguments}" ] || exit 6\nprintf \'{printed}\'\n')
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert gpu_use_percent() == percent
+
+
+@pytest.mark.parametrize("script", ["exit 9\n", "echo 'No devices were found'\n"])
+def test_the_use_is_not_known_where_the_driver_does_not_say_it(nvidia_smi: Path, script: str) -> None:
+    write(nvidia_smi, script)
+    assert gpu_use_percent() == []
+
+
 # What the programs print, as their documents show it. No GPU of AMD or Intel was there.
 AMD_SMI = """case "$*" in
 list) printf 'GPU: 0\\n    BDF: 0000:c1:00.0\\n    UUID: 1\\n\\nGPU: 1\\n    BDF: 0000:c6:00.0\\n    UUID: 2\\n\\n';;
+"metric --usage") for use in 7 93; do printf 'GPU: %s\\n    USAGE:\\n        GFX_ACTIVITY: %s %%\\n        UMC_ACTIVITY: 1 %%\\n\\n' $((use > 50)) $use; done;;
 "metric --gpu=1 --mem-usage") printf 'GPU: 1\\n    MEM_USAGE:\\n        TOTAL_VRAM: 10000 MB\\n        USED_VRAM: 2200 MB\\n        FREE_VRAM: 7800 MB\\n';;
 *) exit 2;;
 esac
@@ -107,6 +128,7 @@ printf '\\n======= Memory Usage (Bytes) =======\\n'
 case "$*" in
 "--showmeminfo vram") shown 0; shown 1;;
 "-d 1 --showmeminfo vram") shown 1;;
+--showuse) printf 'GPU[0]\\t\\t: GPU use (%%): 7\\nGPU[1]\\t\\t: GPU use (%%): 93\\n';;
 *) exit 2;;
 esac
 """
@@ -122,7 +144,7 @@ XPU_SMI = """[ "$*" = "discovery --dump 1" ] && printf 'Device ID\\n0\\n1\\n\\n'
         ("xpu-smi", XPU_SMI, "ZE_AFFINITY_MASK", None),
     ],
 )
-def test_a_stand_in_for_the_program_of_amd_or_intel_lists_gpus_and_their_memory(
+def test_a_stand_in_for_the_program_of_amd_or_intel_lists_gpus_their_memory_and_their_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str, variable: str, memory_mb: tuple[int, int] | None
 ) -> None:
     only(tmp_path, monkeypatch)
@@ -132,6 +154,7 @@ def test_a_stand_in_for_the_program_of_amd_or_intel_lists_gpus_and_their_memory(
     monkeypatch.setenv(variable, "1")
     assert usable_gpus() == 1
     assert first_gpu_memory_mb() == memory_mb
+    assert gpu_use_percent() == ([] if memory_mb is None else [93])
 
 
 def test_the_stand_in_that_lists_a_gpu_goes_before_the_stand_in_of_another_vendor_that_lists_none(

@@ -10,8 +10,20 @@ import pytest
 
 from raysweep.common.machine import NodeSize
 from raysweep.common.typed_json import to_json
+from raysweep.record.gpu_use import GpuUse
 from raysweep.record.sweep import Sweep
-from raysweep.report.analysis import MIN_TRIALS, at_a_time, cost, hours_at, importances, landscape, repeated_s, rungs
+from raysweep.report.analysis import (
+    MIN_TRIALS,
+    at_a_time,
+    cost,
+    gpu_use_over_time,
+    hours_at,
+    importances,
+    landscape,
+    mean_gpu_use,
+    repeated_s,
+    rungs,
+)
 from raysweep.report.report import figures_of, write_report
 from recorded import MemberJob
 from reporting import made_up
@@ -116,6 +128,22 @@ def test_trials_at_a_time_are_a_mean_over_time_and_never_exceed_the_places(tmp_p
     # Two places that are refilled at once are busy all the time, however often trials come and go.
     many = made_up(tmp_path / "many", num_trials=300, slots=2)
     assert all(count > 1.9 for _, count in at_a_time(many, 20)[:18])
+
+
+def test_the_use_of_the_gpus_is_a_mean_over_time_whatever_the_number_of_lines(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=20, interruptions=1)
+    first, second = inputs.sessions
+    total_s = inputs.clock.total_s
+    assert mean_gpu_use(inputs) is None
+    assert gpu_use_over_time(inputs) == []
+    # Two nodes in the first session, and one node that has more lines in the second.
+    lines = [(first.at, "a", (0.0, 40.0)), (first.at, "b", (80.0, 80.0)), *[(second.last_at, "a", (100.0,))] * 5]
+    inputs = replace(inputs, gpu_use=tuple(GpuUse(*line) for line in lines))
+    parts = gpu_use_over_time(inputs)
+    assert [(part.mean, part.least, part.most) for part in parts] == [(50, 0, 80), (100, 100, 100)]
+    assert 0 < parts[0].at_s < parts[1].at_s < total_s
+    assert parts[1].at_s - parts[0].at_s == pytest.approx(total_s / 2)
+    assert mean_gpu_use(inputs) == 75
 
 
 def test_what_was_trained_twice_is_what_came_after_the_checkpoint_from_which_a_trial_went_on(tmp_path: Path) -> None:

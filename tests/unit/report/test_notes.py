@@ -10,8 +10,9 @@ import pytest
 
 from raysweep.common.machine import NodeSize
 from raysweep.record.events import Failure, FusionPlan, NotFused
+from raysweep.record.gpu_use import GpuUse
 from raysweep.report import analysis
-from raysweep.report.notes import notes
+from raysweep.report.notes import MIN_MEASURED_S, notes
 from raysweep.report.report import figures_of, render
 from reporting import made_up, note, titles, with_values
 
@@ -178,6 +179,22 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
     assert "took 7,100 of 81,559 MB" in note(inputs, "GPUs were shared").text
     assert "each trial got 0.2 of a GPU" in note(inputs, "GPUs were too full").text
     assert note(inputs, "1 trial tried again").kind == "info"
+
+
+@pytest.mark.parametrize(("percent", "is_told"), [(12, True), (49.9, True), (50, False)])
+def test_gpus_that_were_mostly_idle_are_told(tmp_path: Path, percent: float, is_told: bool) -> None:
+    inputs = made_up(tmp_path, num_trials=100)
+    assert inputs.clock.total_s > MIN_MEASURED_S
+    measured = replace(inputs, gpu_use=(GpuUse(inputs.sessions[0].at, "n", (percent,)),))
+    assert [title for title in titles(measured) if "GPUs" in title] == [f"The GPUs were busy for {percent:.0f} % of the time"] * is_told
+    assert not [title for title in titles(inputs) if "GPUs" in title]
+
+
+def test_a_short_sweep_is_not_told_that_its_gpus_were_idle(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=2, max_epochs=2)
+    assert inputs.clock.total_s < MIN_MEASURED_S
+    measured = replace(inputs, gpu_use=(GpuUse(inputs.sessions[0].at, "n", (0,)),))
+    assert not [title for title in titles(measured) if "GPUs" in title]
 
 
 def test_how_trials_were_trained_is_told(tmp_path: Path) -> None:

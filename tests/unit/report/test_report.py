@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from raysweep.common.files import write_yaml
+from raysweep.common.machine import NodeSize
 from raysweep.common.text import number
+from raysweep.record.gpu_use import GpuUse
 from raysweep.report.inputs import Inputs
 from raysweep.report.report import figures_of, render, split_lines, write_report
 from recorded import MemberJob, write_outputs, write_record
@@ -234,3 +236,19 @@ def test_the_nodes_of_several_jobs_stand_with_their_jobs_and_those_of_one_job_do
     one = page_of(made_up(tmp_path / "one", num_trials=30, nodes=("a", "b"), interruptions=1))
     assert "2 nodes, 4 CPUs<" in one
     assert "a (2 CPUs, 0 GPUs), b (2 CPUs, 0 GPUs)" in one
+
+
+def test_how_busy_the_gpus_were_stands_beside_their_number_and_has_a_figure_and_a_file(tmp_path: Path) -> None:
+    inputs = made_up(tmp_path, num_trials=30)
+    assert "gpu_use" not in figures_of(inputs).specs
+    session = replace(inputs.sessions[0], nodes=(NodeSize("a", 8, 2),))
+    inputs.sweep.sessions[:] = [session]
+    lines = [(session.at, (100.0, 60.0)), (session.last_at, (40.0, 0.0))]
+    inputs = replace(inputs, gpu_use=tuple(GpuUse(at, "a", percent) for at, percent in lines))
+    write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
+    page = (tmp_path / "report.html").read_text()
+    assert "1 node, 8 CPUs, 2 GPUs; GPUs 50 % busy" in page
+    assert 'id="chart-gpu_use"' in page
+    rows = (tmp_path / "figures" / "gpu_use.csv").read_text().splitlines()
+    assert rows[0] == "at,mean,least,most"
+    assert [row.partition(",")[2] for row in rows[1:]] == ["80.0,60.0,100.0", "20.0,0.0,40.0"]

@@ -23,6 +23,7 @@ import pytest
 from fake_slurm import Fakes
 from raysweep.common.errors import ConfigError
 from raysweep.record.file import Record, read_sweep
+from raysweep.record.gpu_use import FOLDER, GpuUseFile
 from raysweep.stages.watch import end_of, find_record, in_order, places, progress_values, shortened, state_of
 from recorded import MemberJob, header, write_record
 
@@ -205,6 +206,18 @@ def test_off_a_terminal_it_prints_once_within_eighty_columns(tmp_path: Path) -> 
     assert sum(bool(re.match(r"\d{5} ", line)) for line in lines) == 60  # a line a trial: none is wrapped
     assert "[red]x[/red]" in done.stdout
     assert "└" in done.stdout  # the plot
+
+
+def test_the_use_of_the_gpus_in_the_last_minutes_is_shown_while_the_sweep_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "s"
+    for job, node, percent in (("7_0", "a", [12, 90]), ("7_1", "b", [60])):
+        write_record(folder / "record.jsonl", outcome=None, running=2, host="another-node")
+        GpuUseFile(folder, job, node).append(percent)
+    assert "3 GPUs of 2 nodes 54 % busy (12 to 90 %)" in run(tmp_path).stdout
+    (folder / FOLDER / "7_0-a.jsonl").write_text('{"at": "2026-03-01T10:00:00.000Z", "node": "a", "percent": [12, 90]}\n')
+    assert "1 GPU of 1 node 60 % busy\n" in run(tmp_path).stdout, "what is old does not count"
+    write_record(folder / "record.jsonl")
+    assert "busy" not in run(tmp_path).stdout
 
 
 def test_without_a_record_it_ends_with_one_line(tmp_path: Path) -> None:

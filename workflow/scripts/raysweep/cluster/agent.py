@@ -49,6 +49,7 @@ from raysweep.cluster.channel import (
     send,
 )
 from raysweep.cluster.children import Children, ended_by_signals, tail_of, uninterrupted, wait_until_up
+from raysweep.cluster.gpu_watch import measured_gpus
 from raysweep.cluster.job import DriverInput, RayCluster, SearchJob, TuneJob
 from raysweep.cluster.private_folder import base_for_ray, check_space, describe_disk_error, private_folder, write_secret
 from raysweep.cluster.ray_node import (
@@ -73,6 +74,7 @@ from raysweep.common.typed_json import from_json, to_json
 from raysweep.environment.archive import unpack
 from raysweep.environment.commands import seen_in_container
 from raysweep.environment.manifest import Environment
+from raysweep.record.gpu_use import GpuUseFile
 from raysweep.slurm.allocation import Task
 from raysweep.usercode.freeze import write_for_processes
 from raysweep.usercode.target import SCRIPTS_DIR
@@ -245,7 +247,8 @@ class Agent:
         """Run Ray in private folders. On the first node, also run the driver. Raises RaysweepError when Ray does not come up."""
         with private_folder(self.local_dir) as folder, private_folder(base, self.start.ray_folder) as ray_folder:
             try:
-                self.run_ray(environment, folder, ray_folder / "ray")
+                with self.measured_gpus():
+                    self.run_ray(environment, folder, ray_folder / "ray")
             finally:
                 with uninterrupted():
                     self.children.end()
@@ -342,6 +345,12 @@ class Agent:
             early_ends = self.start.job.early_ends if self.is_head and isinstance(self.start.job, SearchJob) else None  # only on this node
             env = seen_in_container(env, [folder, temp_dir.parent, *self.start.job.seen_folders, early_ends])
         return with_gpus_of(self.node, environment, env)
+
+    def measured_gpus(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which this agent measures how busy the GPUs of the node are. In other jobs than a sweep, nothing is measured."""
+        if not self.node.gpus or not isinstance(self.start.job, SearchJob):
+            return contextlib.nullcontext()
+        return measured_gpus(GpuUseFile(self.start.job.state_dir, self.start.job_id, self.node.name))
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
         """Start the driver while Ray's head starts. The driver imports modules during this time, and then waits for JOB_FILE."""

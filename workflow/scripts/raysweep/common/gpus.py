@@ -1,4 +1,7 @@
-"""This module counts the GPUs of NVIDIA, AMD and Intel, with the vendors' programs and environment variables. No other module runs these programs."""
+"""This module counts the GPUs of NVIDIA, AMD and Intel, and measures how busy they are, with the vendors' programs and environment variables.
+
+No other module runs these programs.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ class GpuProgram:
     memory_arguments: tuple[str, ...] = ()  # empty where the program cannot say the memory of a GPU in one call
     memory_pattern: str = ""  # with the groups `used` and `total`
     memory_units_per_mb: int = 1
+    use_arguments: tuple[str, ...] = ()  # empty where the program cannot say how busy all GPUs are in one call
+    use_pattern: str = ""  # with the groups `gpu` (number), `percent`, and `uuid` where the variables can contain UUIDs
     apptainer_options: tuple[str, ...] = ()  # what gives programs in a container the vendor's driver
 
 
@@ -42,6 +47,8 @@ NVIDIA_SMI = GpuProgram(
     ("CUDA_VISIBLE_DEVICES",),
     ("--id={gpu}", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"),
     r"^(?P<used>\d+), (?P<total>\d+)$",
+    use_arguments=("--query-gpu=index,uuid,utilization.gpu", "--format=csv,noheader,nounits"),
+    use_pattern=r"^(?P<gpu>\d+), (?P<uuid>\S+), (?P<percent>\d+)$",
     apptainer_options=("--nv",),
 )
 PROGRAMS = (
@@ -53,6 +60,8 @@ PROGRAMS = (
         AMD_VARIABLES,
         ("metric", "--gpu={gpu}", "--mem-usage"),
         r"TOTAL_VRAM: (?P<total>\d+) MB\s+USED_VRAM: (?P<used>\d+) MB",
+        use_arguments=("metric", "--usage"),
+        use_pattern=r"^GPU: (?P<gpu>\d+)\s+USAGE:\s+GFX_ACTIVITY: (?P<percent>\d+) %",
         apptainer_options=("--rocm",),
     ),
     GpuProgram(
@@ -63,6 +72,8 @@ PROGRAMS = (
         ("-d", "{gpu}", "--showmeminfo", "vram"),
         r"VRAM Total Memory \(B\): (?P<total>\d+)\s+\S+\s+: VRAM Total Used Memory \(B\): (?P<used>\d+)",
         2**20,
+        use_arguments=("--showuse",),
+        use_pattern=r"^GPU\[(?P<gpu>\d+)\]\s*: GPU use \(%\): (?P<percent>\d+)",
         apptainer_options=("--rocm",),
     ),
     GpuProgram("xpu-smi", ("discovery", "--dump", "1"), (r"^\d+\s*$",), ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR")),
@@ -156,6 +167,28 @@ def first_gpu_memory_mb() -> tuple[int, int] | None:
         return None
     used, total = (int(matches[0][group]) // program.memory_units_per_mb for group in ("used", "total"))
     return used, total
+
+
+def gpu_use_percent() -> list[int]:
+    """Return for each GPU of this process the share of the last moments in which the GPU was busy, in percent, as the vendor's program measures it.
+
+    The list is empty where the program does not measure. The program does not measure slices of GPUs (MIG).
+    """
+    program = gpu_program()
+    if not program.use_arguments:
+        return []
+    try:
+        printed = _query(program, *program.use_arguments)
+    except GpuProgramError:
+        return []
+    gpus = named_gpus(program.variables, os.environ)
+    found = [match.groupdict() for match in re.finditer(program.use_pattern, printed, re.MULTILINE)]
+    # A variable may contain only the beginning of a UUID.
+    return [
+        int(each["percent"])
+        for each in found
+        if gpus is None or any(gpu == each["gpu"] or each.get("uuid", "").startswith(gpu) for gpu in gpus)
+    ]
 
 
 def apptainer_options() -> list[str]:

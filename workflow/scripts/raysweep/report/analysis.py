@@ -16,7 +16,7 @@ import numpy as np
 from raysweep.config.model import Mode
 from raysweep.record.node_times import Device
 from raysweep.record.trials import Trial
-from raysweep.report.inputs import Attempt, SweepResult
+from raysweep.report.inputs import Attempt, Inputs, SweepResult
 from raysweep.report.keys import Key
 from raysweep.report.optuna_study import distribution_of, new_study, params_of
 
@@ -28,6 +28,7 @@ BANDWIDTH = 0.1  # bandwidth of the map's kernel, as a fraction of the length of
 # A cell of the map stays empty if the sum of the weights of the trials is smaller than this number. A trial at the centre of the cell has the weight 1.
 MIN_WEIGHT = 0.6
 LEVELS = 5  # number of levels into which the map divides the values of the metric; each level has a colour
+MAX_PARTS = 200  # largest number of parts of the running time for which the use of the GPUs is given
 MAX_RUNGS = 40  # with more rungs, the page has no figure of the rungs
 
 
@@ -232,3 +233,35 @@ def at_a_time(result: SweepResult, bins: int) -> list[tuple[float, float]]:
         for part in range(first, last + 1):
             busy_s[part] += max(0.0, min(attempt.end_s, (part + 1) * width_s) - max(attempt.start_s, part * width_s))
     return [(part * width_s, float(busy) / width_s if width_s else 0.0) for part, busy in enumerate(busy_s)]
+
+
+class GpuUseAt(NamedTuple):
+    """Describes how busy the GPUs were in one part of the running time, in percent."""
+
+    at_s: float  # middle of the part, in seconds of the running time
+    mean: float  # of all GPUs
+    least: float  # the GPU that was the least busy
+    most: float
+
+
+def gpu_use_over_time(inputs: Inputs) -> list[GpuUseAt]:
+    """Return how busy the GPUs were in each of at most MAX_PARTS equal parts of the running time. Parts without a measurement are left out.
+
+    A part is a minute or longer, because the measurements are means of a minute.
+    """
+    total_s = inputs.clock.total_s
+    bins = max(1, min(MAX_PARTS, int(total_s / 60)))
+    width_s = total_s / bins
+    percents: dict[int, list[float]] = {}
+    for use in inputs.gpu_use:
+        part = min(int(inputs.clock.seconds(use.at) / width_s), bins - 1) if width_s else 0
+        percents.setdefault(part, []).extend(use.percent)
+    return [
+        GpuUseAt((part + 0.5) * width_s, sum(each) / len(each), min(each), max(each)) for part, each in sorted(percents.items()) if each
+    ]
+
+
+def mean_gpu_use(inputs: Inputs) -> float | None:
+    """Return how busy the GPUs were over the whole running time, in percent, or None where the GPUs were not measured."""
+    parts = gpu_use_over_time(inputs)
+    return sum(part.mean for part in parts) / len(parts) if parts else None

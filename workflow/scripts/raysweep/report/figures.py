@@ -16,7 +16,7 @@ from raysweep.report.charts.parts import CONFIG, Columns, Spec
 STYLE = Path(__file__).parent / "templates" / "report.css"
 WIDTH = 640  # width in pixels of a figure in an SVG file; the HTML page uses other widths
 # Figures that contain their own data in the specification. These data also become CSV files.
-WITH_DATA = ("importance", "contour", "rungs", "best_by_cost", "running", "jobs", "confirmation", "confusion", "predicted")
+WITH_DATA = ("importance", "contour", "rungs", "best_by_cost", "running", "gpu_use", "jobs", "confirmation", "confusion", "predicted")
 
 Row = dict[str, Any]
 

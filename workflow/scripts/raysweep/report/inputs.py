@@ -14,6 +14,7 @@ from raysweep.config.model import Mode
 from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.events import Session, SessionHeader
 from raysweep.record.file import read_sweep
+from raysweep.record.gpu_use import GpuUse, read_gpu_use
 from raysweep.record.node_times import NodeTime, array_jobs, node_times
 from raysweep.record.results import BestResult, Confirmation
 from raysweep.record.sweep import Sweep
@@ -172,6 +173,7 @@ class Inputs(SweepResult):
     env: EnvironmentManifest
     model_dir: Path
     plan: Plan | None  # plan of all trials that `snakemake plan` made before the sweep, or None if such a plan does not exist
+    gpu_use: tuple[GpuUse, ...] = ()  # how busy the GPUs were; empty where the sweep had no GPUs, or GPUs that cannot be measured
 
 
 def seconds_between(start: str, end: str) -> float:
@@ -190,6 +192,10 @@ class Clock:
     def session_of(self, at: str) -> int:
         """Return the index of the last session that began before or at the time `at`."""
         return max((i for i, (start, _) in enumerate(self.sessions) if start <= at), default=0)
+
+    def is_running(self, at: str) -> bool:
+        """Return whether a session was running at the time `at`."""
+        return any(start <= at <= end for start, end in self.sessions)
 
     def seconds(self, at: str) -> float:
         """Return the running time in seconds from the beginning of the sweep to `at`, which is a time of the record."""
@@ -257,6 +263,7 @@ def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
         env=EnvironmentManifest.read(read_yaml(paths.path_to_env_manifest)),
         model_dir=paths.path_to_best.parent / "model",
         plan=_read_plan(paths.path_to_plan, result.header.num_trials),
+        gpu_use=tuple(use for use in read_gpu_use(paths.path_to_record.parent) if result.clock.is_running(use.at)),
     )
 
 

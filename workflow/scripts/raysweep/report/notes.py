@@ -17,12 +17,13 @@ from raysweep.record.events import NotFused, StepMode
 from raysweep.record.node_times import used_hours
 from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking
-from raysweep.report.analysis import has_gpus, repeated_s
+from raysweep.report.analysis import has_gpus, mean_gpu_use, repeated_s
 from raysweep.report.inputs import Inputs
 from raysweep.report.keys import Key, position_in_range
 from raysweep.report.ranking import Note
 
 EDGE_FRACTION = 0.05  # fraction of a range that counts as the edge, at each of the two ends
+MIN_BUSY_PERCENT, MIN_MEASURED_S = 50, 600  # a sweep of a shorter time has a large part of start-up, in which all GPUs are idle
 MIN_STEPS = 20  # a range with fewer values has no outer 5 %, so the ends of this range are judged as the ends of a list
 
 
@@ -47,6 +48,7 @@ def notes(inputs: Inputs) -> list[Note]:
         _stacked(inputs),
         _lost_nodes(inputs),
         *_shared_gpus(inputs),
+        _idle_gpus(inputs),
         _retries(inputs),
         _seeded(inputs),
         ranking.repeats(inputs),
@@ -337,6 +339,19 @@ def _shared_gpus(inputs: Inputs) -> Iterator[Note]:
             "Trials did not find room in the memory of a GPU beside their neighbours. So each trial got"
             f" {sweep.gpu_share:.3g} of a GPU from then on. Set trial_resources.gpu: {sweep.gpu_share:.3g} to spare the attempts.",
         )
+
+
+def _idle_gpus(inputs: Inputs) -> Note | None:
+    """Return a note where the GPUs of a sweep of some length were idle for most of the time."""
+    busy = mean_gpu_use(inputs)
+    if busy is None or busy >= MIN_BUSY_PERCENT or inputs.clock.total_s < MIN_MEASURED_S:
+        return None
+    return Note(
+        "info",
+        f"The GPUs were busy for {busy:.0f} % of the time",
+        "If the memory of a GPU suffices, more trials can share the GPU, with a smaller number, or auto, as trial_resources.gpu."
+        " If the trials wait for their data, a larger trial_resources.cpu may help.",
+    )
 
 
 def _retries(inputs: Inputs) -> Note | None:

@@ -69,6 +69,8 @@ def figures_of(inputs: Inputs) -> Figures:
         specs["hypervolume"] = objectives.hypervolume_over_time(inputs)
     specs["best_so_far"] = course.best_so_far(inputs, keys)
     specs["best_by_cost"], specs["running"] = course.best_by_cost(inputs), course.running(inputs)
+    if inputs.gpu_use:
+        specs["gpu_use"] = course.gpu_use(inputs)
     if inputs.several_jobs:
         specs["jobs"], left_out["jobs"] = jobs.jobs(inputs)
     specs["timeline"], left_out["timeline"] = course.timeline(inputs)
@@ -189,7 +191,9 @@ def _hardware_text(inputs: Inputs) -> str:
     cpus, gpus = most_at_a_time(times, "cpus"), most_at_a_time(times, "gpus")
     text = f"{plural(len({attempt.node for attempt in inputs.attempts}), 'node')}"
     devices = plural(cpus, "CPU") + (f", {plural(gpus, 'GPU')}" if gpus else "")
-    return f"{text} of {len(jobs)} jobs, up to {devices} at a time" if jobs else f"{text}, {devices}"
+    text = f"{text} of {len(jobs)} jobs, up to {devices} at a time" if jobs else f"{text}, {devices}"
+    busy = analysis.mean_gpu_use(inputs)
+    return text if busy is None else f"{text}; GPUs {busy:.0f} % busy"
 
 
 def _algorithm(algorithm: Named) -> str:

@@ -19,9 +19,10 @@ from rich.text import Text
 
 from raysweep.common.errors import ConfigError, RaysweepError, logger
 from raysweep.common.files import read_yaml
-from raysweep.common.text import duration, number
+from raysweep.common.text import duration, number, plural
 from raysweep.config.space import flattened
 from raysweep.record.file import RecordReader, read_sweep
+from raysweep.record.gpu_use import GpuUse, read_gpu_use
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Trial
 from raysweep.slurm.array_jobs import ArrayJob, ArrayJobs
@@ -31,6 +32,7 @@ INTERVAL_S = 1.0  # shortest time in seconds between two readings of the record
 MAX_SHARE_OF_TIME = 0.1  # largest share of a core's time that the view uses, because a frame of 10,000 trials took 0.34 s
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
 NODE_WIDTH = 12  # width of the column with the name of the node, in characters
+GPU_USE_S = 180.0  # age in seconds of a measurement of GPUs, which is written once a minute, up to which the view shows the measurement
 QUIET_S = 300.0  # age in seconds of the record's last event from which the view warns that the driver may have died
 STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "STOPPED": "yellow", "ERROR": "red", "PENDING": "dim"}
 
@@ -117,8 +119,8 @@ def in_order(sweep: Sweep) -> list[Trial]:
 # --- the view -----------------------------------------------------------------------------------------------------------------
 
 
-def summary(sweep: Sweep, state: str, width: int) -> Text:
-    """Return lines of at most `width` cells with the name and the state of the sweep, counts of trials, the elapsed time and the best value."""
+def summary(sweep: Sweep, state: str, gpu_use: list[GpuUse], width: int) -> Text:
+    """Return lines of at most `width` cells with the state of the sweep, counts of trials, the use of the GPUs, the elapsed time and the best value."""
     about = sweep.header
     statuses = [t.status for t in sweep.trials.values()]
     done = sum(t.finished for t in sweep.trials.values())
@@ -126,6 +128,8 @@ def summary(sweep: Sweep, state: str, width: int) -> Text:
     elapsed = sweep.used_s + (seconds_since(sweep.sessions[-1].last_at) if state == "running" else 0)
     counts = [f"{done}/{about.num_trials} trials done", f"{running} running", f"{statuses.count('STOPPED')} stopped early"]
     lines = [f"{about.name}: {state}", ", ".join([*counts, f"{statuses.count('ERROR')} failed", f"{duration(elapsed)} elapsed"])]
+    if state == "running" and (busy := gpus_text(gpu_use)):
+        lines.append(busy)
     if best := sweep.best_trial(about.metric, about.mode):
         trial, result = best
         lines.append(f"best {about.metric} {number(result.metrics[about.metric])} at epoch {result.epoch} of trial {trial.trial_id}")
@@ -136,6 +140,16 @@ def summary(sweep: Sweep, state: str, width: int) -> Text:
     text = Text("\n".join(shortened(line, width) for line in lines))
     text.highlight_words([lines[0]], "bold")
     return text
+
+
+def gpus_text(gpu_use: list[GpuUse]) -> str:
+    """Return how busy the GPUs were in the latest minute, or an empty text where no GPU was measured in the last GPU_USE_S seconds."""
+    latest = [use for use in gpu_use if seconds_since(use.at) < GPU_USE_S]
+    if not (percents := [percent for use in latest for percent in use.percent]):
+        return ""
+    gpus, nodes = plural(len(percents), "GPU"), plural(len({use.node for use in latest}), "node")
+    range_ = f" ({min(percents):.0f} to {max(percents):.0f} %)" if len(percents) > 1 else ""
+    return f"{gpus} of {nodes} {sum(percents) / len(percents):.0f} % busy{range_}"
 
 
 def settings(config: dict[str, Any]) -> str:
@@ -204,13 +218,14 @@ def plot_of(sweep: Sweep, width: int) -> Text:
     return Text.assemble((f"best {sweep.header.metric} so far, by trials that ended\n", "bold"), Text.from_ansi(str(figure.build())))
 
 
-def view(sweep: Sweep, jobs: tuple[ArrayJob, ...] | None, width: int, height: int | None) -> Group:
+def view(sweep: Sweep, jobs: tuple[ArrayJob, ...] | None, gpu_use: list[GpuUse], width: int, height: int | None) -> Group:
     """Return the summary, the tables and the plot in at most `height` rows, or in any number of rows where `height` is None.
 
-    `jobs` are the jobs of the sweep's job array that have not ended. None: the sweep has no job array, or Slurm does not say.
+    `jobs` are the jobs of the sweep's job array that have not ended. None: the sweep has no job array, or Slurm does not say. `gpu_use` contains the latest
+    measurement of each node.
     """
     state = state_with_jobs(state_of(sweep), sweep, jobs)
-    head, plot = summary(sweep, state, width), plot_of(sweep, width)
+    head, plot = summary(sweep, state, gpu_use, width), plot_of(sweep, width)
     of_jobs = jobs_table(sweep, state, jobs, width, max_rows=None if height is None else max(2, height // 4))
     rows = len(sweep.trials)
     if height is not None:
@@ -246,7 +261,8 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
             raise RaysweepError(
                 f"There is no record of {sought} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
             )
-        console.print(view(sweep, jobs_of(sweep, ArrayJobs()), console.width, None))
+        gpu_use = read_gpu_use(path.parent, only_last=True)
+        console.print(view(sweep, jobs_of(sweep, ArrayJobs()), gpu_use, console.width, None))
         return
     if path is None:
         logger.info("Waiting for the record of %s … (Ctrl-C ends)", sought)
@@ -265,7 +281,8 @@ def follow(path: Path, console: Console) -> None:
             sweep = record.read()
             if sweep.sessions:  # there is no session before the driver has written the first line
                 jobs = jobs_of(sweep, array_jobs)
-                live.update(view(sweep, jobs, console.width, console.height), refresh=True)
+                gpu_use = read_gpu_use(path.parent, only_last=True)
+                live.update(view(sweep, jobs, gpu_use, console.width, console.height), refresh=True)
                 if state_with_jobs(state_of(sweep), sweep, jobs) not in GOES_ON:
                     return
             time.sleep(max(INTERVAL_S, (time.monotonic() - began_s) / MAX_SHARE_OF_TIME))

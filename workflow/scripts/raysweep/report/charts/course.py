@@ -1,13 +1,14 @@
 """Builds the figures that show the course of a sweep.
 
-The figures show the learning curves, the best value over time and over cost, the number of running trials, the rungs, and the timeline.
+The figures show the learning curves, the best value over time and over cost, the number of running trials, the use of the GPUs, the rungs, and the
+timeline.
 """
 
 from __future__ import annotations
 
 import json
 
-from raysweep.report.analysis import Rung, at_a_time, best_until, hours_at, unit_of_cost
+from raysweep.report.analysis import Rung, at_a_time, best_until, gpu_use_over_time, hours_at, unit_of_cost
 from raysweep.report.charts.data import MAX_BARS, lanes, learning_curves_data
 from raysweep.report.charts.parts import (
     COLOUR_BY_STATUS,
@@ -30,7 +31,7 @@ from raysweep.report.charts.parts import (
     time_unit,
     trial_tooltip,
 )
-from raysweep.report.inputs import Attempt, SweepResult
+from raysweep.report.inputs import Attempt, Inputs, SweepResult
 from raysweep.report.keys import Key
 
 BINS = 200  # number of equal parts of the running time; the figure shows the mean number of running trials in each part
@@ -110,6 +111,29 @@ def running(result: SweepResult) -> Spec:
         y=quantitative("trials", title="trials", axis={"tickMinStep": 1, "tickCount": 4}),
     )
     return chart("Trials that ran at a time", 140, [area], data={"values": steps})
+
+
+def gpu_use(inputs: Inputs) -> Spec:
+    """Return the figure of how busy the GPUs were: the mean as a line, in an area from the GPU that was the least busy to the busiest GPU."""
+    total_s = inputs.clock.total_s
+    unit_s, unit = time_unit(total_s)
+    values = [
+        {"at": round(part.at_s / unit_s, 4), **{name: round(getattr(part, name), 1) for name in ("mean", "least", "most")}}
+        for part in gpu_use_over_time(inputs)
+    ]
+    x = running_time_axis("at", total_s)
+    scale = {"domain": [0, 100]}
+    tooltip = [quantitative(name, title=f"{name} (%)") for name in ("mean", "least", "most")]
+    tooltip.append(quantitative("at", title=f"running time ({unit})", format=".4~g"))
+    layers = [
+        layer(
+            mark("area", color="var(--sky)", opacity=0.5), x=x, y=quantitative("least", title="busy (%)", scale=scale), y2={"field": "most"}
+        ),
+        layer(
+            mark("line", color="var(--blue)", point={"size": 14, "filled": True}), x=x, y=quantitative("mean", scale=scale), tooltip=tooltip
+        ),
+    ]
+    return chart("How busy the GPUs were", 140, layers, data={"values": values})
 
 
 def rung_diagram(rungs: list[Rung]) -> Spec:
