@@ -96,23 +96,35 @@ def test_memory_that_the_driver_cannot_tell(nvidia_smi: Path, printed: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("variable", "percent"), [(None, [7, 93]), ("1", [93]), ("1,0", [7, 93]), ("GPU-1", [7]), ("GPU-1a2b", [7]), ("MIG-1", []), ("", [])]
+    ("variable", "num_gpus", "percent"),
+    [
+        (None, 2, [7, 93]),
+        (None, 1, [7]),  # on a machine without Slurm, a sweep may use fewer GPUs than there are
+        (None, 3, []),  # of the third GPU, the program says nothing
+        ("1", 1, [93]),
+        ("1,0", 2, [93, 7]),
+        ("1,0", 1, [93]),
+        ("GPU-1", 1, [7]),
+        ("GPU-9d8e,GPU-1a2b", 2, [93, 7]),
+        ("MIG-1", 1, []),
+        ("1,2", 2, []),
+    ],
 )
 def test_the_use_is_that_of_the_gpus_of_this_process(
-    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, percent: list[int]
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, num_gpus: int, percent: list[int]
 ) -> None:
     arguments = "--query-gpu=index,uuid,utilization.gpu --format=csv,noheader,nounits"
     printed = "0, GPU-1a2b3c, 7\\n1, GPU-9d8e7f, 93\\n2, GPU-555555, [N/A]\\n"
     write(nvidia_smi, f'[ "$*" = "{arguments}" ] || exit 6\nprintf \'{printed}\'\n')
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert gpu_use_percent() == percent
+    assert gpu_use_percent(num_gpus) == percent
 
 
 @pytest.mark.parametrize("script", ["exit 9\n", "echo 'No devices were found'\n"])
 def test_the_use_is_not_known_where_the_driver_does_not_say_it(nvidia_smi: Path, script: str) -> None:
     write(nvidia_smi, script)
-    assert gpu_use_percent() == []
+    assert gpu_use_percent(1) == []
 
 
 # What the programs print, as their documents show it. No GPU of AMD or Intel was there.
@@ -154,7 +166,7 @@ def test_a_stand_in_for_the_program_of_amd_or_intel_lists_gpus_their_memory_and_
     monkeypatch.setenv(variable, "1")
     assert usable_gpus() == 1
     assert first_gpu_memory_mb() == memory_mb
-    assert gpu_use_percent() == ([] if memory_mb is None else [93])
+    assert gpu_use_percent(1) == ([] if memory_mb is None else [93])
 
 
 def test_the_stand_in_that_lists_a_gpu_goes_before_the_stand_in_of_another_vendor_that_lists_none(

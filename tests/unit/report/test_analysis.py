@@ -130,20 +130,26 @@ def test_trials_at_a_time_are_a_mean_over_time_and_never_exceed_the_places(tmp_p
     assert all(count > 1.9 for _, count in at_a_time(many, 20)[:18])
 
 
-def test_the_use_of_the_gpus_is_a_mean_over_time_whatever_the_number_of_lines(tmp_path: Path) -> None:
+def test_the_use_of_the_gpus_is_weighted_by_the_time_of_each_gpu(tmp_path: Path) -> None:
     inputs = made_up(tmp_path, num_trials=20, interruptions=1)
     first, second = inputs.sessions
     total_s = inputs.clock.total_s
     assert mean_gpu_use(inputs) is None
     assert gpu_use_over_time(inputs) == []
-    # Two nodes in the first session, and one node that has more lines in the second.
-    lines = [(first.at, "a", (0.0, 40.0)), (first.at, "b", (80.0, 80.0)), *[(second.last_at, "a", (100.0,))] * 5]
+    lines = [
+        ("7_0-a", "a", first.at, 10.0, (0.0, 40.0)),
+        ("7_1-a", "a", first.at, 10.0, (80.0, 80.0)),  # another job on the same node
+        # Each of these two GPUs is busy for half of the time, but at other times.
+        ("7_1-a", "a", second.last_at, 10.0, (100.0, 0.0)),
+        ("7_1-a", "a", second.last_at, 10.0, (0.0, 100.0)),
+    ]
     inputs = replace(inputs, gpu_use=tuple(GpuUse(*line) for line in lines))
     parts = gpu_use_over_time(inputs)
-    assert [(part.mean, part.least, part.most) for part in parts] == [(50, 0, 80), (100, 100, 100)]
+    assert [part[1:] for part in parts] == [(50, 0, 80), (50, 50, 50)]
     assert 0 < parts[0].at_s < parts[1].at_s < total_s
-    assert parts[1].at_s - parts[0].at_s == pytest.approx(total_s / 2)
-    assert mean_gpu_use(inputs) == 75
+    assert mean_gpu_use(inputs) == 50
+    longer = replace(inputs, gpu_use=(*inputs.gpu_use, GpuUse("7_1-a", "a", second.last_at, 40.0, (100.0,) * 2)))
+    assert mean_gpu_use(longer) == pytest.approx((50 * 80 + 100 * 80) / 160)
 
 
 def test_what_was_trained_twice_is_what_came_after_the_checkpoint_from_which_a_trial_went_on(tmp_path: Path) -> None:

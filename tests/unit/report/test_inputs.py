@@ -29,7 +29,7 @@ def test_gpus_that_an_agent_measured_before_or_after_a_session_do_not_count(tmp_
     first, second = made_up(tmp_path, interruptions=1).sessions
     assert made_up(tmp_path, interruptions=1).gpu_use == ()
     times = [first.at.replace("2026", "2025"), first.at, first.last_at, second.at, second.last_at, second.at.replace("2026", "2027")]
-    lines = [json.dumps({"at": at, "node": "n", "percent": [number]}) + "\n" for number, at in enumerate(times)]
+    lines = [json.dumps({"at": at, "node": "n", "seconds": 10, "percent": [number]}) + "\n" for number, at in enumerate(times)]
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "7-n.jsonl").write_text("".join(lines))
     assert [use.percent for use in made_up(tmp_path, interruptions=1).gpu_use] == [(1,), (2,), (3,), (4,)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raysweep.common.machine import NodeSize
+from raysweep.config.model import TrialResourcesConfig
 from raysweep.record.events import Failure, FusionPlan, NotFused
 from raysweep.record.gpu_use import GpuUse
 from raysweep.report import analysis
@@ -183,18 +184,18 @@ def test_lost_nodes_full_gpus_and_second_attempts_are_told(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("percent", "is_told"), [(12, True), (49.9, True), (50, False)])
 def test_gpus_that_were_mostly_idle_are_told(tmp_path: Path, percent: float, is_told: bool) -> None:
-    inputs = made_up(tmp_path, num_trials=100)
-    assert inputs.clock.total_s > MIN_MEASURED_S
-    measured = replace(inputs, gpu_use=(GpuUse(inputs.sessions[0].at, "n", (percent,)),))
-    assert [title for title in titles(measured) if "GPUs" in title] == [f"The GPUs were busy for {percent:.0f} % of the time"] * is_told
-    assert not [title for title in titles(inputs) if "GPUs" in title]
-
-
-def test_a_short_sweep_is_not_told_that_its_gpus_were_idle(tmp_path: Path) -> None:
-    inputs = made_up(tmp_path, num_trials=2, max_epochs=2)
-    assert inputs.clock.total_s < MIN_MEASURED_S
-    measured = replace(inputs, gpu_use=(GpuUse(inputs.sessions[0].at, "n", (0,)),))
-    assert not [title for title in titles(measured) if "GPUs" in title]
+    inputs = made_up(tmp_path)
+    title = f"On average, a GPU was busy for {percent:.0f} % of the time"
+    measured = replace(inputs, gpu_use=(GpuUse("7-n", "n", inputs.sessions[0].at, MIN_MEASURED_S, (percent,)),))
+    assert (title in titles(measured)) == is_told
+    assert title not in titles(inputs)
+    assert title not in titles(replace(inputs, gpu_use=(GpuUse("7-n", "n", inputs.sessions[0].at, MIN_MEASURED_S - 1, (percent,)),)))
+    if is_told:
+        assert "set trial_resources.gpu to a smaller number, or to auto" in note(measured, title).text
+        measured.sessions[0].header = replace(measured.header, trial_resources=TrialResourcesConfig(1, "auto"))
+        assert "trial_resources.gpu" not in note(replace(measured), title).text
+        measured.sweep.sessions[0].fused = FusionPlan(1, 10, 2.0, "vmap")
+        assert title not in titles(replace(measured)), "several trials share a stack already"
 
 
 def test_how_trials_were_trained_is_told(tmp_path: Path) -> None:

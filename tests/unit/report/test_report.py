@@ -244,11 +244,11 @@ def test_how_busy_the_gpus_were_stands_beside_their_number_and_has_a_figure_and_
     session = replace(inputs.sessions[0], nodes=(NodeSize("a", 8, 2),))
     inputs.sweep.sessions[:] = [session]
     lines = [(session.at, (100.0, 60.0)), (session.last_at, (40.0, 0.0))]
-    inputs = replace(inputs, gpu_use=tuple(GpuUse(at, "a", percent) for at, percent in lines))
+    inputs = replace(inputs, gpu_use=tuple(GpuUse("7-a", "a", at, 60, percent) for at, percent in lines))
     write_report(inputs, tmp_path / "report.html", tmp_path / "figures", ROOT)
     page = (tmp_path / "report.html").read_text()
     assert "1 node, 8 CPUs, 2 GPUs; GPUs 50 % busy" in page
     assert 'id="chart-gpu_use"' in page
     rows = (tmp_path / "figures" / "gpu_use.csv").read_text().splitlines()
-    assert rows[0] == "at,mean,least,most"
+    assert rows[0] == "at,mean,least_busy,most_busy"
     assert [row.partition(",")[2] for row in rows[1:]] == ["80.0,60.0,100.0", "20.0,0.0,40.0"]

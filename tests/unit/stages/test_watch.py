@@ -212,10 +212,10 @@ def test_the_use_of_the_gpus_in_the_last_minutes_is_shown_while_the_sweep_runs(t
     folder = tmp_path / "state" / "s"
     for job, node, percent in (("7_0", "a", [12, 90]), ("7_1", "b", [60])):
         write_record(folder / "record.jsonl", outcome=None, running=2, host="another-node")
-        GpuUseFile(folder, job, node).append(percent)
-    assert "3 GPUs of 2 nodes 54 % busy (12 to 90 %)" in run(tmp_path).stdout
-    (folder / FOLDER / "7_0-a.jsonl").write_text('{"at": "2026-03-01T10:00:00.000Z", "node": "a", "percent": [12, 90]}\n')
-    assert "1 GPU of 1 node 60 % busy\n" in run(tmp_path).stdout, "what is old does not count"
+        GpuUseFile(folder, job, node).append(60, percent)
+    assert "3 GPUs on 2 nodes: 54 % busy (from 12 % to 90 %)" in run(tmp_path).stdout
+    (folder / FOLDER / "7_0-a.jsonl").write_text('{"at": "2026-02-01T10:00:00.000Z", "node": "a", "seconds": 60, "percent": [12, 90]}\n')
+    assert "1 GPU on 1 node: 60 % busy\n" in run(tmp_path).stdout, "what was measured before the session does not count"
     write_record(folder / "record.jsonl")
     assert "busy" not in run(tmp_path).stdout
 

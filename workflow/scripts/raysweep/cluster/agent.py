@@ -350,7 +350,7 @@ class Agent:
         """Return a context in which this agent measures how busy the GPUs of the node are. In other jobs than a sweep, nothing is measured."""
         if not self.node.gpus or not isinstance(self.start.job, SearchJob):
             return contextlib.nullcontext()
-        return measured_gpus(GpuUseFile(self.start.job.state_dir, self.start.job_id, self.node.name))
+        return measured_gpus(GpuUseFile(self.start.job.state_dir, self.start.job_id, self.node.name), self.node.gpus)
 
     def start_driver(self, environment: Environment, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
         """Start the driver while Ray's head starts. The driver imports modules during this time, and then waits for JOB_FILE."""

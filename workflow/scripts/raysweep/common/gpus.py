@@ -1,4 +1,4 @@
-"""This module counts the GPUs of NVIDIA, AMD and Intel, and measures how busy they are, with the vendors' programs and environment variables.
+"""Counts the GPUs of NVIDIA, AMD and Intel, and measures how busy the GPUs are, with the vendors' programs and environment variables.
 
 No other module runs these programs.
 """
@@ -169,10 +169,10 @@ def first_gpu_memory_mb() -> tuple[int, int] | None:
     return used, total
 
 
-def gpu_use_percent() -> list[int]:
-    """Return for each GPU of this process the share of the last moments in which the GPU was busy, in percent, as the vendor's program measures it.
+def gpu_use_percent(num_gpus: int) -> list[int]:
+    """Return for each of the first `num_gpus` GPUs of this process the percentage of the program's last sampling period in which the GPU was busy.
 
-    The list is empty where the program does not measure. The program does not measure slices of GPUs (MIG).
+    The list is empty where the vendor's program does not say this for all these GPUs. NVIDIA's program says nothing of slices of GPUs (MIG).
     """
     program = gpu_program()
     if not program.use_arguments:
@@ -181,14 +181,12 @@ def gpu_use_percent() -> list[int]:
         printed = _query(program, *program.use_arguments)
     except GpuProgramError:
         return []
-    gpus = named_gpus(program.variables, os.environ)
-    found = [match.groupdict() for match in re.finditer(program.use_pattern, printed, re.MULTILINE)]
-    # A variable may contain only the beginning of a UUID.
-    return [
-        int(each["percent"])
-        for each in found
-        if gpus is None or any(gpu == each["gpu"] or each.get("uuid", "").startswith(gpu) for gpu in gpus)
-    ]
+    matches = [match.groupdict() for match in re.finditer(program.use_pattern, printed, re.MULTILINE)]
+    names = named_gpus(program.variables, os.environ)
+    if names is not None:
+        # A variable may contain only the beginning of a UUID.
+        matches = [match for name in names for match in matches if name == match["gpu"] or match.get("uuid", "").startswith(name)]
+    return [int(match["percent"]) for match in matches[:num_gpus]] if len(matches) >= num_gpus else []
 
 
 def apptainer_options() -> list[str]:

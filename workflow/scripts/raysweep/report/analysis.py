@@ -9,11 +9,14 @@ import bisect
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from raysweep.config.model import Mode
+from raysweep.record.gpu_use import GpuUse
 from raysweep.record.node_times import Device
 from raysweep.record.trials import Trial
 from raysweep.report.inputs import Attempt, Inputs, SweepResult
@@ -236,32 +239,44 @@ def at_a_time(result: SweepResult, bins: int) -> list[tuple[float, float]]:
 
 
 class GpuUseAt(NamedTuple):
-    """Describes how busy the GPUs were in one part of the running time, in percent."""
+    """Contains how busy the GPUs were in one part of the running time, in percent."""
 
     at_s: float  # middle of the part, in seconds of the running time
     mean: float  # of all GPUs
-    least: float  # the GPU that was the least busy
-    most: float
+    least_busy: float  # of the GPU that was the least busy
+    most_busy: float
 
 
 def gpu_use_over_time(inputs: Inputs) -> list[GpuUseAt]:
     """Return how busy the GPUs were in each of at most MAX_PARTS equal parts of the running time. Parts without a measurement are left out.
 
-    A part is a minute or longer, because the measurements are means of a minute.
+    A part lasts at least a minute, unless the whole sweep is shorter, because most measurements are means of a minute.
     """
     total_s = inputs.clock.total_s
-    bins = max(1, min(MAX_PARTS, int(total_s / 60)))
-    width_s = total_s / bins
-    percents: dict[int, list[float]] = {}
+    num_parts = max(1, min(MAX_PARTS, int(total_s / 60)))
+    width_s = max(total_s, 1e-3) / num_parts
+    parts: dict[int, list[GpuUse]] = {}
     for use in inputs.gpu_use:
-        part = min(int(inputs.clock.seconds(use.at) / width_s), bins - 1) if width_s else 0
-        percents.setdefault(part, []).extend(use.percent)
-    return [
-        GpuUseAt((part + 0.5) * width_s, sum(each) / len(each), min(each), max(each)) for part, each in sorted(percents.items()) if each
-    ]
+        middle_s = inputs.clock.seconds(use.at) - use.seconds / 2
+        parts.setdefault(min(max(int(middle_s / width_s), 0), num_parts - 1), []).append(use)
+    return [_gpu_use_at((number + 0.5) * width_s, uses) for number, uses in sorted(parts.items())]
+
+
+def _gpu_use_at(at_s: float, uses: list[GpuUse]) -> GpuUseAt:
+    of_gpus: dict[tuple[str, int], list[GpuUse]] = {}
+    for use in uses:
+        for number, percent in enumerate(use.percent):
+            of_gpus.setdefault((use.agent, number), []).append(replace(use, percent=(percent,)))
+    means = [_mean_percent(of_gpu) for of_gpu in of_gpus.values()]
+    return GpuUseAt(at_s, _mean_percent(uses), min(means), max(means))
+
+
+def _mean_percent(uses: Sequence[GpuUse]) -> float:
+    """Return the mean over the time of all GPUs."""
+    gpu_s = sum(use.seconds * len(use.percent) for use in uses)
+    return sum(use.seconds * sum(use.percent) for use in uses) / gpu_s if gpu_s else 0.0
 
 
 def mean_gpu_use(inputs: Inputs) -> float | None:
-    """Return how busy the GPUs were over the whole running time, in percent, or None where the GPUs were not measured."""
-    parts = gpu_use_over_time(inputs)
-    return sum(part.mean for part in parts) / len(parts) if parts else None
+    """Return which percentage of the measured GPU-hours the GPUs were busy, or None where the GPUs were not measured."""
+    return _mean_percent(inputs.gpu_use) if inputs.gpu_use else None

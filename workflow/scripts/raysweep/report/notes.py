@@ -13,7 +13,7 @@ from raysweep.common.patience import Patience
 from raysweep.common.text import duration, number, plural
 from raysweep.config.distributions import Choice, Numeric
 from raysweep.config.space import flattened
-from raysweep.record.events import NotFused, StepMode
+from raysweep.record.events import FusionPlan, NotFused, StepMode
 from raysweep.record.node_times import used_hours
 from raysweep.record.stagnation import has_stagnated
 from raysweep.report import ranking
@@ -23,7 +23,7 @@ from raysweep.report.keys import Key, position_in_range
 from raysweep.report.ranking import Note
 
 EDGE_FRACTION = 0.05  # fraction of a range that counts as the edge, at each of the two ends
-MIN_BUSY_PERCENT, MIN_MEASURED_S = 50, 600  # a sweep of a shorter time has a large part of start-up, in which all GPUs are idle
+MIN_BUSY_PERCENT, MIN_MEASURED_S = 50, 600  # a large part of a shorter time is the start of the sweep, in which all GPUs are idle
 MIN_STEPS = 20  # a range with fewer values has no outer 5 %, so the ends of this range are judged as the ends of a list
 
 
@@ -342,16 +342,14 @@ def _shared_gpus(inputs: Inputs) -> Iterator[Note]:
 
 
 def _idle_gpus(inputs: Inputs) -> Note | None:
-    """Return a note where the GPUs of a sweep of some length were idle for most of the time."""
-    busy = mean_gpu_use(inputs)
-    if busy is None or busy >= MIN_BUSY_PERCENT or inputs.clock.total_s < MIN_MEASURED_S:
+    """Return a note where the GPUs were idle for most of the time, if they were measured for at least MIN_MEASURED_S, and trials were not trained together."""
+    percent, measured_s = mean_gpu_use(inputs), sum(use.seconds for use in inputs.gpu_use)
+    if percent is None or percent >= MIN_BUSY_PERCENT or measured_s < MIN_MEASURED_S or isinstance(inputs.sweep.fused, FusionPlan):
         return None
-    return Note(
-        "info",
-        f"The GPUs were busy for {busy:.0f} % of the time",
-        "If the memory of a GPU suffices, more trials can share the GPU, with a smaller number, or auto, as trial_resources.gpu."
-        " If the trials wait for their data, a larger trial_resources.cpu may help.",
-    )
+    text = "If the trials wait for their data, a larger trial_resources.cpu may help."
+    if inputs.header.trial_resources.gpu != "auto":
+        text = f"If a GPU has free memory, let more trials share the GPU: set trial_resources.gpu to a smaller number, or to auto. {text}"
+    return Note("info", f"On average, a GPU was busy for {percent:.0f} % of the time", text)
 
 
 def _retries(inputs: Inputs) -> Note | None:

@@ -192,8 +192,8 @@ def _hardware_text(inputs: Inputs) -> str:
     text = f"{plural(len({attempt.node for attempt in inputs.attempts}), 'node')}"
     devices = plural(cpus, "CPU") + (f", {plural(gpus, 'GPU')}" if gpus else "")
     text = f"{text} of {len(jobs)} jobs, up to {devices} at a time" if jobs else f"{text}, {devices}"
-    busy = analysis.mean_gpu_use(inputs)
-    return text if busy is None else f"{text}; GPUs {busy:.0f} % busy"
+    percent = analysis.mean_gpu_use(inputs)
+    return text if percent is None else f"{text}; GPUs {percent:.0f} % busy"
 
 
 def _algorithm(algorithm: Named) -> str:

@@ -22,7 +22,7 @@ from raysweep.common.files import read_yaml
 from raysweep.common.text import duration, number, plural
 from raysweep.config.space import flattened
 from raysweep.record.file import RecordReader, read_sweep
-from raysweep.record.gpu_use import GpuUse, read_gpu_use
+from raysweep.record.gpu_use import GpuUse, latest_gpu_use
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Trial
 from raysweep.slurm.array_jobs import ArrayJob, ArrayJobs
@@ -32,7 +32,6 @@ INTERVAL_S = 1.0  # shortest time in seconds between two readings of the record
 MAX_SHARE_OF_TIME = 0.1  # largest share of a core's time that the view uses, because a frame of 10,000 trials took 0.34 s
 PLOT_HEIGHT = 9  # height of the plot in rows of the terminal
 NODE_WIDTH = 12  # width of the column with the name of the node, in characters
-GPU_USE_S = 180.0  # age in seconds of a measurement of GPUs, which is written once a minute, up to which the view shows the measurement
 QUIET_S = 300.0  # age in seconds of the record's last event from which the view warns that the driver may have died
 STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "STOPPED": "yellow", "ERROR": "red", "PENDING": "dim"}
 
@@ -128,8 +127,8 @@ def summary(sweep: Sweep, state: str, gpu_use: list[GpuUse], width: int) -> Text
     elapsed = sweep.used_s + (seconds_since(sweep.sessions[-1].last_at) if state == "running" else 0)
     counts = [f"{done}/{about.num_trials} trials done", f"{running} running", f"{statuses.count('STOPPED')} stopped early"]
     lines = [f"{about.name}: {state}", ", ".join([*counts, f"{statuses.count('ERROR')} failed", f"{duration(elapsed)} elapsed"])]
-    if state == "running" and (busy := gpus_text(gpu_use)):
-        lines.append(busy)
+    if state == "running" and (of_gpus := gpus_text(sweep, gpu_use)):
+        lines.append(of_gpus)
     if best := sweep.best_trial(about.metric, about.mode):
         trial, result = best
         lines.append(f"best {about.metric} {number(result.metrics[about.metric])} at epoch {result.epoch} of trial {trial.trial_id}")
@@ -142,14 +141,15 @@ def summary(sweep: Sweep, state: str, gpu_use: list[GpuUse], width: int) -> Text
     return text
 
 
-def gpus_text(gpu_use: list[GpuUse]) -> str:
-    """Return how busy the GPUs were in the latest minute, or an empty text where no GPU was measured in the last GPU_USE_S seconds."""
-    latest = [use for use in gpu_use if seconds_since(use.at) < GPU_USE_S]
-    if not (percents := [percent for use in latest for percent in use.percent]):
+def gpus_text(sweep: Sweep, gpu_use: list[GpuUse]) -> str:
+    """Return how busy the GPUs are, according to the latest measurements of all agents. The text is empty where no GPU was measured in this session."""
+    of_session = [use for use in gpu_use if use.at >= sweep.sessions[-1].at]
+    percents = [percent for use in of_session for percent in use.percent]
+    if not percents:
         return ""
-    gpus, nodes = plural(len(percents), "GPU"), plural(len({use.node for use in latest}), "node")
-    range_ = f" ({min(percents):.0f} to {max(percents):.0f} %)" if len(percents) > 1 else ""
-    return f"{gpus} of {nodes} {sum(percents) / len(percents):.0f} % busy{range_}"
+    gpus, nodes = plural(len(percents), "GPU"), plural(len({use.node for use in of_session}), "node")
+    span = f" (from {min(percents):.0f} % to {max(percents):.0f} %)" if len(percents) > 1 else ""
+    return f"{gpus} on {nodes}: {sum(percents) / len(percents):.0f} % busy{span}"
 
 
 def settings(config: dict[str, Any]) -> str:
@@ -222,7 +222,7 @@ def view(sweep: Sweep, jobs: tuple[ArrayJob, ...] | None, gpu_use: list[GpuUse],
     """Return the summary, the tables and the plot in at most `height` rows, or in any number of rows where `height` is None.
 
     `jobs` are the jobs of the sweep's job array that have not ended. None: the sweep has no job array, or Slurm does not say. `gpu_use` contains the latest
-    measurement of each node.
+    measurement of each agent.
     """
     state = state_with_jobs(state_of(sweep), sweep, jobs)
     head, plot = summary(sweep, state, gpu_use, width), plot_of(sweep, width)
@@ -261,7 +261,7 @@ def watch(state_dir: Path, names: list[str], once: bool) -> None:
             raise RaysweepError(
                 f"There is no record of {sought} yet. It is written as soon as run_sweep starts; --state-dir names another folder."
             )
-        gpu_use = read_gpu_use(path.parent, only_last=True)
+        gpu_use = latest_gpu_use(path.parent)
         console.print(view(sweep, jobs_of(sweep, ArrayJobs()), gpu_use, console.width, None))
         return
     if path is None:
@@ -281,7 +281,7 @@ def follow(path: Path, console: Console) -> None:
             sweep = record.read()
             if sweep.sessions:  # there is no session before the driver has written the first line
                 jobs = jobs_of(sweep, array_jobs)
-                gpu_use = read_gpu_use(path.parent, only_last=True)
+                gpu_use = latest_gpu_use(path.parent)
                 live.update(view(sweep, jobs, gpu_use, console.width, console.height), refresh=True)
                 if state_with_jobs(state_of(sweep), sweep, jobs) not in GOES_ON:
                     return

@@ -114,20 +114,24 @@ def running(result: SweepResult) -> Spec:
 
 
 def gpu_use(inputs: Inputs) -> Spec:
-    """Return the figure of how busy the GPUs were: the mean as a line, in an area from the GPU that was the least busy to the busiest GPU."""
+    """Return the figure of how busy the GPUs were. The line is the mean of all GPUs, and the area reaches from the least busy to the busiest GPU."""
     total_s = inputs.clock.total_s
     unit_s, unit = time_unit(total_s)
     values = [
-        {"at": round(part.at_s / unit_s, 4), **{name: round(getattr(part, name), 1) for name in ("mean", "least", "most")}}
+        {"at": round(part.at_s / unit_s, 4), **{name: round(getattr(part, name), 1) for name in ("mean", "least_busy", "most_busy")}}
         for part in gpu_use_over_time(inputs)
     ]
     x = running_time_axis("at", total_s)
     scale = {"domain": [0, 100]}
-    tooltip = [quantitative(name, title=f"{name} (%)") for name in ("mean", "least", "most")]
+    titles = {"mean": "mean (%)", "least_busy": "least busy GPU (%)", "most_busy": "busiest GPU (%)"}
+    tooltip = [quantitative(name, title=title) for name, title in titles.items()]
     tooltip.append(quantitative("at", title=f"running time ({unit})", format=".4~g"))
     layers = [
         layer(
-            mark("area", color="var(--sky)", opacity=0.5), x=x, y=quantitative("least", title="busy (%)", scale=scale), y2={"field": "most"}
+            mark("area", color="var(--sky)", opacity=0.5),
+            x=x,
+            y=quantitative("least_busy", title="busy (%)", scale=scale),
+            y2={"field": "most_busy"},
         ),
         layer(
             mark("line", color="var(--blue)", point={"size": 14, "filled": True}), x=x, y=quantitative("mean", scale=scale), tooltip=tooltip
