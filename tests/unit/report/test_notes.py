@@ -194,7 +194,7 @@ def test_gpus_that_were_mostly_idle_are_told(tmp_path: Path, percent: float, is_
         assert "set trial_resources.gpu to a smaller number, or to auto" in note(measured, title).text
         measured.sessions[0].header = replace(measured.header, trial_resources=TrialResourcesConfig(1, "auto"))
         assert "trial_resources.gpu" not in note(replace(measured), title).text
-        measured.sweep.sessions[0].fused = FusionPlan(1, 10, 2.0, "vmap")
+        measured.sweep.fused = FusionPlan(1, 10, 2.0, "vmap")
         assert title not in titles(replace(measured)), "several trials share a stack already"
 
 
