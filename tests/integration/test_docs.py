@@ -103,19 +103,11 @@ RUN_BY = {
         "slurm/test_sweep.py::test_from_inside_a_job_the_same_command_submits_new_jobs"
     ),
 }
-ON_SLURM = "snakemake --executor slurm --profile cluster"
 # A command in a document → the reason why no test runs the command.
 NOT_RUN = {
-    "module load python/3.11": "a site's own command",
     "git clone '<this' 'repository>' raysweep": "the address is the reader's",
     "'(cd' 'raysweep;' make 'setup)'": "sets up another clone; test_makefile.py runs `make setup`, and test_module.py what follows",
     "source raysweep/.venv/bin/activate": "the same",
-    f"{ON_SLURM} --configfile my.yaml config/alliance.yaml": "needs that site's modules and wheelhouse; test_dry_run.py reads its config",
-    f"{ON_SLURM.replace('snakemake', 'snakemake check_cluster')} --configfile my.yaml config/lumi.yaml": "needs LUMI; test_dry_run.py reads its config",
-    f"{ON_SLURM} --configfile my.yaml config/lumi.yaml": "the same",
-    f"{ON_SLURM} --configfile my.yaml config/plain-slurm.yaml": "downloads PyTorch to a cluster; test_dry_run.py reads its config",
-    f"{ON_SLURM} --until build_env --configfile my.yaml config/no-network.yaml": "downloads PyTorch's CUDA build; test_dry_run.py reads its config",
-    f"{ON_SLURM} --configfile my.yaml config/no-network.yaml": "continues after the command above",
     "apptainer build image.sif workflow/envs/image.def": "needs Apptainer, a builder's rights and a network; test_container.py runs what uses the image",
     "snakemake --cores all --configfile benchmarks/recipe.yaml": "takes an hour, and downloads CIFAR-10; test_load.py reads the config",
     "make bench": "takes hours; test_bench.py has the parts",
