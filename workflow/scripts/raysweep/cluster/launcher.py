@@ -343,7 +343,7 @@ def run(request: LaunchRequest, job: Job) -> LaunchResult:
 
 
 def run_once(request: LaunchRequest, start: Start) -> LaunchResult:
-    """Start the agents, run the driver, and end the agents. Raises the errors of `Launcher.run`."""
+    """Run the driver on the agents of `request.crew`, or start agents for this run and end them afterwards. Raises the errors of `Launcher.run`."""
     if request.crew is not None:
         return Launcher(request.allocation, request.num_required_nodes, request.crew.agents, request.crew.gate).run(start)
     agents = Agents(request.allocation)

@@ -218,7 +218,8 @@ def _at(value: Any, path: KeyPath) -> Any:
 def _long_forms(config: dict[str, Any]) -> dict[str, Any]:
     """Return the config in which long forms replace short forms.
 
-    `{name: random}` replaces the short form `random` of a value that has a name and options. `{epochs: 5}` replaces the short form `5` of `no_better_for`.
+    A bare name such as `random` becomes `{name: random}`. A bare number of `no_better_for` becomes `{epochs: 5}` in `stop`, and `{configurations: 5}` in
+    `end_when`.
     """
     for values, key in _named_values(config):
         if isinstance(values[key], str):

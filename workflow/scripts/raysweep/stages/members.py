@@ -132,7 +132,9 @@ class Member:
         self.deadline = Deadline.of(self.allocation.started, self.allocation.ends, stage.sweep.allocation.walltime_margin_s)
 
     def run(self) -> int:
-        """Lead the sweep or join the leader again and again. Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
+        """Lead the sweep while no other job does, and otherwise join the leader, until the sweep ends or this job leaves.
+
+        Return the exit code of the sweep, or LEFT where the sweep goes on without this job.
 
         Raises WorldError where Ray fails again and again on the nodes of this job.
         """

@@ -84,7 +84,8 @@ def finish_sweep(stage: Stage, path_to_config: Path, lock: Lock, crew: Crew | No
 def _warm_start(stage: Stage, recorded: Sweep) -> WarmStart | None:
     """Read the known trials and write them for the driver, which cannot see every folder. Return their description, or None without `warm_start`.
 
-    Raises ConfigError, with one line, where nothing can be learnt from the source.
+    Raises ConfigError where the source is missing, cannot be read, or has no trial that fits the search space. But if an earlier run has stored the trials
+    of this source, these trials count.
     """
     sweep, key = stage.sweep, f"sweeps.{stage.name}.warm_start"
     if sweep.warm_start is None:

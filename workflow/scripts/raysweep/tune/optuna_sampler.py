@@ -158,8 +158,8 @@ class OptunaSampler:
     def _outcome(self, candidate: Candidate) -> tuple[list[float] | None, dict[str, float]]:
         """Return the values of the objectives that a finished configuration reached, or None, and by how much the values violate each bound.
 
-        Where no report fulfils the constraint, the best report counts with its violations, so that the sampler learns where the bounds hold. A sampler that
-        ignores constraints gets no value then.
+        Where no report fulfils the constraint, the best report counts with its violations, so that the sampler learns where the bounds hold. In this case, a
+        sampler in IGNORE_CONSTRAINTS gets no value.
         """
         best = candidate.counted(self.metric, self.mode)
         amounts: dict[str, float] | None = {}

@@ -51,7 +51,7 @@ class Code:
 
     @property
     def targets(self) -> list[Target]:
-        """Return the target and the target of the loss function, if there is one."""
+        """Return the target of the model or function, and the target of the loss function if the user has written a loss function."""
         return [self.target, *([self.loss] if self.loss else [])]
 
     @classmethod

@@ -41,7 +41,11 @@ def micro_batch(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, st
 
 
 class StackStep:
-    """Runs the step of all stacks of one form. `trainer` is any member. `share_rows` says whether all members use the same rows."""
+    """Runs the step of all stacks of one form.
+
+    `trainer` is the trainer of any member of a stack, of which only the loss, the autocast and the preparation are used. `share_rows` says whether all
+    members use the same rows.
+    """
 
     def __init__(self, model: nn.Module, trainer: Trainer, form: StepForm, *, share_rows: bool, unfolds: bool) -> None:
         self.model, self.form, self.shapes = model, form, parameter_shapes(model)

@@ -112,7 +112,7 @@ class SlotManager(ResourceManager):
     engines: list[RunningEngine] = field(default_factory=list)
     restarts: int = 0
     keys: Iterator[int] = field(default_factory=itertools.count)
-    num_wanted: Callable[[], int] | None = None  # returns the present number of engines that are useful; None: the number does not change
+    num_wanted: Callable[[], int] | None = None  # returns how many engines should run now; None: the number of engines is fixed
     is_leaving: Callable[[str], bool] = lambda address: False  # returns whether the node at this address gets no more trials
 
     def follow(self, num_wanted: Callable[[], int], is_leaving: Callable[[str], bool]) -> None:
