@@ -183,5 +183,5 @@ def test_a_confirmation_changes_its_configuration_where_the_weights_of_the_best_
         taken = hand_overs.pop("00000", None)
         assert taken is not None
         assert (taken.donor, taken.epoch, taken.config) == ("00000", 3, {"lr": 0.5})
-        record.write("take_over", trial="00000", **taken.as_event())
+        record.write("take_over", trial="00000", **vars(taken))
         assert not replaying.is_due("00000"), "it has changed"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.cluster.check import probe_node as module
-from raysweep.cluster.check.node_report import FailedConnections, Listeners, NodeReport, ProbeStart, SocketAddress, read_node_message
+from raysweep.cluster.check.node_report import FailedConnections, NodeReport, ProbeStart, SocketAddress, read_node_message
 from raysweep.cluster.check.probe_node import failed_connections, probe_node
 from raysweep.common.typed_json import to_json
 from unit.cluster.check.reports import NODES
@@ -21,7 +21,7 @@ from unit.cluster.check.reports import NODES
 def test_a_folder_that_is_not_shared_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARED_DEADLINE_S", 0.2)
     (tmp_path / "first").write_text("written by an earlier job")
-    messages = [ProbeStart(NODES[:1], "a new nonce", tmp_path, tmp_path), Listeners({})]
+    messages = [ProbeStart(NODES[:1], "a new nonce", tmp_path, tmp_path), {}]
     output = io.StringIO()
     probe_node(io.StringIO("".join(json.dumps(to_json(message)) + "\n" for message in messages)), output, in_slurm=False)
     report, connections = map(read_node_message, output.getvalue().splitlines())

@@ -244,14 +244,19 @@ def send(message: object, stream: IO[str]) -> None:
     stream.flush()
 
 
+def read_message(kinds: object, line: str) -> Any:
+    """Return the message of one of `kinds` that a line contains. Return None for any other line, such as a line that the prolog of a site prints."""
+    try:
+        return from_json(cast(Any, kinds), json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
 def read_launcher_message(line: str) -> LauncherMessage:
     """Return the message that a line from the launcher contains. Raises ValueError or TypeError where the line is no message."""
     return cast(LauncherMessage, from_json(cast(Any, LauncherMessage), json.loads(line)))
 
 
 def read_agent_message(line: str) -> AgentMessage | None:
-    """Return the message that a line from an agent contains. Return None for any other line, such as a line that the prolog of a site prints."""
-    try:
-        return cast(AgentMessage, from_json(cast(Any, AgentMessage), json.loads(line)))
-    except (ValueError, TypeError):
-        return None
+    """Return the message that a line from an agent contains, or None for any other line."""
+    return cast(AgentMessage | None, read_message(AgentMessage, line))

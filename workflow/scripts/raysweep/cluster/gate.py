@@ -28,7 +28,7 @@ from raysweep.cluster.channel import (
     Secrets,
     Start,
     read_agent_message,
-    read_launcher_message,
+    read_message,
 )
 from raysweep.cluster.lock import GateAddress
 from raysweep.cluster.node_tasks import NodeTasks, script_command
@@ -153,10 +153,7 @@ class Relay(NodeTasks[LauncherMessage]):
         super().__init__(command, END_DEADLINE_S, env=without_slurm_job(dict(os.environ)))
 
     def read_message(self, line: str) -> LauncherMessage | None:
-        try:
-            message = read_launcher_message(line)
-        except (ValueError, TypeError):  # the prolog of the site has printed the line
-            return None
+        message: LauncherMessage | None = read_message(LauncherMessage, line)
         if isinstance(message, Start):
             self.start = message
             return LauncherAlive()

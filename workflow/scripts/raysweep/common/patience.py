@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from raysweep.common.bounds import Bounds, any_holds
 
 NO_BETTER_FOR = "no_better_for"  # key in `stop` and `end_when` of the config; a metric cannot have this name
-
-
-@dataclass(frozen=True)
-class Patience:
-    """States after how many steps without a better value a trial or a sweep ends. A step is an epoch of a trial, or a configuration of a sweep."""
-
-    steps: int
-    min_delta: float = 0.0  # a value is better only if it exceeds the best value before by more than this difference
 
 
 class BestSoFar:

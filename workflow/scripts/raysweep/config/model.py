@@ -16,7 +16,6 @@ from raysweep.common.capacity import TrialResources, WorkerResources, capacity
 from raysweep.common.durations import seconds
 from raysweep.common.files import read_yaml
 from raysweep.common.machine import NodeSize
-from raysweep.common.patience import Patience
 from raysweep.common.typed_json import OMIT_IF_EMPTY, from_json
 from raysweep.config.recipe import Recipe
 from raysweep.config.space import num_combinations, parse_space
@@ -166,7 +165,7 @@ class NoBetterFor:
     """Describes after how many finished configurations without a better value the sweep ends."""
 
     configurations: int
-    min_delta: float
+    min_delta: float  # a value is better only if it exceeds the best value before by more than this difference
 
 
 @dataclass(frozen=True)
@@ -174,11 +173,6 @@ class EndWhenConfig:
     """Describes when a sweep ends before the last trial."""
 
     no_better_for: NoBetterFor | None = field(default=None, metadata=OMIT_IF_EMPTY)
-
-    @property
-    def patience(self) -> Patience | None:
-        """Return after how many configurations without a better value the sweep ends, or None where the sweep does not end so."""
-        return None if self.no_better_for is None else Patience(self.no_better_for.configurations, self.no_better_for.min_delta)
 
 
 @dataclass(frozen=True, kw_only=True)

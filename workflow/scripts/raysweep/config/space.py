@@ -14,7 +14,6 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from raysweep.common.errors import ConfigError
 from raysweep.common.numeric import is_same
 from raysweep.config.distributions import PLAIN, Choice, Distribution, is_plain, parse_distribution
+from raysweep.config.mistakes import KeyPath, Mistake
 
 # These keys of a search space set the training of a `model`. All other keys are arguments of the model's constructor. The key `training` contains numbers
 # of the recipe.
@@ -41,17 +41,6 @@ ONE_OF = "one_of"  # The value at this key is a list of spaces, which are called
 DISTRIBUTIONS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "normal", "choice", "grid")
 
 
-Keys = tuple[str | int, ...]  # These map keys and list positions lead to a part of a search space.
-
-
-@dataclass(frozen=True)
-class SpaceMistake:
-    """Describes a mistake in the part of a search space to which `keys` lead."""
-
-    keys: Keys
-    message: str
-
-
 def parse_space(space: dict[str, Any]) -> dict[str, Any]:
     """Return a search space of the config as a flat map, in which a key is "key" or "outer/inner", and a value is a distribution or a constant.
 
@@ -59,14 +48,14 @@ def parse_space(space: dict[str, Any]) -> dict[str, Any]:
     """
     flat, mistakes = read_space(space)
     if mistakes:
-        raise ConfigError(f"{'.'.join(map(str, ('search_space', *mistakes[0].keys)))}: {mistakes[0].message}")
+        raise ConfigError(f"{'.'.join(map(str, ('search_space', *mistakes[0].path)))}: {mistakes[0].message}")
     return flat
 
 
-def read_space(space: dict[str, Any], outer: Keys = ()) -> tuple[dict[str, Any], list[SpaceMistake]]:
+def read_space(space: dict[str, Any], outer: KeyPath = ()) -> tuple[dict[str, Any], list[Mistake]]:
     """Return a search space as the flat map that `parse_space` returns, and all mistakes in the space. `outer` are the keys that lead to the space."""
     flat: dict[str, Any] = {}
-    mistakes: list[SpaceMistake] = []
+    mistakes: list[Mistake] = []
     for key, value in space.items():
         part, mistakes_of_part = _read_value(key, value, outer)
         flat |= part
@@ -74,52 +63,52 @@ def read_space(space: dict[str, Any], outer: Keys = ()) -> tuple[dict[str, Any],
     return flat, mistakes
 
 
-def _read_value(key: Any, value: Any, outer: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
+def _read_value(key: Any, value: Any, outer: KeyPath) -> tuple[dict[str, Any], list[Mistake]]:
     """Return the flat map and the mistakes of one key of a search space. `outer` are the keys that lead to the space."""
     keys = (*outer, key)
     if not isinstance(key, str) or not key or set("/[]") & set(key) or key.startswith("_"):
         allowed = "a name that neither is empty, holds a slash or a bracket, nor starts with an underscore"
         if not isinstance(key, str):
             allowed = f"a name is text, so write '{json.dumps(key, default=str)}' with the quotes"
-        return {}, [SpaceMistake(outer, f"the key {key!r} is not allowed: {allowed}")]
+        return {}, [Mistake(outer, f"the key {key!r} is not allowed: {allowed}")]
     if isinstance(value, dict):
         return _read_map(key, value, keys)
     if isinstance(value, list):
         allowed = "a distribution, a nested space or a constant. To draw from a list write {choice: […]}"
-        return {}, [SpaceMistake(keys, f"{value!r} is not allowed: {allowed}")]
+        return {}, [Mistake(keys, f"{value!r} is not allowed: {allowed}")]
     if not is_plain(value):
-        return {}, [SpaceMistake(keys, f"{value!r} is not allowed: a distribution, a nested space or a constant: {PLAIN}")]
+        return {}, [Mistake(keys, f"{value!r} is not allowed: a distribution, a nested space or a constant: {PLAIN}")]
     return {key: value}, []
 
 
-def _read_map(key: str, value: dict[Any, Any], keys: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
+def _read_map(key: str, value: dict[Any, Any], keys: KeyPath) -> tuple[dict[str, Any], list[Mistake]]:
     """Return the flat map and the mistakes of a key whose value is a distribution, a `one_of` or a nested space."""
     if len(value) == 1 and next(iter(value)) in DISTRIBUTIONS:
         name, arguments = next(iter(value.items()))
         try:
             return {key: parse_distribution(name, arguments)}, []
         except ConfigError as error:
-            return {}, [SpaceMistake((*keys, name), str(error))]
+            return {}, [Mistake((*keys, name), str(error))]
     if value.keys() == {ONE_OF}:
         return _read_branches(key, value[ONE_OF], (*keys, ONE_OF))
     if not value:
-        return {}, [SpaceMistake(keys, f"{{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")]
+        return {}, [Mistake(keys, f"{{}} is not allowed: one of {', '.join(DISTRIBUTIONS)}, a nested space or a constant")]
     # A misspelt distribution is read as a nested space. The list of arguments is then reported, because a list is not allowed in a space.
     flat, mistakes = read_space(value, keys)
     return {f"{key}{SEPARATOR}{inner}": v for inner, v in flat.items()}, mistakes
 
 
-def _read_branches(key: str, branches: Any, keys: Keys) -> tuple[dict[str, Any], list[SpaceMistake]]:
+def _read_branches(key: str, branches: Any, keys: KeyPath) -> tuple[dict[str, Any], list[Mistake]]:
     """Return the flat map {key: choice of the branch number, "key[0]/inner": …, "key[1]/other": …} of a `one_of`, and the mistakes in the branches."""
     if not isinstance(branches, list) or len(branches) < 2 or not all(isinstance(branch, dict) and branch for branch in branches):
-        return {}, [SpaceMistake(keys, f"{branches!r} is not allowed: a list of at least two spaces")]
+        return {}, [Mistake(keys, f"{branches!r} is not allowed: a list of at least two spaces")]
     flat: dict[str, Any] = {key: Choice(ONE_OF, tuple(range(len(branches))))}
-    mistakes: list[SpaceMistake] = []
+    mistakes: list[Mistake] = []
     for number, branch in enumerate(branches):
         parsed, mistakes_of_branch = read_space(branch, (*keys, number))
         mistakes += mistakes_of_branch
         if any(isinstance(d, Choice) and d.name == "grid" for d in parsed.values()):
-            mistakes.append(SpaceMistake((*keys, number), f"grid is not allowed below {ONE_OF}: choice"))
+            mistakes.append(Mistake((*keys, number), f"grid is not allowed below {ONE_OF}: choice"))
         flat |= {f"{key}[{number}]{SEPARATOR}{inner}": d for inner, d in parsed.items()}
     return flat, mistakes
 

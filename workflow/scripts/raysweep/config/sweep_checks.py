@@ -105,7 +105,7 @@ def _missing_package(sweep: Section, value: str, package: str, file: str, *keys:
 def check_space(sweep: Section) -> Iterator[Mistake]:
     """Yield the mistakes in the search space of a sweep."""
     for mistake in read_space(sweep.values["search_space"])[1]:
-        yield sweep.mistake(mistake.message, "search_space", *mistake.keys)
+        yield sweep.mistake(mistake.message, "search_space", *mistake.path)
 
 
 def check_space_fits_algorithm(sweep: Section) -> Iterator[Mistake]:

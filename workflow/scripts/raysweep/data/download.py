@@ -8,7 +8,6 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,7 +71,7 @@ def fetch(address: str, path: Path, expected: Checksum | None, timeout_s: float 
     `timeout_s` is the time in seconds for which one network operation may wait. Raises WorldError where the network fails or the checksum differs.
     """
     logger.info("downloading %s to %s", address, path)
-    with with_filename(path), written_aside(path, "wb") as stream:
+    with written_aside(path, "wb") as stream:
         digest = None if expected is None else expected.new_hash()
         for chunk in _chunks(address, timeout_s):
             if digest is not None:
@@ -96,14 +95,3 @@ def _chunks(address: str, timeout_s: float) -> Iterator[bytes]:
             f"{address}: cannot be downloaded ({cause}). Run it again where the network is: on a cluster run `--until build_env` on a login node first; "
             "or fetch the file elsewhere, copy it here and give its path as `source:`."
         ) from error
-
-
-@contextmanager
-def with_filename(path: Path) -> Iterator[None]:
-    """Add `path` as the filename to an OSError that names no file. A write to a full disk, for instance, raises such an error."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise

@@ -21,12 +21,12 @@ from typing import Literal
 import numpy as np
 
 from raysweep.common.errors import ConfigError, logger
-from raysweep.common.files import sha256_of_file, write_yaml, written_aside
+from raysweep.common.files import disk_errors_name, sha256_of_file, write_yaml, written_aside
 from raysweep.common.typed_json import to_json
 from raysweep.data import arrays, cifar10, synthetic
 from raysweep.data.columns import Raw, encode, figures_of_table, fit
 from raysweep.data.division import Division, divide, test_fraction_of
-from raysweep.data.download import Checksum, fetch, parse_checksum, with_filename
+from raysweep.data.download import Checksum, fetch, parse_checksum
 from raysweep.data.figures import figures_of
 from raysweep.data.manifest import MANIFEST, Column, DataManifest, DatasetSpec, Figures, is_function, is_table, missing_source_message
 from raysweep.data.mapped import Inputs, blocks_of
@@ -257,7 +257,7 @@ def _all_or_nothing(output_dir: Path) -> Iterator[None]:
     (output_dir / MANIFEST).unlink(missing_ok=True)
     _remove_folds(output_dir)
     try:
-        with with_filename(output_dir):
+        with disk_errors_name(output_dir):
             yield
     except BaseException:
         for split in SPLITS:

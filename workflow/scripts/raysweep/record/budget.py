@@ -20,4 +20,4 @@ def may_begin_trials(recorded: Sweep, sweep: SweepConfig) -> bool:
 
     No new trial may begin where the time or the GPU-hours are used up, or where the best value no longer becomes better (`end_when`).
     """
-    return not is_budget_used_up(recorded, sweep) and not has_stagnated(recorded, sweep.end_when.patience)
+    return not is_budget_used_up(recorded, sweep) and not has_stagnated(recorded, sweep.end_when.no_better_for)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from raysweep.common.patience import BestSoFar, Patience
+from raysweep.common.patience import BestSoFar
+from raysweep.config.model import NoBetterFor
 from raysweep.record.sweep import Sweep
 from raysweep.record.trials import Candidate, Trial
 
@@ -15,19 +16,19 @@ class Stagnation:
     all configurations are counted again, with their present values.
     """
 
-    def __init__(self, sweep: Sweep, patience: Patience) -> None:
-        self.sweep, self.patience = sweep, patience
+    def __init__(self, sweep: Sweep, no_better_for: NoBetterFor) -> None:
+        self.sweep, self.no_better_for = sweep, no_better_for
         self.num_read = 0  # number of entries of the sweep's history that are counted
         self.ended: dict[str, set[str]] = {}  # id of the candidate → ids of the candidate's trials that have ended
         self.finished: list[Candidate] = []
         self._begin()
 
     def _begin(self) -> None:
-        self.best = BestSoFar(self.patience.min_delta, self.sweep.header.mode)
+        self.best = BestSoFar(self.no_better_for.min_delta, self.sweep.header.mode)
         self.num_without_better = 0
 
     def is_reached(self) -> bool:
-        """Return whether as many configurations as `patience` says have finished without a better value. Each entry of the history is read once."""
+        """Return whether as many configurations as `no_better_for` says have finished without a better value. Each entry of the history is read once."""
         history = self.sweep.history
         entries, self.num_read = history[self.num_read :], len(history)
         num_counted = len(self.finished)
@@ -39,7 +40,7 @@ class Stagnation:
             self._begin()
         for candidate in self.finished[num_counted:]:
             self._count(candidate)
-        return self.num_without_better >= self.patience.steps
+        return self.num_without_better >= self.no_better_for.configurations
 
     def _note_end(self, trial: Trial) -> None:
         """Add the configuration of a trial that has ended to the finished configurations, if all trials of the configuration have ended now."""
@@ -59,6 +60,6 @@ class Stagnation:
             self.num_without_better += 1
 
 
-def has_stagnated(sweep: Sweep, patience: Patience | None) -> bool:
-    """Return whether no new trial of the sweep may begin because of `patience`. Return False where `patience` is None."""
-    return patience is not None and Stagnation(sweep, patience).is_reached()
+def has_stagnated(sweep: Sweep, no_better_for: NoBetterFor | None) -> bool:
+    """Return whether no new trial of the sweep may begin because of `no_better_for`. Return False where `no_better_for` is None."""
+    return no_better_for is not None and Stagnation(sweep, no_better_for).is_reached()

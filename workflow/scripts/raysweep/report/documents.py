@@ -1,31 +1,18 @@
-"""Reads the YAML files that the report needs in addition to the record. The contents become typed values."""
+"""Defines the contents of the YAML files that the report needs in addition to the record. Only the fields that the report reads are defined."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+
+from raysweep.common.typed_json import Extensible
 
 
 @dataclass(frozen=True)
-class Document:
-    """Describes a YAML document of which the report reads only the fields that the class names."""
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Self:
-        """Return the document that is made from `values`. Keys of `values` that are not fields of the class are ignored.
-
-        Raises TypeError if `values` lacks a field without a default.
-        """
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-
-
-@dataclass(frozen=True)
-class EnvironmentManifest(Document):
+class EnvironmentManifest(Extensible):
     """Contains the fields of `env.yaml` that the report reads."""
 
     python_version: str
-    torch_backend: str
+    torch_backend: str | None
     wheels: str
     packages: dict[str, str]  # maps the name of each package to the version of the package
     environment_sha256: str
@@ -33,7 +20,7 @@ class EnvironmentManifest(Document):
 
 
 @dataclass(frozen=True)
-class Plan(Document):
+class Plan(Extensible):
     """Contains the fields of a plan that the report reads.
 
     `cpu_hours` and `gpu_hours` are the hours that `snakemake plan` expected. Both have the keys low, expected and high.

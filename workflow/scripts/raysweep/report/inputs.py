@@ -10,6 +10,7 @@ from pathlib import Path
 
 from raysweep.common.errors import RaysweepError
 from raysweep.common.files import read_yaml
+from raysweep.common.typed_json import from_json, read_yaml_as
 from raysweep.config.model import Mode
 from raysweep.data.manifest import DataManifest, read_manifest
 from raysweep.record.events import Session, SessionHeader
@@ -260,7 +261,7 @@ def read_inputs(sweep_name: str, paths: InputPaths) -> Inputs:
         config_text=paths.path_to_config.read_text(encoding="utf-8"),
         data=None if data is None else read_manifest(data.parent),
         data_dir=None if data is None else data.parent,
-        env=EnvironmentManifest.read(read_yaml(paths.path_to_env_manifest)),
+        env=read_yaml_as(EnvironmentManifest, paths.path_to_env_manifest),
         model_dir=paths.path_to_best.parent / "model",
         plan=_read_plan(paths.path_to_plan, result.header.num_trials),
         gpu_use=tuple(use for use in read_gpu_use(paths.path_to_record.parent) if result.clock.is_running(use.at)),
@@ -274,5 +275,5 @@ def _read_plan(path: Path | None, num_trials: int) -> Plan | None:
     """
     if path is None or not path.exists() or not (values := read_yaml(path)):
         return None
-    plan = Plan.read(values)
+    plan = from_json(Plan, values)
     return plan if plan.num_trials == plan.trials_left == num_trials else None

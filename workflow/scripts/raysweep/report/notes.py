@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 
 from raysweep.common.numeric import is_finite_number
-from raysweep.common.patience import Patience
 from raysweep.common.text import duration, number, plural
 from raysweep.config.distributions import Choice, Numeric
 from raysweep.config.space import flattened
@@ -219,7 +218,7 @@ def _not_begun(inputs: Inputs) -> Note | None:
     reason = "The time budget was used up."
     if (limit := inputs.header.max_gpu_hours) is not None and used_hours(inputs.sweep, "gpus") >= limit:
         more, reason = "max_gpu_hours", f"The {number(limit)} GPU-hours of max_gpu_hours were used up."
-    if rule is not None and has_stagnated(inputs.sweep, Patience(rule.configurations, rule.min_delta)):
+    if rule is not None and has_stagnated(inputs.sweep, rule):
         by_more = f" by more than {number(rule.min_delta)}" if rule.min_delta else ""
         more = "end_when.no_better_for"
         reason = f"The best value did not become better{by_more} during the last {plural(rule.configurations, 'finished configuration')}."

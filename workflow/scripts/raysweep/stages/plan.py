@@ -139,8 +139,8 @@ def early_ends(sweep: SweepConfig) -> str:
     rules = []
     if (of_trials := sweep.stop.get(NO_BETTER_FOR)) is not None:
         rules.append(f"a trial after {plural(int(of_trials['epochs']), 'epoch')} without a better value (stop)")
-    if (of_sweep := sweep.end_when.patience) is not None:
-        rules.append(f"the sweep after {plural(of_sweep.steps, 'configuration')} without a better value (end_when)")
+    if (of_sweep := sweep.end_when.no_better_for) is not None:
+        rules.append(f"the sweep after {plural(of_sweep.configurations, 'configuration')} without a better value (end_when)")
     return " and ".join(rules)
 
 

@@ -40,10 +40,6 @@ class HandOver:
     config: dict[str, Any]
     path: str  # path of the trial's copy of the checkpoint, relative to the state folder
 
-    def as_event(self) -> dict[str, Any]:
-        """Return the values of the record's event `take_over`."""
-        return {"donor": self.donor, "epoch": self.epoch, "config": self.config, "path": self.path}
-
 
 # Trial id → take-over that a scheduler has announced and that the record does not contain yet. The scheduler decides about a take-over at a report. The
 # callback writes this report into the record, and then the take-over.

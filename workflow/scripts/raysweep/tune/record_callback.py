@@ -162,7 +162,7 @@ class RecordCallback(NotPickled, Callback):
         # The scheduler has decided about take-overs already. The record gets the take-over now because the donor may change before the trial continues.
         if (hand_over := self.parts.hand_overs.pop(trial_id, None)) is not None:
             needless = list(self.record.sweep.trials[trial_id].checkpoints.values())
-            self.record.write("take_over", trial=trial_id, **hand_over.as_event())
+            self.record.write("take_over", trial=trial_id, **vars(hand_over))
             self.parts.retention.delete(needless)
 
     def _pause(self, trial_id: str) -> None:

@@ -131,8 +131,8 @@ def make_session_scheduler(session: Session, parts: CallbackParts, replaying: Re
 def make_search(session: Session, parts: CallbackParts) -> RecordedSearch:
     """Return the search algorithm of a session, which gives the session's trials to Tune."""
     job, sweep, recorded, gpu_share = session.job, session.sweep, session.record.sweep, parts.gpu_share
-    patience = sweep.end_when.patience if session.is_search else None
-    stagnation = None if patience is None else Stagnation(recorded, patience)
+    no_better_for = sweep.end_when.no_better_for if session.is_search else None
+    stagnation = None if no_better_for is None else Stagnation(recorded, no_better_for)
     # HyperBand fills a bracket before HyperBand compares trials, and population based training compares the whole population. So Tune gets all trials of the
     # sweep at the beginning, and starts as many trials at the same time as fit on the nodes.
     takes_all = session.is_search and sweep.scheduler.name in ("hyperband", "pbt")

@@ -5,20 +5,19 @@ probe_node.py runs once on each node and sends the measurements. probe.py runs o
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import psutil
 
+from raysweep.cluster.channel import read_message
 from raysweep.cluster.ray_node import object_store_mb
 from raysweep.common.errors import RaysweepError
 from raysweep.common.gpus import usable_gpus, visible_gpus
-from raysweep.common.typed_json import from_json
 from raysweep.environment.commands import last_json, last_line, run_captured
 from raysweep.environment.manifest import Environment
 from raysweep.slurm.allocation import Node
@@ -170,15 +169,10 @@ class ProbeStart:
     nonce: str
     shared_dir: Path
     env_dir: Path
-    kind: Literal["start"] = "start"
 
 
-@dataclass(frozen=True)
-class Listeners:
-    """Is the second message to each node. This message contains the addresses of the nodes that listen for connections."""
-
-    addresses: dict[str, SocketAddress]  # rank of a node as text → address of the node
-    kind: Literal["listeners"] = "listeners"
+# The second message to each node maps the rank of each node that listens for connections, as text, to the address of the node.
+Listeners = dict[str, SocketAddress]
 
 
 @dataclass(frozen=True)
@@ -216,8 +210,5 @@ NodeMessage = NodeReport | FailedConnections | TaskEnded
 
 
 def read_node_message(line: str) -> NodeMessage | None:
-    """Return the message that a line from a node contains. Return None for any other line, such as a line that the prolog of a site prints."""
-    try:
-        return cast(NodeMessage, from_json(cast(Any, NodeMessage), json.loads(line)))
-    except (ValueError, TypeError):
-        return None
+    """Return the message that a line from a node contains, or None for any other line."""
+    return cast(NodeMessage | None, read_message(NodeMessage, line))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from raysweep.cluster.check.node_report import (
     FailedConnections,
-    Listeners,
     NodeMessage,
     NodeReport,
     ProbeStart,
@@ -99,7 +98,7 @@ def probe_nodes(allocation: Allocation, env_dir: Path, shared_dir: Path) -> Prob
         sharing = [rank for rank, node in nodes.items() if node.report.shared_file_seen_after_s is not None]
         for rank, seen_after_s in zip(sharing, seen_after([shared_dir / str(rank) for rank in sharing], nonce), strict=True):
             nodes[rank] = replace(nodes[rank], seen_by_first_after_s=seen_after_s)
-        probes.send(Listeners({str(rank): node.report.address for rank, node in nodes.items() if node.report.address is not None}))
+        probes.send({str(rank): node.report.address for rank, node in nodes.items() if node.report.address is not None})
         deadline_s = CONNECT_DEADLINE_S * (1 + num_nodes / NUM_CONNECTIONS) + CONNECT_DEADLINE_S
         probes.collect(set(nodes), probes.connections, deadline_s)
     # A report that came after the deadline is ignored. The connections of the same node are ignored too.

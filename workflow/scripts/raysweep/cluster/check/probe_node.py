@@ -50,7 +50,7 @@ def probe_node(input_stream: IO[str], output_stream: IO[str], in_slurm: bool) ->
         address, address_error = listen(listener, start.nodes, task.rank)
         send(NodeReport(task.rank, resources, python, seen_after_s, address, address_error), output_stream)
         line = input_stream.readline()
-        addresses = from_json(Listeners, json.loads(line)).addresses if line else {}
+        addresses = from_json(Listeners, json.loads(line)) if line else {}
         others = {rank: other for rank, other in addresses.items() if int(rank) != task.rank}
         send(FailedConnections(task.rank, failed_connections(others)), output_stream)
         input_stream.read()  # wait for the end of the input, because other nodes may still connect to this node
