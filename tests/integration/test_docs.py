@@ -85,7 +85,7 @@ RUN_BY = {
     "snakemake --cores all --until build_env": "test_dry_run.py::test_single_stages_and_targets",
     "snakemake --cores all -R run_sweep": "test_end_to_end.py::test_forcing_the_sweep_writes_the_same_outputs_from_the_record_without_ray",
     "snakemake --cores all -R stage_data --configfile sweeps/mine/config.yaml": "test_dry_run.py::test_data_that_are_staged_again_bring_the_sweep",
-    "snakemake --cores all plan": "test_plan.py::test_steps_of_the_real_model_are_timed",
+    "snakemake --cores all plan": "test_plan.py::test_steps_of_a_model_are_timed",
     "snakemake --cores all --quiet": "test_controller.py::test_our_lines_follow_snakemakes_quiet",
     "snakemake --report report.zip": "test_end_to_end.py::test_snakemakes_own_report_has_the_results_with_their_captions",
     ".venv/bin/uv pip compile --universal --python-version 3.11 sweeps/mine/requirements.in -o sweeps/mine/requirements.txt": (

@@ -16,7 +16,7 @@ from raysweep.data.stage import stage
 from raysweep.record.file import Record
 from raysweep.stages.plan import Plan, Planner, Range, lines_of
 from raysweep.stages.stage import Call, Stage
-from sweeping import REPOSITORY, Project, sweep_of
+from sweeping import NET, REPOSITORY, Project, sweep_of
 
 
 def planner(project: Project, on_slurm: bool = False, **values: object) -> Planner:
@@ -133,11 +133,11 @@ def test_a_record_says_how_long_the_rest_takes_and_how_much_would_fit(project: P
     assert (done.trials_left, done.walltime_s) == (0, Range(0, 0, 0))
 
 
-def test_steps_of_the_real_model_are_timed(tmp_path: Path) -> None:
+def test_steps_of_a_model_are_timed(tmp_path: Path) -> None:
     project = Project(tmp_path / "a project")
     sweep = {
         "dataset": "generated",
-        "model": "raysweep.models.lenet:LeNet",
+        "model": "net.py:Net",
         "search_space": {"lr": {"loguniform": [1e-3, 1e-1]}, "batch_size": {"choice": [16, 32]}},
         "metric": "accuracy",
         "num_samples": 40,
@@ -146,6 +146,7 @@ def test_steps_of_the_real_model_are_timed(tmp_path: Path) -> None:
     }
     function = {"dataset": None, "trainable": "user.py:f", "search_space": {"x": 1}, "metric": "m"}
     project.write("user.py", "def f(config):\n    return {'m': 1}\n")
+    project.write("net.py", NET)
     project.configure(
         datasets={"generated": {"source": "synthetic"}}, sweeps={"one": sweep, "other": {**sweep, "fuse": "off"}, "mine": function}
     )
@@ -156,7 +157,7 @@ def test_steps_of_the_real_model_are_timed(tmp_path: Path) -> None:
         plan = yaml.safe_load((project.folder / f"state/.plan/{name}.yaml").read_text())
         assert (plan["num_trials"], plan["trials_left"]) == (40, 40)
         assert plan["source"].startswith("steps of 6 configurations, timed on this machine's CPU")
-        assert 20 < plan["walltime_s"]["low"] < plan["walltime_s"]["expected"] < plan["walltime_s"]["high"] < 10_000
+        assert 0 < plan["walltime_s"]["low"] < plan["walltime_s"]["expected"] < plan["walltime_s"]["high"] < 10_000
         assert plan["cpu_hours"]["expected"] == pytest.approx(2 * plan["walltime_s"]["expected"] / 3600, rel=0.02)
     assert plan["at_a_time"] == 2
     assert "together    no: fuse is off" in said

@@ -61,22 +61,6 @@ def test_twenty_trials_ten_at_a_time_share_the_one_gpu_of_six_cpus_with_a_made_u
     assert run.returncode == 0
 
 
-def test_two_nodes_are_one_cluster_and_the_job_says_how_it_came_up_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
-    project.sweep(
-        nodes=2, gpus=1, num_samples=6, trial_resources={"cpu": 6, "gpu": 1}, search_space={"x": {"uniform": [0, 1]}, "pause_s": 3}
-    )
-    project.best()
-    facts = seen(project)
-    assert {fact["host"] for fact in facts} == {"node1", "node2"}
-    assert {fact["nodes"] for fact in facts} == {2}
-    assert {(fact["total"]["CPU"], fact["total"]["GPU"]) for fact in facts} == {(12, 2)}
-    assert {trial["node"] for trial in project.trials("s")} == {"node1", "node2"}
-    assert re.search(
-        r"Ray is up on 2 of 2 nodes after [\d.]+ s: 12 CPUs, 2 GPUs \(start of the job \d+ s, environment [\d.]+ s, head [\d.]+ s, workers [\d.]+ s\)",
-        project.log(),
-    )
-
-
 def test_three_nodes_without_gpus_and_what_set_resources_gives_counts(project: SlurmProject) -> None:
     project.sweep(nodes=3, num_samples=6, trial_resources={"cpu": 3}, search_space={"x": {"uniform": [0, 1]}, "pause_s": 3})
     project.best("--set-threads", "run_sweep=4", "--set-resources", "run_sweep:mem_mb=3000")
@@ -92,7 +76,9 @@ def test_three_nodes_without_gpus_and_what_set_resources_gives_counts(project: S
     assert all(str(fact["tmp"]).startswith("/mnt/") for fact in facts)
 
 
-def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_with_a_made_up_nvidia_smi(project: SlurmProject, gpus: Path) -> None:
+def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_and_they_are_one_cluster_with_a_made_up_nvidia_smi(
+    project: SlurmProject, gpus: Path
+) -> None:
     (gpus / "hold" / "node3").touch()
     project.sweep("waits", nodes=3, gpus=1, allocation={"min_nodes": 2}, num_samples=3, trial_resources={"cpu": 1, "gpu": 1})
     run = project.start()
@@ -101,8 +87,14 @@ def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_with_a_made_up_nvid
     wait_until(lambda: project.begun() == 3, f"the third trial runs on the third node: {project.log()}", 400)
     (project.folder / "go").touch()
     assert run.wait(400) == 0
+    assert re.search(
+        r"Ray is up on 2 of 3 nodes after [\d.]+ s: 12 CPUs, 2 GPUs \(start of the job \d+ s, environment [\d.]+ s, head [\d.]+ s, workers [\d.]+ s\)",
+        project.log(),
+    )
     assert re.search(r"node3 has joined after [\d.]+ s: 3 of 3 nodes", project.log())
-    assert {trial["node"] for trial in project.trials("s")} == {"node1", "node2", "node3"}
+    names = {"node1", "node2", "node3"}
+    assert {trial["node"] for trial in project.trials("s")} == {fact["host"] for fact in seen(project)} == names
+    assert {(fact["nodes"], fact["total"]["CPU"], fact["total"]["GPU"]) for fact in seen(project)} == {(3, 18, 3)}
 
 
 def test_a_node_whose_gpu_is_not_there_is_named_in_snakemakes_own_output_with_a_made_up_nvidia_smi(
@@ -119,7 +111,7 @@ def test_a_node_whose_gpu_is_not_there_is_named_in_snakemakes_own_output_with_a_
 
 @pytest.mark.parametrize(
     "around",
-    [["salloc", "--ntasks=1"], ["srun", "--ntasks=1"], ["sbatch", "--wait", "--time=60", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
+    [["srun", "--ntasks=1"], ["sbatch", "--wait", "--time=60", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
     ids=lambda around: around[0],
 )
 def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProject, around: list[str]) -> None:

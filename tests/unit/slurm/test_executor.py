@@ -21,7 +21,7 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from raysweep.slurm.executor import STATUS_INTERVAL_S, JobstepExecutor, SlurmExecutor
 from raysweep.slurm.notes import append
-from raysweep.slurm.snakemake_private import format_cli_value
+from raysweep.slurm.snakemake_private import RULES_DIR, format_cli_value
 
 
 def job(number: int) -> Any:
@@ -51,6 +51,25 @@ def test_the_programs_of_slurm_find_the_configuration_inside_of_a_job(conf: str 
     monkeypatch.delenv("SLURM_CONF", raising=False)  # as the plugin does
     script = " && ".join([*filter(None, [prefix]), 'printf %s "${SLURM_CONF-}"'])
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == (conf or "")
+
+
+def job_of(rules_dir: Path, command: str | None, is_group: bool = False) -> Any:
+    return SimpleNamespace(rule=SimpleNamespace(basedir=str(rules_dir)), shellcmd=command, is_group=lambda: is_group)
+
+
+def test_a_rule_of_this_workflow_runs_without_another_snakemake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", "/a folder/slurm.conf")
+    command = """printf '%s, "$HOME" %s' "$SLURM_CONF" "$(cat)"; false | true; echo never"""
+    script = executor_of(JobstepExecutor).format_job_exec(job_of(RULES_DIR, command))
+    monkeypatch.delenv("SLURM_CONF")
+    done = subprocess.run(["sh", "-c", script], input="of the plugin", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, '/a folder/slurm.conf, "$HOME" ')
+
+
+@pytest.mark.parametrize("other", [(Path("/rules"), "echo", False), (RULES_DIR, None, False), (RULES_DIR, "echo", True)])
+def test_other_rules_run_as_the_plugin_runs_them(other: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RealExecutor, "format_job_exec", lambda self, job: "of the plugin")
+    assert executor_of(JobstepExecutor).format_job_exec(job_of(*other)) == "of the plugin"
 
 
 @pytest.mark.parametrize(("seconds", "capped"), [(5, 5), (180, STATUS_INTERVAL_S)])

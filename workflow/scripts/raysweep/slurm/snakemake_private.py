@@ -36,6 +36,9 @@ from raysweep.config.load import ConfigArgs, Module, keys_of
 from raysweep.slurm.detach import SIGNAL, left_jobs_message
 from raysweep.slurm.explanations import RuleJob
 from raysweep.slurm.notes import RUN_DIR, PlannedJob
+from raysweep.usercode.target import SCRIPTS_DIR
+
+RULES_DIR = SCRIPTS_DIR.parent / "rules"
 
 _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
 
@@ -166,6 +169,12 @@ def planned_jobs(jobs: Iterable[Any], configs: Mapping[str, str]) -> dict[str, P
         for job in jobs
         if job.output and not job.is_local
     }
+
+
+def own_shell_command(job: Any) -> str | None:
+    """Return the shell command of a job that runs a rule of this workflow, or None for other jobs."""
+    is_own = not job.is_group() and Path(str(job.rule.basedir)).resolve() == RULES_DIR.resolve()
+    return job.shellcmd or None if is_own else None
 
 
 def rule_job(job: Any) -> RuleJob:
