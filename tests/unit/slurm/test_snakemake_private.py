@@ -123,6 +123,33 @@ print(scheduler._user_kill)
     assert done.stdout == "graceful\n"
 
 
+def test_an_interrupt_comes_where_the_scheduler_waits_and_a_second_one_at_once(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python raises KeyboardInterrupt also in `Condition.__enter__`, after it has acquired the lock, which then nobody releases."""
+    assert "_open_jobs" in names_in(JobScheduler.schedule)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    reached: list[str] = []
+
+    def schedule(self: Any) -> bool:
+        self._open_jobs.acquire()  # the first jobs are ready
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end of the step")
+        try:
+            self._open_jobs.acquire()
+        except KeyboardInterrupt:
+            reached.append("interrupted")
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            reached.append("interrupted again")
+        return False
+
+    monkeypatch.setattr(JobScheduler, "schedule", schedule)  # Snakemake's, which would run jobs
+    scheduler._open_jobs = threading.Semaphore(1)
+    assert not scheduler.schedule()
+    assert reached == ["the end of the step", "interrupted", "interrupted again"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.fixture
 def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A scheduler whose jobs are done, or fail where its `_errors` are set."""
@@ -134,7 +161,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         execution_settings=SimpleNamespace(no_hooks=False),
         logger_manager=SimpleNamespace(get_logfile=lambda: ["a.log"]),
     )
-    scheduler._local_executor, scheduler.running = None, set()
+    scheduler._local_executor, scheduler.running, scheduler._open_jobs = None, set(), threading.Semaphore(0)
     before = signal.getsignal(signal.SIGTERM)
     yield scheduler
     signal.signal(signal.SIGTERM, before)

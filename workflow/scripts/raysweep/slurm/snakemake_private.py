@@ -15,14 +15,16 @@ import this module.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import snakemake.api  # this import must be first, because snakemake.workflow and snakemake.api import each other
@@ -39,6 +41,7 @@ from raysweep.slurm.notes import RUN_DIR, PlannedJob
 from raysweep.usercode.target import SCRIPTS_DIR
 
 RULES_DIR = SCRIPTS_DIR.parent / "rules"
+INTERRUPT_S = 0.5  # longest time in seconds from a Ctrl-C to its effect, where the scheduler waits for its jobs
 
 _snakemakes_format_cli_value: Callable[..., str] = utils.format_cli_value
 
@@ -110,13 +113,47 @@ class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake
             hook.start()
         if self.workflow.is_main_process and self._local_executor is not None:  # some jobs do not run on this machine
             signal.signal(SIGNAL, lambda *_: threading.Thread(target=self.detach, daemon=True).start())
-        has_succeeded: bool = super().schedule()
+        with self.interrupts_between_steps():
+            has_succeeded: bool = super().schedule()
         if isinstance(self.running, LocalJobs):
             atexit.register(print, left_jobs_message(Path(os.environ[RUN_DIR])), file=sys.stderr)
         if not has_succeeded:
             for hook in hooks:
                 hook.fail(self.workflow.logger_manager.get_logfile())
         return has_succeeded
+
+    @contextlib.contextmanager
+    def interrupts_between_steps(self) -> Iterator[None]:
+        """Raise the first KeyboardInterrupt of the block only where the scheduler waits for its jobs, and each further one at once.
+
+        A KeyboardInterrupt at any other place can leave a lock of the logger locked: Python raises it also between the acquisition of a lock by a function
+        and the `try` that releases the lock. Snakemake would then wait for ever, and its jobs would run on. This was seen once in some hundred interruptions.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # another program runs Snakemake
+            yield
+            return
+        acquire, is_interrupted = self._open_jobs.acquire, False
+
+        def note(number: int, frame: FrameType | None) -> None:
+            # This function must not use a lock or a thread, because the code that the signal interrupts may hold any lock.
+            nonlocal is_interrupted
+            if is_interrupted:
+                raise KeyboardInterrupt
+            is_interrupted = True
+
+        def acquire_or_raise() -> None:
+            while not is_interrupted and not acquire(timeout=INTERRUPT_S):
+                pass
+            if is_interrupted:
+                raise KeyboardInterrupt
+
+        self._open_jobs.acquire = acquire_or_raise
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def exit_gracefully(self, *of_signal: Any) -> None:
         """Run Snakemake's handler of SIGTERM in a new thread.
