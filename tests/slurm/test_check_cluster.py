@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ def asked_again(project: SlurmProject) -> set[str]:
 
 def test_all_is_well_on_two_nodes_and_asked_again_it_looks_again(project: SlurmProject) -> None:
     project.sweep(nodes=2, cpus=2)
+    shutil.rmtree(project.folder / "resources")  # the command installs the environment
     code, printed, found = check(project)
     assert code == 0, printed
     assert {state for state, _ in found.values()} <= {"ok", "warning"}, printed  # a warning where this machine's disk is nearly full

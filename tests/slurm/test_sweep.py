@@ -85,6 +85,7 @@ def test_a_sweep_begins_with_min_nodes_and_a_slow_node_joins_and_they_are_one_cl
     wait_until(lambda: "Ray is up on 2 of 3 nodes" in project.log() and project.begun() == 2, f"two nodes begin: {project.log()}", 400)
     (gpus / "hold" / "node3").unlink()
     wait_until(lambda: project.begun() == 3, f"the third trial runs on the third node: {project.log()}", 400)
+    assert sum(" -m snakemake " in line for _, line in processes_of(project.cluster, project.job_of("s")).values()) == 1
     (project.folder / "go").touch()
     assert run.wait(400) == 0
     assert re.search(
@@ -111,7 +112,7 @@ def test_a_node_whose_gpu_is_not_there_is_named_in_snakemakes_own_output_with_a_
 
 @pytest.mark.parametrize(
     "around",
-    [["srun", "--ntasks=1"], ["sbatch", "--wait", "--time=60", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
+    [["salloc", "--ntasks=1"], ["sbatch", "--wait", "--time=60", "--cpus-per-task=2", "--mem=1G", "--wrap"]],
     ids=lambda around: around[0],
 )
 def test_from_inside_a_job_the_same_command_submits_new_jobs(project: SlurmProject, around: list[str]) -> None:

@@ -85,6 +85,8 @@ def test_a_job_that_slurm_starts_again_goes_on(project: SlurmProject) -> None:
     assert len({session.slurm_job for session in sweep.sessions}) == 1
     assert continuous(project, "requeued")
     assert all(trial.attempts[-1].from_epoch > 0 for trial in sweep.trials.values())
+    logs = [path.read_text() for path in sorted((project.folder / "logs" / "run_sweep" / "requeued").iterdir())]
+    assert [log.count("requeued: 2 trials") for log in logs] == [1, 1], "each session has a log of its own"
 
 
 def test_what_is_best_so_far_is_read_while_it_runs(project: SlurmProject) -> None:

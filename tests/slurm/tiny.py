@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {str(REPOSITORY / "workflow" / "scripts")!r})
+from raysweep.slurm import snakemake_private
 from raysweep.slurm.runs import Run
 from raysweep.slurm.snakemake_private import adapt_snakemake, planned_jobs, rule_job
 
+snakemake_private.RULES_DIR = Path.cwd()  # the rule of this file runs as the rules of the workflow do
 adapt_snakemake()
 RUN = Run(Path.cwd(), Path("logs"))
 if workflow.is_main_process:

@@ -18,6 +18,9 @@ TORN = [
     '{"at": "today", "node": "n", "seconds": 10, "percent": [1]}',
     '{"at": 3, "node": "n", "seconds": 10, "percent": [1]}',
     '{"at": "2026-01-01T00:00:00Z", "node": "n", "seconds": 10, "percent": [null]}',
+    '{"at": "2026-01-01T00:00:00Z", "node": "n", "seconds": 10, "percent": []}',
+    '{"at": "2026-01-01T00:00:00Z", "node": "n", "seconds": 10, "percent": [NaN]}',
+    '{"at": "2026-01-01T00:00:00", "node": "n", "seconds": 10, "percent": [1]}',
 ]
 
 

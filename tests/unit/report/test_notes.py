@@ -190,7 +190,12 @@ def test_gpus_that_were_mostly_idle_are_told(tmp_path: Path, percent: float, is_
     assert (title in titles(measured)) == is_told
     assert title not in titles(inputs)
     assert title not in titles(replace(inputs, gpu_use=(GpuUse("7-n", "n", inputs.sessions[0].at, MIN_MEASURED_S - 1, (percent,)),)))
+    many = tuple(GpuUse(f"7-n{number}", "n", inputs.sessions[0].at, MIN_MEASURED_S / 9, (percent,)) for number in range(10))
+    assert title not in titles(replace(inputs, gpu_use=many)), "ten nodes have measured the start of a sweep"
     if is_told:
+        assert "The trials asked for no GPU" in note(measured, title).text
+        measured.sessions[0].header = replace(measured.header, trial_resources=TrialResourcesConfig(1, 0.5))
+        measured = replace(measured)
         assert "set trial_resources.gpu to a smaller number, or to auto" in note(measured, title).text
         measured.sessions[0].header = replace(measured.header, trial_resources=TrialResourcesConfig(1, "auto"))
         assert "trial_resources.gpu" not in note(replace(measured), title).text

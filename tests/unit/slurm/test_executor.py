@@ -53,17 +53,29 @@ def test_the_programs_of_slurm_find_the_configuration_inside_of_a_job(conf: str 
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == (conf or "")
 
 
-def job_of(rules_dir: Path, command: str | None, is_group: bool = False) -> Any:
-    return SimpleNamespace(rule=SimpleNamespace(basedir=str(rules_dir)), shellcmd=command, is_group=lambda: is_group)
+def job_of(rules_dir: Path, command: str | None, is_group: bool = False, **facts: Any) -> Any:
+    facts = {"output": [], "log": []} | facts
+    return SimpleNamespace(rule=SimpleNamespace(basedir=str(rules_dir)), shellcmd=command, is_group=lambda: is_group, **facts)
 
 
-def test_a_rule_of_this_workflow_runs_without_another_snakemake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_of_this_workflow_runs_without_another_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CONF", "/a folder/slurm.conf")
     command = """printf '%s, "$HOME" %s' "$SLURM_CONF" "$(cat)"; false | true; echo never"""
-    script = executor_of(JobstepExecutor).format_job_exec(job_of(RULES_DIR, command))
+    log, output, model = Path("logs/a sweep/x.log"), Path("results/x/best.yaml"), Path("results/x/model")
+    for old in (log, output, model / "weights"):
+        old.parent.mkdir(parents=True, exist_ok=True)
+        old.write_text("of an earlier session")
+    Path("kept.log").hardlink_to(log)
+    facts = {"output": [str(output), str(model)], "log": [str(log)]}
+    script = executor_of(JobstepExecutor).format_job_exec(job_of(RULES_DIR, command, **facts))
     monkeypatch.delenv("SLURM_CONF")
     done = subprocess.run(["sh", "-c", script], input="of the plugin", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, '/a folder/slurm.conf, "$HOME" ')
+    assert not any(path.exists() for path in (log, output, model)), "each session has its own log, and old outputs do not look current"
+    assert log.parent.is_dir()
+    assert output.parent.is_dir()
+    assert Path("kept.log").read_text() == "of an earlier session"
 
 
 @pytest.mark.parametrize("other", [(Path("/rules"), "echo", False), (RULES_DIR, None, False), (RULES_DIR, "echo", True)])

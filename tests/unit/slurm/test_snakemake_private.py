@@ -126,7 +126,8 @@ print(scheduler._user_kill)
 def test_an_interrupt_comes_where_the_scheduler_waits_and_a_second_one_at_once(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python raises KeyboardInterrupt also in `Condition.__enter__`, after it has acquired the lock, which then nobody releases."""
     assert "_open_jobs" in names_in(JobScheduler.schedule)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # `nohup`, for example, starts the tests with another handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     reached: list[str] = []
 
     def schedule(self: Any) -> bool:
@@ -147,7 +148,7 @@ def test_an_interrupt_comes_where_the_scheduler_waits_and_a_second_one_at_once(s
     scheduler._open_jobs = threading.Semaphore(1)
     assert not scheduler.schedule()
     assert reached == ["the end of the step", "interrupted", "interrupted again"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from raysweep.record.file import now
 
 FOLDER = "gpu-use"
 TAIL_BYTES = 4096  # the last bytes of a file that contain the last line
-LATEST_S = 180.0  # age in seconds of a file, which gets a line once a minute, up to which the last line says how busy the GPUs are now
+LATEST_S = 90.0  # age in seconds of a file, which gets a line once a minute, up to which the last line says how busy the GPUs are now
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ def _lines_of(path: Path, last_bytes: int | None = None) -> list[GpuUse]:
         for line in stream:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                datetime.fromisoformat(entry["at"])
-                uses.append(
-                    GpuUse(path.stem, str(entry["node"]), entry["at"], float(entry["seconds"]), tuple(map(float, entry["percent"])))
-                )
+                seconds, percent = float(entry["seconds"]), tuple(map(float, entry["percent"]))
+                if datetime.fromisoformat(entry["at"]).tzinfo and percent and all(map(math.isfinite, (seconds, *percent))):
+                    uses.append(GpuUse(path.stem, str(entry["node"]), entry["at"], seconds, percent))
     return uses

@@ -342,11 +342,17 @@ def _shared_gpus(inputs: Inputs) -> Iterator[Note]:
 
 def _idle_gpus(inputs: Inputs) -> Note | None:
     """Return a note where the GPUs were idle for most of the time, if they were measured for at least MIN_MEASURED_S, and trials were not trained together."""
-    percent, measured_s = mean_gpu_use(inputs), sum(use.seconds for use in inputs.gpu_use)
-    if percent is None or percent >= MIN_BUSY_PERCENT or measured_s < MIN_MEASURED_S or isinstance(inputs.sweep.fused, FusionPlan):
+    percent, resources = mean_gpu_use(inputs), inputs.header.trial_resources
+    measured_s: dict[str, float] = {}  # agent → time of the measurements
+    for use in inputs.gpu_use:
+        measured_s[use.agent] = measured_s.get(use.agent, 0.0) + use.seconds
+    is_long = max(measured_s.values(), default=0.0) >= MIN_MEASURED_S
+    if percent is None or percent >= MIN_BUSY_PERCENT or not is_long or isinstance(inputs.sweep.fused, FusionPlan):
         return None
     text = "If the trials wait for their data, a larger trial_resources.cpu may help."
-    if inputs.header.trial_resources.gpu != "auto":
+    if resources.gpu == 0 and resources.workers is None:
+        text = "The trials asked for no GPU: set trial_resources.gpu to a number, or to auto."
+    elif resources.gpu != "auto":
         text = f"If a GPU has free memory, let more trials share the GPU: set trial_resources.gpu to a smaller number, or to auto. {text}"
     return Note("info", f"On average, a GPU was busy for {percent:.0f} % of the time", text)
 

@@ -20,7 +20,7 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg
 
 from raysweep.slurm.allocation import export_of_slurm_conf
 from raysweep.slurm.notes import RUN_DIR, read_notes
-from raysweep.slurm.snakemake_private import own_shell_command
+from raysweep.slurm.snakemake_private import is_own_shell_command
 
 STATUS_INTERVAL_S = 10  # longest time in seconds between two status queries; status.py answers most queries without a program of Slurm
 
@@ -47,14 +47,19 @@ class JobstepExecutor(jobstep.Executor):  # type: ignore[misc, unused-ignore]  #
         """Return the shell command that runs a rule.
 
         The plugin starts one more Snakemake for this. A rule of this workflow is only a shell command, and the Snakemake that runs this executor already
-        checks the outputs. So the shell command runs directly, with the options with which Snakemake runs bash. This saves some seconds at the start.
+        checks the outputs. So the shell command runs directly, after the preparations that the further Snakemake would make. This saves some seconds at the
+        start of a job.
         """
-        command = own_shell_command(job)
-        if command is None:
+        if not is_own_shell_command(job):
             of_plugin: str = super().format_job_exec(job)
             return of_plugin
-        script = shlex.quote(f"set -euo pipefail; {command}")
-        return " && ".join(filter(None, (self.get_job_exec_prefix(job), f"exec bash -c {script} < /dev/null")))
+        files = [Path(file) for file in (*job.output, *job.log)]
+        preparations = [
+            shlex.join(["rm", "-rf", "--", *map(str, files)]),
+            shlex.join(["mkdir", "-p", "--", *sorted({str(file.parent) for file in files})]),
+        ]
+        command = f"exec bash -c {shlex.quote(f'set -euo pipefail; {job.shellcmd}')} < /dev/null"
+        return " && ".join(filter(None, (self.get_job_exec_prefix(job), *preparations, command)))
 
 
 class SlurmExecutor(slurm.Executor):  # type: ignore[misc, unused-ignore]  # the plugins have no types

@@ -208,10 +208,9 @@ def planned_jobs(jobs: Iterable[Any], configs: Mapping[str, str]) -> dict[str, P
     }
 
 
-def own_shell_command(job: Any) -> str | None:
-    """Return the shell command of a job that runs a rule of this workflow, or None for other jobs."""
-    is_own = not job.is_group() and Path(str(job.rule.basedir)).resolve() == RULES_DIR.resolve()
-    return job.shellcmd or None if is_own else None
+def is_own_shell_command(job: Any) -> bool:
+    """Return whether a job runs the shell command of a rule of this workflow."""
+    return not job.is_group() and bool(job.shellcmd) and Path(str(job.rule.basedir)).resolve() == RULES_DIR.resolve()
 
 
 def rule_job(job: Any) -> RuleJob:
