@@ -17,7 +17,7 @@ from slurm.tiny import Workflow, ended
 Factory = Callable[..., SlurmCluster]
 Begin = Callable[[str], Workflow]
 DETACH = REPOSITORY / "workflow/scripts/detach.py"
-WAIT = 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"'
+WAIT = 'while [ ! -e go ]; do sleep 0.1; done; mkdir -p results; hostname > "$2"'
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_what_slurm_refuses_is_the_last_line(begin: Begin, arguments: list[str],
 
 def test_an_account_that_does_not_exist_is_the_last_line(start_slurm: Factory) -> None:
     cluster = start_slurm(nodes=1, accounting=True)
-    workflow = Workflow(cluster, cluster.shared / "a project", 'hostname > "$2"')
+    workflow = Workflow(cluster, cluster.shared / "a project", 'mkdir -p results; hostname > "$2"')
     code, lines = workflow.run("--default-resources", "slurm_account=nosuch")
     assert code == 1
     assert lines[-1].startswith(
@@ -179,7 +179,7 @@ def test_ctrl_c_cancels_the_job(slurm: SlurmCluster, begin: Begin) -> None:
 
 
 def test_ctrl_c_while_snakemake_asks_a_slow_squeue_cancels_all_jobs(slurm: SlurmCluster, begin: Begin, tmp_path: Path) -> None:
-    workflow = begin(f'if [ "$1" = b ]; then hostname > "$2"; exit; fi; {WAIT}')
+    workflow = begin(f'if [ "$1" = b ]; then mkdir -p results; hostname > "$2"; exit; fi; {WAIT}')
     programs = tmp_path / "slow"
     programs.mkdir()
     real = slurm.run(["sh", "-c", "command -v squeue"]).stdout.strip()

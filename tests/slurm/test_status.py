@@ -31,7 +31,7 @@ def test_whatever_ends_a_job_ends_the_run_with_a_line_that_says_it(start_slurm: 
     script = """
     case $1 in
         wrong) echo "2025-01-01 00:00:00,000 ERROR Error: wrong: lr is too high." >> "$3"; exit 1;;
-        fine) echo yes > "$2";;
+        fine) mkdir -p results; echo yes > "$2";;
         *) sleep 600;;
     esac"""
     workflow = Workflow(cluster, cluster.shared / "ended by Slurm", script)
@@ -61,7 +61,9 @@ def test_whatever_ends_a_job_ends_the_run_with_a_line_that_says_it(start_slurm: 
 
 def test_a_run_outlives_the_absence_of_slurmctld(start_slurm: Factory) -> None:
     cluster = start_slurm(nodes=1, message_timeout_s=5)
-    workflow = Workflow(cluster, cluster.shared / "without slurmctld", 'while [ ! -e go ]; do sleep 0.1; done; hostname > "$2"')
+    workflow = Workflow(
+        cluster, cluster.shared / "without slurmctld", 'while [ ! -e go ]; do sleep 0.1; done; mkdir -p results; hostname > "$2"'
+    )
     process = workflow.start()
     workflow.running_job()
     cluster.stop_controller()
@@ -89,7 +91,9 @@ def _queries(snakemake: psutil.Process) -> list[psutil.Process]:
 def test_jobs_that_slurmctld_has_forgotten_are_judged_by_what_they_left(start_slurm: Factory, tmp_path: Path) -> None:
     """Snakemake is stopped until both jobs are forgotten; there is no accounting."""
     cluster = start_slurm(nodes=2, min_job_age_s=2)
-    workflow = Workflow(cluster, cluster.shared / "forgotten", 'while [ ! -e go ]; do sleep 0.1; done; [ "$1" = good ] && date > "$2"')
+    workflow = Workflow(
+        cluster, cluster.shared / "forgotten", 'while [ ! -e go ]; do sleep 0.1; done; mkdir -p results; [ "$1" = good ] && date > "$2"'
+    )
     process = workflow.start("--config", "sweeps=good,bad")
     wait_until(lambda: len(workflow.jobs()) == 2, "both jobs are submitted")
     jobs = job_ids(workflow)

@@ -63,7 +63,10 @@ rule run_sweep:
 
 
 class Workflow:
-    """A folder with the workflow, and its runs on a cluster. `job` is a shell script: $1 is the sweep, $2 the output, $3 the log."""
+    """A folder with the workflow, and its runs on a cluster. `job` is a shell script: $1 is the sweep, $2 the output, $3 the log.
+
+    The script makes the folder of the output when it writes, as the workflow's own programs do, because Snakemake removes empty folders at the end of each run.
+    """
 
     def __init__(self, cluster: SlurmCluster, folder: Path, job: str) -> None:
         self.cluster, self.folder = cluster, folder
