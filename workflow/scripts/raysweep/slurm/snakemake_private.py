@@ -9,6 +9,7 @@ import this module.
 | `ExecutorPluginRegistry().plugins[…].executor` | Snakemake finds plugins by the name of their package. A subclass in another package needs this attribute. |
 | `snakemake.workflow.JobScheduler` | `Workflow.execute` reads the scheduler's class from this name. No setting selects another class. |
 | `utils.format_cli_value` | Snakemake formats each word of a job's command line with this function. An executor cannot override all these words. |
+| `JobScheduler._open_jobs`, `_lock` and `running` | No setting changes where Ctrl-C takes effect, or for which jobs a scheduler waits. |
 | attributes of `workflow` and of its jobs | A Snakefile has no other way to learn whether the Snakefile is a module, which jobs will run, and which failed. |
 """
 
@@ -127,7 +128,8 @@ class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake
         """Raise the first KeyboardInterrupt of the block only where the scheduler waits for its jobs, and each further one at once.
 
         A KeyboardInterrupt at any other place can leave a lock of the logger locked: Python raises it also between the acquisition of a lock by a function
-        and the `try` that releases the lock. Snakemake would then wait for ever, and its jobs would run on. This was seen once in some hundred interruptions.
+        and the `try` that releases the lock. Snakemake would then wait for ever, and its jobs would run on. A Snakemake that did not end after a Ctrl-C was
+        seen once, on a busy machine. The locked lock is the likely cause, and was not seen itself.
         """
         is_main = threading.current_thread() is threading.main_thread()
         if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # another program runs Snakemake
@@ -135,7 +137,7 @@ class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake
             return
         acquire, is_interrupted = self._open_jobs.acquire, False
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def remember_interrupt(number: int, frame: FrameType | None) -> None:
             # This function must not use a lock or a thread, because the code that the signal interrupts may hold any lock.
             nonlocal is_interrupted
             if is_interrupted:
@@ -149,7 +151,7 @@ class Scheduler(JobScheduler):  # type: ignore[misc, unused-ignore]  # Snakemake
                 raise KeyboardInterrupt
 
         self._open_jobs.acquire = acquire_or_raise
-        signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGINT, remember_interrupt)
         try:
             yield
         finally:
